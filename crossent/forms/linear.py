@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.forms.blocks import _plain, _reduced, _scale
+from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
-from crossent.forms.validation import _autocasting, as_int, check_linear
+from crossent.forms.validation import _has_autocast, as_int, check_linear
 
 # A block has at least so many logits by default. Every block reads the whole weight, so small blocks take long.
 _LOGITS = 2**22
@@ -156,7 +156,7 @@ def linear_blocked(
     given = [tensor for tensor in (*leaves, *others) if tensor is not None]
     recorded = torch.is_grad_enabled()
     if (
-        not _plain(*given)
+        not _is_plain(*given)
         or input.dim() != 2
         or linear_weight.dim() != 2
         or len(input) == 0
@@ -168,7 +168,7 @@ def linear_blocked(
         return loss
     with torch.no_grad(), _without_autocast(input.device):
         rows = _arranged((input, linear_weight, linear_bias, target, weight), options)
-        return _reduced(rows, _differentiate(rows, leaves, (False, False, False), 1.0, block_size)[0])
+        return _weigh_and_reduce(rows, _differentiate(rows, leaves, (False, False, False), 1.0, block_size)[0])
 
 
 class _LinearBlocked(torch.autograd.Function):
@@ -185,13 +185,13 @@ class _LinearBlocked(torch.autograd.Function):
             losses, gradients = _differentiate(rows, tensors[:3], wanted, 1.0, block_size)
             if rows.reduction != "none":
                 ctx.gradients = gradients
-            return _reduced(rows, losses)
+            return _weigh_and_reduce(rows, losses)
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,), tensors = upstreams, ctx.saved_tensors
         wanted, gradients = ctx.needs_input_grad[:3], ctx.gradients
-        if torch.is_grad_enabled() or not _plain(upstream, *(tensor for tensor in tensors if tensor is not None)):
+        if torch.is_grad_enabled() or not _is_plain(upstream, *(tensor for tensor in tensors if tensor is not None)):
             return (*_through_formula(tensors, ctx.options, wanted, upstream), None, None, None, None)
         with _without_autocast(upstream.device):
             if gradients is None:  # the reduction is "none", or the gradients were returned before
@@ -228,8 +228,8 @@ def _differentiate(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss of each row, (N,), and the wanted gradients of the three leaves, in the dtype of the computation.
 
-    If only the true class has a term, the losses are not yet multiplied by the class weight: `_reduced` does this. Rows
-    that are ignored add nothing to any gradient.
+    If only the true class has a term, the losses are not yet multiplied by the class weight: `_weigh_and_reduce` does
+    this. Rows that are ignored add nothing to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(len(h), dtype=compute, device=h.device)
@@ -316,10 +316,10 @@ def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
         options = options | {"ignore_index": -100}
     elif isinstance(target, Tensor) and target.shape == logits.shape:
         raise RuntimeError(f"ignore_index: got {options['ignore_index']} with class probabilities; allowed is None")
-    plain = hidden.device.type == "cpu" and _plain(hidden, target) and len(target.shape) > 0 and target.numel() > 0
+    plain = hidden.device.type == "cpu" and _is_plain(hidden, target) and len(target.shape) > 0 and target.numel() > 0
     return arrange(logits, target, weight, **options, eager=plain)
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which no product of matrices is computed in half precision."""
-    return torch.autocast(device.type, enabled=False) if _autocasting(device.type) else contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()

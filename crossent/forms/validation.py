@@ -95,7 +95,7 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
             continue
         if value.layout != torch.strided:
             raise NotImplementedError(f"{name}: got layout {value.layout}; allowed is a dense tensor")
-        if _lifted(value) != _lifted(input):
+        if _dtype_under_autocast(value) != _dtype_under_autocast(input):
             raise RuntimeError(f"{name}: got {_name(value.dtype)}; allowed is {_name(input.dtype)}, the input's dtype")
         if value.device != input.device:
             raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {input.device}, where input is")

@@ -1,7 +1,8 @@
 """The report: everything that a run found, as text, as an HTML page and as JSON.
 
-This room owns the data of a report, its output formats, and the lists of known failures. Its modules import from this
-package only `crossent.cases`, `crossent.choices`, `crossent.files` and `crossent.words`. No module runs a subject.
+This room owns the data of a report, its output formats, and the lists of known failures. Of the rest of crossent, its
+modules import only `crossent.cases`, `crossent.choices`, `crossent.files` and `crossent.words`. No module runs a
+subject.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first and last lines as text
@@ -11,8 +12,8 @@ clarity            the clearest finding of a group, and the published bug that f
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
 last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro
-text               the part of one subject as text for a terminal
+text               tables, causes and gaps of subjects as text for a terminal
 html               a report as an HTML page, or for a notebook (*.html.jinja, report.css, report.js)
-regimes            the error for each kind of logits, and the marks of the plot
+regimes            the error for each kind of logits, as the marks of a plot
 moves              the changes between two runs
 """

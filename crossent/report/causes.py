@@ -1,7 +1,4 @@
-"""Group the findings of a subject by probable cause: similar findings, on cases that have words in common.
-
-A word of a case is a short text about an option or a size, such as "a weight": see `words_of`.
-"""
+"""Group the findings of a subject by probable cause: similar findings, on cases with common words (see `words_of`)."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ class Cause:
 
     Attributes:
         findings: the findings, by group. In each group the clearest finding is first.
-        common: the words that most failing cases, but few passing cases, have; None if there are no such words.
+        common: the words that tell the failing cases from the passing cases; None if there are no such words.
         feature: the feature whose lack explains the findings, for the option `--without`; "" if there is none.
         lacks: the feature whose lack may explain wrong results; "" if there is none.
     """
@@ -70,7 +67,7 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0.
 
-        If several messages name the same factor, the message of the example names this factor, and few others.
+        Among such findings, choose a message with the most frequent factor and few others, if two messages have it.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -95,9 +92,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        If a cause lacks a feature, both must lack the same feature. Otherwise nearly all findings of `other` must be on
-        cases of this cause, or on cases with the common words of this cause. The common words do not count if the two
-        causes have no kind of number (NaN, infinite, finite) in common. Refused calls never join wrong results.
+        A missing feature, or the declarations of two causes, must be the same. Refused and accepted calls never join
+        wrong results. Otherwise, nearly all findings of `other` must be on cases of this cause, or on cases with its
+        common words. The words do not count if only this cause has a declaration, or if the numbers of both causes have
+        no kind (NaN, infinite, finite) in common.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -115,7 +113,7 @@ class Cause:
 
 _REFUSALS = ("refused", "accepted")
 # Findings with NaN, infinite and finite numbers are separated only if the cases of one kind can be chosen in at least
-# this many ways. With fewer ways, one of the 20 words of a case may distinguish the kinds by chance.
+# this many ways. With fewer ways, one of the many words of a case may distinguish the kinds by chance.
 _LEAST_WAYS = 1000
 _LEAST_OF = 0.25  # at least this share of the findings is enough for a cause of its own
 _MOST_OF = 0.9  # this share of the cases counts as nearly all
@@ -124,14 +122,14 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures. The largest cause is first.
 
-    Each group of similar findings gives at least one cause, which joins the first earlier cause that explains it.
+    Each group of similar findings gives one or more causes. Each cause joins the first earlier cause that explains it.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))
     for part, group in parts:
         other_numbers = [*{finding.case for finding in group}.difference(finding.case for finding in part)]
-        for cause in _by_feature(subject, part, lacking) or _separated(subject, part, other_numbers):
+        for cause in _by_feature(subject, part, lacking) or _separate(subject, part, other_numbers):
             earlier = next((one for one in found if one.explains(cause)), None)
             if earlier is None:
                 found.append(cause)
@@ -188,11 +186,11 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
             rest = [finding for finding in rest if finding not in having]
     if rest and (feature := _of_check(subject, first.check)):
         return [*made, Cause(rest, None, feature)]
-    return [*made, *(_separated(subject, rest) if rest and made else [])]
+    return [*made, *(_separate(subject, rest) if rest and made else [])]
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return the first feature that a check needs, but no check that passes; "" if a case passes the check."""
+    """Return the first feature that a check needs, but no passing check needs; "" if none, or if a case passes it."""
     works = {name for outcome in subject.outcomes.values() for name in outcome.checks if _passes(outcome, name)}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
     needs = () if check in works else subject.needs.get(check, ())
@@ -200,9 +198,10 @@ def _of_check(subject: SubjectReport, check: str) -> str:
 
 
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
-    """Return the cases by the result of the first call: "right", "wrong", "misshapen" or "refused"; not all have one.
+    """Return the cases in four lists, by the result of the first call: "right", "wrong", "misshapen" and "refused".
 
-    A right loss passes the checks that ran, and zeros or a constant would not pass. A misshapen loss fails `result`.
+    The last check of `call`, `result` and `loss` that ran decides: a failed `loss` is wrong, any other failure is
+    misshapen. A known failure is never in "refused". A case that passes without evidence is in no list.
     """
     refused = {one.case for one in subject.findings if (one.check, one.kind, one.expected) == ("call", "refused", None)}
     found: dict[str, list[str]] = {"right": [], "wrong": [], "misshapen": [], "refused": []}
@@ -217,9 +216,9 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features with which nearly all first calls fail in one of these ways, and how many do.
+    """Return the words for features with which nearly all first calls fail in a way of `failed`, and how many do.
 
-    At least half of the right calls do not have such a word.
+    More than half of the right calls do not have such a word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -227,9 +226,9 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 
 
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
-    """Return the words for features without which the subject refuses calls. The word of most calls is first.
+    """Return the words for features that the subject seems to lack. The word of the most refused calls is first.
 
-    Nearly all calls with such a word are wrong or refused, and at least half of them refused.
+    Nearly all calls with such a word are wrong or refused, and at least half of these are refused.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -272,11 +271,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The case of the first finding has the words. `Common.above` exceeds one half, and
-    each further word increases `Common.above` by at least `_LEAST_INCREASE`.
+    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. When they are chosen,
+    `Common.above` exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
 
     `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
-    not have. For the choice of the words, these cases count as passing.
+    not have. These cases count as passing when the words are chosen, but not in the result.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -289,12 +288,13 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
     return replace(best, passes=passes, passing=len(passing)) if best.above > 0.5 else None
 
 
-def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
+def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    Otherwise, look for one or two words such that nearly all cases with these words fail. The words with the most
-    failing cases give the first cause. Separate the remaining findings in the same way. Words that are `vague` give way
-    to such words if these describe at least the share `_LEAST_OF` of the findings. `other` is as in `common`.
+    If there are no such words, or if they are `vague`, look for one or two words with which nearly all cases fail. The
+    words of the most failing cases give the first cause. Separate the remaining findings in the same way. In place of
+    vague words, the new words must describe at least the share `_LEAST_OF` of the findings. Findings with a declaration
+    are one cause. `other` is as in `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -307,14 +307,14 @@ def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Seque
         return [whole]
     having = [finding for finding in findings if best.applies(finding.case)]
     rest = [finding for finding in findings if not best.applies(finding.case)]
-    return [Cause(having, best), *(_separated(subject, rest, other) if rest else [])]
+    return [Cause(having, best), *(_separate(subject, rest, other) if rest else [])]
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
     """Return the findings of one check in groups: first a group for each kind of number that a word distinguishes.
 
     A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no case with
-    another kind. The last group has all other findings. Small groups are not separated: see `_LEAST_WAYS`.
+    another kind. The last group has all other findings. Few findings are not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings

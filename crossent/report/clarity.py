@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
-# A line of a message that names the declaration under which the result is right.
+# A line of a message that names the declaration under which the check would pass.
 _DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
 # The message about a loss of the right shape, but of another dtype.
 _OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
 _FACTOR = re.compile(r"^got is the exact value times \S+: (.+)$", re.MULTILINE)
-_PLAIN = 3  # an error above 10**3 times its bound is as clear as a larger error
+_PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
-# "row_offsets" and "offsets" add an offset of random sign to each row.
+# "row_offsets" and "offsets" add an offset of random sign to each row, so one of two rows is probably far below zero.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
 # A copy of NUMBERS of `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
-# The feature that a subject lacks if it refuses all cases with these words.
+# The feature that a subject lacks if it refuses all cases with this word.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
     "logits of (N, C, d1, …)": "spatial",
@@ -80,19 +80,25 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return n, from 0 to 3, for an error of at least 10^n times its bound. Return 3 for a finding without numbers."""
+    """Return the largest n from 0 to 3 such that the error is at least 10^n times its bound.
+
+    Return 0 for an error within its bound, and 3 for an error of NaN or a finding without numbers.
+    """
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature without which the result of a finding is right, such as "nan_mean"; "" if there is none."""
+    """Return the feature that a message offers to declare as missing, such as "nan_mean"; "" if there is none."""
     found = _DECLARATION.search(finding.message)
     return found[1] if found else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the names in a message for the factor between a wrong number and the exact value: see `factor_of`."""
+    """Return the names in a message for the factor between a wrong number and the exact value; () if there are none.
+
+    `crossent.trials.factors.factor_of` writes these messages.
+    """
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
 
@@ -117,9 +123,10 @@ def kind_of_number(finding: Finding) -> str:
 
 
 def told(finding: Finding) -> tuple[str, str]:
-    """Return a key that similar findings of a check share: the message without sizes and dtypes, and the declaration.
+    """Return a key that similar findings of a check share: a text, and the declaration.
 
-    Findings with numbers share the message "". Findings about another dtype are similar, whatever the shape.
+    The text is the first line of the message, with "#" in place of dtypes and numbers. The text of a finding with
+    numbers is "". Findings about another dtype are similar, whatever the shape.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
@@ -127,7 +134,7 @@ def told(finding: Finding) -> tuple[str, str]:
 
 @cache
 def case_or_none(id: str) -> Case | None:
-    """Return the case with this id, or None for a bad input."""
+    """Return the case with this id, or None if there is no such case, for example for the id of a bad input."""
     try:
         found = case_of(id)
     except ValueError:
@@ -137,7 +144,10 @@ def case_or_none(id: str) -> Case | None:
 
 @cache
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words that describe the options and sizes of a case, such as "a weight"; for a bad input, its kind."""
+    """Return the words that describe the options, sizes and values of a case, such as "a weight".
+
+    The only word of a bad input is its kind.
+    """
     case = case_or_none(id)
     if case is None:
         return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
@@ -179,7 +189,7 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: the words, as `words_of` returns them.
+        words: the words, as `words_of` returns them; or only `DEPENDS`, which `words_of` never returns.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -216,7 +226,7 @@ def count_words(cases: Iterable[str]) -> Counter[str]:
 
 
 def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of at most `most` words, how many failing and passing cases have the words."""
+    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -245,17 +255,20 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. An unusual word is a word that a case with default options
     lacks. A bug has the same trigger if all of this is true:
 
-    - A finding is on a case of the bug that has all of `words`, and the failed checks of this case fit the bug: see
+    - A finding is on a case of the bug, with any seed. This case has all of `words`, and its findings fit the bug: see
       `_shows`.
     - Every case of the bug has all unusual words of `words`.
     - `words` has an unusual word, unless only one case fails, or the findings are on bad inputs.
-    - Most failing cases, but few passing cases, have both `words` and the unusual words of the bug.
+    - Most failing cases, but few passing cases, have both `words` and the unusual words that all cases of the bug have.
+      Here, words about the sizes of these cases are not unusual.
+
+    If several bugs have the same trigger, choose the bug for which the last condition is clearest.
 
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases that fail the check of the first finding.
-        passing: the cases that pass this check.
+        failing: the cases of those findings that have the check of the first finding.
+        passing: the cases that pass this check, without cases that are no evidence.
         ran: for each case, the checks that ran on it.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
@@ -302,7 +315,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words that all cases of a bug have, and the unusual words among them."""
+    """Return the words that all cases of a bug have, and those that default options with the same sizes lack."""
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()
@@ -314,5 +327,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of a case with default options. They cannot tell failing cases from passing cases.
+# The words of a case with default options. They say nothing about the trigger of a bug.
 _PLAIN_WORDS = frozenset(words_of(Case("float32").id))

@@ -82,7 +82,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a copy of the value in which NaN and infinities are strings."""
+    """Return a copy of the value in which NaN and infinities are strings, and tuples are lists."""
     if isinstance(value, dict):
         return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

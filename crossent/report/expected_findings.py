@@ -1,9 +1,9 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-A run reports an entry as fixed if a check of the entry ran on a case of the entry, and no finding matches the entry.
-Entries marked `sometimes` are never reported as fixed. An entry that cannot match any finding is an error. The comments
-of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding instead of
-subject, checks, kind and cases.
+A complete run reports an entry as fixed if a check of the entry ran on a case of the entry, and no finding matches the
+entry. Entries marked `sometimes` are never reported as fixed. An entry for a subject, check, result or case that does
+not exist is an error. The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have
+the id of one finding instead of subject, checks and cases; then the kind may be left out.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ExpectedFinding:
     Attributes:
         subject, device: patterns for the names, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. "" stands for any kind.
-        results: names of results, such as "loss". The entry also matches a finding of any other check about a wrong
-            number in such a result, for example in the loss of a call under no_grad.
+        results: names of results, such as "loss". The entry also matches a finding of any other check that compares
+            such a result with the exact value, for example the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
-        got: the allowed values of the worst element, as Python prints them; any value if empty.
+        got: the values that the worst element may have, as Python prints them; any value if empty.
         sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
         reason, issue: an explanation for the reader of a report, and the address or number of an issue.
     """
@@ -58,7 +58,7 @@ class ExpectedFinding:
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Return whether a check of the entry, or the check of one of its results, ran on a case of the entry."""
+        """Return whether one of the checks, or the check named after one of the results, ran on a case of the entry."""
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
@@ -76,7 +76,10 @@ class ExpectedFinding:
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
-        """Return whether the finding is this known failure. `subject` is the name of the subject in the list."""
+        """Return whether the finding is this known failure, on any device and with any version of torch.
+
+        `subject` is the name of the subject in the list.
+        """
         numbers, result = finding.numbers, finding.of.partition(" ")[0]
         again = result in self.results and numbers is not None and numbers.versus == "exact"
         described = (finding.check in self.checks or again) and self.kind in ("", finding.kind)
@@ -95,13 +98,13 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
         ValueError: the file is not a list of known failures. The message is one line that says where the error is.
         OSError: the file cannot be read.
     """
-    return list(_parsed(Path(path).read_bytes(), str(path)))
+    return list(_parse(Path(path).read_bytes(), str(path)))
 
 
 def torch_list() -> list[ExpectedFinding]:
     """Return the known failures of torch itself."""
     name = "torch_findings.toml"
-    return list(_parsed((files("crossent.report") / name).read_bytes(), name))
+    return list(_parse((files("crossent.report") / name).read_bytes(), name))
 
 
 def require_about(
@@ -110,7 +113,13 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """Check that each entry can match a finding of these subjects, checks and cases; None stands for any subject.
+    """Check that the subject, checks, results and cases of each entry exist.
+
+    Args:
+        entries: the entries.
+        subjects: the names of the subjects of a run. None allows any subject.
+        checks: the names of all checks.
+        cases: a function that returns the ids of all cases.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -171,7 +180,7 @@ _LISTS = ("checks", "results", "cases", "got")
 _FLAGS = ("sometimes",)
 
 
-def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
+def _parse(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8

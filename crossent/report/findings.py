@@ -24,12 +24,13 @@ class Finding:
         subject, check, case: the names of the subject, the check and the case.
         kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
             "changed_input" (a call wrote into its arguments), "aliased" (a result shares memory with an argument),
-            "changed_state" (a call changed global state), "not_repeated" (a second call gives other bits), "disturbed"
-            (two losses of the same logits change each other); for an isolated process also "crashed" and "hung".
+            "changed_state" (a call changed global state), "not_repeated" (a repeated call or backward pass gives other
+            bits), "disturbed" (two losses of the same logits change each other); for an isolated process also "crashed"
+            and "hung".
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
-        torch: torch's own value of this element, and the error of that value, in words; "" if there is none.
+        torch: torch's own value of this element with its error, or torch's exception, in words; otherwise "".
         expected: the reason of a known failure, or None.
         of: the name of the wrong result, and of the call if the check makes several: "gradient reversed along dimension
             2"; "" if the finding is about no single result, for example because the subject raised.
@@ -60,7 +61,7 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """The finding in one line, with the error as a multiple of its bound."""
+        """The finding in one line, with the error as a multiple of its bound if the error exceeds the bound."""
         times = "" if self.numbers is None or self.numbers.ratio <= 1 else f", {self.numbers.ratio:.3g} × its bound"
         return f"{self.subject}: {self.check} {self.kind} on {self.case}{times}"
 
@@ -79,8 +80,8 @@ class Finding:
 class Numbers:
     """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.
 
-    `bits` is the value in hexadecimal. `ulp` and `ratio` are the error in ulp and as a share of the bound. If `versus`
-    is "other", `exact` is the value in another call of the subject, instead of the exact value.
+    `bits` has the bits of the value in hexadecimal. `ulp` and `ratio` are the error in ulp and as a share of the bound.
+    If `versus` is "other", `exact` is the value that follows from other calls of the subject.
     """
 
     index: tuple[int, ...]
@@ -100,11 +101,11 @@ class Measured:
 
     Attributes:
         failed: whether the check failed.
-        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None for a check without
-            numbers.
+        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no numbers were
+            compared.
         vacuous: whether a wrong result, such as zeros, would pass too. Then passing is no evidence.
         not_judged: for each reason, the number of elements without a finite bound.
-        elements: the number of compared elements.
+        elements: the number of elements, including elements without a finite bound.
     """
 
     failed: bool = False
@@ -145,7 +146,7 @@ class Outcome:
         not_run: the reason for each skipped check, by the name of the check.
         results: the results of the first call, by their names "loss", "gradient" and "target_gradient"; empty if the
             call returned no result.
-        raised: the error that refused a bad call; "" for any other call.
+        raised: the error that a bad call raised; "" for any other call.
     """
 
     dtype: str
@@ -164,7 +165,7 @@ class Tally:
 
     `ran` and the other counts are sums over the cases. `expected` counts known failures. `case` is the worst case,
     whose error is the largest share of its bound. `ulp` and `ratio` are this error in ulp and as a share of its bound;
-    None if the check compares no numbers.
+    None if no numbers were compared, except in known failures.
     """
 
     ran: int = 0
@@ -217,7 +218,7 @@ class Verdict:
 
 @dataclass
 class SubjectReport:
-    """The report of one subject: the outcome of each case that ran, the findings, and the cases not applicable.
+    """The report of one subject: the outcome of each case that ran, and the findings.
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
     contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
@@ -278,8 +279,9 @@ class SubjectReport:
         """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
         The first finding of a group is the clearest. These keys, in this order, sort the groups: wrong results before
-        refused calls; the first group of each check and kind before further groups; errors against the exact value
-        before errors against another result; larger errors first, by powers of ten; the order of the checks.
+        refused and accepted calls; the first group of each check and kind before its other groups; errors against the
+        exact value before errors against another result; larger errors first, by powers of ten up to 1000 times the
+        bound; the order of the checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:

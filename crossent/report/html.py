@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # The page shows only some of many findings. The JSON report has all findings.
 MOST_CARDS = 24  # causes of a subject that are shown with an example in full
 MOST_LINES = 60  # further causes of a subject, with a line each; the page only counts the other causes
-MOST_FURTHER_OF_ALL = 144  # further findings of a subject, with a command each
+MOST_FURTHER_OF_ALL = 144  # further findings of all causes shown in full, with a command each
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
 LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
@@ -134,7 +134,7 @@ def notebook(report: Report) -> str:
     """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
 
     The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
-    first. If the iframe would be too large, it shows fewer subjects.
+    first. The iframe shows at most six subjects, and fewer if it would be too large otherwise.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
@@ -286,14 +286,14 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 def render(template: str, **values: Any) -> str:
     """Return a page, made from a template of this room and the style and script that all pages share.
 
-    The template engine escapes every text that is not markup. `_shown` escapes control characters.
+    The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     engine = jinja2.Environment(
         loader=jinja2.PackageLoader("crossent.report", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_make_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -310,7 +310,7 @@ def render(template: str, **values: Any) -> str:
     return engine.get_template(template).render(style_hash=_hash(style), script_hash=_hash(script), **values)
 
 
-def _shown(value: Any) -> Any:
+def _make_printable(value: Any) -> Any:
     """Return a text with escaped control characters, cut to `_LONGEST_TEXT`. Return any other value unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
@@ -330,7 +330,7 @@ def command(line: str) -> Markup:
 
 def linked(text: str) -> Markup:
     """Return a text, escaped. GitHub issues, written as an address or as `owner/repository#number`, become links."""
-    made, end, text = Markup(), 0, _shown(text)
+    made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
         made += text[end : issue.start()] + Markup('<a href="{}">{}</a>').format(address, issue[0])

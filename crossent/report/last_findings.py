@@ -35,18 +35,18 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report into the folder, without the cases that passed: writing all cases could take seconds.
+    """Write a report into the folder, without the cases that have no finding: writing all cases could take seconds.
 
     Do nothing if the folder cannot be written.
     """
     path = path_of(subjects, operation)
-    kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
+    small = replace(report, subjects=[_with_findings(part) for part in report.subjects])
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         for name, text in ((".gitignore", "*\n"), ("README", _README)):
             if not (path.parent / name).exists():
                 write_whole(path.parent / name, text)
-        write_whole(path, json.dumps(kept.to_json(), allow_nan=False, ensure_ascii=False))
+        write_whole(path, json.dumps(small.to_json(), allow_nan=False, ensure_ascii=False))
 
 
 def kept(id: str, torch: str) -> str | None:

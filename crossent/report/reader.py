@@ -1,6 +1,6 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or look up anything that the file names. Some values of a report follow from its cases
+The reader does not run, import or open anything that the file names. Some values of a report follow from its cases
 and findings. So the reader computes the whole document again from them, and compares the document with the file.
 """
 
@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Raise ValueError for any other word, since pages show them in a command."""
+    """Return a list of names of features. Raise ValueError for any other word, since a page shows them in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -120,7 +120,7 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
         data["grade"],
         checks,
         _each(str, data["not_run"], f"{case}: not_run"),
-        {name: _shown(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
+        {name: _summary(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
         _a(str, data["raised"], f"{case}: raised"),
     )
 
@@ -135,7 +135,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
-def _shown(entry: Any, case: str) -> ResultSummary:
+def _summary(entry: Any, case: str) -> ResultSummary:
     data = _a(dict, entry, f"{case}: a result")
     shape = tuple(_a(int, size, f"{case}: a size") for size in _list(data["shape"], f"{case}: shape"))
     value = None if data["value"] is None else _real(data["value"], f"{case}: value")
@@ -203,7 +203,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON document of a report file. Check only that it is JSON, its schema and its device.
+    """Return the JSON document of a report file. Check only its size, its JSON syntax, its schema and its device.
 
     Raises:
         ValueError: the file is not a report. The message is one line.

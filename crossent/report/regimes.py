@@ -49,7 +49,7 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result that is no known failure; None if no result is evidence."""
+        """The regime and the mark of the worst result that is evidence and no known failure; None if there is none."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -57,7 +57,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """A logarithmic axis from `low` to `high`, for shares of a bound. Shares beyond the ends are drawn at the ends."""
+    """An axis from `low` to `high`, for shares of a bound. Shares beyond the ends are drawn at the ends.
+
+    The axis is logarithmic, with one scale below 100% of the bound and a narrower scale above.
+    """
 
     low: float
     high: float
@@ -89,7 +92,7 @@ def scale(strips: Iterable[Strip]) -> Scale:
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return a plot for the loss and a plot for the gradient of the subject. A check without results has no plot."""
+    """Return a plot for the loss and a plot for the gradient of the subject. A check without numbers has no plot."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():

@@ -59,7 +59,7 @@ class Report:
     seconds: float | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        """The run in one line: the subjects, and the last line of the report.
+        """The run in one line: the subjects, and the summary.
 
         >>> Report({})
         <Report: no subjects; nothing ran>
@@ -86,13 +86,13 @@ class Report:
 
     @property
     def elements(self) -> int:
-        """The number of elements of results that were compared and have an error bound, over all subjects."""
+        """The number of compared elements that have an error bound, over all checks and subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return sum(tally.elements - tally.not_judged.total() for tally in tallies)
 
     @property
     def compared(self) -> Tally:
-        """The sum of the tallies of all checks that compare numbers, over all subjects."""
+        """The sum of the tallies that have a worst case, over all checks that compare numbers and all subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The last line of the report: the number of findings or of passed calls."""
+        """The result of the run in one line: the number of findings, or of checked calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
             number = counted(self.failed, "finding")
@@ -175,7 +175,7 @@ class Report:
         return [*parts, Text(), self._verdict()]
 
     def _in_short(self, subject: SubjectReport) -> Iterator[str]:
-        """Yield a line with the declarations of a subject, and a line with the number of its known failures."""
+        """Yield a line with the contract and declarations of a subject, and a line about its known failures, if any."""
         promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
         if promised:
             yield f"declared: {subject.name} {'; '.join(promised)}"
@@ -194,7 +194,7 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield the versions, the machine, and which cases ran."""
+        """Yield a line with the versions, the device, the level and the seed, or with the whole environment instead."""
         of = self.environment
         if verbosity > 1:
             yield "  ".join(f"{name} {value}" for name, value in of.items())
@@ -239,7 +239,7 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines about the combinations of sizes, the checks that did not run, and the numbers not judged."""
+        """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""
         pairs, triples = self.sized
         yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.left_out:

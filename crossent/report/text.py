@@ -79,7 +79,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
-    """Return the grade and the largest share of a bound in one dtype, such as "A 43%"."""
+    """Return the grade and the largest share of a bound in one dtype, such as "A 43%"; without both, "failed" or ""."""
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
     said = " ".join([*([grade] if grade else []), *([share(max(ratios))] if ratios else [])])
@@ -89,7 +89,7 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the causes of findings, each with its example, the largest first; then the causes with a missing feature.
 
-    Show at most `most` of the former, or all if `most` is None. If `ids` is true, add the id of every finding.
+    Show at most `most` causes without a missing feature; None means all. If `ids` is true, add the id of every finding.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -190,7 +190,8 @@ def _cell(tally: Tally | None) -> Text:
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
     """Yield the lines of a table: for each check, the case nearest to its bound, and the comparisons without evidence.
 
-    The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes.
+    The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes. A check
+    without errors has no line.
     """
     of_all: dict[str, Tally] = {}
     vacuous: Counter[str] = Counter()
@@ -210,7 +211,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage, or ">10×" if the error is more than ten times the bound."""
+    """Return a share of a bound as a percentage, or ">10×" if the error is at least ten times the bound."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 

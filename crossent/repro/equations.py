@@ -19,7 +19,7 @@ EquationTerms = tuple[tuple[int, float, Index], ...]
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation: each number of a result equals a sum of numbers of other results of the subject.
+    """An equation: each number of a result equals a weighted sum of numbers of other results of the subject.
 
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
@@ -48,17 +48,17 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: the result does not change if a constant is added to rounded logits, which is exact."""
+    """Return an equation for each kind of shift of rounded logits, which is exact: the shift keeps the result."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each batch dimension: flipping the inputs along the dimension flips the result."""
+    """Return an equation for each dimension of `rows_axes`: flipping the inputs along it flips the result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
-            return ((1, 1.0, _reversed(index, parts(given)[part], of_rows)),)
+            return ((1, 1.0, _reverse(index, parts(given)[part], of_rows)),)
 
         return Equation((given, relations.rows_turned(given, axis)), terms)
 
@@ -66,16 +66,16 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: flipping the classes keeps the loss, and flips the gradient along the class dimension."""
+    """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension."""
 
     def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.input.dim() - 1)
-        return ((1, 1.0, index if part == "loss" else _reversed(index, parts(given)[part], axis)),)
+        return ((1, 1.0, index if part == "loss" else _reverse(index, parts(given)[part], axis)),)
 
     return {"": Equation((given, relations.classes_turned(given)), terms)}
 
 
-def _reversed(index: Index, shape: Index, axis: int) -> Index:
+def _reverse(index: Index, shape: Index, axis: int) -> Index:
     return (*index[:axis], shape[axis] - 1 - index[axis], *index[axis + 1 :]) if index else ()
 
 
@@ -101,7 +101,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: the result differs without an option, and is equal with options at neutral values."""
+    """Return the equations: the result differs without each option, and is equal with options that change nothing."""
     equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off

@@ -30,7 +30,7 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text as the content of a docstring: in ASCII, with escaped quotes and backslashes."""
+    """Return a text as the content of a docstring: in ASCII, with escaped quotes, backslashes and control codes."""
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()

@@ -62,8 +62,8 @@ class Recipe:
     """The functions and values of a script that repeats a finding of a check.
 
     Attributes:
-        kinds: the kinds of findings that the check may have.
-        step: the function that calls the subject. It ends the script if anything but a number is wrong.
+        kinds: the kinds of findings that the check may have, except "crashed" and "hung".
+        step: the function that calls the subject. A step may end the script if anything but a number is wrong.
         number: the function that judges one number in the result of `step`.
         whole: the function that judges a whole result, for a finding about no single number.
         numbers: a function that returns the shapes of the results in which a number can be wrong, by `Focus.of`.
@@ -99,7 +99,7 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe of a check that finds a wrong number in the result of one call."""
+    """Return the recipe of a check whose only findings are wrong numbers in the result of one call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
@@ -135,7 +135,7 @@ def _called(
 ) -> Recipe:
     """Return the recipe of a check that makes several calls.
 
-    `calls` has, for the name of each call, the parts of its result.
+    `calls` has, for the name of each call, the parts of its result that the check judges.
     """
 
     def numbers(focus: Focus) -> Shapes:
@@ -160,8 +160,8 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
     """Return the recipe of a check of derivatives along the direction of the case.
 
-    Besides a wrong number, a finding may be about a missing derivative. `names` are the names of the derivatives.
-    `batch` is the shape of the batch of directions, () for one direction.
+    Besides a wrong number, a finding may be about a derivative that is missing or has a wrong shape. `names` are the
+    names of the derivatives. `batch` is the shape of the batch of directions, () for one direction.
     """
 
     def shapes(focus: Focus) -> Shapes:
@@ -179,7 +179,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _transform(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe of a check that makes one call under a transform."""
+    """Return the recipe of a check that computes the result under a transform."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 

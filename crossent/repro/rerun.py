@@ -52,10 +52,12 @@ def script_of(
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again. With a report, the device is that of the report.
+        device: the device on which the check runs again; by default the CPU. With a report, the device is that of the
+            report.
         passed: whether the script shows a check that passes, at the number nearest to its error bound.
         source: the description of your function, as in `crossent check`; "" for a subject of the package.
-        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again.
+        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. They have no
+            effect if `passed` is true.
 
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
@@ -64,7 +66,7 @@ def script_of(
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
-    loaded = _loaded(source, id) if source else None
+    loaded = _load(source, id) if source else None
     if report is None:
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
@@ -75,7 +77,7 @@ def script_of(
     return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
 
 
-def _loaded(source: str, id: str) -> Subject:
+def _load(source: str, id: str) -> Subject:
     """Return the user's function as a subject. If this system can fork, a separate process loads the function.
 
     `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME".
@@ -94,9 +96,9 @@ def _loaded(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The checks `call` and `result` run first. With a `source`, which describes the user's function as for
-    `crossent check`, the function runs in an isolated process. `promises` are the arguments `contract`, `grade` and
-    `without` of `crossent.check`.
+    The checks `call` and `result` run first, except on a tiled case. With a `source`, which describes the user's
+    function as for `crossent check`, the function runs in an isolated process, except on a CUDA device or on a system
+    without fork. `promises` are the arguments `contract`, `grade` and `without` of `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
@@ -154,7 +156,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     """Return `call`, `result` and the check with this name, if there is one.
 
-    For a case that is repeated to more than 2^31 elements (`Case.tiled`), return the named check alone.
+    For a case whose batch is repeated (`Case.tiled`), return the named check alone.
     """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))

@@ -96,7 +96,7 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the call cannot run.
+    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the script cannot tell.
 
     Args:
         finding: the finding of a run.
@@ -104,7 +104,7 @@ def script(
         digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
         passed: whether the check passed. If so, the script judges the number by its error bound alone.
         widened: whether the report says that the subject returns float32 for half precision.
-        loaded: the user's function, which the script loads again; None for a form, torch or an unknown subject.
+        loaded: the user's function, which the script loads from the same source; None for any other subject.
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
@@ -122,7 +122,7 @@ def script(
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
     else:
-        focus = _focused(finding, recipe, Focus(case, inputs, subject))
+        focus = _focus_on(finding, recipe, Focus(case, inputs, subject))
         half = widened and dtype_of(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
@@ -233,7 +233,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
         raise ValueError(f"{where} {device}; it needs a CUDA device")
 
 
-def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
+def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:

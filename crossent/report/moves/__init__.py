@@ -1,6 +1,6 @@
 """The changes between two runs: for each check on each case, what changed.
 
-This room compares two reports. Its modules import from this package only `crossent.report`, `crossent.cases`,
+This room compares two reports. Of the rest of crossent, its modules import only `crossent.report`, `crossent.cases`,
 `crossent.files` and `crossent.words`.
 
 diff        diff() and Diff: two runs and the changes between them

@@ -17,7 +17,7 @@ _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the reasons why the two runs cannot be compared."""
+    """Return the differences in machine and seed, because of which the two runs cannot be compared."""
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
@@ -36,7 +36,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     "" stands for a missing value.
     """
     partial = is_partial(old) or is_partial(new)
-    was, now = _described(old, partial), _described(new, partial)
+    was, now = _describe(old, partial), _describe(new, partial)
     different = [
         (name, was.get(name, ""), now.get(name, ""))
         for name in {**was, **now}
@@ -52,7 +52,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     return different
 
 
-def _described(run: Report, partial: bool) -> dict[str, str]:
+def _describe(run: Report, partial: bool) -> dict[str, str]:
     more = {
         "checks not run": ", ".join(run.left_out),
         "combinations of three options": str(run.triples),
@@ -64,7 +64,7 @@ def _described(run: Report, partial: bool) -> dict[str, str]:
 def is_partial(run: Report) -> bool:
     """Return whether a run has only chosen cases or checks, or ended early.
 
-    A case that such a run lacks is not reported as a change.
+    `notes` does not list the cases and checks that such a run lacks.
     """
     return bool(run.only) or run.planned is not None
 
@@ -81,7 +81,8 @@ def notes(
         old: the old run.
         new: the new run.
         pairs: the old and the new report of each subject that both runs have.
-        explained: the pairs of a subject and a case whose call changed. No line is about fewer checks on these cases.
+        explained: the pairs of a subject and a case whose call changed. No line
+            counts the checks that only one run has on these cases.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):

@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import shell_word
 
 DIFF_SCHEMA = 1
-# For each check that uses results of the first call: the names of these results, which are also names of checks.
+# For each check that needs no call but the first: the results that it uses, which are also names of checks.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -189,7 +189,10 @@ class Diff:
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
-        """The changes of each kind, in groups of similar changes. Each named case of `cases/edges.py` is a group."""
+        """The changes of each kind, in groups of similar changes of one subject and check.
+
+        The changes on one named case of `cases/edges.py` are a group.
+        """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
             numeric = move.new.measured.ulp is not None and not move.kind.fails

@@ -78,9 +78,10 @@ class Side:
     Attributes:
         measured: the numbers of the check.
         finding: the finding, or None if the check passed.
-        shown: the results of the first call that the check is about, by name; empty for a check of several calls.
-        raised: the error that refused a bad call, or "".
-        digest: the checksums of further results of the first call that the check uses, as one text, or "".
+        shown: the result of the first call that has the name of the check; for the check "call", the results without a
+            check of their own; otherwise empty.
+        raised: the error that a bad call raised, or "".
+        digest: the checksums of other results of the first call that the check uses, as one text, or "".
         grade: the grade that the subject reached, for the check "result"; otherwise "".
     """
 
@@ -179,20 +180,21 @@ def _same(old: Side, new: Side) -> bool:
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether both reports have checksums of the results, and the checksums are equal."""
+    """Return whether both sides have checksums of results, and these are equal."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the worst error in ulp is the same to three decimals, for a check whose bits no report has.
+    """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
-    Results with other bits have errors that differ by whole ulps. A smaller difference comes from the library that
-    computed the exact value. Return False if a report has checksums: then `_same_bits` decides.
+    Reports have no checksums for such a check. If a new library computes the exact value, the error changes far less
+    than if the worst number has other bits. Other numbers may have other bits though the worst error is the same.
+    Return False if a side has checksums: then `_same_bits` decides.
     """
     before, now = old.measured.ulp, new.measured.ulp
-    kept = any((old.shown, old.digest, new.shown, new.digest))
-    return not kept and before is not None and now is not None and f"{before:.3f}" == f"{now:.3f}"
+    has_checksums = any((old.shown, old.digest, new.shown, new.digest))
+    return not has_checksums and before is not None and now is not None and f"{before:.3f}" == f"{now:.3f}"
 
 
 def _comparable(side: Side) -> Side:
@@ -208,8 +210,8 @@ def _comparable(side: Side) -> Side:
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
     """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
 
-    A right number that became NaN is a regression instead, unless `policy` says that the case shows a decision of
-    torch. A wrong NaN that became a right number is fixed.
+    If a check passed and now fails since a finite result has NaN or infinities, the change is a regression instead,
+    unless `policy` says that the case shows a decision of torch. A wrong NaN that became a right number is fixed.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -235,12 +237,12 @@ def _within(old: Side, new: Side) -> Kind:
         return Kind.WORSE if new.grade > old.grade else Kind.BETTER
     if _same_bits(old, new) or _same_error(old, new):
         return Kind.JUDGED
-    if _grown(old.measured, new.measured):
+    if _has_grown(old.measured, new.measured):
         return Kind.WORSE
-    return Kind.BETTER if _grown(new.measured, old.measured) else Kind.MOVED
+    return Kind.BETTER if _has_grown(new.measured, old.measured) else Kind.MOVED
 
 
-def _grown(less: Measured, more: Measured) -> bool:
+def _has_grown(less: Measured, more: Measured) -> bool:
     """Return whether the error of `more` exceeds the error of `less` by more than the limits of "worse".
 
     The limits are `TIMES` and `LAST_PLACES`. Return False if the check compares no numbers.
@@ -253,8 +255,8 @@ def _grown(less: Measured, more: Measured) -> bool:
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    The change is in dtype or shape, in the number of NaN and infinities, or, if `alone` is true, in the value of a
-    result with a single element.
+    The change is in dtype or shape, or in the number of NaN and infinities. For a result with a single element, the
+    change is in dtype or shape or, if `alone` is true, in the value.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"

@@ -1,19 +1,19 @@
 """The functions of printed scripts, as Python files that ruff, mypy and the tests read.
 
 `composer.py` copies the functions that a script needs into the script. A function may use torch, the standard library,
-functions of this folder and the values of `case`. A printed script needs nothing else.
+functions of this folder and the values of `case`. A printed script needs nothing else, except for the subject.
 
-A step is a function without parameters that `repro/recipes.py` names. A step calls the subject. It may return a result,
-a dict with the parts "loss", "gradient", …, of which a function `judge_…` compares one number with the exact value. To
-end the script, a function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if it is right, and 2 if
-the call cannot run.
+A step is a function without parameters that `repro/recipes.py` names. A step calls the subject. It may return one or
+more results for a function `judge_…`. A result is a dict with the parts "loss", "gradient", … To end the script, a
+function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if it is right, and 2 if the script cannot
+tell. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
 
     case           example values of a case and of a finding
     functions      call the subject, judge one number, end the script
     subjects       the subjects that a script defines itself
-    single         checks of one call
-    relations      checks of several calls, whose results follow from each other
-    circumstances  calls without gradients, on non-leaf logits, in threads and in modes of torch
+    single         checks of one call, and of its repetition
+    relations      calls whose results follow from each other
+    circumstances  calls without gradients, for one gradient, on non-leaf logits, in threads and in modes of torch
     determinism    identical bits in each call; a call on a CUDA stream
     derivatives    double backward and forward mode
     transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export

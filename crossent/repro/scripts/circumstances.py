@@ -108,7 +108,7 @@ def call_for_one_gradient():
 
 
 def at_once(*all_inputs):
-    """Return the results of calls in parallel threads, one for each input.
+    """Return the results of calls in parallel threads, one call for each of the inputs.
 
     All forward passes end before any backward pass starts.
     """
@@ -151,7 +151,8 @@ def call_in_threads():
 def call_in_circumstances():
     """Return the results of calls in circumstances that must not change the result, by name.
 
-    End the script with status 1 if an upstream gradient of NaN gives a number that is neither NaN nor 0.
+    End the script with status 1 if, under an upstream gradient of NaN, a gradient has a number that is not NaN although
+    it is not 0 under the upstream gradient of the case.
     """
 
     def hooked(logits):

@@ -25,7 +25,7 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Return the derivative of the loss along the direction, in forward mode, or None if the loss has no tangent."""
+    """Return the derivative "tangent" of the loss along the direction, in forward mode; None without a dependence."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)

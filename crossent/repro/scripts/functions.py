@@ -58,7 +58,8 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
 
-    If `loss_of` is given, it is called in place of the subject.
+    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, it is called in
+    place of the subject.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
@@ -113,7 +114,8 @@ def shaped(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    A number is wrong if its error exceeds the bound, or if it is the wrong number of the finding.
+    A number that differs from the exact value is wrong if its error exceeds the bound, or if it is the number of the
+    finding.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
@@ -134,7 +136,7 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject, as a run does: with other numbers, other reductions or a batch of one."""
+    """Make `attempt` calls of the subject with other numbers, some with another reduction or a batch of one."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
@@ -148,7 +150,7 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill freed memory with NaN: allocate blocks of the size of each result, and free the blocks again."""
+    """Fill freed memory with NaN: allocate blocks of the shapes of the results, and free the blocks again."""
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del blocks

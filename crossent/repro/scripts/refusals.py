@@ -41,7 +41,7 @@ def isolate():
 
 
 def check_refused():
-    """Check that a bad call raises one of the errors that torch documents."""
+    """Check that a bad call raises one of the errors in `raises`."""
     names = ", ".join(error.__name__ for error in raises)
     try:
         loss = subject(logits, target, **options)

@@ -1,4 +1,4 @@
-"""Scripts of the checks of a single call."""
+"""Scripts of the checks of one call, of its repetition, and of a call on repeated logits."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -51,7 +51,7 @@ def judge_sign(result):
 
 
 def judge_row_sum(result):
-    """Compare the sum of one row of the gradient with its exact value 0, and end the script."""
+    """Compare the sum of one row of the gradient with 0, its exact value, and end the script."""
     row = result[part].movedim(min(1, logits.dim() - 1), -1)[index].tolist()
     verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), exact))
 
@@ -118,7 +118,7 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and numpy's handling of floating-point errors."""
+    """Return the state of numpy's random generator, and its handling of floating-point errors; None without numpy."""
     try:
         import numpy
     except ImportError:
@@ -172,7 +172,7 @@ def check_state():
 
 
 def check_ignored_rows():
-    """Check that loss and gradient of ignored rows are 0."""
+    """Check that loss and gradient of ignored rows are 0. A mean or sum of losses is not checked."""
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)

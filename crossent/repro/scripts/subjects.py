@@ -1,4 +1,4 @@
-"""The subjects that a script defines itself. A printed script has one of these functions, named `subject`."""
+"""The subjects that a script defines itself. A printed script has at most one of them, named `subject`."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -11,14 +11,14 @@ def torch_loss(input, target, **options):
 
 
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
-    """Call torch's log_softmax along the last axis, then nll_loss."""
+    """Call torch's log_softmax with the class axis moved to the end, then nll_loss. Ignore label_smoothing."""
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with the numbers of the tensors. Only this function needs crossent."""
+    """Call crossent.scalar with the numbers of the tensors. Unlike other functions here, this one needs crossent."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]

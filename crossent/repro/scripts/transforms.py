@@ -15,7 +15,7 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and a function that returns the gradients for an upstream gradient."""
+    """Return the loss, and a function that returns a tuple of the gradients for an upstream gradient."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
@@ -37,7 +37,9 @@ def call_under_vjp():
 def call_under_vmap():
     """Return two results under torch.func.vmap, which calls the subject on each sample.
 
-    The first has the losses. The second, by torch.func.vjp under vmap, has the losses and the gradients.
+    The samples of 2-dimensional logits are the rows. The samples of other logits are the slices along the last
+    dimension. The first result has the losses. The second result, by torch.func.vjp under vmap, has the losses and the
+    gradients.
     """
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
