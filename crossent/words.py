@@ -80,10 +80,11 @@ def counted(count: int, noun: str) -> str:
 def duration(seconds: float) -> str:
     """Return a time in seconds as text.
 
-    >>> duration(9.87), duration(215.2)
-    ('9.9 s', '3 min 35 s')
+    >>> duration(9.87), duration(119.7)
+    ('9.9 s', '2 min 0 s')
     """
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.1f} s"
+    tenths = round(seconds, 1)
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s" if tenths >= 60 else f"{tenths:.1f} s"
 
 
 def shell_word(text: str) -> str:
