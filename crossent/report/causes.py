@@ -120,7 +120,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures. The largest cause is first.
+    """Return the probable causes of the findings that are not known failures: the largest first, target gradients last.
 
     Each group of similar findings gives one or more causes. Each cause joins the first earlier cause that explains it.
     """
@@ -137,7 +137,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
                 earlier.join(cause)
     for cause in found:
         cause.lacks = _may_lack(subject, cause)
-    return sorted(found, key=lambda cause: -len(cause.findings))
+    return sorted(found, key=lambda cause: (cause.checks.keys() == {"target_gradient"}, -len(cause.findings)))
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:

@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
@@ -63,19 +64,25 @@ def narrower_dtype_of(difference: Difference) -> str:
 
 
 def infinity_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the exponentials that may make the loss of a row infinite; "" if there is none.
+    """Return a line that names the exponentials that may make a loss infinite; "" if there are none.
 
-    An example of the line, which begins with a line break::
+    Examples of the line, which begins with a line break::
 
         in float32, a probability of exp(-140.6) is 0 and exp(97.5), of the largest logit, is inf
+        in float16, the largest sum of exp(x - max x) of a row, 65520, is inf
     """
-    of_row = inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None
-    if difference.of != "loss" or not of_row or difference.got != math.inf or not math.isfinite(difference.exact):
+    infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
+    if not infinite or inputs.operation is not CROSS_ENTROPY:
         return ""
-    dtype, largest = str(inputs.input.dtype).removeprefix("torch."), float(inputs.input.max())
-    least = math.log(FORMATS[dtype].smallest_subnormal) - math.log(2)
-    lines = [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
-    lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(FORMATS[dtype].largest))
+    logits, dtype = inputs.input.double(), str(inputs.input.dtype).removeprefix("torch.")
+    narrow, largest, lines = FORMATS[dtype], float(logits.max()), []
+    if inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None:
+        least = math.log(narrow.smallest_subnormal) - math.log(2)
+        lines += [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
+        lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(narrow.largest))
+    axis = min(1, logits.dim() - 1)
+    total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
+    lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * (total > narrow.largest)
     return f"\nin {dtype}, {' and '.join(lines)}" if lines else ""
 
 

@@ -219,6 +219,20 @@ def test_two_bugs_are_two_causes_though_one_check_finds_both():
     assert sum(len(cause.findings) for cause in causes(both)) == len(both.findings)
 
 
+def test_a_wrong_loss_comes_before_more_wrong_target_gradients():
+    """A wrong loss shows the bug; the gradient of the target is one of its effects, on more cases."""
+    subject = SubjectReport("mine", order=("loss", "target_gradient"))
+    for case in PAIRS:
+        failed = ["loss"] * (case.dtype == "float64") + ["target_gradient"] * (case.reduction == "mean")
+        subject.outcomes[case.id] = Outcome(
+            case.dtype, "", checks={check: Measured(check in failed, 9.0, 9.0) for check in subject.order}
+        )
+        subject.findings += [Finding("mine", check, case.id, "wrong", "", numbers=NUMBERS) for check in failed]
+    first, second = causes(subject)
+    assert (list(first.checks), list(second.checks)) == (["loss"], ["target_gradient"])
+    assert len(first.findings) < len(second.findings)
+
+
 def with_numbers(subject, got):
     """Return the report with a wrong number for each finding, which `got` returns for its case."""
     for at, finding in enumerate(subject.findings):

@@ -106,6 +106,18 @@ def test_the_dtype_is_also_named_if_the_number_is_wrong_in_another_check():
     )
 
 
+def test_a_sum_of_exponentials_that_overflows_is_named():
+    def loss(x, y, **options):
+        sums = (x - x.amax(1, keepdim=True)).exp().sum(1)
+        return (sums.log() + x.amax(1) - x.gather(1, y[:, None])[:, 0]).mean()
+
+    line = "in float16, the largest sum of exp(x - max x) of a row, 65520, is inf"
+    assert line in last_lines(loss, "float16-2x65520-flat-int64-mean")
+    assert not any(
+        "is inf" in one for one in last_lines(lambda x, y, **options: x.sum() * 0 + 1, "float16-7x5-normal-int64-mean")
+    )
+
+
 def test_a_number_in_place_of_an_infinite_one_is_not_said_to_be_rounded():
     lines = last_lines(lambda x, y, **options: x.clamp(-1, 1).sum(1) * 0 + 1, "float32-7x5-inf_on_target-int64-none")
     assert "may be computed in" not in "\n".join(lines)
