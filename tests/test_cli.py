@@ -62,11 +62,11 @@ def test_check_says_what_did_not_apply_and_why(capsys, small_grid):
 def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_grid, monkeypatch):
     from crossent.cli import FAILED
     from crossent.forms.textbook import formula
-    from crossent.subjects.builtin import NAMED
+    from crossent.subjects.builtin import EVERY_NAMED
     from crossent.subjects.subject import Subject
 
     wrong = Subject("formula", lambda *args, **options: formula(*args, **options) * 1.01, source="formula")
-    monkeypatch.setitem(NAMED, "formula", (wrong,))
+    monkeypatch.setitem(EVERY_NAMED, "formula", (wrong,))
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
     assert status == FAILED
     assert re.search(r"^formula +[1-9]\d* FAILED", out, re.M)

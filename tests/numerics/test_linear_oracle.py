@@ -159,5 +159,5 @@ def test_a_bad_array_is_refused_with_its_name(name, value):
 
 def test_a_class_out_of_range_is_refused():
     call = LinearCall(np.ones((1, 3), "f4"), np.ones((4, 3), "f4"), index=np.array([4]))
-    with pytest.raises(IndexError, match="outside 0 to 3"):
+    with pytest.raises(IndexError, match="allowed are the classes 0 to 3"):
         linear_answer(call)

@@ -13,7 +13,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import MANY_ROWS
 from crossent.cases.operation import CROSS_ENTROPY
 from crossent.checks import checks_of
-from crossent.subjects.features import FEATURES, KEYWORDS, require_features
+from crossent.subjects.features import FEATURES, keywords_of, require_features
 from crossent.subjects.loader import load
 
 CHECKS = checks_of(CROSS_ENTROPY)
@@ -261,7 +261,7 @@ def test_without_applies_to_the_forms_and_torch_too():
     assert report.ok
 
 
-@pytest.mark.parametrize("keyword", KEYWORDS)
+@pytest.mark.parametrize("keyword", keywords_of(CROSS_ENTROPY))
 def test_a_keyword_that_the_signature_lacks_is_a_feature_that_the_subject_lacks(keyword):
     known = {
         "weight": "weight=None",

@@ -51,6 +51,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")
     (tmp_path / "mine.py").write_text(MINE)
+    for name in ("neighbour", "mine", "package"):  # another test may have imported a module with this name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
     (tmp_path / "package" / "inside.py").write_text("import torch\nLoss = torch.nn.CrossEntropyLoss\n")

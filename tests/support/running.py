@@ -15,7 +15,7 @@ from crossent.run.isolation.fork_server import OWN, ForkServer
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
-from crossent.run.settings import Settings
+from crossent.run.settings import Settings, operation_of
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.features import declared
 from crossent.subjects.loader import load
@@ -115,7 +115,7 @@ def check_on(cases, *, more=(), bad_inputs=True):
     """
 
     def check(*subjects, progress=iter, **options):
-        settings = Settings(**options)
+        settings = Settings(**{**options, "operation": operation_of(subjects, options.get("operation"))})
         costs = [Cost.CALL, Cost.AGAIN] + ([] if settings.level == "quick" else [Cost.CALLS, Cost.STRUCTURE])
         chosen, others = (
             [case.seeded(settings.seed) for case in group if case.dtype in settings.dtypes] for group in (cases, more)
