@@ -122,7 +122,11 @@ class Settings:
         return self.select(_plan(self.level, tuple(self.dtypes), self.seed, self._operation))
 
     def select(self, planned: Plan) -> Plan:
-        """Return the part of a plan that has the chosen cases and checks."""
+        """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
+
+        Raises:
+            ValueError: no case has the id or pattern, no check runs on a chosen case, or it has another operation.
+        """
         assert isinstance(self.cases, Mapping)
         if not self.only:
             return planned

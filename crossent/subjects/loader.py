@@ -203,7 +203,10 @@ def _file(place: str) -> Path:
 
 
 def _module_of(path: Path) -> str:
-    """Import a file, and return the name of its module: the name of the file, or another if the file's is taken."""
+    """Import a file, and return the name of its module.
+
+    The name is the file name without ".py", or a generated name if Python cannot import the file under the first.
+    """
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
         if _file_of(sys.modules.get(name)) == path:

@@ -218,7 +218,10 @@ class Trial:
         return contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
 
     def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
-        """Return the contract of the subject for the operation, the dtype and the number of rows of a case."""
+        """Return the contract of the subject for the operation, the logits dtype and the number of rows of `exact`.
+
+        `grade` defaults to the grade that the subject must reach in the dtype of the trial's case.
+        """
         dtype, rows = exact.logits_dtype, len(exact.terms.logits)
         if exact.factors is None:
             return self.contract(dtype, rows, grade)
