@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.pass_context
 @click.version_option(None, "-V", "--version", package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
-    """Check cross-entropy implementations against torch.nn.CrossEntropyLoss and the exact value."""
+    """Check implementations of cross-entropy, also torch.nn.CrossEntropyLoss, against the exact value."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         return WRONG_USE

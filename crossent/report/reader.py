@@ -52,7 +52,7 @@ def report_of(document: dict[str, Any]) -> Report:
         _each(str, document["environment"], "environment"),
         [_subject(part) for part in _list(document["subjects"], "subjects")],
         level=_a(str, document["level"], "level"),
-        seed=_a(int, document["seed"], "seed"),
+        seed=_seed(document["seed"]),
         fixed=_strings(document["mended"], "mended"),
         triples=_a(int, _a(dict, document["coverage"], "coverage")["triples"], "triples"),
         left_out=_strings(document["left_out"], "left_out"),
@@ -148,6 +148,13 @@ def _a(kind: type[T], value: Any, what: str) -> T:
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
+
+
+def _seed(value: Any) -> int:
+    """Return the seed of a run. Raise TypeError or ValueError if the value is not a whole number from 0."""
+    if _a(int, value, "seed") < 0:
+        raise ValueError(f"seed is {quoted(value)}; it must be 0 or more")
+    return int(value)
 
 
 def _list(value: Any, what: str) -> list[Any]:

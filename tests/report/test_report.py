@@ -25,7 +25,7 @@ from crossent.console import Output
 from crossent.report import document
 from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
-from crossent.report.reader import find, read_json
+from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
@@ -299,6 +299,15 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, content, mess
     assert "\n" not in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+def test_a_seed_below_0_is_damage_of_the_file(tmp_path):
+    """Level quick would refuse the seed too, but name an option that the user did not give."""
+    made = report_on(TORCH)
+    made.seed = -1
+    made.write_json(tmp_path / "r")
+    with pytest.raises(ValueError, match=r"r: damaged, .*: seed is -1; it must be 0 or more$"):
+        read_report(tmp_path / "r")
 
 
 def test_the_counts_add_up():
