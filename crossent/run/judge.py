@@ -20,6 +20,7 @@ from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.checks import refusals, single
+from crossent.numerics.formats import FORMATS
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.run.isolation.fork_server import ForkServerError
 from crossent.subjects.builtin import REFERENCES
@@ -115,7 +116,7 @@ def _unused_options(trial: Trial) -> str:
     options = inputs.options
     given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
-    if not unused or trial.got.loss.isnan().all():
+    if not unused or trial.got.loss.isnan().all() or trial.case.classes < 2:  # the loss of one class is always 0
         return ""
     others = {name: value for name, value in options.items() if name not in unused} | {
         name: default for name in unused if (default := defaults[name]) is not None
@@ -127,13 +128,16 @@ def _unused_options(trial: Trial) -> str:
         return ""
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=unused)}"
+    without = unused
+    if "reduction" in unused and _checksum_without("reduction", trial, reduction="sum") != checksum(trial.got.loss):
+        without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" makes a difference
+    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=without)}"
 
 
-def _checksum_without(option: str, trial: Trial) -> int | None:
-    """Return the checksum of the loss without an option, or None if this call returns no loss with data."""
+def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
+    """Return the checksum of the loss without an option, and with the options `instead`; None if there is no loss."""
     inputs = trial.question.fresh()
-    options = {name: value for name, value in inputs.options.items() if name != option}
+    options = {name: value for name, value in inputs.options.items() if name != option} | instead
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
     return checksum(made.loss) if isinstance(made, Result) and not made.loss.is_meta else None
 
@@ -289,7 +293,9 @@ def _declaration(trial: Trial, of: str) -> str:
     If several options fit, the line has the option with the smallest error bound.
     """
     subject, exact = trial.subject, trial.question.exact
-    declared = {as_options(without=[name]): subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
+    flushed = abs(trial.differences[of].exact) < FORMATS[trial.differences[of].dtype].smallest_normal
+    features = ["nan_mean"] + ["subnormal"] * flushed
+    declared = {as_options(without=[name]): subject.lacking({name: ""}) for name in features}
     if subject.contract == DEFAULT_CONTRACT:
         declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
     fits: dict[str, float] = {}

@@ -15,6 +15,7 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
+from crossent.forms import LINEAR_FORMS
 from crossent.report.reader import report_of
 from crossent.repro.rerun import widens_halves
 from crossent.repro.script import script
@@ -295,6 +296,36 @@ def test_a_wrong_number_that_no_declaration_explains_names_none():
         return 2 * crossent.formula(input, target, reduction=reduction)
 
     assert "If that is meant" not in judged(doubled, Case("bfloat16")).findings[0].message
+
+
+def test_a_reduction_that_is_missing_alone_is_named_alone():
+    def sums(input, target, reduction="mean", **options):
+        return crossent.formula(input, target, reduction="sum" if reduction == "sum" else "mean")
+
+    (finding,) = judged(sums, Case("float32", reduction="none")).findings
+    assert finding.message.endswith("--without reduction_none, in Python without=['reduction_none']")
+
+
+def test_no_option_is_called_without_effect_on_one_class():
+    def ignores(input, target, **options):
+        return crossent.formula(input, target)
+
+    case = Case("float32", (7, 1), reduction="none", weight="weighted")
+    assert "The loss is the same" not in judged(ignores, case).findings[0].message
+
+
+def test_subnormal_is_not_proposed_for_an_ordinary_number():
+    """In a sum over 4,096 rows, numbers that may be flushed would excuse any error."""
+
+    def loss(input, linear_weight, target, reduction="mean"):
+        cut_off = linear_weight.detach() + 0 * linear_weight  # the gradient of the weight is 0
+        return LINEAR_FORMS["linear_formula"](input, cut_off, target, reduction=reduction)
+
+    case = "linear-float16-4096x16-normal-int64-mean-hidden16"
+    (finding,) = crossent.check(
+        loss, operation="linear_cross_entropy", level="quick", cases=[case], checks=["weight_gradient"]
+    ).findings
+    assert "If that is meant" not in finding.message
 
 
 def test_options_that_make_no_difference_are_named_with_their_declaration():
