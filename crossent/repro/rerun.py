@@ -163,9 +163,13 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 
 
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
-    """Return whether a report declares that the subject of a finding returns float32 for half precision."""
-    parts = (part for part in document["subjects"] if part["name"] == finding.subject)
-    return any(FEATURES["half_result"].instead in part.get("declared", ()) for part in parts)
+    """Return whether a report declares that the subject of a finding returns float32 for half precision.
+
+    `find` reads the subjects up to the finding. The others may be damaged, and are then passed over.
+    """
+    parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
+    declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
+    return any(FEATURES["half_result"].instead in each for each in declared)
 
 
 def _own_subject(name: str, device: str, given: str) -> Subject:

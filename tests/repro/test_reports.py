@@ -69,6 +69,15 @@ def test_a_script_from_a_report_is_the_one_from_the_run(capsys, tmp_path, docume
             assert entry["message"].splitlines()[0] in ast.get_docstring(ast.parse(out))
 
 
+@pytest.mark.parametrize("damaged", [{}, {"name": "off", "declared": 7}, 7])
+def test_damage_behind_a_finding_changes_no_script(capsys, tmp_path, document, damaged):
+    entry = document["subjects"][0]["findings"][0]
+    forged = {**document, "subjects": [document["subjects"][0], damaged]}
+    status, out, err = repro(capsys, tmp_path, forged, entry["id"])
+    assert (status, err) == (0, "")
+    assert out == script(find(document, entry["id"])[0])
+
+
 def test_inputs_with_other_bits_than_in_the_report_are_refused(capsys, tmp_path, document):
     other = copy.deepcopy(document)
     case = other["subjects"][0]["findings"][0]["case"]
