@@ -164,6 +164,8 @@ def verify(
     again = {part.name: part for part in made.subjects}
     for part in claim.subjects:
         cases |= {(part.name, case): what for case, what in _differing(claim, part, again[part.name])}
+        if {check: [*names] for check, names in again[part.name].needs.items() if names} != part.needs:
+            others.append(f"{cut(part.name)}: the features that the checks need differ")
         if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
             others.append(f"{cut(part.name)}: the numbers of cases that are not applicable differ")
     if claim.planned is None:

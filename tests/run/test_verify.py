@@ -106,6 +106,10 @@ def no_case(report):
     report.subjects[0].findings = [one for one in report.subjects[0].findings if one.case != CASES[0]]
 
 
+def other_needs(report):
+    report.subjects[0].needs["jacfwd"] = ["gradient"]
+
+
 def not_applicable(report):
     report.subjects[0].not_applicable["does not apply here"] += 1
 
@@ -117,7 +121,8 @@ def more_triples(report):
 @pytest.mark.parametrize(
     "forge",
     [
-        less_wrong, another_digest, other_inputs, other_bits, a_known_failure, no_case, not_applicable, more_triples
+        less_wrong, another_digest, other_inputs, other_bits, a_known_failure, no_case, other_needs, not_applicable,
+        more_triples,
     ],
 )  # fmt: skip
 def test_a_forged_report_that_is_consistent_is_not_verified(forge, reports, capsys):
