@@ -16,7 +16,7 @@ class LinearContract:
 
     Attributes:
         loss: The promises about the cross-entropy of the logits. Its `storage` is the format of input, weight and
-            results, and its `compute` the format in which every dot product is summed.
+            results. Its `compute` is the format in which an implementation computes the dot products.
         logits: The format in which the logits are kept, or None if they stay in `loss.compute`.
         logits_gradient: The format in which the gradient of the logits is kept, or None for `loss.compute`.
         block: The number of terms of a dot product that may be added one after another, or None for any order. The
