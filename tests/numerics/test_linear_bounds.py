@@ -213,7 +213,7 @@ def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promi
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_the_logits(promise, grade):
-    """The logits are nearly equal, and their errors are large: the held logits have far larger magnitudes."""
+    """The logits are nearly equal, and their errors are large: the computed logits have far larger magnitudes."""
     random = np.random.RandomState(1)
     terms = rows_with_error(random, rows=4, classes=6, error=4.0)
     logits = (0.1 * random.standard_normal((4, 6))).astype("f4").astype("f8")
@@ -222,8 +222,8 @@ def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_
     log_probs, probs, _ = softmax_of_inexact(terms, contract)
     before = log_softmax(logits)
     for sign in [*random.choice([-1, 1], (300, 6)), *np.where(np.eye(6), -1, 1), *np.where(np.eye(6), 1, -1)]:
-        held = (logits + 0.999999 * sign * terms.logits_error).astype("f4").astype("f8")
-        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        computed = (logits + 0.999999 * sign * terms.logits_error).astype("f4").astype("f8")
+        given = replace(terms, logits=computed, log_sum=log_sum(computed), logits_error=None)
         log_p, p, _ = softmax(given, contract)
         assert (np.abs(log_p.value - before) + log_p.error <= log_probs.error + 1e-14).all()
         assert (np.abs(p.value - np.exp(before)) + p.error <= probs.error + 1e-14).all()
@@ -243,8 +243,8 @@ def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits
     rounding = softmax_of_inexact(terms, contract)[0].error - largest_move(terms, contract)
     found = np.zeros_like(rounding)
     for moved in np.random.RandomState(0).uniform(-4, 4, (500, 1, 2)):
-        held = np.float64(np.float32(logits + moved))
-        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        computed = np.float64(np.float32(logits + moved))
+        given = replace(terms, logits=computed, log_sum=log_sum(computed), logits_error=None)
         found = np.maximum(found, softmax(given, contract)[0].error)
     assert (found <= rounding + 1e-14).all()
 

@@ -1,7 +1,7 @@
-r"""The softmax of logits that an implementation holds only within an error, with its error bound.
+r"""The softmax of logits that an implementation computes with an error, and its error bound.
 
-An implementation of a linear cross-entropy computes its logits. It holds logits `z'` with `|z' - z| ≤ e`, where `z` are
-the exact logits, and then computes the cross-entropy of z'. So its error has two parts, which this module bounds
+An implementation of a linear cross-entropy computes logits `z'` with `|z' - z| ≤ e`, where `z` are the exact logits.
+Then it computes the cross-entropy of z'. So its error has two parts, which this module bounds
 separately and adds:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
@@ -15,7 +15,7 @@ error, and no number counts as known. Let `a = z - max z`, `p = softmax(z)`, `M_
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
 * `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. In the sum of the exponentials,
   `p_c(z') ≤ 1` too.
-* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the largest held logit c, `log s' = -log p_c(z')`, and no
+* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the largest computed logit c, `log s' = -log p_c(z')`, and no
   class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the largest exact
   logit.
 * Divide the sum by s'. Its terms become `p_c(z')`, and its error becomes relative. The error bound of a sum is the sum
@@ -143,7 +143,7 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
     """Return `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,), of which only the error counts.
 
     Magnitudes stand in the place of the values, and the two parts are added, so that every rounding error is at least
-    as large as for the held logits. The exact result moves by at most `Σ |w_c q_c| M_c`.
+    as large as for the computed logits. The exact result moves by at most `Σ |w_c q_c| M_c`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))

@@ -169,10 +169,10 @@ class LinearBounds:
         error = np.where(c.loss.compute.overflows(size), np.inf, error)
         if c.logits is None:
             return error
-        held = Computed(t.products, error, None).rounded(c.logits)
+        computed = Computed(t.products, error, None).rounded(c.logits)
         if t.bias is not None:
-            held = held.plus(Computed.exactly(t.bias, c.loss.storage), c.logits)
-        return held.error
+            computed = computed.plus(Computed.exactly(t.bias, c.loss.storage), c.logits)
+        return computed.error
 
     def _underflow(self, terms: int) -> float:
         """Return the error of a dot product of so many terms by underflows.
@@ -209,14 +209,14 @@ class LinearBounds:
             of, c = self._of_logits, self.contract
             scale, v = column(of._scale()).value, of._coefficients.value
             d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
-            held = c.loss.storing(c.logits_gradient or c.loss.compute)
-            parts = [of.part(rows, held)._gradient() for rows in parts_of(d)]
+            narrow = c.loss.storing(c.logits_gradient or c.loss.compute)
+            parts = [of.part(rows, narrow)._gradient() for rows in parts_of(d)]
             error = _no_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
                 # If the upstream gradient g comes later, it also multiplies what d loses where it underflows.
                 amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
                 error = error + np.where(of.terms.kept, amplified, 0.0)[:, None]
-            return Computed(d, error, held.storage)
+            return Computed(d, error, narrow.storage)
 
     @cached_property
     def _magnitudes(self) -> Array:
