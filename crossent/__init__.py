@@ -1,12 +1,17 @@
 """Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-The loss, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py):
+The loss of logits, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py):
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
     one_hot          over a dense target: 1 for the true class, 0 for the others
     scalar           one row of Python numbers
     blocked          some rows at a time, with the gradient written by hand
+
+The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
+
+    linear_formula   the logits, and their cross-entropy
+    linear_blocked   some rows at a time, so that the logits are never in memory together
 
 The checker:
 
@@ -21,7 +26,7 @@ imports only modules of its own line and of the lines above its line in this lis
 
     words, files, choices   printable text; files written completely or not at all; the words that options accept
     machine, state          devices and versions; the global state of torch, numpy and Python
-    forms                   the five forms
+    forms                   the forms
     numerics                the exact value (oracle), and the error bounds (bounds)
     cases                   the inputs of a loss function, each rebuilt bit for bit from its id
     report                  the findings of a run, as text, HTML and JSON; the changes between two runs
@@ -44,6 +49,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossent import adapters as adapters
     from crossent.forms.blocks import blocked
+    from crossent.forms.linear import linear_blocked, linear_formula
     from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
     from crossent.report.findings import Finding
     from crossent.report.moves.diff import Diff, diff
@@ -62,6 +68,8 @@ __all__ = [
     "check",
     "diff",
     "formula",
+    "linear_blocked",
+    "linear_formula",
     "log_softmax_nll",
     "one_hot",
     "parametrize",
@@ -76,6 +84,7 @@ _FROM = {
     "diff": "report.moves.diff",
     "parametrize": "run.pytest_checks",
     **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms.textbook"),
+    **dict.fromkeys(("linear_blocked", "linear_formula"), "forms.linear"),
 }
 
 

@@ -39,7 +39,10 @@ CHECK_NAMES = (
     "compile_dynamic", "compiled_error", "large", "errors",
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
-SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
+SUBJECT_NAMES = (
+    "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch", "linear_formula", "linear_blocked",
+    "torch.nn.functional:linear_cross_entropy",
+)
 # The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.
 FEATURE_NAMES = (
     *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "linear_bias",

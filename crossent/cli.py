@@ -97,9 +97,8 @@ def check(
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
 
-    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked or scalar), torch, or your function.
-
-    torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
+    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked, scalar, linear_formula or linear_blocked), torch,
+    or your function. torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
 
     Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
     F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, it
@@ -266,12 +265,12 @@ def verify(
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
 @click.argument("what", metavar="|".join(_LISTS), type=Word(_LISTS))
 @click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed.")
-@options.operation
+@options.listed_operation
 def list_(what: str, level: str, operation: str | None) -> None:
     """List subjects, checks, cases, features, contracts or bugs.
 
     \b
-    subjects   the functions of this package that `check` takes by name
+    subjects   the functions that `check` takes by name, with their operation
     checks     the properties that are tested on a case
     cases      the ids of the cases of a level
     features   what a subject may lack: declare with `check --without`

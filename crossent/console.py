@@ -10,7 +10,7 @@ from rich.table import Column
 from rich.text import Text
 
 from crossent.cases.corpus import bugs
-from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
+from crossent.cases.operation import OPERATIONS
 from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
@@ -101,18 +101,21 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 
 
 def listed(what: str, level: str, operation: str | None) -> list[str]:
-    """Return the lines that `crossent list WHAT --operation OPERATION` prints."""
-    of = OPERATIONS[operation or CROSS_ENTROPY.name]
+    """Return the lines that `crossent list WHAT --operation OPERATION` prints.
+
+    Without an operation, subjects and features are those of every operation, and checks and cases of a cross-entropy.
+    """
+    every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
+    of = every[0]
     sentences = {
+        "subjects": {name: one.name for one in every for name in named(one)},
         "checks": {name: check.said_of(of) for name, check in checks_of(of).items()} | {"errors": ERRORS},
-        "features": {name: str(feature) for name, feature in FEATURES.items() if of in feature.operations},
+        "features": {name: str(one) for name, one in FEATURES.items() if {*every}.intersection(one.operations)},
         "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
     }
     if what in sentences:
         width = max(map(len, sentences[what]))
         return [f"{name:<{width}}  {sentence}" for name, sentence in sentences[what].items()]
-    if what == "subjects":
-        return list(named(of))
     if what == "cases":
         return [case.id for case in plan(level, DTYPE_NAMES, 0, of)]
     return list(map(str, bugs()))

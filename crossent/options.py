@@ -200,10 +200,15 @@ _baseline = _add_options(
         "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
     ),
 )
-operation = click.option(
+_operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: cross_entropy, or the one of torch's function]",
+    help="Function of torch that the subjects compute.  [default: the one of the named forms, or cross_entropy]",
+)
+listed_operation = click.option(
+    "--operation",
+    type=Word(OPERATION_NAMES),
+    help="Function of torch that the lists are about.  [default: every one, but checks and cases of cross_entropy]",
 )
 # The options that choose a part of a run.
 _part = _add_options(
@@ -255,7 +260,7 @@ report_files = _add_options(
     click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
     click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
-check_options = _add_options(operation, _cases, promises, run_options, _part, _baseline)
+check_options = _add_options(_operation, _cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(

@@ -24,7 +24,7 @@ from crossent.choices import (
 )
 from crossent.numerics.formats import FORMATS
 from crossent.run.plan import plan
-from crossent.subjects.builtin import NAMED
+from crossent.subjects.builtin import EVERY_NAMED
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 
@@ -34,7 +34,7 @@ def test_the_words_of_the_options_are_the_names_that_the_package_has():
     assert tuple(CONTRACTS) == CONTRACT_NAMES
     assert tuple(OPERATIONS) == OPERATION_NAMES
     assert (*CHECKS, "errors") == CHECK_NAMES
-    assert tuple(NAMED) == SUBJECT_NAMES
+    assert tuple(EVERY_NAMED) == SUBJECT_NAMES
     assert tuple(FEATURES) == FEATURE_NAMES
     sizes = [len(plan(level, ("float32",), 0)) for level in LEVELS]
     assert sizes == sorted(set(sizes))

@@ -1,4 +1,4 @@
-"""The forms: cross-entropy written out by hand, five times.
+"""The forms: cross-entropy written out by hand, five times, and linear cross-entropy, twice.
 
 This room has the reference implementations and the checks of their arguments. The modules import torch, and
 `explain` also imports rich, which prints the worked example. No module imports another room of the package.
@@ -10,8 +10,8 @@ rows        Rows: the arguments of one call, laid out as rows of logits
 validation  the checks of the arguments, and the error messages
 explain     the worked example: one loss, step by step
 
-The forms are attributes of this room, and those of cross-entropy also of `crossent`. `FORMS` lists the forms of
-cross-entropy by name, and `LINEAR_FORMS` the forms of linear cross-entropy.
+The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name, and
+`LINEAR_FORMS` the forms of linear cross-entropy.
 """
 
 from collections.abc import Callable

@@ -73,10 +73,9 @@ def linear_formula(
             `ignore_index` is given with class probabilities. All other errors are as in :func:`crossent.formula`.
 
     Example:
-        >>> import torch
-        >>> from crossent.forms import linear_formula
+        >>> import torch, crossent
         >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-        >>> loss = linear_formula(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
+        >>> loss = crossent.linear_formula(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
         >>> round(loss.item(), 4)
         0.3182
     """
@@ -110,7 +109,7 @@ def linear_blocked(
     label_smoothing: float = 0.0,
     block_size: int | None = None,
 ) -> Tensor:
-    r"""Compute the loss of :func:`linear_formula` on blocks of rows, with the gradients written by hand.
+    r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
     multiplies them by the upstream gradient. Without a reduction, the backward pass computes the logits again. The loss
@@ -119,12 +118,12 @@ def linear_blocked(
 
     The memory is the logits of one block, and the gradients in the dtype of the computation.
 
-    The function calls :func:`linear_formula` instead in four cases: `target` or `weight` requires a gradient; the input
-    is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or compiles the
-    call; or the gradient itself is differentiated, or computed for a batch of upstream gradients.
+    The function calls :func:`crossent.linear_formula` instead in four cases: `target` or `weight` requires a gradient;
+    the input is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or
+    compiles the call; or the gradient itself is differentiated, or computed for a batch of upstream gradients.
 
     Args:
-        input: The hidden states, as for :func:`linear_formula`, and so are all arguments but the last.
+        input: The hidden states, as for :func:`crossent.linear_formula`, and so are all arguments but the last.
         linear_weight: The weight of the linear layer.
         target: Class indices or class probabilities.
         linear_bias: The bias of the linear layer.
@@ -135,17 +134,16 @@ def linear_blocked(
         block_size: The number of logits in a block, 1 or more. A block has at least one row.
 
     Returns:
-        The loss, with the same shape and dtype as the loss of :func:`linear_formula`.
+        The loss, with the same shape and dtype as the loss of :func:`crossent.linear_formula`.
 
     Raises:
         TypeError: `block_size` is not an int.
-        ValueError: `block_size` is below 1. All other errors are as in :func:`linear_formula`.
+        ValueError: `block_size` is below 1. All other errors are as in :func:`crossent.linear_formula`.
 
     Example:
-        >>> import torch
-        >>> from crossent.forms import linear_blocked
+        >>> import torch, crossent
         >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-        >>> loss = linear_blocked(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
+        >>> loss = crossent.linear_blocked(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
         >>> round(loss.item(), 4)
         0.3182
     """
@@ -210,7 +208,7 @@ class _LinearBlocked(torch.autograd.Function):
 def _through_formula(
     tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients of :func:`linear_formula`, which can be differentiated again."""
+    """Return the gradients of :func:`crossent.linear_formula`, which can be differentiated again."""
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
         loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)

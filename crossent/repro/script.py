@@ -74,6 +74,8 @@ DEFINED: dict[str, ScriptFunction] = {
     "torch": subjects.torch_loss,
     "torch_nll": subjects.torch_nll,
     "scalar": subjects.scalar_on_tensors,
+    "linear_formula": subjects.linear_formula_of_crossent,
+    "linear_blocked": subjects.linear_blocked_of_crossent,
     "torch_linear": subjects.torch_linear,
     "torch_linear_chunked": subjects.torch_linear_chunked,
     "torch_linear_chunk1": subjects.torch_linear_chunk1,

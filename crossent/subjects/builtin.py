@@ -11,8 +11,9 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
-from crossent.forms import FORMS, scalar
+from crossent.forms import FORMS, LINEAR_FORMS, scalar
 from crossent.numerics.bounds.contracts import Promise
+from crossent.subjects.callables import with_weight
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import DEFAULT_CONTRACT, TORCH_CONTRACT, in_halves
 from crossent.subjects.subject import Loss, Subject
@@ -36,12 +37,12 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 
 # A form promises the arithmetic of torch's operations ("eager"), unless this table has another promise.
-_PROMISES: dict[str, Promise] = {"blocked": "blocked"}
+_PROMISES: dict[str, Promise] = {"blocked": "blocked", "linear_blocked": "kernel"}
 
 
-def _form(name: str, loss: Loss) -> Subject:
+def _form(name: str, loss: Loss, operation: Operation = CROSS_ENTROPY) -> Subject:
     promise = _PROMISES.get(name, "eager")
-    return Subject(name, loss, promise=promise, source=name, contract=promise)
+    return Subject(name, loss, promise=promise, source=name, contract=promise, operation=operation)
 
 
 _SCALAR = Subject(
@@ -56,6 +57,9 @@ _SCALAR = Subject(
     contract="eager",
 )
 FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name, form in FORMS.items()}
+LINEAR_FORM_SUBJECTS = {
+    name: _form(name, partial(with_weight, form), LINEAR_CROSS_ENTROPY) for name, form in LINEAR_FORMS.items()
+}
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
@@ -150,8 +154,9 @@ REFERENCES = {
 }
 # The subjects of each name that a user can give. The name "torch" stands for two subjects.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
-# The same for a linear cross-entropy: the three ways in which torch can compute it.
+# The same for a linear cross-entropy. The name of torch's function stands for three ways in which torch computes it.
 LINEAR_NAMED = {
+    **{name: (form,) for name, form in LINEAR_FORM_SUBJECTS.items()},
     LINEAR_ALIAS: (
         TORCH_LINEAR,
         _chunked("torch_linear_chunked"),

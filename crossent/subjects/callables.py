@@ -78,7 +78,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         raise TypeError(f"{quoted(what)}, which {reason}; allowed are {allowed}")
     loss = partial(_make_and_call, given) if is_factory else given
     if is_linear:
-        loss = partial(_with_weight, loss)
+        loss = partial(with_weight, loss)
         # The second parameter may have the name `weight`, which is also the name of an option.
         places = [name for name, parameter in parameters.items() if parameter.kind in _BY_POSITION][:3]
         parameters = {name: parameter for name, parameter in parameters.items() if name not in places}
@@ -136,7 +136,7 @@ def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **op
     return make(**options)(input, target)
 
 
-def _with_weight(
+def with_weight(
     loss: Callable[..., Any], input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Any:
     """Call a linear cross-entropy, with its arguments in the order of torch."""

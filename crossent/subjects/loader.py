@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from crossent.cases.operation import CROSS_ENTROPY, Operation
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, NAMED, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, own_subject
 from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
@@ -26,7 +26,8 @@ from crossent.subjects.features import require_features
 from crossent.subjects.subject import Subject
 from crossent.words import DECLARED, cut, one_line, quoted, said
 
-_ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
+_NAMES = [name for name in EVERY_NAMED if ":" not in name]
+_ALLOWED = f"{', '.join(_NAMES)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
 _WRITE = "write path/to/file.py:NAME"
 
 
@@ -84,9 +85,8 @@ def _each(description: str) -> list[str]:
         return [description]
     names = [one.name for one in EVERY_NAMED[base] if base == description or not one.not_transformed]
     if not names:
-        raise ValueError(
-            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}; leave out {COMPILE_SUFFIX}"
-        )
+        reason = EVERY_NAMED[base][0].not_transformed
+        raise ValueError(f"subject: got {quoted(description)}; {base} {reason}; leave out {COMPILE_SUFFIX}")
     return [name + description.removeprefix(base) for name in names]
 
 
@@ -115,7 +115,7 @@ def _import_object(description: str) -> object:
     if (place and not attribute) or (not place and attribute.endswith(".py")):
         raise ValueError(f"the name of the function or class is missing; write {cut(place or attribute)}:NAME")
     if not place:
-        near = get_close_matches(description, NAMED, n=1)
+        near = get_close_matches(description, _NAMES, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
     if _is_file(place):
         path = _file(place)

@@ -10,12 +10,14 @@ import crossent
 from crossent.cases.linear.case import LinearCase
 from crossent.choices import DTYPE_NAMES
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
+from crossent.forms import LINEAR_FORMS
 from crossent.report.document import jsonable
 from crossent.report.reader import read_report
 from crossent.run.plan import plan
 from crossent.run.settings import Settings
 from crossent.run.verify import verify
-from crossent.subjects.builtin import LINEAR_ALIAS
+from crossent.subjects.builtin import EVERY_NAMED, LINEAR_ALIAS
+from crossent.subjects.features import FEATURES
 
 OPERATION = ["--operation", "linear_cross_entropy"]
 NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
@@ -67,6 +69,7 @@ def test_the_command_checks_a_function_in_isolation(folder, capsys):
         (["mine.py:right"], "(a linear cross-entropy needs --operation linear_cross_entropy)"),
         (["mine.py:right", "--operation", "softmax"], "--operation: got 'softmax'; allowed are cross_entropy, linear_"),
         (["formula", *OPERATION], "--operation: got 'linear_cross_entropy', but formula computes cross_entropy"),
+        (["formula", "linear_formula"], "--operation: formula computes cross_entropy, but linear_formula computes"),
         (["torch_linear", "formula"], "--operation: torch_linear computes linear_cross_entropy, but formula computes"),
         (["mine.py:right", *OPERATION, "--check", "shift"], "--check: got 'shift'; allowed are call, result,"),
         (["formula", "--check", "bias_gradient"], "--check: got 'bias_gradient'; allowed are call, result,"),
@@ -85,7 +88,9 @@ def test_a_wrong_choice_is_refused_in_one_line(folder, capsys, words, said):
 
 def test_the_lists_are_of_the_operation(capsys):
     listed = {what: run(capsys, "list", what, *OPERATION)[1].split("\n") for what in ("subjects", "checks", "features")}
-    assert listed["subjects"] == [LINEAR_ALIAS, ""]
+    assert [line.split() for line in listed["subjects"] if line] == [
+        [name, "linear_cross_entropy"] for name in ("linear_formula", "linear_blocked", LINEAR_ALIAS)
+    ]
     assert [line.split()[0] for line in listed["checks"] if line] == [
         *Settings(operation="linear_cross_entropy").every_check,
         "errors",
@@ -97,8 +102,24 @@ def test_the_lists_are_of_the_operation(capsys):
     assert len(out.splitlines()) == len(
         plan("quick", DTYPE_NAMES, 0, Settings(operation="linear_cross_entropy")._operation)
     )
-    for what in ("checks", "features", "cases"):
+    for what in ("checks", "cases"):
         assert "linear" not in run(capsys, "list", what, "--level", "quick")[1]
+
+
+def test_without_an_operation_the_lists_have_the_subjects_and_features_of_every_operation(capsys):
+    subjects = [line.split() for line in run(capsys, "list", "subjects")[1].splitlines()]
+    assert subjects == [[name, group[0].operation.name] for name, group in EVERY_NAMED.items()]
+    features = [line.split()[0] for line in run(capsys, "list", "features")[1].splitlines()]
+    assert features == list(FEATURES)
+
+
+def test_the_command_checks_the_forms_at_grade_a(capsys):
+    cases = ["--case", "linear-*7x5-*", "--case", "linear-*17x3-*", "--case", "linear_*"]
+    status, out = run(capsys, "check", *LINEAR_FORMS, "--level", "quick", *cases, "--no-cache")
+    assert status == PASSED, out
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in LINEAR_FORMS]
+    assert [row[0] for row in rows] == list(LINEAR_FORMS)
+    assert all(row[1] == "PASSED" and row.count("A") == 4 for row in rows), out
 
 
 @NEEDS_213

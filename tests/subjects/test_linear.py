@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import crossent
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
+from crossent.forms import LINEAR_FORMS
 from crossent.run.settings import Settings, operation_of
 from crossent.subjects.builtin import LINEAR_ALIAS, REFERENCES, named
 from crossent.subjects.callables import as_subject
@@ -125,8 +126,10 @@ def test_a_run_has_the_operation_of_its_built_in_subjects():
     assert operation_of([LINEAR_ALIAS, called_as_documented], None) == "linear_cross_entropy"
     assert operation_of(["torch_linear+compile"], None) == "linear_cross_entropy"
     assert operation_of(["mine.py:loss"], "linear_cross_entropy") == "linear_cross_entropy"
-    with pytest.raises(ValueError, match="formula computes cross_entropy, but torch_linear computes linear_cross_entr"):
-        operation_of(["formula", "torch_linear"], None)
+    assert operation_of(list(LINEAR_FORMS), None) == "linear_cross_entropy"
+    for other in ("torch_linear", "linear_formula"):
+        with pytest.raises(ValueError, match=f"formula computes cross_entropy, but {other} computes linear_cross_entr"):
+            operation_of(["formula", other], None)
     with pytest.raises(ValueError, match="got 'linear_cross_entropy', but formula computes cross_entropy"):
         operation_of(["formula"], "linear_cross_entropy")
     with pytest.raises(ValueError, match="operation: got 'softmax'; allowed are cross_entropy, linear_cross_entropy"):
@@ -134,10 +137,11 @@ def test_a_run_has_the_operation_of_its_built_in_subjects():
 
 
 def test_each_operation_has_its_subjects():
-    assert list(named(LINEAR_CROSS_ENTROPY)) == [LINEAR_ALIAS]
+    assert list(named(LINEAR_CROSS_ENTROPY)) == [*LINEAR_FORMS, LINEAR_ALIAS]
     assert "formula" in named(CROSS_ENTROPY)
     assert [one.name for one in Settings(operation="linear_cross_entropy").load()] == [
-        one.name for one in load(LINEAR_ALIAS)
+        *LINEAR_FORMS,
+        *(one.name for one in load(LINEAR_ALIAS)),
     ]
 
 

@@ -18,12 +18,26 @@ def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with the numbers of the tensors. Unlike other functions here, this one needs crossent."""
+    """Call crossent.scalar with the numbers of the tensors. This function needs crossent."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]
     options = {k: v.tolist() if torch.is_tensor(v) else v for k, v in options.items()}
     return torch.tensor(scalar(*given, **options), dtype=torch.float64)
+
+
+def linear_formula_of_crossent(input, target, linear_weight, **options):
+    """Call crossent.linear_formula. This function needs crossent."""
+    from crossent import linear_formula
+
+    return linear_formula(input, linear_weight, target, **options)
+
+
+def linear_blocked_of_crossent(input, target, linear_weight, **options):
+    """Call crossent.linear_blocked. This function needs crossent."""
+    from crossent import linear_blocked
+
+    return linear_blocked(input, linear_weight, target, **options)
 
 
 def torch_linear(input, target, linear_weight, **options):
