@@ -184,8 +184,8 @@ def lay_out(
         TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, except
             that it accepts a `label_smoothing` that is negative or NaN, and complex weights with class probabilities.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
-        IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
-            in torch: the host never waits for the device.
+        IndexError: `input` has no class axis, or a target is outside `[0, C)` and is not `ignore_index`. For such a
+            target, CUDA stops with a device-side assert, as in torch: the host never waits for the device.
     """
     return arrange(input, target, weight, ignore_index, reduction, label_smoothing).widened()
 

@@ -83,8 +83,9 @@ def formula(
         RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
             Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
-        IndexError: A target is outside 0 to C - 1 and is not `ignore_index`. As in torch, compiled code raises
-            RuntimeError, and CUDA stops with a device-side assert: no form makes the host wait for the device.
+        IndexError: `input` has no class axis, or a target is outside 0 to C - 1 and is not `ignore_index`. As in torch,
+            compiled code raises RuntimeError for such a target, and CUDA stops with a device-side assert: no form makes
+            the host wait for the device.
 
     Example:
         >>> import torch, crossent

@@ -1,9 +1,9 @@
 """The checks of the arguments of a form, and the error messages.
 
-For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An
-input that has none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. For
-`scalar`, the exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value and
-the allowed values.
+For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, IndexError and
+RuntimeError. An input that has none of the four floating-point dtypes, and a tensor that is not dense, raise
+NotImplementedError. For `scalar`, the exceptions are TypeError, ValueError and IndexError. Each message names the
+argument, the given value and the allowed values.
 """
 
 from __future__ import annotations
@@ -104,10 +104,14 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
 def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
     """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
 
-    As in torch, a wrong batch size raises ValueError, and any other wrong size raises RuntimeError.
+    As in torch, a wrong batch size raises ValueError, logits without a class axis raise IndexError, and any other wrong
+    size raises RuntimeError.
     """
     if input.dim() == 0:
-        raise RuntimeError("input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)")
+        # torch takes a class index of the same shape for a class probability of a wrong dtype.
+        raise (RuntimeError if dense and not target.dtype.is_floating_point else IndexError)(
+            "input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)"
+        )
     if dense:
         if not target.dtype.is_floating_point:
             raise RuntimeError(

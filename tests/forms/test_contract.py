@@ -932,11 +932,9 @@ BAD = [
     wrong_shape(RuntimeError, (4, 3), (4, 2), torch.float32),
     wrong_shape(ValueError, (4, 3), (3, 3), torch.float32),
     wrong_shape(ValueError, (4, 3), (3,), torch.float32),
-    Bad(
-        RuntimeError,
-        "input: got 0 dimensions",
-        "allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)",
-        (X[0, 0], Y[0]),
+    *(
+        Bad(error, "input: got 0 dimensions", "allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)", (X[0, 0], y))
+        for error, y in [(RuntimeError, Y[0]), (IndexError, Y[:1]), (IndexError, P[0, 0]), (IndexError, P[0, :1])]
     ),
     *(
         option(
