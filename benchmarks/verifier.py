@@ -192,6 +192,23 @@ def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_
     options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
     return cross_entropy(input, target, weight, **options)
 """
+LINEAR = """
+import torch
+from torch.nn.functional import cross_entropy
+def loss(
+    input, linear_weight, target, linear_bias=None, weight=None, ignore_index=-100, reduction="mean",
+    label_smoothing=0.0,
+):
+    compute = torch.promote_types(input.dtype, torch.float32)
+    logits = input.to(compute) @ linear_weight.to(compute).flatten(0, -2).T
+    if linear_bias is not None:
+        logits = logits + linear_bias.to(compute).flatten()
+    logits = logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])
+    weight = None if weight is None else weight.to(compute)
+    target = target.to(compute) if target.is_floating_point() else target
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return cross_entropy(logits, target, weight, **options).to(input.dtype)
+"""
 WRONG = RIGHT.replace('"ignore_index": ignore_index, ', "")
 # Commands, each with its targets: CPU seconds, and seconds on two idle cores.
 COMMANDS: tuple[tuple[str, float | None, float | None], ...] = (
@@ -199,6 +216,8 @@ COMMANDS: tuple[tuple[str, float | None, float | None], ...] = (
     ("check --level quick", 16.0, 10.0),
     ("check right.py:loss --contract torch --level quick", None, 6.0),
     ("check wrong.py:loss --contract torch --level quick -x", None, 5.0),
+    ("check linear.py:loss --operation linear_cross_entropy --without errors --level quick", None, 15.0),
+    ("check linear.py:loss --operation linear_cross_entropy --without errors", None, 60.0),
     ("--help", 0.15, 0.15),
     ("check --levle quick", 0.15, 0.15),
 )
@@ -210,7 +229,7 @@ def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) 
     The commands run in a new folder, where no earlier report is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in (("right", RIGHT), ("wrong", WRONG)):
+        for name, text in (("right", RIGHT), ("wrong", WRONG), ("linear", LINEAR)):
             (Path(folder) / f"{name}.py").write_text(text, encoding="utf-8")
         for words, cpu_limit, limit in of:
             before, start = os.times(), time.perf_counter()

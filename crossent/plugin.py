@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from crossent.choices import CONTRACT_NAMES
+from crossent.choices import CONTRACT_NAMES, OPERATION_NAMES
 from crossent.words import counted
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEVICE, DTYPE, LEVEL, _SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
 _SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
-CONTRACT = "--crossent-contract"
+CONTRACT, OPERATION = "--crossent-contract", "--crossent-operation"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
 RECORDS = pytest.StashKey[list[str]]()
 DESELECTED = pytest.StashKey[int]()
@@ -41,6 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     option(
         _SUBJECT, "Also test this subject, as `crossent check` takes it. Repeatable.", action="append", metavar="NAME"
+    )
+    operations = f"{' or '.join(OPERATION_NAMES)}. Default: cross_entropy"
+    option(
+        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or the one of the form.", metavar="NAME"
     )
     option(DEVICE, "Device: cpu, cuda or cuda:N. Repeatable. Default: cpu.", action="append", metavar="DEVICE")
     option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")
@@ -139,12 +143,13 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
     """
     from crossent.run.pytest_checks import tests_of
 
-    names = config.getoption(_SUBJECT) or ()
+    names, operation = config.getoption(_SUBJECT) or (), config.getoption(OPERATION)
+    own = {"operation": operation} if operation is not None else {}
     try:
         return [
             replace(one, id=f"{name}:{one.id}")
             for name in dict.fromkeys(names)
-            for settings in _settings_of(config, {})
+            for settings in _settings_of(config, dict(own))
             for one in tests_of(name, settings)
         ]
     except Wrong as error:

@@ -22,6 +22,12 @@ def test_right(check):
 def test_wrong(check):
     check()
 """
+LINEAR = """
+import torch.nn.functional as F
+
+def loss(hidden, weight, target, ignore_index=-100, reduction="mean"):
+    return F.cross_entropy(hidden @ weight.T, target, ignore_index=ignore_index, reduction=reduction)
+"""
 KNOWN = """
 [[finding]]
 subject = "doubled"
@@ -125,11 +131,33 @@ def test_a_subject_of_the_command_line_needs_no_file(run, pytester):
     assert re.search(r"^formula: cases \d+ ran, 0 failed", result.stdout.str(), re.M)
 
 
+def test_a_linear_cross_entropy_of_the_command_line_needs_its_operation(run, pytester):
+    pytester.mkdir("empty")
+    pytester.makepyfile(mine=LINEAR)
+    chosen = ["--crossent-dtype", "float32", "-k", "linear-float32-7x5-normal-int64-mean-hidden16"]
+    result = run("empty", "--crossent-subject", "mine.py:loss", *chosen, here=True)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "needs --operation linear_cross_entropy" in result.stderr.str()
+    chosen += ["--crossent-subject", "linear_formula", "--crossent-operation", "linear_cross_entropy"]
+    result = run("empty", "--crossent-subject", "mine.py:loss", *chosen)
+    assert result.ret == pytest.ExitCode.OK, result.stdout.str()
+    for name in ("loss", "linear_formula"):
+        assert re.search(rf"^{name}: cases 1 ran, 0 failed", result.stdout.str(), re.M)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--crossent-subject", "formulae"], "subject: got 'formulae'; did you mean formula?"),
         (["--crossent-subject", "formula", "--crossent-level", "fast"], "level: got 'fast'; allowed are quick, normal"),
+        (
+            ["--crossent-subject", "formula", "--crossent-operation", "softmax"],
+            "operation: got 'softmax'; allowed are cross_entropy, linear_cross_entropy",
+        ),
+        (
+            ["--crossent-subject", "formula", "--crossent-operation", "linear_cross_entropy"],
+            "operation: got 'linear_cross_entropy', but formula computes cross_entropy",
+        ),
         (["--crossent-subject", "formula", "--crossent-dtype", "float8"], "dtypes: got 'float8'; allowed are float16"),
         (["--crossent-subject", "formula", "--crossent-without", "wings"], "without: got 'wings'; allowed are float16"),
         (["--crossent-subject", "formula", "--crossent-device", "toaster"], "device: got 'toaster'; allowed are cpu"),

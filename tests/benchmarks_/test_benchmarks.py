@@ -268,6 +268,9 @@ def test_a_command_is_timed_with_its_own_processes():
         (("check wrong.py:loss --contract torch --level quick --dtype float32 -x", None, 5.0),)
     )
     assert stopped["status"] == 1
+    words = next(words for words, *_ in verifier.COMMANDS if words.startswith("check linear.py:loss"))
+    (right,) = verifier.commands(((f"{words} --dtype float16 --case linear-*7x5-*", None, None),))
+    assert right["status"] == 0
 
 
 def test_a_run_is_compared_with_its_own_calls_in_a_bare_loop():
