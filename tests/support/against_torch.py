@@ -1,4 +1,7 @@
-"""Helpers of tests/forms/test_against_torch.py: evaluate a loss, and bound the rounding error of its evaluation."""
+"""Evaluate a loss, and bound the rounding error of its evaluation.
+
+These are helpers of tests/forms/test_against_torch.py and tests/forms/test_linear_against_torch.py.
+"""
 
 from dataclasses import dataclass
 
@@ -8,11 +11,13 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import safe
-from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
-from crossent.trials.exact import name_of, rows_of, terms_of
+from crossent.subjects.builtin import FORM_SUBJECTS, LINEAR_FORM_SUBJECTS, REFERENCES, TORCH
+from crossent.trials.exact import LinearPartBounds, name_of, rows_of, solve, terms_of
 
 from .waits import computes
 
@@ -66,6 +71,41 @@ def error_bounds(function, logits, target, loss, options):
     terms = terms_of(Inputs(logits, target, options, torch.ones_like(loss)))
     dtype, device, rows = name_of(logits), str(logits.device), len(terms.logits)
     return Bounds(terms, contract(subject.promise, subject.grade(dtype), dtype, device=device, rows=rows))
+
+
+@dataclass
+class LinearEvaluated:
+    """The loss and the gradients of one call of a linear cross-entropy, with an error bound for each number.
+
+    Attributes:
+        loss: the loss.
+        gradient: the gradient of the input.
+        weight_gradient: the gradient of `linear_weight`.
+        bias_gradient: the gradient of `linear_bias`; None without a bias.
+        bounds: the largest errors that rounding can cause, in attributes with these names.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor | None
+    bounds: LinearPartBounds
+
+
+def evaluate_linear(function, call):
+    """Call a form or a function of torch; return loss, gradients of the sum of the losses, and the error bounds."""
+    leaves = {"input": call["input"], "linear_weight": call["linear_weight"], "linear_bias": call.get("linear_bias")}
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
+    given = {**call, **leaves}
+    loss = function(given.pop("input"), given.pop("linear_weight"), given.pop("target"), **given)
+    assert loss.dtype == call["input"].dtype
+    gradients = [*torch.autograd.grad(loss.sum(), list(leaves.values())), None][:3]
+    subject = LINEAR_FORM_SUBJECTS.get(function.__name__, REFERENCES[LINEAR_CROSS_ENTROPY])
+    options = {"reduction": "mean", "label_smoothing": 0.0, **call}
+    inputs = Inputs(options.pop("input"), options.pop("target"), options, torch.ones_like(loss.detach()))
+    dtype = name_of(inputs.input)
+    promised = linear_contract_of(subject.promise, subject.grade(dtype), dtype, rows=len(inputs.input))
+    return LinearEvaluated(loss.detach(), *gradients, solve(inputs).bounds(promised))
 
 
 def scalar(input, target, **options):
