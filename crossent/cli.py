@@ -322,10 +322,11 @@ def repro(
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
 @click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
-def explain(
-    logits: tuple[float, ...] | None, target: int | None, random: bool, classes: int | None, seed: int | None
-) -> None:
+@click.option("--linear", is_flag=True, help="Begin with a hidden state and the last layer; end with their gradients.")
+def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
     """Explain the loss of one row, step by step."""
+    if linear and (logits is not None or target is not None):
+        raise click.UsageError("--linear computes the logits: leave out --logits and --target")
     if random and (logits is not None or target is not None):
         raise click.UsageError("--random draws the logits and the target: leave out --logits and --target")
     if (logits is None) != (target is None):
@@ -335,15 +336,14 @@ def explain(
     from rich.constrain import Constrain
 
     from crossent.console import Output
-    from crossent.forms import explain as explanation
+    from crossent.forms.explain import explain as explain_row
+    from crossent.forms.explain import random_row
+    from crossent.forms.explain_linear import explain_linear, random_layer
 
-    if random:
-        row, label = explanation.random_row(classes or 5, seed or 0)
-    else:
-        row, label = explanation.SEED_LOGITS, explanation.SEED_TARGET
-        if logits is not None and target is not None:
-            row, label = logits, target
+    explained: Any = explain_linear if linear else explain_row
+    drawn: Any = random_layer if linear else random_row
+    row = drawn(classes or 5, seed or 0) if random else () if logits is None else (logits, target)
     with one_line():
-        text = explanation.explain(row, label)
+        text = explained(*row)
     console = Output()
     console.show([Constrain(text, min(console.width, 100))])

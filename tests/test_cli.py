@@ -130,6 +130,7 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("explain", "--logits", "1,2"), "--target"),
         (("explain", "--target", "2"), "--logits"),
         (("explain", "--random", "--logits", "1,2"), "--random"),
+        (("explain", "--linear", "--logits", "1,2", "--target", "0"), "--linear computes the logits: leave out"),
         (("explain", "--classes", "3"), "--random"),
         (("explain", "--random", "--classes", "0"), "--classes"),
         (("explain", "--random", "--seed", "-1"), "--seed"),

@@ -1,14 +1,15 @@
 """The forms: cross-entropy written out by hand, five times, and linear cross-entropy, twice.
 
-This room has the reference implementations and the checks of their arguments. The modules import torch, and
-`explain` also imports rich, which prints the worked example. No module imports another room of the package.
+This room has the reference implementations and the checks of their arguments. The modules import torch. `explain` and
+`explain_linear` also import rich, which prints the worked examples. No module imports another room of the package.
 
-textbook    formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
-linear      linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
-blocks      blocked: the same loss, computed some rows at a time, with a gradient written by hand
-rows        Rows: the arguments of one call, laid out as rows of logits
-validation  the checks of the arguments, and the error messages
-explain     the worked example: one loss, step by step
+textbook        formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
+linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
+blocks          blocked: the same loss, computed some rows at a time, with a gradient written by hand
+rows            Rows: the arguments of one call, laid out as rows of logits
+validation      the checks of the arguments, and the error messages
+explain         the worked example: one loss, step by step
+explain_linear  the same from a hidden state, and back to the gradients of the last layer
 
 The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name, and
 `LINEAR_FORMS` the forms of linear cross-entropy.

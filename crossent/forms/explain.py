@@ -1,9 +1,9 @@
-"""The worked example: one loss computed step by step, for readers who are new to cross-entropy."""
+"""The worked examples: one loss computed step by step, for readers who are new to cross-entropy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich import box
@@ -27,6 +27,8 @@ _FORMULAS = {
     "one_hot": "-Σ y'_i log softmax(x)_i",
     "blocked": "-log_softmax(x)_y in blocks",
     "scalar": "-x_y + log Σ exp(x_i)",
+    "linear_formula": "-x_y + log Σ exp(x_i)",
+    "linear_blocked": "-log_softmax(x)_y in blocks",
 }
 
 
@@ -59,60 +61,118 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
         Cross-entropy, step by step
         ...
     """
+    _require_row(logits, target)
+    x = torch.tensor(logits, dtype=torch.float64)
+    return Group(
+        Text("Cross-entropy, step by step", "bold"),
+        _paragraph(
+            f"A classifier of {_count(len(logits), 'class', 'classes')} returns one number for each class, the logit. "
+            f"Here the logits are {_vector(x)}, and the true class is {target}. {_MEANING}"
+        ),
+        *_numbered(*_steps_of_loss(x, target), _step_of_forms(_forms_table(logits, target))),
+    )
+
+
+# A step: its title, its formula, and the parts below.
+_Step = tuple[str, str, list[RenderableType]]
+_MEANING = (
+    "A larger logit means more confidence in the class. The loss is one number that says how wrong the classifier is."
+)
+
+
+def _require_row(logits: Sequence[float], target: int) -> None:
+    """Raise an error if the logits and the target are no row that :func:`explain` accepts."""
     if not logits or not all(math.isfinite(x) for x in logits):
         raise ValueError(f"logits: got {list(logits)}; allowed is one finite number for each class")
     if not 0 <= target < len(logits):
         raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
     if not math.isfinite(max(logits) - min(logits)):
         raise ValueError("logits: got a difference that overflows; allowed are numbers whose differences are finite")
-    x = torch.tensor(logits, dtype=torch.float64)
-    y = torch.tensor(target)
-    p = x.softmax(0)
+
+
+def _numbered(*steps: _Step) -> list[RenderableType]:
+    """Return the parts of the steps, each step under its number."""
+    made: list[RenderableType] = []
+    for number, (title, mathematics, parts) in enumerate(steps, 1):
+        made += [_step(str(number), title, mathematics), *parts]
+    return made
+
+
+def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
+    """Return the steps from the logits to the loss, and to the gradient of the logits."""
+    p, y = x.softmax(0), torch.tensor(target)
     loss = torch.nn.CrossEntropyLoss()(x, y).item()
     log_sum = loss + x[target].item()
     twice = torch.nn.CrossEntropyLoss()(p, y).item()
-    return Group(
-        Text("Cross-entropy, step by step", "bold"),
-        _paragraph(
-            f"A classifier of {_count(len(logits), 'class', 'classes')} returns one number for each class, the logit. "
-            f"Here the logits are {_vector(x)}, and the true class is {target}. A larger logit means more confidence "
-            "in the class. The loss is one number that says how wrong the classifier is."
+    seed = (tuple(x.tolist()), target) == (SEED_LOGITS, SEED_TARGET)
+    return [
+        (
+            "Softmax turns the logits into probabilities",
+            "p_i = exp(x_i) / Σ_j exp(x_j)",
+            [
+                _paragraph(
+                    "The largest logit is subtracted first. The subtraction cancels in the fraction, so no probability "
+                    "changes. And exp cannot overflow: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
+                ),
+                Padding(_softmax_table(x, p, target), (0, 2)),
+                _paragraph(
+                    f"Every probability lies between 0 and 1, and they sum to {p.sum().item():.6g}. "
+                    f"{_prediction(x, p, target)}"
+                ),
+            ],
         ),
-        _step("1", "Softmax turns the logits into probabilities", "p_i = exp(x_i) / Σ_j exp(x_j)"),
-        _paragraph(
-            "The largest logit is subtracted first. The subtraction cancels in the fraction, so no probability "
-            "changes. And exp cannot overflow: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
+        (
+            "The loss is minus the log of a probability",
+            "H = -Σ_i y'_i log p_i = -log p_y",
+            [
+                _paragraph(
+                    f"The target as a vector, y', is 1 at class {target} and 0 at all other classes. One term of the "
+                    f"sum is left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. The loss is 0 "
+                    "where the true class has probability 1, and grows without limit as that probability goes to 0."
+                    + _rounded_by_hand(p[target].item(), loss, seed)
+                )
+            ],
         ),
-        Padding(_softmax_table(x, p, target), (0, 2)),
-        _paragraph(
-            f"Every probability lies between 0 and 1, and they sum to {p.sum().item():.6g}. {_prediction(x, p, target)}"
+        (
+            "The same loss without the division",
+            "H = -x_y + log Σ_j exp(x_j)",
+            [
+                _paragraph(
+                    f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + "
+                    f"{_number(log_sum)} = {_number(loss)}. Software computes the loss in this way."
+                )
+            ],
         ),
-        _step("2", "The loss is minus the log of a probability", "H = -Σ_i y'_i log p_i = -log p_y"),
-        _paragraph(
-            f"The target as a vector, y', is 1 at class {target} and 0 at all other classes. One term of the sum is "
-            f"left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. The loss is 0 where the true "
-            "class has probability 1, and grows without limit as that probability goes to 0."
-            + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
+        (
+            "nn.CrossEntropyLoss applies the softmax itself",
+            "its input is the logits",
+            [
+                _paragraph(
+                    f"Pass logits to nn.CrossEntropyLoss, not probabilities. If you pass probabilities, softmax is "
+                    f"applied twice, and the loss is {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
+                )
+            ],
         ),
-        _step("3", "The same loss without the division", "H = -x_y + log Σ_j exp(x_j)"),
-        _paragraph(
-            f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + {_number(log_sum)} = "
-            f"{_number(loss)}. Software computes the loss in this way."
+        (
+            "The gradient says what to change",
+            "∂H/∂x_i = p_i - y'_i",
+            [
+                _paragraph(
+                    f"For these logits the gradient is {_vector(_slope(x, target))}. A step against the gradient "
+                    "raises the logit of the true class, and lowers each other logit in proportion to its probability."
+                )
+            ],
         ),
-        _step("4", "nn.CrossEntropyLoss applies the softmax itself", "its input is the logits"),
-        _paragraph(
-            f"Pass logits to nn.CrossEntropyLoss, not probabilities. If you pass probabilities, softmax is applied "
-            f"twice, and the loss is {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
-        ),
-        _step("5", "The gradient says what to change", "∂H/∂x_i = p_i - y'_i"),
-        _paragraph(
-            f"For these logits the gradient is {_vector(p - torch.nn.functional.one_hot(y, len(logits)))}. A step "
-            "against the gradient raises the logit of the true class, and lowers each other logit in proportion to its "
-            "probability."
-        ),
-        _step("6", "The forms of the loss, compared with torch", ""),
-        Padding(_forms_table(logits, target), (0, 0, 0, 2)),
-    )
+    ]
+
+
+def _slope(x: Tensor, target: int) -> Tensor:
+    """Return the gradient of the logits."""
+    return x.softmax(0) - torch.nn.functional.one_hot(torch.tensor(target), len(x))
+
+
+def _step_of_forms(table: Table) -> _Step:
+    return "The forms of the loss, compared with torch", "", [Padding(table, (0, 0, 0, 2))]
 
 
 def _step(number: str, title: str, mathematics: str) -> Text:
@@ -128,11 +188,17 @@ def _shown(count: int, target: int) -> list[int]:
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
-def _softmax_table(x: Tensor, p: Tensor, target: int) -> Table:
+def _table(*headings: str) -> Table:
+    """Return an empty table with these columns, and a last column without a heading for words."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("class", "logit x", "x - max", "exp(x - max)", "p"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
+    return table
+
+
+def _softmax_table(x: Tensor, p: Tensor, target: int) -> Table:
+    table = _table("class", "logit x", "x - max", "exp(x - max)", "p")
     shifted = x - x.max()
     shown = _shown(len(x), target)
     for c in shown:
@@ -145,16 +211,22 @@ def _softmax_table(x: Tensor, p: Tensor, target: int) -> Table:
 
 
 def _forms_table(logits: Sequence[float], target: int) -> Table:
+    row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])
+    losses = {
+        name: form(list(logits), target) if form is scalar else form(row, label).item() for name, form in FORMS.items()
+    }
+    return _losses_table("nn.CrossEntropyLoss", torch.nn.CrossEntropyLoss()(row, label).item(), losses)
+
+
+def _losses_table(of_torch: str, torchs: float, losses: Mapping[str, float]) -> Table:
+    """Return a table that compares the loss of each form with the loss of torch."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("minus torch", justify="right", no_wrap=True)
-    row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])
-    torchs = torch.nn.CrossEntropyLoss()(row, label).item()
-    table.add_row("nn.CrossEntropyLoss", "", f"{torchs:.10g}", "")
-    for name, form in FORMS.items():
-        loss = form(list(logits), target) if form is scalar else form(row, label).item()
+    table.add_row(of_torch, "", f"{torchs:.10g}", "")
+    for name, loss in losses.items():
         table.add_row(name, _FORMULAS.get(name, ""), f"{loss:.10g}", f"{loss - torchs:.1g}")
     return table
 

@@ -1,0 +1,155 @@
+"""The worked example of a linear cross-entropy: from a hidden state to the loss, and back to the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from crossent.forms import LINEAR_FORMS
+from crossent.forms.explain import (
+    _MEANING,
+    SEED_TARGET,
+    _losses_table,
+    _number,
+    _numbered,
+    _paragraph,
+    _require_row,
+    _shown,
+    _slope,
+    _Step,
+    _step_of_forms,
+    _steps_of_loss,
+    _table,
+    _vector,
+)
+
+# A hidden state, and a weight and a bias of the last layer, that give the logits of the other example.
+SEED_HIDDEN = (2.0, 1.0)
+SEED_WEIGHT = ((1.0, 1.0), (1.0, -1.0), (-2.0, 0.0))
+SEED_BIAS = (0.0, 0.0, 1.0)
+
+
+def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
+    """Return a hidden state of two numbers, a weight, a bias and a true class, all drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2,), (classes, 2), (classes,)))
+    target = int(torch.randint(classes, (), generator=generator))
+    return hidden.tolist(), weight.tolist(), bias.tolist(), target
+
+
+def explain_linear(
+    hidden: Sequence[float] = SEED_HIDDEN,
+    weight: Sequence[Sequence[float]] = SEED_WEIGHT,
+    bias: Sequence[float] = SEED_BIAS,
+    target: int = SEED_TARGET,
+) -> RenderableType:
+    """Return the steps from a hidden state and the weight of the last layer to the loss, and back to the gradients.
+
+    The steps between are those of :func:`explain`.
+
+    Args:
+        hidden: The hidden state, H numbers.
+        weight: The weight of the linear layer: for each class, H numbers.
+        bias: The bias of the linear layer: for each class, one number.
+        target: The true class, from 0 to C - 1.
+
+    Raises:
+        ValueError: The lengths do not match, or a logit is not finite.
+        IndexError: The target is not a class.
+
+    Example:
+        >>> from rich.console import Console
+        >>> Console(width=80).print(explain_linear())  # doctest: +ELLIPSIS
+        Linear cross-entropy, step by step
+        ...
+    """
+    if len(bias) != len(weight) or any(len(row) != len(hidden) for row in weight):
+        raise ValueError(
+            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows, one for each "
+            f"number of the bias, of {len(hidden)} numbers, as many as the hidden state has"
+        )
+    h, w, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hidden, weight, bias))
+    x = w @ h + b
+    _require_row(x.tolist(), target)
+    return Group(
+        Text("Linear cross-entropy, step by step", "bold"),
+        _paragraph(
+            f"The last layer of a classifier turns a hidden state into one number for each class, the logit. Here the "
+            f"hidden state is {_vector(h)}, and the true class is {target}. {_MEANING} The layer and the loss together "
+            "are F.linear_cross_entropy."
+        ),
+        *_numbered(
+            _step_of_layer(h, w, b, x, target),
+            *_steps_of_loss(x, target),
+            _step_of_gradients(h, w, x, target),
+            _step_of_forms(_linear_forms_table(h, w, b, target)),
+        ),
+    )
+
+
+def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _Step:
+    """Return the step from the hidden state to the logits."""
+    rows = [
+        (_vector(w[c]), _number(float(w[c] @ h)), _number(float(b[c])), _number(float(x[c])))
+        for c in _shown(len(x), target)
+    ]
+    return (
+        "The last layer computes the logits",
+        "x = h Wᵀ + b",
+        [
+            _paragraph(
+                "Each class has a row of the weight, W_c, and a number of the bias, b_c. The logit of the class is the "
+                "dot product of the hidden state h and W_c, plus b_c."
+            ),
+            Padding(_class_table(("W_c", "h · W_c", "b_c", "logit x_c"), rows, len(x), target), (0, 2)),
+            _paragraph(
+                "A batch of N rows has N × C logits. In a language model this is the largest tensor. "
+                "crossent.linear_blocked computes some rows at a time, so that all logits together are never in memory."
+            ),
+        ],
+    )
+
+
+def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
+    """Return the step from the gradient of the logits to the gradients of hidden state, weight and bias."""
+    d = _slope(x, target)
+    rows = [(_number(float(d[c])), _vector(d[c] * h), _number(float(d[c]))) for c in _shown(len(x), target)]
+    return (
+        "The gradients of the layer",
+        "∂H/∂h = d W, ∂H/∂W = dᵀ h, ∂H/∂b = Σ d",
+        [
+            _paragraph(
+                "The gradient of the logits, d, is that of the last step. The hidden state gets the sum of the rows of "
+                f"W, each times its d_c: {_vector(d @ w)}. Each row of W gets its d_c times h, and each number of b "
+                "gets its d_c:"
+            ),
+            Padding(_class_table(("d_c", "∂H/∂W_c = d_c h", "∂H/∂b_c"), rows, len(x), target), (0, 2)),
+            _paragraph(
+                "In a batch, each row has its own gradient of the hidden state. The gradients of weight and bias are "
+                "sums over the rows, in float32 even for half precision. An ignored row has d = 0, and adds nothing."
+            ),
+        ],
+    )
+
+
+def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
+    """Return a table with a row for each class of :func:`_shown`."""
+    table, shown = _table("class", *headings), _shown(classes, target)
+    for c, row in zip(shown, rows, strict=True):
+        table.add_row(str(c), *row, "← the true class" if c == target else "")
+    if classes > len(shown):
+        table.add_row("…", *("" for _ in headings), f"and {classes - len(shown)} more")
+    return table
+
+
+def _linear_forms_table(h: Tensor, w: Tensor, b: Tensor, target: int) -> Table:
+    label = torch.tensor([target])
+    losses = {name: form(h[None], w, label, linear_bias=b).item() for name, form in LINEAR_FORMS.items()}
+    composed = torch.nn.functional.cross_entropy(torch.nn.functional.linear(h[None], w, b), label)
+    return _losses_table("F.linear, F.cross_entropy", composed.item(), losses)
