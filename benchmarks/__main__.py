@@ -3,6 +3,7 @@
     python -m benchmarks                                     # everything: about ten minutes on two idle cores
     python -m benchmarks hot_path --shape 4096x1000 --into FOLDER
     python -m benchmarks growth verifier
+    python -m benchmarks linear                              # linear cross-entropy: two minutes
     python -m benchmarks --device cuda
     python -m benchmarks --compare REF                       # is a form slower than in another commit?
 
@@ -27,7 +28,7 @@ from benchmarks import readme
 from benchmarks.readme import RESULTS, ROOT
 from benchmarks.turns import EndedError
 
-PARTS = ("hot_path", "growth", "verifier")
+PARTS = ("hot_path", "linear", "growth", "verifier")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,6 +147,10 @@ def _measured(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
 
         points = [*_shown(growth.measure(device=chosen.device, seconds=chosen.seconds / 5), _of_point)]
         return {"points": points, "exponents": growth.exponents(points), "fixed": growth.FIXED}
+    if part == "linear":
+        from benchmarks import linear
+
+        return {"cells": [*_shown(linear.measure(seconds=2 * chosen.seconds), _of_linear)]}
     from benchmarks import verifier
 
     parts = [*_shown(verifier.oracle(), _of_part), *_shown(verifier.parts(), _of_part)]
@@ -174,6 +179,14 @@ def _of_cell(cell: dict[str, Any]) -> str:
     return f"{which}: torch {ms:.3g} ms, {rounds} rounds; time / torch's time: {', '.join(words)}"
 
 
+def _of_linear(cell: dict[str, Any]) -> str:
+    ratios = {name: one["blocked_over_this"] for name, one in cell["found"].items() if name != "linear_blocked"}
+    words = [f"{name} {ratio['median']:.2f}" + "*" * ratio["disturbed"] for name, ratio in ratios.items()]
+    which = f"{'x'.join(map(str, cell['shape']))} {cell['dtype']}, threads: {cell['threads']}"
+    ms, rounds = (cell["found"]["linear_blocked"]["seconds"][key] for key in ("median", "rounds"))
+    return f"{which}: linear_blocked {1000 * ms:.3g} ms, {rounds} rounds; its time / time of {', '.join(words)}"
+
+
 def _of_point(point: dict[str, Any]) -> str:
     times = ", ".join(f"{name} {1000 * one['seconds']['median']:.3g} ms" for name, one in point["found"].items())
     return f"{point['size']} {point['axis']}: {times}"
@@ -197,11 +210,12 @@ def _of_bare(one: dict[str, Any]) -> str:
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     """Write results and plots; for results in benchmarks/results, also the tables of the pages."""
-    from benchmarks import hot_path, plots, tables
+    from benchmarks import hot_path, linear, plots, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}
     if part == "hot_path":
         kept["machines"] = {str(one["machine"]["threads"]): one["machine"] for one in found}
+    if part in ("hot_path", "linear"):
         kept["cells"] = [cell for one in found for cell in one["cells"]]
     chosen.into.mkdir(parents=True, exist_ok=True)
     name = part if chosen.device == "cpu" or part == "verifier" else f"{part}-cuda"
@@ -209,10 +223,10 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
     name += "-kept" if kept_memory else ""
     (chosen.into / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"written: {chosen.into / name}.json")
-    if part != "hot_path":
+    if part in ("growth", "verifier"):
         getattr(plots, part)(kept, chosen.into / f"{name}.svg")
     else:
-        for about, got, allowed in hot_path.verdicts(kept["cells"]):
+        for about, got, allowed in (linear if part == "linear" else hot_path).verdicts(kept["cells"]):
             say(f"{'met' if got <= allowed else 'MISSED'}: {about}: {got:.3g}, target {allowed:.3g}")
     partial = part == "hot_path" and (chosen.shapes or chosen.dtypes)
     if chosen.into == RESULTS and chosen.device == "cpu" and not partial and not kept_memory:

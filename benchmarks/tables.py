@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from benchmarks import linear as linear_part
 from benchmarks.hot_path import TARGETS, Pass
 from benchmarks.peers import NAMES
 
 PEERS = ("torch.compile", "linear_cross_entropy", "liger", "optax")
 NONE = "–"
+_STAR = " A star: in most rounds more threads were ready to run than there were cores."
 
 
 def hot_path(kept: dict[str, Any]) -> str:
@@ -45,6 +47,45 @@ def hot_path(kept: dict[str, Any]) -> str:
         _machine(kept, cells),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def linear(kept: dict[str, Any]) -> str:
+    """Return the tables of the time and the memory of a linear cross-entropy."""
+    cells = kept["cells"]
+    others = [name for name in cells[0]["found"] if name not in (linear_part.FORM, *linear_part.LIMITS)]
+    times = [
+        [
+            *_which(cell),
+            f"{1000 * cell['found'][linear_part.FORM]['seconds']['median']:.3g}",
+            *(_marked(cell["found"][name]["blocked_over_this"]) for name in others),
+            *(f"{1 / cell['found'][name]['blocked_over_this']['median']:.0%}" for name in linear_part.LIMITS),
+        ]
+        for cell in cells
+    ]
+    memories = [
+        [
+            *_which(cell),
+            _megabytes(cell["gradients"]),
+            _megabytes(cell["block"]),
+            f"{linear_part.share_of_memory(cell):.2f}",
+            *(_megabytes(cell["found"][name]["extra_memory"]) for name in (linear_part.FORM, *others)),
+        ]
+        for cell in cells
+    ]
+    heads = ["input", "dtype"]
+    return (
+        f"Time of `{linear_part.FORM}` in ms, the same over the time of other calls (target {linear_part.TIME:g}), and "
+        "the share of its time in which the limits run, medians:\n\n"
+        + _table([*heads, "ms", *(f"/ {name}" for name in others), *linear_part.LIMITS], times)
+        + f"\nPeak memory beyond the inputs in MB, and that of `{linear_part.FORM}` over the memory of the gradients "
+        f"and one block (target {linear_part.MEMORY:g}):\n\n"
+        + _table([*heads, "gradients", "block", "share", linear_part.FORM, *others], memories)
+        + f"\n{kept['title']}.{_STAR if any('*' in word for row in times for word in row) else ''}\n"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.3g}"
 
 
 def growth(kept: dict[str, Any]) -> str:
@@ -114,7 +155,9 @@ def _about(seconds: float) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
-    rules = [" --- " if head in ("", "logits", "dtype", "part", "slowest workload") else " ---: " for head in heads]
+    rules = [
+        " --- " if head in ("", "logits", "input", "dtype", "part", "slowest workload") else " ---: " for head in heads
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rules)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
@@ -208,11 +251,7 @@ def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     )
     missing = {name: reason for cell in cells for name, reason in cell["missing"].items() if name == "liger"}
     absent = "".join(f" {name} {reason}." for name, reason in missing.items())
-    stars = (
-        " A star: in most rounds more threads were ready to run than there were cores."
-        if any(one["disturbed"] for one in spreads)
-        else ""
-    )
+    stars = _STAR if any(one["disturbed"] for one in spreads) else ""
     device = "" if machine["device"] == "cpu" else f" {machine.get('device_name', machine['device'])},"
     return (
         f"{machine['processor']},{device} {machine['cores']} cores, {caches}; torch {machine['torch']}, Python "

@@ -25,8 +25,11 @@ from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
 from crossent.forms.validation import _has_autocast, as_int, check_linear
 
-# A block has at least so many logits by default. Every block reads the whole weight, so small blocks take long.
-_LOGITS = 2**22
+# A block has at least so many logits and so many rows by default. Every block reads the whole weight, so small blocks
+# take long.
+_LOGITS, _ROWS = 2**22, 64
+# The most numbers of the weight that are converted to the dtype of the computation together, as a share of a block.
+_SHARE = 1 / 16
 
 
 def linear_formula(
@@ -116,7 +119,8 @@ def linear_blocked(
     and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient that no tensor
     requires is not computed.
 
-    The memory is the logits of one block, and the gradients in the dtype of the computation.
+    The memory is the logits of one block, and the gradients in the dtype of the computation. Class probabilities and
+    label smoothing need some more buffers of the size of a block.
 
     The function calls :func:`crossent.linear_formula` instead in four cases: `target` or `weight` requires a gradient;
     the input is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or
@@ -230,54 +234,63 @@ def _differentiate(
     this. Rows that are ignored add nothing to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
-    losses = torch.empty(len(h), dtype=compute, device=h.device)
-    # The rows of grad_input are written one after another; the other two gradients are sums.
-    makers = torch.empty_like, torch.zeros_like, torch.zeros_like
+    losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
+    # The first block writes the gradients, and each further block adds to the gradients of weight and bias.
     gradients = [
-        make(leaf, dtype=compute) if want else None for make, leaf, want in zip(makers, leaves, wanted, strict=True)
+        torch.empty_like(leaf, dtype=compute) if want else None for leaf, want in zip(leaves, wanted, strict=True)
     ]
     grad_h, grad_w, grad_b = gradients
-    most = min(len(h), max(1, (block_size or max(_LOGITS, 64 * len(w))) // len(w)))
-    work = torch.empty(most, len(w), dtype=compute, device=h.device)
-    for block, some, out, log_p, factor in rows.blocks(
-        most, h, losses if grad_h is None else grad_h, losses, _scale(rows, upstream)
-    ):
+    most = rows_of_block(h.shape[0], w.shape[0], block_size)
+    work = torch.empty(most, w.shape[0], dtype=compute, device=h.device)
+    parts = _parts(w, work)
+    blocks = rows.blocks(most, h, losses if grad_h is None else grad_h, losses, _scale(rows, upstream))
+    for at, (block, some, out, loss, factor) in enumerate(blocks):
         some = some.to(compute)
         if block.kept is not None:
             some = torch.where(block.kept.unsqueeze(-1), some, 0.0)  # 0 · NaN would be NaN
-        z = _write_logits(some, w, b, work[: len(some)])
-        _write_slope(replace(block, logits=z), factor, log_p)
+        z = _write_logits(some, w, b, work[: some.shape[0]], parts)
+        _write_slope(replace(block, logits=z), factor, loss)
         if grad_h is not None:
-            _write_product(z, w, out)
+            _write_product(z, w, out, parts)
         if grad_w is not None:
-            grad_w.addmm_(z.mT, some)
+            grad_w.addmm_(z.mT, some, beta=min(at, 1))
         if grad_b is not None:
-            grad_b += z.sum(0)
-    return losses.neg_(), gradients
+            grad_b.copy_(grad_b + z.sum(0) if at else z.sum(0))
+    return losses, gradients
 
 
-def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
+def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int:
+    """Return the number of rows in a block of :func:`crossent.linear_blocked`; the last block may have fewer."""
+    return min(rows, max(1, (block_size or max(_LOGITS, _ROWS * classes)) // classes))
+
+
+def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
     """Write the logits of a block to `out`, (r, C), in its dtype, and return `out`."""
-    for classes in _parts(w, out.dtype):
+    for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
-def _write_product(d: Tensor, w: Tensor, out: Tensor) -> None:
+def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
     """Write the gradient of the input of a block, `d @ w`, to `out`, (r, H)."""
-    out.zero_()
-    for classes in _parts(w, out.dtype):
+    first, *others = parts
+    torch.mm(d[:, first], w[first].to(out.dtype), out=out)
+    for classes in others:
         out.addmm_(d[:, classes], w[classes].to(out.dtype))
 
 
-def _parts(w: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Return slices of the classes, so that a copy of a part of the weight in another dtype is as small as a block."""
-    step = len(w) if w.dtype == dtype else max(1, _LOGITS // max(1, w.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(w), step)]
+def _parts(w: Tensor, work: Tensor) -> list[slice]:
+    """Return slices of the classes, so that a copy of a part of the weight is small beside a block of logits.
+
+    Without a conversion to another dtype, there is one part. `work` is the memory of a block.
+    """
+    classes, features = w.shape
+    step = classes if w.dtype == work.dtype else max(1, int(_SHARE * work.numel()) // max(1, features))
+    return [slice(start, start + step) for start in range(0, classes, step)]
 
 
-def _write_slope(rows: Rows, factor: Tensor | float, log_p: Tensor) -> None:
-    """Replace the logits of a block by the gradient of the logits, and write minus the loss of each row to `log_p`.
+def _write_slope(rows: Rows, factor: Tensor | float, loss: Tensor) -> None:
+    """Replace the logits of a block by the gradient of the logits, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
     the weight of the true class if only this class has a term. The written number is not yet multiplied by this weight.
@@ -287,7 +300,7 @@ def _write_slope(rows: Rows, factor: Tensor | float, log_p: Tensor) -> None:
     if rows.dense:
         z -= z.exp().sum(-1, keepdim=True).log_()
         wide = rows.widened()
-        log_p.copy_(wide.expect(z))
+        torch.neg(wide.expect(z), out=loss)
         v = wide.weighted(wide.one_hot())
         z.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
     else:
@@ -295,7 +308,7 @@ def _write_slope(rows: Rows, factor: Tensor | float, log_p: Tensor) -> None:
         y = rows.index.unsqueeze(-1)
         x_y = z.gather(-1, y)
         total = z.exp_().sum(-1, keepdim=True)
-        log_p.copy_((x_y - total.log()).squeeze(-1))
+        torch.sub(total.log().squeeze(-1), x_y.squeeze(-1), out=loss)
         z.mul_(factor / total)
         z.scatter_(-1, y, z.gather(-1, y) - factor)
     if rows.kept is not None:

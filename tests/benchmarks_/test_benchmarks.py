@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, growth, hot_path, memory, paired, peers, tables, verifier
+from benchmarks import compare, growth, hot_path, linear, memory, paired, peers, tables, verifier
 from benchmarks.readme import README, RESULTS, part
 from benchmarks.turns import Hot, Side
+from crossent.forms import LINEAR_FORMS
 
 CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2))]
 
@@ -242,7 +243,7 @@ def test_the_table_has_a_row_for_each_cell(cells):
     assert "liger needs a CUDA device" in text
 
 
-@pytest.mark.parametrize("name", ["hot_path", "growth", "verifier"])
+@pytest.mark.parametrize("name", ["hot_path", "linear", "growth", "verifier"])
 def test_the_readme_has_the_tables_of_the_results(name):
     path = RESULTS / f"{name}.json"
     if not path.exists():
@@ -250,6 +251,29 @@ def test_the_readme_has_the_tables_of_the_results(name):
     stored = json.loads(path.read_text(encoding="utf-8"))
     assert part(name) == getattr(tables, name)(stored), "nox -s benchmarks writes the table again"
     assert {"processor", "threads", "torch", "python", "allocator"} <= set(stored["machine"])
+
+
+def test_a_linear_cross_entropy_is_measured_beside_torch_and_the_limits():
+    (cell,) = linear.measure(((40, 4, 64),), ("bfloat16",), seconds=0.01)
+    names = {*LINEAR_FORMS, "composition", *linear.LIMITS}
+    assert names <= set(cell["found"]) <= {*names, "torch", "torch, chunked"}
+    assert (cell["gradients"], cell["block"], cell["logits"]) == (4 * 104 * 4, 4 * 40 * 64, 2 * 40 * 64)
+    assert cell["found"][linear.FORM]["blocked_over_this"]["median"] == 1
+    assert cell["found"]["composition"]["extra_memory"] > 2 * cell["logits"]
+    assert linear.share_of_memory(cell) * (cell["gradients"] + cell["block"]) > cell["block"]
+    found = list(linear.verdicts([cell]))
+    assert [target for *_, target in found] == [linear.TIME] * (len(cell["found"]) - 3) + [linear.MEMORY]
+    text = tables.linear({"title": "a processor", "cells": [cell]})
+    assert [line.count("| 40×4×64 | bfloat16 |") for line in text.splitlines()].count(1) == 2
+
+
+def test_linear_blocked_needs_little_more_memory_than_its_gradients_and_a_block():
+    """With blocks of the default size, which have four million logits."""
+    call = linear.makers()[linear.FORM](*linear.drawn((1024, 64, 8192), "bfloat16")())
+    call()
+    gradients, block = 4 * (1024 + 8192) * 64, 4 * linear.rows_of_block(1024, 8192) * 8192
+    assert block == 2**24
+    assert gradients + block <= memory.peak(call) <= linear.MEMORY * (gradients + block)
 
 
 def test_every_part_of_the_verifier_is_timed():
