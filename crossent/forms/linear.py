@@ -249,7 +249,7 @@ def _differentiate(
         if block.kept is not None:
             some = torch.where(block.kept.unsqueeze(-1), some, 0.0)  # 0 · NaN would be NaN
         z = _write_logits(some, w, b, work[: some.shape[0]], parts)
-        _write_slope(replace(block, logits=z), factor, loss)
+        _write_slope(block, z, factor, loss)
         if grad_h is not None:
             _write_product(z, w, out, parts)
         if grad_w is not None:
@@ -289,17 +289,16 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, classes, step)]
 
 
-def _write_slope(rows: Rows, factor: Tensor | float, loss: Tensor) -> None:
-    """Replace the logits of a block by the gradient of the logits, and write the loss of each row to `loss`.
+def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
+    """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
     the weight of the true class if only this class has a term. The written number is not yet multiplied by this weight.
     """
-    z = rows.logits
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
         z -= z.exp().sum(-1, keepdim=True).log_()
-        wide = rows.widened()
+        wide = replace(rows, logits=z).widened()
         torch.neg(wide.expect(z), out=loss)
         v = wide.weighted(wide.one_hot())
         z.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
