@@ -19,7 +19,8 @@ upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
-circumstances  no_grad, non-leaf logits, one gradient of two, threads, Parameters, hooks, modes of torch
+leaves         arguments of which some require a gradient, and arguments that are not a leaf
+circumstances  no_grad, threads, Parameters, hooks, modes of torch
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and a call on another CUDA stream
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
@@ -44,6 +45,7 @@ from crossent.checks import (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
     relations,
     single,
@@ -79,8 +81,8 @@ CHECKS = {
         options.options,
         relations.two_backwards,
         circumstances.no_grad,
-        circumstances.non_leaf,
-        circumstances.alone,
+        leaves.non_leaf,
+        leaves.alone,
         circumstances.threads,
         circumstances.circumstances,
         derivatives.double_backward,

@@ -9,8 +9,9 @@ from typing import Any
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.checks import compiled_code, relations
-from crossent.checks.circumstances import ALONE, CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
+from crossent.cases.operation import GRADIENTS
+from crossent.checks import compiled_code, leaves, relations
+from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
 from crossent.checks.large import GIB, needed
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
@@ -157,6 +158,17 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
     return {"other": case.seeded(case.seed + 1).build()}
 
 
+def _of_some(focus: Focus) -> Shapes:
+    known, ways = parts(focus.inputs), leaves.ways_of(focus.inputs)
+    return {f"{part} {call}": known[part] for call, names in ways.items() for part in ("loss", *names)}
+
+
+def _wanted(focus: Focus) -> dict[str, Any]:
+    ways = leaves.ways_of(focus.inputs).items()
+    wanted = tuple((call, {name: GRADIENTS[name] for name in names}) for call, names in ways)
+    return {"wanted_of": wanted, "which_call": focus.call}
+
+
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
     """Return the recipe of a check of derivatives along the direction of the case.
 
@@ -258,9 +270,8 @@ RECIPES = {
         kinds=("changed_input", *EITHER),
     ),
     "non_leaf": Recipe(("changed_input", *EITHER), circumstances.call_on_non_leaf, judge_number, numbers=_all),
-    "alone": _called(
-        circumstances.call_for_one_gradient,
-        dict(zip(ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
+    "alone": Recipe(
+        EITHER, circumstances.call_for_some_gradients, circumstances.judge_one_call, numbers=_of_some, values=_wanted
     ),
     "threads": _called(
         circumstances.call_in_threads,

@@ -9,6 +9,7 @@ from crossent.checks import (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
     relations,
     single,
@@ -32,7 +33,7 @@ ALWAYS = (*SINGLE, *INVARIANTS)
 TWO_BACKWARDS = (relations.two_backwards,)
 OPTIONS = checks_of(options)
 RELATIONS = tuple(check for check in checks_of(relations) if check not in TWO_BACKWARDS)
-CIRCUMSTANCES = checks_of(circumstances)
+CIRCUMSTANCES = checks_of(circumstances, leaves)
 DERIVATIVES = checks_of(derivatives)
 DETERMINISM = checks_of(determinism)
 JACOBIANS = checks_of(jacobians)

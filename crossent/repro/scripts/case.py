@@ -38,6 +38,8 @@ equations: Any = ((given, given),)
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
 # The names of several calls.
 calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
+# Calls in which only some arguments require a gradient: the name of each, and these arguments by name of the gradient.
+wanted_of: tuple[tuple[str, dict[str, str]], ...] = (("of the logits alone", {"gradient": "input"}),)
 which_call: Any = "in a thread"  # the name or the position of the call that gave the number
 direction: Tensor = torch.ones_like(logits)  # the direction of the derivatives
 shape: tuple[int, ...] = ()  # the shape of a derivative
