@@ -17,7 +17,7 @@ In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their 
 upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
-relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
+relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
 leaves         arguments of which some require a gradient, and arguments that are not a leaf
 circumstances  no_grad, threads, Parameters, hooks, modes of torch
@@ -47,10 +47,10 @@ from crossent.checks import (
     large,
     leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, two_calls
 from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
@@ -72,14 +72,14 @@ CHECKS = {
         single.sign,
         single.row_sums,
         single.ignored_rows,
-        relations.layout,
-        relations.shift,
-        relations.rows_permuted,
-        relations.classes_permuted,
-        relations.split,
-        relations.widened,
+        two_calls.layout,
+        two_calls.shift,
+        two_calls.rows_permuted,
+        two_calls.classes_permuted,
+        two_calls.split,
+        two_calls.widened,
         options.options,
-        relations.two_backwards,
+        backward.two_backwards,
         circumstances.no_grad,
         leaves.non_leaf,
         leaves.alone,

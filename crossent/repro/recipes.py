@@ -10,9 +10,10 @@ from typing import Any
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import GRADIENTS
-from crossent.checks import compiled_code, leaves, relations
+from crossent.checks import compiled_code, leaves
 from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
 from crossent.checks.large import GIB, needed
+from crossent.checks.relations import changes
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
 from crossent.repro.equations import Equations, Index, Shapes, parts
@@ -252,17 +253,17 @@ RECIPES = {
     "sign": _number(_only("loss"), single.judge_sign),
     "row_sums": _number(_rows, single.judge_row_sum),
     "ignored_rows": Recipe(("wrong",), single.check_ignored_rows),
-    "layout": _equal(equations.equal_to(relations.contiguous)),
+    "layout": _equal(equations.equal_to(changes.contiguous)),
     "shift": _equal(equations.of_shifted_logits),
     "rows_permuted": _equal(equations.of_reversed_rows),
     "classes_permuted": _equal(equations.of_reversed_classes),
     "split": _equal(equations.of_two_batches),
-    "widened": _equal(equations.equal_to(relations.wide)),
+    "widened": _equal(equations.equal_to(changes.wide)),
     "options": _equal(equations.of_options, judge_unchanged),
     "two_backwards": Recipe(
         ("disturbed", "not_repeated", *EITHER),
         check_two_backwards,
-        values=lambda focus: {"other": relations.of_other_classes(focus.inputs)},
+        values=lambda focus: {"other": changes.of_other_classes(focus.inputs)},
     ),
     "no_grad": _called(
         circumstances.call_without_gradients,

@@ -37,6 +37,7 @@ from crossent.repro.scripts.functions import (
     verdict_of_attempt,
 )
 from crossent.repro.scripts.refusals import isolate
+from crossent.repro.scripts.transforms import call_linear_under_vjp
 from crossent.run.fresh_process import SECONDS
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
@@ -81,7 +82,7 @@ DEFINED: dict[str, ScriptFunction] = {
 # The functions of a script in place of others, by operation.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
     CROSS_ENTROPY: {},
-    LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear},
+    LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear, "call_under_vjp": call_linear_under_vjp},
 }
 
 

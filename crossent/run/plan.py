@@ -30,7 +30,7 @@ thorough:
 
 Bad inputs run at every level. A linear cross-entropy has edges and bad inputs of its own. Level quick runs the checks
 of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too. The calls in other
-circumstances run on a case per dtype.
+circumstances run on two cases per dtype.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
+from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
@@ -77,7 +78,9 @@ _QUICK_CALLS = (
     ),
 )
 
+# A kernel with few options takes the plain cases alone.
 _QUICK_LINEAR_CALLS = (
+    *(LinearCase(dtype) for dtype in DTYPES),
     *(LinearCase(dtype, bias="bias") for dtype in ("float32", "float16")),
     *(
         LinearCase(dtype, reduction="none", weight="weighted", upstream="rows", bias="bias")

@@ -132,7 +132,7 @@ def _chunked(name: str, **chunks: Any) -> Subject:
         not_transformed="computes its gradients in the forward pass, where torch sees no operations",
         source=name,
         **_AS_TORCH_LINEAR,
-    )
+    ).lacking({"retain_graph": "gives the memory of its gradients away in the backward pass"})
 
 
 TORCH_LINEAR = Subject(

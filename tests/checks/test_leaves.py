@@ -9,13 +9,16 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
-from crossent.checks import circumstances, leaves, single
+from crossent.checks import circumstances, determinism, leaves, single, transforms
 from crossent.checks.leaves import ways_of
 from crossent.run.plan import plan
 from crossent.trials.call import in_words
 
 FIRST = (single.call, single.result)
-CHECKS = (leaves.alone, leaves.non_leaf, circumstances.circumstances, circumstances.no_grad)
+CHECKS = (
+    *(leaves.alone, leaves.non_leaf, circumstances.circumstances, circumstances.no_grad),
+    *(transforms.func_grad, determinism.deterministic),
+)
 CASE = LinearCase("float32", reduction="none", upstream="rows", bias="bias")
 MEAN = LinearCase("float32", (17, 3), ignored="ignored")
 
@@ -130,9 +133,11 @@ def test_the_words_of_a_call_name_the_argument():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_level_quick_has_a_case_with_frozen_arguments(dtype):
-    checks = plan("quick", [dtype], 0, LinearCase.operation).values()
-    assert any(leaves.alone in of_case for of_case in checks)
+def test_level_quick_has_cases_with_frozen_arguments_with_and_without_options(dtype):
+    planned = plan("quick", [dtype], 0, LinearCase.operation).items()
+    chosen = {case for case, checks in planned if leaves.alone in checks}
+    assert LinearCase(dtype) in chosen
+    assert any(case.bias != "no_bias" for case in chosen)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -183,9 +188,23 @@ def test_a_wrong_result_in_other_circumstances_is_found(condition, said):
     assert finding.message.startswith(f"loss, {said}:")
 
 
+def test_a_gradient_that_is_wrong_under_a_transform_is_found():
+    def loss(input, target, *, linear_weight, **options):
+        if torch._C._functorch.is_gradtrackingtensor(linear_weight):
+            linear_weight = linear_weight.detach()
+        return composed(input, target, linear_weight=linear_weight, **options)
+
+    (finding,) = run(subject_of(loss), CASE, (*FIRST, transforms.func_grad)).findings
+    assert finding.message.startswith("gradient of linear_weight:\n")
+
+
 def test_the_checks_run_in_an_isolated_process():
-    """The gradients of an act go through the wire, also those that are missing."""
+    """The gradients of an act go through the wire, also those that are missing.
+
+    `circumstances` is left out: a process that is forked from one with several threads cannot start threads.
+    """
+    checks = tuple(check for check in (*FIRST, *CHECKS) if check is not circumstances.circumstances)
     for loss, failed in ((by_hand(), []), (changed(as_liger), ["alone"])):
-        part = run_isolated(subject_of(loss), cases=[CASE], checks=(*FIRST, *CHECKS)).subjects[0]
+        part = run_isolated(subject_of(loss), cases=[CASE], checks=checks).subjects[0]
         assert [finding.check for finding in part.findings] == failed
-        assert list(part.outcomes[CASE.id].checks) == [check.name for check in (*FIRST, *CHECKS)]
+        assert list(part.outcomes[CASE.id].checks) == [check.name for check in checks]

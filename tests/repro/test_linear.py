@@ -68,7 +68,11 @@ def test_the_scripts_of_findings_about_torch_show_them():
 def test_the_scripts_of_checks_that_pass_say_so():
     """Each of the three functions that a script may define is called, in each check that measures numbers."""
     cases = {
-        HALF: ("loss", "gradient", "weight_gradient", "bias_gradient", "widened", "no_grad", "threads"),
+        HALF: (
+            *("loss", "gradient", "weight_gradient", "bias_gradient", "widened", "no_grad", "threads"),
+            *("alone", "non_leaf", "circumstances", "func_grad", "shift", "rows_permuted", "classes_permuted", "split"),
+            "options",
+        ),
         STRIDED: ("loss", "weight_gradient", "layout"),
     }
     ids = [f"torch_linear:{check}:{case.id}" for case, checks in cases.items() for check in checks]
@@ -84,6 +88,42 @@ def test_the_script_of_ones_own_function_loads_it_as_a_linear_cross_entropy(tmp_
     script = script_of(finding, source="mine.py:mean_of_means")
     assert "operation=LINEAR_CROSS_ENTROPY" in script
     assert statuses([script]) == [1]
+
+
+FROZEN = """
+import torch
+import torch.nn.functional as F
+
+class Probe(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        return hidden @ weight.T
+
+    @staticmethod
+    def backward(ctx, slope):
+        hidden, weight = ctx.saved_tensors
+        return (slope @ weight, slope.T @ hidden) if ctx.needs_input_grad[0] else (None, None)
+
+def frozen(hidden, weight, target):
+    return F.cross_entropy(Probe.apply(hidden, weight), target)
+
+def writes(hidden, weight, target):
+    loss = F.cross_entropy(hidden @ weight.T, target)
+    if not weight.is_leaf:
+        weight.data.zero_()
+    return loss
+"""
+
+
+def test_the_scripts_of_frozen_arguments_show_the_finding(tmp_path, monkeypatch):
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    monkeypatch.chdir(tmp_path)
+    ids = {
+        f"{name}:{check}:{LinearCase('float32').id}": name
+        for name, check in (("frozen", "alone"), ("writes", "non_leaf"))
+    }
+    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1]
 
 
 def test_a_case_of_another_operation_is_refused():

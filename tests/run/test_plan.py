@@ -22,10 +22,10 @@ from crossent.checks import (
     large,
     leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, two_calls
 from crossent.choices import LEVELS
 from crossent.run.plan import plan
 from crossent.trials.check import Check
@@ -39,7 +39,8 @@ MODULES = (
     large,
     leaves,
     options,
-    relations,
+    two_calls,
+    backward,
     transforms,
     compiled_code,
 )

@@ -11,10 +11,10 @@ from crossent.checks import (
     large,
     leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, two_calls
 from crossent.trials.check import Cost
 
 CHECKS = crossent.checks.checks_of(CROSS_ENTROPY)
@@ -30,9 +30,9 @@ CALL, RESULT = single.call, single.result
 INVARIANTS = (single.sign, single.row_sums, single.ignored_rows)
 SINGLE = tuple(check for check in checks_of(single) if check not in INVARIANTS)
 ALWAYS = (*SINGLE, *INVARIANTS)
-TWO_BACKWARDS = (relations.two_backwards,)
+TWO_BACKWARDS = (backward.two_backwards,)
 OPTIONS = checks_of(options)
-RELATIONS = tuple(check for check in checks_of(relations) if check not in TWO_BACKWARDS)
+RELATIONS = checks_of(two_calls)
 CIRCUMSTANCES = checks_of(circumstances, leaves)
 DERIVATIVES = checks_of(derivatives)
 DETERMINISM = checks_of(determinism)
