@@ -199,11 +199,8 @@ def test_a_gradient_that_is_wrong_under_a_transform_is_found():
 
 
 def test_the_checks_run_in_an_isolated_process():
-    """The gradients of an act go through the wire, also those that are missing.
-
-    `circumstances` is left out: a process that is forked from one with several threads cannot start threads.
-    """
-    checks = tuple(check for check in (*FIRST, *CHECKS) if check is not circumstances.circumstances)
+    """The gradients of an act go through the wire, also those that are missing."""
+    checks = (*FIRST, *CHECKS)
     for loss, failed in ((by_hand(), []), (changed(as_liger), ["alone"])):
         part = run_isolated(subject_of(loss), cases=[CASE], checks=checks).subjects[0]
         assert [finding.check for finding in part.findings] == failed

@@ -1,27 +1,28 @@
 """Name the mistake that explains a wrong result of a linear cross-entropy.
 
-Each mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake fits
-if all numbers of the wrong result are as near to the result of the mistake as rounding allows for the right result. So a
-line about a mistake states a fact, although another mistake may have the same result.
+Each mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake
+fits if all numbers of the wrong result are as near to the result of the mistake as rounding allows for the right
+result. So a line about a mistake states a fact, although another mistake may have the same result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.numerics.bounds.linear import LinearTerms
-from crossent.numerics.formats import FORMATS, TF32, Array, Format
+from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
 _MOST = 2**26  # multiplications of a dot product; the result of each mistake takes some of these
 _NARROW = 2.0**-10  # as in `crossent.trials.factors`: with a larger bound, one of many chunk sizes may fit by chance
 _HALVES = ("float16", "bfloat16")
+_TF32 = Format("TF32", 11, -126, 2.0**127)
 Mistakes = Iterator[tuple[str, "_Numbers"]]
 
 
@@ -52,12 +53,9 @@ class _Numbers:
     def log_p(self) -> Array:
         """Return the logarithm of the softmax of each row, (N, V)."""
         logits = self.hidden @ self.weight.T + self.bias
-        logits = logits - logits.max(1, keepdims=True, initial=0.0 if self.padded else -np.inf)
-        total = np.exp(logits).sum(1, keepdims=True)
-        if self.padded:
-            lowest = (self.hidden @ self.weight.T + self.bias).max(1, keepdims=True)
-            total = total + np.exp(-np.maximum(lowest, 0.0))
-        return np.asarray(logits - np.log(total))
+        top = logits.max(1, keepdims=True, initial=0.0 if self.padded else -np.inf)
+        total = np.exp(logits - top).sum(1, keepdims=True) + (np.exp(-top) if self.padded else 0.0)
+        return np.asarray(logits - top - np.log(total))
 
     def losses(self) -> Array:
         """Return the loss of each row, (N, 1), times its factor."""
@@ -66,8 +64,8 @@ class _Numbers:
 
     def slope(self) -> Array:
         """Return the gradient of the logits, (N, V)."""
-        d = np.exp(self.log_p()) * self.q.sum(1, keepdims=True) - self.of_target * self.q
-        return np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d
+        d: Array = np.exp(self.log_p()) * self.q.sum(1, keepdims=True) - self.of_target * self.q
+        return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
     def terms(self, of: str) -> tuple[Array, Array]:
         """Return two matrices, (K, N) and (N, L), whose product is a gradient of the linear layer, (K, L)."""
@@ -110,10 +108,16 @@ def mistake_of(trial: Trial, of: str) -> str:
     narrow = got.size > 1 or float(allowed.max()) <= _NARROW * abs(float(got[0, 0]))
     with np.errstate(all="ignore"):
         right = _numbers(terms)
-        found = list(islice(_zeros(of, got, value.hi, allowed), 1))
-        for words, changed in chain(_mistakes(right, terms), _of_chunks(right, terms) if narrow else ()):
-            if len(found) < 2 and _fits(changed.result(of, reduced=reduced), got, value.hi, allowed, storage):
-                found.append(words)
+        found = list(_zeros(of, got, value.hi, allowed))
+        for mistakes in (_mistakes(right, terms), _of_chunks(right, terms) if narrow else iter(())):
+            fitting = (
+                words
+                for words, changed in mistakes
+                if _fits(changed.result(of, reduced=reduced), got, value.hi, allowed, storage)
+            )
+            # A mistake without a parameter is enough. Zeros may have a further cause.
+            if not found or "zeros in" in found[0]:
+                found += islice(fitting, 2 - len(found))
         if not found and reduced and storage.name in _HALVES:
             found += islice(_added_up(of, right, got, value.hi, allowed, storage), 1)
     return f"\ngot fits a result {' or '.join(found)}" if found else ""
@@ -121,7 +125,10 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
     """Return whether the numbers fit the result of a mistake, which must differ from the exact value."""
-    most = allowed + 2 * storage.unit_roundoff * np.abs(result - exact)
+    # A larger result has larger roundings, and in place of an exact 0 there may be a number with a rounding.
+    sizes = float(np.abs(result).max()), float(np.abs(exact).max())
+    grown = max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
+    most = grown * np.where(allowed > 0, allowed, allowed.max()) + 2 * storage.unit_roundoff * np.abs(result)
     differs = np.abs(result - exact) > 2 * most
     return bool((np.abs(got - result) <= most).all() and differs.any())
 
@@ -130,15 +137,21 @@ def _numbers(terms: LinearTerms) -> _Numbers:
     """Return the numbers of the right formula."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
-    q = np.eye(v)[rows.index] if rows.index is not None else rows.probabilities
+    q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
     assert q is not None
     smooth = rows.label_smoothing
-    denominator = 1.0
+    denominator = np.float64(1)
     if rows.reduction == "mean":
-        denominator = float((weight[rows.index] if rows.index is not None else np.ones(n))[rows.kept].sum())
+        denominator = (weight[rows.index] if rows.index is not None else np.ones(n))[rows.kept].sum()
     bias = np.zeros(v) if terms.bias is None else terms.bias
     q = (q * (1 - smooth) + smooth / v) * weight
     return _Numbers(terms.input, terms.weight, bias, q, rows.kept, np.full(n, 1 / denominator), rows.upstream)
+
+
+def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
+    made = np.zeros((len(index), classes))
+    made[np.arange(len(index)), index] = 1.0
+    return made
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
@@ -159,10 +172,9 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         yield "whose denominator counts ignored rows", replace(of_all, counted=rows.kept)
         yield "to which ignored rows contribute, as if of class 0", replace(right, counted=every)
         yield "to which ignored rows contribute, as if of class 0, also to its denominator", of_all
-        last = np.where(rows.kept[:, None], right.q, np.eye(len(right.bias))[-1])
+        classes = right.q.shape[1]
+        last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
         yield "to which ignored rows contribute, as if of the last class", replace(right, counted=every, q=last)
-        bare = np.where(rows.kept[:, None], right.q, 0.0)
-        del bare
     if rows.index is not None:
         yield "with the target of the row before", replace(right, q=np.roll(right.q, 1, 0))
         yield "with the target of the row after", replace(right, q=np.roll(right.q, -1, 0))
@@ -174,9 +186,9 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
     yield "without the upstream gradient", replace(right, upstream=np.ones(n))
     yield "with a further class whose logits are 0, as in a padded vocabulary", replace(right, padded=True)
     yield "of the softmax alone, without the target", replace(right, of_target=0.0)
-    for format in (TF32, *(FORMATS[name] for name in _HALVES)):
-        hidden, weight = format.nearest(right.hidden), format.nearest(right.weight)
-        yield f"with input and linear_weight rounded to {format.name}", replace(right, hidden=hidden, weight=weight)
+    for narrow in (_TF32, BFLOAT16):
+        hidden, weight = narrow.nearest(right.hidden), narrow.nearest(right.weight)
+        yield f"with input and linear_weight rounded to {narrow.name}", replace(right, hidden=hidden, weight=weight)
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
@@ -195,9 +207,9 @@ def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
         of_chunk = np.bincount(chunks, share)
         count = len(of_chunk)
         summed = replace(right, factor=1 / of_chunk[chunks])
-        yield f"that is the sum of the means of chunks of {_rows(size)}", summed
+        yield f"that is the sum of the means of {_chunks_of(size)}", summed
         averaged = replace(summed, factor=summed.factor / count)
-        yield f"that is the mean of the means of chunks of {_rows(size)}", averaged
+        yield f"that is the mean of the means of {_chunks_of(size)}", averaged
 
 
 def _chunk_sizes(rows: int) -> list[int]:
@@ -206,50 +218,56 @@ def _chunk_sizes(rows: int) -> list[int]:
     return [size for size in (*range(1, 17), *powers) if size < rows]
 
 
+def _chunks_of(size: int) -> str:
+    return "the rows" if size == 1 else f"chunks of {size} rows"
+
+
 def _rows(count: int) -> str:
-    return f"{count} rows" if count > 1 else "row" if count == 1 else ""
+    return "row" if count == 1 else f"{count} rows"
 
 
-def _added_up(
-    of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format
-) -> Iterator[str]:
-    """Yield the sizes of chunks over which a sum that is rounded to the dtype at each addition has these numbers.
+def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
+    """Yield the sizes of chunks over which a sum that is rounded to the dtype after each chunk has these numbers.
 
-    The denominator of a mean divides each term, or the sum.
+    The denominator of a mean divides each term, or the sum. The function compares the worst numbers. If they are far
+    from the exact values, the last digits may differ, since an implementation computes the terms with roundings too.
     """
     if of == "gradient":
         return
     worst = np.argsort(-(np.abs(got - exact) / allowed).ravel(), kind="stable")[:64]
+    numbers, values, most = (array.ravel()[worst] for array in (got, exact, allowed))
+    digit = 2 * storage.unit_roundoff * np.abs(numbers)
+    near = digit * np.minimum(np.floor(np.abs(numbers - values) / (32 * digit)), 2.0)
     n = len(right.counted)
     for last in (False, True):
         denominator = float(1 / right.factor[0]) if last else 1.0
-        numbers = replace(right, factor=np.ones(n)) if last else right
+        changed = replace(right, factor=np.ones(n)) if last else right
         if of == "loss":
-            of_rows = numbers.losses()
+            of_rows = changed.losses()
         else:
-            left, others = numbers.terms(of)
+            left, others = changed.terms(of)
             i, j = np.unravel_index(worst, got.shape)
-            of_rows = (left[i] * others[:, j].T).T
+            of_rows = left[i].T * others[:, j]
         for size in _chunk_sizes(n):
             total = np.zeros(of_rows.shape[1])
             for start in range(0, n, size):
                 total = storage.nearest(total + of_rows[start : start + size].sum(0))
             total = storage.nearest(total / denominator)
-            numbers_got, near = got.ravel()[worst], np.abs(exact).ravel()[worst]
-            if np.mean(total == numbers_got) > 0.9 and (np.abs(total - exact.ravel()[worst]) > allowed.ravel()[worst]).any():
-                del near
-                yield f"that is rounded to {storage.name} after each chunk of {_rows(size)}"
+            is_wrong = (np.minimum(np.abs(total - values), np.abs(numbers - values)) > most).any()
+            if is_wrong and np.mean(np.abs(total - numbers) <= near) > 0.9:
+                yield f"that is rounded to {storage.name} after each {'row' if size == 1 else f'chunk of {size} rows'}"
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
     """Yield where a gradient is exactly 0 although the exact value is further from 0 than its bound."""
-    missing = (got == 0).all(1) & (np.abs(exact) > allowed).any(1)
-    if of == "loss" or not missing.any():
+    if of == "loss":
         return
-    whole = (got == 0).all(1)
-    tail = len(whole) - int(np.flatnonzero(~whole)[-1] + 1) if not whole.all() else len(whole)
-    kind = "rows" if of == "gradient" else "classes"
-    if tail == len(whole):
-        yield "of zeros"
-    elif tail:
-        yield f"of zeros in the last {tail} {kind}"
+    if of == "bias_gradient":
+        got, exact, allowed = got.T, exact.T, allowed.T
+    nonzero = np.flatnonzero((got != 0).any(1))
+    first = int(nonzero[-1]) + 1 if len(nonzero) else 0
+    if (np.abs(exact) > allowed)[first:].any():
+        one, several = ("row", "rows") if of == "gradient" else ("class", "classes")
+        count = len(got) - first
+        of_last = f"of zeros in the last {one if count == 1 else f'{count} {several}'}"
+        yield "of zeros" if first == 0 else of_last
