@@ -33,7 +33,7 @@ GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
 CHECK_NAMES = (
     "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient",
     "repeat", "sign", "row_sums", "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split",
-    "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
+    "chunks", "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
     "double_backward", "forward_ad", "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev",
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
     "compile_dynamic", "compiled_error", "large", "errors",

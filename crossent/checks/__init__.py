@@ -50,7 +50,7 @@ from crossent.checks import (
     single,
     transforms,
 )
-from crossent.checks.relations import backward, two_calls
+from crossent.checks.relations import backward, chunks, two_calls
 from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
@@ -77,6 +77,7 @@ CHECKS = {
         two_calls.rows_permuted,
         two_calls.classes_permuted,
         two_calls.split,
+        chunks.chunks,
         two_calls.widened,
         options.options,
         backward.two_backwards,

@@ -140,7 +140,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
         if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
             said = f"{int(lost.sum())} of {int((usual != 0).sum())} elements are not NaN; expected NaN in each element"
             said = f"{said} that is not 0 with the upstream gradient of the case"
-            yield Problem("wrong", f"{in_words(name)}, with an upstream gradient of NaN: {said}")
+            yield Problem("wrong", f"{in_words(name, trial.case.operation)}, with an upstream gradient of NaN: {said}")
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:

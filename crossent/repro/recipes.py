@@ -13,13 +13,19 @@ from crossent.cases.operation import GRADIENTS
 from crossent.checks import compiled_code, leaves
 from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
 from crossent.checks.large import GIB, needed
-from crossent.checks.relations import changes
+from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
 from crossent.repro.equations import Equations, Index, Shapes, parts
 from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, single, transforms
 from crossent.repro.scripts.compiled_code import call_compiled, check_compiled_errors
-from crossent.repro.scripts.relations import call_each, check_two_backwards, judge_terms, judge_unchanged
+from crossent.repro.scripts.relations import (
+    call_each,
+    call_in_chunks,
+    check_two_backwards,
+    judge_terms,
+    judge_unchanged,
+)
 from crossent.repro.scripts.single import call_once, judge_number
 from crossent.subjects.compiler import INDUCTOR, TRACER
 from crossent.subjects.subject import Subject
@@ -170,6 +176,17 @@ def _wanted(focus: Focus) -> dict[str, Any]:
     return {"wanted_of": wanted, "which_call": focus.call}
 
 
+def _of_chunks(focus: Focus) -> Shapes:
+    ways = chunks.ways_of(focus.inputs, focus.subject.chunks)
+    return {f"{part} {call}": shape for call in ways for part, shape in parts(focus.inputs).items()}
+
+
+def _chunk_sizes(focus: Focus) -> dict[str, Any]:
+    ways = chunks.ways_of(focus.inputs, focus.subject.chunks).items()
+    sizes = tuple((call, *keyword_and_size) for call, keyword_and_size in ways if focus.call in ("", call))
+    return {"chunk_sizes": sizes, "which_call": focus.call}
+
+
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
     """Return the recipe of a check of derivatives along the direction of the case.
 
@@ -258,6 +275,7 @@ RECIPES = {
     "rows_permuted": _equal(equations.of_reversed_rows),
     "classes_permuted": _equal(equations.of_reversed_classes),
     "split": _equal(equations.of_two_batches),
+    "chunks": Recipe(EITHER, call_in_chunks, circumstances.judge_one_call, numbers=_of_chunks, values=_chunk_sizes),
     "widened": _equal(equations.equal_to(changes.wide)),
     "options": _equal(equations.of_options, judge_unchanged),
     "two_backwards": Recipe(

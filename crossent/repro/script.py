@@ -66,6 +66,7 @@ device = {device}
 {steps}
 '''
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
+_CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # a call of the check `chunks`, with the size of the chunks
 LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
 # Stands for a subject of which only the name is known.
@@ -112,6 +113,8 @@ def script(
         RuntimeError: no such device.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
+    if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
+        subject = replace(subject, chunks=(keyword[1],))
     recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:

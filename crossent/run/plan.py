@@ -49,6 +49,7 @@ from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
+from crossent.checks.relations import chunks
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -151,7 +152,8 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     """Yield the cases of a linear cross-entropy, with the checks of a level."""
     further = (Cost.CALLS, Cost.STRUCTURE) if level != "quick" else ()
     yield from ((case, of_cost(*_TWICE, *further)) for case in linear_edges(dtypes, seed))
-    yield from ((case.seeded(seed), _QUICK_CIRCUMSTANCES) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
+    further_calls = (*_QUICK_CIRCUMSTANCES, chunks.chunks)
+    yield from ((case.seeded(seed), further_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:

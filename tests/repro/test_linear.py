@@ -126,6 +126,35 @@ def test_the_scripts_of_frozen_arguments_show_the_finding(tmp_path, monkeypatch)
     assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1]
 
 
+CHUNKED = """
+import torch.nn.functional as F
+
+def chunked(hidden, weight, target, chunk_size=7):
+    if chunk_size > len(hidden):
+        raise IndexError
+    rows = range(0, len(hidden) - len(hidden) % chunk_size, chunk_size)
+    chunks = [slice(start, start + chunk_size) for start in rows]
+    return sum(F.cross_entropy(hidden[s] @ weight.T, target[s], reduction="sum") for s in chunks) / len(hidden)
+"""
+
+
+def test_the_script_of_a_size_of_chunks_passes_this_size(tmp_path, monkeypatch):
+    (tmp_path / "chunked.py").write_text(CHUNKED)
+    monkeypatch.chdir(tmp_path)
+    finding = f"chunked:chunks:{LinearCase('float32').id}"
+    of_file = script_of(finding, source="chunked.py:chunked")
+    assert "chunk_sizes = (('with chunk_size=2', 'chunk_size', 2),)" in of_file
+    assert statuses([of_file]) == [1]
+
+
+@NEEDS_213
+def test_the_script_of_torchs_size_of_chunks_needs_torch_alone():
+    case = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
+    script = script_of(f"torch_linear_chunked:chunks:{case.id}")
+    assert "crossent" not in script.replace("crossent repro", "")
+    assert statuses([script]) == [1]
+
+
 def test_a_case_of_another_operation_is_refused():
     for finding, computed in (
         (f"torch:loss:{LinearCase('float32').id}", "torch computes cross_entropy"),

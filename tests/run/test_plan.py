@@ -25,7 +25,7 @@ from crossent.checks import (
     single,
     transforms,
 )
-from crossent.checks.relations import backward, two_calls
+from crossent.checks.relations import backward, chunks, two_calls
 from crossent.choices import LEVELS
 from crossent.run.plan import plan
 from crossent.trials.check import Check
@@ -40,6 +40,7 @@ MODULES = (
     leaves,
     options,
     two_calls,
+    chunks,
     backward,
     transforms,
     compiled_code,

@@ -5,7 +5,7 @@
 
 import torch
 
-from crossent.repro.scripts.case import equations, given, index, other, part, subject, terms, upstream
+from crossent.repro.scripts.case import chunk_sizes, equations, given, index, other, part, subject, terms, upstream
 from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shaped, verdict
 
 
@@ -16,6 +16,23 @@ def call_each():
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
         for result, inputs in zip(results, equation):
             shaped(result["loss"], *inputs)
+    return results
+
+
+def call_in_chunks():
+    """Return the results of calls with different sizes of the chunks, by name. The function may refuse a size."""
+    results = {}
+    for call, keyword, size in chunk_sizes:
+
+        def in_chunks(*arguments, keyword=keyword, size=size, **options):
+            return subject(*arguments, **options, **{keyword: size})
+
+        try:
+            results[call] = evaluate(*fresh(*given), loss_of=in_chunks)
+        except (ValueError, NotImplementedError) as error:
+            print(f"{call}: {error!r}")
+            continue
+        shaped(results[call]["loss"], *given)
     return results
 
 
