@@ -36,7 +36,7 @@ CHECK_NAMES = (
     "chunks", "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
     "double_backward", "forward_ad", "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev",
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
-    "compile_dynamic", "compiled_error", "large", "errors",
+    "compile_dynamic", "compiled_error", "memory", "large", "errors",
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
@@ -47,7 +47,7 @@ FEATURE_NAMES = (
     "empty", "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
     "double_backward", "batched_gradient", "forward_ad", "vmap", "compile", "autocast", "half_result", "nan_mean",
     "subnormal", "arguments", "errors", "index_errors", "index_dtype_errors", "dtype_errors", "size_errors",
-    "option_errors", "error_classes", "repeatable", "large",
+    "option_errors", "error_classes", "repeatable", "memory", "large",
 )
 # fmt: on
 

@@ -26,7 +26,7 @@ determinism    identical bits in ten calls, and a call on another CUDA stream
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
-large          a small case repeated many times, to more elements than 31 or 32 bits can count
+large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
@@ -105,6 +105,7 @@ CHECKS = {
         compiled_code.fixed_code,
         compiled_code.dynamic_code,
         compiled_code.compiled_error,
+        large.memory,
         large.large,
     )
 }

@@ -12,7 +12,7 @@ from crossent.cases.inputs import Inputs
 from crossent.cases.operation import GRADIENTS
 from crossent.checks import compiled_code, leaves
 from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
-from crossent.checks.large import GIB, needed
+from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed
 from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
@@ -250,6 +250,10 @@ def _of_tiles(focus: Focus) -> Shapes:
     return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(focus.inputs).items()}
 
 
+def _many(focus: Focus) -> dict[str, Any]:
+    return {"many": (MEMORY_ROWS, MEMORY_CLASSES)}
+
+
 def _tiles(focus: Focus) -> dict[str, Any]:
     gib = needed(focus.case, focus.subject) / GIB
     return {"times": focus.case.tiled, "each_row": focus.case.upstream == "rows", "gib": gib}
@@ -320,6 +324,7 @@ RECIPES = {
     "compile": _compiled(INDUCTOR, dynamic=False),
     "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
     "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_no_classes),
+    "memory": Recipe(EITHER, single.check_memory, values=_many),
     "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
 # The recipes on bad inputs, by the name of the check.

@@ -147,7 +147,7 @@ TORCH_LINEAR = Subject(
     not_applicable=_why_not_linear,
     source="torch_linear",
     **_AS_TORCH_LINEAR,
-)
+).lacking({"memory": "stores all logits"})
 LINEAR_ALIAS = "torch.nn.functional:linear_cross_entropy"
 # What torch computes, by operation. The composition of two functions is in every torch.
 REFERENCES = {

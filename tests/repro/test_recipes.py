@@ -71,7 +71,13 @@ def test_every_recipe_is_shown_to_work():
         of = REFUSALS if case in {bad_input.id for bad_input in BAD_INPUTS} else RECIPES
         shown.add((of[check].step, kind))
     # Other tests cover these.
-    tested_elsewhere = {"chunks": RECIPES, "stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}
+    tested_elsewhere = {
+        "chunks": RECIPES,
+        "memory": RECIPES,
+        "stream": RECIPES,
+        "compiled_error": RECIPES,
+        "errors": REFUSALS,
+    }
     assert (
         wanted - shown
         == {(of[name].step, kind) for name, of in tested_elsewhere.items() for kind in of[name].kinds} - shown
