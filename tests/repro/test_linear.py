@@ -8,6 +8,7 @@ import pytest
 import torch.nn.functional as F
 
 from crossent.cases.linear.case import LinearCase
+from crossent.machine import memory_growth
 from crossent.repro.rerun import script_of
 from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED
 
@@ -35,6 +36,9 @@ import torch.nn.functional as F
 def mean_of_means(hidden, weight, target):
     chunks = zip(hidden.split(3), target.split(3))
     return torch.stack([F.cross_entropy(h @ weight.T, t) for h, t in chunks]).mean()
+
+def stores(hidden, weight, target):
+    return F.cross_entropy(hidden @ weight.T, target)
 """
 
 
@@ -152,6 +156,15 @@ def test_the_script_of_torchs_size_of_chunks_needs_torch_alone():
     case = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
     script = script_of(f"torch_linear_chunked:chunks:{case.id}")
     assert "crossent" not in script.replace("crossent repro", "")
+    assert statuses([script]) == [1]
+
+
+def test_the_script_of_the_memory_measures_it(tmp_path, monkeypatch):
+    if memory_growth(lambda: None, "cpu") is None:
+        pytest.skip("needs Linux, which resets and measures the peak of resident memory")
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    script = script_of(f"stores:memory:{LinearCase('float32').id}", source="mine.py:stores")
     assert statuses([script]) == [1]
 
 
