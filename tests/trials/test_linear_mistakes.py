@@ -10,6 +10,7 @@ from support.running import trial_of
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.checks import single
+from crossent.numerics.formats import FORMATS
 from crossent.run.judge import judge_case
 from crossent.trials.act import Here
 from crossent.trials.exact import _linear_call
@@ -68,6 +69,7 @@ ALL = LinearCase(
 ROWS = LinearCase("float32", (17, 5), reduction="none", upstream="rows", bias="bias", ignored="ignored")
 MEAN = LinearCase("float32", (17, 5), ignored="ignored", bias="bias", upstream="scalar")
 HALF = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
+PLAIN = LinearCase("float32", (17, 5), bias="bias")
 IGNORED = "to which ignored rows contribute, as if of class 0"
 WITHOUT_LAST = "without the last row"
 
@@ -182,6 +184,69 @@ def test_a_mistake_is_named_in_every_result(bug, said):
     found = lines_of(getattr(linear_bugs, bug), case)
     assert set(found) >= {"weight_gradient"}
     assert set(found.values()) == {said}
+
+
+class TakesIgnoredRowsForTheLastClass(linear_bugs.GivesIgnoredRowsAGradient):
+    def targets(self, rows):
+        return np.where(self.kept[rows], self.y[rows], self.call.classes - 1)
+
+
+class KnowsNoIgnoredRows(linear_bugs.Chunked):
+    def __init__(self, call, dtype):
+        super().__init__(call, dtype)
+        self.kept = np.ones_like(self.kept)
+
+
+class DropsTheClassWeight(linear_bugs.Chunked):
+    def __init__(self, call, dtype):
+        super().__init__(call, dtype)
+        self.weight = np.ones_like(self.weight)
+
+
+class TakesTheTargetOfTheNextRow(linear_bugs.Chunked):
+    def targets(self, rows):
+        return np.roll(self.y, -1)[rows]
+
+
+class RoundsTheOperands(linear_bugs.Chunked):
+    def operand(self, values):
+        return self.narrow(values, FORMATS["bfloat16"]).astype(self.compute)
+
+
+class LeavesTheLastClassesZero(linear_bugs.Chunked):
+    def finished(self, name, value):
+        if name == "grad_weight":
+            value = np.concatenate([value[:-2], 0 * value[-2:]])
+        return np.concatenate([value[:-1], 0 * value[-1:]]) if name == "grad_bias" else value
+
+
+NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
+
+
+@pytest.mark.parametrize(
+    ("bug", "case", "said"),
+    [
+        (
+            TakesIgnoredRowsForTheLastClass,
+            MEAN,
+            dict.fromkeys(NUMBERS[1:], "to which ignored rows contribute, as if of the last class"),
+        ),
+        (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, also to its denominator")),
+        (DropsTheClassWeight, ALL, dict.fromkeys(NUMBERS, "without weight")),
+        (TakesTheTargetOfTheNextRow, PLAIN, dict.fromkeys(NUMBERS[:3], "with the target of the row after")),
+        (RoundsTheOperands, PLAIN, dict.fromkeys(NUMBERS, "with input and linear_weight rounded to bfloat16")),
+        (
+            LeavesTheLastClassesZero,
+            PLAIN,
+            {
+                "weight_gradient": "of zeros in the last 2 classes",
+                "bias_gradient": "of zeros in the last class",
+            },
+        ),
+    ],
+)
+def test_further_mistakes_are_named(bug, case, said):
+    assert lines_of(bug, case) == said
 
 
 def test_the_finding_has_the_line():
