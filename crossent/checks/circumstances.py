@@ -27,7 +27,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-# The ways to compute a loss without a graph: a context manager, and whether logits and target probabilities have
+# The ways to compute a loss without a graph: a context manager, and whether the tensors that can have a gradient have
 # requires_grad=True. The tensors are created within the context, since inference mode marks such tensors.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
