@@ -33,10 +33,10 @@ GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
 CHECK_NAMES = (
     "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient",
     "repeat", "sign", "row_sums", "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split",
-    "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
+    "chunks", "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
     "double_backward", "forward_ad", "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev",
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
-    "compile_dynamic", "compiled_error", "large", "errors",
+    "compile_dynamic", "compiled_error", "memory", "large", "errors",
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = (
@@ -50,7 +50,7 @@ FEATURE_NAMES = (
     "empty", "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
     "double_backward", "batched_gradient", "forward_ad", "vmap", "compile", "autocast", "half_result", "nan_mean",
     "subnormal", "arguments", "errors", "index_errors", "index_dtype_errors", "dtype_errors", "size_errors",
-    "option_errors", "error_classes", "repeatable", "large",
+    "option_errors", "error_classes", "repeatable", "memory", "large",
 )
 # fmt: on
 

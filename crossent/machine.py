@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -112,3 +112,30 @@ def available(device: str) -> int:
     except (OSError, ValueError):  # no limit
         return min(free)
     return min(free)
+
+
+def memory_growth(call: Callable[[], object], device: str) -> int | None:
+    """Return how many bytes the memory of this process grows at most during a call; None if it cannot be measured.
+
+    On CUDA, torch counts the memory of its tensors. On a CPU, Linux counts the resident memory of the process, whatever
+    library allocates the memory.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = int(torch.cuda.memory_allocated(device))
+        call()
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc_pid_clear_refs(5)
+        before = _resident("VmRSS")
+        call()
+        return max(0, _resident("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if not found:
+        raise OSError(f"/proc/self/status has no {name}")
+    return int(found[1]) * 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,14 @@ class Inputs:
         The new tensors share the memory of the old ones.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
+        plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
+        return plain.with_leaves(leaves), leaves
+
+    def with_leaves(self, leaves: Mapping[str, Tensor]) -> Inputs:
+        """Return the inputs with other tensors. `leaves` has these tensors by the names of their gradients."""
         given = {GRADIENTS[name]: one for name, one in leaves.items()}
         options = {name: given.get(name, value) for name, value in self.options.items()}
-        first, target = given.get("input", self.input.detach()), given.get("target", self.target.detach())
-        return Inputs(first, target, options, self.upstream), leaves
+        return Inputs(given.get("input", self.input), given.get("target", self.target), options, self.upstream)
 
     def copy(self) -> Inputs:
         """Return a copy in new memory, with the same layouts. The memory between strided elements is copied too."""

@@ -9,23 +9,24 @@ through an act: a function `act(loss, …)` that runs in the process of the subj
 this one. The host of a subject is the object that runs acts in that process. `crossent.trials.act` explains both.
 
 The modules of this room import `crossent.trials` and the rooms below it. They never import `crossent.run` or each
-other. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which marks the message of a result that
-depends on earlier calls.
+other; only the checks of `relations` share the module `changes`. Only `single` imports from `crossent.report`: the
+sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
 `q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the
 upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
-relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
+relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
-circumstances  no_grad, non-leaf logits, one gradient of two, threads, Parameters, hooks, modes of torch
+leaves         arguments of which some require a gradient, and arguments that are not a leaf
+circumstances  no_grad, threads, Parameters, hooks, modes of torch
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and a call on another CUDA stream
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
-large          a small case repeated many times, to more elements than 31 or 32 bits can count
+large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
@@ -44,11 +45,12 @@ from crossent.checks import (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, chunks, two_calls
 from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
@@ -70,17 +72,18 @@ CHECKS = {
         single.sign,
         single.row_sums,
         single.ignored_rows,
-        relations.layout,
-        relations.shift,
-        relations.rows_permuted,
-        relations.classes_permuted,
-        relations.split,
-        relations.widened,
+        two_calls.layout,
+        two_calls.shift,
+        two_calls.rows_permuted,
+        two_calls.classes_permuted,
+        two_calls.split,
+        chunks.chunks,
+        two_calls.widened,
         options.options,
-        relations.two_backwards,
+        backward.two_backwards,
         circumstances.no_grad,
-        circumstances.non_leaf,
-        circumstances.alone,
+        leaves.non_leaf,
+        leaves.alone,
         circumstances.threads,
         circumstances.circumstances,
         derivatives.double_backward,
@@ -102,6 +105,7 @@ CHECKS = {
         compiled_code.fixed_code,
         compiled_code.dynamic_code,
         compiled_code.compiled_error,
+        large.memory,
         large.large,
     )
 }

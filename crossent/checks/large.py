@@ -1,4 +1,6 @@
-"""The check of huge inputs, which repeat the batch of a small case. Each repetition is a tile.
+"""The checks of size: huge inputs, and the memory of a linear cross-entropy.
+
+A huge input repeats the batch of a small case. Each repetition is a tile.
 
 All tiles have the same inputs, so the check computes exact values and error bounds for a single tile. Most of the huge
 inputs have more elements than 31 or 32 bits can count; the others have many rows to sum.
@@ -20,7 +22,9 @@ from torch import Tensor
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.machine import available
+from crossent.cases.linear.case import LinearCase
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.machine import available, memory_growth
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Computed, safe
@@ -34,9 +38,11 @@ from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, difference, largest_errors, not_judged
 from crossent.trials.exact import name_of, solve
 from crossent.trials.trial import NotRunError, Problem, Trial
+from crossent.words import as_options
 
 TILE_BLOCK = 2**24  # elements to copy or compare at once; far below 2^31, where torch itself could be wrong
 GIB = 2**30
+MEMORY_ROWS, MEMORY_CLASSES = 2**13, 2**12  # of the check `memory`: the logits take 128 MiB in float32
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
@@ -71,6 +77,51 @@ def needed(case: Case, subject: Subject) -> int:
 
 def _bytes(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8  # torch 2.0 has no itemsize
+
+
+def _is_plain(case: Case) -> bool:
+    return case.seeded(0) == LinearCase(case.dtype) and case.dtype in ("float32", "bfloat16")
+
+
+@check("gradient", "memory", cost=Cost.STRUCTURE, applies=_is_plain, operations=(LINEAR_CROSS_ENTROPY,))
+def memory(trial: Trial) -> Iterator[Problem]:
+    """A call with 2^25 logits, with its gradients, takes less memory than all its logits.
+
+    The check repeats the rows and the classes of the case. On a CPU, the memory is the resident memory of the process
+    of the subject. A function that stores the logits usually takes three times their memory or more.
+    """
+    case, device = trial.case, trial.question.device
+    grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device)
+    most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
+    if grown >= most:
+        said = f"memory: got {grown / 2**20:.0f} MiB for a call with {MEMORY_ROWS} rows and {MEMORY_CLASSES} classes"
+        due = f"expected less than the {most / 2**20:.0f} MiB of all its logits in {case.dtype}"
+        yield Problem("wrong", f"{said}; {due}\nIf that is meant: {as_options(without=['memory'])}")
+
+
+def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:
+    """Return how many bytes the memory grows during a call of the subject on many rows and classes.
+
+    This is an act: it runs in the process of the subject.
+    """
+    many = of_many_logits(inputs)
+    need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
+    if need > have:
+        return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
+    grown = memory_growth(lambda: evaluate(loss, many, gradients), device)
+    return NotRun("needs Linux or CUDA, which measure the memory of a call") if grown is None else grown
+
+
+def of_many_logits(inputs: Inputs) -> Inputs:
+    """Return the inputs of a linear cross-entropy with many rows and classes: those of the case, repeated."""
+
+    def repeated(tensor: Tensor, count: int) -> Tensor:
+        times = -(-count // len(tensor))
+        return tensor.repeat(times, *[1] * (tensor.dim() - 1))[:count].contiguous()
+
+    weight = repeated(inputs.options["linear_weight"], MEMORY_CLASSES)
+    options = {**inputs.options, "linear_weight": weight}
+    return Inputs(repeated(inputs.input, MEMORY_ROWS), repeated(inputs.target, MEMORY_ROWS), options, inputs.upstream)
 
 
 @check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)

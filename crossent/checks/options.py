@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
 from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, with_radius
 from crossent.trials.call import Gradients, Result, evaluate, in_words
-from crossent.trials.check import Cost, check
+from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
@@ -22,12 +23,12 @@ from crossent.trials.trial import Problem, Trial
 _DIFFER = "expected a difference, as between the exact values"
 
 
-@check(cost=Cost.CALLS, versus="other")
+@check(cost=Cost.CALLS, versus="other", operations=EVERY_OPERATION)
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The check leaves out weight, label_smoothing and ignore_index. A part of the result, such as the loss, must change
-    if its exact values with and without the option differ by more than the sum of both error bounds.
+    The check leaves out weight, linear_bias, label_smoothing and ignore_index. A part of the result, such as the loss,
+    must change if its exact values with and without the option differ by more than the sum of both error bounds.
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
@@ -38,7 +39,9 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
             exact, option = solve(without), way.removeprefix("without ")
             yield from (
                 Problem(
-                    "wrong", f"{in_words(name)}: got the same with and without {option}; {_DIFFER}", f"{name} {way}"
+                    "wrong",
+                    f"{in_words(name, trial.case.operation)}: got the same with and without {option}; {_DIFFER}",
+                    f"{name} {way}",
                 )
                 for name in same
                 if _must_differ(trial, name, other, exact)
@@ -54,8 +57,10 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
     Without `ignore_index`, the target of an ignored row becomes class 0, unless the ignore_index is a class itself.
     """
     found = {}
-    if "weight" in given.options:
-        found["without weight"] = replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
+    for name in ("weight", "linear_bias"):
+        if name in given.options:
+            others = {k: v for k, v in given.options.items() if k != name}
+            found[f"without {name}"] = replace(given, options=others)
     if smoothing := given.options["label_smoothing"]:
         unsmoothed = {**given.options, "label_smoothing": 0.0}
         found[f"without label_smoothing={smoothing}"] = replace(given, options=unsmoothed)
@@ -127,7 +132,8 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     off: dict[str, Any] = {}
     if "weight" not in given.options:
         off["weight"] = given.input.new_ones(classes)
-    if ignored == "kept":
+    # F.linear_cross_entropy takes no ignore_index with target probabilities.
+    if ignored == "kept" and not (given.operation is LINEAR_CROSS_ENTROPY and given.target.is_floating_point()):
         off["ignore_index"] = -1
         if not given.target.is_floating_point():  # the smallest class that no row has, or else the number of classes
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))

@@ -215,7 +215,8 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
     if trial.got.gradient is not None:
         with_softmax = ignored.new_tensor(_has_softmax(trial)).reshape(ignored.shape)
         axis = min(1, trial.got.gradient.dim() - 1)
-        yield from _not_zero("gradient", trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
+        name = in_words("gradient", trial.case.operation)
+        yield from _not_zero(name, trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
@@ -225,7 +226,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
         first = tuple(wrong.nonzero()[0].tolist())
         yield Problem(
             "wrong",
-            f"{in_words(name)}: {int(wrong.sum())} of {int(rows.sum())} ignored rows are not 0; "
+            f"{name}: {int(wrong.sum())} of {int(rows.sum())} ignored rows are not 0; "
             f"got {got[first].tolist()} at index {first}; expected 0",
         )
 

@@ -22,13 +22,19 @@ from crossent.subjects.compiler import quiet
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
-from crossent.trials.check import Cost, Found, check
+from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.exact import Exact, name_of, solve
 from crossent.trials.trial import Trial, misshapen
 from crossent.words import said
 
 
-@check("gradient", "vmap", dense_needs=["target_gradient"], cost=Cost.STRUCTURE, transforms=True)
+@check(
+    *("gradient", "vmap"),
+    other_needs={"target_gradient": lambda inputs: "target_gradient" in inputs.leaves},
+    cost=Cost.STRUCTURE,
+    transforms=True,
+    operations=EVERY_OPERATION,
+)
 def func_grad(trial: Trial) -> Found:
     """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the exact loss and gradients."""
     got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.exact
@@ -48,7 +54,8 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
         return Result(value)
-    return Result(value.detach(), *pull(inputs.upstream.to(value.dtype)))
+    gradients = pull(inputs.upstream.to(value.dtype))
+    return Result(value.detach(), **dict(zip(inputs.leaves, gradients, strict=True)))
 
 
 @check(
@@ -200,12 +207,14 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return the loss as a function of the logits, and of the target if it is dense, followed by these tensors."""
+    """Return the loss as a function of the tensors that can have a gradient, followed by these tensors."""
+    leaves = inputs.leaves
 
-    def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
-        return loss(logits, target, **inputs.options)
+    def of_primals(*tensors: Tensor) -> Tensor:
+        given = inputs.with_leaves(dict(zip(leaves, tensors, strict=True)))
+        return loss(given.input, given.target, **given.options)
 
-    return of_primals, inputs.input, *([inputs.target] if inputs.target.is_floating_point() else [])
+    return of_primals, *leaves.values()
 
 
 def _samples_axis(inputs: Inputs) -> int:

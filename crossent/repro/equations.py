@@ -1,4 +1,4 @@
-"""Equations between results of a subject, which the checks in `checks/relations.py` and `checks/options.py` test."""
+"""Equations between results of a subject, which the checks in `checks/relations/` and `checks/options.py` test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.checks import options, relations
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.checks import options
+from crossent.checks.relations import changes
 from crossent.trials.exact import terms_of
 from crossent.trials.trial import NotRunError
 
@@ -32,6 +34,8 @@ class Equation:
     terms: Callable[[str, Index], EquationTerms] | None = lambda part, index: ((1, 1.0, index),)
 
 
+# The gradients of the weight and the bias of a linear layer, which are sums over the rows.
+OF_LAYER = ("weight_gradient", "bias_gradient")
 # A function that takes a case and its inputs, and returns the equations that a check tests, by the name of the call.
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
@@ -48,8 +52,8 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each kind of shift of rounded logits, which is exact: the shift keeps the result."""
-    return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
+    """Return an equation for each kind of shift of rounded logits or of a rounded bias: the shift keeps the result."""
+    return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
@@ -57,22 +61,26 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
+            if part in OF_LAYER:
+                return ((1, 1.0, index),)
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
             return ((1, 1.0, _reverse(index, parts(given)[part], of_rows)),)
 
-        return Equation((given, relations.rows_turned(given, axis)), terms)
+        return Equation((given, changes.rows_turned(given, axis)), terms)
 
-    return {f"reversed along dimension {axis}": along(axis) for axis in relations.rows_axes(given)}
+    return {f"reversed along dimension {axis}": along(axis) for axis in changes.rows_axes(given)}
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension."""
 
     def terms(part: str, index: Index) -> EquationTerms:
-        axis = min(1, given.input.dim() - 1)
-        return ((1, 1.0, index if part == "loss" else _reverse(index, parts(given)[part], axis)),)
+        linear = given.operation is LINEAR_CROSS_ENTROPY
+        axis = 0 if linear else min(1, given.input.dim() - 1)
+        flipped = part in OF_LAYER if linear else part != "loss"
+        return ((1, 1.0, _reverse(index, parts(given)[part], axis) if flipped else index),)
 
-    return {"": Equation((given, relations.classes_turned(given)), terms)}
+    return {"": Equation((given, changes.classes_turned(given)), terms)}
 
 
 def _reverse(index: Index, shape: Index, axis: int) -> Index:
@@ -85,15 +93,15 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     Return {} if, for every split of the batch, the mean over one part would divide by 0.
     """
     try:
-        parted = relations.parted(given, terms_of(given))
+        parted = changes.parted(given, terms_of(given))
     except NotRunError:
         return {}
     (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in parted)
     size = len(of_first.input)
 
     def terms(part: str, index: Index) -> EquationTerms:
-        if not index:  # the loss is a sum, or a weighted mean of two means
-            return (1, first, ()), (2, second, ())
+        if not index or part in OF_LAYER:  # a sum, or a weighted mean of two means
+            return (1, first, index), (2, second, index)
         row, *further = index
         return ((1, first, index) if row < size else (2, second, (row - size, *further)),)
 

@@ -9,15 +9,23 @@ from typing import Any
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.checks import compiled_code, relations
-from crossent.checks.circumstances import ALONE, CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
-from crossent.checks.large import GIB, needed
+from crossent.cases.operation import GRADIENTS
+from crossent.checks import compiled_code, leaves
+from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
+from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed
+from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
 from crossent.repro.equations import Equations, Index, Shapes, parts
 from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, single, transforms
 from crossent.repro.scripts.compiled_code import call_compiled, check_compiled_errors
-from crossent.repro.scripts.relations import call_each, check_two_backwards, judge_terms, judge_unchanged
+from crossent.repro.scripts.relations import (
+    call_each,
+    call_in_chunks,
+    check_two_backwards,
+    judge_terms,
+    judge_unchanged,
+)
 from crossent.repro.scripts.single import call_once, judge_number
 from crossent.subjects.compiler import INDUCTOR, TRACER
 from crossent.subjects.subject import Subject
@@ -157,6 +165,28 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
     return {"other": case.seeded(case.seed + 1).build()}
 
 
+def _of_some(focus: Focus) -> Shapes:
+    known, ways = parts(focus.inputs), leaves.ways_of(focus.inputs)
+    return {f"{part} {call}": known[part] for call, names in ways.items() for part in ("loss", *names)}
+
+
+def _wanted(focus: Focus) -> dict[str, Any]:
+    ways = leaves.ways_of(focus.inputs).items()
+    wanted = tuple((call, {name: GRADIENTS[name] for name in names}) for call, names in ways)
+    return {"wanted_of": wanted, "which_call": focus.call}
+
+
+def _of_chunks(focus: Focus) -> Shapes:
+    ways = chunks.ways_of(focus.inputs, focus.subject.chunks)
+    return {f"{part} {call}": shape for call in ways for part, shape in parts(focus.inputs).items()}
+
+
+def _chunk_sizes(focus: Focus) -> dict[str, Any]:
+    ways = chunks.ways_of(focus.inputs, focus.subject.chunks).items()
+    sizes = tuple((call, *keyword_and_size) for call, keyword_and_size in ways if focus.call in ("", call))
+    return {"chunk_sizes": sizes, "which_call": focus.call}
+
+
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
     """Return the recipe of a check of derivatives along the direction of the case.
 
@@ -220,6 +250,10 @@ def _of_tiles(focus: Focus) -> Shapes:
     return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(focus.inputs).items()}
 
 
+def _many(focus: Focus) -> dict[str, Any]:
+    return {"many": (MEMORY_ROWS, MEMORY_CLASSES)}
+
+
 def _tiles(focus: Focus) -> dict[str, Any]:
     gib = needed(focus.case, focus.subject) / GIB
     return {"times": focus.case.tiled, "each_row": focus.case.upstream == "rows", "gib": gib}
@@ -240,17 +274,18 @@ RECIPES = {
     "sign": _number(_only("loss"), single.judge_sign),
     "row_sums": _number(_rows, single.judge_row_sum),
     "ignored_rows": Recipe(("wrong",), single.check_ignored_rows),
-    "layout": _equal(equations.equal_to(relations.contiguous)),
+    "layout": _equal(equations.equal_to(changes.contiguous)),
     "shift": _equal(equations.of_shifted_logits),
     "rows_permuted": _equal(equations.of_reversed_rows),
     "classes_permuted": _equal(equations.of_reversed_classes),
     "split": _equal(equations.of_two_batches),
-    "widened": _equal(equations.equal_to(relations.wide)),
+    "chunks": Recipe(EITHER, call_in_chunks, circumstances.judge_one_call, numbers=_of_chunks, values=_chunk_sizes),
+    "widened": _equal(equations.equal_to(changes.wide)),
     "options": _equal(equations.of_options, judge_unchanged),
     "two_backwards": Recipe(
         ("disturbed", "not_repeated", *EITHER),
         check_two_backwards,
-        values=lambda focus: {"other": relations.of_other_classes(focus.inputs)},
+        values=lambda focus: {"other": changes.of_other_classes(focus.inputs)},
     ),
     "no_grad": _called(
         circumstances.call_without_gradients,
@@ -258,9 +293,8 @@ RECIPES = {
         kinds=("changed_input", *EITHER),
     ),
     "non_leaf": Recipe(("changed_input", *EITHER), circumstances.call_on_non_leaf, judge_number, numbers=_all),
-    "alone": _called(
-        circumstances.call_for_one_gradient,
-        dict(zip(ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
+    "alone": Recipe(
+        EITHER, circumstances.call_for_some_gradients, circumstances.judge_one_call, numbers=_of_some, values=_wanted
     ),
     "threads": _called(
         circumstances.call_in_threads,
@@ -290,6 +324,7 @@ RECIPES = {
     "compile": _compiled(INDUCTOR, dynamic=False),
     "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
     "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_no_classes),
+    "memory": Recipe(EITHER, single.check_memory, values=_many),
     "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
 # The recipes on bad inputs, by the name of the check.

@@ -37,6 +37,7 @@ from crossent.repro.scripts.functions import (
     verdict_of_attempt,
 )
 from crossent.repro.scripts.refusals import isolate
+from crossent.repro.scripts.transforms import call_linear_under_vjp
 from crossent.run.fresh_process import SECONDS
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
@@ -65,6 +66,7 @@ device = {device}
 {steps}
 '''
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
+_CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # a call of the check `chunks`, with the size of the chunks
 LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
 # Stands for a subject of which only the name is known.
@@ -83,7 +85,7 @@ DEFINED: dict[str, ScriptFunction] = {
 # The functions of a script in place of others, by operation.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
     CROSS_ENTROPY: {},
-    LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear},
+    LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear, "call_under_vjp": call_linear_under_vjp},
 }
 
 
@@ -113,6 +115,8 @@ def script(
         RuntimeError: no such device.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
+    if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
+        subject = replace(subject, chunks=(keyword[1],))
     recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:

@@ -33,6 +33,7 @@ from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
 from crossent.trials.exact import solve
 from crossent.trials.factors import factor_of, infinity_of, narrower_dtype_of
+from crossent.trials.linear.mistakes import mistake_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
 from crossent.words import as_options, said
 
@@ -243,7 +244,9 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             numbers = _numbers(problem)
             is_torch = trial.subject is REFERENCES[trial.case.operation]
             of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
-            message += _lines(problem, inputs) + (hint or _declaration(trial, of))
+            message += _lines(problem, inputs)
+            message += mistake_of(trial, of) if trial.question.exact.factors is not None else ""
+            message += hint or _declaration(trial, of)
     elif check is single.arguments and kind == "changed_input":
         message += f"\nIf that is meant: {as_options(without=['arguments'])}"
     call = describe(inputs)

@@ -29,7 +29,8 @@ thorough:
                large            TILES
 
 Bad inputs run at every level. A linear cross-entropy has edges and bad inputs of its own. Level quick runs the checks
-of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too.
+of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too. The calls in other
+circumstances run on two cases per dtype.
 """
 
 from __future__ import annotations
@@ -37,15 +38,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
+from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
 from crossent.cases.ids import BAD_INPUT_OF
+from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
-from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, transforms
+from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
+from crossent.checks.relations import chunks
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -64,13 +68,23 @@ _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 
 # Level quick calls a subject in other circumstances on one case of each dtype.
 _QUICK_CIRCUMSTANCES = (
-    *(circumstances.no_grad, circumstances.non_leaf, circumstances.alone, circumstances.threads),
+    *(circumstances.no_grad, leaves.non_leaf, leaves.alone, circumstances.threads),
     circumstances.circumstances,
 )
 _QUICK_CALLS = (
     *(Case(dtype) for dtype in ("float32", "float16")),
     *(
         Case(dtype, target="probabilities", reduction="none", weight="weighted", upstream="rows")
+        for dtype in ("float64", "bfloat16")
+    ),
+)
+
+# A kernel with few options takes the plain cases alone.
+_QUICK_LINEAR_CALLS = (
+    *(LinearCase(dtype) for dtype in DTYPES),
+    *(LinearCase(dtype, bias="bias") for dtype in ("float32", "float16")),
+    *(
+        LinearCase(dtype, reduction="none", weight="weighted", upstream="rows", bias="bias")
         for dtype in ("float64", "bfloat16")
     ),
 )
@@ -138,6 +152,8 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     """Yield the cases of a linear cross-entropy, with the checks of a level."""
     further = (Cost.CALLS, Cost.STRUCTURE) if level != "quick" else ()
     yield from ((case, of_cost(*_TWICE, *further)) for case in linear_edges(dtypes, seed))
+    further_calls = (*_QUICK_CIRCUMSTANCES, chunks.chunks)
+    yield from ((case.seeded(seed), further_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:

@@ -96,7 +96,12 @@ TORCH_NLL = Subject(
 def _torch_linear(
     chunks: Mapping[str, Any] | None, input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Tensor:
-    """Call F.linear_cross_entropy. `chunks` are the arguments of its LinearCrossEntropyOptions, or None."""
+    """Call F.linear_cross_entropy. `chunks` are the arguments of its LinearCrossEntropyOptions, or None.
+
+    The option `batch_chunk_size` becomes one of these arguments.
+    """
+    if "batch_chunk_size" in options:
+        chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
     how = None if chunks is None else torch.nn.LinearCrossEntropyOptions(**chunks)
     loss: Tensor = torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=how, **options)
     return loss
@@ -135,8 +140,9 @@ def _chunked(name: str, **chunks: Any) -> Subject:
         not_applicable=_why_not_chunked,
         not_transformed="computes its gradients in the forward pass, where torch sees no operations",
         source=name,
+        chunks=() if chunks else ("batch_chunk_size",),
         **_AS_TORCH_LINEAR,
-    )
+    ).lacking({"retain_graph": "gives the memory of its gradients away in the backward pass"})
 
 
 TORCH_LINEAR = Subject(
@@ -145,7 +151,7 @@ TORCH_LINEAR = Subject(
     not_applicable=_why_not_linear,
     source="torch_linear",
     **_AS_TORCH_LINEAR,
-)
+).lacking({"memory": "stores all logits"})
 LINEAR_ALIAS = "torch.nn.functional:linear_cross_entropy"
 # What torch computes, by operation. The composition of two functions is in every torch.
 REFERENCES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -35,7 +36,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     the subject does not pass the option, and lacks the option's features. If Python cannot read the signature, for
     example of a function written in C++, the subject passes all options.
 
-    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
+    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too. For
+    a linear cross-entropy, an attribute `chunks` names the keywords that set the size of a chunk.
 
     If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
     then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
@@ -87,13 +89,36 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         loss = partial(_call_without, loss, tuple(missing))
     lacks = {feature: _why_missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
     lacks = {**_lacking_if_interpreted(), **lacks, **_declared(given)}
-    return Subject(what, loss, source=source, operation=operation).lacking(lacks)
+    chunks = _chunk_keywords(given, parameters) if is_linear else ()
+    return Subject(what, loss, source=source, operation=operation, chunks=chunks).lacking(lacks)
 
 
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
     """Return why a subject lacks the option `keyword`. If a parameter has a similar name, the reason names it."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
+
+
+def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
+    """Return the keywords that set the size of the chunks: the attribute `chunks` of the object, or those that look so.
+
+    A keyword looks so if "chunk" or "block" is a part of its name, and its default is None or an int.
+
+    Raises:
+        TypeError: the attribute names no keyword of the object.
+    """
+    keywords = [name for name in parameters if _has(parameters, name) and name not in KEYWORDS]
+    says = getattr(given, "chunks", None)
+    if says is None:
+        sized = [name for name in keywords if parameters[name].default is None or type(parameters[name].default) is int]
+        return tuple(name for name in sized if re.search("chunk|block", name.lower()))
+    named = (says,) if isinstance(says, str) else tuple(says) if isinstance(says, (tuple, list)) else (says,)
+    if wrong := [name for name in named if name not in keywords]:
+        raise TypeError(
+            f"an object whose attribute `chunks` has {quoted(wrong[0])}, which is not one of its keywords; "
+            "write, for example, 'chunk_size', or () if no keyword sets the size of a chunk"
+        )
+    return named
 
 
 def _declared(given: object) -> dict[str, str]:

@@ -166,6 +166,11 @@ FEATURES = {
         *(Feature(name, sentence) for name, sentence in BAD_INPUT_KINDS.items()),
         Feature("error_classes", "The class of error that torch raises.", instead="may raise any error for bad input"),
         Feature("repeatable", "The same bits in every call."),
+        Feature(
+            "memory",
+            "A call that takes less memory than all logits.",
+            operations=(LINEAR_CROSS_ENTROPY,),
+        ),
         Feature("large", "Tensors of more than 2^31 elements."),
     )
 }

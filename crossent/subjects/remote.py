@@ -105,7 +105,12 @@ def _describe(description: str, without: Iterable[str], operation: Operation) ->
         return {"error": str(error)}
     return {
         "subjects": [
-            {"name": subject.name, "not_transformed": subject.not_transformed, "lacks": dict(subject.lacks)}
+            {
+                "name": subject.name,
+                "not_transformed": subject.not_transformed,
+                "lacks": dict(subject.lacks),
+                "chunks": list(subject.chunks),
+            }
             for subject in found
         ]
     }
@@ -116,7 +121,8 @@ def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Sub
     reasons = {str(feature): one_line(str(reason)[:_LONGEST_LINE]) for feature, reason in facts["lacks"].items()}
     require_features(reasons)
     loss = RemoteLoss(source, operation)
-    bare = Subject(name, loss, source=source, not_transformed=not_transformed, operation=operation)
+    chunks = tuple(one_line(str(keyword)[:_LONGEST_LINE]) for keyword in facts["chunks"])
+    bare = Subject(name, loss, source=source, not_transformed=not_transformed, operation=operation, chunks=chunks)
     if source.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking(reasons)

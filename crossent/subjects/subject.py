@@ -37,6 +37,7 @@ class Subject:
         contract: the name of a contract in :mod:`crossent.subjects.contracts`. A form has the name of its promise,
             which for `blocked` is no contract that a user can choose.
         operation: the operation that the subject computes.
+        chunks: the keywords of the loss that set the size of its chunks.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Subject:
     lacks: Mapping[str, str] = field(default_factory=dict)
     contract: str = "kernel"
     operation: Operation = CROSS_ENTROPY
+    chunks: tuple[str, ...] = ()
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""

@@ -12,6 +12,7 @@ memory      writes into arguments, memory that results share with arguments, and
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds
 difference  Difference: the worst error of a result, compared with its error bound
 factors     lines about a wrong number: the factor to the exact value, a narrower dtype, or an infinity
+linear/     the mistakes that explain a wrong linear cross-entropy
 along       the comparison of derivatives along a direction with their exact values
 trial       Question: a case on a device with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -79,8 +80,6 @@ RESULT_NAMES = {
 # The names of calls that need more words in messages.
 _CALLS = {
     "turned along": "with rows reversed along dimension",
-    "of the logits alone": "with requires_grad for the logits alone",
-    "of the target alone": "with requires_grad for the target alone",
     "of a Parameter": "with a Parameter as logits",
     "of a lazily negated view": "with a lazily negated view as logits",
 }
@@ -96,6 +95,7 @@ def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     words = RESULT_NAMES.get(name, name)
     for short, full in _CALLS.items():
         way = way.replace(short, full)
+    way = re.sub("^of (.+) alone$", r"with requires_grad for \1 alone", way)
     return (f"{words}, {way}" if way else words).replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
 

@@ -16,7 +16,7 @@ from support.waits import computes, float16
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.relations import shiftable
+from crossent.checks.relations.changes import shiftable
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH

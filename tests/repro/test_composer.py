@@ -15,7 +15,8 @@ from support.waits import skip_unless_readable
 
 import crossent.repro.scripts
 from crossent.cases.case import Case
-from crossent.checks.circumstances import ALONE, THREADS, UNRECORDED
+from crossent.checks.circumstances import THREADS, UNRECORDED
+from crossent.checks.leaves import ways_of
 from crossent.repro.composer import Code
 from crossent.repro.recipes import RECIPES, REFUSALS
 from crossent.repro.script import DEFINED
@@ -154,6 +155,8 @@ def test_scripts_make_the_calls_of_the_checks(monkeypatch):
     for name, value in values.items():
         monkeypatch.setattr(circumstances, name, value)
     assert list(circumstances.call_without_gradients()) == list(UNRECORDED)
-    assert list(circumstances.call_for_one_gradient()) == list(ALONE)
+    wanted = {"of the logits alone": {"gradient": "input"}, "of the target alone": {"target_gradient": "target"}}
+    monkeypatch.setattr(circumstances, "wanted_of", tuple(wanted.items()))
+    assert list(circumstances.call_for_some_gradients()) == list(ways_of(given)) == list(wanted)
     monkeypatch.setattr(circumstances, "other", circumstances.given)
     assert {tuple(results) for results in circumstances.call_in_threads()} == {THREADS}

@@ -8,6 +8,7 @@ import pytest
 import torch.nn.functional as F
 
 from crossent.cases.linear.case import LinearCase
+from crossent.machine import memory_growth
 from crossent.repro.rerun import script_of
 from crossent.subjects.builtin import LINEAR_NAMED
 
@@ -35,6 +36,9 @@ import torch.nn.functional as F
 def mean_of_means(hidden, weight, target):
     chunks = zip(hidden.split(3), target.split(3))
     return torch.stack([F.cross_entropy(h @ weight.T, t) for h, t in chunks]).mean()
+
+def stores(hidden, weight, target):
+    return F.cross_entropy(hidden @ weight.T, target)
 """
 
 
@@ -68,7 +72,11 @@ def test_the_scripts_of_findings_about_torch_show_them():
 def test_the_scripts_of_checks_that_pass_say_so():
     """Each function that a script may define is called, in each check that measures numbers."""
     cases = {
-        HALF: ("loss", "gradient", "weight_gradient", "bias_gradient", "widened", "no_grad", "threads"),
+        HALF: (
+            *("loss", "gradient", "weight_gradient", "bias_gradient", "widened", "no_grad", "threads"),
+            *("alone", "non_leaf", "circumstances", "func_grad", "shift", "rows_permuted", "classes_permuted", "split"),
+            "options",
+        ),
         STRIDED: ("loss", "weight_gradient", "layout"),
     }
     ids = [f"torch_linear:{check}:{case.id}" for case, checks in cases.items() for check in checks]
@@ -83,6 +91,80 @@ def test_the_script_of_ones_own_function_loads_it_as_a_linear_cross_entropy(tmp_
     finding = f"mean_of_means:loss:{LinearCase('float32').id}"
     script = script_of(finding, source="mine.py:mean_of_means")
     assert "operation=LINEAR_CROSS_ENTROPY" in script
+    assert statuses([script]) == [1]
+
+
+FROZEN = """
+import torch
+import torch.nn.functional as F
+
+class Probe(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        return hidden @ weight.T
+
+    @staticmethod
+    def backward(ctx, slope):
+        hidden, weight = ctx.saved_tensors
+        return (slope @ weight, slope.T @ hidden) if ctx.needs_input_grad[0] else (None, None)
+
+def frozen(hidden, weight, target):
+    return F.cross_entropy(Probe.apply(hidden, weight), target)
+
+def writes(hidden, weight, target):
+    loss = F.cross_entropy(hidden @ weight.T, target)
+    if not weight.is_leaf:
+        weight.data.zero_()
+    return loss
+"""
+
+
+def test_the_scripts_of_frozen_arguments_show_the_finding(tmp_path, monkeypatch):
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    monkeypatch.chdir(tmp_path)
+    ids = {
+        f"{name}:{check}:{LinearCase('float32').id}": name
+        for name, check in (("frozen", "alone"), ("writes", "non_leaf"))
+    }
+    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1]
+
+
+CHUNKED = """
+import torch.nn.functional as F
+
+def chunked(hidden, weight, target, chunk_size=7):
+    if chunk_size > len(hidden):
+        raise IndexError
+    rows = range(0, len(hidden) - len(hidden) % chunk_size, chunk_size)
+    chunks = [slice(start, start + chunk_size) for start in rows]
+    return sum(F.cross_entropy(hidden[s] @ weight.T, target[s], reduction="sum") for s in chunks) / len(hidden)
+"""
+
+
+def test_the_script_of_a_size_of_chunks_passes_this_size(tmp_path, monkeypatch):
+    (tmp_path / "chunked.py").write_text(CHUNKED)
+    monkeypatch.chdir(tmp_path)
+    finding = f"chunked:chunks:{LinearCase('float32').id}"
+    of_file = script_of(finding, source="chunked.py:chunked")
+    assert "chunk_sizes = (('with chunk_size=2', 'chunk_size', 2),)" in of_file
+    assert statuses([of_file]) == [1]
+
+
+@NEEDS_213
+def test_the_script_of_torchs_size_of_chunks_needs_torch_alone():
+    case = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
+    script = script_of(f"torch_linear_chunked:chunks:{case.id}")
+    assert "crossent" not in script.replace("crossent repro", "")
+    assert statuses([script]) == [1]
+
+
+def test_the_script_of_the_memory_measures_it(tmp_path, monkeypatch):
+    if memory_growth(lambda: None, "cpu") is None:
+        pytest.skip("needs Linux, which resets and measures the peak of resident memory")
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    script = script_of(f"stores:memory:{LinearCase('float32').id}", source="mine.py:stores")
     assert statuses([script]) == [1]
 
 

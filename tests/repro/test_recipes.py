@@ -70,7 +70,14 @@ def test_every_recipe_is_shown_to_work():
         check, kind = said.split()
         of = REFUSALS if case in {bad_input.id for bad_input in BAD_INPUTS} else RECIPES
         shown.add((of[check].step, kind))
-    tested_elsewhere = {"stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}  # other tests cover these
+    # Other tests cover these.
+    tested_elsewhere = {
+        "chunks": RECIPES,
+        "memory": RECIPES,
+        "stream": RECIPES,
+        "compiled_error": RECIPES,
+        "errors": REFUSALS,
+    }
     assert (
         wanted - shown
         == {(of[name].step, kind) for name, of in tested_elsewhere.items() for kind in of[name].kinds} - shown

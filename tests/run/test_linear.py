@@ -71,7 +71,10 @@ def test_the_command_checks_a_function_in_isolation(folder, capsys):
         (["formula", *OPERATION], "--operation: got 'linear_cross_entropy', but formula computes cross_entropy"),
         (["formula", "linear_formula"], "--operation: formula computes cross_entropy, but linear_formula computes"),
         (["torch_linear", "formula"], "--operation: torch_linear computes linear_cross_entropy, but formula computes"),
-        (["mine.py:right", *OPERATION, "--check", "shift"], "--check: got 'shift'; allowed are call, result,"),
+        (
+            ["mine.py:right", *OPERATION, "--check", "target_gradient"],
+            "--check: got 'target_gradient'; allowed are call, result,",
+        ),
         (["formula", "--check", "bias_gradient"], "--check: got 'bias_gradient'; allowed are call, result,"),
         (
             ["formula", "--case", LinearCase("float32").id],

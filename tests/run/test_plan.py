@@ -20,11 +20,12 @@ from crossent.checks import (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, chunks, two_calls
 from crossent.choices import LEVELS
 from crossent.run.plan import plan
 from crossent.trials.check import Check
@@ -36,8 +37,11 @@ MODULES = (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
-    relations,
+    two_calls,
+    chunks,
+    backward,
     transforms,
     compiled_code,
 )

@@ -9,11 +9,12 @@ from crossent.checks import (
     determinism,
     jacobians,
     large,
+    leaves,
     options,
-    relations,
     single,
     transforms,
 )
+from crossent.checks.relations import backward, two_calls
 from crossent.trials.check import Cost
 
 CHECKS = crossent.checks.checks_of(CROSS_ENTROPY)
@@ -29,10 +30,10 @@ CALL, RESULT = single.call, single.result
 INVARIANTS = (single.sign, single.row_sums, single.ignored_rows)
 SINGLE = tuple(check for check in checks_of(single) if check not in INVARIANTS)
 ALWAYS = (*SINGLE, *INVARIANTS)
-TWO_BACKWARDS = (relations.two_backwards,)
+TWO_BACKWARDS = (backward.two_backwards,)
 OPTIONS = checks_of(options)
-RELATIONS = tuple(check for check in checks_of(relations) if check not in TWO_BACKWARDS)
-CIRCUMSTANCES = checks_of(circumstances)
+RELATIONS = checks_of(two_calls)
+CIRCUMSTANCES = checks_of(circumstances, leaves)
 DERIVATIVES = checks_of(derivatives)
 DETERMINISM = checks_of(determinism)
 JACOBIANS = checks_of(jacobians)

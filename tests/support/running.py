@@ -79,14 +79,14 @@ def trial_of(question, subject, host=None):
     return Trial(question, subject, host or Here(subject.loss))
 
 
-def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY):
-    """Return the report of a subject that runs in an isolated process."""
+def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY, checks=SINGLE):
+    """Run checks, and return the report of a subject that runs in an isolated process."""
     with ambient():
         losses = {0: subject.loss, OWN: TORCH.loss}
         server = ForkServer(lambda at, *descriptors: perform_acts(*descriptors, lambda: losses[at]), memory)
         process = IsolatedProcess(server, 0, seconds)
         try:
-            return run(subject, cases, hosts=[process])
+            return run(subject, cases, checks, hosts=[process])
         finally:
             process.close()
             server.close()

@@ -38,12 +38,16 @@ equations: Any = ((given, given),)
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
 # The names of several calls.
 calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
+# Calls in which only some arguments require a gradient: the name of each, and these arguments by name of the gradient.
+wanted_of: tuple[tuple[str, dict[str, str]], ...] = (("of the logits alone", {"gradient": "input"}),)
+chunk_sizes: tuple[tuple[str, str, int], ...] = ()  # calls with a size of the chunks: name, keyword and size
 which_call: Any = "in a thread"  # the name or the position of the call that gave the number
 direction: Tensor = torch.ones_like(logits)  # the direction of the derivatives
 shape: tuple[int, ...] = ()  # the shape of a derivative
 backend: str = "aot_eager_decomp_partition"  # the backend of torch.compile
 dynamic: bool = False  # whether one graph is compiled for all sizes
 classes: tuple[int, ...] = (3, -1)  # class indices out of range
+many: tuple[int, int] = (8192, 4096)  # the rows and the classes of a call whose memory is measured
 times: int = 2  # how often the logits are repeated along the batch
 each_row: bool = False  # whether each row has an upstream gradient of its own
 gib: float = 0.1  # the memory that a call on the repeated logits needs

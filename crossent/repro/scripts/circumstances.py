@@ -18,6 +18,7 @@ from crossent.repro.scripts.case import (
     part,
     subject,
     target,
+    wanted_of,
     which_call,
 )
 from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, shaped, verdict
@@ -37,10 +38,15 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
     """End the script with status 1 if a call changed its arguments.
 
     `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call. `x_wanted` and
-    `y_wanted` say whether these arguments required a gradient before.
+    `y_wanted` say whether these arguments required a gradient before. The weight and the bias of a linear layer
+    required a gradient if `x` did.
     """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
-    tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
+    tensors |= {
+        name: (its_options[name], one, x_wanted and name.startswith("linear_"))
+        for name, one in options.items()
+        if torch.is_tensor(one)
+    }
     for name, (one, before, wanted) in tensors.items():
         views = [(each.shape, each.stride(), each.storage_offset()) for each in (one, before)]
         if views[0] != views[1] or not memory(one).equal(memory(before)):
@@ -62,6 +68,9 @@ def call_without_gradients():
         with mode:
             x, y, its_options, _ = fresh(*given)
             x, y = x.detach().requires_grad_(wanted), y.detach().requires_grad_(wanted and y.is_floating_point())
+            for name, one in its_options.items():
+                if name.startswith("linear_"):
+                    its_options[name] = one.detach().requires_grad_(wanted)
             loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if loss.requires_grad:
@@ -72,38 +81,46 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Return the result of a call on logits that are the output of an operation, and so not a leaf."""
+    """Return the result of a call on tensors that are outputs of operations, and so no leaves.
+
+    These are the logits, and the options that require a gradient.
+    """
     made = []
 
     def cloned(input, target, **options):
-        clone = input.clone()
-        made.append((clone.detach(), clone.detach().clone()))
-        return subject(clone, target, **options)
+        needed = [name for name, one in options.items() if torch.is_tensor(one) and one.requires_grad]
+        clones = {"input": input.clone(), **{name: options[name].clone() for name in needed}}
+        for name, clone in clones.items():
+            made.append((name, clone.detach(), clone.detach().clone()))
+        return subject(clones.pop("input"), target, **{**options, **clones})
 
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
-    if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call changed `input` in place; `input` is not a leaf in this call")
+    for name, after, before in made:
+        if not memory(after).equal(memory(before)):
+            verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
     return result
 
 
-def call_for_one_gradient():
-    """Return the results of two calls, by name: only the logits require a gradient, or only the target does."""
+def call_for_some_gradients():
+    """Return the results of calls in which only some arguments require a gradient, by name."""
     results = {}
-    for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
+    for call, names in wanted_of:
         x, y, its_options, g = fresh(*given)
-        wanted, unwanted = (x, y) if of == "gradient" else (y, x)
-        wanted.requires_grad_()
-        loss = subject(x, y, **its_options)
+        arguments = {"input": x, "target": y, **its_options}
+        for name in names.values():
+            arguments[name].requires_grad_()
+        tensors = {name: one for name, one in arguments.items() if torch.is_tensor(one)}
+        loss = subject(arguments.pop("input"), arguments.pop("target"), **arguments)
         shaped(loss, *given)
         if not loss.requires_grad:
-            said = "loss: got requires_grad=False; expected requires_grad=True"
-            verdict(True, f"{said}, since requires_grad is True for {call[3:]}")
+            verdict(True, f"loss: got requires_grad=False; expected requires_grad=True in the call {call}")
         loss.backward(g.to(loss.dtype))
-        if wanted.grad is None or unwanted.grad is not None:
-            got = f"a call for the gradient {call}: got {wanted.grad}, and {unwanted.grad} for the other tensor"
-            verdict(True, f"{got}; expected a gradient, and None for the other tensor")
-        results[call] = {"loss": loss.detach(), of: wanted.grad}
+        for name, one in tensors.items():
+            if (one.grad is None) == (name in names.values()):
+                got = "none; expected one" if one.grad is None else "one; expected none"
+                verdict(True, f"gradient of {name}: got {got} in the call {call}")
+        results[call] = {"loss": loss.detach(), **{of: tensors[name].grad for of, name in names.items()}}
     return results
 
 
@@ -167,7 +184,8 @@ def call_in_circumstances():
     results, usual = {}, (torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads())
     for call in calls:
         x, y, its_options, g = fresh(*given)
-        x = makers.get(call, torch.Tensor.detach)(x.detach()).requires_grad_()
+        make = makers.get(call, torch.Tensor.detach)
+        x = make(x.detach()).requires_grad_()
         y = y.detach().requires_grad_(y.is_floating_point())
         if call == "with a weight that requires a gradient":
             its_options["weight"].requires_grad_()
@@ -176,11 +194,14 @@ def call_in_circumstances():
             torch.set_default_dtype(torch.float32 if usual[1] == torch.float64 else torch.float64)
         if call == "with another number of threads":
             torch.set_num_threads(usual[2] + 1)
+        leaves = {"gradient": x, **({"target_gradient": y} if y.requires_grad else {})}
+        for gradient, name in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
+            if name in its_options:
+                leaves[gradient] = its_options[name] = make(its_options[name].detach()).requires_grad_()
         loss = subject(x, y, **its_options)
         shaped(loss, *given)
-        wanted = {"gradient": x, "target_gradient": y} if y.requires_grad else {"gradient": x}
-        made = torch.autograd.grad(loss, list(wanted.values()), g.to(loss.dtype), create_graph="create_graph" in call)
-        results[call] = {"loss": loss.detach(), **dict(zip(wanted, (one.detach() for one in made)))}
+        made = torch.autograd.grad(loss, list(leaves.values()), g.to(loss.dtype), create_graph="create_graph" in call)
+        results[call] = {"loss": loss.detach(), **dict(zip(leaves, (one.detach() for one in made)))}
         torch.autograd.set_detect_anomaly(usual[0])
         torch.set_default_dtype(usual[1])
         torch.set_num_threads(usual[2])

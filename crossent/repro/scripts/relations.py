@@ -5,7 +5,7 @@
 
 import torch
 
-from crossent.repro.scripts.case import equations, given, index, other, part, subject, terms, upstream
+from crossent.repro.scripts.case import chunk_sizes, equations, given, index, other, part, subject, terms, upstream
 from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shaped, verdict
 
 
@@ -16,6 +16,23 @@ def call_each():
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
         for result, inputs in zip(results, equation):
             shaped(result["loss"], *inputs)
+    return results
+
+
+def call_in_chunks():
+    """Return the results of calls with different sizes of the chunks, by name. The function may refuse a size."""
+    results = {}
+    for call, keyword, size in chunk_sizes:
+
+        def in_chunks(*arguments, keyword=keyword, size=size, **options):
+            return subject(*arguments, **options, **{keyword: size})
+
+        try:
+            results[call] = evaluate(*fresh(*given), loss_of=in_chunks)
+        except (ValueError, NotImplementedError) as error:
+            print(f"{call}: {error!r}")
+            continue
+        shaped(results[call]["loss"], *given)
     return results
 
 
@@ -38,18 +55,19 @@ def check_two_backwards():
 
     def both(input, target, **options):
         another = other[1].detach().requires_grad_(target.requires_grad)
-        one, two = subject(input, target, **options), subject(input, another, **other[2])
+        layer = {name: of for name, of in options.items() if name.startswith("linear_")}
+        one, two = subject(input, target, **options), subject(input, another, **{**other[2], **layer})
         for loss, of, by in ((one, target, upstream), (two, another, upstream), (one, target, -2 * upstream)):
-            wanted = {"gradient": input, "target_gradient": of}
+            wanted = {"gradient": input, "target_gradient": of, **layer}
             wanted = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
             gradients = torch.autograd.grad(loss, list(wanted.values()), by.to(loss.dtype), retain_graph=True)
-            seen.append(bits({"loss": loss.detach(), **dict(zip(wanted, gradients))}))
+            seen.append(list(bits({"loss": loss.detach(), **dict(zip(wanted, gradients))}).values()))
         return one  # `evaluate` differentiates this graph again
 
     first, alone = evaluate(*fresh(*given)), evaluate(*fresh(*other))
     shaped(alone["loss"], *other)
     last = evaluate(*fresh(*given), loss_of=both)
-    if bits(last) != seen[0]:
+    if list(bits(last).values()) != seen[0]:
         verdict(True, "a second backward pass through the same graph gives a different gradient")
-    if seen[:2] != [bits(first), bits(alone)]:
+    if seen[:2] != [list(bits(one).values()) for one in (first, alone)]:
         verdict(True, "two losses of the same logits have different bits than each loss computed alone")

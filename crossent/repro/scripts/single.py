@@ -7,12 +7,14 @@ import math
 import torch
 
 from crossent.repro.scripts.case import (
+    device,
     each_row,
     exact,
     gib,
     given,
     index,
     logits,
+    many,
     options,
     other,
     part,
@@ -230,3 +232,36 @@ def call_on_repeated():
         raise
     shaped(result["loss"], *whole)
     return result
+
+
+def check_memory():
+    """Check that a call with many rows and classes takes less memory than all its logits."""
+    rows, classes = many
+    x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
+    y = target.repeat(-(-rows // len(target)))[:rows]
+    weight = options["linear_weight"]
+    weight = weight.repeat(-(-classes // len(weight)), 1)[:classes]
+    everything = x, y, {**options, "linear_weight": weight}, upstream
+    most = rows * classes * x.element_size()
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        evaluate(*everything)
+        grown = torch.cuda.max_memory_allocated(device) - before
+    else:
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            before = resident("VmRSS")
+        except OSError as error:
+            cannot_run(error)
+        evaluate(*everything)
+        grown = resident("VmHWM") - before
+    verdict(grown >= most, f"the call took {grown / 2**20:.0f} MiB; all its logits take {most / 2**20:.0f} MiB")
+
+
+def resident(name):
+    """Return a number of bytes of /proc/self/status."""
+    with open("/proc/self/status") as file:
+        (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
+    return int(found) * 1024

@@ -45,9 +45,9 @@ def torch_linear(input, target, linear_weight, **options):
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, **options)
 
 
-def torch_linear_chunked(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in chunks of the size that torch chooses."""
-    chunks = torch.nn.LinearCrossEntropyOptions()
+def torch_linear_chunked(input, target, linear_weight, batch_chunk_size=None, **options):
+    """Call F.linear_cross_entropy in chunks, by default of the size that torch chooses."""
+    chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk_size)
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 
 

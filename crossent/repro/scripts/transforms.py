@@ -34,6 +34,19 @@ def call_under_vjp():
     return dict(zip(("loss", "gradient", "target_gradient"), (loss.detach(), *back(upstream.to(loss.dtype)))))
 
 
+def call_linear_under_vjp():
+    """Return the loss of a linear cross-entropy and the gradients of its leaves, under torch.func.vjp."""
+    names = [name for name in ("linear_weight", "linear_bias") if name in options]
+
+    def of_leaves(x, *tensors):
+        return subject(x, target, **{**options, **dict(zip(names, tensors))})
+
+    loss, back = torch.func.vjp(of_leaves, logits, *(options[name] for name in names))[:2]
+    shaped(loss, *given)
+    parts = ("loss", "gradient", "weight_gradient", "bias_gradient")
+    return dict(zip(parts, (loss.detach(), *back(upstream.to(loss.dtype)))))
+
+
 def call_under_vmap():
     """Return two results under torch.func.vmap, which calls the subject on each sample.
 

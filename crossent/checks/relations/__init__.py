@@ -1,0 +1,10 @@
+"""Checks of relations between calls: a known change of the inputs causes a known change of the result.
+
+:mod:`crossent.trials.agreement` compares the results: they must be equal up to the sum of their error bounds. Only
+`two_backwards` compares bits.
+
+changes    the changed inputs, and the results changed back
+two_calls  memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
+chunks     a function whose argument sets the size of its chunks
+backward   several backward passes through one graph, and two losses of the same logits
+"""

@@ -1,0 +1,75 @@
+"""The check of several backward passes: through one graph, and of two losses of the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs
+from crossent.checks.relations.changes import of_other_classes
+from crossent.subjects.subject import Loss
+from crossent.trials.agreement import further_call
+from crossent.trials.call import Result
+from crossent.trials.check import EVERY_OPERATION, Cost, check
+from crossent.trials.trial import Problem, Trial
+
+
+@check(
+    *("gradient", "repeatable", "retain_graph"),
+    other_needs={"target_gradient": lambda inputs: "target_gradient" in inputs.leaves},
+    cost=Cost.CALLS,
+    versus="other",
+    operations=EVERY_OPERATION,
+)
+def two_backwards(trial: Trial) -> Iterator[Problem]:
+    """A graph can be differentiated twice, and two losses of the same logits do not change each other's results.
+
+    Liger-Kernel#272 and #343: a loss stored its gradient in the logits, and scaled the gradient there in the backward
+    pass.
+    """
+    other = of_other_classes(trial.question.fresh())
+    alone = further_call(trial, other)
+    first, second, again = trial.perform(backwards, trial.question.fresh(), other.copy())
+    if again.digest != first.digest:
+        yield Problem("not_repeated", "a second backward pass through the same graph gives a different gradient")
+    elif (first.digest, second.digest) != (trial.got.digest, alone.digest):
+        of = f"two losses of the same {trial.case.operation.word('input')}"
+        yield Problem("disturbed", f"{of} have different bits than each loss computed alone")
+
+
+def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
+    """Compute two losses of the same logits, run backward for each, then twice more for the first loss.
+
+    This is an act: it runs in the process of the subject.
+
+    The first of the two further passes has -2 times the upstream gradient, and the function drops its gradients.
+
+    Args:
+        loss: the subject.
+        inputs: the inputs of the first loss.
+        other: the inputs of the second loss, except the logits or, in a linear cross-entropy, the hidden states and the
+            linear layer.
+
+    Returns:
+        The results of the first loss, of the second loss, and again of the first loss.
+    """
+    dense = "target_gradient" in inputs.leaves
+    _, shared = inputs.requiring([name for name in inputs.leaves if name != "target_gradient"])
+    targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
+    first, second = (
+        loss(given.input, target, **given.options)
+        for target, given in zip(targets, (inputs.with_leaves(shared), other.with_leaves(shared)), strict=True)
+    )
+
+    def backward(value: Tensor, target: Tensor, upstream: Tensor) -> Result:
+        leaves = {**shared, "target_gradient": target} if dense else shared
+        gradients = torch.autograd.grad(value, list(leaves.values()), upstream.to(value.dtype), retain_graph=True)
+        result = Result(value.detach(), **dict(zip(leaves, gradients, strict=True)))
+        return result.copy()  # a later pass may write into these gradients
+
+    results = backward(first, targets[0], inputs.upstream), backward(second, targets[1], inputs.upstream)
+    # The factor -2 finds a loss that scales a stored gradient in place. An upstream gradient of 1 would hide this bug.
+    backward(first, targets[0], -2 * inputs.upstream)
+    return *results, backward(first, targets[0], inputs.upstream)

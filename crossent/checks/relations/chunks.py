@@ -1,0 +1,63 @@
+"""The check of a function whose argument sets the size of its chunks: every size must give the exact result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from crossent.cases.inputs import Inputs
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.subjects.subject import Loss
+from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.check import Cost, Found, check
+from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial, misshapen
+
+# The errors by which a function may refuse a size, such as a size that is no power of two.
+REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
+
+
+@check(cost=Cost.CALLS, applies=lambda case: case.rows > 0, operations=(LINEAR_CROSS_ENTROPY,))
+def chunks(trial: Trial) -> Found:
+    """If an argument sets the size of the chunks, the result is exact for each size: 1, 2, all rows, one row more.
+
+    The size of two rows of logits is another one, since an argument may count logits. A function may refuse a size with
+    a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with the number
+    of chunks.
+    """
+    if not trial.subject.chunks:
+        raise NotRunError("has no argument for the size of its chunks")
+    question, ran = trial.question, False
+    for way, (keyword, size) in ways_of(question.inputs, trial.subject.chunks).items():
+        try:
+            got = trial.evaluate(question.fresh(), evaluate_in_chunks, keyword, size)
+        except RefusedError as error:
+            if error.raised.is_a(*REFUSALS_OF_SIZES):
+                continue
+            yield Problem("refused", f"{way}: {error}")
+            return
+        ran = True
+        if problem := misshapen(trial, got.loss, question.exact, way=way):
+            yield problem
+            return
+        yield from (replace(one, of=f"{one.of} {way}") for one in trial.compare(got, question.exact))
+    if not ran:
+        raise NotRunError("refuses each size of its chunks")
+
+
+def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+    """Return the keyword and the size of each call, with a name of the call.
+
+    >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
+    ('chunk_size', 8)
+    """
+    rows = len(inputs.input)
+    sizes = dict.fromkeys((1, 2, rows, rows + 1, 2 * inputs.classes))
+    return {f"with {keyword}={size}": (keyword, size) for keyword in keywords for size in sizes}
+
+
+def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
+    """Call the subject with a size of its chunks, and return the result.
+
+    This is an act: it runs in the process of the subject.
+    """
+    return evaluate(partial(loss, **{keyword: size}), inputs, gradients)

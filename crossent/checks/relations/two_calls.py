@@ -1,0 +1,126 @@
+"""Checks that compare the result of a case with the results of calls with changed inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
+from crossent.checks.relations.changes import (
+    classes_turned,
+    contiguous,
+    joined,
+    of_classes_turned,
+    of_rows_turned,
+    parted,
+    rows_axes,
+    rows_turned,
+    shifted,
+    wide,
+)
+from crossent.trials.agreement import PartBalls, compare_results, exact_for, further_call, times, with_radius
+from crossent.trials.check import EVERY_OPERATION, Cost, check
+from crossent.trials.difference import Difference
+from crossent.trials.trial import NotRunError, Trial
+
+
+def _has_layout(case: Case) -> bool:
+    # A case with `spread` has an upstream gradient with a stride of 0 or 2.
+    spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
+    plain = ("contiguous", "target_contiguous", "weight_contiguous")
+    strided = isinstance(case, LinearCase) and case.linear_layout != "linear_contiguous"
+    return (case.layout, case.target_layout, case.weight_layout) != plain or spread or strided
+
+
+def _has_shift(case: Case) -> bool:
+    return case.rows > 0 and not (isinstance(case, LinearCase) and case.bias == "no_bias")
+
+
+@check(cost=Cost.CALLS, versus="other", applies=_has_layout, operations=EVERY_OPERATION)
+def layout(trial: Trial) -> Iterator[Difference]:
+    """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
+
+    pytorch#67167: a kernel read a strided target as if it were contiguous. unsloth#10713: the same with logits.
+    """
+    yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
+
+
+@check(cost=Cost.CALLS, versus="other", applies=_has_shift, operations=EVERY_OPERATION)
+def shift(trial: Trial) -> Iterator[Difference]:
+    """Adding a constant to all logits, or a different constant to each row, gives the same result up to rounding.
+
+    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, a large maximum `m` absorbs the digits of the logarithm. The check
+    first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check rounds the bias
+    and adds the constant to the bias.
+    """
+    ways = shifted(trial.question.fresh())
+    if not ways:
+        raise NotRunError("receives logits that cannot be shifted exactly in their dtype")
+    for way, (before, after) in ways.items():
+        of_before, of_after = exact_for(trial, f"not {way}", before), exact_for(trial, way, after)
+        moved = with_radius(trial, further_call(trial, after), of_after)
+        yield from compare_results(trial, moved, further_call(trial, before), of_before, way=way)
+
+
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 1, operations=EVERY_OPERATION)
+def rows_permuted(trial: Trial) -> Iterator[Difference]:
+    """Reversing the rows, along the batch or along a further dimension, only reverses the result, up to rounding.
+
+    The check reverses one dimension at a time: a kernel that confuses two dimensions could pass if both were reversed.
+    """
+    inputs = trial.question.inputs
+    dim = inputs.input.dim()
+    for axis in rows_axes(inputs):
+        reversed_rows = rows_turned(trial.question.fresh(), axis)
+        back = of_rows_turned(further_call(trial, reversed_rows), axis, dim)
+        yield from compare_results(trial, with_radius(trial, back), way=f"reversed along dimension {axis}")
+
+
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1, operations=EVERY_OPERATION)
+def classes_permuted(trial: Trial) -> Iterator[Difference]:
+    """Reversing the classes, with weights and targets, keeps the loss and reverses the gradients, up to rounding."""
+    reversed_classes = classes_turned(trial.question.fresh())
+    back = of_classes_turned(further_call(trial, reversed_classes), trial.question.inputs)
+    yield from compare_results(trial, with_radius(trial, back))
+
+
+@check(
+    cost=Cost.CALLS,
+    versus="other",
+    applies=lambda case: len(case.sizes) > 1 and case.sizes[0] > 1,
+    operations=EVERY_OPERATION,
+)
+def split(trial: Trial) -> Iterator[Difference]:
+    """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
+
+    The size of the first part is the nearest to a third of the batch for which no denominator of a mean is 0. A batch
+    of two has equal parts. The check concatenates the gradients of the parts and, under "none", their losses. Under
+    "sum", the check adds the losses. The gradients of the weight and the bias of a linear layer are added.
+
+    Under "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
+    their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
+    `D_i/D`. pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
+    """
+    parts: list[PartBalls] = []
+    for name, (share, part) in zip(
+        ("first part", "second part"), parted(trial.question.fresh(), trial.question.exact.terms), strict=True
+    ):
+        result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
+        parts.append({name: times(share, ball) for name, ball in result.items()})
+    yield from compare_results(trial, joined(parts, trial.case.reduction))
+
+
+@check(
+    cost=Cost.CALLS,
+    versus="other",
+    applies=lambda case: case.dtype in ("float16", "bfloat16"),
+    operations=EVERY_OPERATION,
+)
+def widened(trial: Trial) -> Iterator[Difference]:
+    """Half-precision inputs, and the same inputs converted to float32, give the same result up to rounding.
+
+    TransformerEngine#3193: a gradient was stored in the bfloat16 memory of the logits before the loss was final.
+    """
+    widened_inputs = wide(trial.question.fresh())
+    result = further_call(trial, widened_inputs)
+    yield from compare_results(trial, with_radius(trial, result, exact_for(trial, "widened", widened_inputs)))

@@ -1,0 +1,81 @@
+"""The check of the memory of a linear cross-entropy: a function that stores all logits is found."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.linear_subjects import blocked, composed, subject_of
+from support.running import run, run_isolated
+
+from crossent.cases.linear.case import LinearCase
+from crossent.checks import large, single
+from crossent.forms.linear import linear_blocked
+from crossent.machine import memory_growth
+
+FIRST = (single.call, single.result)
+CASE = LinearCase("float32")
+
+
+def in_blocks(input, target, *, linear_weight, **options):
+    """Call the form with blocks of the size that it chooses."""
+    return linear_blocked(input, linear_weight, target, **options)
+
+
+def skip_unless_measured():
+    if memory_growth(lambda: None, "cpu") is None:
+        pytest.skip("needs Linux, which resets and measures the peak of resident memory")
+
+
+def test_the_memory_of_a_tensor_is_measured():
+    skip_unless_measured()
+    grown = memory_growth(lambda: torch.ones(2**24), "cpu")  # 64 MiB
+    assert 60 * 2**20 < grown < 96 * 2**20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_function_that_stores_all_logits_is_found(dtype):
+    skip_unless_measured()
+    case = LinearCase(dtype)
+    for loss, found in ((composed, True), (in_blocks, False)):
+        part = run(subject_of(loss), case, (*FIRST, large.memory)).subjects[0]
+        assert "memory" in part.outcomes[case.id].checks
+        messages = [finding.message for finding in part.findings]
+        assert bool(messages) == found, messages
+    (message,) = (one.message for one in run(subject_of(composed), case, (*FIRST, large.memory)).findings)
+    assert message.startswith("memory: got ")
+    mib = 128 if dtype == "float32" else 64
+    assert f"8192 rows and 4096 classes; expected less than the {mib} MiB of all its logits in {dtype}" in message
+    assert "If that is meant: --without memory" in message
+
+
+def test_a_function_that_stores_the_logits_of_the_forward_pass_alone_is_found():
+    skip_unless_measured()
+
+    def keeps(input, target, *, linear_weight, **options):
+        keeps.logits = F.linear(input, linear_weight).detach()
+        return in_blocks(input, target, linear_weight=linear_weight, **options)
+
+    (finding,) = run(subject_of(keeps), CASE, (*FIRST, large.memory)).findings
+    assert finding.check == "memory"
+
+
+def test_a_subject_that_declares_it_is_not_measured():
+    part = run(subject_of(composed).lacking({"memory": "stores all logits"}), CASE, (*FIRST, large.memory)).subjects[0]
+    assert part.findings == []
+    assert part.outcomes[CASE.id].not_run == {"memory": "stores all logits"}
+
+
+def test_the_check_runs_on_the_plain_case_alone():
+    assert [large.memory.applies(case) for case in (CASE, CASE.seeded(5), LinearCase("float32", bias="bias"))] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_an_isolated_process_measures_its_own_memory():
+    skip_unless_measured()
+    for loss, found in ((composed, ["memory"]), (blocked, [])):
+        part = run_isolated(subject_of(loss), cases=[CASE], checks=(*FIRST, large.memory)).subjects[0]
+        if "memory" in part.outcomes[CASE.id].not_run:
+            pytest.skip(part.outcomes[CASE.id].not_run["memory"])
+        assert [finding.check for finding in part.findings] == found

@@ -1,0 +1,72 @@
+"""Linear cross-entropies for tests: right ones, and one that is written by hand so that a test can change a step."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.forms.linear import linear_blocked, linear_formula
+from crossent.subjects.contracts import TORCH_CONTRACT, under_contract
+from crossent.subjects.subject import Subject
+
+
+def composed(input, target, *, linear_weight, linear_bias=None, **options):
+    """Compose torch's two functions, in the dtype of the input."""
+    return F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+
+def formula(input, target, *, linear_weight, **options):
+    """Call the form, as crossent calls every loss."""
+    return linear_formula(input, linear_weight, target, **options)
+
+
+def blocked(input, target, *, linear_weight, block_size=12, **options):
+    """Call the form with blocks of few rows."""
+    return linear_blocked(input, linear_weight, target, block_size=block_size, **options)
+
+
+def subject_of(loss, **fields):
+    """Return a subject that computes a linear cross-entropy under the default contract."""
+    return replace(Subject(loss.__name__, loss, operation=LINEAR_CROSS_ENTROPY), **fields)
+
+
+RIGHT = (
+    subject_of(formula),
+    subject_of(blocked),
+    under_contract(subject_of(composed), TORCH_CONTRACT, None),
+)
+
+
+class ByHand(torch.autograd.Function):
+    """The losses of rows of hidden states, with a backward pass that a test chooses.
+
+    The backward pass is `change(slope, hidden, weight, needs)` for the gradient of the logits, (N, V). It returns the
+    gradients of hidden states, weight and bias.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, change):
+        ctx.save_for_backward(hidden, weight)
+        ctx.change = change
+        return F.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return *ctx.change(slope, *ctx.saved_tensors, ctx.needs_input_grad), None
+
+
+def gradients(slope, hidden, weight, needs):
+    """Return the gradients that are needed, as every right backward pass does."""
+    made = slope @ weight, slope.mT @ hidden, slope.sum(0)
+    return tuple(one if need else None for one, need in zip(made, needs, strict=False))
+
+
+def by_hand(change=gradients):
+    """Return a linear cross-entropy with the given backward pass of the linear layer."""
+
+    def loss(input, target, *, linear_weight, linear_bias=None, **options):
+        logits = ByHand.apply(input, linear_weight, linear_bias, change)
+        return F.cross_entropy(logits, target, **options)
+
+    return loss
