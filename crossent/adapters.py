@@ -2,7 +2,7 @@
 
 An adapter converts the tensors of a call to arrays of the same numbers, calls the function, and converts the result to
 a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
-function that writes into its arguments. JAX and ONNX get copies. By default, JAX makes 32-bit integers of int64.
+function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
 
 The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
 callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.

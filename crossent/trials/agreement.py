@@ -115,7 +115,10 @@ def compare_results(
 
 
 def _rename(difference: Difference, way: str) -> Difference:
-    """Return a difference in the words for two results: `way` follows its name, and no reason names an exact value."""
+    """Return a difference, reworded for two results of one subject.
+
+    Append `way` to the name. In the reasons for missing bounds, replace the exact value by the other result.
+    """
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
@@ -138,8 +141,8 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is
-    infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`).
+    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is infinite or NaN, the
+    radius is 0 or inf (:func:`_with_special_radius`).
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)

@@ -51,7 +51,9 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Yield the difference of a derivative from its exact value, or a problem: none, or a wrong shape or dtype.
+    """Yield the difference of a derivative from its exact value.
+
+    Yield a problem instead if the derivative is missing, or has a wrong shape or dtype.
 
     Args:
         of: the name of the derivative: "second", "upstream_gradient" or "tangent".

@@ -232,7 +232,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> di
         return {}
     unknown = np.isinf(exact.radius)
     counts = {"there is no exact value": int(unknown.sum())}
-    # No input should give a NaN bound. The soak test has found no such input.
+    # No input should give a NaN bound. The random cases of `nox -s soak` have found no such input.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     reasons = bounds.without_bound(check) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, check)
     for reason, where in reasons.items():

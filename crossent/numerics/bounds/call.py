@@ -121,8 +121,8 @@ class CallBounds:
     def part(self, rows: slice, contract: Contract) -> Self:
         """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
 
-        They serve for the bounds of each row: the gradients, and the loss for reduction "none". Small arrays stay in
-        the cache of a processor, so the bounds of many rows take less time in parts.
+        Use the returned object only for bounds with a number for each row: the gradients, and the loss for reduction
+        "none". Small arrays stay in the cache of a processor, so the bounds of many rows take less time in parts.
         """
         some = type(self)(self.terms.part(rows), contract)
         log_probs, probs, logsumexp = self._softmax
@@ -145,7 +145,11 @@ class CallBounds:
         return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
     def _scale_factors(self) -> list[Array]:
-        """Return `|g|`, (R, 1), and for a mean also the largest possible `1/|D|`, (R, 1)."""
+        """Return the magnitudes of the factors of `g/D`, each (R, 1).
+
+        The first factor is the upstream gradient `g`. For a mean, the second is the largest possible `1/|D|`, where `D`
+        is the denominator.
+        """
         factors = [np.abs(self.terms.upstream[:, None])]
         if self._denominator is not None:
             factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])

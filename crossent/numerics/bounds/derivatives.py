@@ -97,7 +97,10 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _two_sums(self) -> tuple[Computed, Array]:
-        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
+        """Return the tangents, `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sums of the magnitudes of their terms.
+
+        Both are (R,).
+        """
         c = self.contract
         total = c.keep(self._total(self._coefficients))
         products = c.keep(self._coefficients.times(self._along, c.compute))
@@ -105,7 +108,10 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _gradient_times_direction(self) -> tuple[Computed, Array]:
-        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
+        """Return the tangents, `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sums of the magnitudes of their terms.
+
+        Both are (R,).
+        """
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
         gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
@@ -179,14 +185,17 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative by the upstream gradient in a second backward pass: the bound of the tangent."""
+        """The bound of the derivative of `<gradient, direction>` by the upstream gradient.
+
+        A second backward pass computes this derivative, which is equal to the tangent and has the same bound.
+        """
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong derivatives that leave out all terms with `mean`, as if `p` were constant.
+        """Return wrong derivatives, which leave out all terms with `mean`, as if the softmax `p` were constant.
 
-        If such a derivative passes a comparison, passing is no evidence. `check` is "second", "tangent" or
-        "upstream_gradient".
+        If a wrong derivative is within the bounds, passing a comparison is no evidence that an implementation is right.
+        `check` is "second", "tangent" or "upstream_gradient".
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

@@ -69,7 +69,7 @@ class FiniteRows:
 
     @property
     def true(self) -> tuple[Any, Any]:
-        """The index of the true classes into an array of shape (r, C)."""
+        """The index that selects the number of each row's true class from an array of shape (r, C)."""
         return np.arange(len(self.logits)), self.index
 
 
@@ -150,15 +150,15 @@ class Formula:
 
     @cached_property
     def coefficients(self) -> Elements:
-        """The coefficients `v`, (r, C), which are 0 on ignored rows.
+        """The coefficients `v = w·q`, class weight times smoothed target, (r, C). They are 0 on ignored rows.
 
-        If only the true class has a term, the array has the coefficients of the true classes, (r,).
+        If only the true class of a row has a term, the array has the coefficients of the true classes, (r,).
         """
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The magnitudes `|w|·((1 - ε)|t| + ε/C)`: `v` computed from terms without signs, so that nothing cancels."""
+        """The coefficients computed from magnitudes, `|w|·((1 - ε)|t| + ε/C)`, so that no terms cancel."""
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
@@ -181,7 +181,7 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return `w_c · values_c` for numbers with one column for each class c."""
+        """Return the values multiplied by the class weights. The last axis of the values is the classes."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
