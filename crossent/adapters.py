@@ -226,8 +226,8 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
-    The attribute joins the argument `lacks` with torch's transforms, whose reason begins with `reason` (such as "is a
-    function of JAX"), and with bfloat16 if ml_dtypes is not installed.
+    The attribute contains the features of the argument `lacks`, and bfloat16 if ml_dtypes is not installed. It also
+    contains the transforms of torch, such as vmap. Their reason begins with `reason`, such as "is a function of JAX".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

@@ -110,12 +110,12 @@ class Question:
 
     @cached_property
     def exact(self) -> Exact:
-        """The exact values and their error bounds."""
+        """The exact values of the case. The object also computes the error bounds of a contract."""
         return solve(self.inputs)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
-        """The exact derivatives along the direction of the case, and their error bounds."""
+        """The exact derivatives along the direction of the case. The object also computes the error bounds."""
         return solve_along(self.inputs, self.case.direction(self.device))
 
 

@@ -40,9 +40,9 @@ class CallBounds:
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
         """Compute the bounds of many calls together, and store them in the objects of the calls.
 
-        All calls must have the same contract and the same :attr:`Terms.structure`. Each object alone would compute the
-        same bounds up to float64 rounding, because numpy would sum its rows in another order. For a single call, this
-        method does nothing: the object computes a bound when the bound is first read.
+        All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds may differ by
+        float64 roundings from bounds computed for each call alone, because numpy sums the rows in another order. For a
+        single call, this method does nothing: the object computes a bound when the bound is first read.
 
         Args:
             calls: One object for each call.
@@ -236,10 +236,11 @@ def _joined(parts: Sequence[Computed]) -> Computed:
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract with fixed values of `grade`, `row_order` and `in_target_format` where they do not matter.
+    """Return the contract with fixed values of the fields that do not change the bounds of this call.
 
-    `grade` never changes the bounds, and the two other fields change the bounds of some calls only. Contracts that
-    differ in these fields only often become equal, so crossent computes the bounds once.
+    The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the two others
+    change the bounds of some calls only. Contracts that differ in these fields only often become equal, so crossent
+    computes the bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

@@ -120,9 +120,9 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def second(self) -> Array:
-        """The bound of each element of the second derivative along the direction, (R, C).
+        """The bound of each element of the derivative of the gradient along the direction, (R, C).
 
-        An implementation may compute the second derivative in three ways. In each way, the implementation may multiply
+        An implementation may compute this derivative in three ways. In each way, the implementation may multiply
         the factors in any order. The bound is the largest bound of the three:
 
         * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
@@ -151,11 +151,12 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
-        """Return the additional error of a backward pass in two parts, divided by `p_c (|u_c| + |mean|)`, (R, 1).
+        """Return the additional error if a backward pass computes `second` in two parts, (R, 1).
 
-        With smoothing, the backward pass may compute the part of the target and the uniform part separately, and add
-        the two parts last. The addition is one more rounding. The products and differences of each part have five
-        roundings. If the parts cancel, these rounding errors do not cancel.
+        The returned error is divided by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may compute the part
+        of the target and the uniform part separately, and add the two parts last. The addition is one more rounding.
+        The products and differences of each part have five roundings. If the parts cancel, these rounding errors do not
+        cancel.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).
@@ -175,9 +176,10 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return the product, stored as the contract says, with the errors of underflows in any order of its factors.
+        """Return a product as the implementation stores it. The error covers every order of the factors.
 
-        The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
+        Some orders make a partial product underflow. The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor
+        of magnitude `last`, (R, C) or (R, 1).
         """
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]

@@ -53,8 +53,8 @@ def largest_move(t: Terms, c: Contract) -> Array:
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
     The move is small if `p_c` is near one. If the implementation computes a logit again, in another order, for the
-    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log s` moves by at
-    most `log1p(Σ p_i expm1(e_i))`, and the other logit by e_c.
+    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log Σ exp(z_i)`
+    moves by at most `log1p(Σ p_i expm1(e_i))`, and the other logit by at most e_c.
     """
     assert t.logits_error is not None
     p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)

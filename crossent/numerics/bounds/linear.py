@@ -57,7 +57,7 @@ from crossent.numerics.linear_call import LinearCall
 
 @dataclass(frozen=True, eq=False)
 class LinearTerms:
-    """The arguments of a call as float64 numbers, and the numbers that the bounds under every contract share.
+    """The arguments of a linear cross-entropy as float64 numbers, and numbers that the bounds of all contracts share.
 
     Attributes:
         input: (N, H).
@@ -79,7 +79,7 @@ class LinearTerms:
 
     @staticmethod
     def of(call: LinearCall, target_format: Format | None = None) -> LinearTerms:
-        """Return these numbers for a call.
+        """Return the float64 arguments of a call, with the shared numbers.
 
         Args:
             call: The arguments.
@@ -108,7 +108,9 @@ class LinearTerms:
 
 
 class LinearBounds:
-    """The error bounds of a call under one contract. A bound is infinite where the contract promises nothing.
+    """The error bounds of a linear cross-entropy under one contract.
+
+    A bound is infinite where the contract promises nothing.
 
     Args:
         terms: The arguments of the call.
@@ -185,9 +187,9 @@ class LinearBounds:
         return 2 * terms * self.contract.loss.compute.underflow
 
     def _flushed(self, terms: int, *factors: Array) -> float:
-        """Return the largest error of a dot product with this number of terms by operands that are flushed to 0.
+        """Return the largest error that subnormal operands cause in a dot product, if the processor treats them as 0.
 
-        The error is 0 unless the contract allows an operation to treat a subnormal operand as 0.
+        The error is 0 if the contract does not allow this.
 
         Args:
             terms: The number of terms.
@@ -203,7 +205,7 @@ class LinearBounds:
 
     @cached_property
     def _of_logits(self) -> Bounds:
-        """The bounds of the cross-entropy for logits with an error."""
+        """The bounds of the cross-entropy of the logits, which themselves have the error `logits_error`."""
         terms = replace(self.terms.rows, logits_error=self.logits_error)
         return Bounds(terms, self.contract.loss)
 
@@ -214,7 +216,7 @@ class LinearBounds:
 
     @cached_property
     def _gradient(self) -> Computed:
-        """The gradient d of the logits, (N, V), with its error."""
+        """The gradient d of the logits, (N, V), with its error bound."""
         with np.errstate(all="ignore"):
             of, c = self._of_logits, self.contract
             scale, v = column(of._scale()).value, of._coefficients.value

@@ -19,11 +19,12 @@ class LinearContract:
             results, and `loss.compute` the format in which an implementation computes the dot products.
         logits: The format in which the logits are kept, or None if they stay in `loss.compute`.
         logits_gradient: The format in which the gradient of the logits is kept, or None for `loss.compute`.
-        block: None if an implementation may add the terms of a dot product in any order. A number if it adds blocks of
-            at most this many terms, and then the sums of the blocks.
-        scales_last: Whether the upstream gradient may be multiplied last, after a gradient was rounded to
-            `loss.storage`.
-        splits: Whether the softmax and the target of the logits' gradient may pass through the dot products separately.
+        block: None if an implementation may add the terms of a dot product in any order. Otherwise, the implementation
+            adds blocks of at most this many terms, and then the sums of the blocks.
+        scales_last: Whether an implementation may round a gradient to `loss.storage` before it multiplies by the
+            upstream gradient.
+        splits: Whether an implementation may compute separate dot products for the two terms of the logits' gradient,
+            softmax and target.
     """
 
     loss: Contract
@@ -76,9 +77,9 @@ def linear_contract(
 ) -> LinearContract:
     """Return the contract of a promise for one dtype of input and weight, at grade A or B.
 
-    Both grades sum every dot product, the loss and every gradient in float32 or wider, in any order, with or without
-    fused multiply-adds, and in chunks of rows and of classes. Neither grade allows an implementation to add up the loss
-    or a gradient over chunks in the storage dtype.
+    At both grades, an implementation computes every dot product, and every sum of the loss and of a gradient, in
+    float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
+    rows and of classes. The sums over chunks must not be in the storage dtype.
 
     Grade A: logits and their gradient stay in float32 or wider, and each result is rounded once.
 

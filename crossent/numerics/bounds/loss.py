@@ -47,8 +47,8 @@ class Bounds(CallBounds):
     def _unshifted(self) -> Computed:
         """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum first.
 
-        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The error is as for rows whose maximum is
-        :func:`offset`.
+        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The returned error is the error for rows
+        that are shifted until their maximum is :func:`offset`.
         """
         c, t = self.contract, self.terms
         if t.logits_error is not None:
@@ -94,9 +94,9 @@ class Bounds(CallBounds):
         return products.sum(c.compute), products.largest.sum(1)
 
     def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
-        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
+        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,); with a reduction, of the sum or mean of rows, ().
 
-        Stacked calls have one bound for each reduced number, (B,).
+        Stacked calls have one bound for each sum or mean, (B,).
 
         If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
         the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
@@ -248,7 +248,7 @@ class Bounds(CallBounds):
             return self._target_gradient()
 
     def _target_gradient(self) -> Array:
-        """Return the bound of `-g/D · (1 - ε) w_c log p_c`, (R, C).
+        """Return the bound of the target's gradient, `-g/D · (1 - ε) w_c log p_c`, (R, C).
 
         An implementation may multiply the factors in any order. If the factors below one come last, a partial product
         may overflow although the result does not. The bound is then infinite.

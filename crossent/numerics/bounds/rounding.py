@@ -12,9 +12,9 @@ may return 0 for a subnormal result. The error is then at most the smallest norm
 multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
 infinite: the rules promise nothing.
 
-In the formulas, `u` is the unit roundoff of the format and `η` its smallest subnormal number. `e` is the error of the
-operand and `v` its value. A number is known if its error is 0. The errors themselves are computed in float64.
-:func:`safe` widens the final error by more than the rounding errors of this computation.
+In the formulas, `a` and `b` are the values of two operands, `e_a` and `e_b` their errors, and `u` is the unit roundoff
+of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. The module
+computes the errors in float64. :func:`safe` widens the final error by more than the roundings of this computation.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Computed:
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
-        decreases it by at most `-log(1 - e/s)`, and never by more than `log s`. If `absolute` is 0, `log 1` is exact.
+        decreases the logarithm by at most `-log(1 - e/s)` and `log s`. If `absolute` is 0, `log 1` is exact.
 
         A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, its
         result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error of one rounding: for a known number and a format narrower than float64, the exact error."""
+    """Return the largest error of one rounding; for a known number in a format below float64, the exact error."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

@@ -65,7 +65,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return some rows of a single call."""
+        """Return the given rows of a single call."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:

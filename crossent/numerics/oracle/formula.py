@@ -220,7 +220,7 @@ class Formula:
         return np.asarray(self.coefficients * (mean - u[self.rows.true]))
 
     def second(self, direction: Array) -> Elements:
-        """Return the second derivative, (r, C), along a direction `u`, (r, C): `s·Σ v·p (u - m)`."""
+        """Return the derivative of the gradient along a direction `u`, `s·Σ v·p (u - m)`. Both are (r, C)."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
         deviation = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
@@ -235,7 +235,7 @@ class Formula:
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
 
     def gradient_sizes(self) -> Array:
-        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines it."""
+        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines the size."""
         if not self.rows.dense:
             return np.abs(self.gradient())
         factor = self.magnitudes.sum(1) / self.partition
@@ -246,14 +246,14 @@ class Formula:
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
-        """Return the size of each row's tangent, (r,), as :class:`Formula` defines it."""
+        """Return the size of each row's tangent, (r,), as :class:`Formula` defines the size."""
         u, mean = np.abs(direction), self._mean(np.abs(direction))
         if self.rows.dense:
             return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
         return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.true]))
 
     def second_sizes(self, direction: Array) -> Array:
-        """Return the size of each element of the second derivative, (r, C), as :class:`Formula` defines it."""
+        """Return the size of each element of :meth:`second`, (r, C), as :class:`Formula` defines the size."""
         total = self.magnitudes.sum(1) if self.rows.dense else np.abs(self.coefficients)
         factor = np.abs(self.scale) * total / self.partition
         return np.asarray(factor[:, None] * self.exps * (np.abs(direction) + self._mean(np.abs(direction))[:, None]))
