@@ -70,7 +70,7 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Return whether this system can fork a process. A forked process need not import the subjects again."""
+    """Return whether this system can fork a process. A forked process does not import the subjects again."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 

@@ -39,7 +39,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
         batch: whether to compute a batch of derivatives, one for each direction.
 
     Returns:
-        The two derivatives. A derivative is None if autograd finds no dependence.
+        The two derivatives. A derivative is None if, for autograd, the gradient does not depend on the tensor.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)

@@ -78,7 +78,7 @@ RESULT_NAMES = {
 }
 # The names of calls that need more words in messages.
 _CALLS = {
-    "turned along": "with rows reversed along dimension",
+    "reversed along": "with rows reversed along",
     "of the logits alone": "with requires_grad for the logits alone",
     "of the target alone": "with requires_grad for the target alone",
     "of a Parameter": "with a Parameter as logits",
@@ -89,7 +89,7 @@ _CALLS = {
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     """Return the name of a result, and of the call if a check makes several, in words for a message.
 
-    >>> in_words("gradient turned along 2")
+    >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
     """
     name, _, way = of.partition(" ")

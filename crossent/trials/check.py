@@ -71,10 +71,9 @@ class Check:
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:
-        """Run the check: yield each problem and each difference.
+        """Run the check, and yield each problem and each difference.
 
-        A :class:`MisshapenError` becomes a problem: the check called the subject again, and the loss had a wrong shape
-        or dtype.
+        If a later call of the subject returns a loss of a wrong shape or dtype, yield a problem about this loss.
         """
         try:
             yield from self.body(trial)

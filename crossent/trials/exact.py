@@ -68,7 +68,7 @@ class LinearPartBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong gradients, computed without the softmax, as :meth:`Bounds.vacuous_results` does."""
+        """Return a wrong gradient, computed without the softmax; [] for a loss (see :meth:`Bounds.vacuous_results`)."""
         if check == "loss":
             return []
         factors = self._factors
@@ -82,7 +82,7 @@ class LinearPartBounds:
             return [made[check](d) for d in of_target]
 
     def without_bound(self, check: str) -> Mapping[str, NDArray[np.bool_]]:
-        """Return, for each reason, a mask of the bounds that are infinite for this reason."""
+        """Return, for each reason, a mask of the bounds of a result that are infinite for this reason."""
         infinite, rows = np.isinf(getattr(self, check)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
             return {"the denominator may be zero": infinite}

@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 class MisshapenError(Exception):
-    """A check called the subject again, and the call returned a loss of the wrong shape or dtype."""
+    """A later call of the subject, not the first, returned a loss of the wrong shape or dtype."""
 
 
 class EndedError(Exception):

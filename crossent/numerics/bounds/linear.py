@@ -17,25 +17,27 @@ The bounds follow the computation, step by step:
 2. The logits. The bias is one more term. If an implementation keeps the logits in a format, it rounds the dot product
    and the sum with the bias to this format. Let `e` be the error bound of a logit.
 3. The cross-entropy of logits with an error: :mod:`crossent.numerics.bounds.inexact_logits`, and then the same formula
-   as for given logits, :mod:`crossent.numerics.bounds.loss`. This gives the bound of the loss, and the error `ε` of d.
-4. The three gradients. The error ε goes through the dot product exactly: `ε |W|`. The dot product of the computed d
-   adds the error of step 1 for terms of at most `(|d| + ε) |W|`. If the softmax and the target of d pass through the
-   products separately, their magnitudes replace |d|, and one more addition joins the two parts.
-5. The factor `g/D`: the upstream gradient, divided by the denominator of a mean. An implementation may multiply by this
-   factor before or after the dot product. Step 3 counts the roundings for each element of d. After the dot product, the
-   roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes. A multiplication
-   after step 6 counts separately (`scales_last`).
+   as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss, and the error bound
+   `ε` of d.
+4. The three gradients. The error of d changes a dot product by at most `ε |W|`. The computed dot product has the error
+   of step 1 too, for terms of at most `(|d| + ε) |W|`. If an implementation computes separate dot products for the
+   softmax and the target of d, their magnitudes replace |d|, and one more addition joins the two products.
+5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
+   multiply by the factor before or after the dot product. Step 3 counts the roundings for each element of d. After the
+   dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes. A
+   multiplication after step 6 counts separately (`scales_last`).
 6. One rounding to the storage format.
 
 This module computes the logits in float64, with errors of its own. Its logits differ from the exact logits by at most
 `γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let D be the largest such error in a row. The
 logits of an implementation differ from the logits here by at most `e + D`, and the exact logits by at most D. The
-bounds cover both with the error `e + 2 D` in place of e. Proof. The largest move of `log p_c` is `f(y) = log Σ p_i
-exp(y_i)` with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If all y_i grow by 2 D, f grows by the integral of `2 (1 -
-q_c)`, where q_c is the weight of class c in the sum. This weight shrinks where y grows, so f grows by at least as much
-as from 0 to 2 D: `f(e + 2 D)` is at least `f(e + D) + f(D)`, the sum of the two moves. The magnitudes are at least as
-large as well. All other roundings of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers
-them. ∎
+bounds cover both differences with the error `e + 2 D` in place of e.
+
+Proof. The largest move of `log p_c` is `f(y) = log Σ p_i exp(y_i)` with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
+all y_i grow by 2 D, f grows by the integral of `2 (1 - q_c)`, where q_c is the share of class c in the sum. This share
+shrinks where y grows, so f grows by at least as much as from 0 to 2 D. Hence `f(e + 2 D)` is at least the sum of the
+two moves, `f(e + D) + f(D)`. The magnitudes are at least as large as well. All other roundings of float64 are relative,
+and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class LinearTerms:
 
     @staticmethod
     def of(call: LinearCall, target_format: Format | None = None) -> LinearTerms:
-        """Return the float64 arguments of a call, with the shared numbers.
+        """Return the terms of a call: the arguments as float64 numbers, and the numbers that all bounds share.
 
         Args:
             call: The arguments.
@@ -259,7 +261,7 @@ class LinearBounds:
 
         Args:
             value: The exact gradient.
-            error: The error of the gradient by the error of d, and by the roundings of the dot product.
+            error: The error of the gradient that the error of d and the roundings of the dot product cause.
             factor: The factor: the weight, the input, or 1 for the gradient of the bias.
             terms: The number of terms of a dot product.
             upstream: The magnitude of the upstream gradient that all terms of a dot product share; None if the terms

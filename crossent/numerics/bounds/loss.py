@@ -94,7 +94,7 @@ class Bounds(CallBounds):
         return products.sum(c.compute), products.largest.sum(1)
 
     def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
-        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,); with a reduction, of the sum or mean of rows, ().
+        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,); with a reduction, of the sum or mean, ().
 
         Stacked calls have one bound for each sum or mean, (B,).
 

@@ -58,7 +58,7 @@ class Computed:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Computed:
-        """Return known numbers: the computed number is the exact value, and the error is 0.
+        """Return numbers with the error 0: the computed number is the exact value.
 
         If the format flushes, the computed number may be 0 where the exact value is subnormal. The error of a subnormal
         number is then its magnitude.
@@ -98,8 +98,8 @@ class Computed:
         """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
 
         The rounding adds `u(|v| + e)` to the error. If `|v| + e` is positive and below twice the smallest normal
-        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number
-        instead adds its exact rounding error, unless the format may flush the number.
+        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number,
+        whose error is 0, instead adds its exact rounding error, unless the format may flush the number.
         """
         if format.contains(self.format):
             return self
@@ -132,9 +132,9 @@ class Computed:
         return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Computed, format: Format) -> Computed:
-        """Return `a + b`, with the sum of both errors and one rounding.
+        """Return the sum `a + b`, with the sum of both errors and one rounding.
 
-        For two known numbers, the error is the exact rounding error. In a format that flushes, the error may be larger.
+        If both errors are 0, the error is the exact rounding error. In a format that flushes, the error may be larger.
         """
         with np.errstate(all="ignore"):
             value = self.value + other.value
@@ -152,16 +152,16 @@ class Computed:
             return Computed(value, rounded.error + lost, format)._bounded(self, other)
 
     def minus(self, other: Computed, format: Format) -> Computed:
-        """Return `a - b`, with the same rules as :meth:`plus`."""
+        """Return the difference `a - b`, with the same rules as :meth:`plus`."""
         return self.plus(-other, format)
 
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
-        """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
+        """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding.
 
-        A factor that is a known power of two causes no rounding if the format contains the other factor's format and
-        the product is not near underflow. The rounding error of two known factors is exact where :meth:`rounded` has an
-        exact error. Pass `known=False` if the product has more factors, in any order: the implementation may then
-        multiply two other factors first, and the worst rounding error counts.
+        A factor that is a power of two, with the error 0, causes no rounding if the format contains the other factor's
+        format and the product is not near underflow. If both errors are 0, the rounding error is exact where
+        :meth:`rounded` has an exact error. Pass `known=False` if the product has more factors, in any order: the
+        implementation may then multiply two other factors first, and the worst rounding error counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -187,10 +187,10 @@ class Computed:
         return Computed(value, error, format)._bounded(self, other)
 
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
-        """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
+        """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
         The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
-        with `ulps=0.5` is correctly rounded: for known numbers, the rules of :meth:`times` apply.
+        with `ulps=0.5` is correctly rounded: the rules of :meth:`times` for exact rounding errors apply.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
