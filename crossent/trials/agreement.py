@@ -108,7 +108,7 @@ def compare_results(
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
     for name, numbers in other.items():
-        value = getattr(of_case, name)  # if the exact value is NaN, a NaN requires a NaN, even with an infinite bound
+        value = getattr(of_case, name)  # where both are NaN, `got` must be NaN, even with an infinite bound
         parts[name] = replace(numbers, radius=np.where(np.isnan(value.hi), value.radius, numbers.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_rename(difference, way) for difference in compared]

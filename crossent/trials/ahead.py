@@ -38,7 +38,7 @@ def prepare(
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
-        if question.case.operation is LINEAR_CROSS_ENTROPY:  # stacks gain no time for matrix products
+        if question.case.operation is LINEAR_CROSS_ENTROPY:  # stacks save no time: its bounds are matrix products
             continue
         terms = question.exact.terms
         for subject in subjects:

@@ -9,7 +9,7 @@ each part, and adds the two bounds:
 The second part is the change of the exact softmax: :func:`largest_move`. The first part is the rounding error for the
 logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows with the magnitudes of the
 numbers. So this module applies the rules to magnitudes that are at least as large as for any z' within the error, and
-assumes of no number that it is exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
+treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
 `E = max_c e_c`. Then, for every z' within the error:
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
@@ -163,7 +163,7 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
     q = coefficients(t, replace(c, stored=None))
     moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
     size = np.abs(moved) + t.logits_error + (0.0 if c.offset else 2 * t.logits_error.max(1, keepdims=True))
-    inexact = Computed(size, size * 2.0**-60, None)  # no logit counts as known
+    inexact = Computed(size, size * 2.0**-60, None)  # treat no logit as exact
     logits = Computed(np.abs(q.value), q.error, q.format).times(inexact, c.compute).sum(c.compute)
     total = q.sum(c.compute)
     rows = Computed(np.abs(total.value), total.error, c.compute).times(logsumexp, c.compute).plus(logits, c.compute)

@@ -58,7 +58,7 @@ class LinearContract:
 # The promises of a kind of implementation:
 #   eager        made of torch's operations, each in float32 or wider
 #   torch        F.linear, then F.cross_entropy, as F.linear_cross_entropy does with options=None
-#   kernel       a kernel, or a chunked function with its gradient by hand; chunks of rows and of classes
+#   kernel       a kernel, or a function that works in chunks of rows or classes and computes its gradient by hand
 #   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
 LinearPromise = Literal["eager", "torch", "kernel", "fast_kernel"]
 

@@ -79,7 +79,7 @@ class Bounds(CallBounds):
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())
-        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0: it is no overflow
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is no overflow: its size is 0
 
     def _expected(self, values: Computed) -> tuple[Computed, Array]:
         """Return the weighted sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms.

@@ -197,7 +197,7 @@ class Computed:
             room = np.abs(other.value) - other.error
             error = either(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
             error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
-            # The float64 division above rounded the quotient, so the error of a known quotient is only nearly known.
+            # The float64 division above is rounded too, so even an exact rounding error needs a margin of 2^-52.
             largest = np.abs(value) + error
             inexact = ulps > 0.5 or not known
             once = 2 * ulps * format.rounding_error(largest) if inexact else _one_rounding(value, error, format)

@@ -181,7 +181,7 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return the values multiplied by the class weights. The last axis of the values is the classes."""
+        """Return the values multiplied by the class weights. The last axis of the values has the classes."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 

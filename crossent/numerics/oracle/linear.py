@@ -93,7 +93,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
         >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
         ('0.3182', [[0.2627, -0.2774]])
     """
-    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # no memory; Arguments checks the shapes
+    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; shows Arguments the shape
     arguments = Arguments(
         standin,
         call.index,
