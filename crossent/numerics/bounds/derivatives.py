@@ -58,7 +58,7 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _mean(self) -> Computed:
-        """The mean `Σ_c p_c u_c`, (R,).
+        """The mean of the direction `u`, weighted by the probabilities, `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
         `e_c = exp(x_c - max x)`. The error is the larger error of the two ways. If the contract stores no intermediate

@@ -72,7 +72,7 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
 
 def _log_probs(t: Terms) -> Array:
-    """Return the exact `log p`, (R, C)."""
+    """Return the exact log-probabilities, (R, C)."""
     return np.asarray(t.logits - t.logits.max(1, keepdims=True) - t.log_sum[:, None])
 
 

@@ -227,7 +227,7 @@ class Formula:
         return np.asarray(factor[:, None] * self.exps * deviation)
 
     def _mean(self, direction: Array) -> Elements:
-        """Return the mean of a direction, (r,): `m = Σ p u`."""
+        """Return the mean of a direction `u`, weighted by the probabilities, `m = Σ p u`, (r,)."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
