@@ -2,7 +2,7 @@
 
 An adapter converts the tensors of a call to arrays of the same numbers, calls the function, and converts the result to
 a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
-function that writes into its arguments. JAX and ONNX get copies. By default, JAX makes 32-bit integers of int64.
+function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
 
 The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
 callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
@@ -226,8 +226,8 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
-    The attribute joins the argument `lacks` with torch's transforms, whose reason begins with `reason` (such as "is a
-    function of JAX"), and with bfloat16 if ml_dtypes is not installed.
+    The attribute contains the features of the argument `lacks`, and bfloat16 if ml_dtypes is not installed. It also
+    contains the transforms of torch, such as vmap. Their reason begins with `reason`, such as "is a function of JAX".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

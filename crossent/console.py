@@ -93,7 +93,10 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print to stderr that --grade, without --contract, does not apply to the forms and torch beside other subjects."""
+    """Print a warning to stderr if --grade applies to some of the subjects only.
+
+    Without --contract, the forms and torch keep their own grades. If a run has no other subjects, print nothing.
+    """
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         reason = "without --contract, the forms and torch keep their own grades"

@@ -20,10 +20,10 @@ from crossent.words import quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Set the state of torch for a run: gradients on, no inference mode, no autocast, one thread.
+    """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
 
-    Restore the old state at the end. One thread is enough, because most cases have tiny tensors: on a busy machine, a
-    run with several threads took three times as long.
+    Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
+    have tiny tensors: on a busy machine, a run with several threads took three times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Return whether this system can fork a process. A forked process need not import the subjects again."""
+    """Return whether this system can fork a process. A forked process does not import the subjects again."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -90,8 +90,8 @@ def cpu_capability() -> str:
 def available(device: str) -> int:
     """Return about how many bytes this process may still use on a device.
 
-    On a CPU, this is the least of the available memory, the limit of this process and the rest of the container's
-    limit. Outside Linux, it is the size of the memory.
+    On a CPU, the number is the least of three: the available memory, the limit of this process, and the unused part of
+    the container's limit. Outside Linux, the number is the size of the whole memory.
     """
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # memory that torch keeps for later counts as used

@@ -96,10 +96,10 @@ def _set_default_device(to: torch.device) -> None:
 
 
 def _filters() -> list[Any]:
-    """Return the warning filters for Python's own categories.
+    """Return the warning filters for Python's own categories, which a call must not change.
 
-    Some libraries, such as sympy, add filters for their own categories when they are first imported. torch imports
-    sympy during a call, when the call first reads a size that autograd tracks.
+    Filters for other categories may change. Some libraries, such as sympy, add filters for their own categories when
+    they are first imported. torch imports sympy during a call, when the call first reads a size that autograd tracks.
     """
     return [one for one in _all_filters() if _is_builtin(one[2])]
 

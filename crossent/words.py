@@ -27,12 +27,12 @@ def name_of_class(error: type[BaseException]) -> str:
 def text_of(error: BaseException) -> str:
     """Return the message of an exception, cut after `LONGEST_TEXT` characters.
 
-    If `str` of the exception raises an error, return the class of that error in words.
+    If `str` of the exception raises an error, return a sentence with the class of this error.
     """
     try:
         return str(error).strip()[:LONGEST_TEXT]
     except Exception as another:
-        return f"and its message raises {type(another).__name__}"
+        return f"the message cannot be shown, because str() raises {type(another).__name__}"
 
 
 def printable(text: str) -> str:

@@ -37,7 +37,7 @@ class Format:
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest normal number. Below this number, the spacing is constant."""
+        """The smallest normal number. Below it, neighbouring numbers of the format have a constant distance."""
         return 2.0**self.smallest_exponent
 
     @property
@@ -62,9 +62,9 @@ class Format:
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether a number of the other format needs no rounding to this format.
+        """Return whether this format represents every number of the other format, so that nothing is rounded.
 
-        The answer is False if no other format is known, or if only this format flushes.
+        Return False if `other` is None (the format is not known), or if only this format flushes.
         """
         return (
             other is not None
@@ -75,17 +75,19 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Return a mask of the magnitudes that may overflow.
+        """Return a mask of the magnitudes that may be too large for this format.
 
         A margin of 2^-20 covers the float64 roundings with which the caller computed the magnitudes.
         """
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
-        """Return the largest error of rounding a number of magnitude at most `largest`, for each element.
+        """Return, for each element, the largest error of rounding a number to this format.
 
-        A number may underflow where `largest` is above 0 and below `under`. There, the error is at least
-        :attr:`underflow`. In a format that flushes, `under` is at most twice the smallest normal number.
+        Args:
+            largest: The largest magnitude that each number can have.
+            under: Where `largest` is above 0 and below this limit, the number may underflow, and the error is at least
+                :attr:`underflow`. A format that flushes uses at most twice the smallest normal number as the limit.
         """
         once = self.unit_roundoff * largest
         if self.flushes:

@@ -1,4 +1,4 @@
-"""The arguments of one call of a linear cross-entropy as numpy arrays. Oracle and bounds both start from them."""
+"""The arguments of one call of a linear cross-entropy as numpy arrays, for the oracle and the bounds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 class LinearCall:
     """The arguments of one call of `linear_cross_entropy`, laid out as `N` rows.
 
-    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. Arrays of
-    numbers are float64; or float32 where the call had float32, bfloat16 or float16.
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. A
+    floating-point array has the dtype float64, or float32 if the tensor of the call was float32, bfloat16 or float16.
 
     Attributes:
         input: (N, H), the hidden states.

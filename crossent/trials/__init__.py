@@ -1,4 +1,4 @@
-"""Trials: one subject on one case.
+"""Trials: run one subject, a loss function under test, on one case, an input with its options.
 
 This room owns the calls of a subject, the exact values and error bounds of a case, and the comparison of results with
 exact values. This room also owns the declaration of a check. Its modules import torch, numpy, `crossent.subjects`,
@@ -6,7 +6,7 @@ exact values. This room also owns the declaration of a check. Its modules import
 check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
-act         acts: functions that call a subject and return plain data; hosts: where a subject runs
+act         acts, the functions that call a subject and return plain data; hosts, which call acts where a subject runs
 check       Check: one property of a subject on a case, declared with its cost and its needs
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds

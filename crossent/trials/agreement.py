@@ -108,14 +108,17 @@ def compare_results(
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
     for name, numbers in other.items():
-        value = getattr(of_case, name)  # if the exact value is NaN, a NaN requires a NaN, even with an infinite bound
+        value = getattr(of_case, name)  # where both are NaN, `got` must be NaN, even with an infinite bound
         parts[name] = replace(numbers, radius=np.where(np.isnan(value.hi), value.radius, numbers.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_rename(difference, way) for difference in compared]
 
 
 def _rename(difference: Difference, way: str) -> Difference:
-    """Return a difference in the words for two results: `way` follows its name, and no reason names an exact value."""
+    """Return a difference, reworded for two results of one subject.
+
+    Append `way` to the name. In the reasons for missing bounds, replace the exact value by the other result.
+    """
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
@@ -138,8 +141,8 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is
-    infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`).
+    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is infinite or NaN, the
+    radius is 0 or inf (:func:`_with_special_radius`).
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)

@@ -28,17 +28,17 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    Later comparisons read the stored values. They compute the bounds of the other questions themselves: of questions
-    with more than `_MOST` logits, and of questions whose structure no other question has.
+    Later comparisons read the stored values, and compute the missing bounds themselves. Bounds are missing for a
+    question with more than `_MOST` logits, and for a question whose structure no other question has.
 
     Args:
         questions: the cases, each on a device.
         subjects: the subjects. The error bounds are for their contracts.
-        differentiated: the questions whose derivatives along a direction are compared, too.
+        differentiated: the questions for which checks also compare derivatives along a direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
-        if question.case.operation is LINEAR_CROSS_ENTROPY:  # its bounds are matrix products: stacks gain no time
+        if question.case.operation is LINEAR_CROSS_ENTROPY:  # stacks save no time: its bounds are matrix products
             continue
         terms = question.exact.terms
         for subject in subjects:

@@ -39,7 +39,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
         batch: whether to compute a batch of derivatives, one for each direction.
 
     Returns:
-        The two derivatives. A derivative is None if autograd finds no dependence.
+        The two derivatives. A derivative is None if, for autograd, the gradient does not depend on the tensor.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
@@ -51,7 +51,9 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Yield the difference of a derivative from its exact value, or a problem: none, or a wrong shape or dtype.
+    """Yield the difference of a derivative from its exact value.
+
+    Yield a problem instead if the derivative is missing, or has a wrong shape or dtype.
 
     Args:
         of: the name of the derivative: "second", "upstream_gradient" or "tangent".

@@ -27,7 +27,7 @@ class Result:
 
     Attributes:
         loss: the loss, detached from the graph.
-        gradient: the gradient of the input, which are the logits of a cross-entropy, or None if it was not computed.
+        gradient: the gradient of `input` (the logits of a cross-entropy), or None if it was not computed.
         target_gradient: the gradient of the class probabilities, or None if it was not computed.
         weight_gradient: the gradient of `linear_weight`, or None if it was not computed.
         bias_gradient: the gradient of `linear_bias`, or None if it was not computed.
@@ -79,7 +79,7 @@ RESULT_NAMES = {
 }
 # The names of calls that need more words in messages.
 _CALLS = {
-    "turned along": "with rows reversed along dimension",
+    "reversed along": "with rows reversed along",
     "of a Parameter": "with a Parameter as logits",
     "of a lazily negated view": "with a lazily negated view as logits",
 }
@@ -88,7 +88,7 @@ _CALLS = {
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     """Return the name of a result, and of the call if a check makes several, in words for a message.
 
-    >>> in_words("gradient turned along 2")
+    >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
     """
     name, _, way = of.partition(" ")
@@ -130,9 +130,9 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     Args:
         loss: the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. Each other name needs "gradient" too, and has no effect if the
-            operation has no such gradient, or for class indices. If the loss has a wrong shape, the result has no
-            gradients.
+        gradients: the names of the gradients to compute. The result has no gradients if "gradient" is not among the
+            names, or if the loss has a wrong shape. A name has no effect if the inputs lack the tensor, such as
+            "target_gradient" for class indices.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
@@ -250,7 +250,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
 
 
 def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
+    """Return all objects of a class in a value: the value itself, or the objects in a tuple, list or :class:`Call`."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):

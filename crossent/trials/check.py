@@ -67,13 +67,13 @@ class Check:
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
     def said_of(self, operation: Operation) -> str:
-        """Return the sentence, with the word of the operation for its first argument."""
+        """Return the sentence about an operation: for `linear_cross_entropy`, with "input" in place of "logits"."""
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:
-        """Run the check: yield each problem and each difference.
+        """Run the check, and yield each problem and each difference.
 
-        A loss of the wrong shape or dtype from a further call is a problem too.
+        If a later call of the subject returns a loss of a wrong shape or dtype, yield a problem about this loss.
         """
         try:
             yield from self.body(trial)

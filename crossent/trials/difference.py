@@ -31,8 +31,8 @@ class Difference:
 
     Attributes:
         of: the name of the result: "loss", "gradient", "target_gradient" or the name of a derivative. A check of
-            several calls appends the name of a call: "gradient reversed along dimension 2" compares the gradient with
-            the gradient of a call whose inputs are reversed along dimension 2.
+            several calls appends a phrase about a call: "gradient reversed along dimension 2" compares the gradient
+            with the gradient of a call whose inputs are reversed along dimension 2.
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
@@ -153,9 +153,9 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
 
 
 def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
+    """Return the error bounds, whether a wrong result would pass too, and the counts of numbers without a bound.
 
-    All subjects with the same contract share these values, so the function computes them once.
+    All subjects with the same contract share these three values, so the function computes them once.
     """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
@@ -232,7 +232,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> di
         return {}
     unknown = np.isinf(exact.radius)
     counts = {"there is no exact value": int(unknown.sum())}
-    # No input should give a NaN bound. The soak test has found no such input.
+    # No input should give a NaN bound. The random cases of `nox -s soak` have found no such input.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     reasons = bounds.without_bound(check) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, check)
     for reason, where in reasons.items():

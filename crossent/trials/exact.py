@@ -36,10 +36,10 @@ AnyContract = Contract | LinearContract
 
 
 class LinearPartBounds:
-    """The error bounds of a linear cross-entropy, by the names of the parts of a result and in the shapes of `Exact`.
+    """The error bounds of a linear cross-entropy, with the names and the shapes that the exact values have in `Exact`.
 
     Attributes:
-        terms: the cross-entropy of the logits.
+        terms: the arguments of the cross-entropy of the logits.
         contract: the contract.
     """
 
@@ -68,7 +68,7 @@ class LinearPartBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong results, whose logits have the gradient of the target alone, as in :class:`Bounds`."""
+        """Return a wrong gradient, computed without the softmax; [] for a loss (see :meth:`Bounds.vacuous_results`)."""
         if check == "loss":
             return []
         factors = self._factors
@@ -82,11 +82,11 @@ class LinearPartBounds:
             return [made[check](d) for d in of_target]
 
     def without_bound(self, check: str) -> Mapping[str, NDArray[np.bool_]]:
-        """Return, for each reason, a mask of the bounds that are infinite for this reason."""
+        """Return, for each reason, a mask of the bounds of a result that are infinite for this reason."""
         infinite, rows = np.isinf(getattr(self, check)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
             return {"the denominator may be zero": infinite}
-        # Where the bound of the loss of given logits is infinite, that of inexact logits has the same reason.
+        # Where the bound for exact logits is infinite, the bound for inexact logits is infinite for the same reason.
         of_rows = unbounded(rows, "loss") if check == "loss" else {}
         reasons = {str(reason): where for reason, where in of_rows.items()}
         known = np.logical_or.reduce([~infinite, *reasons.values()])
@@ -156,7 +156,7 @@ class Exact:
         return effective(contract, self.terms)
 
     def at(self, inputs: Inputs) -> Exact:
-        """Return an object that computes error bounds for other inputs. It keeps the exact values of this case."""
+        """Return an object that computes the error bounds for other inputs, but has the exact values of this case."""
         factors = None if self.factors is None else _factors_of(inputs)
         terms = terms_of(inputs) if factors is None else factors.rows
         dtype = name_of(inputs.input)

@@ -1,4 +1,8 @@
-"""The memory of tensors: detect writes into arguments and results in their memory, and fill freed memory with NaN."""
+"""The memory of tensors: detect a write into an argument, or a result that shares memory with an argument.
+
+Before a second call, :func:`poison` fills freed memory with NaN. Elements that the subject does not write are then
+probably NaN.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 class MisshapenError(Exception):
-    """A further call returned a loss of the wrong shape or dtype."""
+    """A later call of the subject, not the first, returned a loss of the wrong shape or dtype."""
 
 
 class EndedError(Exception):
@@ -110,12 +110,12 @@ class Question:
 
     @cached_property
     def exact(self) -> Exact:
-        """The exact values and their error bounds."""
+        """The exact values of the case. The object also computes the error bounds of a contract."""
         return solve(self.inputs)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
-        """The exact derivatives along the direction of the case, and their error bounds."""
+        """The exact derivatives along the direction of the case. The object also computes the error bounds."""
         return solve_along(self.inputs, self.case.direction(self.device))
 
 
@@ -142,15 +142,15 @@ class Trial:
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call of the subject. Reading this attribute for the first time makes the call.
+        """The first call of the subject. The call happens when this attribute is first read.
 
-        This raises the errors of :meth:`perform`.
+        Reading the attribute may raise the errors of :meth:`perform`.
         """
         return self.perform(make_call, self.question.fresh(), self.gradients)
 
     @property
     def got(self) -> Result:
-        """The result of the first call. Reading it raises the same errors as `first_call`."""
+        """The result of the first call. Reading this attribute may raise the errors of :meth:`perform`."""
         return self.first_call.result
 
     @cached_property

@@ -165,6 +165,13 @@ def test_a_loss_that_depends_on_the_order_of_rows_is_caught(loss, case):
     assert found("rows_permuted", loss, case)
 
 
+def test_a_finding_about_reversed_rows_names_the_dimension_in_words():
+    case = Case.of("float32-7x5-normal-int64-none-rows")
+    finding, *_ = part_of(Subject("mine", by_hand(of_the_first_row)), case, "rows_permuted").findings
+    assert finding.of == "gradient reversed along dimension 0"
+    assert finding.message.startswith("gradient of the logits, with rows reversed along dimension 0:")
+
+
 @pytest.mark.parametrize("case", ["float32-7x5-normal-int64-sum", "float32-7x5-normal-probabilities-sum"])
 def test_a_loss_that_depends_on_the_order_of_classes_is_caught(case):
     def without_its_tail(logits, target, **options):

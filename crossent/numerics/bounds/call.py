@@ -40,9 +40,9 @@ class CallBounds:
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
         """Compute the bounds of many calls together, and store them in the objects of the calls.
 
-        All calls must have the same contract and the same :attr:`Terms.structure`. Each object alone would compute the
-        same bounds up to float64 rounding, because numpy would sum its rows in another order. For a single call, this
-        method does nothing: the object computes a bound when the bound is first read.
+        All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds may differ by
+        float64 roundings from bounds computed for each call alone, because numpy sums the rows in another order. For a
+        single call, this method does nothing: the object computes a bound when the bound is first read.
 
         Args:
             calls: One object for each call.
@@ -121,8 +121,8 @@ class CallBounds:
     def part(self, rows: slice, contract: Contract) -> Self:
         """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
 
-        They serve for the bounds of each row: the gradients, and the loss for reduction "none". Small arrays stay in
-        the cache of a processor, so the bounds of many rows take less time in parts.
+        Use the returned object only for bounds with a number for each row: the gradients, and the loss for reduction
+        "none". Small arrays stay in the cache of a processor, so the bounds of many rows take less time in parts.
         """
         some = type(self)(self.terms.part(rows), contract)
         log_probs, probs, logsumexp = self._softmax
@@ -145,7 +145,11 @@ class CallBounds:
         return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
     def _scale_factors(self) -> list[Array]:
-        """Return `|g|`, (R, 1), and for a mean also the largest possible `1/|D|`, (R, 1)."""
+        """Return the magnitudes of the factors of `g/D`, each (R, 1).
+
+        The first factor is the upstream gradient `g`. For a mean, the second is the largest possible `1/|D|`, where `D`
+        is the denominator.
+        """
         factors = [np.abs(self.terms.upstream[:, None])]
         if self._denominator is not None:
             factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])
@@ -232,10 +236,11 @@ def _joined(parts: Sequence[Computed]) -> Computed:
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract with fixed values of `grade`, `row_order` and `in_target_format` where they do not matter.
+    """Return the contract with fixed values of the fields that do not change the bounds of this call.
 
-    `grade` never changes the bounds, and the two other fields change the bounds of some calls only. Contracts that
-    differ in these fields only often become equal, so crossent computes the bounds once.
+    The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the two others
+    change the bounds of some calls only. Contracts that differ in these fields only often become equal, so crossent
+    computes the bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

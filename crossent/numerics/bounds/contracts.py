@@ -85,11 +85,11 @@ class Contract:
             bfloat16 with the largest number of float32. So an implementation must not overflow float16 in a count of
             rows, or in a sum whose mean is small.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
-        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. It may
-            also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread
-            of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
+        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
+            subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread of a
+            row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
             autograd. So a kernel may multiply by the factors in any order, before or after the difference of softmax
-            and target. It may multiply by a reciprocal where torch divides.
+            and target, and may multiply by a reciprocal where torch divides.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
         keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability

@@ -58,7 +58,7 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _mean(self) -> Computed:
-        """The mean `Σ_c p_c u_c`, (R,).
+        """The mean of the direction `u`, weighted by the probabilities, `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
         `e_c = exp(x_c - max x)`. The error is the larger error of the two ways. If the contract stores no intermediate
@@ -97,7 +97,10 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _two_sums(self) -> tuple[Computed, Array]:
-        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
+        """Return the tangents, `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sums of the magnitudes of their terms.
+
+        Both are (R,).
+        """
         c = self.contract
         total = c.keep(self._total(self._coefficients))
         products = c.keep(self._coefficients.times(self._along, c.compute))
@@ -105,7 +108,10 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _gradient_times_direction(self) -> tuple[Computed, Array]:
-        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
+        """Return the tangents, `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sums of the magnitudes of their terms.
+
+        Both are (R,).
+        """
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
         gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
@@ -114,9 +120,9 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def second(self) -> Array:
-        """The bound of each element of the second derivative along the direction, (R, C).
+        """The bound of each element of the derivative of the gradient along the direction, (R, C).
 
-        An implementation may compute the second derivative in three ways. In each way, the implementation may multiply
+        An implementation may compute this derivative in three ways. In each way, the implementation may multiply
         the factors in any order. The bound is the largest bound of the three:
 
         * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
@@ -145,11 +151,12 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
-        """Return the additional error of a backward pass in two parts, divided by `p_c (|u_c| + |mean|)`, (R, 1).
+        """Return the additional error if a backward pass computes `second` in two parts, (R, 1).
 
-        With smoothing, the backward pass may compute the part of the target and the uniform part separately, and add
-        the two parts last. The addition is one more rounding. The products and differences of each part have five
-        roundings. If the parts cancel, these rounding errors do not cancel.
+        The returned error is divided by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may compute the part
+        of the target and the uniform part separately, and add the two parts last. The addition is one more rounding.
+        The products and differences of each part have five roundings. If the parts cancel, these rounding errors do not
+        cancel.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).
@@ -169,9 +176,10 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return the product, stored as the contract says, with the errors of underflows in any order of its factors.
+        """Return a product as the implementation stores it. The error covers every order of the factors.
 
-        The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
+        Some orders make a partial product underflow. The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor
+        of magnitude `last`, (R, C) or (R, 1).
         """
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
@@ -179,14 +187,17 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative by the upstream gradient in a second backward pass: the bound of the tangent."""
+        """The bound of the derivative of `<gradient, direction>` by the upstream gradient.
+
+        A second backward pass computes this derivative, which is equal to the tangent and has the same bound.
+        """
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong derivatives that leave out all terms with `mean`, as if `p` were constant.
+        """Return wrong derivatives, which leave out all terms with `mean`, as if the softmax `p` were constant.
 
-        If such a derivative passes a comparison, passing is no evidence. `check` is "second", "tangent" or
-        "upstream_gradient".
+        If a wrong derivative is within the bounds, passing a comparison is no evidence that an implementation is right.
+        `check` is "second", "tangent" or "upstream_gradient".
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

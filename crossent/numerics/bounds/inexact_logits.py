@@ -1,15 +1,15 @@
-r"""The softmax of logits that an implementation computes with an error, and its error bound.
+r"""The softmax of logits that are themselves computed with an error, and the error bound of this softmax.
 
 An implementation of a linear cross-entropy computes logits `z'` with `|z' - z| ≤ e`, where `z` are the exact logits.
-Then it computes the cross-entropy of z'. So its error has two parts, which this module bounds
-separately and adds:
+Then the implementation computes the cross-entropy of z'. So the error of `log p_c` has two parts. This module bounds
+each part, and adds the two bounds:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
 
-The second part, how far the exact softmax moves, is :func:`largest_move`. The first part is the rounding error for the
+The second part is the change of the exact softmax: :func:`largest_move`. The first part is the rounding error for the
 logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows with the magnitudes of the
-numbers. So the rounding error is bounded at magnitudes that are at least the magnitudes for z', for every z' within the
-error, and no number counts as known. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
+numbers. So this module applies the rules to magnitudes that are at least as large as for any z' within the error, and
+treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
 `E = max_c e_c`. Then, for every z' within the error:
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
@@ -52,9 +52,9 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
-    It is small where the row is sure of c. If the implementation computes a logit again, in another order, for the
-    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log s` moves by at
-    most `log1p(Σ p_i expm1(e_i))`, and the other logit by e_c.
+    The move is small if `p_c` is near one. If the implementation computes a logit again, in another order, for the
+    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log Σ exp(z_i)`
+    moves by at most `log1p(Σ p_i expm1(e_i))`, and the other logit by at most e_c.
     """
     assert t.logits_error is not None
     p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)
@@ -63,7 +63,7 @@ def largest_move(t: Terms, c: Contract) -> Array:
     if c.recomputes:
         return np.asarray(t.logits_error + np.log1p(total))
     top = np.arange(len(p)), t.logits.argmax(1)
-    # Of the other classes: subtracting is exact enough unless the class has nearly all of the total.
+    # The sums over the other classes. `total - terms` loses digits only for the top class, if it has most of the total.
     others, rest = np.maximum(total - terms, 0) + 2.0**-50 * total, 1 - p
     terms[top], p[top] = 0.0, 0.0
     others[top], rest[top] = terms.sum(1), p.sum(1)
@@ -72,15 +72,15 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
 
 def _log_probs(t: Terms) -> Array:
-    """Return the exact `log p`, (R, C)."""
+    """Return the exact log-probabilities, (R, C)."""
     return np.asarray(t.logits - t.logits.max(1, keepdims=True) - t.log_sum[:, None])
 
 
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp, (R,), as :func:`softmax` does for exact logits.
 
-    The errors of `log p` and of `p` are distances from the softmax of the exact logits. The value of the log-sum-exp is
-    its largest magnitude, and its error is only the rounding error.
+    The errors of `log p` and of `p` are distances from the softmax of the exact logits. For the log-sum-exp, `value` is
+    the largest magnitude for any logits within the error, and `error` is the rounding error alone.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal
@@ -123,14 +123,27 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
 
 
 def _exp_error(size: Array, error: Array, c: Contract) -> Array:
-    """Return the relative error of `exp(x)` for arguments up to `size` with an error; see :meth:`Computed.exp`."""
+    """Return the relative error of a computed `exp(x)`, as :meth:`Computed.exp` does for the absolute error.
+
+    Args:
+        size: The largest magnitude of each argument `x`.
+        error: The error of each argument.
+        c: The contract.
+    """
     u = c.compute.unit_roundoff
     moved = error + c.functions.exp_per_unit * u * (size + error)
     return np.asarray(np.expm1(moved) + 2 * c.functions.exp_ulps * u * np.exp(moved))
 
 
 def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
-    """Return the relative error of the sum of the exponentials, (R,), whose terms are at most `w` times the sum."""
+    """Return the relative error of the sum of the exponentials of each row, (R,).
+
+    Args:
+        w: The largest share of each exponential in the sum, (R, C).
+        relative: The relative error of each exponential, (R, C).
+        lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
+        c: The contract.
+    """
     errors = w * relative + lost
     if not c.fused:
         return Computed(w, errors, c.compute).sum(c.compute).error
@@ -140,16 +153,17 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 
 
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
-    """Return `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,), of which only the error counts.
+    """Return the error of `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    Magnitudes stand in the place of the values, and the two parts are added, so that every rounding error is at least
-    as large as for the computed logits. The exact result moves by at most `Σ |w_c q_c| M_c`.
+    The function replaces all numbers by their magnitudes, and adds the two sums instead of subtracting. So every
+    rounding error is at least as large as for the computed logits. The errors of the logits change the exact result by
+    at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))
     moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
     size = np.abs(moved) + t.logits_error + (0.0 if c.offset else 2 * t.logits_error.max(1, keepdims=True))
-    inexact = Computed(size, size * 2.0**-60, None)  # no logit counts as known
+    inexact = Computed(size, size * 2.0**-60, None)  # treat no logit as exact
     logits = Computed(np.abs(q.value), q.error, q.format).times(inexact, c.compute).sum(c.compute)
     total = q.sum(c.compute)
     rows = Computed(np.abs(total.value), total.error, c.compute).times(logsumexp, c.compute).plus(logits, c.compute)

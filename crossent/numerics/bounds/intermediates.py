@@ -22,14 +22,14 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
-    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,), with `m` replaced by :func:`offset`.
+    """Return the log-probabilities `log p`, the probabilities `p`, both (R, C), and the log-sum-exp of each row, (R,).
 
-    `m` is the maximum of a row, `s = Σ exp(x - m)` and `p = softmax(x)`. An implementation may compute `p` as the
-    exponential of `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the
-    largest error of these ways. Contracts with `of_probability` also allow `log p` as the logarithm of `p`.
+    Let `m` be the maximum of a row and `s = Σ exp(x - m)`. An implementation may compute `p` as the exponential of
+    `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error
+    of these ways. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
 
-    A fused kernel may subtract `m + log s` from the logits. This adds one rounding, of `u |m + log s|`. :func:`offset`
-    limits the `|m|` in this error.
+    The log-sum-exp is `m + log s`. A kernel may subtract this number from the logits, which adds one rounding, of
+    `u |m + log s|`. The returned log-sum-exp has :func:`offset` in place of `m`, which limits this error.
     """
     f = c.functions
     x = Computed.exactly(t.logits, c.storage)
@@ -110,10 +110,11 @@ def offset(logits: Array, c: Contract) -> Array:
 
 
 def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
-    """Return the two parts of the coefficients, each (R, C), without the factors `1 - ε` and `ε/C`.
+    """Return the part of the target and the uniform part of the coefficients, each (R, C), without their factors.
 
-    The label smoothing is `ε`. The part of the target is the class weight times the target before smoothing. The
-    uniform part is the class weight.
+    With the label smoothing `ε`, a coefficient is `1 - ε` times the part of the target, plus `ε/C` times the uniform
+    part. The part of the target is the class weight times the target before smoothing. The uniform part is the class
+    weight.
     """
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
@@ -170,7 +171,7 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that an implementation computes from an option, such as `1 - ε`, with the error of two roundings.
 
-    The implementation may round the option, and then the number. It stores the number like other intermediates.
+    The implementation may round the option, and then the number, and stores the number like other intermediates.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 

@@ -11,28 +11,33 @@ The bounds follow the computation, step by step:
 1. A dot product of n terms, in any order, with or without fused multiply-adds. Every term goes through at most n - 1
    additions and one product. A term with k roundings is multiplied by `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is
    at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`, or `k = n - 1` if products are exact (Higham,
-   Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). Chunks are one of the orders. With blocks, no
-   term goes through more additions than :meth:`LinearContract.roundings` says. A fused multiply-add leaves a rounding
-   out.
-2. The logits. The bias is one more term. If logits are kept in a format, the product and the sum are rounded to it.
+   Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). A sum in chunks is one such order. If a
+   contract limits the blocks of a dot product, k is smaller: see :meth:`LinearContract.roundings`. A fused multiply-add
+   leaves a rounding out.
+2. The logits. The bias is one more term. If an implementation keeps the logits in a format, it rounds the dot product
+   and the sum with the bias to this format. Let `e` be the error bound of a logit.
 3. The cross-entropy of logits with an error: :mod:`crossent.numerics.bounds.inexact_logits`, and then the same formula
-   as for given logits, :mod:`crossent.numerics.bounds.loss`. This gives the bound of the loss, and the error `ε` of d.
-4. The three gradients. The error ε goes through the dot product exactly: `ε |W|`. The dot product of the computed d
-   adds the error of step 1 for terms of at most `(|d| + ε) |W|`. If the softmax and the target of d pass through the
-   products separately, their magnitudes replace |d|, and one more addition joins the two parts.
-5. The upstream gradient and the divisor of a mean may be multiplied before or after the dot product. Step 3 counts the
-   rounding of each element of d for this. The rounding of the result is at most as large: the magnitude of a sum is at
-   most the sum of the magnitudes. After a rounding to the storage format, it counts separately (`scales_last`).
+   as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss, and the error bound
+   `ε` of d.
+4. The three gradients. The error of d changes a dot product by at most `ε |W|`. The computed dot product has the error
+   of step 1 too, for terms of at most `(|d| + ε) |W|`. If an implementation computes separate dot products for the
+   softmax and the target of d, their magnitudes replace |d|, and one more addition joins the two products.
+5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
+   multiply by the factor before or after the dot product. Step 3 counts the roundings for each element of d. After the
+   dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes. A
+   multiplication after step 6 counts separately (`scales_last`).
 6. One rounding to the storage format.
 
-The numbers from which the bounds are computed are float64 and have errors too. The logits here differ from the exact
-logits by at most `γ_{H+1} (|h| |W|ᵀ + |b|)` with the u of float64. Let D be the largest such error of a row. The bounds
-use the error `e + 2 D` for logits in place of e: from the logits here to those of an implementation it is at most
-`e + D`, and to the exact logits D. The largest move of `log p_c` is `f(y) = log Σ p_i exp(y_i)` with `y_i = e_i + e_c`
-for i ≠ c, and `y_c = 0`. If all y_i grow by 2 D, f grows by the integral of `2 (1 - q_c)`, where q_c is the weight of
-class c in the sum. This weight shrinks where y grows, so f grows by at least as much as from 0 to 2 D: `f(e + 2 D)` is
-at least `f(e + D) + f(D)`, the sum of the two moves. The magnitudes are at least as large as well. All other roundings
-of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
+This module computes the logits in float64, with errors of its own. Its logits differ from the exact logits by at most
+`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let D be the largest such error in a row. The
+logits of an implementation differ from the logits here by at most `e + D`, and the exact logits by at most D. The
+bounds cover both differences with the error `e + 2 D` in place of e.
+
+Proof. The largest move of `log p_c` is `f(y) = log Σ p_i exp(y_i)` with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
+all y_i grow by 2 D, f grows by the integral of `2 (1 - q_c)`, where q_c is the share of class c in the sum. This share
+shrinks where y grows, so f grows by at least as much as from 0 to 2 D. Hence `f(e + 2 D)` is at least the sum of the
+two moves, `f(e + D) + f(D)`. The magnitudes are at least as large as well. All other roundings of float64 are relative,
+and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ from crossent.numerics.linear_call import LinearCall
 
 @dataclass(frozen=True, eq=False)
 class LinearTerms:
-    """The arguments of a call as float64 numbers, and the numbers that the bounds under every contract share.
+    """The arguments of a linear cross-entropy as float64 numbers, and numbers that the bounds of all contracts share.
 
     Attributes:
         input: (N, H).
@@ -62,8 +67,8 @@ class LinearTerms:
         bias: (V,), or None.
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
-        own_error: (N, 1), twice the largest error of the logits of a row here, in float64.
-        rows: The cross-entropy of the logits. Its logits have no error yet.
+        own_error: (N, 1), twice the largest float64 error of the logits of a row in `rows`.
+        rows: The arguments of the cross-entropy of the logits, without the error of the logits (`logits_error`).
     """
 
     input: Array
@@ -76,7 +81,7 @@ class LinearTerms:
 
     @staticmethod
     def of(call: LinearCall, target_format: Format | None = None) -> LinearTerms:
-        """Return the terms of a call.
+        """Return the terms of a call: the arguments as float64 numbers, and the numbers that all bounds share.
 
         Args:
             call: The arguments.
@@ -105,7 +110,9 @@ class LinearTerms:
 
 
 class LinearBounds:
-    """The error bounds of a call under one contract. A bound is infinite where the contract promises nothing.
+    """The error bounds of a linear cross-entropy under one contract.
+
+    A bound is infinite where the contract promises nothing.
 
     Args:
         terms: The arguments of the call.
@@ -175,14 +182,21 @@ class LinearBounds:
         return computed.error
 
     def _underflow(self, terms: int) -> float:
-        """Return the error of a dot product of so many terms by underflows.
+        """Return the largest error that underflows cause in a dot product with this number of terms.
 
         Each product and, in a format that flushes, each addition may underflow: 2 n errors for n terms.
         """
         return 2 * terms * self.contract.loss.compute.underflow
 
     def _flushed(self, terms: int, *factors: Array) -> float:
-        """Return the error of a dot product of so many terms, if subnormal factors may be taken for 0."""
+        """Return the largest error that subnormal operands cause in a dot product, if the processor treats them as 0.
+
+        The error is 0 if the contract does not allow this.
+
+        Args:
+            terms: The number of terms.
+            factors: The two arrays that the dot product multiplies.
+        """
         storage = self.contract.loss.storage
         if not storage.flushes:
             return 0.0
@@ -193,18 +207,18 @@ class LinearBounds:
 
     @cached_property
     def _of_logits(self) -> Bounds:
-        """The bounds of the cross-entropy for logits with an error."""
+        """The bounds of the cross-entropy of the logits, which themselves have the error `logits_error`."""
         terms = replace(self.terms.rows, logits_error=self.logits_error)
         return Bounds(terms, self.contract.loss)
 
     @property
     def _kept(self) -> int:
-        """The number of rows that are not ignored. Only these add terms to the gradients of weight and bias."""
+        """The number of kept rows. Only kept rows add terms to the gradients of weight and bias."""
         return int(self.terms.rows.kept.sum())
 
     @cached_property
     def _gradient(self) -> Computed:
-        """The gradient d of the logits, (N, V), with its error."""
+        """The gradient d of the logits, (N, V), with its error bound."""
         with np.errstate(all="ignore"):
             of, c = self._of_logits, self.contract
             scale, v = column(of._scale()).value, of._coefficients.value
@@ -213,14 +227,17 @@ class LinearBounds:
             parts = [of.part(rows, narrow)._gradient() for rows in parts_of(d)]
             error = _no_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
-                # If the upstream gradient g comes later, it also multiplies what d loses where it underflows.
+                # A later multiplication by the upstream gradient also multiplies the underflow errors of d.
                 amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
                 error = error + np.where(of.terms.kept, amplified, 0.0)[:, None]
             return Computed(d, error, narrow.storage)
 
     @cached_property
     def _magnitudes(self) -> Array:
-        """The largest magnitude of d, (N, V); if d is split, the sum of the magnitudes of its two parts."""
+        """The largest magnitude of each element of d, (N, V).
+
+        If the contract allows the softmax and the target of d to be multiplied separately, the sum of both magnitudes.
+        """
         if not self.contract.splits:
             return self._gradient.largest
         of = self._of_logits
@@ -229,20 +246,26 @@ class LinearBounds:
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
 
     def _reach(self, terms: int, *, products: int = 1) -> Array:
-        """Return what each element of d contributes to the error of a gradient, (N, V), per unit of its factor."""
+        """Return the error that each element of d adds to a dot product, divided by the other factor, (N, V).
+
+        Args:
+            terms: The number of terms of the dot product.
+            products: 1 if each term is a product, which is rounded; 0 for a sum of elements of d.
+        """
         c = self.contract
         roundings = c.roundings(terms) + c.splits + products
         return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
 
     def _product(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
-        """Return the bound of a gradient, `d @ factor`, rounded to the result.
+        """Return the bound of a gradient, which is a product of d and a factor, rounded to the storage format.
 
         Args:
             value: The exact gradient.
-            error: The error of the gradient by the error of d, and by the roundings of the dot product.
-            factor: The factor.
+            error: The error of the gradient that the error of d and the roundings of the dot product cause.
+            factor: The factor: the weight, the input, or 1 for the gradient of the bias.
             terms: The number of terms of a dot product.
-            upstream: The magnitude of the upstream gradient, if one number is common to all terms of a dot product.
+            upstream: The magnitude of the upstream gradient that all terms of a dot product share; None if the terms
+                have different upstream gradients.
         """
         c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
         some = error > 0  # a gradient to which only ignored rows contribute is exactly 0
@@ -280,5 +303,5 @@ def _log_sum(logits: Array) -> Array:
 
 
 def _no_nan(bounds: Array) -> Array:
-    """Return the bounds, with an infinite bound where a bound cannot be computed."""
+    """Return the bounds with inf in place of NaN: a bound that cannot be computed promises nothing."""
     return np.where(np.isnan(bounds), np.inf, bounds)

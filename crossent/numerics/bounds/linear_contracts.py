@@ -15,15 +15,16 @@ class LinearContract:
     """The promises of an implementation of a linear cross-entropy.
 
     Attributes:
-        loss: The promises about the cross-entropy of the logits. Its `storage` is the format of input, weight and
-            results. Its `compute` is the format in which an implementation computes the dot products.
+        loss: The promises about the cross-entropy of the logits. `loss.storage` is the format of input, weight and
+            results, and `loss.compute` the format in which an implementation computes the dot products.
         logits: The format in which the logits are kept, or None if they stay in `loss.compute`.
         logits_gradient: The format in which the gradient of the logits is kept, or None for `loss.compute`.
-        block: The number of terms of a dot product that may be added one after another, or None for any order. The
-            sums of such blocks may be added one after another too.
-        scales_last: Whether the upstream gradient may be multiplied last, after a gradient was rounded to
-            `loss.storage`.
-        splits: Whether the softmax and the target of the logits' gradient may pass through the dot products separately.
+        block: None if an implementation may add the terms of a dot product in any order. Otherwise, the implementation
+            adds blocks of at most this many terms, and then the sums of the blocks.
+        scales_last: Whether an implementation may round a gradient to `loss.storage` before it multiplies by the
+            upstream gradient.
+        splits: Whether an implementation may compute separate dot products for the two terms of the logits' gradient,
+            softmax and target.
     """
 
     loss: Contract
@@ -43,7 +44,7 @@ class LinearContract:
         return replace(self, loss=self.loss.storing(storage))
 
     def roundings(self, terms: int) -> int:
-        """Return the largest number of additions that a term of a dot product with so many terms goes through."""
+        """Return the largest number of additions that one term goes through in a dot product of `terms` terms."""
         if self.block is None or terms <= self.block:
             return max(terms - 1, 0)
         return self.block - 1 + -(-terms // self.block) - 1
@@ -56,8 +57,8 @@ class LinearContract:
 
 # The promises of a kind of implementation:
 #   eager        made of torch's operations, each in float32 or wider
-#   torch        F.linear, then F.cross_entropy; and so F.linear_cross_entropy with options=None
-#   kernel       a kernel, or a chunked function with its gradient by hand; chunks of rows and of classes
+#   torch        F.linear, then F.cross_entropy, as F.linear_cross_entropy does with options=None
+#   kernel       a kernel, or a function that works in chunks of rows or classes and computes its gradient by hand
 #   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
 LinearPromise = Literal["eager", "torch", "kernel", "fast_kernel"]
 
@@ -76,31 +77,32 @@ def linear_contract(
 ) -> LinearContract:
     """Return the contract of a promise for one dtype of input and weight, at grade A or B.
 
-    Both grades sum every dot product, the loss and every gradient in float32 or wider, in any order, with or without
-    fused multiply-adds, and in chunks of rows and of classes. Neither grade allows an implementation to add up the loss
-    or a gradient over chunks in the storage dtype.
+    At both grades, an implementation computes every dot product, and every sum of the loss and of a gradient, in
+    float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
+    rows and of classes. The sums over chunks must not be in the storage dtype.
 
     Grade A: logits and their gradient stay in float32 or wider, and each result is rounded once.
 
-    Grade B: logits and their gradient are also rounded to the dtype, the logits once more before the bias is added. A
-    gradient may be rounded to the dtype before the upstream gradient is multiplied. For the promise "torch", every
-    intermediate of the cross-entropy is rounded to the dtype too, as on a CPU.
+    Grade B: the implementation may also round the logits to the dtype, before and after it adds the bias, and round the
+    gradient of the logits to the dtype. A kernel may round a result to the dtype before it multiplies by the upstream
+    gradient. For the promise "torch", every intermediate of the cross-entropy may be rounded to the dtype too, as torch
+    does on a CPU.
 
     float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
 
-    Any promise of a kernel allows the full error of `max + log Σ - z_c`, however far the logits are from zero: the
-    error of the logits' own dot product is as large.
+    The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
+    however far the logits are from zero. The error of the dot product in a logit is as large.
 
     Args:
         promise: The kind of implementation.
         grade: "A" or "B".
         dtype: The dtype of input and weight.
         device: The device, such as "cpu" or "cuda:0".
-        rows: The number of rows. torch's order of summation depends on it.
+        rows: The number of rows, on which torch's order of summation depends.
         flushes: Whether subnormal numbers may be flushed to 0.
-        block: A tighter promise about the order of the dot products: see :class:`LinearContract`.
-        recomputes: A wider promise: whether a logit may be computed again, in another order, as in kernels that store
-            no logits between loss and gradient.
+        block: The size of the blocks in which the implementation adds a dot product: see :class:`LinearContract`.
+        recomputes: Whether the implementation may compute a logit again, in another order, as kernels do that store no
+            logits between loss and gradient.
     """
     fused = promise in ("kernel", "fast_kernel")
     wide = contract(promise, "A", dtype, device=device, rows=rows, flushes=flushes)
@@ -115,15 +117,21 @@ def linear_contract(
     return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=fused)
 
 
-# The promises of a cross-entropy that a linear cross-entropy has under another name.
+# For each promise that only a cross-entropy has: the promise of a linear cross-entropy that replaces it.
 _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
 
 
 def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
-    """Return the contract of a linear cross-entropy with a promise of :mod:`crossent.numerics.bounds.contracts`.
+    """Return the contract of a linear cross-entropy for any promise of :mod:`crossent.numerics.bounds.contracts`.
 
-    A kernel need not store the logits, so it may compute them again for the gradient. `conditions` are the further
-    arguments of :func:`linear_contract`.
+    The promise "blocked" becomes "eager", and "logsumexp" becomes "kernel". A kernel need not store the logits, so the
+    contract of a kernel allows computing a logit again for the gradient.
+
+    Args:
+        promise: The kind of implementation.
+        grade: "A" or "B".
+        dtype: The dtype of input and weight.
+        conditions: Other arguments of :func:`linear_contract`.
     """
     known = _OTHER_NAMES.get(promise, promise)
     return linear_contract(known, grade, dtype, recomputes=known in ("kernel", "fast_kernel"), **conditions)

@@ -47,8 +47,8 @@ class Bounds(CallBounds):
     def _unshifted(self) -> Computed:
         """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum first.
 
-        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The error is as for rows whose maximum is
-        :func:`offset`.
+        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The returned error is the error for rows
+        that are shifted until their maximum is :func:`offset`.
         """
         c, t = self.contract, self.terms
         if t.logits_error is not None:
@@ -75,14 +75,17 @@ class Bounds(CallBounds):
             return self._loss()
 
     def _loss(self) -> Array:
-        """Compute :attr:`loss`."""
+        """Compute the bounds that :attr:`loss` caches."""
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())
-        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0: it is no overflow
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is no overflow: its size is 0
 
     def _expected(self, values: Computed) -> tuple[Computed, Array]:
-        """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
+        """Return the weighted sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms.
+
+        Both are (R,). The weights are the products of class weight and smoothed target.
+        """
         c = self.contract
         if not self._dense:
             rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute, known=not c.fused)
@@ -91,9 +94,9 @@ class Bounds(CallBounds):
         return products.sum(c.compute), products.largest.sum(1)
 
     def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
-        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
+        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,); with a reduction, of the sum or mean, ().
 
-        Stacked calls have one bound for each reduced number, (B,).
+        Stacked calls have one bound for each sum or mean, (B,).
 
         If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
         the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
@@ -137,7 +140,7 @@ class Bounds(CallBounds):
             return self._gradient()
 
     def _gradient(self) -> Array:
-        """Return the bound of `s (p_c Σ_k v_k - v_c)`, (R, C), with `v = w q` and `s = g/D`.
+        """Return the bound of the gradient of the logits, `s (p_c Σ_k v_k - v_c)` with `v = w q` and `s = g/D`, (R, C).
 
         With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
         more rounding of each term. A kernel may also compute the part of the target and the uniform part separately,
@@ -160,7 +163,7 @@ class Bounds(CallBounds):
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _gradient_with(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
-        """Return `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
+        """Return the gradient `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
         The error covers every order of the operations, for the coefficients `v` and the scale `s`. An implementation
         may multiply both terms by a factor before the difference, or multiply the difference `d`. With `m` factors, of
@@ -220,7 +223,10 @@ class Bounds(CallBounds):
         return sizes if self._dense else t.of_target(sizes)
 
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
-        """Return `s w_c q_c`, (R, C). An implementation may multiply in any order, and may store partial products."""
+        """Return the coefficients `w_c q_c` multiplied by the scale `s = g/D`, (R, C).
+
+        An implementation may multiply in any order, and may store partial products.
+        """
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:
@@ -242,7 +248,7 @@ class Bounds(CallBounds):
             return self._target_gradient()
 
     def _target_gradient(self) -> Array:
-        """Return the bound of `-g/D · (1 - ε) w_c log p_c`, (R, C).
+        """Return the bound of the target's gradient, `-g/D · (1 - ε) w_c log p_c`, (R, C).
 
         An implementation may multiply the factors in any order. If the factors below one come last, a partial product
         may overflow although the result does not. The bound is then infinite.
@@ -264,10 +270,11 @@ class Bounds(CallBounds):
         return safe(product.rounded(c.storage).error)
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong results without a part of the formula. If one passes a comparison, passing is no evidence.
+        """Return wrong results that leave out a part of the formula.
 
-        For `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other
-        names, the list is empty.
+        If a wrong result is within the bounds, passing a comparison is no evidence that an implementation is right. For
+        `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other names,
+        the list is empty.
         """
         if check != "gradient":
             return []

@@ -12,9 +12,9 @@ may return 0 for a subnormal result. The error is then at most the smallest norm
 multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
 infinite: the rules promise nothing.
 
-In the formulas, `u` is the unit roundoff of the format and `η` its smallest subnormal number. `e` is the error of the
-operand and `v` its value. A number is known if its error is 0. The errors themselves are computed in float64.
-:func:`safe` widens the final error by more than the rounding errors of this computation.
+In the formulas, `a` and `b` are the values of two operands, `e_a` and `e_b` their errors, and `u` is the unit roundoff
+of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. The module
+computes the errors in float64. :func:`safe` widens the final error by more than the roundings of this computation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Computed:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Computed:
-        """Return known numbers: the computed number is the exact value, and the error is 0.
+        """Return numbers with the error 0: the computed number is the exact value.
 
         If the format flushes, the computed number may be 0 where the exact value is subnormal. The error of a subnormal
         number is then its magnitude.
@@ -98,8 +98,8 @@ class Computed:
         """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
 
         The rounding adds `u(|v| + e)` to the error. If `|v| + e` is positive and below twice the smallest normal
-        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number
-        instead adds its exact rounding error, unless the format may flush the number.
+        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number,
+        whose error is 0, instead adds its exact rounding error, unless the format may flush the number.
         """
         if format.contains(self.format):
             return self
@@ -132,9 +132,9 @@ class Computed:
         return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Computed, format: Format) -> Computed:
-        """Return `a + b`, with the sum of both errors and one rounding.
+        """Return the sum `a + b`, with the sum of both errors and one rounding.
 
-        For two known numbers, the error is the exact rounding error. In a format that flushes, the error may be larger.
+        If both errors are 0, the error is the exact rounding error. In a format that flushes, the error may be larger.
         """
         with np.errstate(all="ignore"):
             value = self.value + other.value
@@ -152,16 +152,16 @@ class Computed:
             return Computed(value, rounded.error + lost, format)._bounded(self, other)
 
     def minus(self, other: Computed, format: Format) -> Computed:
-        """Return `a - b`, with the same rules as :meth:`plus`."""
+        """Return the difference `a - b`, with the same rules as :meth:`plus`."""
         return self.plus(-other, format)
 
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
-        """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
+        """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding.
 
-        A factor that is a known power of two causes no rounding if the format contains the other factor's format and
-        the product is not near underflow. The rounding error of two known factors is exact where :meth:`rounded` has an
-        exact error. Pass `known=False` if the product has more factors, in any order: the implementation may then
-        multiply two other factors first, and the worst rounding error counts.
+        A factor that is a power of two, with the error 0, causes no rounding if the format contains the other factor's
+        format and the product is not near underflow. If both errors are 0, the rounding error is exact where
+        :meth:`rounded` has an exact error. Pass `known=False` if the product has more factors, in any order: the
+        implementation may then multiply two other factors first, and the worst rounding error counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -187,17 +187,17 @@ class Computed:
         return Computed(value, error, format)._bounded(self, other)
 
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
-        """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
+        """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
         The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
-        with `ulps=0.5` is correctly rounded: for known numbers, the rules of :meth:`times` apply.
+        with `ulps=0.5` is correctly rounded: the rules of :meth:`times` for exact rounding errors apply.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
             error = either(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
             error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
-            # The float64 division above rounded the quotient, so the error of a known quotient is only nearly known.
+            # The float64 division above is rounded too, so even an exact rounding error needs a margin of 2^-52.
             largest = np.abs(value) + error
             inexact = ulps > 0.5 or not known
             once = 2 * ulps * format.rounding_error(largest) if inexact else _one_rounding(value, error, format)
@@ -239,7 +239,7 @@ class Computed:
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
-        decreases it by at most `-log(1 - e/s)`, and never by more than `log s`. If `absolute` is 0, `log 1` is exact.
+        decreases the logarithm by at most `-log(1 - e/s)` and `log s`. If `absolute` is 0, `log 1` is exact.
 
         A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, its
         result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error of one rounding: for a known number and a format narrower than float64, the exact error."""
+    """Return the largest error of one rounding; for a known number in a format below float64, the exact error."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

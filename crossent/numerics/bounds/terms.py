@@ -65,7 +65,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return some rows of a single call."""
+        """Return the given rows of a single call."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -89,7 +89,7 @@ class Terms:
         return taken
 
     def by_call(self, numbers: Array) -> Array:
-        """Return the numbers of the rows, (R,), with a line for each call, (B, L).
+        """Arrange the numbers of the rows, (R,), in an array with one line for each call, (B, L).
 
         L is the largest number of rows of a call. Zeros fill up the shorter lines.
         """
@@ -101,7 +101,7 @@ class Terms:
         return lines
 
     def by_row(self, numbers: Array) -> Array:
-        """Return an array with one entry for each row, (R,), from the numbers of the calls, (B,)."""
+        """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""
         return np.repeat(numbers, [len(self.logits)] if self.lengths is None else self.lengths)
 
 

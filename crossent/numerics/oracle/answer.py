@@ -35,14 +35,14 @@ from crossent.numerics.oracle.special_values import RowBlock
 # The largest number of logits in a block of several rows: BLOCK in float64, where an array then has 0.5 MiB, and
 # BALL_BLOCK in ball arithmetic, where it has 0.3 MiB.
 BLOCK, BALL_BLOCK = 2**16, 2**12
-# A call with at most this number of logits saves the exponentials of the loss for the gradient. They take up to 300 MiB
-# in ball arithmetic.
+# A call with at most this number of logits saves the exponentials of the loss for the gradient. In ball arithmetic, the
+# exponentials take up to 300 MiB.
 SAVED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The exact values of a call, each with an error radius.
+    """The exact values of a call to cross-entropy, each with an error radius.
 
     Attributes:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
@@ -94,7 +94,7 @@ class Answer:
         return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
 
     def _check(self, direction: Array) -> Array:
-        """Return the direction, or raise the ValueError of :meth:`tangent`."""
+        """Return a direction unchanged, or raise the ValueError that :meth:`tangent` documents."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         wrong = direction[~(np.abs(direction) < 2.0**128)]
@@ -107,7 +107,7 @@ def answer(arguments: Arguments) -> Answer:
     """Return the exact values of a call. The methods of the returned object compute the gradients.
 
     The error radius of a number is relative to its size, the sum of the magnitudes of its terms. With float64 inputs,
-    the radius is below 2^-73 times the size, or the smallest that two float64 numbers can express. With float32 inputs,
+    the radius is below 2^-73 times the size, or as small as a pair of float64 numbers allows. With float32 inputs,
     :class:`Formula` proves a radius of about 2^-48 times the size.
 
     Example:

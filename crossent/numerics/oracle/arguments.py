@@ -85,9 +85,10 @@ class Arguments:
 
     @cached_property
     def exact_in_float64(self) -> bool:
-        """Whether float64 arithmetic suffices: the error proof of :class:`Formula` applies to this call.
+        """Whether the oracle can compute in float64, because the proof of its error applies to this call.
 
-        The proof needs float32 arrays and an upstream gradient of at most 2^128.
+        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 arrays and an upstream gradient of
+        at most 2^128.
         """
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)

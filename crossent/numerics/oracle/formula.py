@@ -69,7 +69,7 @@ class FiniteRows:
 
     @property
     def true(self) -> tuple[Any, Any]:
-        """The index of the true classes into an array of shape (r, C)."""
+        """The index that selects the number of each row's true class from an array of shape (r, C)."""
         return np.arange(len(self.logits)), self.index
 
 
@@ -150,15 +150,15 @@ class Formula:
 
     @cached_property
     def coefficients(self) -> Elements:
-        """The coefficients `v`, (r, C), which are 0 on ignored rows.
+        """The coefficients `v = w·q`, class weight times smoothed target, (r, C). They are 0 on ignored rows.
 
-        If only the true class has a term, the array has the coefficients of the true classes, (r,).
+        If only the true class of a row has a term, the array has the coefficients of the true classes, (r,).
         """
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The magnitudes `|w|·((1 - ε)|t| + ε/C)`: `v` computed from terms without signs, so that nothing cancels."""
+        """The coefficients computed from magnitudes, `|w|·((1 - ε)|t| + ε/C)`, so that no terms cancel."""
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
@@ -181,7 +181,7 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return `w_c · values_c` for numbers with one column for each class c."""
+        """Return the values multiplied by the class weights. The last axis of the values has the classes."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
@@ -220,14 +220,14 @@ class Formula:
         return np.asarray(self.coefficients * (mean - u[self.rows.true]))
 
     def second(self, direction: Array) -> Elements:
-        """Return the second derivative, (r, C), along a direction `u`, (r, C): `s·Σ v·p (u - m)`."""
+        """Return the derivative of the gradient along a direction `u`, `s·Σ v·p (u - m)`. Both are (r, C)."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
         deviation = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
         return np.asarray(factor[:, None] * self.exps * deviation)
 
     def _mean(self, direction: Array) -> Elements:
-        """Return the mean of a direction, (r,): `m = Σ p u`."""
+        """Return the mean of a direction `u`, weighted by the probabilities, `m = Σ p u`, (r,)."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
@@ -235,7 +235,7 @@ class Formula:
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
 
     def gradient_sizes(self) -> Array:
-        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines it."""
+        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines the size."""
         if not self.rows.dense:
             return np.abs(self.gradient())
         factor = self.magnitudes.sum(1) / self.partition
@@ -246,14 +246,14 @@ class Formula:
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
-        """Return the size of each row's tangent, (r,), as :class:`Formula` defines it."""
+        """Return the size of each row's tangent, (r,), as :class:`Formula` defines the size."""
         u, mean = np.abs(direction), self._mean(np.abs(direction))
         if self.rows.dense:
             return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
         return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.true]))
 
     def second_sizes(self, direction: Array) -> Array:
-        """Return the size of each element of the second derivative, (r, C), as :class:`Formula` defines it."""
+        """Return the size of each element of :meth:`second`, (r, C), as :class:`Formula` defines the size."""
         total = self.magnitudes.sum(1) if self.rows.dense else np.abs(self.coefficients)
         factor = np.abs(self.scale) * total / self.partition
         return np.asarray(factor[:, None] * self.exps * (np.abs(direction) + self._mean(np.abs(direction))[:, None]))

@@ -3,10 +3,12 @@ r"""The exact loss and gradients of a linear cross-entropy, each number with a p
     z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
-There are two independent ways to these numbers. :func:`_in_float64` computes the logits, then uses
-:class:`crossent.numerics.oracle.formula.Formula`, then computes the three products; its error is proven below.
-:func:`_in_balls` writes the formula once more in the ball arithmetic of flint, which carries its own radius. The first
-way serves arguments up to float32, and the second way serves float64 arguments and logits that are huge.
+Two functions compute these numbers independently:
+
+* :func:`_in_float64` computes the logits, their cross-entropy (:class:`crossent.numerics.oracle.formula.Formula`), and
+  the three products. The proof below gives the error radius.
+* :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint. Ball arithmetic computes the
+  error radius itself. The oracle uses this function if an argument is float64, or if the logits are huge.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
@@ -17,13 +19,14 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
   probabilities. It uses no other property of float32 logits. So the radii of `Formula` hold for the logits z'.
 * From z' to the exact z. Every logit moves by at most `e`. So `log p_c = -log Σ_i exp(z_i - z_c)` moves by at most
   `log(p_c + (1 - p_c) exp(2e))`, because the term of class c does not move, and every other term by a factor of at most
-  `exp(2e)`. (Downwards it moves less, since `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the
-  arithmetic mean.) With `δ = expm1(2e)` this logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss
+  `exp(2e)`. (The move downwards is smaller, since `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and
+  the arithmetic mean.) With `δ = expm1(2e)` this logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss
   `-Σ v_c log p_c` moves by at most `Σ |v_c| (1 - p_c) δ`, the probability p_c by at most `p_c (1 - p_c) δ`, and
-  `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. Nothing here grows where a row is confident.
-* Products. The computed `d' W` differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`, where `ρ` is the radius of d'
-  and n the number of terms. The same holds for the other two. Numpy's BLAS adds each dot product in some order, with or
-  without fused multiply-adds. Matrix algorithms that subtract, such as Strassen's, are excluded.
+  `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. These bounds are small for a class with `p_c` near 1.
+* Products. Let d' be the computed d, `ρ` its radius, and n the number of terms of a dot product. The computed `d' W`
+  differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`. The other two products have the same bound, with h or ones
+  in place of W. The proof assumes that numpy's BLAS adds the terms of each dot product, in any order, with or without
+  fused multiply-adds. The proof does not cover matrix algorithms that subtract, such as Strassen's.
 
 The radii are computed in float64 too. The factor `1 + 2^-20` covers their roundings for up to 2^30 terms, and 2^-1000
 covers products that underflow. ∎
@@ -47,7 +50,7 @@ from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, Balls, Elem
 from crossent.numerics.oracle.formula import FiniteRows, Formula, float64_radius
 
 _BLOCK = 2**20  # logits in a block of float64: an array of 8 MiB. Smaller blocks read the weight more often.
-# The radius of every logit in ball arithmetic, absolutely. Bits are doubled until the radii are this small.
+# The largest absolute radius of a logit in ball arithmetic: the oracle doubles the bits until no radius is larger.
 _LOGIT_RADIUS = 2.0**-100
 _BITS = 192
 _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
@@ -55,7 +58,7 @@ _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
-    """The exact values of a call, each with an error radius.
+    """The exact values of a call to linear cross-entropy, each with an error radius.
 
     Attributes:
         loss: (N,) for the reduction "none", otherwise 0-d.
@@ -73,12 +76,13 @@ class LinearAnswer:
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call.
 
-    Rows that are ignored have the loss 0 and add exactly 0 to every gradient. Where the cross-entropy of the logits has
-    gradients of NaN (a mean over a total weight of 0), the gradients are NaN.
+    An ignored row has the loss 0 and adds exactly 0 to every gradient. If the weights of the kept rows sum to 0, a mean
+    and its gradients are NaN.
 
     Args:
         call: The arguments.
-        in_balls: Whether to use ball arithmetic also where float64 suffices. It takes about a hundred times as long.
+        in_balls: Whether to use ball arithmetic even if float64 suffices. Ball arithmetic takes about a hundred times
+            as long.
 
     Raises:
         ValueError, IndexError: As for :class:`crossent.numerics.oracle.arguments.Arguments`.
@@ -89,7 +93,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
         >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
         ('0.3182', [[0.2627, -0.2774]])
     """
-    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # it takes no memory, and checks the shapes
+    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; shows Arguments the shape
     arguments = Arguments(
         standin,
         call.index,
@@ -123,7 +127,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
 
 
 def _logit_errors(call: LinearCall) -> Array:
-    """Return the largest error of a row's logits in float64, (N,)."""
+    """Return a bound on the float64 error of the logits of each row, (N,); inf where the logits may be huge."""
 
     def norms(rows: NDArray[Any]) -> Array:
         squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
@@ -141,7 +145,10 @@ def _gamma(n: int) -> float:
 
 
 def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
-    """Return the losses of the rows and the three gradients, computed in float64. `errors` are those of the logits."""
+    """Return the losses of the rows and the three gradients, computed in float64.
+
+    `errors` has a bound on the error of each row's logits, (N,).
+    """
     h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
     bias = 0.0 if call.linear_bias is None else call.linear_bias.astype(np.float64)
     size_w = np.abs(w)
@@ -166,14 +173,14 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
 
 
 def _with_radius(values: Array, radius: Array) -> Ball:
-    """Return the values with the radius, widened for the roundings of the radius itself, in place."""
+    """Return the values with the radius. First widen the radius, in place, by the errors of its own computation."""
     radius *= _MARGIN
     radius += _TINY
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
 def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice) -> FiniteRows:
-    """Return the rows of a call as the arguments of the cross-entropy."""
+    """Return some rows of a call, with their computed logits, as :class:`Formula` takes them."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,
@@ -188,7 +195,11 @@ def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, lo
 
 
 def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
-    """Return the losses, (r,), and the gradient of the logits, (r, V); `moved` is `δ` of the proof, (r,)."""
+    """Return the losses, (r,), and the gradient of the logits, (r, V).
+
+    The radii cover the rounding errors of the formula and the errors of the logits. `moved` is the number `δ` in the
+    proof of this module, (r,).
+    """
     rows, every = formula.rows, np.arange(len(moved))
     with formula.arithmetic.context():
         p = formula.exps / formula.partition[:, None]
@@ -232,7 +243,7 @@ def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) 
 def _from_logits(
     call: LinearCall, arguments: Arguments, denominator: Denominator, balls: Balls, logits: Elements
 ) -> list[Ball]:
-    """Return what :func:`_in_balls` returns, from the logits."""
+    """Return the losses of the rows and the three gradients, computed in ball arithmetic from the logits, (N, V)."""
     every, kept = np.arange(call.rows), arguments.kept
     zero = balls.numbers(np.zeros(1))
     top = every, np.asarray(logits, np.float64).argmax(1)

@@ -30,11 +30,13 @@ BITS = 128  # the first precision of ball arithmetic. flint is hardly faster wit
 class RowBlock:
     """The exact losses and gradients of `r` rows of a call.
 
-    A row without a finite maximum has a logit of NaN or +inf, or only logits of -inf. Its gradients are NaN. Its loss
-    is NaN too, unless the row is ignored.
+    A row has no finite maximum if a logit is NaN or +inf, or if all logits are -inf. The gradients of such a row are
+    NaN. The loss is NaN too, unless the row is ignored.
 
-    Attributes:
-        rows: The slice of the call's rows.
+    Args:
+        arguments: The arguments of the whole call.
+        denominator: The denominator of the call.
+        rows: The slice of the rows that belong to this block.
     """
 
     def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
@@ -58,9 +60,9 @@ class RowBlock:
         )
 
     def _widen(self, values: NDArray[Any] | None) -> Any:
-        """Return the values of each class; if the call has no classes, the value 0 for a single class.
+        """Return the values unchanged. If the call has no classes, return zeros for a single class instead.
 
-        The loss over no classes is an empty sum, 0. The loss over a single class of finite logit is 0, too.
+        The loss is 0 in both cases: an empty sum for no classes, and `log 1` for a single class with a finite logit.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
@@ -184,7 +186,7 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C). Where a logit is finite, the sign may be wrong.
+        """Return the sign of each coefficient `v_c`, (r, C), which is right at logits of -inf and not needed elsewhere.
 
         The signs do not come from `v_c` in float64, because `v_c` could underflow or cancel to 0.
         """
