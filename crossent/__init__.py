@@ -11,13 +11,13 @@ The loss, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py
 The checker:
 
     check        check functions against the exact value; returns a report
-    parametrize  a pytest decorator: one test for each check on each case
-    diff         the changes between two reports, for example of two versions of torch
-    adapters     functions of numpy, JAX and ONNX as subjects
+    parametrize  a pytest decorator: makes a test for each check on each case
+    diff         compare two reports, for example of two versions of torch
+    adapters     make functions of numpy, JAX and ONNX callable with tensors, for `check`
     Report, Finding, Diff   the results of `check` and `diff`
 
-The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
-imports only modules of its own line and of the lines above its line in this list:
+The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. In this list,
+a module imports only modules of its own line and of the lines above:
 
     words, files, choices   printable text; files written completely or not at all; the words that options accept
     machine, state          devices and versions; the global state of torch, numpy and Python

@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about the coverage or the gaps of a run: the count, the things that it counts, and an explanation."""
+    """A number about the coverage or the gaps of a run, with its noun and an explanation. `loud` highlights it."""
 
     count: str
     what: str
@@ -103,9 +103,9 @@ class Figure:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `rows` is the heat map, by check, and `strips` are the plots by regime. The page shows each group of `causes` in
+    `rows` is the heat map, by check. `strips` are the plots of the errors. The page shows each group of `causes` in
     full, and each group of `lines` in one line. `hidden` counts the findings of all further causes, by check and kind.
-    The groups in `features` are causes with a missing feature.
+    `features` has the groups whose findings a missing feature would explain.
     """
 
     subject: SubjectReport
@@ -244,7 +244,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield figures about one subject, with reasons: what did not run, is no evidence, or was not judged."""
+    """Yield figures about the gaps of one subject: cases and checks not run, no evidence, and numbers not judged."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -284,7 +284,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page, made from a template of this room and the style and script that all pages share.
+    """Return a page, made from a template in this folder and the style and script that all pages share.
 
     The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
     """
@@ -323,13 +323,13 @@ def _name(name: str) -> str:
 
 
 def command(line: str) -> Markup:
-    """Return a command, escaped; "" if the command is too long to copy."""
+    """Return a command as escaped HTML; "" if the command is too long to copy."""
     line = printable(line)
     return Markup.escape(line) if len(line) <= LONGEST_COMMAND else Markup("")
 
 
 def linked(text: str) -> Markup:
-    """Return a text, escaped. GitHub issues, written as an address or as `owner/repository#number`, become links."""
+    """Return a text as escaped HTML. A GitHub issue, an address or `owner/repository#number`, becomes a link."""
     made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
@@ -339,7 +339,7 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return a number, and its noun with `what` after the noun: `1`, `case`; `2,243`, `calls checked`."""
+    """Return a number, and its noun followed by `what`, such as ("1", "case") or ("2,243", "calls checked")."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 

@@ -1,7 +1,7 @@
-"""Plots of the error for each regime, as a share of its bound.
+"""Plots of the error as a share of its bound, with a row for each regime.
 
-The regime of a case is its kind of logits, the word on the axis `values`, such as "normal". A small error on normal
-logits says nothing about rows with an offset of 1e8.
+The regime of a case is the kind of its logits, such as "normal": a word on the axis `values`. Each regime has its own
+row, because a small error on normal logits says nothing about logits with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def strips(subject: SubjectReport) -> list[Strip]:
 
 
 def regime_of(case: str) -> str | None:
-    """Return the regime of the case with this id, or None for a bad input."""
+    """Return the regime of the case with this id, such as "normal", or None for a bad input."""
     found = case_or_none(case)
     return None if found is None else found.values
 

@@ -67,7 +67,7 @@ device = {device}
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
 LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
-# Stands for a subject of which only the name is known.
+# Stands for the subject of a report whose code is unknown here.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 # The subjects that a script defines itself.
 DEFINED: dict[str, ScriptFunction] = {
@@ -162,7 +162,10 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code of a script, where the first argument has the name that the operation gives it."""
+    """Return the code of a script with the operation's word for the first argument.
+
+    The word is "logits" for a cross-entropy, and "input" for a linear cross-entropy, whose input are hidden states.
+    """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 
 
@@ -230,7 +233,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
         name = cut(subject.name)
         raise ValueError(f"{where} {name} and {cut(case.id)}, since {name} {reason}; choose another check or case")
     if check.name == "stream" and torch.device(device).type != "cuda":
-        raise ValueError(f"{where} {device}; it needs a CUDA device")
+        raise ValueError(f"{where} {device}; it needs a CUDA device, as in --device cuda")
 
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:

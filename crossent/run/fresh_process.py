@@ -1,8 +1,9 @@
 """A fresh process for one call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process, which gets the loss as a pickle, makes the call. Acts, the functions that call a loss,
-and hosts, which run acts, are defined in :mod:`crossent.trials.act`.
+process. So a new Python process, which gets the loss as a pickle, makes the call.
+
+In this module, an act is a function that calls a loss, and a host runs an act (:mod:`crossent.trials.act`).
 """
 
 from __future__ import annotations

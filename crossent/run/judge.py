@@ -42,6 +42,8 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end 
 # If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
+# Begins a line of a message that names an option under which the check would pass.
+_IF_INTENDED = "If this is intended, declare it:"
 
 # Contracts and grades with wider bounds than the default.
 _WIDER = (
@@ -109,8 +111,8 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options that do not change the loss of the subject; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
-    line if the loss is also wrong for a call without these options: then the bug has another cause.
+    A function whose signature has `**options` is called with every option, and may ignore some options. If the loss is
+    also wrong for a call without these options, return "", since the bug has another cause.
     """
     inputs, defaults = trial.question.inputs, trial.case.operation.options
     options = inputs.options
@@ -131,7 +133,7 @@ def _unused_options(trial: Trial) -> str:
     without = unused
     if "reduction" in unused and _checksum_without("reduction", trial, reduction="sum") != checksum(trial.got.loss):
         without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" makes a difference
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=without)}"
+    return f"\nThe loss is the same without {' and '.join(unused)}. {_IF_INTENDED} {as_options(without=without)}"
 
 
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
@@ -143,9 +145,9 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 
 
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` found different bits, the other findings about results get a note.
+    """Return the findings, with a note in some messages if the check `repeat` found different bits.
 
-    The note is appended to the message, and says that the result depends on earlier calls.
+    The note is in the messages of the other findings about results. It says that the result depends on earlier calls.
     """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
@@ -179,7 +181,7 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
-    """Make a bad call, for which the subject must raise an error, and return the verdict."""
+    """Call a subject with a bad input, for which the subject must raise an error, and return the verdict."""
     inputs = bad.build(device)
     lacking = subject.lacks.get("errors") or subject.lacks.get(bad.kind)
     if reason := subject.not_applicable(inputs) or lacking or host.not_run:
@@ -245,7 +247,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
             message += _lines(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
-        message += f"\nIf that is meant: {as_options(without=['arguments'])}"
+        message += f"\n{_IF_INTENDED} {as_options(without=['arguments'])}"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -303,7 +305,7 @@ def _declaration(trial: Trial, of: str) -> str:
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1:
             fits[words] = found[of].bound
-    return f"\nIf that is meant: {min(fits, key=fits.__getitem__)}" if fits else ""
+    return f"\n{_IF_INTENDED} {min(fits, key=fits.__getitem__)}" if fits else ""
 
 
 def describe(inputs: Inputs) -> str:

@@ -57,8 +57,17 @@ def run(
 ) -> bool:
     """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
 
-    Return False if the run ended after `settings.max_findings` findings, and True if all cases ran. Findings in the
-    lists `known` of known failures do not count. `progress` wraps the steps of the run, for a progress bar.
+    Args:
+        planned: the cases, each with its checks.
+        subjects: the subjects.
+        report: the report of the run, with a part for each subject.
+        settings: the settings of the run.
+        progress: a function that wraps the steps of the run, for a progress bar.
+        known: the lists of known failures.
+
+    Returns:
+        False if the run ended after `settings.max_findings` findings, not counting known failures; True if all cases
+        ran.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:

@@ -185,11 +185,14 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """
     contracts = {part.contract for part in claim.subjects} - {""}
     if len(contracts) > 1:
-        raise ValueError("the subjects of the report have different contracts, but a run has one contract for all")
+        raise ValueError(
+            f"the subjects of the report have different contracts: {', '.join(sorted(contracts))}; "
+            f"a run has one contract, so give a report with one contract"
+        )
     if unknown := claim.only.keys() - set(_PARTS):
         raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
     if not claim.ran:
-        raise ValueError("no case of the report ran, so nothing can be verified")
+        raise ValueError("no case of the report ran, so nothing can be verified; give a report of a run with cases")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}
     ids = dict.fromkeys(case for part in claim.subjects for case in part.outcomes)
     return Settings(
@@ -258,7 +261,7 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
         elif case not in before:
             yield case, "is not in the report"
         elif places := list(unlike(before[case], after[case])):
-            yield case, f"different {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
+            yield case, f"{cut(places[0])} differs here" + _verdicts(before[case], after[case])
         elif added:
             yield case, f"{added[0]} fails here"
 
@@ -288,14 +291,15 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
     """Return, for each case, its entry in the JSON document of a report, with the findings on the case.
 
-    `stopped` says whether the run ended early. Then the entries have no grade, which needs all checks of a case.
+    `stopped` says whether the run ended early. The entries of such a run have no grade, which needs all checks of a
+    case.
     """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]
     for entry in cases.values():
         entry["held"] = sorted(entry["held"])
         entry["findings"] = {}
-        if stopped:  # a grade needs all checks of the case
+        if stopped:
             del entry["grade"]
     for finding in document["findings"]:
         cases[finding["case"]]["findings"][finding["check"]] = finding

@@ -1,6 +1,6 @@
-"""Worker processes that run the parts of a run: start them, watch them, and end those that give no sign of life.
+"""Worker processes, which run the parts of a run: start and watch them, and end a worker that gives no sign of life.
 
-The pool of Pebble replaces a worker that ended.
+The library Pebble provides the pool of processes, and replaces a worker that ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of workers. :func:`alive` gives a sign of life: it writes the number of the worker's part into a pipe.
+    """A pool of workers. To give a sign of life, a worker writes the number of its part into a pipe: see :func:`alive`.
 
     Attributes:
         pool: the processes.
@@ -134,7 +134,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that forked workers inherit. They are not sent as a pickle, since some functions cannot be pickled."""
+    """The data that forked workers inherit. No pickle is sent to a worker, since some functions cannot be pickled."""
 
     share: Callable[[Part], Any]
     alive_at: int

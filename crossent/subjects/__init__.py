@@ -1,8 +1,8 @@
-"""The subjects: the cross-entropies under test.
+"""The subjects: the loss functions under test.
 
-This room loads a loss function under test, and records what the function promises about its arithmetic and which
-features it lacks. The forms and torch are the built-in subjects. Every other subject, such as the user's function, is a
-foreign subject.
+This folder loads a loss function, and records what the function promises about its arithmetic and which features it
+lacks. The forms (the reference implementations in `crossent.forms`) and torch are the built-in subjects. Every other
+subject, such as the user's function, is a foreign subject.
 
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
 `crossent.words`, `crossent.choices` and `crossent.state`. They never import the oracle, which computes exact values.

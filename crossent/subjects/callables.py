@@ -117,7 +117,7 @@ def _declared(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that a callable lacks if TRITON_INTERPRET=1 runs Triton's kernels in Python.
+    """Return the features that a callable lacks if TRITON_INTERPRET=1 makes Triton run kernels in its interpreter.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """

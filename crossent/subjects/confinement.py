@@ -1,4 +1,4 @@
-"""Confinement: limits on a process that runs foreign code, so that it cannot reach other processes.
+"""Confinement: limits on a process that runs the user's code, so that this process cannot reach other processes.
 
 A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
 judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot
@@ -274,7 +274,7 @@ def _new_namespaces() -> bool:
 
 @contextmanager
 def _exit_after() -> Iterator[None]:
-    """End this process when the block ends, even if the block raises."""
+    """End this process with status 0 when the block ends, even if the block raises."""
     try:
         yield
     finally:

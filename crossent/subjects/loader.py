@@ -1,4 +1,4 @@
-"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME. An error is one line."""
+"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME. Every error message is one line."""
 
 from __future__ import annotations
 
@@ -155,7 +155,10 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message that `lacking` has no `name`: similar attributes of `lacking`, or some callables."""
+    """Return the end of a message that an object has no attribute `name`: similar attributes, or some callables.
+
+    `lacking` is the object.
+    """
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -196,7 +199,7 @@ def _file(place: str) -> Path:
     """
     path = Path(place).resolve()
     if path.is_dir() or not path.exists():
-        raise ValueError(f"{quoted(place)} {f'is a folder; {_WRITE}' if path.is_dir() else 'does not exist'}")
+        raise ValueError(f"{quoted(place)} {'is a folder' if path.is_dir() else 'does not exist'}; {_WRITE}")
     if path.suffix != ".py":
         raise ValueError(f"{quoted(place)} is no .py file; {_WRITE}")
     return path
@@ -205,7 +208,7 @@ def _file(place: str) -> Path:
 def _module_of(path: Path) -> str:
     """Import a file, and return the name of its module.
 
-    The name is the file name without ".py", or a generated name if Python cannot import the file under the first.
+    The name is the file name without ".py". If Python cannot import the file under this name, the name is generated.
     """
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
@@ -230,7 +233,7 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Return whether the file cannot be imported under its own name, for example because another module has it."""
+    """Return whether a file cannot be imported under its own name, for example because another module has the name."""
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
         return True
@@ -241,7 +244,13 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in a line what an import raised, and in which file. `path` is the imported file, or None for a module."""
+    """Return a line that says which exception an import raised, and in which file.
+
+    Args:
+        error: the exception.
+        place: the module or file, as the user named it.
+        path: the path of the imported file, or None for a module.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):

@@ -1,4 +1,4 @@
-"""Scripts of the checks of one call, of its repetition, and of a call on repeated logits."""
+"""Script functions for the checks of one call, of a repeated call, and of a call on repeated logits."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 

@@ -25,7 +25,7 @@ from crossent.subjects.confinement import (
 )
 
 _MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
-_SECONDS = 10.0  # the time limit of a reply; a fork or a kill takes milliseconds
+_SECONDS = 10.0  # the time limit of a reply of the fork server; a fork or a kill takes milliseconds
 # The function that an isolated process runs. Its arguments are the number of the subject, and two file descriptors: of
 # the socket to the judge, and of the file for the output.
 Serve = Callable[[int, int, int], None]
@@ -35,7 +35,10 @@ OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended or replies wrongly. The judge must not fork another, which would inherit exact values."""
+    """A fork server has ended or replies wrongly.
+
+    The judge must not fork another server: the new process would inherit the exact values that the judge has computed.
+    """
 
 
 class ForkServer:

@@ -1,4 +1,8 @@
-"""An isolated process: the loop that runs in it, and the host that sends acts to it and reads its replies."""
+"""An isolated process: the loop that runs in this process, and the host through which the judge calls the subject.
+
+An act is a function that calls a subject, and a host runs an act where the subject runs (:mod:`crossent.trials.act`).
+The judge is the process that runs the checks.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
 _MOST_PRINTED = 2**20  # bytes that a subject may print in one act
-_MOST_HUNG = 3  # after so many acts that exceed the time limit, the subject is no longer called: each can take minutes
+_MOST_HUNG = 3  # after three acts that exceed the time limit, the subject is no longer called: an act can take minutes
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
@@ -61,7 +65,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """The host of a subject in an isolated process. A process that ended is replaced at the next act.
+    """The host of a subject in an isolated process. If the process has ended, the next act starts a new process.
 
     Args:
         server: forks the process.

@@ -1,9 +1,13 @@
-"""The messages between the judge and an isolated process. A fresh process replies in the same form.
+"""The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request is a pickle, since the judge can be trusted. A reply comes from a process in which a subject may have changed
-anything, so a reply is no pickle: it has a header in JSON, followed by the bytes of the tensors. A reply has limits of
-size and time, and its value must have the type that the act declares. Reading a reply executes no code of the reply,
-and allocates memory only for sizes that have been checked.
+A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject.
+
+A reply comes from a process in which a subject may have changed anything. So a reply is no pickle: it has a header in
+JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
+the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
+checked.
+
+A fresh process (:mod:`crossent.run.fresh_process`) replies in the same form.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    When the judge reads a reply, the message says what the process sent, as in "a malformed reply: …".
+    The message is the end of a sentence "its process sent …", for example "a malformed reply: …".
     """
 
 
@@ -278,7 +282,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value, with all its elements and attributes, has the declared type `type_`."""
+    """Return whether a value has the declared type `type_`, also in all its elements and attributes."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
