@@ -53,9 +53,9 @@ def _require_writable(path: str, option: str) -> None:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)
         if not path or os.path.isdir(file):  # click accepts "" as a name
-            raise click.BadParameter(f"got {quoted(path)}; it is not the name of a file", param_hint=option)
+            raise click.BadParameter(f"got {quoted(path)}; give the name of a file", param_hint=option)
         if not os.path.isdir(folder):
-            reason = f"the folder {quoted(folder)} does not exist"
+            reason = f"the folder {quoted(folder)} does not exist; choose another file"
             raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
         # A file is replaced as a whole, so its folder must be writable too.
         needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
@@ -71,7 +71,8 @@ def _require_writable(path: str, option: str) -> None:
                 pass
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
         reason = getattr(error, "strerror", None) or str(error)
-        raise click.BadParameter(f"got {quoted(path)}; it cannot be written: {reason}", param_hint=option) from None
+        why = f"this file cannot be written: {reason}; choose another file"
+        raise click.BadParameter(f"got {quoted(path)}; {why}", param_hint=option) from None
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
@@ -143,12 +144,12 @@ _cases = _add_options(
         type=Word(LEVELS),
         default="normal",
         show_default=True,
-        help="How many cases and checks run: seconds, minutes, or hours.",
+        help="How many cases and checks run: quick takes seconds, normal minutes, thorough hours.",
     ),
     click.option(
         "--seed",
         type=Seed(),
-        help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
+        help="Seed of the numbers in the cases, or random.  [default: random for your functions, 0 otherwise]",
     ),
 )
 # The options that say what the subjects promise.
@@ -158,12 +159,14 @@ promises = _add_options(
         metavar="FEATURE ...",
         multiple=True,
         shell_complete=complete_feature,
-        help="Features that the subjects lack: their checks are skipped, or expect what `crossent list features` says.",
+        help="Features that the subjects lack: see `crossent list features`. Checks that need such a feature are "
+        "skipped, or expect another result.",
     ),
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
-        help="Promises about arithmetic: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
+        help="What the subjects promise about their arithmetic: see `crossent list contracts`. Use torch for "
+        "F.cross_entropy.  [default: kernel]",
     ),
     click.option(
         "--grade",

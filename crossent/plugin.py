@@ -323,7 +323,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
     for part in report.subjects:
-        counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
+        words = {"expected": "with known failures", "not_applicable": "not applicable"}
+        counts = ", ".join(f"{count} {words.get(word, word)}" for word, count in part.counts.items())
         terminalreporter.line(f"{part.name}: cases {counts}{part.contract and f', under the contract {part.contract}'}")
         if part.declared:
             terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")

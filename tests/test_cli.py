@@ -110,7 +110,10 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("check", "--jobs", "0"), "--jobs: got '0'; allowed are 1 to 1024\n"),
         (("check", "--max-findings", "x"), "--max-findings: got 'x'; allowed is 1 or more\n"),
         (("check", "--timeout", "0"), "--timeout: got '0'; allowed is more than 0\n"),
-        (("check", "--json", "/nowhere/x"), "--json: got '/nowhere/x'; the folder '/nowhere' does not exist\n"),
+        (
+            ("check", "--json", "/nowhere/x"),
+            "--json: got '/nowhere/x'; the folder '/nowhere' does not exist; choose another file\n",
+        ),
         (("check", "--contract", "torch", "--grade", "A"), "got 'A', but the contract 'torch' has grade B"),
         (("check", "--seed", "x"), "--seed: got 'x'; allowed are 0 to 4294967295, and random\n"),
         (("check", "--seed", "-1"), "--seed"),

@@ -89,7 +89,7 @@ def size_of_error(finding: Finding) -> int:
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature in the line "If …: --without FEATURE" of a message, for example "nan_mean", otherwise ""."""
+    """Return the feature that a message suggests for `--without`, such as "nan_mean"; "" without a suggestion."""
     found = _DECLARATION.search(finding.message)
     return found[1] if found else ""
 

@@ -144,8 +144,8 @@ class Outcome:
         grade: the grade that the subject reached on this case; "" if no grade was computed.
         checks: the result of each check that ran, by the name of the check.
         not_run: the reason for each skipped check, by the name of the check.
-        results: the results of the first call, by their names "loss", "gradient" and "target_gradient"; empty if the
-            call returned no result.
+        results: the results of the first call, by their names, such as "loss" and "gradient"; empty if the call
+            returned no result.
         raised: the error that a bad call raised; "" for any other call.
     """
 
@@ -278,10 +278,10 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the clearest. The first rule that applies orders two groups: wrong results come
-        before refused and accepted calls; the first group of a check and kind before other groups of both; an error
-        against the exact value before an error against another result; a larger error, counted in powers of ten of the
-        bound, before a smaller one; an earlier check before a later one.
+        The first finding of a group is the clearest. The groups have an order: wrong results before refused and
+        accepted calls; then the first group of each check and kind before its other groups; then errors against the
+        exact value before errors against another result; then larger errors, in powers of ten of the bound, before
+        smaller errors; then the order of the checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -311,7 +311,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """For each dtype, the lowest grade of a case, from A, the highest, to F. Known failures do not count."""
+        """For each dtype, the lowest grade on any case: A is the best, F the worst. Known failures do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():

@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about the coverage or the gaps of a run, with its noun and an explanation. `loud` highlights it."""
+    """A line about the coverage or the gaps of a run: a number, a noun, an explanation, and whether to highlight it."""
 
     count: str
     what: str
@@ -187,7 +187,7 @@ def gaps(report: Report) -> Iterator[Figure]:
     """Yield figures about the cases, checks and comparisons that a verdict does not cover, the most serious first."""
     for subject in report.subjects:
         if not subject.outcomes:
-            yield Figure("0", f"cases ran on {_name(subject.name)}", "the report says nothing about it", loud=True)
+            yield Figure("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
         for result in subject.without_evidence:
             yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
@@ -198,13 +198,13 @@ def gaps(report: Report) -> Iterator[Figure]:
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
         yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a feature that they need")
+        yield Figure(*_counted(not_applicable, "case", "not applicable"), "these need a feature that the subject lacks")
     compared = report.compared
     if compared.vacuous:
         what = f"of {compared.ran:,} comparisons without evidence"
         yield Figure(f"{compared.vacuous:,}", what, NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
+        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "these have no error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
         yield Figure(*_counted(known, "case", "with known failures"), "not counted among the findings")
 

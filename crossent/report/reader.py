@@ -234,7 +234,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"the file has more than {LARGEST:,} bytes, the largest size of a report")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{cut(str(path))}: not a report of crossent: {one_line(str(error))}") from None
+        reason = f"not a report of crossent: {one_line(str(error))}"
+        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
         raise ValueError(
@@ -251,7 +252,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError for a repeated key, of which programs read different values."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key, since programs disagree on its value."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

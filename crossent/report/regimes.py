@@ -49,7 +49,7 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result that is evidence and no known failure; None if there is none."""
+        """The regime and the mark of the worst result. Known failures and results without evidence do not count."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)

@@ -177,7 +177,7 @@ class Report:
 
     def _in_short(self, subject: SubjectReport) -> Iterator[str]:
         """Yield a line with the contract and declarations of a subject, and a line about its known failures, if any."""
-        promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
+        promised = [f"has the contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
         if promised:
             yield f"declared: {subject.name} {'; '.join(promised)}"
         if known := subject.known:
@@ -237,7 +237,7 @@ class Report:
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
         if unjudged := compared.not_judged.total():
-            yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
+            yield f"{unjudged:,} of {compared.elements:,} numbers not judged, since these have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
         """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""

@@ -26,9 +26,9 @@ class Equation:
 
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
-        terms: a function that returns the terms of the sum for one number of the result. It takes the part of the
-            result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None, there is one
-            other result, and the two results must differ.
+        terms: a function that returns the terms of the sum for one number of the result. The arguments are the part of
+            the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None, there is
+            one other result, and the two results must differ.
     """
 
     inputs: tuple[Inputs, ...]
@@ -59,7 +59,7 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each batch dimension: flipping the inputs along this dimension flips the result."""
+    """Return an equation for each dimension but the classes: flipping the inputs along it flips the result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:

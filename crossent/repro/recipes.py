@@ -53,7 +53,7 @@ class Focus:
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict. It is the default of the functions of a :class:`Recipe` that return shapes or values."""
+    """Return an empty dict: the default for the functions of a :class:`Recipe` that return shapes or values."""
     return {}
 
 

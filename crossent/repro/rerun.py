@@ -96,7 +96,7 @@ def _load(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The checks `call` and `result` run first, since most other checks need them.
+    The checks `call` and `result` run first, since most other checks need them: see :func:`_checks`.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
@@ -193,7 +193,7 @@ def _own_subject(name: str, device: str, advice: str) -> Subject:
 
 
 def _case_for(subject: Subject, id: str) -> Case | BadInput:
-    """Return the case or bad input with this id. Raise a ValueError if it belongs to another operation."""
+    """Return the case or bad input with this id. Raise ValueError if the subject computes another operation."""
     made = case_of(id)
     if made.operation is not subject.operation:
         raise ValueError(

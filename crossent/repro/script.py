@@ -96,7 +96,8 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the script cannot tell.
+    The exit status of the script is 1 if the finding happens, 0 if the finding does not happen, and 2 if the script
+    cannot tell.
 
     Args:
         finding: the finding of a run.
@@ -170,7 +171,7 @@ def _named(text: str, operation: Operation) -> str:
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call `step` and then, unless it is None, `ending`, which judges the result of the step.
+    """Return the lines that call `step`, and `ending` with the result, to judge it. Without `ending`, only call `step`.
 
     `refusable` says whether an exception ends the script with status 2. If the finding is an exception of the subject,
     `refusable` is False: Python prints the traceback, and ends with status 1.
@@ -194,7 +195,7 @@ def _needs_earlier_calls(finding: Finding) -> bool:
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines of a loop that runs `lines` in each attempt, and makes other calls between two attempts.
+    """Return the lines of a loop of attempts. Each attempt runs `lines`, and then makes other calls of the subject.
 
     The first wrong result ends the script. After the last attempt, the function `end` ends the script.
     """

@@ -51,8 +51,8 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
-        The module subprocess starts the process. The module multiprocessing would import the caller's main module
-        again, which may be a script that starts a run.
+        The process is started by `subprocess`, since `multiprocessing` would import the caller's main module again,
+        which may be a script that starts a run.
         """
         try:
             most = wire.most_of_reply(arguments)

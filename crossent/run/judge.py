@@ -147,7 +147,7 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
     """Return the findings, with a note in some messages if the check `repeat` found different bits.
 
-    The note is in the messages of the other findings about results. It says that the result depends on earlier calls.
+    The note says that the result depends on earlier calls. All other findings about results get the note.
     """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
@@ -231,8 +231,8 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also has the arguments of the call. A finding of `loss`, `gradient` or `target_gradient` has torch's
-    value too, unless the subject is torch itself.
+    The finding also describes the arguments of the call. A finding of a check such as `loss` or `gradient`, which
+    compares the first call with the exact value, has torch's value too, unless the subject is torch itself.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -267,10 +267,10 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element, in words, and a hint or "".
+    """Return torch's value at the worst element, in words, and the hint `_AS_TORCH` or "".
 
-    If torch raises an exception, return the exception in place of the value. There is a hint if the subject has another
-    contract than torch, and a wrong result with the same bits as torch's result.
+    If torch raises an exception, return the exception in place of the value. Return the hint if the result of the
+    subject is wrong but has the bits of torch's result, and the subject has another contract than torch.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:

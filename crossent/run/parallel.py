@@ -100,7 +100,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in this process. Each step is one case."""
+    """Yield the steps of a run, which run in this process. Each step is the work on one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -201,7 +201,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part, and return the verdicts. Stop early if the findings on one case end the run."""
+        """Judge the cases of a part of the run, and return the verdicts. Stop if the findings on a case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -240,7 +240,7 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in worker processes. Each step is one part.
+    """Yield the steps of a run, which run in worker processes. Each step is the work on one part: cases and subjects.
 
     If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
     Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on

@@ -151,7 +151,7 @@ class CheckRecord:
         case: the id of the case.
         settings: the settings of the run.
         contract: the contract that the user chose, or "".
-        declared: the declared differences of the subject from torch, as sentences.
+        declared: the declared differences from torch, as phrases such as "returns float32 for half precision".
         outcome: the outcome of the check, or None if the case is not applicable.
         findings: the findings of the check.
         not_applicable: the reason why the case is not applicable, or "".

@@ -31,10 +31,10 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
-        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If it is empty,
-            all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A pattern
-            matches ids of the plan, with or without their seed. A case with a full id runs even if the plan lacks the
-            case or its checks.
+        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
+            is empty, all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A
+            pattern matches ids of the plan, with or without their seed. A case with a full id runs even if the plan
+            lacks the case or its checks.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.

@@ -87,7 +87,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
     hint = "; --force compares them anyway" if reasons else ""
     if not parts:
-        reasons.append("they have no subject in common")
+        reasons.append("the two have no subject in common")
         hint = ""
     elif not any(
         part.outcomes[case.id].inputs == case.build(settings.device).digest
@@ -95,7 +95,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         for part in parts
         if case.id in part.outcomes
     ):
-        reasons.append("they have no case in common whose inputs have the same bits")
+        reasons.append("the two have no case in common whose inputs have the same bits")
         hint = ""
     if reasons:
         raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}{hint}")
@@ -235,7 +235,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     by_name = {subject.name: subject for subject in loaded}
     extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]
     if extra:
-        raise ValueError(f"the report has no subject {quoted(extra[0])}; it has {cut(', '.join(names))}")
+        raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
     return [by_name[name] for name in names]
 
 

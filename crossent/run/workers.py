@@ -60,7 +60,7 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, for at most `timeout` seconds, and return the future result. None means no limit."""
+        """Let a worker run a part, and return the future result. `timeout` is the time limit in seconds, or None."""
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
@@ -107,8 +107,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: a function that runs a part. It must call :func:`alive` at least every `timeout` seconds. A worker that
-            gives no sign of life for `timeout` seconds and a grace period is ended.
+        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
+            worker that gives no sign of life for `timeout` seconds and a grace period is ended.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """

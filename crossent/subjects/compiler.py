@@ -112,7 +112,7 @@ def unusable(backend: str, device: str) -> str:
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Return why torch cannot compile a one-line function, or "".
+    """Return why torch cannot compile `torch.sin`, the simplest test of a compiler; "" if torch can.
 
     For example, torch 2.0.1 says "Python 3.11+ not yet supported for torch.compile".
     """

@@ -42,7 +42,7 @@ _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take lon
 
 @contextmanager
 def unreadable() -> Iterator[None]:
-    """Keep other processes of this user from reading and writing the memory of this process, until the block ends.
+    """Keep other processes of this user from reading and writing this process's memory, until the `with` block ends.
 
     Without this protection, every process of the same user could open `/proc/PID/mem`. Processes that this process
     forks inside the block are protected too.
@@ -210,7 +210,7 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. Do nothing for a number below 2: init, or many processes."""
+    """Kill a process and its group. Do nothing for an id below 2, which stands for init or for many processes."""
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -274,7 +274,7 @@ def _new_namespaces() -> bool:
 
 @contextmanager
 def _exit_after() -> Iterator[None]:
-    """End this process with status 0 when the block ends, even if the block raises."""
+    """End this process with status 0 when the `with` block ends, even if the block raises."""
     try:
         yield
     finally:

@@ -88,7 +88,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Return whether a call needs ignore_index: ignore_index is not -100, the default, or a class index is -100."""
+    """Return whether a call needs ignore_index: the option is not -100, the default, or a class index is -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 

@@ -168,10 +168,14 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, and discard what the block prints to stdout.
+    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block.
 
-    If sys.path already has the folder, sys.path stays unchanged. If the block raises, the folder is removed. `place`
-    and `path` are the module or file that the block imports, for the message.
+    The folder stays in sys.path if the import succeeds. The output of the import to stdout is discarded.
+
+    Args:
+        folder: the folder. If sys.path already has the folder, sys.path stays unchanged.
+        place: the module or file that the block imports, as the user named it, for the message.
+        path: the path of the file, or None for a module.
 
     Raises:
         ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.

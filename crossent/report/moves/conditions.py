@@ -92,7 +92,7 @@ def notes(
         if chosen:
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
         if run.planned is not None:
-            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these are compared"
+            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these cases are compared"
     compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}
     levels = [run.level for run in (old, new) if _COMPILED[0] in run.left_out]
     if levels and compared.isdisjoint(_COMPILED) and not any(part.name.endswith("+compile") for _, part in pairs):

@@ -28,7 +28,7 @@ from crossent.report.moves.text import rendered
 from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.report.text import plain_text
-from crossent.words import shell_word
+from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
 # The results that a check uses, for the checks that need only the first call. Each result has a check of its own.
@@ -51,7 +51,7 @@ def diff(
         old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
         new: another report or file.
         force: whether to compare runs on different devices, machines or seeds.
-        files: the names of the files, if `old` and `new` are reports. The commands that repeat a change contain them.
+        files: the names of the files of two reports, for the commands that repeat a change.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
@@ -128,7 +128,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. "same bits" has one count for all checks."""
+        """The number of comparisons of each kind, check and dtype. All checks share the counts of "same bits"."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -136,7 +136,7 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of the table, and its rows by kind. A row is a name and a count for each of the dtypes.
+        """Return the dtypes of the table, and its rows by kind. A row has a name, and a count for each dtype.
 
         `name` returns the name of the row for a kind and a check. Checks with the same name share a row.
         """
@@ -186,13 +186,13 @@ class Diff:
         if not self.compared:
             return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
-        return f"{self.cases.total()} cases in both runs: {each}"
+        return f"{counted(self.cases.total(), 'case')} in both runs: {each}"
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
         """The changes of each kind, in groups of similar changes of one subject and check.
 
-        The changes on a case that shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are a group.
+        The changes on a case that shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are one group.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:

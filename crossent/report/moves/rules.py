@@ -21,7 +21,7 @@ TIMES, LAST_PLACES = 2.0, 1.0
 
 
 class Kind(StrEnum):
-    """The kinds of changes, the most serious first, by their names in text, on the page and in JSON."""
+    """The kinds of changes, the most serious kind first. The values are the names in text, on the page and in JSON."""
 
     BROKEN = "regression"
     REFUSED = "newly refused"
@@ -119,7 +119,7 @@ class Move:
 
     @property
     def id(self) -> str:
-        """The id of the change, in the format of a finding's id."""
+        """The id of the change, SUBJECT:CHECK:CASE, as a finding has."""
         return f"{self.subject}:{self.check}:{self.case}"
 
     @property

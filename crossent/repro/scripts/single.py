@@ -45,7 +45,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Judge one number of the loss, and end the script. Compare a negative number with 0; any other is right."""
+    """Judge one number of the loss, and end the script. Compare a negative number with 0; other numbers are right."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
@@ -118,7 +118,10 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and its handling of floating-point errors; None without numpy."""
+    """Return the state of numpy's random generator, and numpy's handling of floating-point errors.
+
+    Without numpy, both are None.
+    """
     try:
         import numpy
     except ImportError:
@@ -200,7 +203,7 @@ def check_repeat():
 
 
 def repeated(tile):
-    """Return a tensor that repeats `tile` `times` times along the first axis, with the same strides."""
+    """Return a tensor of copies of `tile` along the first axis, `times` in number, with the strides of `tile`."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))

@@ -1,4 +1,4 @@
-"""The subjects that a script defines itself. A printed script has at most one of them, named `subject`."""
+"""The subjects that a script defines itself. A printed script has at most one of the functions, named `subject`."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 

@@ -68,8 +68,8 @@ class IsolatedProcess:
     """The host of a subject in an isolated process. If the process has ended, the next act starts a new process.
 
     Args:
-        server: forks the process.
-        subject: the number of the subject.
+        server: the fork server, which forks the process.
+        subject: the number of the subject in the run.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
         alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
     """
@@ -129,9 +129,9 @@ class IsolatedProcess:
     ) -> Performed[Any]:
         """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
 
-        `NotRun` says that the act cannot run on this machine. This is false if torch, in another isolated process,
-        gives a different outcome. The judge must not run the act itself: an act that compiles could load code that the
-        subject has left in torch's cache.
+        `NotRun` says that the act cannot run on this machine. The statement is false if the same act with torch, in
+        another isolated process, has a different outcome. The judge must not run the act itself: an act that compiles
+        could load code that the subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed
@@ -191,6 +191,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return all objects in the imported modules of this package, by module and name. A request may use no others."""
+    """Return all objects of the imported modules of this package, by module and name: those that a request may use."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

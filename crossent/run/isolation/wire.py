@@ -101,7 +101,7 @@ def most_of_reply(arguments: tuple[Any, ...]) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value: in its attributes, its entries and its elements."""
+    """Return all tensors in a value, also in the fields of a dataclass, and in a mapping, a tuple or a list."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
