@@ -233,8 +233,7 @@ def verify(
 ) -> int:
     """Run the cases of a REPORT again, and compare every digest and verdict with the report.
 
-    REPORT is the file that `crossent check --json` wrote. The level, seed, device, contract and other options come from
-    this file.
+    REPORT is the file that `crossent check --json` wrote, with the level, seed, device, contract and other options.
 
     SUBJECT names your function, as in `crossent check`. A report cannot choose code to run: without a SUBJECT, only the
     forms and torch run.
@@ -299,8 +298,9 @@ def repro(
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
     REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
-    The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
-    happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
+    A script for torch needs torch alone; any other script needs crossent too, and with --subject your function. The
+    exit status of the script is 1 if the finding happens, 0 if not, 2 if the script cannot tell. With --passed, the
+    exit status is 0 if the number is within its bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")

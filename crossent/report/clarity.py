@@ -270,7 +270,7 @@ def same_trigger(
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
         failing: the cases of those findings that have the check of the first finding.
-        passing: the cases that pass this check, without cases that are no evidence.
+        passing: the cases that pass this check, and would fail it with a wrong result such as zeros.
         ran: for each case, the checks that ran on it.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None

@@ -146,7 +146,7 @@ class Outcome:
         not_run: the reason for each skipped check, by the name of the check.
         results: the results of the first call, by their names, such as "loss" and "gradient"; empty if the call
             returned no result.
-        raised: the error that a bad call raised; "" for any other call.
+        raised: the error that a call with bad input raised; "" for any other call.
     """
 
     dtype: str
@@ -194,7 +194,7 @@ class Tally:
 
 
 def together(tallies: Iterable[Tally]) -> Tally:
-    """Return one tally with the sums of the counts of several tallies. It has no worst case."""
+    """Return one tally with the sums of the counts of several tallies. The new tally has no worst case."""
     whole = Tally()
     for tally in tallies:
         whole.ran += tally.ran
@@ -244,7 +244,7 @@ class SubjectReport:
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
-        """The tally of each pair of a check and a dtype, in the order of the checks."""
+        """The counts and the worst case of each pair of a check and a dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
         tallies: dict[tuple[str, str], Tally] = {}
         for case, outcome in self.outcomes.items():

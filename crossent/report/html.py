@@ -1,7 +1,7 @@
 """A report as one HTML page that needs no network.
 
 This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
-define its look; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts
+define its look; `notebook.html.jinja` is a shorter page for a notebook. The template engine escapes all texts
 from outside, such as the name and the exceptions of a subject, and their control characters. The content
 security policy of the page allows only the style and script of this package.
 """
@@ -170,7 +170,7 @@ def verdict(report: Report) -> str:
 
 
 def covered(report: Report) -> Iterator[Figure]:
-    """Yield figures about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
+    """Yield the lines about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
@@ -184,7 +184,7 @@ def covered(report: Report) -> Iterator[Figure]:
 
 
 def gaps(report: Report) -> Iterator[Figure]:
-    """Yield figures about the cases, checks and comparisons that a verdict does not cover, the most serious first."""
+    """Yield the lines about cases, checks and comparisons that a verdict does not cover, the most serious first."""
     for subject in report.subjects:
         if not subject.outcomes:
             yield Figure("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
@@ -244,7 +244,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield figures about the gaps of one subject: cases and checks not run, no evidence, and numbers not judged."""
+    """Yield the lines about what was not run or not judged of one subject, and about comparisons without evidence."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -260,7 +260,7 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 def _cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of its bound, and how many comparisons are evidence.
 
-    `missing` is the number of cases on which the check was skipped.
+    `missing` is the number of cases that skipped the check. A comparison is evidence if zeros, for example, would fail.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")

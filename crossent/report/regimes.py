@@ -21,10 +21,11 @@ PLOTTED = ("loss", "gradient")
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark of a plot: the known failures of a regime in a dtype, or all other results.
+    """A mark of a plot, for one kind of logits in one dtype: the known failures, or all other results.
 
     Attributes:
-        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence.
+        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence, since a wrong result
+            such as zeros would pass too.
         count: the number of results. Results without evidence count only for the kind "none".
         ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
@@ -42,14 +43,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """The plot of one check of a subject: for each regime, the marks in the order of the dtypes."""
+    """The plot of one check of a subject: for each regime (kind of logits), the marks in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result. Known failures and results without evidence do not count."""
+        """The kind of logits and the mark of the worst result that is evidence and no known failure, or None."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)

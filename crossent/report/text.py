@@ -45,8 +45,10 @@ LEGEND = "in a dtype: the grade, and the largest error as a share of its error b
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
     """Return a table with one row for each subject: its result, and its grade and worst share for each dtype.
 
-    `ended` is False if the run stopped before its last case, so that no subject has passed yet. `part` is True if only
-    chosen checks or cases ran, so that a result may lack evidence.
+    Args:
+        subjects: the reports of the subjects.
+        ended: False if the run stopped before its last case, so that no subject has passed yet.
+        part: True if only chosen checks or cases ran. Then a subject may pass without evidence for every result.
     """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]

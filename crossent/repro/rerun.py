@@ -133,7 +133,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding for a check that passes: about the number nearest to its bound, or about a bad call.
+    """Return a finding for a check that passes: about the number nearest to its bound, or about a call with bad input.
 
     Raises:
         ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.

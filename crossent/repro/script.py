@@ -171,7 +171,7 @@ def _named(text: str, operation: Operation) -> str:
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call `step`, and `ending` with the result, to judge it. Without `ending`, only call `step`.
+    """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
 
     `refusable` says whether an exception ends the script with status 2. If the finding is an exception of the subject,
     `refusable` is False: Python prints the traceback, and ends with status 1.

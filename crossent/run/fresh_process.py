@@ -40,7 +40,7 @@ _REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """A host that starts a new process for each act. The new process must be able to import the loss."""
+    """Runs each act, a function that calls the loss, in a new process. This process must be able to import the loss."""
 
     loss: Loss
     device: str = "cpu"
@@ -102,7 +102,10 @@ def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> st
 
 
 def main(folder: str) -> None:
-    """Read an act from a folder, perform it, and write the reply to the folder. The new process runs this function."""
+    """Read a function and its arguments from a folder, call the function, and write the reply to the folder.
+
+    The new process runs this function.
+    """
     performed: Performed[Any]
     most = 0
     try:

@@ -61,7 +61,7 @@ def judge_case(
     Args:
         question: the case, with its exact values.
         subject: the subject.
-        host: the host that calls the subject.
+        host: the object through which the checks call the subject, in this process or in another process.
         checks: the checks to run.
         enough: a function that returns whether the run can end with these findings. If so, no further check of the case
             runs.

@@ -1,4 +1,4 @@
-"""Run the cases of a plan, in this process or in worker processes that share the cases."""
+"""Run the cases of a plan, either in this process or in worker processes that share the cases."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def judge_each(
         case: the case or the bad input.
         checks: the checks to run on the case.
         subjects: the subjects.
-        hosts: the host of each subject. A bad call that may make the device unusable gets a fresh process instead.
+        hosts: for each subject, the host through which the checks call the subject. A call with bad input that may
+            make the device unusable runs in a fresh process instead.
         device: the device of the tensors.
         enough: a function that returns whether the run can end with these findings of a subject on the case.
         question: the case with its exact values; None to compute the exact values here.

@@ -3,8 +3,8 @@
 :func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before
 another run, that its results can be compared with a report.
 
-Anybody can write a report. So a report never decides which code runs: a foreign subject, which is no form and not
-torch, is loaded only if the user names it.
+Anybody can write a report. So a report never decides which code runs: a subject other than the forms and torch is
+loaded only if the user names its code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Verification:
     """The result of running a report again: the differences between the new run and the report.
 
     Attributes:
-        claim: the report.
+        claim: the report, whose results the new run confirms or contradicts.
         conditions: the differences in device, machine and versions, one text each.
         cases: the first difference of each case that differs, by subject and case id.
         others: the differences that belong to no case.
@@ -123,7 +123,7 @@ def verify(
 
     Args:
         claim: the report.
-        subjects: the descriptions of the foreign subjects, such as "path/to/file.py:NAME".
+        subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
         file: the name of the report's file, for messages.
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
@@ -135,8 +135,8 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: a foreign subject of the report is not given, a given subject is not in the report, or the report
-            cannot be verified here. The message is one line.
+        ValueError: a subject of the report is not given, and is no form and not torch; a given subject is not in the
+            report; or the report cannot be verified here. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -225,7 +225,7 @@ def _is_own(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Return the subjects with these names: the foreign subjects from `given`, the forms and torch by their names."""
+    """Return the subjects with these names: the forms and torch by name, the others from the descriptions `given`."""
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]

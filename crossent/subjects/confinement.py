@@ -1,8 +1,8 @@
 """Confinement: limits on a process that runs the user's code, so that this process cannot reach other processes.
 
-A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
-judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot
-signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
+The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
+process that judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process
+cannot signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
 process cannot signal other processes even without a namespace. SECURITY.md lists what each system grants.
 
 The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
@@ -133,9 +133,9 @@ def end_with_parent() -> None:
 class Confined:
     """A new process that runs a function, in a new PID namespace if the system allows one.
 
-    A supervisor process, which runs no foreign code, starts the new process. The supervisor kills the new process when
-    :meth:`end` is called, or when the process that called this constructor ends. The new process has its own folder for
-    temporary files, which the supervisor removes.
+    A supervisor process, which runs no code of the user, starts the new process. The supervisor kills the new process
+    when :meth:`end` is called, or when the process that called this constructor ends. The new process has its own
+    folder for temporary files, which the supervisor removes.
 
     Args:
         run: the function. The process ends when the function returns.

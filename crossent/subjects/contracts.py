@@ -33,7 +33,7 @@ class NamedContract:
 
 # The contract of torch, which also makes the known failures of torch known failures of the subject.
 TORCH_CONTRACT = "torch"
-# The contract of a foreign subject, unless the user chooses another.
+# The contract of a function of the user, unless the user chooses another contract.
 DEFAULT_CONTRACT = "kernel"
 CONTRACTS = {
     "kernel": NamedContract(

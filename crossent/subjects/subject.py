@@ -34,8 +34,8 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract, from which the error bounds follow: for a foreign subject, a name in
-            :mod:`crossent.subjects.contracts`; for a form, the name of its promise.
+        contract: the name of the contract, from which the error bounds follow: for a form, the name of its promise;
+            for any other subject, a name in :mod:`crossent.subjects.contracts`.
         operation: the operation that the subject computes.
     """
 

@@ -80,7 +80,7 @@ class Side:
         finding: the finding, or None if the check passed.
         shown: the results of the first call that this comparison shows, by name. A check such as "gradient" has the
             result of the same name, and the check "call" has the results that no check compares. Otherwise empty.
-        raised: the error that a bad call raised, or "".
+        raised: the error that a call with bad input raised, or "".
         digest: the checksums of other results of the first call that the check uses, as one text, or "".
         grade: the grade that the subject reached, for the check "result"; otherwise "".
     """

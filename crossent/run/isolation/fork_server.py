@@ -1,6 +1,7 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-The judge starts the fork server before it computes any exact value, so that no isolated process inherits a value.
+The judge, which is the process that runs the checks, starts the fork server before it computes any exact value. So no
+isolated process inherits an exact value.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OWN = -1
 class ForkServerError(Exception):
     """A fork server has ended or replies wrongly.
 
-    The judge must not fork another server: the new process would inherit the exact values that the judge has computed.
+    The process that runs the checks must not fork another server, which would inherit the computed exact values.
     """
 
 
@@ -87,7 +88,10 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Answer the requests of the judge until the judge closes its socket. This function runs in the fork server."""
+    """Answer the requests of the judge (start or end a process) until the judge closes its socket.
+
+    This function runs in the fork server.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
     drop_privileges()

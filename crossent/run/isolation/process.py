@@ -30,7 +30,9 @@ _MOST_HUNG = 3  # after three acts that exceed the time limit, the subject is no
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act, perform it and reply, until the judge closes its socket. Then end the process.
+    """Read an act (a function that calls the loss), call it and reply, until the judge closes its socket.
+
+    Then end the process.
 
     Args:
         stream: the file descriptor of the socket to the judge.
@@ -65,7 +67,9 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """The host of a subject in an isolated process. If the process has ended, the next act starts a new process.
+    """Runs acts, functions that call a subject, in an isolated process.
+
+    If the process has ended, the next act starts a new process.
 
     Args:
         server: the fork server, which forks the process.
@@ -93,7 +97,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Start a case: the following acts together have the whole time limit again."""
+        """Start a case: the following calls of `perform` together have the whole time limit again."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -129,9 +133,9 @@ class IsolatedProcess:
     ) -> Performed[Any]:
         """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
 
-        `NotRun` says that the act cannot run on this machine. The statement is false if the same act with torch, in
-        another isolated process, has a different outcome. The judge must not run the act itself: an act that compiles
-        could load code that the subject has left in torch's cache.
+        `NotRun` says that the act, a function that calls the subject, cannot run on this machine. The statement is
+        false if the same act with torch, in another isolated process, has a different outcome. The judge must not run
+        the act itself: an act that compiles could load code that the subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed

@@ -45,7 +45,7 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 
 
 class DamagedError(Exception):
-    """A reply is malformed, too large, or has a value that the act cannot return.
+    """A reply is malformed, too large, or has a value that the called function cannot return.
 
     The message is the end of a sentence "its process sent …", for example "a malformed reply: …".
     """
@@ -96,7 +96,7 @@ def _left(until: float) -> float | None:
 
 
 def most_of_reply(arguments: tuple[Any, ...]) -> int:
-    """Return the largest allowed size of a reply to an act with these arguments, in bytes."""
+    """Return the largest allowed size of a reply to a request with these arguments, in bytes."""
     return _MOST_HEADER + _REPLIES_PER_REQUEST * sum(memory(one).numel() for one in tensors_in(arguments))
 
 
@@ -174,7 +174,7 @@ def _tensor(
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Return the outcome of an act as a reply.
+    """Return the outcome of an act, the function that called the subject, as the bytes of a reply.
 
     Raises:
         DamagedError: the value has a tensor of more than `most` bytes.
@@ -203,10 +203,10 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 
 
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
-    """Return the outcome of an act with these arguments, from a reply of :func:`write_reply`.
+    """Return the outcome of `act(loss, *arguments)`, from a reply of :func:`write_reply`.
 
     Raises:
-        DamagedError: the reply is malformed, or has a value that this act cannot return.
+        DamagedError: the reply is malformed, or has a value that `act` cannot return.
     """
     try:
         length = int.from_bytes(content[:_LENGTH], "big")
@@ -272,7 +272,7 @@ class _Reader:
 
 @cache
 def _return_type(act: Callable[..., Any]) -> Any:
-    """Return the declared return type of an act."""
+    """Return the declared return type of a function."""
     return _hints(act)["return"]
 
 
