@@ -4,7 +4,7 @@ The loss, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
-    one_hot          over a dense target: 1 for the true class, 0 for the others
+    one_hot          over a dense target: 1 for the true class, 0 for every other class
     scalar           one row of Python numbers
     blocked          some rows at a time, with the gradient written by hand
 
@@ -28,7 +28,7 @@ a module imports only modules of its own line and of the lines above:
     subjects                the functions under test
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
-    run                     the cases and checks of a level; a run of them, which makes a report
+    run                     the cases and checks of a level; runs the checks, and makes a report
     repro                   a script that repeats a finding
     option_types, options, console, cli   the command, its options, and its output
     plugin                  the pytest plugin

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.pass_context
 @click.version_option(None, "-V", "--version", package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
-    """Check implementations of cross-entropy, also torch.nn.CrossEntropyLoss, against the exact value."""
+    """Check implementations of cross-entropy, such as torch.nn.CrossEntropyLoss, against the exact value."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         return WRONG_USE
@@ -102,7 +102,7 @@ def check(
     torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
 
     Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
-    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, it
+    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, NAME
     has the signature of F.linear_cross_entropy.
 
     SUBJECT+compile is the subject after torch.compile.

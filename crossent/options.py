@@ -273,7 +273,7 @@ def chosen_part(
     """Return the arguments of `crossent.check` that choose the operation and a part of a run.
 
     The arguments are the values of the options. If --last-failed is given, but the last run stored no failure of these
-    checks, print a line about this to stderr, and run everything that the other options choose.
+    checks, print a line about this to stderr, and choose as if --last-failed were not given.
 
     Raises:
         UsageError: two options contradict each other.

@@ -209,7 +209,10 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether a case with default options has all the words, and more passing than failing cases have them."""
+        """Whether a case with default options has all the words, and more passing than failing cases have all of them.
+
+        Such words do not say what is special about the failing cases.
+        """
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
     def applies(self, case: str) -> bool:
@@ -228,7 +231,14 @@ def count_words(cases: Iterable[str]) -> Counter[str]:
 
 
 def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words."""
+    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words.
+
+    Args:
+        words: the words to select from.
+        most: the largest number of words in a selection.
+        failing: the ids of the failing cases.
+        passing: the ids of the passing cases.
+    """
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -269,9 +279,9 @@ def same_trigger(
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases of those findings that have the check of the first finding.
-        passing: the cases that pass this check, and would fail it with a wrong result such as zeros.
-        ran: for each case, the checks that ran on it.
+        failing: the cases on which the check of the first finding fails, of all these findings.
+        passing: the cases on which this check passes, and on which a wrong result such as zeros would fail.
+        ran: the checks that ran, by case.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
     telling = set(words) - _PLAIN_WORDS

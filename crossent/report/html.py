@@ -134,7 +134,7 @@ def notebook(report: Report) -> str:
     """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
 
     The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
-    first. The iframe shows at most six subjects, and fewer if it would be too large otherwise.
+    first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
@@ -244,7 +244,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield the lines about what was not run or not judged of one subject, and about comparisons without evidence."""
+    """Yield the lines about what the verdict on one subject does not cover, such as skipped checks, with reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():

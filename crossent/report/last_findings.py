@@ -55,7 +55,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file that has this finding, from this version of torch; None if there is none.
+    """Return the path of the newest file with the finding `id` from this version of `torch`; None without such a file.
 
     Damaged files are ignored.
     """

@@ -1,7 +1,8 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. Some values of a report follow from its cases
-and findings. So the reader computes the whole document again from them, and compares the document with the file.
+The reader does not run, import or open anything that the file names. Some values of a report, such as counts, follow
+from its cases and findings. So the reader makes the document again from the cases and findings, and compares this
+document with the file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """Return the report that :meth:`Report.write_json` wrote to a file.
 
     Raises:
-        ValueError: the file is not a report, or it is damaged. The message is one line.
+        ValueError: the file is not a report, or the report is damaged. The message is one line.
         OSError: the file cannot be read.
     """
     document = read_json(path)

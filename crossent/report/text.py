@@ -19,7 +19,7 @@ from crossent.words import counted
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
-    """Return the parts as text without colours. Tables are at most 100 columns wide, if their content permits it."""
+    """Return the parts as text without colours. Tables are at most 100 columns wide if their content fits."""
     text = io.StringIO()
     console = Console(file=text, width=100)
     for part in parts:

@@ -59,7 +59,7 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension but the classes: flipping the inputs along it flips the result."""
+    """Return an equation for each dimension but the classes: if the inputs are flipped, the result is flipped."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:

@@ -52,12 +52,12 @@ def script_of(
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again; by default the CPU. With a report, the device is that of the
-            report.
+        device: the device on which the check runs again; by default the CPU. If `report` is given, the device of the
+            report is used.
         passed: whether the script shows a check that passes, at the number nearest to its error bound.
         source: the description of your function, as in `crossent check`; "" for a form or torch.
-        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. They have no
-            effect if `passed` is true.
+        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. These options
+            have no effect if `passed` is true.
 
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
@@ -136,7 +136,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     """Return a finding for a check that passes: about the number nearest to its bound, or about a call with bad input.
 
     Raises:
-        ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
+        ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
         RuntimeError: no such device.
     """
     subject, name, case = _parts(id)

@@ -86,9 +86,12 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends, and return ""; if it exceeds a time limit, return a sentence about this limit.
+    """Wait until the process ends, and return "". If the process exceeds a time limit, return a sentence about it.
 
-    The process creates the file `started` when it is ready. From then on, the call may take `seconds`.
+    Args:
+        process: the process.
+        started: the file that the process creates when the process is ready for the call.
+        seconds: the time limit of the call, from the creation of the file.
     """
     end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
     running = False

@@ -137,7 +137,10 @@ def _unused_options(trial: Trial) -> str:
 
 
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
-    """Return the checksum of the loss without an option, and with the options `instead`; None if there is no loss."""
+    """Return the checksum of the loss of a call without an option; None if the call returns no loss.
+
+    The call gets the other options of the case, and the options `instead`.
+    """
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
@@ -203,7 +206,10 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung")."""
+    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung").
+
+    `message` is the message of the finding.
+    """
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})

@@ -283,7 +283,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
 
 
 def _import_compilers(planned: Plan) -> None:
-    """Import torch's compilers once, before the fork, if a check of the plan uses them."""
+    """Import torch's compilers once, before the fork, if a check of the plan uses the compilers."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
     if imports_compilers(checks):

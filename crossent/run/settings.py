@@ -38,7 +38,7 @@ ExpectedList = list[lists.ExpectedFinding]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run, as :func:`crossent.check` documents them. The constructor validates them.
+    """The options of a run, which :func:`crossent.check` documents. The constructor validates most of the options.
 
     `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number. The
     features, the ids of cases and the file of known failures are validated later, by the methods that use them.
@@ -312,7 +312,14 @@ def unexpected(
     known: tuple[ExpectedList, ExpectedList],
     subjects: Iterable[Subject],
 ) -> list[Finding]:
-    """Return the findings that are not known failures. `findings` has the findings by the name of the subject."""
+    """Return the findings that are not known failures.
+
+    Args:
+        findings: the findings of each subject, by the name of the subject.
+        environment: the environment of the run, with the version of torch and the device.
+        known: two lists of known failures: torch's, and the user's.
+        subjects: the subjects of the run.
+    """
     marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
     mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
     return marked.findings

@@ -1,7 +1,7 @@
 """Compare a report with a new run.
 
-:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before
-another run, that its results can be compared with a report.
+:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before a
+run, whether the results of the run can be compared with a report.
 
 Anybody can write a report. So a report never decides which code runs: a subject other than the forms and torch is
 loaded only if the user names its code.
@@ -45,7 +45,7 @@ class Verification:
         claim: the report, whose results the new run confirms or contradicts.
         conditions: the differences in device, machine and versions, one text each.
         cases: the first difference of each case that differs, by subject and case id.
-        others: the differences that belong to no case.
+        others: the other differences, which belong to no case.
     """
 
     claim: Report
@@ -128,7 +128,7 @@ def verify(
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
         timeout: as for `check`.
-        force: whether to run even if versions or machine differ from those of the report.
+        force: whether to run even if the versions or the machine differ from the report.
         progress: as for `check`.
 
     Returns:

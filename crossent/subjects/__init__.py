@@ -5,7 +5,7 @@ lacks. The forms (the reference implementations in `crossent.forms`) and torch a
 subjects are functions of the user.
 
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
-`crossent.words`, `crossent.choices` and `crossent.state`. They never import the oracle, which computes exact values.
+`crossent.words`, `crossent.choices` and `crossent.state`. No module imports the oracle, which computes exact values.
 
 subject      Subject: one loss function under test, with its promise and the features that it lacks
 contracts    the contracts that a user can choose, by name

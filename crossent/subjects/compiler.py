@@ -66,8 +66,8 @@ def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Call
 def keep_headers_with_code() -> None:
     """Move torch's precompiled C++ headers into the folder that TORCHINDUCTOR_CACHE_DIR names, if the variable is set.
 
-    By default torch ignores the variable for headers. It uses the folder `torchinductor_USER`, which all programs
-    share, so a subject of another run could have changed the headers there.
+    By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs share this
+    folder, so a subject of another run could have changed the headers there.
     """
     codecache: Any = sys.modules.get("torch._inductor.codecache")
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):

@@ -5,7 +5,8 @@ process that judges its results, neither as the same user nor as root. If the sy
 cannot signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
 process cannot signal other processes even without a namespace. SECURITY.md lists what each system grants.
 
-The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
+The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems these functions do
+nothing.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def scope_signals() -> bool:
     """Keep this process from sending signals to processes that it has not started; return whether this works.
 
     Call :func:`drop_privileges` first, as Landlock requires. The limit exists since Linux 6.12. The limit also
-    keeps this process from connecting to abstract Unix sockets of those processes.
+    keeps this process from connecting to abstract Unix sockets of other processes.
     """
     libc = _libc()
     if libc is None:

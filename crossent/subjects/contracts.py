@@ -20,7 +20,7 @@ class NamedContract:
 
     Attributes:
         promise: the promise about the arithmetic, from which :mod:`crossent.numerics.bounds.contracts` derives bounds.
-        grade: the grade in float16 and bfloat16, unless the user chooses another.
+        grade: the grade in float16 and bfloat16, unless the user chooses another grade.
         sentence: the promise in words.
         only_grade: whether a user cannot choose another grade.
     """

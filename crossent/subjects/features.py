@@ -202,7 +202,7 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of features, each once, in the order of `FEATURES`.
 
-    If `names` has `reduction_none` and `reduction_sum`, add `reduction`: a loss without both may ignore the option.
+    If `names` has `reduction_none` and `reduction_sum`, add `reduction`, since such a loss may ignore the option.
 
     Raises:
         ValueError: no feature has one of the names.

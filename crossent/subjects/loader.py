@@ -130,7 +130,7 @@ def _import_object(description: str) -> object:
 
 
 def source_of(description: str) -> str:
-    """Return a description with the full path of its file. A description without a file is returned unchanged."""
+    """Return the description of a subject, with the full path of the file if the description names a file."""
     place, colon, attribute = description.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if colon and _is_file(place) else description
 
@@ -199,7 +199,7 @@ def _file(place: str) -> Path:
     """Return the full path of a Python file.
 
     Raises:
-        ValueError: there is no such file, or it is not a Python file.
+        ValueError: there is no such file, or the file is not a Python file.
     """
     path = Path(place).resolve()
     if path.is_dir() or not path.exists():

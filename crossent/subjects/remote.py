@@ -125,6 +125,11 @@ def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Sub
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
     """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
+    Args:
+        describe: the function, which loads a subject and describes it.
+        description: the description of the subject, for messages.
+        seconds: the time limit.
+
     Raises:
         ValueError: the process sends no result, or not in time.
     """

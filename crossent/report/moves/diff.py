@@ -116,7 +116,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of every check on every case that both runs have, including those without a change."""
+        """The comparisons of every check on every case that both runs have, also the comparisons without a change."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -128,7 +128,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. All checks share the counts of "same bits"."""
+        """The number of comparisons of each kind, check and dtype. The kind "same bits" has a sum over all checks."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )

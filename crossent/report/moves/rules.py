@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
     @property
     def fails(self) -> bool:
-        """Whether a comparison with such a change fails, so that you look at the change before an upgrade."""
+        """Whether a change of this kind makes the comparison fail, so that you look at the change before an upgrade."""
         return self in (Kind.BROKEN, Kind.REFUSED, Kind.BEHAVIOUR)
 
     def counted(self, count: int) -> str:
@@ -180,7 +180,7 @@ def _same(old: Side, new: Side) -> bool:
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether both sides have checksums of results, and these are equal."""
+    """Return whether both sides have checksums of results, and the checksums are equal."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 

@@ -58,8 +58,8 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
 
-    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, it is called in
-    place of the subject.
+    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, `loss_of` is called
+    in place of the subject.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
@@ -78,7 +78,7 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a call, and the gradients of input, weight and bias, as a dict.
 
-    If `loss_of` is given, it is called in place of the subject.
+    If `loss_of` is given, `loss_of` is called in place of the subject.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
@@ -114,8 +114,8 @@ def shaped(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    A number is wrong if its error exceeds the bound. The number that the finding shows is wrong too, unless it is the
-    exact value.
+    A number is wrong if its error exceeds the bound. The number of the finding is always wrong, unless the exact value
+    is the same number.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)

@@ -90,7 +90,7 @@ def changed(before, after, when=""):
 
 
 def check_arguments():
-    """Check that a call leaves its arguments unchanged, and that no result shares memory with them."""
+    """Check that a call leaves its arguments unchanged, and that no result shares memory with an argument."""
     passed = []
 
     def watched(input, target, **options):
@@ -120,7 +120,7 @@ def check_arguments():
 def numpy_state():
     """Return the state of numpy's random generator, and numpy's handling of floating-point errors.
 
-    Without numpy, both are None.
+    Without numpy, return None for each.
     """
     try:
         import numpy
@@ -175,7 +175,7 @@ def check_state():
 
 
 def check_ignored_rows():
-    """Check that loss and gradient of ignored rows are 0. A mean or sum of losses is not checked."""
+    """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0."""
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
@@ -191,7 +191,7 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call gives the same bits. A call with other numbers comes in between."""
+    """Check that a second call gives the same bits as the first call, after a call with other numbers."""
     first = bits(evaluate(*fresh(*given)))
     try:
         evaluate(*other)

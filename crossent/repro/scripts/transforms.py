@@ -146,7 +146,10 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A module that calls a loss, for torch.export. `names` has the options that are tensors, `options` the others."""
+    """A module that calls a loss, for torch.export.
+
+    `names` are the names of the options that are tensors. `options` has the other options.
+    """
 
     def __init__(self, loss, names, options):
         super().__init__()

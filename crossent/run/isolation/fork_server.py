@@ -1,7 +1,7 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-The judge, which is the process that runs the checks, starts the fork server before it computes any exact value. So no
-isolated process inherits an exact value.
+The judge is the process that runs the checks. The judge starts the fork server before the judge computes any exact
+value, so no isolated process inherits an exact value.
 """
 
 from __future__ import annotations

@@ -30,14 +30,14 @@ _MOST_HUNG = 3  # after three acts that exceed the time limit, the subject is no
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act (a function that calls the loss), call it and reply, until the judge closes its socket.
+    """Read an act (a function that calls the loss), call the act and reply, until the judge closes its socket.
 
     Then end the process.
 
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: a function that returns the loss. It is called before the first act.
+        load: a function that returns the loss, and is called before the first act.
     """
     faulthandler.disable()  # the report says how the process ended
     # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
@@ -195,6 +195,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return all objects of the imported modules of this package, by module and name: those that a request may use."""
+    """Return the objects that a request may use: the contents of the imported modules of this package, by name."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}
