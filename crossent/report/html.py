@@ -198,13 +198,13 @@ def gaps(report: Report) -> Iterator[Figure]:
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
         yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(*_counted(not_applicable, "case", "not applicable"), "these need a feature that the subject lacks")
+        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a needed feature")
     compared = report.compared
     if compared.vacuous:
         what = f"of {compared.ran:,} comparisons without evidence"
         yield Figure(f"{compared.vacuous:,}", what, NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "these have no error bound")
+        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
         yield Figure(*_counted(known, "case", "with known failures"), "not counted among the findings")
 

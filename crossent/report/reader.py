@@ -245,7 +245,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     environment = document.get("environment")
     device = environment.get("device") if isinstance(environment, dict) else None
     if device is None:
-        raise ValueError(f"{cut(str(path))}: not a report of crossent: environment.device is missing")
+        reason = "not a report of crossent: environment.device is missing"
+        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote")
     if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
         found = f"got environment.device {quoted(device)}; allowed are cpu, cuda and cuda:N"
         raise ValueError(f"{cut(str(path))}: damaged: {found}")

@@ -91,7 +91,7 @@ class Workers(Generic[T]):
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part, or how its worker ended if there is no result."""
+    """Return the result of a part of the run or, if its worker ended without a result, how the worker ended."""
     try:
         return future.result()
     except TimeoutError:

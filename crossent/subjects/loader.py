@@ -155,9 +155,10 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message that an object has no attribute `name`: similar attributes, or some callables.
+    """Return the end of a message about a missing attribute, such as "; did you mean cross_entropy?".
 
-    `lacking` is the object.
+    `name` is the name of the attribute, and `lacking` the object. If no attribute has a similar name, name some
+    callables of the object.
     """
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
