@@ -237,7 +237,7 @@ class Report:
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
         if unjudged := compared.not_judged.total():
-            yield f"{unjudged:,} of {compared.elements:,} numbers not judged, since these numbers have no error bound"
+            yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
         """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""
