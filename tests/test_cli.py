@@ -106,7 +106,10 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         ),
         (("check", "--without", "wings"), "--without: got 'wings'; allowed are float16, "),
         (("check", "--case", "3x7"), "--case: got '3x7', which is not the id of a case"),
-        (("check", "--expected-findings", "nowhere"), "--expected-findings: nowhere: No such file"),
+        (
+            ("check", "--expected-findings", "nowhere"),
+            "--expected-findings: got 'nowhere'; this file cannot be read: No such file",
+        ),
         (("check", "--jobs", "0"), "--jobs: got '0'; allowed are 1 to 1024\n"),
         (("check", "--max-findings", "x"), "--max-findings: got 'x'; allowed is 1 or more\n"),
         (("check", "--timeout", "0"), "--timeout: got '0'; allowed is more than 0\n"),
