@@ -4,7 +4,7 @@ The loss of logits, in five forms (crossent/forms/textbook.py and crossent/forms
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
-    one_hot          over a dense target: 1 for the true class, 0 for the others
+    one_hot          over a dense target: 1 for the true class, 0 for every other class
     scalar           one row of Python numbers
     blocked          some rows at a time, with the gradient written by hand
 
@@ -16,13 +16,13 @@ The loss of hidden states and the weight of the last layer, in two forms (crosse
 The checker:
 
     check        check functions against the exact value; returns a report
-    parametrize  a pytest decorator: one test for each check on each case
-    diff         the changes between two reports, for example of two versions of torch
-    adapters     functions of numpy, JAX and ONNX as subjects
+    parametrize  a pytest decorator: makes a test for each check on each case
+    diff         compare two reports, for example of two versions of torch
+    adapters     make functions of numpy, JAX and ONNX callable with tensors, for `check`
     Report, Finding, Diff   the results of `check` and `diff`
 
-The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
-imports only modules of its own line and of the lines above its line in this list:
+The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. In this list,
+a module imports only modules of its own line and of the lines above:
 
     words, files, choices   printable text; files written completely or not at all; the words that options accept
     machine, state          devices and versions; the global state of torch, numpy and Python
@@ -33,7 +33,7 @@ imports only modules of its own line and of the lines above its line in this lis
     subjects                the functions under test
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
-    run                     the cases and checks of a level; a run of them, which makes a report
+    run                     the cases and checks of a level; runs the checks, and makes a report
     repro                   a script that repeats a finding
     option_types, options, console, cli   the command, its options, and its output
     plugin                  the pytest plugin

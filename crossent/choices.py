@@ -38,7 +38,7 @@ CHECK_NAMES = (
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
     "compile_dynamic", "compiled_error", "memory", "large", "errors",
 )
-# The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
+# The built-in subjects, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = (
     "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch", "linear_formula", "linear_blocked",
     "torch.nn.functional:linear_cross_entropy",
@@ -56,7 +56,7 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of subjects that begin with `incomplete`; after `--without`, also of features.
+    """Return the names of subjects that begin with `incomplete`; after `--without`, also the names of features.
 
     If no name begins with `incomplete`, the shell completes the name of a file.
     """

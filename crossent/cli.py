@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Each command imports its modules when it runs, so that `crossent --help` and a wrong option need no import of torch.
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
-# The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
+# The last two are as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.pass_context
 @click.version_option(None, "-V", "--version", package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
-    """Check implementations of cross-entropy, also torch.nn.CrossEntropyLoss, against the exact value."""
+    """Check implementations of cross-entropy, such as torch.nn.CrossEntropyLoss, against the exact value."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         return WRONG_USE
@@ -101,16 +101,16 @@ def check(
     or your function. torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
 
     Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
-    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, it
+    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, NAME
     has the signature of F.linear_cross_entropy.
 
     SUBJECT+compile is the subject after torch.compile.
 
-    Loss and gradients must be within the derived error bounds, on a covering array of the options and on inputs from
-    published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
+    Loss and gradients must be within the derived error bounds, on cases that combine the options of the loss and on
+    inputs from published bugs. Bad input must raise the right error. Your functions run in isolated processes.
 
-    Exit status: 0 all checks passed, 1 a check failed, a check has no evidence in a dtype, or the baseline shows a
-    regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output could not be written.
+    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or the baseline
+    shows a regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
@@ -192,15 +192,15 @@ def _status(moved: Diff, strict: bool) -> int:
 @crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
-@click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")
-@click.option("--force", is_flag=True, help="Compare also runs of different devices, processors or seeds.")
+@click.option("--strict", is_flag=True, help="Also fail if an error grew a lot within its bound.")
+@click.option("--force", is_flag=True, help="Also compare runs of different devices, processors or seeds.")
 @options.report_files
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    Each check of each case that both reports have on the same input is compared. The result is one of: same bits, other
-    bits within the bounds, regression, fixed, newly refused, newly accepted, changed behaviour. Changed behaviour is
-    another shape, dtype, kind of value or class of error.
+    Each check of each case that both reports have on the same input is compared. The result is, for example, same bits,
+    better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed behaviour (another
+    shape, dtype, kind of value or class of error).
 
     Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
     cannot be compared, 3 nothing was compared (with --force), 141 the output could not be written.
@@ -232,11 +232,10 @@ def verify(
 ) -> int:
     """Run the cases of a REPORT again, and compare every digest and verdict with the report.
 
-    REPORT is the file that `crossent check --json` wrote. The file has the level, seed, device, contract and other
-    options.
+    REPORT is the file that `crossent check --json` wrote, with the level, seed, device, contract and other options.
 
-    SUBJECT names your function, as in `crossent check`. A report never names code that runs: without a SUBJECT, only
-    the forms and torch run.
+    SUBJECT names your function, as in `crossent check`. A report cannot choose code to run: without a SUBJECT, only the
+    forms and torch run.
 
     Exit status: 0 every result equals the result in the report, findings included, 1 a result differs, 2 wrong use, or
     a report that cannot be verified here, 130 interrupted.
@@ -286,7 +285,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
-@click.option("--passed", is_flag=True, help="Show a check that passes, by the number nearest to its bound.")
+@click.option("--passed", is_flag=True, help="Show a check that passes: its number nearest to the bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
 @options.promises
@@ -298,8 +297,9 @@ def repro(
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
     REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
-    The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
-    happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
+    A script for torch needs torch alone; any other script needs crossent too, and with --subject your function. The
+    exit status of the script is 1 if the finding happens, 0 if not, 2 if the script cannot tell. With --passed, the
+    exit status is 0 if the number is within its bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")

@@ -11,11 +11,11 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A mixin for types of click, whose errors say what was given and what is allowed, as in `crossent.check`."""
+    """A mixin for types of click. An error says what was given and what is allowed, as in `crossent.check`."""
 
     @property
     def allowed(self) -> str:
-        """The allowed values with their verb, for example "are quick, normal, thorough"."""
+        """The allowed values after their verb, for example "are quick, normal, thorough" or "is 1 or more"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         assert isinstance(self, (click.IntRange, click.FloatRange))
@@ -57,7 +57,7 @@ class Positive(_Allowed, click.FloatRange):
         super().__init__(0, min_open=True)
 
 
-# The type of a seed: numpy and torch both accept 32 bits.
+# The type of a seed, which has 32 bits, because numpy and torch both accept such seeds.
 SEED_OPTION = Whole(0, 2**32 - 1)
 
 

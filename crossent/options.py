@@ -1,6 +1,6 @@
-"""The options of a command, the files that they name, and errors in one line.
+"""The options of the commands, the files that the options name, and error messages in one line.
 
-The import of this module does not import torch.
+An import of this module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write; the key is the option.
+    """Return the path of each file to write, by the option "--json" or "--html".
 
     Raises:
         BadParameter: a file cannot be written, or both options name the same file.
@@ -53,9 +53,9 @@ def _require_writable(path: str, option: str) -> None:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)
         if not path or os.path.isdir(file):  # click accepts "" as a name
-            raise click.BadParameter(f"got {quoted(path)}; it is not the name of a file", param_hint=option)
+            raise click.BadParameter(f"got {quoted(path)}; give the name of a file", param_hint=option)
         if not os.path.isdir(folder):
-            reason = f"the folder {quoted(folder)} does not exist"
+            reason = f"the folder {quoted(folder)} does not exist; choose another file"
             raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
         # A file is replaced as a whole, so its folder must be writable too.
         needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
@@ -71,7 +71,8 @@ def _require_writable(path: str, option: str) -> None:
                 pass
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
         reason = getattr(error, "strerror", None) or str(error)
-        raise click.BadParameter(f"got {quoted(path)}; it cannot be written: {reason}", param_hint=option) from None
+        why = f"this file cannot be written: {reason}; choose another file"
+        raise click.BadParameter(f"got {quoted(path)}; {why}", param_hint=option) from None
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
@@ -85,7 +86,7 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises, such as ValueError, into errors of click, which are printed in one line.
+    """Turn errors of the package, such as ValueError, into errors of click, which the command prints in one line.
 
     If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
     """
@@ -97,7 +98,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package. At its start, replace the name of an argument by the option of the command."""
+    """Return a message in which the option of the command replaces the name of an argument at the start."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -108,7 +109,7 @@ def _with_dashes(message: str) -> str:
 
 
 def message_of(error: click.ClickException) -> str:
-    """Return the message of an error of click. A message about a wrong value begins with the option or argument."""
+    """Return the message of an error of click. If a value is wrong, the message begins with its option or argument."""
     if type(error) is not click.BadParameter:
         return error.format_message()
     option = error.param_hint or ""
@@ -143,12 +144,12 @@ _cases = _add_options(
         type=Word(LEVELS),
         default="normal",
         show_default=True,
-        help="How many cases and checks run: seconds, minutes, or hours.",
+        help="How many cases and checks run: quick takes seconds, normal minutes, thorough hours.",
     ),
     click.option(
         "--seed",
         type=Seed(),
-        help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
+        help="Seed of the numbers in the cases, or random.  [default: random for your functions, 0 otherwise]",
     ),
 )
 # The options that say what the subjects promise.
@@ -158,12 +159,14 @@ promises = _add_options(
         metavar="FEATURE ...",
         multiple=True,
         shell_complete=complete_feature,
-        help="Features that the subjects lack: their checks are skipped, or expect what `crossent list features` says.",
+        help="Features that the subjects lack: see `crossent list features`. Checks that need such a feature are "
+        "skipped, or expect another result.",
     ),
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
-        help="Promises about arithmetic: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
+        help="What the subjects promise about their arithmetic: see `crossent list contracts`. Use torch for "
+        "F.cross_entropy.  [default: kernel]",
     ),
     click.option(
         "--grade",
@@ -176,7 +179,7 @@ run_options = _add_options(
     click.option(
         "--expected-findings",
         metavar="FILE",
-        help="TOML file of known failures with their reasons. They are shown, and do not fail the run.",
+        help="TOML file of known failures with their reasons. The report shows them, and they do not fail the run.",
     ),
     click.option("--jobs", type=Whole(1, 1024), help="Number of worker processes.  [default: the number of cores]"),
     click.option(
@@ -184,7 +187,7 @@ run_options = _add_options(
         type=Positive(),
         default=300.0,
         show_default=True,
-        help="Seconds for all calls of a subject on one case. If they take longer, that is a finding (hung).",
+        help="Time limit in seconds for all calls of a subject on one case. Longer calls are a finding (hung).",
     ),
 )
 _baseline = _add_options(
@@ -192,10 +195,10 @@ _baseline = _add_options(
         "--baseline",
         "baseline_file",
         type=click.Path(exists=True, dir_okay=False),
-        help="Report of an earlier run (--json). Show the changes since then, and exit with 1 if `crossent diff` "
-        "does. Only cases and checks that both runs have are compared.",
+        help="Report of an earlier run (--json). Show the changes since this run, and exit with 1 on a regression, "
+        "as `crossent diff` does. Only cases and checks that both runs have are compared.",
     ),
-    click.option("--strict", is_flag=True, help="With --baseline: fail also if an error grew much within its bound."),
+    click.option("--strict", is_flag=True, help="With --baseline: also fail if an error grew a lot within its bound."),
     click.option(
         "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
     ),
@@ -203,7 +206,7 @@ _baseline = _add_options(
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: the one of the named forms, or cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: that of the built-in subjects, or cross_entropy]",
 )
 listed_operation = click.option(
     "--operation",
@@ -274,7 +277,8 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation and a part of a run.
 
-    If the last run has stored no failure of these checks, print so to stderr, and choose as without --last-failed.
+    The arguments are the values of the options. If --last-failed is given, but the last run stored no failure of these
+    checks, print a line about this to stderr, and choose as if --last-failed were not given.
 
     Raises:
         UsageError: two options contradict each other.
@@ -303,9 +307,10 @@ def chosen_part(
 
 
 def recorded(path: str, argument: str) -> Report:
-    """Read a report from a file, which an argument or option of the command names.
+    """Read a report from a file. `argument` is the argument or option that names the file, such as "OLD".
 
-    Raise an error of click, in one line, if the file cannot be read or is no report.
+    Raises:
+        ClickException: the file cannot be read, or is no report. The message is one line.
     """
     from crossent.report.reader import read_report
 
@@ -319,6 +324,6 @@ def recorded(path: str, argument: str) -> Report:
 
 
 def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a file that cannot be read, and that an argument or option of the command names."""
+    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file."""
     reason = f"this file cannot be read: {error.strerror}"
     return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

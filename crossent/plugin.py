@@ -1,6 +1,6 @@
-"""The pytest plugin: options, the tests of `crossent.parametrize` and `--crossent-subject`, and a summary.
+"""The pytest plugin: the options `--crossent-…`, the tests of `crossent.parametrize`, and a summary.
 
-The plugin imports torch only if a test uses `crossent.parametrize`, or with the option `--crossent-subject`.
+The plugin imports torch only if a test uses `crossent.parametrize`, or if the option `--crossent-subject` is given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
-    option(CONTRACT, f"Contract of the subjects: {', '.join(CONTRACT_NAMES)}. Default: their own.", metavar="NAME")
+    contracts = f"{', '.join(CONTRACT_NAMES)}. Default: kernel; the forms and torch have their own."
+    option(CONTRACT, f"What the subjects promise about their arithmetic: {contracts}", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this JSON file.", metavar="FILE")
     option(
@@ -59,11 +60,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "Compare with this report of --crossent-json, and fail on a regression, as `crossent diff` does.",
         metavar="FILE",
     )
-    option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if there are any.", type=int, metavar="N")
+    option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if the run has tests of crossent.", type=int, metavar="N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker. With `--crossent-subject`, raise UsageError for a wrong option before collection."""
+    """Register the marker `crossent`. If `--crossent-subject` is given, check all options before pytest collects tests.
+
+    Raises:
+        UsageError: an option is wrong. The message is one line.
+    """
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.pluginmanager.register(RecordCollector(config))
@@ -72,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return the line of :func:`_header` if the command line has one of six options, such as `--crossent-level`."""
+    """Return the header if the command line has an option that chooses checks or output, such as `--crossent-level`."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -80,13 +85,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return the line of :func:`_header` if pytest collected a check and `pytest_report_header` returned None."""
+    """Return the header if pytest collected a check, and `pytest_report_header` did not return the header before."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
 
 
 def _header(config: pytest.Config) -> str:
+    """Return a line with the version of torch, the devices, the seed and the level."""
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0
@@ -119,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument, except `without`: the features of both are joined.
+    An option on the command line overrides the argument. Only the features of `without` are joined.
     """
     from crossent.run.settings import Settings
 
@@ -207,7 +213,8 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Set the pytest command that repeats a test.
 
-    A finding shows this command if its subject is an object. For a subject that has a name, `crossent repro` is shown.
+    A finding shows this command if its subject was given as an object. If the subject has a name or a file, the finding
+    shows `crossent repro` instead.
     """
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
@@ -218,9 +225,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record, the result of a check, to pytest's report of the test.
+    """Attach the record, which is the result of a check, to pytest's report of the test.
 
-    pytest-xdist sends this report to the main process.
+    pytest-xdist sends the report with the record to the main process.
     """
     outcome = yield
     check = _check_of(item)
@@ -269,19 +276,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _compare_with_baseline(config: pytest.Config) -> tuple[list[str], bool]:
-    """Return the lines about the changes since the baseline, and whether the run fails: by a change or an error."""
+    """Return the lines about the changes since the baseline, and whether a change or an error must fail the run."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False
     if not config.stash[RECORDS]:
-        return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}"], True
+        return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}; select some checks"], True
     from crossent.report.moves.diff import diff
     from crossent.run.pytest_checks import report_of_records, unpacked
 
     try:
         moved = diff(path, report_of_records([unpacked(record) for record in config.stash[RECORDS]]))
     except OSError as error:
-        return [f"ERROR: {BASELINE}: {path} cannot be read: {error.strerror}"], True
+        why = f"{path} cannot be read: {error.strerror}; give a report that {JSON} wrote"
+        return [f"ERROR: {BASELINE}: {why}"], True
     except ValueError as error:
         return [f"ERROR: {BASELINE}: {error}"], True
     return str(moved).splitlines(), not moved.ok
@@ -320,7 +328,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
     for part in report.subjects:
-        counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
+        words = {"expected": "with known failures", "not_applicable": "not applicable"}
+        counts = ", ".join(f"{count} {words.get(word, word)}" for word, count in part.counts.items())
         terminalreporter.line(f"{part.name}: cases {counts}{part.contract and f', under the contract {part.contract}'}")
         if part.declared:
             terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")

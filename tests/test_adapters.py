@@ -111,7 +111,7 @@ def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
     (finding,) = report.findings
     assert finding.message.splitlines() == [
         "the call wrote into input in the forward pass",
-        "If that is meant: --without arguments, in Python without=['arguments']",
+        "If this is intended, declare it: --without arguments, in Python without=['arguments']",
     ]
 
 

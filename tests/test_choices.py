@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.readme import ROOT
@@ -114,9 +115,11 @@ def enabling(shell):
 
 
 def run_in_bash(script):
-    """Run a script in bash, where `crossent` is the command of this Python."""
-    script = f'crossent() {{ "{sys.executable}" -m crossent "$@"; }}\n{script}'
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    """Run a script in bash, where `crossent` is the command beside this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    return done.stdout
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

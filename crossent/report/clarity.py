@@ -1,4 +1,4 @@
-"""Rank findings by clarity, describe them and their cases in words, and find published bugs with the same inputs."""
+"""Rank findings by how clearly they show a failure, describe cases in words, and find bugs with the same inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
-# A line of a message that names the declaration under which the check would pass.
+# A line of a message that names the option `--without FEATURE` under which the check would pass.
 _DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
 # The message about a loss of the right shape, but of another dtype.
 _OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
@@ -35,7 +35,7 @@ _SMALL = 64  # a case with at most this many logits is small: a reader can read 
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
-# A copy of NUMBERS of `findings`, which imports this module.
+# A copy of `findings.NUMBERS`: this module cannot import `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
 # The feature that a subject lacks if it refuses all cases with this word.
@@ -62,10 +62,10 @@ FEATURE_OF = {
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    These make a finding clearer, the most important first:
+    A finding is clearer than another finding, by the first of these properties that differs, if it has
 
-    - a larger error, in powers of ten of its bound, up to 1000 times the bound;
-    - a smaller case, in powers of two above 64 logits;
+    - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
+    - a smaller case, counted in powers of two above 64 logits;
     - a larger share of wrong numbers in the result;
     - fewer unusual options.
     """
@@ -89,25 +89,27 @@ def size_of_error(finding: Finding) -> int:
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature that a message offers to declare as missing, such as "nan_mean"; "" if there is none."""
+    """Return the feature that a message suggests for `--without`, such as "nan_mean"; "" without a suggestion."""
     found = _DECLARATION.search(finding.message)
     return found[1] if found else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the names in a message for the factor between a wrong number and the exact value; () if there are none.
+    """Return the names of the factor between a wrong number and the exact value; () if the message names no factor.
 
-    `crossent.trials.factors.factor_of` writes these messages.
+    For example, the message line "got is the exact value times 0.7: kept rows / rows" has the name "kept rows / rows".
+    `crossent.trials.factors.factor_of` writes this line.
     """
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return whether the exact value is infinite, NaN or 0, and whether the finding is not about a loss.
+    """Return two reasons why a finding shows its failure less clearly, each as True or False.
 
-    The second is False for a cross-entropy of logits. A linear cross-entropy that is wrong in its loss often has
-    gradients with thousands of numbers that are off a little, and the loss shows the bug better.
+    The first reason: the exact value is infinite, NaN or 0. The second reason: the finding is about a linear
+    cross-entropy, but not about its loss. If the loss is wrong, the gradients often have thousands of numbers with a
+    small error, and the loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -123,10 +125,10 @@ def kind_of_number(finding: Finding) -> str:
 
 
 def told(finding: Finding) -> tuple[str, str]:
-    """Return a key that similar findings of a check share: a text, and the declaration.
+    """Return a key that similar findings of a check share: a text, and the result of :func:`declaration`.
 
-    The text is the first line of the message, with "#" in place of dtypes and numbers. The text of a finding with
-    numbers is "". Findings about another dtype are similar, whatever the shape.
+    For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
+    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype have one text.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
@@ -189,7 +191,7 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: the words, as `words_of` returns them; or only `DEPENDS`, which `words_of` never returns.
+        words: the words, as `words_of` returns them; or only `findings.DEPENDS`, a text that describes no case.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -207,7 +209,10 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether a case with default options has all the words, and more passing than failing cases have them."""
+        """Whether a case with default options has all the words, and more passing than failing cases have all of them.
+
+        Such words do not say what is special about the failing cases.
+        """
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
     def applies(self, case: str) -> bool:
@@ -226,7 +231,14 @@ def count_words(cases: Iterable[str]) -> Counter[str]:
 
 
 def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words."""
+    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words.
+
+    Args:
+        words: the words to select from.
+        most: the largest number of words in a selection.
+        failing: the ids of the failing cases.
+        passing: the ids of the passing cases.
+    """
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -252,8 +264,8 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
 
-    The trigger of a bug is the input on which the bug shows. An unusual word is a word that a case with default options
-    lacks. A bug has the same trigger if all of this is true:
+    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if a
+    case with default options lacks this word. A bug has the same trigger if all these conditions are true:
 
     - A finding is on a case of the bug, with any seed. This case has all of `words`, and its findings fit the bug: see
       `_shows`.
@@ -267,9 +279,9 @@ def same_trigger(
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases of those findings that have the check of the first finding.
-        passing: the cases that pass this check, without cases that are no evidence.
-        ran: for each case, the checks that ran on it.
+        failing: the cases on which the check of the first finding fails, of all these findings.
+        passing: the cases on which this check passes, and on which a wrong result such as zeros would fail.
+        ran: the checks that ran, by case.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
     telling = set(words) - _PLAIN_WORDS
@@ -294,8 +306,8 @@ def same_trigger(
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
     """Return whether the failed checks of a case fit the bug.
 
-    Two conditions must be true. A check that the bug names fails. Of the checks `loss`, `gradient` and
-    `target_gradient` that ran, exactly the checks that the bug names fail.
+    Two conditions must be true. At least one of the checks that the bug names fails. Of the checks of numbers that ran
+    (`loss`, `gradient` and the other gradients), exactly the checks that the bug names fail.
     """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
@@ -315,7 +327,10 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words that all cases of a bug have, and those that default options with the same sizes lack."""
+    """Return two sets of words: all words that every case of a bug has, and the unusual words among them.
+
+    Here, a word is unusual if no case with default options and the sizes of one of the bug's cases has the word.
+    """
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()

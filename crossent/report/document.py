@@ -58,7 +58,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the numbers of a check on a case as a JSON object. Leave out `failed`, since the findings imply it."""
+    """Return the numbers of a check on a case as a JSON object. The document's findings say which checks failed."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}

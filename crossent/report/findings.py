@@ -1,4 +1,4 @@
-"""The results of a run: findings, outcomes, and the report of one subject, which contains both."""
+"""The results of a run: findings, outcomes, and the report of one subject, which has its findings and outcomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient")
-# These words in a message mean: a single call in a new process may not show the finding.
+# A message with these words is about a failure that a single call in a new process may not show.
 DEPENDS = "the result depends on earlier calls"
 
 
@@ -78,7 +78,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.
+    """The worst element of a result: its index, its value, the exact value with its error radius, and the error bound.
 
     `bits` has the bits of the value in hexadecimal. `ulp` and `ratio` are the error in ulp and as a share of the bound.
     If `versus` is "other", `exact` is the value that follows from other calls of the subject.
@@ -103,7 +103,7 @@ class Measured:
         failed: whether the check failed.
         ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no numbers were
             compared.
-        vacuous: whether a wrong result, such as zeros, would pass too. Then passing is no evidence.
+        vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is no evidence.
         not_judged: for each reason, the number of elements without a finite bound.
         elements: the number of elements, including elements without a finite bound.
     """
@@ -144,9 +144,9 @@ class Outcome:
         grade: the grade that the subject reached on this case; "" if no grade was computed.
         checks: the result of each check that ran, by the name of the check.
         not_run: the reason for each skipped check, by the name of the check.
-        results: the results of the first call, by their names "loss", "gradient" and "target_gradient"; empty if the
-            call returned no result.
-        raised: the error that a bad call raised; "" for any other call.
+        results: the results of the first call, by their names, such as "loss" and "gradient"; empty if the call
+            returned no result.
+        raised: the error that a call with bad input raised; "" for any other call.
     """
 
     dtype: str
@@ -194,7 +194,7 @@ class Tally:
 
 
 def together(tallies: Iterable[Tally]) -> Tally:
-    """Return a tally with the sums of all counts, without a worst case."""
+    """Return one tally with the sums of the counts of several tallies. The new tally has no worst case."""
     whole = Tally()
     for tally in tallies:
         whole.ran += tally.ran
@@ -244,7 +244,7 @@ class SubjectReport:
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
-        """The tally of each pair of a check and a dtype, in the order of the checks."""
+        """The counts and the worst case of each pair of a check and a dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
         tallies: dict[tuple[str, str], Tally] = {}
         for case, outcome in self.outcomes.items():
@@ -278,10 +278,10 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the clearest. These keys, in this order, sort the groups: wrong results before
-        refused and accepted calls; the first group of each check and kind before its other groups; errors against the
-        exact value before errors against another result; larger errors first, by powers of ten up to 1000 times the
-        bound; the order of the checks.
+        The first finding of a group is the clearest. The groups have an order: wrong results before refused and
+        accepted calls; then the first group of each check and kind before its other groups; then errors against the
+        exact value before errors against another result; then larger errors, in powers of ten of the bound, before
+        smaller errors; then the order of the checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -290,7 +290,7 @@ class SubjectReport:
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
-        for sort, findings in sorted(sorts.items(), key=lambda of: of[0][-1] != ""):  # last, those with a declaration
+        for sort, findings in sorted(sorts.items(), key=lambda of: of[0][-1] != ""):  # groups with a declaration last
             check, kind, *_ = sort
             findings.sort(key=by_plainness)
             first, refused = findings[0], kind in ("refused", "accepted")
@@ -311,7 +311,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """The lowest grade of a case, for each dtype: A is the highest, F the lowest. Known failures do not count."""
+        """For each dtype, the lowest grade on any case: A is the best, F the worst. Known failures do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():
@@ -333,11 +333,11 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
+        """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. A result is left out if known failures refused at least
-        as many calls in its dtype as returned this result. For example, torch 2.0 refuses float16 on a CPU, except for
-        an empty batch.
+        A loss that was never compared has no evidence either. The list leaves out a dtype that the subject refuses as a
+        known failure: at least as many calls raised as returned the result. For example, torch 2.0 refuses float16 on
+        a CPU, except for an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

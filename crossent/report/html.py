@@ -1,7 +1,7 @@
 """A report as one HTML page that needs no network.
 
 This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
-define its look; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts
+define its look; `notebook.html.jinja` is a shorter page for a notebook. The template engine escapes all texts
 from outside, such as the name and the exceptions of a subject, and their control characters. The content
 security policy of the page allows only the style and script of this package.
 """
@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about the coverage or the gaps of a run: the count, the things that it counts, and an explanation."""
+    """A line about the coverage or the gaps of a run: a number, a noun, an explanation, and whether to highlight it."""
 
     count: str
     what: str
@@ -103,9 +103,9 @@ class Figure:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `rows` is the heat map, by check, and `strips` are the plots by regime. The page shows each group of `causes` in
+    `rows` is the heat map, by check. `strips` are the plots of the errors. The page shows each group of `causes` in
     full, and each group of `lines` in one line. `hidden` counts the findings of all further causes, by check and kind.
-    The groups in `features` are causes with a missing feature.
+    `features` has the groups whose findings a missing feature would explain.
     """
 
     subject: SubjectReport
@@ -134,7 +134,7 @@ def notebook(report: Report) -> str:
     """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
 
     The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
-    first. The iframe shows at most six subjects, and fewer if it would be too large otherwise.
+    first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
@@ -170,7 +170,7 @@ def verdict(report: Report) -> str:
 
 
 def covered(report: Report) -> Iterator[Figure]:
-    """Yield figures about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
+    """Yield the lines about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
@@ -184,10 +184,10 @@ def covered(report: Report) -> Iterator[Figure]:
 
 
 def gaps(report: Report) -> Iterator[Figure]:
-    """Yield figures about the cases, checks and comparisons that a verdict does not cover, the most serious first."""
+    """Yield the lines about cases, checks and comparisons that a verdict does not cover, the most serious first."""
     for subject in report.subjects:
         if not subject.outcomes:
-            yield Figure("0", f"cases ran on {_name(subject.name)}", "the report says nothing about it", loud=True)
+            yield Figure("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
         for result in subject.without_evidence:
             yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
@@ -198,13 +198,13 @@ def gaps(report: Report) -> Iterator[Figure]:
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
         yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a feature that they need")
+        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a needed feature")
     compared = report.compared
     if compared.vacuous:
         what = f"of {compared.ran:,} comparisons without evidence"
         yield Figure(f"{compared.vacuous:,}", what, NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
+        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
         yield Figure(*_counted(known, "case", "with known failures"), "not counted among the findings")
 
@@ -244,7 +244,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield figures about one subject, with reasons: what did not run, is no evidence, or was not judged."""
+    """Yield the lines about what the verdict on one subject does not cover, such as skipped checks, with reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -260,7 +260,7 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 def _cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of its bound, and how many comparisons are evidence.
 
-    `missing` is the number of cases on which the check was skipped.
+    `missing` is the number of cases that skipped the check. A comparison is evidence if zeros, for example, would fail.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
@@ -284,7 +284,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page, made from a template of this room and the style and script that all pages share.
+    """Return a page, made from a template in this folder and the style and script that all pages share.
 
     The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
     """
@@ -323,13 +323,13 @@ def _name(name: str) -> str:
 
 
 def command(line: str) -> Markup:
-    """Return a command, escaped; "" if the command is too long to copy."""
+    """Return a command as escaped HTML; "" if the command is too long to copy."""
     line = printable(line)
     return Markup.escape(line) if len(line) <= LONGEST_COMMAND else Markup("")
 
 
 def linked(text: str) -> Markup:
-    """Return a text, escaped. GitHub issues, written as an address or as `owner/repository#number`, become links."""
+    """Return a text as escaped HTML. A GitHub issue, an address or `owner/repository#number`, becomes a link."""
     made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
@@ -339,7 +339,7 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return a number, and its noun with `what` after the noun: `1`, `case`; `2,243`, `calls checked`."""
+    """Return a number, and its noun followed by `what`, such as ("1", "case") or ("2,243", "calls checked")."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 

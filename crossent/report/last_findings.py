@@ -1,6 +1,6 @@
-"""Keep the findings of the last runs in a folder, for `--last-failed` and `crossent repro`.
+"""Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-There is one file for each set of subjects. The next run on these subjects replaces the file.
+The folder has one file for each set of subjects. The next run on the same subjects replaces the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
     """Return the path of the file for these arguments of `crossent check`.
 
-    The subjects () stand for all built-in subjects of the operation.
+    If `subjects` is empty, the run was on all built-in subjects of the operation.
     """
     names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
@@ -35,9 +35,14 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report into the folder, without the cases that have no finding: writing all cases could take seconds.
+    """Write a report into the folder, without the cases that have no finding. Writing all cases could take seconds.
 
     Do nothing if the folder cannot be written.
+
+    Args:
+        report: the report of the run.
+        subjects: the arguments SUBJECT of `crossent check`.
+        operation: the option `--operation`, or None.
     """
     path = path_of(subjects, operation)
     small = replace(report, subjects=[_with_findings(part) for part in report.subjects])
@@ -50,7 +55,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file that has this finding, from this version of torch; None if there is none.
+    """Return the path of the newest file with the finding `id` from this version of `torch`; None without such a file.
 
     Damaged files are ignored.
     """

@@ -1,7 +1,8 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. Some values of a report follow from its cases
-and findings. So the reader computes the whole document again from them, and compares the document with the file.
+The reader does not run, import or open anything that the file names. Some values of a report, such as counts, follow
+from its cases and findings. So the reader makes the document again from the cases and findings, and compares this
+document with the file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """Return the report that :meth:`Report.write_json` wrote to a file.
 
     Raises:
-        ValueError: the file is not a report, or it is damaged. The message is one line.
+        ValueError: the file is not a report, or the report is damaged. The message is one line.
         OSError: the file cannot be read.
     """
     document = read_json(path)
@@ -92,7 +93,11 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Raise ValueError for any other word, since a page shows them in a command."""
+    """Return the value if it is a list of names of features.
+
+    Raises:
+        TypeError, ValueError: the value is anything else. A page shows the names in a command, which a user may copy.
+    """
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -144,7 +149,10 @@ def _summary(entry: Any, case: str) -> ResultSummary:
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if `type(value)` is `kind`; True is no int. Raise TypeError with the name `what` otherwise."""
+    """Return the value if its type is exactly `kind`. Otherwise raise TypeError. `what` names the value in the message.
+
+    True and False are no int here.
+    """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
@@ -178,7 +186,11 @@ def _real(value: Any, what: str) -> float:
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return the value if it is eight hexadecimal digits, or "" and `or_none` is true. Raise an error otherwise."""
+    """Return the value if it is a checksum: eight hexadecimal digits, or "" if `or_none` is true.
+
+    Raises:
+        TypeError, ValueError: the value is no checksum.
+    """
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
@@ -220,10 +232,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)  # a limit, because a device such as /dev/zero has no end
         if len(content) > LARGEST:
-            raise ValueError(f"the file has more than {LARGEST:,} bytes")
+            raise ValueError(f"the file has more than {LARGEST:,} bytes, the largest size of a report")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{cut(str(path))}: not a report of crossent: {one_line(str(error))}") from None
+        reason = f"not a report of crossent: {one_line(str(error))}"
+        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
         raise ValueError(
@@ -232,7 +245,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     environment = document.get("environment")
     device = environment.get("device") if isinstance(environment, dict) else None
     if device is None:
-        raise ValueError(f"{cut(str(path))}: not a report of crossent: environment.device is missing")
+        reason = "not a report of crossent: environment.device is missing"
+        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote")
     if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
         found = f"got environment.device {quoted(device)}; allowed are cpu, cuda and cuda:N"
         raise ValueError(f"{cut(str(path))}: damaged: {found}")
@@ -240,7 +254,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError for a repeated key: programs disagree on which value counts."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key, since programs disagree on its value."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -268,7 +282,8 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
                     return finding, _checksum(subject["cases"][finding.case]["inputs"], "inputs")
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"report: damaged: {type(error).__name__}: {one_line(str(error))}") from None
+        reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else one_line(str(error))
+        raise ValueError(f"report: damaged, or from another version of crossent: {reason}") from None
     known = (
         f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
         if ids

@@ -1,7 +1,7 @@
-"""Plots of the error for each regime, as a share of its bound.
+"""Plots of the error as a share of its bound, with a row for each regime.
 
-The regime of a case is its kind of logits, the word on the axis `values`, such as "normal". A small error on normal
-logits says nothing about rows with an offset of 1e8.
+The regime of a case is the kind of its logits, such as "normal": a word on the axis `values`. Each regime has its own
+row, because a small error on normal logits says nothing about logits with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ PLOTTED = ("loss", "gradient")
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark of a plot: the known failures of a regime in a dtype, or all other results.
+    """A mark of a plot, for one kind of logits in one dtype: the known failures, or all other results.
 
     Attributes:
-        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence.
+        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence, since a wrong result
+            such as zeros would pass too.
         count: the number of results. Results without evidence count only for the kind "none".
         ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
@@ -42,14 +43,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """The plot of one check of a subject: for each regime, the marks in the order of the dtypes."""
+    """The plot of one check of a subject: for each regime (kind of logits), the marks in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result that is evidence and no known failure; None if there is none."""
+        """The kind of logits and the mark of the worst result that is evidence and no known failure, or None."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -113,7 +114,7 @@ def strips(subject: SubjectReport) -> list[Strip]:
 
 
 def regime_of(case: str) -> str | None:
-    """Return the regime of the case with this id, or None for a bad input."""
+    """Return the regime of the case with this id, such as "normal", or None for a bad input."""
     found = case_or_none(case)
     return None if found is None else found.values
 

@@ -29,7 +29,8 @@ class Report:
     """One run: its environment, and a part for each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
-    failures, and has evidence for every result.
+    failures, and has evidence for every result. A result, such as the loss in float16, has evidence if a wrong loss,
+    such as zeros, would fail on at least one case.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
@@ -39,7 +40,7 @@ class Report:
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: the choice under the keys "checks" and "cases", if only a part of the level ran; otherwise empty.
+        only: if the user chose a part of the level, the chosen "checks" and "cases" under these keys; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
     """
@@ -79,7 +80,7 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The numbers of different combinations in the cases: size and option; size, option and dtype."""
+        """Two counts of different combinations in the cases: (size, option) pairs; (size, option, dtype) triples."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
@@ -92,7 +93,7 @@ class Report:
 
     @property
     def compared(self) -> Tally:
-        """The sum of the tallies that have a worst case, over all checks that compare numbers and all subjects."""
+        """One tally with the sums of the counts of all checks that compare numbers, over all subjects and dtypes."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
@@ -114,7 +115,8 @@ class Report:
     def ok(self) -> bool:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
-        If only chosen checks or cases ran, results may lack evidence.
+        A result has evidence if a wrong result, such as zeros, would fail on at least one case. If the user chose
+        checks or cases, results need no evidence.
         """
         complete = self.ran > 0 and self.planned is None
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
@@ -151,10 +153,9 @@ class Report:
         """Return the report as parts that rich prints, for `crossent check`.
 
         Args:
-            verbosity: 0 gives one screen for a run without findings, otherwise also the clearest findings. 1 adds a
-                table by check and dtype for each subject, all causes and the known failures. 2 adds the id of each
-                finding, the cases nearest to a bound, and every reason why something did not run. -1 gives the verdict
-                alone.
+            verbosity: 0 gives a table with a row for each subject, and the clearest findings. 1 adds a table by check
+                and dtype for each subject, all causes and the known failures. 2 adds the id of each finding, the cases
+                nearest to a bound, and every reason why something did not run. -1 gives the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -176,7 +177,7 @@ class Report:
 
     def _in_short(self, subject: SubjectReport) -> Iterator[str]:
         """Yield a line with the contract and declarations of a subject, and a line about its known failures, if any."""
-        promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
+        promised = [f"has the contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
         if promised:
             yield f"declared: {subject.name} {'; '.join(promised)}"
         if known := subject.known:
@@ -194,7 +195,7 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield a line with the versions, the device, the level and the seed, or with the whole environment instead."""
+        """Yield a line with versions, device, level and seed; if `verbosity` is above 1, with the whole environment."""
         of = self.environment
         if verbosity > 1:
             yield "  ".join(f"{name} {value}" for name, value in of.items())

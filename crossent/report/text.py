@@ -19,7 +19,7 @@ from crossent.words import counted
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
-    """Return the parts as text without colours. Tables are at most 100 columns wide, if their content permits it."""
+    """Return the parts as text without colours. Tables are at most 100 columns wide if their content fits."""
     text = io.StringIO()
     console = Console(file=text, width=100)
     for part in parts:
@@ -28,12 +28,12 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return a text that rich wraps at the width of the terminal, unlike the other lines of a report."""
+    """Return a text that rich wraps at the width of the terminal. The other lines of a report are never wrapped."""
     return Text(text, overflow="fold")
 
 
 def is_one_line(part: RenderableType) -> bool:
-    """Return whether a part of a report consists of lines that are never wrapped, so that you can copy them."""
+    """Return whether a part of a report consists of lines that rich must not wrap, so that a user can copy commands."""
     return isinstance(part, Text) and part.overflow is None
 
 
@@ -45,8 +45,10 @@ LEGEND = "in a dtype: the grade, and the largest error as a share of its error b
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
     """Return a table with one row for each subject: its result, and its grade and worst share for each dtype.
 
-    `ended` is False if the run stopped before its last case, so that no subject has passed yet. `part` is True if only
-    chosen checks or cases ran, so that a result may lack evidence.
+    Args:
+        subjects: the reports of the subjects.
+        ended: False if the run stopped before its last case, so that no subject has passed yet.
+        part: True if only chosen checks or cases ran. Then a subject may pass without evidence for every result.
     """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
@@ -79,7 +81,10 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
-    """Return the grade and the largest share of a bound in one dtype, such as "A 43%"; without both, "failed" or ""."""
+    """Return the grade and the largest share of a bound in one dtype, such as "A 43%".
+
+    Without a grade and a share, return "failed" if a check failed, otherwise "".
+    """
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
     said = " ".join([*([grade] if grade else []), *([share(max(ratios))] if ratios else [])])
@@ -87,9 +92,10 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield the causes of findings, each with its example, the largest first; then the causes with a missing feature.
+    """Yield the lines about each probable cause of findings, with one example for each cause.
 
-    Show at most `most` causes without a missing feature; None means all. If `ids` is true, add the id of every finding.
+    The largest cause is first. Causes that a missing feature would explain are last. Of the other causes, show at most
+    `most`; None shows all. If `ids` is true, add the id of every finding.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):

@@ -1,4 +1,7 @@
-"""Equations between results of a subject, which the checks in `checks/relations/` and `checks/options.py` test."""
+"""Equations between results of a subject, for scripts of checks in `checks/relations/` and `checks/options.py`.
+
+For example, the loss of a batch is a weighted mean of the losses of two parts of the batch.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ class Equation:
 
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
-        terms: a function that takes a part ("loss", "gradient", …) and the index of a number in this part of the
-            result, and returns the terms of the sum. With None, there is one other result, and the two results must
-            differ.
+        terms: a function that returns the terms of the sum for one number of the result. The arguments are the part of
+            the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None, there is
+            one other result, and the two results must differ.
     """
 
     inputs: tuple[Inputs, ...]
@@ -47,17 +50,21 @@ def parts(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return a function that returns one equation: `change`, applied to the inputs, does not change the result."""
+    """Return a function that returns one equation: the result is the same if `change` is applied to the inputs."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each kind of shift of rounded logits or of a rounded bias: the shift keeps the result."""
+    """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
+
+    There is an equation for each way to choose the numbers. The logits, or the bias, are rounded first, so that each
+    sum is exact.
+    """
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension of `rows_axes`: flipping the inputs along it flips the result."""
+    """Return an equation for each dimension but the classes: if the inputs are flipped, the result is flipped."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -109,7 +116,11 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: the result differs without each option, and is equal with options that change nothing."""
+    """Return the equations about options.
+
+    The result without an option that has an effect must differ, for example without a weight. The result with further
+    options that have no effect must be equal, for example with a weight of ones.
+    """
     equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off

@@ -48,7 +48,7 @@ def _tensor(tensor: Tensor) -> str:
 def _literal(value: Any, given: Inputs | None = None) -> str:
     """Return a value as a Python expression.
 
-    `given` are the inputs of the case. This object becomes the name `given`, and any other inputs become a tuple.
+    `given` are the inputs of the case, which become the name `given`. Any other inputs become a tuple.
     """
     if value is given is not None:
         return "given"

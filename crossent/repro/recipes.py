@@ -1,4 +1,4 @@
-"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values that they need."""
+"""Recipes: for each check, the functions of the folder `scripts` that repeat a finding, and the values for them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Focus:
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict, for a recipe that has no such results, or needs no further values."""
+    """Return an empty dict: the default for the functions of a :class:`Recipe` that return shapes or values."""
     return {}
 
 
@@ -112,9 +112,11 @@ def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_n
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe of a check that tests equations between results.
+    """Return the recipe of a check that tests equations between results, such as `crossent.checks.relations.layout`.
 
-    `whole` judges the results of an equation whose results must differ.
+    Args:
+        equations_of: returns the equations of a case, by the name of the call.
+        whole: the function that judges two results that must differ; None if all equations are between equal results.
     """
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
@@ -143,7 +145,11 @@ def _called(
 ) -> Recipe:
     """Return the recipe of a check that makes several calls.
 
-    `calls` has, for the name of each call, the parts of its result that the check judges.
+    Args:
+        step: the function of a script that makes the calls.
+        calls: for the name of each call, the parts of its result that the check judges.
+        number: the function of a script that judges one number of one call.
+        kinds: the kinds of findings of the check.
     """
 
     def numbers(focus: Focus) -> Shapes:
@@ -190,8 +196,12 @@ def _chunk_sizes(focus: Focus) -> dict[str, Any]:
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
     """Return the recipe of a check of derivatives along the direction of the case.
 
-    Besides a wrong number, a finding may be about a derivative that is missing or has a wrong shape. `names` are the
-    names of the derivatives. `batch` is the shape of the batch of directions, () for one direction.
+    Besides a wrong number, a finding may be about a derivative that is missing or has a wrong shape.
+
+    Args:
+        step: the function of a script that computes the derivatives.
+        names: the names of the derivatives, "second", "upstream_gradient" or "tangent".
+        batch: the shape of the batch of directions; () for one direction.
     """
 
     def shapes(focus: Focus) -> Shapes:
@@ -209,7 +219,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _transform(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe of a check that computes the result under a transform."""
+    """Return the recipe of a check that computes the result under a transform, such as torch.func.vmap."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 

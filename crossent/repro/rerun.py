@@ -32,7 +32,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import cut, quoted
 
-SECONDS_TO_LOAD = 300.0  # the default of `crossent check --timeout`
+SECONDS_TO_LOAD = 300.0  # the time limit for loading the user's function: the default of `crossent check --timeout`
 
 
 def script_of(
@@ -52,12 +52,12 @@ def script_of(
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again; by default the CPU. With a report, the device is that of the
-            report.
+        device: the device on which the check runs again; by default the CPU. If `report` is given, the device of the
+            report is used.
         passed: whether the script shows a check that passes, at the number nearest to its error bound.
-        source: the description of your function, as in `crossent check`; "" for a subject of the package.
-        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. They have no
-            effect if `passed` is true.
+        source: the description of your function, as in `crossent check`; "" for a form or torch.
+        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. These options
+            have no effect if `passed` is true.
 
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
@@ -96,16 +96,21 @@ def _load(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The checks `call` and `result` run first, except on a tiled case. With a `source`, which describes the user's
-    function as for `crossent check`, the function runs in an isolated process, except on a CUDA device or on a system
-    without fork. `promises` are the arguments `contract`, `grade` and `without` of `crossent.check`.
+    The checks `call` and `result` run first, since most other checks need them: see :func:`_checks`.
+
+    Args:
+        id: the id of the finding, SUBJECT:CHECK:CASE.
+        device: the device on which the check runs.
+        source: the description of the user's function, as in `crossent check`; "" for a form or torch. The function
+            runs in an isolated process, except on a CUDA device or on a system without fork.
+        promises: the arguments `contract`, `grade` and `without` of `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
         RuntimeError: no such device.
     """
     subject, check, case = _parts(id)
-    named = ANOTHER if source else _own_subject(subject, device, "without its report and --subject")
+    named = ANOTHER if source else _own_subject(subject, device, "give its report or --subject, or choose from")
     made = case_of(case) if source else _case_for(named, case)
     if source or any(promises.values()):
         given = {name: value for name, value in promises.items() if value}
@@ -128,14 +133,14 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding for a check that passes: about the number nearest to its bound, or about a bad call.
+    """Return a finding for a check that passes: about the number nearest to its bound, or about a call with bad input.
 
     Raises:
-        ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
+        ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
         RuntimeError: no such device.
     """
     subject, name, case = _parts(id)
-    named = _own_subject(subject, device, "with --passed")
+    named = _own_subject(subject, device, "with --passed, choose from")
     made = _case_for(named, case)
     require_device(device)
     if isinstance(made, BadInput):
@@ -148,15 +153,16 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
     if not found:
-        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number; choose another check")
+        what = f"the check of {cut(id)} does not run here, or measures no number"
+        raise ValueError(f"finding: {what}; choose another check")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number nearest to its error bound:\n{finding.message}")
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return `call`, `result` and the check with this name, if there is one.
+    """Return the checks `call` and `result`, and the check with this name if there is one.
 
-    For a case whose batch is repeated (`Case.tiled`), return the named check alone.
+    For a case whose batch is repeated to more than 2^31 elements (`Case.tiled`), return only the check with this name.
     """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
@@ -165,23 +171,29 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
     """Return whether a report declares that the subject of a finding returns float32 for half precision.
 
-    `find` reads the subjects up to the finding. The others may be damaged, and are then passed over.
+    `document` is a report in JSON. Nothing has checked the subjects after the finding, so this function ignores damaged
+    subjects.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
     return any(FEATURES["half_result"].instead in each for each in declared)
 
 
-def _own_subject(name: str, device: str, given: str) -> Subject:
+def _own_subject(name: str, device: str, advice: str) -> Subject:
+    """Return the form or torch with this name. The message for any other name has the advice before the allowed names.
+
+    Raises:
+        ValueError: no form and no subject of torch has the name.
+    """
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
         allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
-        raise ValueError(f"finding: got subject {quoted(name)}; {given}, allowed are {allowed}")
+        raise ValueError(f"finding: got subject {quoted(name)}; {advice} {allowed}")
     return subject_of(name, device)
 
 
 def _case_for(subject: Subject, id: str) -> Case | BadInput:
-    """Return the case or bad input with this id. Raise a ValueError if it belongs to another operation."""
+    """Return the case or bad input with this id. Raise ValueError if the subject computes another operation."""
     made = case_of(id)
     if made.operation is not subject.operation:
         raise ValueError(

@@ -69,7 +69,7 @@ ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier ca
 _CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # a call of the check `chunks`, with the size of the chunks
 LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
-# Stands for a subject of which only the name is known.
+# Stands for the subject of a report whose code is unknown here.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 # The subjects that a script defines itself.
 DEFINED: dict[str, ScriptFunction] = {
@@ -100,7 +100,8 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the script cannot tell.
+    The exit status of the script is 1 if the finding happens, 0 if the finding does not happen, and 2 if the script
+    cannot tell.
 
     Args:
         finding: the finding of a run.
@@ -168,12 +169,15 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code of a script, where the first argument has the name that the operation gives it."""
+    """Return the code of a script with the operation's word for the first argument.
+
+    The word is "logits" for a cross-entropy, and "input" for a linear cross-entropy, whose input are hidden states.
+    """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call `step` and then, unless it is None, `ending`, which judges the result of the step.
+    """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
 
     `refusable` says whether an exception ends the script with status 2. If the finding is an exception of the subject,
     `refusable` is False: Python prints the traceback, and ends with status 1.
@@ -197,7 +201,7 @@ def _needs_earlier_calls(finding: Finding) -> bool:
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines of a loop that runs `lines` in each attempt, and makes other calls between two attempts.
+    """Return the lines of a loop of attempts. Each attempt runs `lines`, and then makes other calls of the subject.
 
     The first wrong result ends the script. After the last attempt, the function `end` ends the script.
     """
@@ -236,7 +240,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
         name = cut(subject.name)
         raise ValueError(f"{where} {name} and {cut(case.id)}, since {name} {reason}; choose another check or case")
     if check.name == "stream" and torch.device(device).type != "cuda":
-        raise ValueError(f"{where} {device}; it needs a CUDA device")
+        raise ValueError(f"{where} {device}; it needs a CUDA device, as in --device cuda")
 
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:

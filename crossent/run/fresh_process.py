@@ -1,8 +1,9 @@
 """A fresh process for one call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process, which gets the loss as a pickle, makes the call. Acts, the functions that call a loss,
-and hosts, which run acts, are defined in :mod:`crossent.trials.act`.
+process. So a new Python process, which gets the loss as a pickle, makes the call.
+
+In this module, an act is a function that calls a loss, and a host runs an act (:mod:`crossent.trials.act`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """A host that starts a new process for each act. The new process must be able to import the loss."""
+    """Runs each act, a function that calls the loss, in a new process. This process must be able to import the loss."""
 
     loss: Loss
     device: str = "cpu"
@@ -50,8 +51,8 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
-        The module subprocess starts the process. The module multiprocessing would import the caller's main module
-        again, which may be a script that starts a run.
+        The process is started by `subprocess`, since `multiprocessing` would import the caller's main module again,
+        which may be a script that starts a run.
         """
         try:
             most = wire.most_of_reply(arguments)
@@ -85,9 +86,12 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends, and return ""; if it exceeds a time limit, return a sentence about this limit.
+    """Wait until the process ends, and return "". If the process exceeds a time limit, return a sentence about it.
 
-    The process creates the file `started` when it is ready. From then on, the call may take `seconds`.
+    Args:
+        process: the process.
+        started: the file that the process creates when the process is ready for the call.
+        seconds: the time limit of the call, from the creation of the file.
     """
     end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
     running = False
@@ -101,7 +105,10 @@ def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> st
 
 
 def main(folder: str) -> None:
-    """Read an act from a folder, perform it, and write the reply to the folder. The new process runs this function."""
+    """Read a function and its arguments from a folder, call the function, and write the reply to the folder.
+
+    The new process runs this function.
+    """
     performed: Performed[Any]
     most = 0
     try:

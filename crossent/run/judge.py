@@ -43,6 +43,8 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end 
 # If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
+# Begins a line of a message that names an option under which the check would pass.
+_IF_INTENDED = "If this is intended, declare it:"
 
 # Contracts and grades with wider bounds than the default.
 _WIDER = (
@@ -60,7 +62,7 @@ def judge_case(
     Args:
         question: the case, with its exact values.
         subject: the subject.
-        host: the host that calls the subject.
+        host: the object through which the checks call the subject, in this process or in another process.
         checks: the checks to run.
         enough: a function that returns whether the run can end with these findings. If so, no further check of the case
             runs.
@@ -110,8 +112,8 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options that do not change the loss of the subject; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
-    line if the loss is also wrong for a call without these options: then the bug has another cause.
+    A function whose signature has `**options` is called with every option, and may ignore some options. If the loss is
+    also wrong for a call without these options, return "", since the bug has another cause.
     """
     inputs, defaults = trial.question.inputs, trial.case.operation.options
     options = inputs.options
@@ -132,11 +134,14 @@ def _unused_options(trial: Trial) -> str:
     without = unused
     if "reduction" in unused and _checksum_without("reduction", trial, reduction="sum") != checksum(trial.got.loss):
         without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" makes a difference
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=without)}"
+    return f"\nThe loss is the same without {' and '.join(unused)}. {_IF_INTENDED} {as_options(without=without)}"
 
 
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
-    """Return the checksum of the loss without an option, and with the options `instead`; None if there is no loss."""
+    """Return the checksum of the loss of a call without an option; None if the call returns no loss.
+
+    The call gets the other options of the case, and the options `instead`.
+    """
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
@@ -144,9 +149,9 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 
 
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` found different bits, the other findings about results get a note.
+    """Return the findings, with a note in some messages if the check `repeat` found different bits.
 
-    The note is appended to the message, and says that the result depends on earlier calls.
+    The note says that the result depends on earlier calls. All other findings about results get the note.
     """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
@@ -180,7 +185,7 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
-    """Make a bad call, for which the subject must raise an error, and return the verdict."""
+    """Call a subject with a bad input, for which the subject must raise an error, and return the verdict."""
     inputs = bad.build(device)
     lacking = subject.lacks.get("errors") or subject.lacks.get(bad.kind)
     if reason := subject.not_applicable(inputs) or lacking or host.not_run:
@@ -202,7 +207,10 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung")."""
+    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung").
+
+    `message` is the message of the finding.
+    """
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -230,8 +238,8 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also has the arguments of the call. A finding of `loss`, `gradient` or `target_gradient` has torch's
-    value too, unless the subject is torch itself.
+    The finding also describes the arguments of the call. A finding of a check such as `loss` or `gradient`, which
+    compares the first call with the exact value, has torch's value too, unless the subject is torch itself.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -248,7 +256,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             message += mistake_of(trial, of) if trial.question.exact.factors is not None else ""
             message += hint or _declaration(trial, of)
     elif check is single.arguments and kind == "changed_input":
-        message += f"\nIf that is meant: {as_options(without=['arguments'])}"
+        message += f"\n{_IF_INTENDED} {as_options(without=['arguments'])}"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -268,10 +276,10 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element, in words, and a hint or "".
+    """Return torch's value at the worst element, in words, and the hint `_AS_TORCH` or "".
 
-    If torch raises an exception, return the exception in place of the value. There is a hint if the subject has another
-    contract than torch, and a wrong result with the same bits as torch's result.
+    If torch raises an exception, return the exception in place of the value. Return the hint if the result of the
+    subject is wrong but has the bits of torch's result, and the subject has another contract than torch.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:
@@ -306,7 +314,7 @@ def _declaration(trial: Trial, of: str) -> str:
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1:
             fits[words] = found[of].bound
-    return f"\nIf that is meant: {min(fits, key=fits.__getitem__)}" if fits else ""
+    return f"\n{_IF_INTENDED} {min(fits, key=fits.__getitem__)}" if fits else ""
 
 
 def describe(inputs: Inputs) -> str:

@@ -1,4 +1,4 @@
-"""Run the cases of a plan, in this process or in worker processes that share the cases."""
+"""Run the cases of a plan, either in this process or in worker processes that share the cases."""
 
 from __future__ import annotations
 
@@ -57,8 +57,17 @@ def run(
 ) -> bool:
     """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
 
-    Return False if the run ended after `settings.max_findings` findings, and True if all cases ran. Findings in the
-    lists `known` of known failures do not count. `progress` wraps the steps of the run, for a progress bar.
+    Args:
+        planned: the cases, each with its checks.
+        subjects: the subjects.
+        report: the report of the run, with a part for each subject.
+        settings: the settings of the run.
+        progress: a function that wraps the steps of the run, for a progress bar.
+        known: the lists of known failures.
+
+    Returns:
+        False if the run ended after `settings.max_findings` findings, not counting known failures; True if all cases
+        ran.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -91,7 +100,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in this process. Each step is one case."""
+    """Yield the steps of a run, which run in this process. Each step is the work on one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -121,7 +130,8 @@ def judge_each(
         case: the case or the bad input.
         checks: the checks to run on the case.
         subjects: the subjects.
-        hosts: the host of each subject. A bad call that may make the device unusable gets a fresh process instead.
+        hosts: for each subject, the host through which the checks call the subject. A call with bad input that may
+            make the device unusable runs in a fresh process instead.
         device: the device of the tensors.
         enough: a function that returns whether the run can end with these findings of a subject on the case.
         question: the case with its exact values; None to compute the exact values here.
@@ -192,7 +202,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part, and return the verdicts. Stop early if the findings on one case end the run."""
+        """Judge the cases of a part of the run, and return the verdicts. Stop if the findings on a case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -231,7 +241,7 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in worker processes. Each step is one part.
+    """Yield the steps of a run, which run in worker processes. Each step is the work on one part: cases and subjects.
 
     If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
     Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on
@@ -273,7 +283,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
 
 
 def _import_compilers(planned: Plan) -> None:
-    """Import torch's compilers once, before the fork, if a check of the plan uses them."""
+    """Import torch's compilers once, before the fork, if a check of the plan uses the compilers."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
     if imports_compilers(checks):

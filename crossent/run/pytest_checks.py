@@ -37,8 +37,7 @@ def parametrize(
 
     `check()` raises AssertionError with the finding if the check fails. `check()` marks a known failure as xfail, and
     skips the test if the check does not run. The test ids are `check[case]`, on CUDA with the device, as in
-    `check[case]@cuda`. Options on the command line, such as
-    `--crossent-level`, override the options given here.
+    `check[case]@cuda`. Options on the command line, such as `--crossent-level`, override the options given here.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -50,8 +49,11 @@ def parametrize(
 
     Example::
 
-        @crossent.parametrize(my_loss, without={"double_backward"})
-        def test_my_loss(check):
+        import crossent
+        from torch.nn.functional import cross_entropy
+
+        @crossent.parametrize(cross_entropy, contract="torch", dtypes=["float32"])
+        def test_cross_entropy(check):
             check()
     """
     import pytest  # only tests need it
@@ -149,7 +151,7 @@ class CheckRecord:
         case: the id of the case.
         settings: the settings of the run.
         contract: the contract that the user chose, or "".
-        declared: the declared differences of the subject from torch, as sentences.
+        declared: the declared differences from torch, as phrases such as "returns float32 for half precision".
         outcome: the outcome of the check, or None if the case is not applicable.
         findings: the findings of the check.
         not_applicable: the reason why the case is not applicable, or "".

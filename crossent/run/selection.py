@@ -15,7 +15,7 @@ from crossent.words import quoted
 
 # These checks run before any other check, since the others need a loss of the right shape and dtype.
 BEFORE = (single.call, single.result)
-# The costs of the checks that run, by level, on a case that is chosen by its full id and that the plan lacks.
+# For each level, the costs of the checks that run on a case which the plan lacks, and which a full id chooses.
 _COSTS = {
     "quick": (Cost.CALL, Cost.AGAIN),
     "normal": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE),
@@ -31,10 +31,10 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
-        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If it is empty,
-            all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A pattern
-            matches ids of the plan, with or without their seed. A case with a full id runs even if the plan lacks the
-            case or its checks.
+        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
+            is empty, all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A
+            pattern matches ids of the plan, with or without their seed. A case with a full id runs even if the plan
+            lacks the case or its checks.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
@@ -93,7 +93,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with and without its seed, since the user may not know a random seed."""
+    """Yield the id of a case, with and without its seed. The user may not know the seed, which may be random."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -102,8 +102,11 @@ def _ids(case: Case | BadInput) -> Iterator[str]:
 def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
     """Return whether a check with one of these names runs on a case. Without names, return True.
 
-    `planned` has the checks of the case in the plan, or is None if the plan lacks the case. `whole` says whether the
-    case was chosen by its full id.
+    Args:
+        case: the case or the bad input.
+        names: the names of the chosen checks.
+        planned: the checks of the case in the plan, or None if the plan lacks the case.
+        whole: whether the user chose the case by its full id.
     """
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
@@ -117,10 +120,12 @@ def _checks(
 ) -> Iterator[Check]:
     """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks with these names.
 
-    A named check runs only if the plan has it on the case, or if the case was chosen by its full id. Without names,
-    yield the checks of the case in the plan or, if the plan lacks the case, the checks of `level`, the level of the
-    plan. A tiled case has only the checks of cost TILES, and a bad input has none. The other arguments are as in
-    :func:`_runs`.
+    If the user did not choose the case by its full id, a named check runs only if the plan has the check on this case.
+    Without names, yield the checks of the case in the plan or, if the plan lacks the case, the checks of the level. A
+    case whose batch is repeated to more than 2^31 elements (`Case.tiled`) has only the checks of cost TILES. A bad
+    input has no checks here.
+
+    `level` is the level of the plan. The other arguments are those of :func:`_runs`.
     """
     if isinstance(case, BadInput):
         return

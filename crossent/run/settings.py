@@ -38,7 +38,7 @@ ExpectedList = list[lists.ExpectedFinding]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run, as :func:`crossent.check` documents them. The constructor validates them.
+    """The options of a run, which :func:`crossent.check` documents. The constructor validates most of the options.
 
     `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number. The
     features, the ids of cases and the file of known failures are validated later, by the methods that use them.
@@ -125,7 +125,8 @@ class Settings:
         """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
 
         Raises:
-            ValueError: no case has the id or pattern, no check runs on a chosen case, or it has another operation.
+            ValueError: no case has the id or pattern, no check runs on a chosen case, or a chosen case has another
+                operation.
         """
         assert isinstance(self.cases, Mapping)
         if not self.only:
@@ -204,7 +205,8 @@ class Settings:
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
             lists.require_about(here, names, self.check_names, lambda: [*_ids(self.seed, self._operation), *cases])
         except OSError as error:
-            raise ValueError(f"expected_findings: {cut(os.fspath(path))}: {error.strerror}") from None
+            got = f"expected_findings: got {quoted(os.fspath(path))}; this file cannot be read: {error.strerror}"
+            raise ValueError(f"{got}; give a TOML file of known failures") from None
         except ValueError as error:
             raise ValueError(f"expected_findings: {error}") from None
         return lists.torch_list(), own
@@ -227,10 +229,12 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 
 
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
-    """Return the name of the operation of a run: the given one, or the one that the built-in subjects compute.
+    """Return the name of the operation of a run: `operation`, or else the operation of the built-in subjects.
+
+    Without `operation` and without built-in subjects, return "cross_entropy".
 
     Raises:
-        ValueError: two subjects compute different operations, or a subject does not compute the given one.
+        ValueError: two subjects compute different operations, or a subject does not compute `operation`.
     """
     own: dict[str, str] = {}
     for subject in subjects:
@@ -240,7 +244,8 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     chosen = operation or next(iter(own), CROSS_ENTROPY.name)
     if others := [name for name in own if name != chosen and chosen in OPERATIONS]:
         given = f"got {quoted(operation)}" if operation else f"{own[chosen]} computes {chosen}"
-        raise ValueError(f"operation: {given}, but {cut(own[others[0]])} computes {others[0]}; a run has one operation")
+        other = f"{cut(own[others[0]])} computes {others[0]}"
+        raise ValueError(f"operation: {given}, but {other}; a run has one operation, so use a run for each")
     return chosen
 
 
@@ -287,7 +292,13 @@ def _relative_source(source: str) -> str:
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
-    """Mark known failures in a report. The list of torch's failures applies only to subjects with torch's contract."""
+    """Mark known failures in a report. The list of torch's known failures is only for subjects with torch's contract.
+
+    Args:
+        report: the report. Each finding that is a known failure gets its reason.
+        known: two lists of known failures: torch's, and the user's.
+        subjects: the subjects of the run.
+    """
     of_torch, of_user = known
     under_torch = (one for one in subjects if one.contract == TORCH_CONTRACT and one.operation is CROSS_ENTROPY)
     as_torch = {subject.name: _name_in_list(subject) for subject in under_torch}
@@ -301,16 +312,23 @@ def unexpected(
     known: tuple[ExpectedList, ExpectedList],
     subjects: Iterable[Subject],
 ) -> list[Finding]:
-    """Return the findings that are not known failures. `findings` has the findings by the name of the subject."""
+    """Return the findings that are not known failures.
+
+    Args:
+        findings: the findings of each subject, by the name of the subject.
+        environment: the environment of the run, with the version of torch and the device.
+        known: two lists of known failures: torch's, and the user's.
+        subjects: the subjects of the run.
+    """
     marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
     mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
     return marked.findings
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name by which the list of torch's failures is searched, for a subject with torch's contract.
+    """Return the name under which a subject with torch's contract is looked up in the list of torch's known failures.
 
-    For torch itself, return its own name. For any other subject, return "torch" or, if it is compiled, "torch+compile".
+    A subject of torch has its own name. Any other subject has "torch" or, if the subject is compiled, "torch+compile".
     """
     if own_subject(subject) in NAMED["torch"]:
         return subject.name

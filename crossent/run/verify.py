@@ -1,10 +1,10 @@
 """Compare a report with a new run.
 
-:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before
-another run, that its results can be compared with a report.
+:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before a
+run, whether the results of the run can be compared with a report.
 
-Anybody can write a report. So a report never decides which code runs: a foreign subject, which is no form and not
-torch, is loaded only if the user names it.
+Anybody can write a report. So a report never decides which code runs: a subject other than the forms and torch is
+loaded only if the user names its code.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Verification:
     """The result of running a report again: the differences between the new run and the report.
 
     Attributes:
-        claim: the report.
+        claim: the report, whose results the new run confirms or contradicts.
         conditions: the differences in device, machine and versions, one text each.
         cases: the first difference of each case that differs, by subject and case id.
-        others: the differences that belong to no case.
+        others: the other differences, which belong to no case.
     """
 
     claim: Report
@@ -87,7 +87,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
     hint = "; --force compares them anyway" if reasons else ""
     if not parts:
-        reasons.append("they have no subject in common")
+        reasons.append("the two have no subject in common")
         hint = ""
     elif not any(
         part.outcomes[case.id].inputs == case.build(settings.device).digest
@@ -95,7 +95,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         for part in parts
         if case.id in part.outcomes
     ):
-        reasons.append("they have no case in common whose inputs have the same bits")
+        reasons.append("the two have no case in common whose inputs have the same bits")
         hint = ""
     if reasons:
         raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}{hint}")
@@ -123,20 +123,20 @@ def verify(
 
     Args:
         claim: the report.
-        subjects: the descriptions of the foreign subjects, such as "path/to/file.py:NAME".
+        subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
         file: the name of the report's file, for messages.
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
         timeout: as for `check`.
-        force: whether to run even if versions or machine differ from those of the report.
+        force: whether to run even if the versions or the machine differ from the report.
         progress: as for `check`.
 
     Returns:
         The differences between the new run and the report.
 
     Raises:
-        ValueError: a foreign subject of the report is not given, a given subject is not in the report, or the report
-            cannot be verified here. The message is one line.
+        ValueError: a subject of the report is not given, and is no form and not torch; a given subject is not in the
+            report; or the report cannot be verified here. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -185,11 +185,14 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """
     contracts = {part.contract for part in claim.subjects} - {""}
     if len(contracts) > 1:
-        raise ValueError("the subjects of the report have different contracts, but a run has one contract for all")
+        raise ValueError(
+            f"the subjects of the report have different contracts: {', '.join(sorted(contracts))}; "
+            f"a run has one contract, so give a report with one contract"
+        )
     if unknown := claim.only.keys() - set(_PARTS):
         raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
     if not claim.ran:
-        raise ValueError("no case of the report ran, so nothing can be verified")
+        raise ValueError("no case of the report ran, so nothing can be verified; give a report of a run with cases")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}
     ids = dict.fromkeys(case for part in claim.subjects for case in part.outcomes)
     return Settings(
@@ -222,7 +225,7 @@ def _is_own(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Return the subjects with these names: the foreign subjects from `given`, the forms and torch by their names."""
+    """Return the subjects with these names: the forms and torch by name, the others from the descriptions `given`."""
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
@@ -232,7 +235,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     by_name = {subject.name: subject for subject in loaded}
     extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]
     if extra:
-        raise ValueError(f"the report has no subject {quoted(extra[0])}; it has {cut(', '.join(names))}")
+        raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
     return [by_name[name] for name in names]
 
 
@@ -258,7 +261,7 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
         elif case not in before:
             yield case, "is not in the report"
         elif places := list(unlike(before[case], after[case])):
-            yield case, f"different {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
+            yield case, f"{cut(places[0])} differs here" + _verdicts(before[case], after[case])
         elif added:
             yield case, f"{added[0]} fails here"
 
@@ -288,14 +291,15 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
     """Return, for each case, its entry in the JSON document of a report, with the findings on the case.
 
-    `stopped` says whether the run ended early. Then the entries have no grade, which needs all checks of a case.
+    `stopped` says whether the run ended early. The entries of such a run have no grade, which needs all checks of a
+    case.
     """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]
     for entry in cases.values():
         entry["held"] = sorted(entry["held"])
         entry["findings"] = {}
-        if stopped:  # a grade needs all checks of the case
+        if stopped:
             del entry["grade"]
     for finding in document["findings"]:
         cases[finding["case"]]["findings"][finding["check"]] = finding

@@ -1,6 +1,6 @@
-"""Worker processes that run the parts of a run: start them, watch them, and end those that give no sign of life.
+"""Worker processes, which run the parts of a run: start and watch them, and end a worker that gives no sign of life.
 
-The pool of Pebble replaces a worker that ended.
+The library Pebble provides the pool of processes, and replaces a worker that ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of workers. :func:`alive` gives a sign of life: it writes the number of the worker's part into a pipe.
+    """A pool of workers. To give a sign of life, a worker writes the number of its part into a pipe: see :func:`alive`.
 
     Attributes:
         pool: the processes.
@@ -60,7 +60,7 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, for at most `timeout` seconds, and return the future result. None means no limit."""
+        """Let a worker run a part, and return the future result. `timeout` is the time limit in seconds, or None."""
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
@@ -91,7 +91,7 @@ class Workers(Generic[T]):
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part, or how its worker ended if there is no result."""
+    """Return the result of a part of the run or, if its worker ended without a result, how the worker ended."""
     try:
         return future.result()
     except TimeoutError:
@@ -107,8 +107,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: a function that runs a part. It must call :func:`alive` at least every `timeout` seconds. A worker that
-            gives no sign of life for `timeout` seconds and a grace period is ended.
+        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
+            worker that gives no sign of life for `timeout` seconds and a grace period is ended.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """
@@ -134,7 +134,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that forked workers inherit. They are not sent as a pickle, since some functions cannot be pickled."""
+    """The data that forked workers inherit. No pickle is sent to a worker, since some functions cannot be pickled."""
 
     share: Callable[[Part], Any]
     alive_at: int

@@ -1,11 +1,11 @@
-"""The subjects: the cross-entropies under test.
+"""The subjects: the loss functions under test.
 
-This room loads a loss function under test, and records what the function promises about its arithmetic and which
-features it lacks. The forms and torch are the built-in subjects. Every other subject, such as the user's function, is a
-foreign subject.
+This folder loads a loss function, and records what the function promises about its arithmetic and which features it
+lacks. The forms (the reference implementations in `crossent.forms`) and torch are the built-in subjects. All other
+subjects are functions of the user.
 
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
-`crossent.words`, `crossent.choices` and `crossent.state`. They never import the oracle, which computes exact values.
+`crossent.words`, `crossent.choices` and `crossent.state`. No module imports the oracle, which computes exact values.
 
 subject      Subject: one loss function under test, with its promise and the features that it lacks
 contracts    the contracts that a user can choose, by name
@@ -13,7 +13,7 @@ builtin      the forms and torch, by name
 features     the features that a subject may lack
 callables    a subject from a callable, or from a class with the options of nn.CrossEntropyLoss
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
-remote       a foreign subject whose code the main process never imports
-confinement  limits on a process that runs foreign code, so that it cannot reach other processes
+remote       a function of the user whose code the main process never imports
+confinement  limits on a process that runs the user's code, so that this process cannot reach other processes
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

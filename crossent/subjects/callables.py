@@ -142,7 +142,7 @@ def _declared(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that a callable lacks if TRITON_INTERPRET=1 runs Triton's kernels in Python.
+    """Return the features that a callable lacks if TRITON_INTERPRET=1 makes Triton run kernels in its interpreter.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
@@ -164,7 +164,7 @@ def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **op
 def with_weight(
     loss: Callable[..., Any], input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Any:
-    """Call a linear cross-entropy, with its arguments in the order of torch."""
+    """Call a linear cross-entropy with its arguments in the order of `F.linear_cross_entropy`."""
     return loss(input, linear_weight, target, **options)
 
 
@@ -188,7 +188,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options but neither input nor target. Its result is then the loss function."""
+    """Return whether a function takes options but neither input nor target, and so must return a loss function."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]

@@ -37,8 +37,8 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
     If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of the first call.
 
-    torch's compiler forgets all graphs before and after the block, since earlier graphs would count towards its limit.
-    So functions that other code has compiled are compiled again at their next call.
+    Before and after the block, `torch._dynamo.reset` drops all compiled graphs, because torch limits their number. So a
+    function that other code has compiled is compiled again at its next call.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
@@ -66,8 +66,8 @@ def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Call
 def keep_headers_with_code() -> None:
     """Move torch's precompiled C++ headers into the folder that TORCHINDUCTOR_CACHE_DIR names, if the variable is set.
 
-    By default torch ignores the variable for headers. It uses the folder `torchinductor_USER`, which all programs
-    share, so a subject of another run could have changed the headers there.
+    By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs share this
+    folder, so a subject of another run could have changed the headers there.
     """
     codecache: Any = sys.modules.get("torch._inductor.codecache")
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):
@@ -112,7 +112,7 @@ def unusable(backend: str, device: str) -> str:
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Return why torch cannot compile a one-line function, or "".
+    """Return why torch cannot compile `torch.sin`, the simplest test of a compiler; "" if torch can.
 
     For example, torch 2.0.1 says "Python 3.11+ not yet supported for torch.compile".
     """
@@ -171,10 +171,13 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Return why a compiled subject cannot take these inputs, or None.
+    """Return why a compiled subject cannot take these inputs, or None if it can.
 
-    `own` returns why the subject cannot take the inputs even uncompiled, or None. The other possible reason is that
-    torch cannot compile for the device.
+    The reason is that the uncompiled subject cannot take the inputs, or that torch cannot compile for the device.
+
+    Args:
+        own: returns why the uncompiled subject cannot take the inputs, or None.
+        inputs: the inputs.
     """
     return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
@@ -220,9 +223,8 @@ def without_limits() -> Iterator[None]:
 def own_compile_cache() -> Iterator[None]:
     """Let torch write compiled code to a new folder, which is removed after the block.
 
-    If the user has chosen a folder (TORCHINDUCTOR_CACHE_DIR), torch writes to that folder.
-
-    In torch's default folder, a subject of an earlier run could have left code that this run would load.
+    In torch's default folder, a subject of an earlier run could have left code that this run would load. If the user
+    has chosen a folder with the variable TORCHINDUCTOR_CACHE_DIR, torch writes to this folder instead.
     """
     if _CACHE in os.environ:
         yield

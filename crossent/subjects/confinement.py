@@ -1,11 +1,12 @@
-"""Confinement: limits on a process that runs foreign code, so that it cannot reach other processes.
+"""Confinement: limits on a process that runs the user's code, so that this process cannot reach other processes.
 
-A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
-judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot
-signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
+The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
+process that judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process
+cannot signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
 process cannot signal other processes even without a namespace. SECURITY.md lists what each system grants.
 
-The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
+The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems these functions do
+nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take lon
 
 @contextmanager
 def unreadable() -> Iterator[None]:
-    """Keep other processes of this user from reading and writing the memory of this process, until the block ends.
+    """Keep other processes of this user from reading and writing this process's memory, until the `with` block ends.
 
     Without this protection, every process of the same user could open `/proc/PID/mem`. Processes that this process
     forks inside the block are protected too.
@@ -77,7 +78,7 @@ def scope_signals() -> bool:
     """Keep this process from sending signals to processes that it has not started; return whether this works.
 
     Call :func:`drop_privileges` first, as Landlock requires. The limit exists since Linux 6.12. The limit also
-    keeps this process from connecting to abstract Unix sockets of those processes.
+    keeps this process from connecting to abstract Unix sockets of other processes.
     """
     libc = _libc()
     if libc is None:
@@ -133,9 +134,9 @@ def end_with_parent() -> None:
 class Confined:
     """A new process that runs a function, in a new PID namespace if the system allows one.
 
-    A supervisor process, which runs no foreign code, starts the new process. The supervisor kills the new process when
-    :meth:`end` is called, or when the process that called this constructor ends. The new process has its own folder for
-    temporary files, which the supervisor removes.
+    A supervisor process, which runs no code of the user, starts the new process. The supervisor kills the new process
+    when :meth:`end` is called, or when the process that called this constructor ends. The new process has its own
+    folder for temporary files, which the supervisor removes.
 
     Args:
         run: the function. The process ends when the function returns.
@@ -210,7 +211,7 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. Do nothing for a number below 2: init, or many processes."""
+    """Kill a process and its group. Do nothing for an id below 2, which stands for init or for many processes."""
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -274,7 +275,7 @@ def _new_namespaces() -> bool:
 
 @contextmanager
 def _exit_after() -> Iterator[None]:
-    """End this process when the block ends, even if the block raises."""
+    """End this process with status 0 when the `with` block ends, even if the block raises."""
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """The contracts that a user can choose with `--contract`: what a subject promises about its arithmetic.
 
-The error bounds follow from the contract. Only the user chooses: no attribute of a file or callable names a contract.
+The error bounds follow from the contract. Only the user chooses a contract: no attribute of a callable can name one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class NamedContract:
 
     Attributes:
         promise: the promise about the arithmetic, from which :mod:`crossent.numerics.bounds.contracts` derives bounds.
-        grade: the grade in float16 and bfloat16, unless the user chooses another.
+        grade: the grade in float16 and bfloat16, unless the user chooses another grade.
         sentence: the promise in words.
-        only_grade: whether no other grade can be chosen.
+        only_grade: whether a user cannot choose another grade.
     """
 
     promise: Promise
@@ -33,7 +33,7 @@ class NamedContract:
 
 # The contract of torch, which also makes the known failures of torch known failures of the subject.
 TORCH_CONTRACT = "torch"
-# The contract of a foreign subject, unless the user chooses another.
+# The contract of a function of the user, unless the user chooses another contract.
 DEFAULT_CONTRACT = "kernel"
 CONTRACTS = {
     "kernel": NamedContract(
@@ -80,8 +80,8 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
     """Return the subject under a contract and a grade. None stands for the default.
 
-    A subject that promises "fast_kernel", as code that torch.compile made for CUDA, keeps this promise under every
-    contract.
+    Code that torch.compile made for CUDA promises "fast_kernel" (an approximate exp, log and division), and keeps this
+    promise under every contract.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT

@@ -1,9 +1,11 @@
-"""The features that a subject may lack. A subject that lacks a feature skips the inputs and checks that need it.
+"""The features that a loss function may lack, such as `weight`.
 
-Without some features, such as `nan_mean`, the checks expect another result instead (`Feature.instead`). Each feature
-says which inputs need it, and each check declares the features that it needs. A subject lacks a feature because its
-signature has no such keyword, because it is compiled, or because the user or an attribute `lacks` of the callable says
-so. Every skip is counted with its reason.
+If a subject (a loss function under test) lacks a feature, the inputs and checks that need the feature are skipped, and
+counted with the reason. For a few features, such as `nan_mean`, the checks expect another result instead
+(`Feature.instead`).
+
+A subject lacks a feature for one of these reasons: the signature has no such keyword; the subject is compiled; the user
+declares so with `--without`; or the callable has an attribute `lacks` that names the feature.
 """
 
 from __future__ import annotations
@@ -69,9 +71,9 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Return whether the class probabilities of a row have a sum that differs from 1 by more than torch's `eps`.
+    """Return whether the class probabilities of a row have a sum that differs from 1 by more than `torch.finfo.eps`.
 
-    Rounding each probability to a dtype of unit roundoff `u` changes a sum of 1 by at most `u`, half of `eps`.
+    Rounding the probabilities of a row to the dtype changes their sum of 1 by at most the unit roundoff, half of `eps`.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -86,7 +88,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Return whether a call needs ignore_index: ignore_index is not -100, the default, or a class index is -100."""
+    """Return whether a call needs ignore_index: the option is not -100, the default, or a class index is -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -186,8 +188,8 @@ def declared(lacks: Iterable[str]) -> list[str]:
     return [feature.instead for name, feature in FEATURES.items() if feature.instead and name in lacking]
 
 
-# The features that a subject lacks if its signature lacks a keyword of `F.cross_entropy` or `F.linear_cross_entropy`.
-# `reduction_mean` is not there, because without the keyword a loss still has the default reduction.
+# For each keyword of `F.cross_entropy` or `F.linear_cross_entropy`: the features that a subject without it lacks. A
+# subject without `reduction` does not lack `reduction_mean`, because it returns the mean, the default.
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),
@@ -205,7 +207,7 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of features, each once, in the order of `FEATURES`.
 
-    If `names` has `reduction_none` and `reduction_sum`, add `reduction`: a loss without both may ignore the option.
+    If `names` has `reduction_none` and `reduction_sum`, add `reduction`, since such a loss may ignore the option.
 
     Raises:
         ValueError: no feature has one of the names.

@@ -1,4 +1,4 @@
-"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME. An error is one line."""
+"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME. Every error message is one line."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _import_object(description: str) -> object:
 
 
 def source_of(description: str) -> str:
-    """Return a description with the full path of its file. A description without a file is returned unchanged."""
+    """Return the description of a subject, with the full path of the file if the description names a file."""
     place, colon, attribute = description.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if colon and _is_file(place) else description
 
@@ -155,7 +155,11 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message that `lacking` has no `name`: similar attributes of `lacking`, or some callables."""
+    """Return the end of a message about a missing attribute, such as "; did you mean cross_entropy?".
+
+    `name` is the name of the attribute, and `lacking` the object. If no attribute has a similar name, name some
+    callables of the object.
+    """
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -165,10 +169,14 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, and discard what the block prints to stdout.
+    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block.
 
-    If sys.path already has the folder, sys.path stays unchanged. If the block raises, the folder is removed. `place`
-    and `path` are the module or file that the block imports, for the message.
+    The folder stays in sys.path if the import succeeds. The output of the import to stdout is discarded.
+
+    Args:
+        folder: the folder. If sys.path already has the folder, sys.path stays unchanged.
+        place: the module or file that the block imports, as the user named it, for the message.
+        path: the path of the file, or None for a module.
 
     Raises:
         ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.
@@ -192,11 +200,11 @@ def _file(place: str) -> Path:
     """Return the full path of a Python file.
 
     Raises:
-        ValueError: there is no such file, or it is not a Python file.
+        ValueError: there is no such file, or the file is not a Python file.
     """
     path = Path(place).resolve()
     if path.is_dir() or not path.exists():
-        raise ValueError(f"{quoted(place)} {f'is a folder; {_WRITE}' if path.is_dir() else 'does not exist'}")
+        raise ValueError(f"{quoted(place)} {'is a folder' if path.is_dir() else 'does not exist'}; {_WRITE}")
     if path.suffix != ".py":
         raise ValueError(f"{quoted(place)} is no .py file; {_WRITE}")
     return path
@@ -205,7 +213,7 @@ def _file(place: str) -> Path:
 def _module_of(path: Path) -> str:
     """Import a file, and return the name of its module.
 
-    The name is the file name without ".py", or a generated name if Python cannot import the file under the first.
+    The name is the file name without ".py". If Python cannot import the file under this name, the name is generated.
     """
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
@@ -230,7 +238,7 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Return whether the file cannot be imported under its own name, for example because another module has it."""
+    """Return whether a file cannot be imported under its own name, for example because another module has the name."""
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
         return True
@@ -241,7 +249,13 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in a line what an import raised, and in which file. `path` is the imported file, or None for a module."""
+    """Return a line that says which exception an import raised, and in which file.
+
+    Args:
+        error: the exception.
+        place: the module or file, as the user named it.
+        path: the path of the imported file, or None for a module.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):

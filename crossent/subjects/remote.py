@@ -1,7 +1,7 @@
-"""A foreign subject whose code the main process never imports: another process loads the subject and describes it.
+"""A user's loss function, whose code the main process never imports: another process loads and describes the function.
 
 The import of a user's file may change torch, numpy or this package. So only the processes that describe or call the
-subject import its file, and the process that compares the results with exact values does not.
+function import its file. The process that compares the results with exact values does not import the file.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    Another process loads them, and sends their names and missing features. This process adds the contract, the
+    Another process loads the subjects, and sends their names and missing features. This process adds the contract, the
     grade and `Subject.source`.
 
     Args:
@@ -131,6 +131,11 @@ def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Sub
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
     """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
+    Args:
+        describe: the function, which loads a subject and describes it.
+        description: the description of the subject, for messages.
+        seconds: the time limit.
+
     Raises:
         ValueError: the process sends no result, or not in time.
     """
@@ -158,9 +163,8 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(
-                        f"subject: got {quoted(description)}; loading took over {seconds:g} s, the --timeout"
-                    )
+                    late = f"loading took over {seconds:g} s; choose a larger --timeout"
+                    raise ValueError(f"subject: got {quoted(description)}; {late}")
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
@@ -172,5 +176,6 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject ended")
+        why = "the process that loads this subject ended; import it in Python to see why"
+        raise ValueError(f"subject: got {quoted(description)}; {why}")
     return reply

@@ -26,7 +26,7 @@ class Subject:
         name: the name in the report.
         loss: the function: a callable with the signature of `F.cross_entropy`.
         differentiable: whether the loss has a gradient.
-        not_applicable: a function that returns why the subject cannot take given inputs, or None.
+        not_applicable: a function that takes inputs, and returns why the subject cannot take them, or None.
         dtype: the dtype of the loss, if it is not the dtype that the arguments imply.
         promise: what the subject promises about its arithmetic; by default, the promise of a fused kernel.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
@@ -34,8 +34,8 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of a contract in :mod:`crossent.subjects.contracts`. A form has the name of its promise,
-            which for `blocked` is no contract that a user can choose.
+        contract: the name of the contract, from which the error bounds follow: for a form, the name of its promise;
+            for any other subject, a name in :mod:`crossent.subjects.contracts`.
         operation: the operation that the subject computes.
         chunks: the keywords of the loss that set the size of its chunks.
     """

@@ -193,7 +193,7 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
     top = " ".join(text[: text.index("Subjects")].split())
     for words in (
         "Not covered by this verdict",
-        "0 cases ran on other the report says nothing about it",
+        "0 cases ran on other this subject was not checked",
         "No evidence for the loss in float32 of mine",
         "Quick run, which has every combination of two options",
         "2 checks not run at level quick",

@@ -76,7 +76,7 @@ def test_a_check_that_always_fails_names_the_feature_that_no_passed_check_needs(
 
 
 def test_findings_that_are_right_under_a_declaration_are_a_separate_cause():
-    zero = f"If that is meant: {as_options(without=['nan_mean'])}"
+    zero = f"If this is intended, declare it: {as_options(without=['nan_mean'])}"
 
     def judge(case):
         if case.reduction == "mean" and case.ignored == "ignored_all":

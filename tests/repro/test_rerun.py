@@ -138,9 +138,10 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert captured.out == ""
     assert (
         captured.err
-        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist\nTry 'crossent repro --help'.\n"
+        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist; write path/to/file.py:NAME\n"
+        "Try 'crossent repro --help'.\n"
     )
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
     assert "for a form or torch, leave out --subject" in capsys.readouterr().err
     assert main(["repro", f"loss:loss:{CASE}"]) == 2
-    assert "without its report and --subject, allowed are formula" in capsys.readouterr().err
+    assert "give its report or --subject, or choose from formula" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_a_wrapper_of_torch_in_a_file_is_judged_as_torch_is(few, tmp_path, capsy
     status = main(["check", "torch", f"{tmp_path / 'mine.py'}:loss", "--contract", "torch", *options])
     out = capsys.readouterr().out
     assert status == PASSED, out
-    assert out.count("declared: loss contract torch") == 1
+    assert out.count("declared: loss has the contract torch") == 1
     torchs, _, mine = read_report(tmp_path / "r.json").subjects
     assert (torchs.name, torchs.contract, mine.name, mine.contract) == ("torch", "", "loss", "torch")
     # The reports differ in the name of the subject alone: the wrapper has the same results and known failures.
@@ -200,7 +200,7 @@ def test_a_form_is_judged_under_the_contract_of_torch(name):
     assert report.findings == []
     assert (part.name, part.contract, part.known) == (name, "torch", {})
     assert report.fixed == []  # a right form does not show that torch is fixed
-    assert f"declared: {name} contract torch" in str(report)
+    assert f"declared: {name} has the contract torch" in str(report)
 
 
 def torch_like(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -107,4 +107,4 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_run(option, na
 
 def test_the_right_baseline_is_compared(baseline, capsys):
     assert main([*CHECK, "--baseline", str(baseline)]) == 0
-    assert "1 cases in both runs: 1 same bits" in capsys.readouterr().out
+    assert "1 case in both runs: 1 same bits" in capsys.readouterr().out

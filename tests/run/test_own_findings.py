@@ -112,4 +112,6 @@ def test_a_list_that_cannot_be_read_is_wrong_use(tmp_path, capsys, name):
     assert main(["check", "formula", "--expected-findings", path]) == WRONG_USE
     out, err = capsys.readouterr()
     assert out == ""
-    assert error_line(err).startswith(f"crossent: --expected-findings: {path}: ")
+    line = error_line(err).rstrip("\n")
+    assert line.startswith(f"crossent: --expected-findings: got {path!r}; this file cannot be read: ")
+    assert line.endswith("; give a TOML file of known failures")

@@ -126,7 +126,7 @@ def test_a_gradient_that_is_flushed_to_zero_passes_where_that_is_declared():
     loss = flushing(crossent.log_softmax_nll)
     (finding,) = judged(loss, Case.of(SUBNORMAL)).findings
     assert (finding.check, finding.numbers.got) == ("gradient", 0.0)
-    assert "\nIf that is meant: --without subnormal, in Python without=['subnormal']" in finding.message
+    assert "\nIf this is intended, declare it: --without subnormal, in Python without=['subnormal']" in finding.message
     assert 0 < finding.numbers.exact < 2.0**-126
     assert kinds(judged(loss, Case.of(SUBNORMAL), ["subnormal"])) == set()
 
@@ -284,7 +284,7 @@ def in_its_dtype(input, target, reduction="mean"):
 )
 def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options, in_python):
     first = next(finding for finding in judged(loss, case).findings if finding.check == "loss")
-    assert f"If that is meant: {options}, in Python {in_python}\n" in first.message + "\n"
+    assert f"If this is intended, declare it: {options}, in Python {in_python}\n" in first.message + "\n"
     _, *words = f" {options}".split(" --")
     chosen = dict(word.split(" ") for word in words)
     without = [chosen.pop("without")] if "without" in chosen else []
@@ -295,7 +295,7 @@ def test_a_wrong_number_that_no_declaration_explains_names_none():
     def doubled(input, target, reduction="mean"):
         return 2 * crossent.formula(input, target, reduction=reduction)
 
-    assert "If that is meant" not in judged(doubled, Case("bfloat16")).findings[0].message
+    assert "If this is intended" not in judged(doubled, Case("bfloat16")).findings[0].message
 
 
 def test_a_reduction_that_is_missing_alone_is_named_alone():
@@ -325,7 +325,7 @@ def test_subnormal_is_not_proposed_for_an_ordinary_number():
     (finding,) = crossent.check(
         loss, operation="linear_cross_entropy", level="quick", cases=[case], checks=["weight_gradient"]
     ).findings
-    assert "If that is meant" not in finding.message
+    assert "If this is intended" not in finding.message
 
 
 def test_options_that_make_no_difference_are_named_with_their_declaration():
@@ -334,7 +334,7 @@ def test_options_that_make_no_difference_are_named_with_their_declaration():
 
     case = Case("float32", weight="weighted", label_smoothing=0.1, reduction="none")
     (finding,) = judged(ignores, case).findings
-    unused = "The loss is the same without weight and reduction and label_smoothing. If that is meant: "
+    unused = "The loss is the same without weight and reduction and label_smoothing. If this is intended, declare it: "
     declaration = (
         "--without weight reduction label_smoothing, in Python without=['weight', 'reduction', 'label_smoothing']"
     )
@@ -402,4 +402,4 @@ def test_the_declaration_with_the_smallest_error_bound_is_named():
 
     case = Case("bfloat16", (4, 2), "assorted", reduction="none")
     first = next(one for one in judged(wide, case, ["half_result"]).findings if one.check == "loss")
-    assert f"If that is meant: {as_options(contract='logsumexp')}\n" in first.message + "\n"
+    assert f"If this is intended, declare it: {as_options(contract='logsumexp')}\n" in first.message + "\n"

@@ -161,7 +161,7 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
 
-DECLARED = "\nIf that is meant: --without arguments, in Python without=['arguments']"
+DECLARED = "\nIf this is intended, declare it: --without arguments, in Python without=['arguments']"
 
 
 def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_other_subjects():

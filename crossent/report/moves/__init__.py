@@ -1,7 +1,7 @@
 """The changes between two runs: for each check on each case, what changed.
 
-This room compares two reports. Of the rest of crossent, its modules import only `crossent.report`, `crossent.cases`,
-`crossent.files` and `crossent.words`.
+This folder compares two reports. Of the rest of crossent, its modules import only `crossent.report`,
+`crossent.cases`, `crossent.files` and `crossent.words`.
 
 diff        diff() and Diff: two runs and the changes between them
 rules       the rules that name a change: regression, fixed, same bits, …

@@ -1,4 +1,4 @@
-"""Compare the conditions of two runs: machine, versions, options, and the results that only one run has."""
+"""Compare the conditions of two runs: machine, versions and options; and list the results that only one run has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the differences in machine and seed, because of which the two runs cannot be compared."""
+    """Return the reasons why two runs cannot be compared: the differences in machine and seed, one text each."""
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
@@ -31,9 +31,9 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences in versions, options and coverage: a name, the old value and the new value.
+    """Return the differences in versions, options and coverage. Each has a name, the old value and the new value.
 
-    "" stands for a missing value.
+    A missing value is "".
     """
     partial = is_partial(old) or is_partial(new)
     was, now = _describe(old, partial), _describe(new, partial)
@@ -81,8 +81,8 @@ def notes(
         old: the old run.
         new: the new run.
         pairs: the old and the new report of each subject that both runs have.
-        explained: the pairs of a subject and a case whose call changed. No line
-            counts the checks that only one run has on these cases.
+        explained: the pairs of a subject and a case whose first call changed. Such a change explains why only one run
+            has some checks on the case, so no line counts these checks.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
@@ -92,7 +92,7 @@ def notes(
         if chosen:
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
         if run.planned is not None:
-            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these are compared"
+            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these cases are compared"
     compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}
     levels = [run.level for run in (old, new) if _COMPILED[0] in run.left_out]
     if levels and compared.isdisjoint(_COMPILED) and not any(part.name.endswith("+compile") for _, part in pairs):
@@ -108,9 +108,9 @@ def notes(
 def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject. A note is two texts: `notes` puts the names of subjects between the texts.
+    """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
-    `partial` has the result of `is_partial` for the new run, then for the old run.
+    `explained` is as for :func:`notes`. `partial` has the results of :func:`is_partial`, first for the new run.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

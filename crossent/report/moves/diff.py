@@ -1,7 +1,7 @@
-"""diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
+"""diff() and Diff: compare two runs, for example with two versions of torch, and name the changes.
 
-A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. If
-you keep the new run as the next baseline, no failure is lost: each failed check remains a finding in its report.
+The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A failed check remains a
+finding in the report of its run. So you can keep the new run as the next baseline without losing a failure.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from crossent.report.moves.text import rendered
 from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.report.text import plain_text
-from crossent.words import shell_word
+from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
-# For each check that needs no call but the first: the results that it uses, which are also names of checks.
+# The results that a check uses, for the checks that need only the first call. Each result has a check of its own.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -44,13 +44,14 @@ def diff(
 ) -> Diff:
     """Compare two runs, and return the changes between them.
 
-    The comparison takes each check on each case of each subject that both runs have, if the inputs have the same bits.
+    A check on a case is compared if both runs have the subject, the case and the check, and if the inputs of the case
+    have the same bits in both runs.
 
     Args:
         old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
         new: another report or file.
         force: whether to compare runs on different devices, machines or seeds.
-        files: the names of the files, if `old` and `new` are reports. The commands that repeat a change contain them.
+        files: the names of the files of two reports, for the commands that repeat a change.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
@@ -115,7 +116,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of every check on every case that both runs have, including those without a change."""
+        """The comparisons of every check on every case that both runs have, also the comparisons without a change."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -127,7 +128,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. "same bits" has one count for all checks."""
+        """The number of comparisons of each kind, check and dtype. The kind "same bits" has a sum over all checks."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -135,7 +136,7 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of the table, and its rows by kind. A row is a name and a count for each of the dtypes.
+        """Return the dtypes of the table, and its rows by kind. A row has a name, and a count for each dtype.
 
         `name` returns the name of the row for a kind and a check. Checks with the same name share a row.
         """
@@ -185,13 +186,13 @@ class Diff:
         if not self.compared:
             return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
-        return f"{self.cases.total()} cases in both runs: {each}"
+        return f"{counted(self.cases.total(), 'case')} in both runs: {each}"
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
         """The changes of each kind, in groups of similar changes of one subject and check.
 
-        The changes on one named case of `cases/edges.py` are a group.
+        The changes on a case that shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are one group.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
@@ -206,7 +207,8 @@ class Diff:
     def found(self, move: Move) -> Finding | None:
         """Return the finding of a change in the new run, or None if the check passed.
 
-        If the old run refused the call and the new result is wrong, return the first finding about this result.
+        If the call raised in the old run, and returns a wrong result in the new run, return the first finding about
+        this result.
         """
         if not move.also:
             return move.new.finding
@@ -214,7 +216,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return lines that say which known failures a change is about: first in the old run, then in the new run."""
+        """Return lines with the known failures that a change is about, of the old run and then of the new run."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -238,7 +240,8 @@ class Diff:
     def render(self, most: int = 6) -> list[RenderableType]:
         """Return the text as parts that rich prints.
 
-        It shows all changed decisions of torch, and at most `most` other groups of similar changes of each kind.
+        Of each kind, the text shows every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
+        and at most `most` other groups of similar changes.
         """
         return list(rendered(self, most))
 
@@ -318,8 +321,12 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
     """Return one side of a comparison: a check on a case in one run.
 
-    `checked` has the checks that both runs have on the case. `alike` says whether the first call has equal results in
-    both runs.
+    Args:
+        check: the name of the check.
+        outcome: the outcome of the case in this run.
+        finding: the finding of the check, or None if the check passed.
+        checked: the checks that both runs have on the case.
+        alike: whether the first call has equal results in both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)

@@ -24,7 +24,7 @@ TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", 
 
 @dataclass(frozen=True)
 class Card:
-    """Similar changes of one kind: the page shows the first in full, and the others in a folded list."""
+    """Similar changes of one kind. The page shows the first change in full, and the other changes in a folded list."""
 
     moves: list[Move]
 

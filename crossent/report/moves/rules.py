@@ -14,14 +14,14 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp: another order of
-# summation changes the last bit. The share of the bound must also have grown by more than TIMES: the worst element of
-# the new run may be closer to zero, where the same error is more ulp.
+# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp, since another
+# order of summation changes the last bit. The share of the bound must also have grown by more than TIMES, since the
+# worst element of the new run may be closer to zero, where the same error is more ulp.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
 class Kind(StrEnum):
-    """The kinds of changes, the most serious first, by their names in text, on the page and in JSON."""
+    """The kinds of changes, the most serious kind first. The values are the names in text, on the page and in JSON."""
 
     BROKEN = "regression"
     REFUSED = "newly refused"
@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
     @property
     def fails(self) -> bool:
-        """Whether a user should look at the change before an upgrade."""
+        """Whether a change of this kind makes the comparison fail, so that you look at the change before an upgrade."""
         return self in (Kind.BROKEN, Kind.REFUSED, Kind.BEHAVIOUR)
 
     def counted(self, count: int) -> str:
@@ -78,9 +78,9 @@ class Side:
     Attributes:
         measured: the numbers of the check.
         finding: the finding, or None if the check passed.
-        shown: the result of the first call that has the name of the check; for the check "call", the results without a
-            check of their own; otherwise empty.
-        raised: the error that a bad call raised, or "".
+        shown: the results of the first call that this comparison shows, by name. A check such as "gradient" has the
+            result of the same name, and the check "call" has the results that no check compares. Otherwise empty.
+        raised: the error that a call with bad input raised, or "".
         digest: the checksums of other results of the first call that the check uses, as one text, or "".
         grade: the grade that the subject reached, for the check "result"; otherwise "".
     """
@@ -103,8 +103,8 @@ class Side:
 class Move:
     """The comparison of one check on one case of one subject in two runs.
 
-    `policy` is the name of the case if it shows a decision of torch in :mod:`crossent.cases.edges`, otherwise "".
-    `also` has the checks that show a wrong result in the new run, if the old run refused the call; otherwise empty.
+    `policy` is the name of a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) if the case shows one. If
+    the call raised in the old run, `also` has the checks that find a wrong result in the new run.
     """
 
     kind: Kind
@@ -119,7 +119,7 @@ class Move:
 
     @property
     def id(self) -> str:
-        """The id of the change, in the format of a finding's id."""
+        """The id of the change, SUBJECT:CHECK:CASE, as a finding has."""
         return f"{self.subject}:{self.check}:{self.case}"
 
     @property
@@ -180,7 +180,7 @@ def _same(old: Side, new: Side) -> bool:
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether both sides have checksums of results, and these are equal."""
+    """Return whether both sides have checksums of results, and the checksums are equal."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
@@ -188,9 +188,9 @@ def _same_bits(old: Side, new: Side) -> bool:
 def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
-    Reports have no checksums for such a check. If a new library computes the exact value, the error changes far less
-    than if the worst number has other bits. Other numbers may have other bits though the worst error is the same.
-    Return False if a side has checksums: then `_same_bits` decides.
+    Reports have no checksums for such a check, so this function compares errors instead. Other bits of the worst number
+    change its error far more than another library that computes the exact value. The function does not notice other
+    bits of other numbers. If a side has checksums, return False, since :func:`_same_bits` compares these.
     """
     before, now = old.measured.ulp, new.measured.ulp
     has_checksums = any((old.shown, old.digest, new.shown, new.digest))
@@ -210,8 +210,8 @@ def _comparable(side: Side) -> Side:
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
     """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
 
-    If a check passed and now fails since a finite result has NaN or infinities, the change is a regression instead,
-    unless `policy` says that the case shows a decision of torch. A wrong NaN that became a right number is fixed.
+    A check that passed and now fails because a finite result became NaN or infinite is a regression instead, unless
+    `policy` says that the case shows a decision of torch. A wrong NaN that became a right number has the kind `FIXED`.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -255,8 +255,8 @@ def _has_grown(less: Measured, more: Measured) -> bool:
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    The change is in dtype or shape, or in the number of NaN and infinities. For a result with a single element, the
-    change is in dtype or shape or, if `alone` is true, in the value.
+    Show a change of dtype or shape. Otherwise, for a single element, show a change of the value if `alone` is true. For
+    several elements, show a change of the numbers of NaN and infinities.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"

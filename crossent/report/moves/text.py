@@ -26,9 +26,10 @@ QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """Yield the conditions of the runs, a table, and the largest change of some groups of each kind.
+    """Yield the conditions of the runs, a table of the changes, and the largest change of some groups of each kind.
 
-    The groups are all changed decisions of torch, and at most `most` others; of a kind in `QUIET`, a single group.
+    Show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), and at most `most` other
+    groups. Of a kind in `QUIET`, show a single group.
     """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment

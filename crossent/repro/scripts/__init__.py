@@ -1,17 +1,18 @@
-"""The functions of printed scripts, as Python files that ruff, mypy and the tests read.
+"""The functions of the scripts that `crossent repro` prints, as Python files that ruff, mypy and the tests read.
 
 `composer.py` copies the functions that a script needs into the script. A function may use torch, the standard library,
-functions of this folder and the values of `case`. A printed script needs nothing else, except for the subject.
+functions of this folder and the values of `case`. A printed script needs nothing else, except for the subject, which is
+the loss function under test.
 
-A step is a function without parameters that `repro/recipes.py` names. A step calls the subject. It may return one or
+A step is a function without parameters that `repro/recipes.py` names. A step calls the subject, and may return one or
 more results for a function `judge_…`. A result is a dict with the parts "loss", "gradient", … To end the script, a
-function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if it is right, and 2 if the script cannot
-tell. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
+function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if the subject is right, and 2 if the
+script cannot tell. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
 
     case           example values of a case and of a finding
     functions      call the subject, judge one number, end the script
     subjects       the subjects that a script defines itself
-    single         checks of one call, and of its repetition
+    single         checks of one call, of a repeated call, and of a call on repeated logits
     relations      calls whose results follow from each other
     circumstances  calls without gradients, for one gradient, on non-leaf logits, in threads and in modes of torch
     determinism    identical bits in each call; a call on a CUDA stream

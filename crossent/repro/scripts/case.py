@@ -1,6 +1,6 @@
 """Example values for the functions of this folder. A printed script has the values of its finding instead.
 
-Each file of this folder imports its values from here, so that Python, ruff and mypy can read the unchanged file.
+The other files of this folder import these values, so that Python, ruff and mypy can read the files unchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scripts of the checks that call the subject without gradients, on non-leaf tensors, in threads and in modes."""
+"""Script functions for the checks of calls without gradients, on non-leaf tensors, in threads and in modes of torch."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -168,8 +168,10 @@ def call_in_threads():
 def call_in_circumstances():
     """Return the results of calls in circumstances that must not change the result, by name.
 
-    End the script with status 1 if, under an upstream gradient of NaN, a gradient has a number that is not NaN although
-    it is not 0 under the upstream gradient of the case.
+    An example of a circumstance is "under anomaly detection".
+
+    Also call the subject with an upstream gradient of NaN. Each number of a gradient that is not 0 in the usual call
+    must then be NaN. If not, end the script with status 1.
     """
 
     def hooked(logits):

@@ -1,4 +1,4 @@
-"""Scripts of the checks of torch.compile."""
+"""Script functions for the checks of torch.compile."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -22,7 +22,7 @@ def compiled(loss, backend="inductor", dynamic=None):
 
 
 def call_compiled():
-    """Return the results of two calls of the compiled subject. If `dynamic` is true, the second has other sizes."""
+    """Return the results of two calls of the compiled subject. If `dynamic` is true, the two calls differ in sizes."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):

@@ -1,4 +1,4 @@
-"""Scripts of the checks of derivatives of the gradient, and of forward mode."""
+"""Script functions for the checks of second derivatives, and of derivatives in forward mode."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -10,10 +10,10 @@ from crossent.repro.scripts.functions import judged, verdict
 
 
 def differentiate_twice():
-    """Return two derivatives of the inner product `<gradient, direction>`.
+    """Return two derivatives of the inner product `<gradient, direction>`, by name.
 
-    They are with respect to the logits ("second") and to the upstream gradient ("upstream_gradient"). A derivative is
-    None if autograd finds no dependence.
+    The derivative "second" is with respect to the logits, "upstream_gradient" with respect to the upstream gradient. A
+    derivative is None if autograd finds that the inner product does not depend on the tensor.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -25,7 +25,10 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Return the derivative "tangent" of the loss along the direction, in forward mode; None without a dependence."""
+    """Return the derivative "tangent" of the loss along the direction, in forward mode.
+
+    The derivative is None if torch finds that the loss does not depend on the logits.
+    """
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)

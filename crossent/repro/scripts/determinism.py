@@ -1,4 +1,4 @@
-"""Scripts of the checks of bit-identical results, and of results on another CUDA stream."""
+"""Script functions for the checks of identical bits in each call, and of a call on another CUDA stream."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`

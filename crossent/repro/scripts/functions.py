@@ -58,8 +58,8 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
 
-    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, it is called in
-    place of the subject.
+    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, `loss_of` is called
+    in place of the subject.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
@@ -78,7 +78,7 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a call, and the gradients of input, weight and bias, as a dict.
 
-    If `loss_of` is given, it is called in place of the subject.
+    If `loss_of` is given, `loss_of` is called in place of the subject.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
@@ -95,7 +95,7 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call as a dict, for a subject without gradients. See `evaluate`."""
+    """Return the loss of a call as a dict, for a subject without gradients. The arguments are those of `evaluate`."""
     loss = (loss_of or subject)(logits, target, **options)
     is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
     assert is_dense, type(loss)
@@ -114,8 +114,8 @@ def shaped(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    A number that differs from the exact value is wrong if its error exceeds the bound, or if it is the number of the
-    finding.
+    A number is wrong if its error exceeds the bound. The number of the finding is always wrong, unless the exact value
+    is the same number.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
@@ -150,14 +150,14 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill freed memory with NaN: allocate blocks of the shapes of the results, and free the blocks again."""
+    """Fill freed memory with NaN: allocate tensors of NaN with the shapes of the results, and free these tensors."""
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del blocks
 
 
 def bits(result):
-    """Return the shape, dtype and bytes of each part of a result, by name. All NaN have the same bits."""
+    """Return the shape, dtype and bytes of each part of a result, by name. All NaN are replaced by the same NaN."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 

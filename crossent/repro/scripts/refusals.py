@@ -1,4 +1,4 @@
-"""Scripts of bad calls, and of calls that may end their process."""
+"""Script functions for calls with bad input, and for calls that may end their process."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -41,7 +41,7 @@ def isolate():
 
 
 def check_refused():
-    """Check that a bad call raises one of the errors in `raises`."""
+    """Check that a call with bad input raises one of the errors in `raises`."""
     names = ", ".join(error.__name__ for error in raises)
     try:
         loss = subject(logits, target, **options)
@@ -55,7 +55,7 @@ def check_refused():
 
 
 def try_bad_call():
-    """Make a bad call, and print the error that it raises."""
+    """Call the subject with bad input, and print the error that the call raises."""
     try:
         subject(logits, target, **options)
     except (Exception, SystemExit) as error:
@@ -63,14 +63,14 @@ def try_bad_call():
 
 
 def check_arguments_of_bad_call():
-    """Check that a bad call leaves its arguments unchanged."""
+    """Check that a call with bad input leaves its arguments unchanged."""
     before = arguments()
     try_bad_call()
     changed(before, arguments())
 
 
 def check_state_after_bad_call():
-    """Check that a bad call leaves the global state unchanged."""
+    """Check that a call with bad input leaves the global state unchanged."""
     before = state()
     try_bad_call()
     changed(before, state())

@@ -1,4 +1,4 @@
-"""Scripts of the checks that compare the results of several calls of the subject."""
+"""Script functions for the checks that compare the results of several calls of the subject."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`

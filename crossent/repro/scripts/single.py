@@ -1,4 +1,4 @@
-"""Scripts of the checks of one call, of its repetition, and of a call on repeated logits."""
+"""Script functions for the checks of one call, of a repeated call, and of a call on repeated logits."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -47,7 +47,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Judge one number of the loss, and end the script. Compare a negative number with 0; any other is right."""
+    """Judge one number of the loss, and end the script. Compare a negative number with 0; other numbers are right."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
@@ -92,7 +92,7 @@ def changed(before, after, when=""):
 
 
 def check_arguments():
-    """Check that a call leaves its arguments unchanged, and that no result shares memory with them."""
+    """Check that a call leaves its arguments unchanged, and that no result shares memory with an argument."""
     passed = []
 
     def watched(input, target, **options):
@@ -120,7 +120,10 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and its handling of floating-point errors; None without numpy."""
+    """Return the state of numpy's random generator, and numpy's handling of floating-point errors.
+
+    Without numpy, return None for each.
+    """
     try:
         import numpy
     except ImportError:
@@ -174,7 +177,7 @@ def check_state():
 
 
 def check_ignored_rows():
-    """Check that loss and gradient of ignored rows are 0. A mean or sum of losses is not checked."""
+    """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0."""
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
@@ -190,7 +193,7 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call gives the same bits. A call with other numbers comes in between."""
+    """Check that a second call gives the same bits as the first call, after a call with other numbers."""
     first = bits(evaluate(*fresh(*given)))
     try:
         evaluate(*other)
@@ -202,7 +205,7 @@ def check_repeat():
 
 
 def repeated(tile):
-    """Return a tensor that repeats `tile` `times` times along the first axis, with the same strides."""
+    """Return a tensor of copies of `tile` along the first axis, `times` in number, with the strides of `tile`."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))

@@ -1,4 +1,4 @@
-"""Scripts of the checks of batches of derivatives, torch.func, autocast, the meta device and torch.export."""
+"""Script functions for the checks of torch.func, of batches of derivatives, autocast, meta tensors and export."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -15,7 +15,7 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and a function that returns a tuple of the gradients for an upstream gradient."""
+    """Return the loss, and a function that takes an upstream gradient and returns a tuple of the gradients."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
@@ -119,7 +119,7 @@ def pushed(function):
 def differentiate_batch_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
-    They are with respect to the logits ("second") and to the upstream gradient ("upstream_gradient").
+    The derivative "second" is with respect to the logits, "upstream_gradient" with respect to the upstream gradient.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -132,7 +132,7 @@ def differentiate_batch_twice():
 
 
 def call_under_autocast():
-    """Return the result of a call under autocast, which widens half precision to float32."""
+    """Return the result of a call under autocast, where a loss of half precision must be computed in float32."""
 
     def under_autocast(*arguments, **options):
         cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16
@@ -159,7 +159,10 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A module that calls a loss, for torch.export. `names` has the options that are tensors, `options` the others."""
+    """A module that calls a loss, for torch.export.
+
+    `names` are the names of the options that are tensors. `options` has the other options.
+    """
 
     def __init__(self, loss, names, options):
         super().__init__()

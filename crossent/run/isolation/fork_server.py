@@ -1,6 +1,7 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-The judge starts the fork server before it computes any exact value, so that no isolated process inherits a value.
+The judge is the process that runs the checks. The judge starts the fork server before the judge computes any exact
+value, so no isolated process inherits an exact value.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from crossent.subjects.confinement import (
 )
 
 _MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
-_SECONDS = 10.0  # the time limit of a reply; a fork or a kill takes milliseconds
+_SECONDS = 10.0  # the time limit of a reply of the fork server; a fork or a kill takes milliseconds
 # The function that an isolated process runs. Its arguments are the number of the subject, and two file descriptors: of
 # the socket to the judge, and of the file for the output.
 Serve = Callable[[int, int, int], None]
@@ -35,7 +36,10 @@ OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended or replies wrongly. The judge must not fork another, which would inherit exact values."""
+    """A fork server has ended or replies wrongly.
+
+    The process that runs the checks must not fork another server, which would inherit the computed exact values.
+    """
 
 
 class ForkServer:
@@ -84,7 +88,10 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Answer the requests of the judge until the judge closes its socket. This function runs in the fork server."""
+    """Answer the requests of the judge (start or end a process) until the judge closes its socket.
+
+    This function runs in the fork server.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
     drop_privileges()

@@ -1,4 +1,8 @@
-"""An isolated process: the loop that runs in it, and the host that sends acts to it and reads its replies."""
+"""An isolated process: the loop that runs in this process, and the host through which the judge calls the subject.
+
+An act is a function that calls a subject, and a host runs an act where the subject runs (:mod:`crossent.trials.act`).
+The judge is the process that runs the checks.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,18 @@ from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
 _MOST_PRINTED = 2**20  # bytes that a subject may print in one act
-_MOST_HUNG = 3  # after so many acts that exceed the time limit, the subject is no longer called: each can take minutes
+_MOST_HUNG = 3  # after three acts that exceed the time limit, the subject is no longer called: an act can take minutes
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act, perform it and reply, until the judge closes its socket. Then end the process.
+    """Read an act (a function that calls the loss), call the act and reply, until the judge closes its socket.
+
+    Then end the process.
 
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: a function that returns the loss. It is called before the first act.
+        load: a function that returns the loss, and is called before the first act.
     """
     faulthandler.disable()  # the report says how the process ended
     # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
@@ -61,11 +67,13 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """The host of a subject in an isolated process. A process that ended is replaced at the next act.
+    """Runs acts, functions that call a subject, in an isolated process.
+
+    If the process has ended, the next act starts a new process.
 
     Args:
-        server: forks the process.
-        subject: the number of the subject.
+        server: the fork server, which forks the process.
+        subject: the number of the subject in the run.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
         alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
     """
@@ -89,7 +97,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Start a case: the following acts together have the whole time limit again."""
+        """Start a case: the following calls of `perform` together have the whole time limit again."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -125,9 +133,9 @@ class IsolatedProcess:
     ) -> Performed[Any]:
         """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
 
-        `NotRun` says that the act cannot run on this machine. This is false if torch, in another isolated process,
-        gives a different outcome. The judge must not run the act itself: an act that compiles could load code that the
-        subject has left in torch's cache.
+        `NotRun` says that the act, a function that calls the subject, cannot run on this machine. The statement is
+        false if the same act with torch, in another isolated process, has a different outcome. The judge must not run
+        the act itself: an act that compiles could load code that the subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed
@@ -187,6 +195,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return all objects in the imported modules of this package, by module and name. A request may use no others."""
+    """Return the objects that a request may use: the contents of the imported modules of this package, by name."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

@@ -1,9 +1,13 @@
-"""The messages between the judge and an isolated process. A fresh process replies in the same form.
+"""The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request is a pickle, since the judge can be trusted. A reply comes from a process in which a subject may have changed
-anything, so a reply is no pickle: it has a header in JSON, followed by the bytes of the tensors. A reply has limits of
-size and time, and its value must have the type that the act declares. Reading a reply executes no code of the reply,
-and allocates memory only for sizes that have been checked.
+A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject.
+
+A reply comes from a process in which a subject may have changed anything. So a reply is no pickle: it has a header in
+JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
+the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
+checked.
+
+The process that :mod:`crossent.run.fresh_process` starts for a single call sends its reply in the same form.
 """
 
 from __future__ import annotations
@@ -41,9 +45,9 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 
 
 class DamagedError(Exception):
-    """A reply is malformed, too large, or has a value that the act cannot return.
+    """A reply is malformed, too large, or has a value that the called function cannot return.
 
-    When the judge reads a reply, the message says what the process sent, as in "a malformed reply: …".
+    The message is the end of a sentence "its process sent …", for example "a malformed reply: …".
     """
 
 
@@ -92,12 +96,12 @@ def _left(until: float) -> float | None:
 
 
 def most_of_reply(arguments: tuple[Any, ...]) -> int:
-    """Return the largest allowed size of a reply to an act with these arguments, in bytes."""
+    """Return the largest allowed size of a reply to a request with these arguments, in bytes."""
     return _MOST_HEADER + _REPLIES_PER_REQUEST * sum(memory(one).numel() for one in tensors_in(arguments))
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value: in its attributes, its entries and its elements."""
+    """Return all tensors in a value, also in the fields of a dataclass, and in a mapping, a tuple or a list."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -170,7 +174,7 @@ def _tensor(
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Return the outcome of an act as a reply.
+    """Return the outcome of an act, the function that called the subject, as the bytes of a reply.
 
     Raises:
         DamagedError: the value has a tensor of more than `most` bytes.
@@ -199,10 +203,10 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 
 
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
-    """Return the outcome of an act with these arguments, from a reply of :func:`write_reply`.
+    """Return the outcome of `act(loss, *arguments)`, from a reply of :func:`write_reply`.
 
     Raises:
-        DamagedError: the reply is malformed, or has a value that this act cannot return.
+        DamagedError: the reply is malformed, or has a value that `act` cannot return.
     """
     try:
         length = int.from_bytes(content[:_LENGTH], "big")
@@ -268,7 +272,7 @@ class _Reader:
 
 @cache
 def _return_type(act: Callable[..., Any]) -> Any:
-    """Return the declared return type of an act."""
+    """Return the declared return type of a function."""
     return _hints(act)["return"]
 
 
@@ -278,7 +282,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value, with all its elements and attributes, has the declared type `type_`."""
+    """Return whether a value has the declared type `type_`, also in all its elements and attributes."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
