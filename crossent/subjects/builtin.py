@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,10 @@ def _form(name: str, loss: Loss, operation: Operation = CROSS_ENTROPY) -> Subjec
     return Subject(name, loss, promise=promise, source=name, contract=promise, operation=operation)
 
 
+def _linear_form(name: str) -> Subject:
+    return _form(name, partial(with_weight, LINEAR_FORMS[name]), LINEAR_CROSS_ENTROPY)
+
+
 _SCALAR = Subject(
     "scalar",
     _scalar_on_tensors,
@@ -57,8 +62,10 @@ _SCALAR = Subject(
     contract="eager",
 )
 FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name, form in FORMS.items()}
+_STORES_LOGITS = "stores all logits"
 LINEAR_FORM_SUBJECTS = {
-    name: _form(name, partial(with_weight, form), LINEAR_CROSS_ENTROPY) for name, form in LINEAR_FORMS.items()
+    "linear_formula": _linear_form("linear_formula").lacking({"memory": _STORES_LOGITS}),
+    "linear_blocked": replace(_linear_form("linear_blocked"), chunks=("block_size",)),
 }
 
 
@@ -151,7 +158,7 @@ TORCH_LINEAR = Subject(
     not_applicable=_why_not_linear,
     source="torch_linear",
     **_AS_TORCH_LINEAR,
-).lacking({"memory": "stores all logits"})
+).lacking({"memory": _STORES_LOGITS})
 LINEAR_ALIAS = "torch.nn.functional:linear_cross_entropy"
 # What torch computes, by operation. The composition of two functions is in every torch.
 REFERENCES = {
