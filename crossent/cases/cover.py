@@ -14,9 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
+from crossent.cases.axes import DTYPES, Constraint
 from crossent.cases.case import Case
-from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
+from crossent.cases.grid import ARRAYS, CoveringArray, sized_triples
+from crossent.cases.linear.grid import LINEAR_ARRAYS
 
 # The number of candidates for each case. The search takes the candidate that completes the most combinations.
 _CANDIDATES = 12
@@ -27,7 +28,7 @@ Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # from axes to their comb
 
 def cover(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array, sorted by dtype and id."""
-    cases = _cover_sizes(array) if "class_size" in array.choices else _cover_options(array)
+    cases = _cover_sizes(array) if array.sized else _cover_options(array)
     order = list(DTYPES)
     return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
 
@@ -46,8 +47,10 @@ def _cover_options(array: CoveringArray) -> list[Case]:
 
     # Give the library positions in the lists instead of choices: the library hashes and compares everything it gets.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
-    rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
-    return _balance_dtypes([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
+    constraints = [rule(constraint) for constraint in array.kind.constraints]
+    rows = make(factors, strength=strength, constraints=constraints)
+    made = [array.case({name: choices[name][place] for name, place in row.items()}) for row in rows]
+    return _balance_dtypes(made, array)
 
 
 def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
@@ -89,8 +92,8 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
             _, best = max(grown, key=lambda candidate: candidate[0])
             for some, of_axes in left.items():
                 of_axes.discard(tuple(best[axis] for axis in some))
-            cases.append(Case(sizes=array.sizes(best), **{field: best[field] for field in CHOICES if field in best}))
-    return list(_vary_sizes(_add_triples(cases, array)))
+            cases.append(array.case(best))
+    return list(_vary_sizes(_add_triples(cases, array), array))
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
@@ -139,18 +142,23 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
     improved = True
     while improved:
         improved = False
-        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *SIZED_OPTIONS)):
+        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *array.options)):
             for word in array.choices[axis]:
                 case, moved = cases[at], replace(cases[at], **{axis: word})
                 before, after = sized_triples(case), sized_triples(moved)
                 gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
-                if gain > 0 and not moved.invalid and _can_move(case, moved, covered, array):
+                if gain > 0 and _is_allowed(moved, array) and _can_move(case, moved, covered, array):
                     covered.subtract(_combinations(case, array))
                     covered.update(_combinations(moved, array))
                     met.subtract(before)
                     met.update(after)
                     cases[at], improved = moved, True
     return cases
+
+
+def _is_allowed(case: Case, array: CoveringArray) -> bool:
+    """Return whether a case is valid, and no constraint of the array forbids its choices."""
+    return not case.invalid and not array.forbids({axis: getattr(case, axis) for axis in array.choices})
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
@@ -163,20 +171,23 @@ def _combinations(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
     return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
 
 
-def _vary_sizes(cases: Iterable[Case]) -> Iterator[Case]:
+def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:
     """Yield the cases with new sizes from the same size ranges, so that the numbers of a range occur in turn."""
     used: Counter[tuple[str, int]] = Counter()
+
+    def numbers(case: Case) -> list[tuple[str, int]]:
+        return [(name, getattr(case, name)) for name in array.numbers]
+
     for case in cases:
-        classes, rows = min(
-            numbers_of(case.class_size, case.row_size),
-            key=lambda numbers: used["classes", numbers[0]] + used["rows", numbers[1]],
-        )
-        used.update([("classes", classes), ("rows", rows)])
-        yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
+        chosen = min(array.resized(case), key=lambda one: sum(used[number] for number in numbers(one)))
+        used.update(numbers(chosen))
+        yield chosen
 
 
 if __name__ == "__main__":
-    for name, array in ARRAYS.items():
-        made = cover(array)
-        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
-        print(f"{name}.txt: {len(made)} cases, {array.strength} choices")
+    for folder, arrays in (("", ARRAYS), ("linear", LINEAR_ARRAYS)):
+        for name, array in arrays.items():
+            made = cover(array)
+            path = Path(__file__).parent / folder / f"{name}.txt"
+            path.write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
+            print(f"{path.relative_to(Path(__file__).parent)}: {len(made)} cases, {array.strength} choices")
