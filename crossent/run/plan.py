@@ -33,9 +33,8 @@ A linear cross-entropy has cases of its own (:mod:`crossent.cases.linear`):
     level      cases            costs of the checks
     quick      edges            CALL, AGAIN
                pairs            CALL
-               a case per dtype CALLS, STRUCTURE, except transforms
     normal     edges            CALL, AGAIN, CALLS, STRUCTURE
-               pairs            CALL, AGAIN, CALLS, STRUCTURE
+               pairs            CALL, AGAIN, CALLS
                triples          CALL
     thorough   edges            as at level normal
                pairs, triples   as at level normal, four times with other numbers
@@ -46,7 +45,6 @@ Bad inputs run at every level.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 from crossent.cases.bad_inputs import BadInput
@@ -55,7 +53,6 @@ from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
 from crossent.cases.ids import BAD_INPUT_OF
-from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.linear.grid import linear_grid
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
@@ -88,8 +85,6 @@ _QUICK_CALLS = (
         for dtype in ("float64", "bfloat16")
     ),
 )
-# The case of a linear cross-entropy, in each dtype, which level quick calls in other circumstances. It is an edge.
-_QUICK_LINEAR = LinearCase("float32", reduction="sum", bias="bias")
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
@@ -152,14 +147,14 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
 
 def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield the cases of a linear cross-entropy, with the checks of a level."""
-    once, every = of_cost(Cost.CALL), of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
-    yield from ((case, of_cost(*_TWICE) if level == "quick" else every) for case in linear_edges(dtypes, seed))
-    circumstances = [check for check in of_cost(Cost.CALLS, Cost.STRUCTURE) if not check.transforms]
-    yield from ((replace(_QUICK_LINEAR, dtype=dtype, seed=seed), circumstances) for dtype in dtypes)
+    quick = level == "quick"
+    of_edges = of_cost(*_TWICE) if quick else of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
+    of_pairs = of_cost(Cost.CALL) if quick else of_cost(*_TWICE, Cost.CALLS)
+    yield from ((case, of_edges) for case in linear_edges(dtypes, seed))
     for at in range(_REPETITIONS[level]):
-        yield from ((case, once if level == "quick" else every) for case in linear_grid(dtypes, seed + at, "pairs"))
-        if level != "quick":
-            yield from ((case, once) for case in linear_grid(dtypes, seed + at, "triples"))
+        yield from ((case, of_pairs) for case in linear_grid(dtypes, seed + at, "pairs"))
+        if not quick:
+            yield from ((case, of_cost(Cost.CALL)) for case in linear_grid(dtypes, seed + at, "triples"))
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
