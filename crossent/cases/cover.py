@@ -58,14 +58,14 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 
     No combination of choices that the array needs is lost. If several dtypes are possible, covertable takes the first.
     """
-    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
+    covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     many = Counter(case.dtype for case in cases)
     for at, case in enumerate(cases):
         least = min(DTYPES, key=lambda dtype: many[dtype])
         moved = replace(case, dtype=least)
         if many[least] + 1 < many[case.dtype] and not moved.invalid and _can_move(case, moved, covered, array):
-            covered.subtract(_combinations(case, array))
-            covered.update(_combinations(moved, array))
+            covered.subtract(array.combinations(case))
+            covered.update(array.combinations(moved))
             many[case.dtype] -= 1
             many[least] += 1
             cases[at] = moved
@@ -90,8 +90,10 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
             while len(grown) < _CANDIDATES:
                 grown += _complete(start, array, left, random)
             _, best = max(grown, key=lambda candidate: candidate[0])
+            hidden = array.hidden(best)
             for some, of_axes in left.items():
-                of_axes.discard(tuple(best[axis] for axis in some))
+                if hidden <= set(some):
+                    of_axes.discard(tuple(best[axis] for axis in some))
             cases.append(array.case(best))
     return list(_vary_sizes(_add_triples(cases, array), array))
 
@@ -99,8 +101,8 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
     """Add a choice on each other axis to `start`; yield the number of combinations completed, and all choices.
 
-    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Yield
-    nothing if an axis has no possible choice.
+    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Only
+    `start` may have choices that hide bugs. Yield nothing if an axis has no possible choice.
 
     Args:
         start: the first choices of the case.
@@ -108,14 +110,14 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.
     """
-    chosen, completed = dict(start), 1
+    chosen, completed, hidden = dict(start), 1, array.hidden(start)
     axes = [axis for axis in array.choices if axis not in start]
     random.shuffle(axes)
     for axis in axes:
-        words = [word for word in array.choices[axis] if not array.forbids({**chosen, axis: word})]
+        words = [word for word in array.shown(axis) if not array.forbids({**chosen, axis: word})]
         if not words:
             return
-        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis}]
+        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis} and hidden <= {*of}]
         random.shuffle(words)
         tried = [{**chosen, axis: word} for word in words]
         gains = [sum(tuple(map(one.__getitem__, of)) in left[of] for of in joined) for one in tried]
@@ -125,11 +127,11 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether some case can have these choices, by a search over the choices on the other axes."""
+    """Return whether some case can have these choices, with choices on the other axes that hide no bugs."""
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
-    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.choices[axis])
+    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.shown(axis))
 
 
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
@@ -137,7 +139,7 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
 
     No combination of choices that the array needs is lost.
     """
-    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
+    covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
     while improved:
@@ -148,8 +150,8 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
                 before, after = sized_triples(case), sized_triples(moved)
                 gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
                 if gain > 0 and _is_allowed(moved, array) and _can_move(case, moved, covered, array):
-                    covered.subtract(_combinations(case, array))
-                    covered.update(_combinations(moved, array))
+                    covered.subtract(array.combinations(case))
+                    covered.update(array.combinations(moved))
                     met.subtract(before)
                     met.update(after)
                     cases[at], improved = moved, True
@@ -163,12 +165,7 @@ def _is_allowed(case: Case, array: CoveringArray) -> bool:
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
     """Return whether `moved` may replace `case`: each combination that `case` loses also occurs in another case."""
-    return all(covered[chosen] > 1 for chosen in set(_combinations(case, array)) - set(_combinations(moved, array)))
-
-
-def _combinations(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
-    """Return the case's combinations of choices on the axes that the array combines."""
-    return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
+    return all(covered[chosen] > 1 for chosen in set(array.combinations(case)) - set(array.combinations(moved)))
 
 
 def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:

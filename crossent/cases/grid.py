@@ -150,6 +150,9 @@ class CoveringArray:
     size_axes: ClassVar[tuple[str, ...]] = SIZE_AXES
     fields: ClassVar[tuple[str, ...]] = tuple(CHOICES)
     numbers: ClassVar[tuple[str, ...]] = ("classes", "rows")
+    # The choices on some axes that hide bugs: with such a choice, all results are zeros, empty or NaN. A case with such
+    # choices covers only the combinations that have all of them.
+    hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     strength: int
     choices: dict[str, tuple[Any, ...]]
@@ -170,6 +173,19 @@ class CoveringArray:
     def options(self) -> tuple[str, ...]:
         """The axes other than the dtype and the size ranges."""
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
+
+    def hidden(self, chosen: Mapping[str, Any]) -> set[str]:
+        """Return the axes on which a choice hides bugs."""
+        return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
+
+    def shown(self, axis: str) -> list[Any]:
+        """Return the choices on an axis that hide no bugs."""
+        return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
+
+    def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
+        """Return the combinations that a case covers, each with the axes and the choices."""
+        hidden = self.hidden({axis: getattr(case, axis) for axis in self.hiding})
+        return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hidden <= set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
         """Return whether a constraint forbids these choices. Constraints on axes that `chosen` lacks do not count."""

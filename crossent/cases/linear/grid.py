@@ -3,6 +3,9 @@
 The numbers of rows, classes and hidden units are size ranges. A chunked function changes its code path where a chunk
 of rows or classes ends, so the numbers are 1, primes, powers of two, and the numbers beside a power of two.
 
+An empty batch, one class, ignored rows alone or an upstream gradient of 0 hide most bugs. A case with such a choice
+covers only the combinations that have it, so each other combination occurs in a case with results that can be wrong.
+
 The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
 
@@ -62,11 +65,12 @@ LINEAR_CHOICES: dict[str, tuple[Any, ...]] = {
     "linear_layout": LinearCase.axes["linear_layout"],
     "target_layout": LinearCase.axes["target_layout"],
 }
-# The 3-way array leaves out sizes for which the results are zeros or empty, and the sizes that cost most.
-_DEGENERATE, _MOST_CLASSES = ("no rows", "1 class"), tuple(_CLASSES)[-1]
+# With one of these choices, all gradients are zeros, empty or NaN.
+_HIDING = {"row_size": ("no rows",), "class_size": ("1 class",), "ignored": ("ignored_all",), "upstream": ("zero",)}
+# The 3-way array leaves out the sizes that hide bugs, and those that cost most.
+_NOT_IN_TRIPLES = ("no rows", "1 class", tuple(_CLASSES)[-1])
 _OF_TRIPLES = {
-    axis: tuple(word for word in words if word not in (*_DEGENERATE, _MOST_CLASSES))
-    for axis, words in LINEAR_CHOICES.items()
+    axis: tuple(word for word in words if word not in _NOT_IN_TRIPLES) for axis, words in LINEAR_CHOICES.items()
 }
 # The most numbers of a case: logits, logits of three rows or fewer, and elements of input and weight.
 _MOST_LOGITS, _MOST_OF_FEW_ROWS, _MOST_FACTORS = 34_000, 96_000, 300_000
@@ -122,6 +126,11 @@ class LinearArray(CoveringArray):
             lambda ignored, rows: ignored == "ignored_first_chunk" and _ROWS[rows][-1] <= 128,
         ),
         Constraint(
+            "all rows are ignored, as with ignored_all",
+            ("ignored", "row_size"),
+            lambda ignored, rows: ignored in ("ignored_first", "ignored_16th") and rows == "1 row",
+        ),
+        Constraint(
             "a weight and hidden states in one storage are contiguous",
             ("layout", "linear_layout"),
             lambda layout, of_weight: of_weight == "linear_tied" and layout != "contiguous",
@@ -131,6 +140,7 @@ class LinearArray(CoveringArray):
     size_axes: ClassVar[tuple[str, ...]] = _SIZE_AXES
     fields: ClassVar[tuple[str, ...]] = tuple(axis for axis in LINEAR_CHOICES if not axis.endswith("_size"))
     numbers: ClassVar[tuple[str, ...]] = ("classes", "rows", "hidden")
+    hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Return the smallest sizes with the chosen dtype and size ranges, as fields of a case."""
