@@ -1,7 +1,7 @@
-"""Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
+"""Compute the covering arrays of `crossent.cases.grid` and `crossent.cases.linear.grid` again: `nox -s cover`.
 
 The library covertable computes the arrays of options. covertable would take hours for the arrays with size
-ranges, whose constraints join many axes. The greedy search of this module computes those arrays in a minute.
+ranges, whose constraints join many axes. The greedy search of this module computes those arrays in some minutes.
 """
 
 from __future__ import annotations
