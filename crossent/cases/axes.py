@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
     Args:
         number: The number of classes or rows.
         limits: The last number of each size range, in ascending order.
-        of: "classes" or "rows".
+        of: "classes", "rows" or "hidden units".
 
     >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -88,11 +88,12 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
     low, high = limits[above - 1] + 1 if above else limits[0], limits[above]
     if low < high:
         return f"{low} to {high} {of}"
-    return {0: f"no {of}", 1: f"1 {'class' if of == 'classes' else 'row'}"}.get(high, f"{high} {of}")
+    one = {"classes": "1 class", "rows": "1 row", "hidden units": "1 hidden unit"}[of]
+    return {0: f"no {of}", 1: one}.get(high, f"{high} {of}")
 
 
-def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return a dict from size ranges to the numbers of classes or rows in them."""
+def by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
+    """Return a dict from size ranges to the numbers in them. The arguments are as in :func:`size_class`."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)
@@ -101,7 +102,7 @@ def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> di
 
 
 # The size range of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
-CLASS_SIZES = _by_size_class(
+CLASS_SIZES = by_size_class(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 31, 32, 33, 64, 100, 127, 129, 255),
         *(257, 300, 511, 513, 521, 1000, 1009, 1023, 1024, 1025, 1031, 2047, 2049, 3000, 4096),
@@ -110,7 +111,7 @@ CLASS_SIZES = _by_size_class(
     CLASS_LIMITS,
     "classes",
 )
-ROW_SIZES = _by_size_class(
+ROW_SIZES = by_size_class(
     (
         *(1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 64, 100, 127, 128, 129, 130, 256, 1000, 1023, 1024),
         *(1025, 1030, 2049, 4095, 4096, 4097, 4100, 6000),
@@ -212,12 +213,12 @@ CONSTRAINTS = (
 )
 
 
-def why_forbidden(choices: Mapping[str, Any]) -> str | None:
+def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] = CONSTRAINTS) -> str | None:
     """Return the reason why these choices are impossible together, or None.
 
     `choices` maps names of axes to choices. Constraints on axes that `choices` lacks do not count.
     """
-    for constraint in CONSTRAINTS:
+    for constraint in constraints:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):
             return constraint.reason

@@ -18,12 +18,14 @@ from torch import Tensor
 from crossent.cases.axes import (
     AXES,
     CLASS_LIMITS,
+    CONSTRAINTS,
     DTYPES,
     IGNORED,
     INDEX_TARGETS,
     OTHER_FLOAT,
     ROW_LIMITS,
     RULES,
+    Constraint,
     size_class,
     why_forbidden,
 )
@@ -66,6 +68,12 @@ class Case:
     prefix: ClassVar[str] = ""  # the beginning of every id, after the name
     ignore_indices: ClassVar[Mapping[str, int]] = IGNORED
     rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = RULES
+    constraints: ClassVar[tuple[Constraint, ...]] = CONSTRAINTS
+    # The axes whose combinations of choices :func:`crossent.cases.grid.met` counts.
+    counted: ClassVar[tuple[str, ...]] = (
+        *("sizes", "label_smoothing"),
+        *(axis for axis in AXES if axis != "weight_layout"),
+    )
 
     dtype: str
     sizes: tuple[int, ...] = (7, 5)
@@ -148,11 +156,7 @@ class Case:
         for reason, holds in self.rules.items():
             if not holds(self):
                 return reason
-        return why_forbidden(self._constrained(choices))
-
-    def _constrained(self, choices: dict[str, Any]) -> dict[str, Any]:
-        """Return the choices that the constraints of `crossent.cases.axes` are about."""
-        return choices
+        return why_forbidden(choices, self.constraints)
 
     @property
     def ignore_index(self) -> int:

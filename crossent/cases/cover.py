@@ -1,7 +1,7 @@
-"""Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
+"""Compute the covering arrays of `crossent.cases.grid` and `crossent.cases.linear.grid` again: `nox -s cover`.
 
 The library covertable computes the arrays of options. covertable would take hours for the arrays with size
-ranges, whose constraints join many axes. The greedy search of this module computes those arrays in a minute.
+ranges, whose constraints join many axes. The greedy search of this module computes those arrays in some minutes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
+from crossent.cases.axes import DTYPES, Constraint
 from crossent.cases.case import Case
-from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
+from crossent.cases.grid import ARRAYS, CoveringArray, sized_triples
+from crossent.cases.linear.grid import LINEAR_ARRAYS
 
 # The number of candidates for each case. The search takes the candidate that completes the most combinations.
 _CANDIDATES = 12
@@ -27,7 +28,7 @@ Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # from axes to their comb
 
 def cover(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array, sorted by dtype and id."""
-    cases = _cover_sizes(array) if "class_size" in array.choices else _cover_options(array)
+    cases = _cover_sizes(array) if array.sized else _cover_options(array)
     order = list(DTYPES)
     return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
 
@@ -46,8 +47,10 @@ def _cover_options(array: CoveringArray) -> list[Case]:
 
     # Give the library positions in the lists instead of choices: the library hashes and compares everything it gets.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
-    rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
-    return _balance_dtypes([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
+    constraints = [rule(constraint) for constraint in array.kind.constraints]
+    rows = make(factors, strength=strength, constraints=constraints)
+    made = [array.case({name: choices[name][place] for name, place in row.items()}) for row in rows]
+    return _balance_dtypes(made, array)
 
 
 def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
@@ -55,14 +58,14 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 
     No combination of choices that the array needs is lost. If several dtypes are possible, covertable takes the first.
     """
-    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
+    covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     many = Counter(case.dtype for case in cases)
     for at, case in enumerate(cases):
         least = min(DTYPES, key=lambda dtype: many[dtype])
         moved = replace(case, dtype=least)
         if many[least] + 1 < many[case.dtype] and not moved.invalid and _can_move(case, moved, covered, array):
-            covered.subtract(_combinations(case, array))
-            covered.update(_combinations(moved, array))
+            covered.subtract(array.combinations(case))
+            covered.update(array.combinations(moved))
             many[case.dtype] -= 1
             many[least] += 1
             cases[at] = moved
@@ -87,17 +90,19 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
             while len(grown) < _CANDIDATES:
                 grown += _complete(start, array, left, random)
             _, best = max(grown, key=lambda candidate: candidate[0])
+            hidden = array.hidden(best)
             for some, of_axes in left.items():
-                of_axes.discard(tuple(best[axis] for axis in some))
-            cases.append(Case(sizes=array.sizes(best), **{field: best[field] for field in CHOICES if field in best}))
-    return list(_vary_sizes(_add_triples(cases, array)))
+                if hidden <= set(some):
+                    of_axes.discard(tuple(best[axis] for axis in some))
+            cases.append(array.case(best))
+    return list(_vary_sizes(_add_triples(cases, array), array))
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
     """Add a choice on each other axis to `start`; yield the number of combinations completed, and all choices.
 
-    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Yield
-    nothing if an axis has no possible choice.
+    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Only
+    `start` may have choices that hide bugs. Yield nothing if an axis has no possible choice.
 
     Args:
         start: the first choices of the case.
@@ -105,14 +110,14 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.
     """
-    chosen, completed = dict(start), 1
+    chosen, completed, hidden = dict(start), 1, array.hidden(start)
     axes = [axis for axis in array.choices if axis not in start]
     random.shuffle(axes)
     for axis in axes:
-        words = [word for word in array.choices[axis] if not array.forbids({**chosen, axis: word})]
+        words = [word for word in array.shown(axis) if not array.forbids({**chosen, axis: word})]
         if not words:
             return
-        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis}]
+        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis} and hidden <= {*of}]
         random.shuffle(words)
         tried = [{**chosen, axis: word} for word in words]
         gains = [sum(tuple(map(one.__getitem__, of)) in left[of] for of in joined) for one in tried]
@@ -122,11 +127,11 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether some case can have these choices, by a search over the choices on the other axes."""
+    """Return whether some case can have these choices, with choices on the other axes that hide no bugs."""
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
-    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.choices[axis])
+    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.shown(axis))
 
 
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
@@ -134,49 +139,52 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
 
     No combination of choices that the array needs is lost.
     """
-    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
+    covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
     while improved:
         improved = False
-        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *SIZED_OPTIONS)):
+        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *array.options)):
             for word in array.choices[axis]:
                 case, moved = cases[at], replace(cases[at], **{axis: word})
                 before, after = sized_triples(case), sized_triples(moved)
                 gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
-                if gain > 0 and not moved.invalid and _can_move(case, moved, covered, array):
-                    covered.subtract(_combinations(case, array))
-                    covered.update(_combinations(moved, array))
+                if gain > 0 and _is_allowed(moved, array) and _can_move(case, moved, covered, array):
+                    covered.subtract(array.combinations(case))
+                    covered.update(array.combinations(moved))
                     met.subtract(before)
                     met.update(after)
                     cases[at], improved = moved, True
     return cases
 
 
+def _is_allowed(case: Case, array: CoveringArray) -> bool:
+    """Return whether a case is valid, and no constraint of the array forbids its choices."""
+    return not case.invalid and not array.forbids({axis: getattr(case, axis) for axis in array.choices})
+
+
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
     """Return whether `moved` may replace `case`: each combination that `case` loses also occurs in another case."""
-    return all(covered[chosen] > 1 for chosen in set(_combinations(case, array)) - set(_combinations(moved, array)))
+    return all(covered[chosen] > 1 for chosen in set(array.combinations(case)) - set(array.combinations(moved)))
 
 
-def _combinations(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
-    """Return the case's combinations of choices on the axes that the array combines."""
-    return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
-
-
-def _vary_sizes(cases: Iterable[Case]) -> Iterator[Case]:
+def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:
     """Yield the cases with new sizes from the same size ranges, so that the numbers of a range occur in turn."""
     used: Counter[tuple[str, int]] = Counter()
+
+    def numbers(case: Case) -> list[tuple[str, int]]:
+        return [(name, getattr(case, name)) for name in array.numbers]
+
     for case in cases:
-        classes, rows = min(
-            numbers_of(case.class_size, case.row_size),
-            key=lambda numbers: used["classes", numbers[0]] + used["rows", numbers[1]],
-        )
-        used.update([("classes", classes), ("rows", rows)])
-        yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
+        chosen = min(array.resized(case), key=lambda one: sum(used[number] for number in numbers(one)))
+        used.update(numbers(chosen))
+        yield chosen
 
 
 if __name__ == "__main__":
-    for name, array in ARRAYS.items():
-        made = cover(array)
-        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
-        print(f"{name}.txt: {len(made)} cases, {array.strength} choices")
+    for folder, arrays in (("", ARRAYS), ("linear", LINEAR_ARRAYS)):
+        for name, array in arrays.items():
+            made = cover(array)
+            path = Path(__file__).parent / folder / f"{name}.txt"
+            path.write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
+            print(f"{path.relative_to(Path(__file__).parent)}: {len(made)} cases, {array.strength} choices")

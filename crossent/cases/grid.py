@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -84,7 +84,6 @@ SIZED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 SIZE_AXES = ("class_size", "row_size", "dimensions")
-SIZED_OPTIONS = tuple(axis for axis in SIZED if axis not in (*SIZE_AXES, "dtype"))
 # A case with the widest rows costs as much as a dozen other cases, so these rows are left out of the 3-way array.
 WIDEST = tuple(CLASS_SIZES)[-1]
 SIZED_TRIPLES = {**SIZED, "class_size": tuple(size for size in SIZED["class_size"] if size != WIDEST)}
@@ -142,6 +141,19 @@ class CoveringArray:
         around: axes. A combination counts only if it has one of them; without such axes, every combination counts.
     """
 
+    # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
+    kind: ClassVar[type[Case]] = Case
+    constraints: ClassVar[tuple[Constraint, ...]] = (*SIZE_CONSTRAINTS, *Case.constraints)
+    package: ClassVar[str] = "crossent.cases"
+    # The axes that give a case its sizes, if the array has size ranges; the axes that are fields of a case; and the
+    # numbers of a case that :meth:`resized` changes.
+    size_axes: ClassVar[tuple[str, ...]] = SIZE_AXES
+    fields: ClassVar[tuple[str, ...]] = tuple(CHOICES)
+    numbers: ClassVar[tuple[str, ...]] = ("classes", "rows")
+    # The choices on some axes that hide bugs: with such a choice, all results are zeros, empty or NaN. A case with such
+    # choices covers only the combinations that have all of them.
+    hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
     strength: int
     choices: dict[str, tuple[Any, ...]]
     around: tuple[str, ...] = ()
@@ -152,21 +164,58 @@ class CoveringArray:
         every = itertools.combinations(self.choices, self.strength)
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
+    @property
+    def sized(self) -> bool:
+        """Whether the array has size ranges instead of sizes."""
+        return set(self.size_axes) <= self.choices.keys()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The axes other than the dtype and the size ranges."""
+        return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
+
+    def hidden(self, chosen: Mapping[str, Any]) -> set[str]:
+        """Return the axes on which a choice hides bugs."""
+        return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
+
+    def shown(self, axis: str) -> list[Any]:
+        """Return the choices on an axis that hide no bugs."""
+        return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
+
+    def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
+        """Return the combinations that a case covers, each with the axes and the choices."""
+        hidden = self.hidden({axis: getattr(case, axis) for axis in self.hiding})
+        return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hidden <= set(axes)]
+
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
         """Return whether a constraint forbids these choices. Constraints on axes that `chosen` lacks do not count."""
-        for constraint in SIZE_CONSTRAINTS:
-            if set(constraint.axes) <= chosen.keys() and constraint.forbids(
-                *(chosen[axis] for axis in constraint.axes)
-            ):
-                return True
-        if set(SIZE_AXES) <= chosen.keys():
-            chosen = {**chosen, "sizes": self.sizes(chosen)}
-        return why_forbidden(chosen) is not None
+        if why_forbidden(chosen, self.constraints) is not None:
+            return True
+        if not set(self.size_axes) <= chosen.keys():
+            return False
+        return why_forbidden({**chosen, **self.sizes(chosen)}, self.constraints) is not None
 
-    @staticmethod
-    def sizes(chosen: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the smallest sizes of logits with the chosen size ranges and number of dimensions."""
-        return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
+    def case(self, chosen: Mapping[str, Any]) -> Case:
+        """Return the case with these choices; with size ranges, the case with the smallest sizes."""
+        sizes = self.sizes(chosen) if self.sized else {}
+        return self.kind(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
+
+    def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the smallest sizes with the chosen size ranges, as fields of a case."""
+        return {"sizes": sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])}
+
+    def resized(self, case: Case) -> Iterator[Case]:
+        """Yield the cases with the same choices, and with each combination of sizes from the size ranges of a case."""
+        for classes, rows in numbers_of(case.class_size, case.row_size):
+            yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
+
+    def cases(self, name: str, dtypes: Iterable[str], seed: int) -> Iterator[Case]:
+        """Yield the cases of the file NAME.txt that have these dtypes, with this seed."""
+        wanted = set(dtypes)
+        for line in (files(self.package) / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+            case = self.kind.of(line)
+            if case.dtype in wanted:
+                yield case.seeded(seed)
 
 
 # The covering arrays, by name. The file NAME.txt has the cases of the array NAME.
@@ -187,11 +236,7 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
         seed: the seed of the random numbers of each case.
         array: the name of the array, a key of `ARRAYS`.
     """
-    wanted = set(dtypes)
-    for line in (files("crossent.cases") / f"{array}.txt").read_text(encoding="utf-8").splitlines():
-        case = Case.of(line)
-        if case.dtype in wanted:
-            yield case.seeded(seed)
+    yield from ARRAYS[array].cases(array, dtypes, seed)
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
@@ -225,13 +270,15 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return how many different combinations of `strength` choices, on the axes of `CHOICES`, occur in these cases.
+    """Return how many different combinations of `strength` choices, on the axes `counted`, occur in these cases.
+
+    The cases are all of one operation.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
         165
     """
-    columns = [[getattr(case, axis) for axis in CHOICES] for case in cases]
+    columns = [[getattr(case, axis) for axis in case.counted] for case in cases]
     codes = [
         np.unique([repr(word) for word in column], return_inverse=True)[1] for column in zip(*columns, strict=True)
     ]
@@ -245,5 +292,6 @@ def sized_triples(case: Case) -> set[tuple[str, str, str]]:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))
         True
     """
-    options = [f"{axis} {getattr(case, axis)}" for axis in (*SIZED_OPTIONS, "dimensions")]
+    sizes = {"sizes", "class_size", "row_size", "dtype"}
+    options = [f"{axis} {getattr(case, axis)}" for axis in (*case.counted, "dimensions") if axis not in sizes]
     return {(size, option, case.dtype) for size in (case.class_size, case.row_size) for option in options}

@@ -19,6 +19,7 @@ from crossent.report.clarity import (
     kind_of_number,
     less_clear,
     same_trigger,
+    shown_late,
     words_of,
 )
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
@@ -120,14 +121,13 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures: the largest first, target gradients last.
+    """Return the probable causes of the findings that are not known failures, the largest first, but see `shown_late`.
 
     Each group of similar findings gives one or more causes. Each cause joins the first earlier cause that explains it.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
-    parts = ((part, group) for group in subject.sorts for part in _by_number(group))
-    for part, group in parts:
+    for part, group in ((part, alike) for alike in subject.sorts for part in _by_number(alike)):
         other_numbers = [*{finding.case for finding in group}.difference(finding.case for finding in part)]
         for cause in _by_feature(subject, part, lacking) or _separate(subject, part, other_numbers):
             earlier = next((one for one in found if one.explains(cause)), None)
@@ -137,7 +137,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
                 earlier.join(cause)
     for cause in found:
         cause.lacks = _may_lack(subject, cause)
-    return sorted(found, key=lambda cause: (cause.checks.keys() == {"target_gradient"}, -len(cause.findings)))
+    return sorted(found, key=lambda cause: (*shown_late(cause.checks, cause.example), -len(cause.findings)))
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:

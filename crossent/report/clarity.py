@@ -116,6 +116,16 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
     return not ordinary, finding.check != "loss" and "linear-" in finding.case
 
 
+def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
+    """Return whether a cause is only about target gradients, and whether it hides a wrong loss (:func:`less_clear`).
+
+    Args:
+        checks: the checks with findings of the cause.
+        example: the clearest finding of the cause.
+    """
+    return set(checks) == {"target_gradient"}, less_clear(example)[1]
+
+
 def kind_of_number(finding: Finding) -> str:
     """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
     if finding.numbers is None:

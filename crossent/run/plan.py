@@ -28,9 +28,19 @@ thorough:
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
-Bad inputs run at every level. A linear cross-entropy has edges and bad inputs of its own. Level quick runs the checks
-of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too. The calls in other
-circumstances run on two cases per dtype.
+A linear cross-entropy has cases of its own (:mod:`crossent.cases.linear`):
+
+    level      cases            costs of the checks
+    quick      edges            CALL, AGAIN
+               pairs            CALL
+               some per dtype   CALLS, STRUCTURE; of the transforms only calls in other circumstances
+    normal     edges            CALL, AGAIN, CALLS, STRUCTURE
+               pairs            CALL, AGAIN, CALLS
+               triples          CALL
+    thorough   edges            as at level normal
+               pairs, triples   as at level normal, four times with other numbers
+
+Bad inputs run at every level.
 """
 
 from __future__ import annotations
@@ -47,9 +57,9 @@ from crossent.cases.grid import WIDEST, each_choice, grid
 from crossent.cases.ids import BAD_INPUT_OF
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
+from crossent.cases.linear.grid import linear_grid
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
-from crossent.checks.relations import chunks
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -79,7 +89,8 @@ _QUICK_CALLS = (
     ),
 )
 
-# A kernel with few options takes the plain cases alone.
+# Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options takes the
+# plain cases alone.
 _QUICK_LINEAR_CALLS = (
     *(LinearCase(dtype) for dtype in DTYPES),
     *(LinearCase(dtype, bias="bias") for dtype in ("float32", "float16")),
@@ -150,10 +161,17 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
 
 def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield the cases of a linear cross-entropy, with the checks of a level."""
-    further = (Cost.CALLS, Cost.STRUCTURE) if level != "quick" else ()
-    yield from ((case, of_cost(*_TWICE, *further)) for case in linear_edges(dtypes, seed))
-    further_calls = (*_QUICK_CIRCUMSTANCES, chunks.chunks)
-    yield from ((case.seeded(seed), further_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
+    quick = level == "quick"
+    of_edges = of_cost(*_TWICE) if quick else of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
+    of_pairs = of_cost(Cost.CALL) if quick else of_cost(*_TWICE, Cost.CALLS)
+    further = [check for check in of_cost(Cost.CALLS, Cost.STRUCTURE) if not check.transforms]
+    of_calls = (*further, *_QUICK_CIRCUMSTANCES)
+    yield from ((case, of_edges) for case in linear_edges(dtypes, seed))
+    yield from ((case.seeded(seed), of_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
+    for at in range(_REPETITIONS[level]):
+        yield from ((case, of_pairs) for case in linear_grid(dtypes, seed + at, "pairs"))
+        if not quick:
+            yield from ((case, of_cost(Cost.CALL)) for case in linear_grid(dtypes, seed + at, "triples"))
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:

@@ -170,9 +170,6 @@ def _finish(
     report.left_out = [name for name in report.only.get("checks", every) if name in every and name not in ran]
     if "cases" in report.only:
         report.left_out = []  # the choice of cases left them out, not the level
-    cases = [case for case in planned if isinstance(case, Case)]
-    if report.planned is not None:  # the run stopped early
-        done = {case for part in report.subjects for case in part.outcomes}
-        cases = [case for case in cases if case.id in done]
-    report.triples = met(cases)
+    done = {case for part in report.subjects for case in part.outcomes}
+    report.triples = met(case for case in planned if isinstance(case, Case) and case.id in done)
     return report

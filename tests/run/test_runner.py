@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import re
 import shutil
@@ -11,12 +12,14 @@ import sys
 import time
 
 import pytest
+import torch.nn.functional as F
 from support.running import check_on
 from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.grid import met
+from crossent.cases.linear.case import LinearCase
 from crossent.report.clarity import case_or_none
 from crossent.report.reader import report_of
 from crossent.run.isolation.process import _MOST_HUNG
@@ -213,6 +216,30 @@ def test_a_run_ends_at_max_findings_and_reports_how_many_cases_ran(jobs):
     assert report.triples == met(filter(None, map(case_or_none, done))) < whole.triples
     for part, other in zip(report.subjects, whole.subjects, strict=True):  # in the order of the plan
         assert list(part.outcomes) == [case for case in other.outcomes if case in part.outcomes]
+
+
+def test_the_combinations_of_three_options_are_those_of_the_cases_that_ran():
+    """A case that is not applicable covers nothing, and a linear cross-entropy has axes of its own."""
+
+    def only_means(input, target):
+        return crossent.formula(input, target)
+
+    report = check_few(only_means, level="quick", dtypes="float32")
+    (part,) = report.subjects
+    assert sum(part.not_applicable.values()) > 1
+    done = [case for case in map(case_or_none, part.outcomes) if case is not None]
+    assert report.triples == met(done) > 0
+
+    plain, biased = LinearCase("float32"), LinearCase("float32", bias="bias")
+    chosen = {"operation": "linear_cross_entropy", "cases": [plain.id, biased.id], "level": "quick"}
+    report = crossent.check(without_bias, **chosen)
+    (part,) = report.subjects
+    assert list(part.outcomes) == [plain.id]
+    assert report.triples == math.comb(len(LinearCase.counted), 3)
+
+
+def without_bias(input, linear_weight, target):
+    return F.cross_entropy(F.linear(input, linear_weight), target)
 
 
 def test_known_failures_do_not_end_a_run(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import AXES, IGNORED, MOST_NUMBERS, RULES
+from crossent.cases.axes import AXES, CONSTRAINTS, IGNORED, MOST_NUMBERS, RULES, Constraint, size_class
 from crossent.cases.case import Case
 from crossent.cases.inputs import laid_out
 from crossent.cases.linear.values import LINEAR_VALUES, LinearDraw
@@ -19,6 +19,7 @@ from crossent.cases.operation import LINEAR_CROSS_ENTROPY, Operation
 from crossent.cases.values import Draw
 
 _LAYOUTS = ("contiguous", "transposed", "window", "strided", "offset")
+HIDDEN_LIMITS = (1, 16, 64, 256, 1024)  # the last length of a hidden state of each size range
 # The words of `Case` that are choices here too.
 _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 
@@ -61,15 +62,24 @@ class LinearCase(Case):
         "a linear case is not tiled": lambda case: case.tiled == 1,
     }
 
+    # `LINEAR_VALUES` fit every dtype, with and without ignored rows.
+    constraints: ClassVar[tuple[Constraint, ...]] = tuple(one for one in CONSTRAINTS if "values" not in one.axes)
+    counted: ClassVar[tuple[str, ...]] = (
+        *("row_size", "class_size", "hidden_size", "label_smoothing"),
+        *(axis for axis in axes if axis != "weight_layout"),
+    )
+
     hidden: int = 16
     bias: str = "no_bias"
     linear_layout: str = "linear_contiguous"
 
+    @property
+    def hidden_size(self) -> str:
+        """The size range of the length of a hidden state, such as "17 to 64 hidden units"."""
+        return size_class(self.hidden, HIDDEN_LIMITS, "hidden units")
+
     def _more_words(self) -> list[str]:
         return [f"hidden{self.hidden}"]
-
-    def _constrained(self, choices: dict[str, Any]) -> dict[str, Any]:
-        return {name: choice for name, choice in choices.items() if name != "values"}  # `LINEAR_VALUES` fit every dtype
 
     def _stream(self) -> tuple[Any, ...]:
         return *super()._stream(), "linear", self.hidden, self.bias

@@ -59,6 +59,21 @@ _SMALL = (
     _case((7, 5), upstream="scalar", layout="strided", linear_layout="linear_strided", target_layout="target_strided"),
     _case((7, 5), reduction="none", upstream="rows_strided", layout="window", linear_layout="linear_window"),
     _case((17, 3), reduction="sum", bias="bias", linear_layout="linear_tied"),
+    # Class weights that share their storage with other numbers, and ignore_index values that code uses for other ends.
+    _case(
+        *((7, 5), "normal", "int64", "sum"),
+        weight="weight_balanced",
+        ignored="ignored_minus_one",
+        weight_layout="weight_strided",
+    ),
+    _case((7, 5), weight="weight_huge", ignored="ignored_minus_two", weight_layout="weight_window"),
+    _case(
+        *((7, 5), "normal", "int64", "none"),
+        weight="weighted",
+        ignored="ignored_zero",
+        upstream="rows",
+        weight_layout="weight_offset",
+    ),
     # A zero and a negative upstream gradient.
     _case((7, 5), upstream="zero", bias="bias"),
 )

@@ -1,0 +1,162 @@
+"""Cases of a linear cross-entropy from covering arrays: each possible combination of two choices, or three, occurs.
+
+The numbers of rows, classes and hidden units are size ranges. A chunked function changes its code path where a chunk
+of rows or classes ends, so the numbers are 1, primes, powers of two, and the numbers beside a power of two.
+
+An empty batch, one class, ignored rows alone or an upstream gradient of 0 hide most bugs. A case with such a choice
+covers only the combinations that have it, so each other combination occurs in a case with results that can be wrong.
+
+The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, ClassVar
+
+from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, Constraint, by_size_class
+from crossent.cases.case import Case
+from crossent.cases.grid import CHOICES, CoveringArray
+from crossent.cases.linear.case import HIDDEN_LIMITS, LinearCase
+
+# The size range of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
+_CLASSES = by_size_class(
+    (
+        *(1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 61, 64, 67, 127, 128, 129, 251, 255),
+        *(257, 300, 509, 511, 512, 513, 1000, 1021, 1023, 1024, 1025, 1031, 2047, 2048, 2049, 4093, 4096, 32000),
+    ),
+    CLASS_LIMITS,
+    "classes",
+)
+_ROWS = by_size_class(
+    (
+        *(0, 1, 2, 3, 7, 8, 13, 15, 16, 17, 31, 32, 33, 61, 64, 67, 100, 127, 128, 129, 130, 255, 256, 257, 384),
+        *(511, 512, 513, 1000, 1021, 1023, 1024, 1025, 1031, 2047, 2048, 2049, 4093, 4095, 4096),
+    ),
+    ROW_LIMITS,
+    "rows",
+)
+_HIDDEN = by_size_class(
+    (
+        *(1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 96, 127, 128, 129, 251, 255, 256),
+        *(257, 300, 509, 511, 512, 513, 768, 1000, 1021, 1024),
+    ),
+    HIDDEN_LIMITS,
+    "hidden units",
+)
+# The dtype and the size ranges come first: the search for an impossible combination then ends early.
+LINEAR_CHOICES: dict[str, tuple[Any, ...]] = {
+    "dtype": tuple(DTYPES),
+    "row_size": tuple(_ROWS),
+    "class_size": tuple(_CLASSES),
+    "hidden_size": tuple(_HIDDEN),
+    "values": LinearCase.axes["values"],
+    "target": LinearCase.axes["target"],
+    "reduction": LinearCase.axes["reduction"],
+    "weight": CHOICES["weight"],
+    "ignored": (*CHOICES["ignored"], "ignored_first_chunk"),
+    "label_smoothing": CHOICES["label_smoothing"],
+    "upstream": CHOICES["upstream"],
+    "bias": LinearCase.axes["bias"],
+    "layout": LinearCase.axes["layout"],
+    "linear_layout": LinearCase.axes["linear_layout"],
+    "target_layout": LinearCase.axes["target_layout"],
+}
+# With one of these choices, all gradients are zeros, empty or NaN.
+_HIDING = {"row_size": ("no rows",), "class_size": ("1 class",), "ignored": ("ignored_all",), "upstream": ("zero",)}
+# The 3-way array leaves out the sizes that hide bugs, and those that cost most.
+_NOT_IN_TRIPLES = ("no rows", "1 class", tuple(_CLASSES)[-1])
+_OF_TRIPLES = {
+    axis: tuple(word for word in words if word not in _NOT_IN_TRIPLES) for axis, words in LINEAR_CHOICES.items()
+}
+# The most numbers of a case: logits, logits of three rows or fewer, and elements of input and weight.
+_MOST_LOGITS, _MOST_OF_FEW_ROWS, _MOST_FACTORS = 34_000, 96_000, 300_000
+# In float64 the exact value takes long: the most logits, and products in all their dot products.
+_MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
+
+
+@cache
+def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
+    """Return the numbers (classes, rows, hidden units) from three size ranges that do not cost too much."""
+    return [
+        (classes, rows, hidden)
+        for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
+        if classes * rows <= (_MOST_OF_FEW_ROWS if rows <= 3 else _MOST_LOGITS)
+        and (rows > 0 or classes <= 255)  # an empty batch has no logits that could be wrong
+        and (classes + rows) * hidden <= _MOST_FACTORS
+        and (dtype != "float64" or classes * rows <= _MOST_IN_FLOAT64)
+        and (dtype != "float64" or classes * rows * hidden <= _MOST_PRODUCTS_IN_FLOAT64)
+    ]
+
+
+_SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
+
+
+@cache
+def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Return the combinations of choices on some of the axes of `_SIZE_AXES` that a case can have."""
+    every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
+    return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
+
+
+def _costs_too_much(axes: tuple[str, ...]) -> Constraint:
+    return Constraint("the case would cost too much", axes, lambda *ranges: ranges not in _possible(axes))
+
+
+@dataclass(frozen=True)
+class LinearArray(CoveringArray):
+    """A covering array of cases of a linear cross-entropy, with size ranges of rows, classes and hidden units."""
+
+    kind: ClassVar[type[Case]] = LinearCase
+    package: ClassVar[str] = "crossent.cases.linear"
+    constraints: ClassVar[tuple[Constraint, ...]] = (
+        # For each number of these axes, since the search chooses one axis after the other.
+        *(_costs_too_much(axes) for count in (2, 3, 4) for axes in itertools.combinations(_SIZE_AXES, count)),
+        Constraint(
+            "an ignore_index of 255 must not be a class",
+            ("ignored", "class_size"),
+            lambda ignored, classes: ignored in ("ignored", "ignored_all") and _CLASSES[classes][-1] > 255,
+        ),
+        Constraint(
+            "without rows after the first chunk, all rows are ignored",
+            ("ignored", "row_size"),
+            lambda ignored, rows: ignored == "ignored_first_chunk" and _ROWS[rows][-1] <= 128,
+        ),
+        Constraint(
+            "all rows are ignored, as with ignored_all",
+            ("ignored", "row_size"),
+            lambda ignored, rows: ignored in ("ignored_first", "ignored_16th") and rows == "1 row",
+        ),
+        Constraint(
+            "a weight and hidden states in one storage are contiguous",
+            ("layout", "linear_layout"),
+            lambda layout, of_weight: of_weight == "linear_tied" and layout != "contiguous",
+        ),
+        *LinearCase.constraints,
+    )
+    size_axes: ClassVar[tuple[str, ...]] = _SIZE_AXES
+    fields: ClassVar[tuple[str, ...]] = tuple(axis for axis in LINEAR_CHOICES if not axis.endswith("_size"))
+    numbers: ClassVar[tuple[str, ...]] = ("classes", "rows", "hidden")
+    hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
+
+    def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the smallest sizes with the chosen dtype and size ranges, as fields of a case."""
+        classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
+        return {"sizes": (rows, classes), "hidden": hidden}
+
+    def resized(self, case: Case) -> Iterator[Case]:
+        """Yield the cases with the same choices, and with each combination of sizes from the size ranges of a case."""
+        assert isinstance(case, LinearCase)
+        for classes, rows, hidden in linear_numbers(case.dtype, case.class_size, case.row_size, case.hidden_size):
+            yield replace(case, sizes=(rows, classes), hidden=hidden)
+
+
+LINEAR_ARRAYS = {"pairs": LinearArray(2, LINEAR_CHOICES), "triples": LinearArray(3, _OF_TRIPLES)}
+
+
+def linear_grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
+    """Yield the cases of a covering array of :data:`LINEAR_ARRAYS` that have these dtypes, with this seed."""
+    yield from LINEAR_ARRAYS[array].cases(array, dtypes, seed)
