@@ -7,6 +7,8 @@ from support.running import run, trial_of
 
 import crossent
 from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
+from crossent.checks import single
 from crossent.report.findings import DEPENDS
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
@@ -199,3 +201,17 @@ def test_other_findings_of_a_case_say_that_the_result_depends_on_earlier_calls()
     always = run(Subject("mine", lambda *args, **options: crossent.formula(*args, **options) * 1.01), NONE).findings
     assert always
     assert not any(DEPENDS in finding.message for finding in always)
+
+
+@pytest.mark.parametrize(
+    ("case", "applies"),
+    [
+        (LinearCase("float32", bias="bias"), True),
+        (LinearCase("float32", bias="bias_cancelling"), True),
+        (LinearCase("float32"), False),
+        (NONE, False),
+    ],
+    ids=lambda value: getattr(value, "id", str(value)),
+)
+def test_the_gradient_of_the_bias_is_checked_where_there_is_a_bias(case, applies):
+    assert single.bias_gradient.applies(case) == applies
