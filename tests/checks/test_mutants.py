@@ -4,11 +4,7 @@
 `torch.testing.assert_close` kills on plain inputs.
 """
 
-import functools
 import inspect
-import json
-import os
-import platform
 import re
 import runpy
 
@@ -17,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from denominators import refuses_none
 from every import FILES, MUTANTS
-from rich.console import Console
-from rich.table import Table
 from right import right
 from support.checks import CALL, RESULT
-from support.readme import README, RESULTS, part
+from support.mutants import AGAIN, Figures, passes_assert_close
+from support.readme import README, part
 from support.reference import REFERENCE
 from support.running import run
 from support.waits import older_than
@@ -34,14 +29,12 @@ from crossent.cases.operation import CROSS_ENTROPY
 from crossent.checks import checks_of
 from crossent.report.expected_findings import mark, torch_list
 from crossent.run.plan import plan
-from crossent.state import restore, snapshot
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 
 CHECKS = checks_of(CROSS_ENTROPY)
 
-FIGURES = RESULTS / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 FORMULA = Subject("formula", crossent.formula)
 # The checks that kill no mutant here, with the reasons.
@@ -116,32 +109,6 @@ def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
         assert mutant.case in BAD or planned_checks >= set(mutant.checks), mutant
 
 
-def only_under_transforms():
-    """Yield each mutant that only checks with transforms find, by the figures, with its level and these checks."""
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))["mutants"]
-    for mutant in MUTANTS:
-        found = figures.get(mutant.name, {"checks": []})  # a new mutant has no figures yet
-        if found["checks"] and all(name in CHECKS and CHECKS[name].transforms for name in found["checks"]):
-            yield pytest.param(mutant, found["level"], found["checks"], id=mutant.name)
-
-
-@pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
-def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
-    """A level traces few graphs. They must still find each mutant that they found when the figures were written."""
-    skip_if_not_wrong_here(mutant)
-    reasons = set()
-    for case, checks in plan(level, tuple(DTYPES), 0).items():
-        if of := [check.name for check in checks if check.name in names]:
-            report = judged(case, of, Subject(mutant.name, mutant.loss))
-            if any(finding.check in names for finding in report.findings):
-                return
-            not_run = [outcome.not_run for outcome in report.subjects[0].outcomes.values()]
-            reasons |= {of[name] for of in not_run for name in names if name in of}
-    if reasons:
-        pytest.skip("; ".join(sorted(reasons)))
-    raise AssertionError(f"on no case of level {level} do the checks {names} find the mutant")
-
-
 def test_every_check_kills_a_mutant():
     assert {check for mutant in MUTANTS for check in mutant.checks} == {*CHECKS, "errors"} - set(WITHOUT)
 
@@ -189,80 +156,53 @@ def backward(loss, logits, target, options):
 
 
 def is_close(loss, logits, target, options):
-    wanted, before = backward(F.cross_entropy, logits, target, options), snapshot()
-    try:
+    wanted = backward(F.cross_entropy, logits, target, options)
+
+    def compute():
         got = backward(loss, logits, target, options)
-        torch.testing.assert_close((got.loss, got.gradient), (wanted.loss, wanted.gradient))
-    except Exception:  # a test fails if the loss raises
-        return False
-    finally:
-        restore(before)
-    return True
+        return got.loss, got.gradient
+
+    return passes_assert_close(compute, (wanted.loss, wanted.gradient))
 
 
 def test_assert_close_passes_right_code_on_plain_inputs():
     assert all(is_close(right, *call) and is_close(crossent.formula, *call) for call in plain_calls())
 
 
-def count():
-    """Return the lowest level at which each mutant is found, the checks that find it, and whether plain calls do."""
-    killed = {mutant.name: ("", []) for mutant in MUTANTS}
-    for level in ("quick", "normal"):
-        left = [mutant.loss for mutant in MUTANTS if not killed[mutant.name][0]]
-        for entry in crossent.check(*left, level=level, jobs=os.cpu_count()).subjects if left else ():
-            if checks := sorted({finding.check for finding in entry.findings}, key=[*CHECKS, "errors"].index):
-                killed[entry.name] = level, checks
-    counted = {}
+FIGURES = Figures("mutants", MUTANTS, FILES, CHECKS, plain_calls, is_close, "cross_entropy")
+
+
+def only_under_transforms():
+    """Yield each mutant that only checks with transforms find, by the figures, with its level and these checks."""
+    figures = FIGURES.read()["mutants"]
     for mutant in MUTANTS:
-        close = [is_close(mutant.loss, *call) for call in plain_calls()]
-        level, checks = killed[mutant.name]
-        plain = {"one batch": not close[0], "each option": not all(close)}
-        counted[mutant.name] = {"issues": mutant.issues, "level": level, "checks": checks, **plain}
-    return {"torch": torch.__version__, "python": platform.python_version(), "mutants": counted}
+        found = figures.get(mutant.name, {"checks": []})  # a new mutant has no figures yet
+        if found["checks"] and all(name in CHECKS and CHECKS[name].transforms for name in found["checks"]):
+            yield pytest.param(mutant, found["level"], found["checks"], id=mutant.name)
 
 
-@functools.cache
-def figures(write):
-    if write:
-        counted = count()
-        FIGURES.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
-        part("mutants", table(counted))
-        show(counted)
-    return json.loads(FIGURES.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
+def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
+    """A level traces few graphs. They must still find each mutant that they found when the figures were written."""
+    skip_if_not_wrong_here(mutant)
+    reasons = set()
+    for case, checks in plan(level, tuple(DTYPES), 0).items():
+        if of := [check.name for check in checks if check.name in names]:
+            report = judged(case, of, Subject(mutant.name, mutant.loss))
+            if any(finding.check in names for finding in report.findings):
+                return
+            not_run = [outcome.not_run for outcome in report.subjects[0].outcomes.values()]
+            reasons |= {of[name] for of in not_run for name in names if name in of}
+    if reasons:
+        pytest.skip("; ".join(sorted(reasons)))
+    raise AssertionError(f"on no case of level {level} do the checks {names} find the mutant")
 
 
-def show(counted):
-    """Print a table of the checks that kill each mutant. The checks that the mutant names are bold."""
-    matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
-    for mutant in MUTANTS:
-        found = counted["mutants"][mutant.name]
-        own = [f"[bold]{check}[/]" if check in mutant.checks else check for check in found["checks"]]
-        plain = ["killed" if found[way] else "" for way in ("one batch", "each option")]
-        matrix.add_row(mutant.name, " ".join(mutant.issues), found["level"] or "survives", " ".join(own), *plain)
-    Console(width=200).print(matrix)
-
-
-def table(counted):
-    """Return the totals as a Markdown table, with a line for each file."""
-    head = ("mechanism", "mutants", "killed at level quick", "at level normal", "by one batch", "with each option")
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    rows = {file.__name__: [m.name for m in MUTANTS if m.loss.__module__ == file.__name__] for file in FILES}
-    for file, listed in {**rows, "all": [mutant.name for mutant in MUTANTS]}.items():
-        found = [counted["mutants"][name] for name in listed]
-        levels = [sum(one["level"] in some for one in found) for some in (("quick",), ("quick", "normal"))]
-        plain = [sum(one[way] for one in found) for way in ("one batch", "each option")]
-        lines.append([f"`{file}`" if file != "all" else "all", len(listed), *levels, *plain])
-    issues = len({issue for mutant in MUTANTS for issue in mutant.issues if "#" in issue})
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    return f"{len(MUTANTS)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
-
-
-AGAIN = "`nox -s mutants` writes the figures again"
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def counted(pytestconfig):
-    return figures(pytestconfig.getoption("--crossent-write-figures"))
+    if pytestconfig.getoption("--crossent-write-figures"):
+        FIGURES.write()
+    return FIGURES.read()
 
 
 def test_the_figures_are_about_these_mutants_and_none_survives(counted):
@@ -273,7 +213,7 @@ def test_the_figures_are_about_these_mutants_and_none_survives(counted):
 
 
 def test_the_readme_has_the_totals_of_the_figures(counted):
-    assert part("mutants") == table(counted), AGAIN
+    assert part("mutants") == FIGURES.table(counted), AGAIN
 
 
 def test_the_sentence_in_the_readme_has_the_totals_of_the_figures(counted):

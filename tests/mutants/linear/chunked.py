@@ -154,6 +154,9 @@ class Chunked:
         return [one.to(self.dtype) if want else None for one, want in found]
 
 
+CHUNKED_STEPS = {name for name in vars(Chunked) if not name.startswith("_")}
+
+
 class _ByHand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, steps: Chunked, *leaves: Tensor | None) -> Tensor:
@@ -217,7 +220,7 @@ def right_on_chunks(rows: Rows, input: Tensor, linear_weight: Tensor, target: Te
 
 def step(name: str) -> Callable[[Callable[..., Any]], Loss]:
     """Return a decorator that turns a function into the linear cross-entropy with this function as one step."""
-    assert hasattr(Chunked, name), name
+    assert name in CHUNKED_STEPS, name
 
     def replace(body: Callable[..., Any]) -> Loss:
         steps = type(body.__name__, (Chunked,), {name: body})
@@ -226,7 +229,9 @@ def step(name: str) -> Callable[[Callable[..., Any]], Loss]:
             return by_steps(steps, rows, input, linear_weight, options["linear_bias"])
 
         functools.update_wrapper(loss, body)
-        return linear(loss)
+        made = linear(loss)
+        made.step = name  # type: ignore[attr-defined]
+        return made
 
     return replace
 

@@ -21,7 +21,11 @@ def input_is_read_as_if_contiguous(c, factor):
     return (_as_contiguous(factor) if is_input else factor).to(c.rows.compute)
 
 
-@mutant("loss gradient weight_gradient", _TRANSPOSED, own="The weight of a linear layer is contiguous, tied or not.")
+@mutant(
+    "layout loss gradient weight_gradient",
+    _TRANSPOSED,
+    own="The weight of a linear layer is contiguous, tied or not.",
+)
 @step("operand")
 def weight_is_read_as_if_contiguous(c, factor):
     is_input = factor.shape == c.leaves[0].shape

@@ -28,13 +28,13 @@ def bias_is_left_out_of_the_logits_of_the_gradient(c, chunk):
     return d
 
 
-@mutant("loss gradient weight_gradient", "linear-float32-7x5-large-int64-mean-scalar-hidden16", "trl#5575")
+@mutant("loss gradient weight_gradient", "linear-float32-7x5-large-int64-mean-scalar-hidden16", "trl#6629")
 @step("logits")
 def softcap_is_left_on(c, chunk):
     return 30 * torch.tanh(Chunked.logits(c, chunk) / 30)
 
 
-@mutant("loss gradient weight_gradient", _PLAIN, "trl#5575", "unsloth-zoo#930")
+@mutant("loss gradient weight_gradient", _PLAIN, "trl#5575", "trl#6629", "unsloth-zoo#930")
 @step("logits")
 def logit_scale_is_left_on(c, chunk):
     return Chunked.logits(c, chunk) / c.h.shape[1] ** 0.5
@@ -56,9 +56,9 @@ def maximum_is_not_subtracted(c, z):
     return z - z.exp().sum(1, keepdim=True).log()
 
 
-@mutant("loss gradient weight_gradient", _PLAIN, "Megatron-LM#2739")
+@mutant("loss gradient weight_gradient", _PLAIN, own="Both factors are cast, as under autocast.")
 @step("operand")
-def weight_is_rounded_to_bfloat16(c, factor):
+def factors_are_rounded_to_bfloat16(c, factor):
     return factor.bfloat16().to(c.rows.compute)
 
 

@@ -1,4 +1,7 @@
-"""Mutants: calls that keep data, or that change their arguments or global state."""
+"""Mutants: calls that keep data, that change their arguments or global state, or that depend on the circumstances."""
+
+import itertools
+import threading
 
 import torch
 from chunked import Chunked, linear, right_on_chunks, step
@@ -7,6 +10,7 @@ from right import mutant
 _PLAIN = "linear-float32-7x5-normal-int64-mean-hidden16"
 _LEFT = {}
 _BUFFERS = {}
+_CALLS = itertools.count()
 
 
 @mutant("repeat", _PLAIN, own="The gradient of the weight is large, so its memory is allocated once for all calls.")
@@ -99,3 +103,34 @@ def precision_of_products_is_left_changed(rows, input, linear_weight, target, **
     loss = right_on_chunks(input, linear_weight, target, **options)
     torch.set_float32_matmul_precision("high")
     return loss
+
+
+@mutant(
+    "deterministic",
+    "linear-float32-7x5-normal-int64-mean-hidden16",
+    own="Every few calls the fastest kernel is chosen again, and another kernel rounds differently.",
+)
+@linear
+def every_seventh_call_is_another_kernel(rows, input, linear_weight, target, **options):
+    loss = right_on_chunks(input, linear_weight, target, **options)
+    return loss * (1 + torch.finfo(loss.dtype).eps) if next(_CALLS) % 7 == 6 else loss
+
+
+@mutant(
+    "no_grad",
+    "linear-float32-7x5-confident-int64-none-weighted-ignored_first-rows-bias-smooth0.1-hidden16",
+    own="Evaluation has its own code, without the options of training.",
+)
+@linear
+def smoothing_is_for_training_alone(rows, input, linear_weight, target, label_smoothing, **options):
+    recorded = torch.is_grad_enabled() and (input.requires_grad or linear_weight.requires_grad)
+    smoothing = label_smoothing if recorded else 0.0
+    return right_on_chunks(input, linear_weight, target, label_smoothing=smoothing, **options)
+
+
+@mutant("threads", _PLAIN, own="A buffer of the logits belongs to the main thread, and is empty in other threads.")
+@step("logits")
+def buffer_belongs_to_the_main_thread(c, chunk):
+    z = Chunked.logits(c, chunk)
+    # A backward pass runs in the thread of its caller.
+    return z if threading.current_thread() is threading.main_thread() else torch.zeros_like(z)

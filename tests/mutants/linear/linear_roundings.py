@@ -34,7 +34,11 @@ def exponentials_are_added_up_in_the_dtype(c, z):
     return x - c.narrow(c.narrow(x.exp()).sum(1, keepdim=True)).log()
 
 
-@mutant("gradient weight_gradient", _PLAIN, own="The logits' gradient takes the place of the logits, in their dtype.")
+@mutant(
+    "widened gradient weight_gradient",
+    _PLAIN,
+    own="The gradient is written over the logits, in their dtype.",
+)
 @step("slope")
 def logits_gradient_is_kept_in_the_dtype(c, chunk):
     return c.narrow(Chunked.slope(c, chunk))
@@ -53,7 +57,7 @@ def probability_is_rounded_before_the_target_is_subtracted(c, chunk):
     return c.scale(chunk) * (c.narrow(p * v.sum(1, keepdim=True)) - v)
 
 
-@mutant("gradient", "linear-bfloat16-2x32000-confident-int64-mean-hidden16", "ml-cross-entropy#18")
+@mutant("gradient", "linear-bfloat16-2x32000-confident-int64-mean-hidden16", "ml-cross-entropy#18", "Megatron-LM#2739")
 @step("input_gradient")
 def input_gradient_is_added_up_over_tiles_in_the_dtype(c, d, chunk):
     total = torch.zeros_like(c.h[chunk])
@@ -71,7 +75,7 @@ def products_are_in_tf32(c, factor):
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)  # 10 bits of the fraction
 
 
-@mutant("gradient", "linear-float32-7x5-normal-int64-mean-hidden16", "Megatron-LM#2739")
+@mutant("gradient", "linear-float32-7x5-normal-int64-mean-hidden16", "marin#8368")
 @step("input_gradient")
 def input_gradient_is_in_bfloat16(c, d, chunk):
     return (d @ c.w).bfloat16().to(d.dtype)
