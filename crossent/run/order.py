@@ -1,7 +1,8 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of about equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
-wrong cross-entropies of `tests/mutants/`. `nox -s mutants` chooses the cases one after the other. The next case is the
+wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` does the same for a linear cross-entropy, with the
+mutants of `tests/mutants/linear/`. `nox -s mutants` chooses the cases one after the other. The next case is the
 case that finds the most mutants that no chosen case finds. Cases with a name and bad inputs are chosen before cases of
 the covering arrays, which `nox -s cover` may replace. An id is ignored if it is not in the plan, or if a check of the
 case needs torch's compilers.
@@ -19,12 +20,14 @@ from random import Random
 from crossent.cases.axes import INDEX_TARGETS
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks.derivatives import forward_ad
 from crossent.report.findings import Finding
 from crossent.run.plan import Plan
 from crossent.trials.check import Check, Cost
 
-FIRST_CASES = "first_cases.txt"
+# The file that lists the first cases of an operation.
+FIRST_CASES = {CROSS_ENTROPY: "first_cases.txt", LINEAR_CROSS_ENTROPY: "first_linear_cases.txt"}
 PARTS_PER_WORKER = 32  # the most; with fewer, larger parts, most workers would wait for the last part
 SECONDS_OF_A_PART = 0.5  # the least; small parts are slow, because error bounds are computed for a part at once
 SUBJECTS_AT_ONCE = 8  # the most subjects in a part with isolated processes: each process of a worker takes memory
@@ -64,9 +67,9 @@ class Step:
 
 
 @cache
-def first_cases() -> tuple[str, ...]:
-    """Return the ids of the cases that run first."""
-    return tuple((files("crossent.run") / FIRST_CASES).read_text(encoding="utf-8").split())
+def first_cases(operation: Operation) -> tuple[str, ...]:
+    """Return the ids of the cases of an operation that run first."""
+    return tuple((files("crossent.run") / FIRST_CASES[operation]).read_text(encoding="utf-8").split())
 
 
 def imports_compilers(checks: Iterable[Check]) -> bool:
@@ -80,10 +83,10 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
     """Return the indices of the cases in three lists: first cases, other cases, and cases that need torch's compilers.
 
-    The first cases have the order of `first_cases.txt`. In the other lists, cases of the same structure follow each
+    The first cases have the order of their file. In the other lists, cases of the same structure follow each
     other, because their error bounds are computed together.
     """
-    places = {name: at for at, name in enumerate(first_cases())}
+    places = {name: at for operation in FIRST_CASES for at, name in enumerate(first_cases(operation))}
     first: dict[int, int] = {}
     others: tuple[list[int], list[int]] = [], []
     for at, (case, checks) in enumerate(planned.items()):

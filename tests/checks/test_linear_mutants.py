@@ -3,6 +3,7 @@
 `nox -s mutants` writes the totals of benchmarks/README.md, as for the mutants of a cross-entropy.
 """
 
+import functools
 import inspect
 import re
 import runpy
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from chunked import CHUNKED_STEPS, right_on_chunks
 from linear_every import LINEAR_FILES, LINEAR_MUTANTS
-from support.mutants import AGAIN, Figures, passes_assert_close
+from support.mutants import AGAIN, Figures, found_on_the_first_case, passes_assert_close
 from support.readme import README, part
 from support.running import run
 
@@ -134,9 +135,8 @@ def test_the_composition_of_torch_is_the_reference_of_the_operation():
     assert composed(hidden, weight, target, **options).equal(expected)
 
 
-FIGURES = Figures(
-    "linear_mutants", LINEAR_MUTANTS, LINEAR_FILES, CHECKS, plain_calls, is_close, LINEAR_CROSS_ENTROPY.name
-)
+FOUND = functools.partial(found_on_the_first_case, LINEAR_CROSS_ENTROPY)
+FIGURES = Figures("linear_mutants", LINEAR_MUTANTS, LINEAR_FILES, CHECKS, plain_calls, is_close, FOUND)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from denominators import refuses_none
 from every import FILES, MUTANTS
 from right import right
 from support.checks import CALL, RESULT
-from support.mutants import AGAIN, Figures, passes_assert_close
+from support.mutants import AGAIN, Figures, found_on_all_cases, passes_assert_close
 from support.readme import README, part
 from support.reference import REFERENCE
 from support.running import run
@@ -169,7 +169,7 @@ def test_assert_close_passes_right_code_on_plain_inputs():
     assert all(is_close(right, *call) and is_close(crossent.formula, *call) for call in plain_calls())
 
 
-FIGURES = Figures("mutants", MUTANTS, FILES, CHECKS, plain_calls, is_close, "cross_entropy")
+FIGURES = Figures("mutants", MUTANTS, FILES, CHECKS, plain_calls, is_close, found_on_all_cases)
 
 
 def only_under_transforms():

@@ -1,6 +1,6 @@
 """The order of a run: the first cases find most mutants, and a run is divided into parts of equal cost.
 
-`nox -s mutants` chooses the first cases again and writes them to `crossent/run/first_cases.txt`.
+`nox -s mutants` chooses the first cases again and writes them to the files in `order.FIRST_CASES`.
 """
 
 from pathlib import Path
@@ -8,19 +8,21 @@ from random import Random
 
 import pytest
 from every import MUTANTS
+from linear_every import LINEAR_MUTANTS
 from support.running import run
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from crossent.checks import CHECKS
 from crossent.run import order
 from crossent.run.order import PARTS_PER_WORKER, SUBJECTS_AT_ONCE, cost, first_cases, imports_compilers, ordered, parts
 from crossent.run.plan import plan
-from crossent.subjects.subject import Subject
+from crossent.subjects.callables import as_subject
 from crossent.trials.check import Cost
 
-FILE = Path(order.__file__).with_name(order.FIRST_CASES)
+MUTANTS_OF = {CROSS_ENTROPY: MUTANTS, LINEAR_CROSS_ENTROPY: LINEAR_MUTANTS}
 JOBS = 2
 
 
@@ -30,15 +32,15 @@ def planned():
     return plan("normal", tuple(DTYPES), 5)
 
 
-def candidates():
+def candidates(operation):
     """Return the cases that may be among the first, with their checks."""
-    planned = plan("quick", tuple(DTYPES), 0)
+    planned = plan("quick", tuple(DTYPES), 0, operation)
     return {case: checks for case, checks in planned.items() if not imports_compilers(checks)}
 
 
 def found_by(case, checks, mutants):
     """Return the names of the mutants that have a finding on a case."""
-    report = run([Subject(mutant.name, mutant.loss) for mutant in mutants], case, checks)
+    report = run([as_subject(mutant.loss, operation=case.operation) for mutant in mutants], case, checks)
     return {part.name for part in report.subjects if part.findings}
 
 
@@ -51,15 +53,18 @@ def greedy(found):
     return chosen
 
 
-def choose():
+def choose(operation):
     """Return the ids of the first cases: named cases, then cases of the arrays for mutants that no named case finds.
 
-    `nox -s cover` may change the cases of the arrays, so few of them should be first.
+    `nox -s cover` may change the cases of the arrays, so few of them should be first. The cases of a linear
+    cross-entropy have no names. Only those that a mutant names are chosen.
     """
-    chosen, left = [], MUTANTS
+    chosen, left, shown = [], MUTANTS_OF[operation], {mutant.case for mutant in MUTANTS_OF[operation]}
     for named in (True, False):
-        these = [case for case in candidates() if named == (isinstance(case, BadInput) or bool(case.name))]
-        found = {case.id: found_by(case, candidates()[case], left) for case in these}
+        these = [case for case in candidates(operation) if named == (isinstance(case, BadInput) or bool(case.name))]
+        if operation is LINEAR_CROSS_ENTROPY:
+            these = [case for case in these if case.id in shown]
+        found = {case.id: found_by(case, candidates(operation)[case], left) for case in these}
         chosen += greedy(found)
         left = [mutant for mutant in left if not any(mutant.name in names for names in found.values())]
     return chosen
@@ -69,28 +74,31 @@ def test_the_greedy_choice_takes_the_most_first():
     assert greedy({"a": {1, 2}, "b": {2, 3, 4}, "c": {1}, "d": {4}}) == ["b", "a"]
 
 
-@pytest.fixture
-def chosen(pytestconfig):
+@pytest.fixture(scope="module", params=MUTANTS_OF, ids=lambda operation: operation.name)
+def operation(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def chosen(pytestconfig, operation):
     if pytestconfig.getoption("--crossent-write-figures"):
-        FILE.write_text("".join(f"{case}\n" for case in choose()), encoding="utf-8")
+        file = Path(order.__file__).with_name(order.FIRST_CASES[operation])
+        file.write_text("".join(f"{case}\n" for case in choose(operation)), encoding="utf-8")
         first_cases.cache_clear()
-    return first_cases()
+    return first_cases(operation)
 
 
-def test_the_first_cases_are_in_every_plan_and_need_no_compiler(chosen):
-    assert len(set(chosen)) == len(chosen) > 20
-    known = {case.id for case in candidates()}
+def test_the_first_cases_are_in_every_plan_and_need_no_compiler(chosen, operation):
+    assert len(set(chosen)) == len(chosen) > 10
+    known = {case.id for case in candidates(operation)}
     missing = [case for case in chosen if case not in known]
     assert len(missing) <= len(chosen) / 6, f"nox -s mutants chooses them again: {missing}"
 
 
-def test_the_first_cases_find_most_mutants(chosen):
-    checks = {case.id: (case, checks) for case, checks in candidates().items()}
-    some = MUTANTS[::12]
-    found = [
-        any(run(Subject(mutant.name, mutant.loss), *checks[case]).findings for case in chosen if case in checks)
-        for mutant in some
-    ]
+def test_the_first_cases_find_most_mutants(chosen, operation):
+    checks = {case.id: (case, checks) for case, checks in candidates(operation).items()}
+    some = MUTANTS_OF[operation][::12]
+    found = [any(found_by(*checks[case], [mutant]) for case in chosen if case in checks) for mutant in some]
     assert sum(found) >= 0.8 * len(some)
 
 
@@ -98,8 +106,8 @@ def test_the_first_cases_come_first_in_their_order_whatever_the_seed(planned):
     first, others, compiling = ordered(planned)
     cases = list(planned)
     ids = [case.seeded(0).id if isinstance(case, Case) else case.id for case in (cases[at] for at in first)]
-    assert ids == [case for case in first_cases() if case in ids]
-    assert len(ids) > len(first_cases()) / 2
+    assert ids == [case for case in first_cases(CROSS_ENTROPY) if case in ids]
+    assert len(ids) > len(first_cases(CROSS_ENTROPY)) / 2
     assert sorted([*first, *others, *compiling]) == list(range(len(cases)))
     assert all(imports_compilers(planned[cases[at]]) for at in compiling)
     assert not any(imports_compilers(planned[cases[at]]) for at in [*first, *others])

@@ -8,9 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from support.readme import RESULTS, part
+from support.running import run
 
 import crossent
+from crossent.cases.axes import DTYPES
+from crossent.run.order import ordered
+from crossent.run.plan import plan
 from crossent.state import restore, snapshot
+from crossent.subjects.callables import as_subject
 
 AGAIN = "`nox -s mutants` writes the figures again"
 LEVELS = ("quick", "normal")
@@ -26,12 +31,12 @@ class Figures:
         checks: the names of the checks, in the order of a report.
         calls: the plain calls, each a tuple of arguments of `is_close` after the loss.
         is_close: a function of a loss and of a call that returns whether loss and gradients pass `assert_close`.
-        operation: the name of the operation.
+        found: a function of a level and of mutants that returns the checks that find each mutant, by its name.
     """
 
-    def __init__(self, name, mutants, files, checks, calls, is_close, operation):
+    def __init__(self, name, mutants, files, checks, calls, is_close, found):
         self.name, self.mutants, self.files, self.checks = name, mutants, files, [*checks, "errors"]
-        self.calls, self.is_close, self.operation = calls, is_close, operation
+        self.calls, self.is_close, self.found = calls, is_close, found
         self.path = RESULTS / f"{name}.json"
 
     def read(self):
@@ -49,11 +54,10 @@ class Figures:
         """Return the lowest level at which each mutant is found, the checks that find it, and if plain calls do."""
         killed = {mutant.name: ("", []) for mutant in self.mutants}
         for level in LEVELS:
-            left = [mutant.loss for mutant in self.mutants if not killed[mutant.name][0]]
-            options = {"level": level, "jobs": os.cpu_count(), "operation": self.operation}
-            for entry in crossent.check(*left, **options).subjects if left else ():
-                if checks := sorted({finding.check for finding in entry.findings}, key=self.checks.index):
-                    killed[entry.name] = level, checks
+            left = [mutant for mutant in self.mutants if not killed[mutant.name][0]]
+            for name, checks in (self.found(level, left) if left else {}).items():
+                if checks:
+                    killed[name] = level, sorted(checks, key=self.checks.index)
         counted = {}
         for mutant in self.mutants:
             close = [self.is_close(mutant.loss, *call) for call in self.calls()]
@@ -85,6 +89,24 @@ class Figures:
         issues = len({issue for mutant in self.mutants for issue in mutant.issues if "#" in issue})
         text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
         return f"{len(self.mutants)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
+
+
+def found_on_all_cases(level, mutants):
+    """Return the checks that find each mutant of a cross-entropy on all cases of a level."""
+    losses = [mutant.loss for mutant in mutants]
+    report = crossent.check(*losses, level=level, jobs=os.cpu_count())
+    return {entry.name: {finding.check for finding in entry.findings} for entry in report.subjects}
+
+
+def found_on_the_first_case(operation, level, mutants):
+    """Return the checks that find each mutant of an operation, on the first case of a level on which one does."""
+    planned = plan(level, tuple(DTYPES), 0, operation)
+    cases, found = list(planned), {mutant.name: set() for mutant in mutants}
+    for case in (cases[at] for group in ordered(planned) for at in group):
+        left = [as_subject(mutant.loss, operation=operation) for mutant in mutants if not found[mutant.name]]
+        report = run(left, case, planned[case]) if left else None
+        found |= {part.name: {one.check for one in part.findings} for part in report.subjects} if left else {}
+    return found
 
 
 def passes_assert_close(compute, wanted):
