@@ -102,7 +102,8 @@ def shares(case, implementations):
 def overflows_in_torch(case):
     """Return whether torch's sum of `-w_c log p_c` over classes and rows overflows float16.
 
-    torch multiplies this sum by `ε/C` last. So `F.cross_entropy` with label_smoothing returns infinity where the loss is far below 65504 (transformers#10674).
+    torch multiplies this sum by `ε/C` last. So `F.cross_entropy` with label_smoothing returns infinity where the loss
+    is far below 65504 (transformers#10674).
     """
     rows = terms_of(case).rows
     log_probs = rows.logits - rows.logits.max(1, keepdims=True) - rows.log_sum[:, None]

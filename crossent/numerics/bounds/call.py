@@ -172,11 +172,11 @@ class CallBounds:
         small = (product.largest > 0) & ((products > 1) | (product.largest < threshold))
         if remaining <= 0 or not small.any():
             return product
-        sizes = np.sort([np.broadcast_to(factor, small.shape)[small] for factor in factors], axis=0)[::-1]
-        lost = np.zeros(small.shape)
-        for amplified in np.cumprod(sizes, axis=0)[:remaining]:
-            under = (products > 1) | (product.largest[small] < 2 * narrow.smallest_normal * amplified)
-            lost[small] += np.where(under, products * narrow.underflow * amplified, 0.0)
+        amplified, lost = np.ones((1, 1)), np.zeros(small.shape)
+        for factor in _descending(factors, remaining):
+            amplified = amplified * factor
+            under = (products > 1) | (product.largest < 2 * narrow.smallest_normal * amplified)
+            lost += np.where(small & under, products * narrow.underflow * amplified, 0.0)
         return Computed(product.value, product.error + lost, product.format)
 
     def _scale(self) -> Computed:
@@ -217,9 +217,24 @@ class CallBounds:
         return Computed(self.terms.of_target(numbers.value), self.terms.of_target(numbers.error), numbers.format)
 
 
+def _descending(factors: list[Array], count: int) -> list[Array]:
+    """Return the largest `count` factors in descending order, element by element; the factors broadcast.
+
+    A sort would need arrays of the whole shape. Here, an array has only the shape of the factors that it compares, and
+    the factors with few elements come first.
+    """
+    largest: list[Array] = []
+    for factor in sorted(factors, key=np.size):
+        for at, other in enumerate(largest):
+            largest[at], factor = np.maximum(other, factor), np.minimum(other, factor)
+        if len(largest) < count:
+            largest.append(factor)
+    return largest
+
+
 def parts_of(numbers: Array) -> list[slice]:
-    """Return slices of the rows, each of at most 2^15 numbers or of one row; at least one slice."""
-    step = max(1, 2**15 // max(1, numbers.shape[1]))
+    """Return slices of the rows, each of at most 2^16 numbers or of one row; at least one slice."""
+    step = max(1, 2**16 // max(1, numbers.shape[1]))
     return [slice(start, start + step) for start in range(0, max(1, len(numbers)), step)]
 
 
