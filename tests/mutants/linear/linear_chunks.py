@@ -160,3 +160,11 @@ def bias_is_left_out_of_the_last_chunk(c, chunk):
 def chunks_are_added_up_in_any_order(c):
     chunks = Chunked.chunks(c)
     return _ORDER.sample(chunks, len(chunks))
+
+
+@mutant("chunks", "linear-float32-7x5-normal-int64-mean-hidden16", "Automodel#3803")
+def mean_is_multiplied_by_the_number_of_chunks(input, linear_weight, target, *, chunk_size=None, **options):
+    loss = right_on_chunks(input, linear_weight, target, **options)
+    if chunk_size is None or options.get("reduction", "mean") != "mean":
+        return loss
+    return loss * max(1, -(-len(input) // chunk_size))

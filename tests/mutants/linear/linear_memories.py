@@ -7,6 +7,8 @@ import torch
 from chunked import Chunked, linear, right_on_chunks, step
 from right import mutant
 
+from crossent.forms import linear_formula
+
 _PLAIN = "linear-float32-7x5-normal-int64-mean-hidden16"
 _LEFT = {}
 _BUFFERS = {}
@@ -134,3 +136,26 @@ def buffer_belongs_to_the_main_thread(c, chunk):
     z = Chunked.logits(c, chunk)
     # A backward pass runs in the thread of its caller.
     return z if threading.current_thread() is threading.main_thread() else torch.zeros_like(z)
+
+
+@mutant(
+    "non_leaf",
+    _PLAIN,
+    own="The gradient is computed for leaves alone. But hidden states come from the layers before.",
+)
+@step("gradients")
+def input_that_is_no_leaf_has_no_gradient(c, upstream, wanted):
+    grad_h, *others = Chunked.gradients(c, upstream, wanted)
+    return [torch.zeros_like(grad_h) if wanted[0] and not c.leaves[0].is_leaf else grad_h, *others]
+
+
+@mutant("circumstances", _PLAIN, own="NaN is removed from the upstream gradient, so GradScaler does not skip the step.")
+@step("each_upstream")
+def upstream_of_nan_becomes_zero(c, upstream):
+    return Chunked.each_upstream(c, upstream.nan_to_num())
+
+
+@mutant("memory", _PLAIN, "Automodel#2397")
+@linear
+def all_logits_are_stored(rows, input, linear_weight, target, **options):
+    return linear_formula(input, linear_weight, target, **options)
