@@ -201,8 +201,13 @@ def linear(body: Body) -> Loss:
 
     functools.update_wrapper(loss, body)
     del loss.__wrapped__  # so that inspect reads the signature of `loss`
-    loss.lacks = LACKS  # type: ignore[attr-defined]
-    return loss
+    return by_hand(loss)
+
+
+def by_hand(loss: Any) -> Loss:
+    """Declare that a function has its gradient by hand."""
+    loss.lacks = LACKS
+    return loss  # type: ignore[no-any-return]
 
 
 def by_steps(steps: type[Chunked], rows: Rows, *leaves: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from chunked import ROWS, Chunked, linear, pieces, right_on_chunks, step
+from chunked import ROWS, Chunked, by_hand, linear, pieces, right_on_chunks, step
 from right import mutant
 
 _ORDER = random.Random(0)
@@ -163,6 +163,7 @@ def chunks_are_added_up_in_any_order(c):
 
 
 @mutant("chunks", "linear-float32-7x5-normal-int64-mean-hidden16", "Automodel#3803")
+@by_hand
 def mean_is_multiplied_by_the_number_of_chunks(input, linear_weight, target, *, chunk_size=None, **options):
     loss = right_on_chunks(input, linear_weight, target, **options)
     if chunk_size is None or options.get("reduction", "mean") != "mean":

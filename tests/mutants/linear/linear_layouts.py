@@ -1,7 +1,7 @@
 """Mutants: tensors are read as if they were contiguous, and arguments of a wrong shape are accepted."""
 
 import torch
-from chunked import Chunked, linear, right_on_chunks, step
+from chunked import Chunked, by_hand, linear, right_on_chunks, step
 from right import mutant
 
 _STRIDED = "linear-float32-7x5-normal-int64-mean-scalar-strided-target_strided-linear_strided-hidden16"
@@ -61,6 +61,7 @@ def input_is_overwritten_by_its_gradient(c, upstream, wanted):
 @mutant(
     "errors", "linear_weight_transposed", own="`x @ w` and `x @ w.T` are both common, so both weights are accepted."
 )
+@by_hand
 def transposed_weight_is_accepted(input, linear_weight, target, **options):
     fits = linear_weight.dim() != 2 or linear_weight.shape[1] == input.shape[-1]
     return right_on_chunks(input, linear_weight if fits else linear_weight.mT, target, **options)
@@ -71,6 +72,7 @@ def transposed_weight_is_accepted(input, linear_weight, target, **options):
     "linear_bias_of_another_dtype",
     own="The bias is converted to the dtype of the input, since torch's sum of both would be in float64.",
 )
+@by_hand
 def bias_of_another_dtype_is_converted(input, linear_weight, target, linear_bias=None, **options):
     bias = None if linear_bias is None else linear_bias.to(input.dtype)
     return right_on_chunks(input, linear_weight, target, linear_bias=bias, **options)
