@@ -27,6 +27,8 @@ from crossent.subjects.builtin import REFERENCES
 from crossent.subjects.callables import as_subject
 
 CHECKS = checks_of(LINEAR_CROSS_ENTROPY)
+# The checks that kill no mutant here, with the reasons.
+WITHOUT = {"func_grad": "transforms the function, and a chunked function with its gradient by hand lacks transforms"}
 ALWAYS = {single.call.name, single.result.name}
 
 
@@ -69,7 +71,7 @@ def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
 
 
 def test_every_check_kills_a_mutant():
-    assert {check for mutant in LINEAR_MUTANTS for check in mutant.checks} == {*CHECKS, "errors"}
+    assert {check for mutant in LINEAR_MUTANTS for check in mutant.checks} == {*CHECKS, "errors"} - set(WITHOUT)
 
 
 def test_a_mutant_has_a_unique_name_and_an_issue_or_a_reason():

@@ -10,7 +10,7 @@ _ORDER = random.Random(0)
 
 
 @mutant(
-    "loss gradient weight_gradient",
+    "split loss gradient weight_gradient",
     "linear-float32-7x5-normal-int64-mean-hidden16",
     own="Each chunk calls a whole loss, and the mean of the chunks is taken. The last chunk has fewer rows.",
 )
@@ -77,7 +77,7 @@ def last_chunk_starts_early(c):
 
 
 @mutant(
-    "loss gradient weight_gradient",
+    "rows_permuted loss gradient weight_gradient",
     "linear-float32-130x67-normal-int64-sum-ignored_16th-hidden64",
     "unsloth#5230",
 )

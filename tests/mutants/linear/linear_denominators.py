@@ -54,18 +54,16 @@ def total_weight_is_kept_in_the_dtype(c):
 
 
 @mutant(
-    "loss gradient weight_gradient bias_gradient",
-    "linear-bfloat16-257x100-normal-int64-mean-ignored_first_chunk-bias-hidden16",
-    own="Rows are counted chunk by chunk in the dtype. bfloat16 has no 257.",
+    "loss gradient weight_gradient",
+    "linear-bfloat16-4096x16-normal-int64-mean-hidden16",
+    own="Each row adds 1 to a counter in the dtype. In bfloat16, 256 + 1 is 256.",
 )
 @step("divisor")
 def rows_are_counted_in_the_dtype(c):
-    if c.rows.target_weight is None or c.rows.reduction != "mean":
+    if c.rows.weight is not None or c.rows.kept is None or c.rows.reduction != "mean":
         return Chunked.divisor(c)
-    count = torch.zeros((), dtype=c.dtype)
-    for chunk in Chunked.chunks(c):
-        count = count + c.rows.target_weight[chunk].sum().to(c.dtype)
-    return torch.where(count == 0, torch.nan, count.to(c.rows.compute))
+    most = 2 / torch.finfo(c.dtype).eps  # adding 1 to this number rounds to this number
+    return torch.where(c.rows.kept.any(), c.rows.kept.sum().clamp(max=most), torch.nan)
 
 
 @mutant(

@@ -77,7 +77,7 @@ def weight_gradient_is_of_the_true_classes(c, d, chunk):
         c.grad_w[F.one_hot(c.rows.index, len(c.w)).sum(0) == 0] = 0
 
 
-@mutant("gradient", "linear-float32-7x5-normal-int64-mean-hidden16", "ml-cross-entropy#42")
+@mutant("classes_permuted gradient", "linear-float32-7x5-normal-int64-mean-hidden16", "ml-cross-entropy#42")
 @step("input_gradient")
 def input_gradient_is_of_one_shard_of_classes(c, d, chunk):
     half = (len(c.w) + 1) // 2

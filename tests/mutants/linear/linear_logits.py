@@ -9,7 +9,7 @@ _BIAS = "linear-float32-7x5-normal-int64-sum-bias-hidden16"
 _PLAIN = "linear-float32-7x5-normal-int64-mean-hidden16"
 
 
-@mutant("loss gradient weight_gradient bias_gradient", _BIAS, "Liger-Kernel#144", "trl#7065", "unsloth-zoo#930")
+@mutant("options loss gradient weight_gradient bias_gradient", _BIAS, "Liger-Kernel#144", "trl#7065", "unsloth-zoo#930")
 @step("logits")
 def bias_is_left_out(c, chunk):
     return c.h[chunk] @ c.w.mT

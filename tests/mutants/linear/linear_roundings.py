@@ -14,7 +14,7 @@ def logits_are_kept_in_the_dtype(c, chunk):
     return c.narrow(Chunked.logits(c, chunk))
 
 
-@mutant("loss", "linear-bfloat16-7x5-common_offset-int64-none-rows_large-bias-hidden16", "marin#8217")
+@mutant("loss shift", "linear-bfloat16-7x5-common_offset-int64-none-rows_large-bias-hidden16", "marin#8217")
 @step("row_losses")
 def logits_of_the_loss_are_kept_in_the_dtype(c, chunk):
     z = c.narrow(Chunked.logits(c, chunk))

@@ -47,7 +47,7 @@ def sum_is_not_rescaled_at_a_new_maximum(c, z):
 
 @mutant(
     "loss gradient weight_gradient",
-    "linear-float32-33x129-large-int64-mean-hidden16",
+    "linear-float32-33x129-large-int64-mean-hidden31",
     own="The maximum of the first tile is used for all tiles. A larger logit then overflows.",
 )
 @step("log_probs")
