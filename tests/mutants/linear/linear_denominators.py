@@ -60,10 +60,10 @@ def total_weight_is_kept_in_the_dtype(c):
 )
 @step("divisor")
 def rows_are_counted_in_the_dtype(c):
-    if c.rows.weight is not None or c.rows.kept is None or c.rows.reduction != "mean":
-        return Chunked.divisor(c)
-    most = 2 / torch.finfo(c.dtype).eps  # adding 1 to this number rounds to this number
-    return torch.where(c.rows.kept.any(), c.rows.kept.sum().clamp(max=most), torch.nan)
+    divisor = Chunked.divisor(c)
+    if c.rows.weight is not None or c.rows.reduction != "mean":
+        return divisor
+    return torch.as_tensor(divisor).clamp(max=2 / torch.finfo(c.dtype).eps)  # adding 1 to this rounds to this
 
 
 @mutant(
