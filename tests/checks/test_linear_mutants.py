@@ -163,5 +163,5 @@ def test_the_readme_has_the_totals_of_the_figures(counted):
 
 def test_the_sentence_in_the_readme_has_the_totals_of_the_figures(counted):
     text = " ".join(README.read_text(encoding="utf-8").split())
-    said = re.search(r"and all (\d+) wrong linear cross-entropies", text)
+    said = re.search(r"also find all (\d+) wrong linear cross-entropies", text)
     assert int(said[1]) == len(counted["mutants"])
