@@ -48,7 +48,8 @@ def chunks_are_added_up_without_a_reduction(rows, input, linear_weight, target, 
 def chunk_of_ignored_rows_is_nan(rows, input, linear_weight, target, reduction, weight, **options):
     if reduction == "none" or rows.index is None or options["label_smoothing"]:
         return right_on_chunks(input, linear_weight, target, reduction=reduction, weight=weight, **options)
-    total, weights = input.new_zeros(()), rows.target_weight
+    total = input.new_zeros(())
+    weights = torch.ones(len(input)) if rows.target_weight is None else rows.target_weight
     for (h, y), w in zip(pieces(input, target), weights.split(ROWS), strict=True):
         total = total + right_on_chunks(h, linear_weight, y, weight=weight, **options) * w.sum()  # NaN · 0
     return (total / (weights.sum() if reduction == "mean" else 1)).to(input.dtype)
