@@ -2,7 +2,7 @@
 
 `nox -s soak` runs 20,000 cases in each dtype. On each case run two random implementations, one at each grade, and the
 two forms and torch's composition, each under its contract. `--crossent-write-figures` writes the worst and the median
-share of the bounds to benchmarks/results/linear_soak.json.
+share of the bounds to benchmarks/results/linear_soak.json (with `-n 0`, in one process).
 """
 
 import functools

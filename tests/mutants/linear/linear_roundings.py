@@ -83,7 +83,7 @@ def input_gradient_is_in_bfloat16(c, d, chunk):
 
 @mutant(
     "loss gradient weight_gradient",
-    "linear-float64-7x5-normal-int64-mean-hidden16",
+    "linear-float64-7x5-normal-int64-sum-bias-hidden16",
     own="torchtune's chunked loss calls `.float()` on the logits, whatever their dtype is.",
 )
 @step("logits")
