@@ -67,6 +67,8 @@ _CHUNKS = (
     # Sizes at which blocks of classes and of hidden units end early.
     _case((64, 257), bias="bias", hidden=31),
     _case((33, 129), "confident", reduction="none", upstream="rows", hidden=129),
+    # Loss scaling: numbers of the gradient that float16 can store only after they are multiplied by upstream.
+    _case((33, 1000), "decades", upstream="upstream_huge", bias="bias"),
     # The rows of a whole chunk are ignored, and the denominator of the other chunks does not count them.
     _case((257, 100), ignored="ignored_first_chunk", bias="bias"),
     _case((130, 67), reduction="sum", ignored="ignored_16th", hidden=64),
