@@ -33,18 +33,16 @@ def unsloth_smoothed(logits, target, reduction="mean", label_smoothing=0.0):
     return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
 
 
-SCALAR = "returns a sum or a mean"
-
-
 @lacks(
-    **{
-        "probability_target": INDICES,
-        "reduction_none": SCALAR,
-        "half_result": FLOAT32,
-        "float64": "computes in float32",
-    },
-    **{"double_backward": FUNCTION, "forward_ad": FUNCTION, "batched_gradient": FUNCTION, "vmap": FUNCTION},
+    probability_target=INDICES,
+    reduction_none="returns a sum or a mean",
+    half_result=FLOAT32,
+    float64="computes in float32",
     nan_mean="a divisor of 0 counts as 1",
+    double_backward=FUNCTION,
+    forward_ad=FUNCTION,
+    batched_gradient=FUNCTION,
+    vmap=FUNCTION,
     errors="has errors of its own",
 )
 def unsloth_linear(
@@ -56,15 +54,16 @@ def unsloth_linear(
 
 
 @lacks(
-    **{
-        "probability_target": INDICES,
-        "reduction_none": SCALAR,
-        "half_result": FLOAT32,
-        "float64": "computes in float32",
-    },
-    **{"double_backward": FUNCTION, "forward_ad": FUNCTION, "batched_gradient": FUNCTION, "vmap": FUNCTION},
+    probability_target=INDICES,
+    reduction_none="returns a sum or a mean",
+    half_result=FLOAT32,
+    float64="computes in float32",
+    double_backward=FUNCTION,
+    forward_ad=FUNCTION,
+    batched_gradient=FUNCTION,
+    vmap=FUNCTION,
     errors=TORCHS_ERRORS,
 )
-def unsloth_cpu(hidden, linear_weight, target, ignore_index=-100, reduction="mean"):
+def unsloth_linear_cpu(hidden, linear_weight, target, ignore_index=-100, reduction="mean"):
     options = {"num_items_in_batch": 1 if reduction == "sum" else None, "ignore_index": ignore_index, "chunk_rows": 3}
     return chunked_linear_cross_entropy(hidden, linear_weight, None, shift_labels=target, **options)
