@@ -29,6 +29,9 @@ def liger_kernel(logits, target, ignore_index=-100, reduction="mean", label_smoo
     **{"retain_graph": STORED, "double_backward": FUNCTION, "forward_ad": FUNCTION, "batched_gradient": FUNCTION},
     **{"vmap": FUNCTION, "compile": FUNCTION, "errors": "has errors of its own"},
 )
-def liger_linear(hidden, linear_weight, target, linear_bias=None, ignore_index=-100, reduction="mean"):
-    options = {"ignore_index": ignore_index, "reduction": reduction}  # Triton's interpreter fails with a class weight
+def liger_linear(
+    hidden, linear_weight, target, linear_bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    # Triton's interpreter fails with a class weight.
     return liger_fused_linear_cross_entropy(hidden, linear_weight, target, linear_bias, **options)

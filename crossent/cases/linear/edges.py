@@ -81,6 +81,8 @@ _MANY_ROWS = (
     _case((1024, 64), reduction="sum", bias="bias"),
     _case((1024, 64), reduction="none", upstream="rows", ignored="ignored_16th"),
     _case((512, 512)),
+    # The sum of the log-probabilities of all classes and rows overflows float16.
+    _case((8, 1000), label_smoothing=0.1),
 )
 
 

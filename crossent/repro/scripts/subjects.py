@@ -51,13 +51,15 @@ def torch_linear_accurate(input, target, linear_weight, **options):
 
 def torch_linear_balanced(input, target, linear_weight, **options):
     """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced"."""
-    policy = {"acc_policy": "balanced", "acc_dtype": torch.float32}
-    chunks = torch.nn.LinearCrossEntropyOptions(chunking_method=None, allow_retain_graph=True, **policy)
+    chunks = torch.nn.LinearCrossEntropyOptions(
+        acc_policy="balanced", acc_dtype=torch.float32, chunking_method=None, allow_retain_graph=True
+    )
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 
 
 def torch_linear_compact(input, target, linear_weight, **options):
     """Call F.linear_cross_entropy in four times as many chunks as torch chooses, with acc_policy="compact"."""
-    policy = {"acc_policy": "compact", "acc_dtype": torch.float32}
-    chunks = torch.nn.LinearCrossEntropyOptions(chunking_method="aspect_ratio:4", **policy)
+    chunks = torch.nn.LinearCrossEntropyOptions(
+        acc_policy="compact", acc_dtype=torch.float32, chunking_method="aspect_ratio:4"
+    )
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
