@@ -44,6 +44,6 @@ def trl_selective(logits, target, reduction="mean"):
 )
 def trl_linear(hidden, linear_weight, target, linear_bias=None, ignore_index=-100, reduction="mean"):
     kept = target != ignore_index
-    log_probs = ChunkedLogProbFunction.apply(hidden, linear_weight, linear_bias, target.where(kept, 0), 1.0, 3)[0]
+    log_probs = ChunkedLogProbFunction.apply(hidden, linear_weight, linear_bias, target.where(kept, 0), 1.0, 16)[0]
     losses = -log_probs.masked_fill(~kept, 0)
     return {"none": lambda: losses, "mean": lambda: losses.sum() / kept.sum(), "sum": losses.sum}[reduction]()
