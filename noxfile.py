@@ -48,6 +48,7 @@ WORLD_ALONE = (
     "allennlp==2.10.1",
     "catalyst==22.4",
     "composer==0.32.1",
+    "cut-cross-entropy==25.1.1",
     "deepspeed==0.19.8",
     "espnet==202511",
     "fairseq2==0.8.1",
@@ -64,7 +65,7 @@ WORLD_ALONE = (
     "speechbrain==1.1.2",
     "timm==1.0.31",
     "torchtune==0.6.1",
-    "triton==3.9.0",  # for Liger, whose kernel Triton's interpreter runs on a CPU
+    "triton==3.9.0",  # for Liger, whose kernels Triton's interpreter runs on a CPU
     "trl==1.16.0",
     "unsloth-zoo==2026.10.9",
 )

@@ -96,7 +96,7 @@ def memory(trial: Trial) -> Iterator[Problem]:
     if grown >= most:
         said = f"memory: got {grown / 2**20:.0f} MiB for a call with {MEMORY_ROWS} rows and {MEMORY_CLASSES} classes"
         due = f"expected less than the {most / 2**20:.0f} MiB of all its logits in {case.dtype}"
-        yield Problem("wrong", f"{said}; {due}\nIf that is meant: {as_options(without=['memory'])}")
+        yield Problem("wrong", f"{said}; {due}\nIf this is intended, declare it: {as_options(without=['memory'])}")
 
 
 def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:

@@ -20,9 +20,18 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.report.findings import NUMBERS, Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
+
+# The kinds of findings, which :class:`crossent.report.findings.Finding` explains.
+KINDS = (
+    *("wrong", "refused", "accepted", "changed_input", "aliased", "changed_state", "not_repeated", "disturbed"),
+    *("crashed", "hung"),
+)
+# The lists of the known failures of torch, by operation.
+_LISTS_OF_TORCH = {CROSS_ENTROPY: "torch_findings.toml", LINEAR_CROSS_ENTROPY: "torch_linear_findings.toml"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,9 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
     return list(_parse(Path(path).read_bytes(), str(path)))
 
 
-def torch_list() -> list[ExpectedFinding]:
-    """Return the known failures of torch itself."""
-    name = "torch_findings.toml"
+def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
+    """Return the known failures of torch itself, in its function for an operation."""
+    name = _LISTS_OF_TORCH[operation]
     return list(_parse((files("crossent.report") / name).read_bytes(), name))
 
 
@@ -217,6 +226,8 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
             right, allowed = isinstance(value, str), "a string"
         if not right:
             raise ValueError(f"{key}: got {quoted(value)}; allowed is {allowed}")
+    if entry.get("kind") and entry["kind"] not in KINDS:
+        raise ValueError(f"kind: got {quoted(entry['kind'])}; allowed are {', '.join(KINDS)}")
     try:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:

@@ -81,6 +81,9 @@ DEFINED: dict[str, ScriptFunction] = {
     "torch_linear": subjects.torch_linear,
     "torch_linear_chunked": subjects.torch_linear_chunked,
     "torch_linear_chunk1": subjects.torch_linear_chunk1,
+    "torch_linear_accurate": subjects.torch_linear_accurate,
+    "torch_linear_balanced": subjects.torch_linear_balanced,
+    "torch_linear_compact": subjects.torch_linear_compact,
 }
 # The functions of a script in place of others, by operation.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {

@@ -23,7 +23,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, NAMED, TORCH, named, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, named, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.features import FEATURES
@@ -199,7 +199,7 @@ class Settings:
         """
         path = self.expected_findings
         if path is None:
-            return lists.torch_list(), []
+            return lists.torch_list(self._operation), []
         try:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
@@ -209,7 +209,7 @@ class Settings:
             raise ValueError(f"{got}; give a TOML file of known failures") from None
         except ValueError as error:
             raise ValueError(f"expected_findings: {error}") from None
-        return lists.torch_list(), own
+        return lists.torch_list(self._operation), own
 
 
 def _several(words: str | Iterable[str]) -> tuple[str, ...]:
@@ -300,8 +300,7 @@ def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subj
         subjects: the subjects of the run.
     """
     of_torch, of_user = known
-    under_torch = (one for one in subjects if one.contract == TORCH_CONTRACT and one.operation is CROSS_ENTROPY)
-    as_torch = {subject.name: _name_in_list(subject) for subject in under_torch}
+    as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT}
     lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
 
@@ -328,11 +327,13 @@ def unexpected(
 def _name_in_list(subject: Subject) -> str:
     """Return the name under which a subject with torch's contract is looked up in the list of torch's known failures.
 
-    A subject of torch has its own name. Any other subject has "torch" or, if the subject is compiled, "torch+compile".
+    For torch itself, return its own name. For any other subject, return "torch" or "torch_linear", the name of torch's
+    function without options, and "+compile" if the subject is compiled.
     """
-    if own_subject(subject) in NAMED["torch"]:
+    of_torch = TORCHS[subject.operation]
+    if own_subject(subject) in of_torch:
         return subject.name
-    return f"{TORCH.name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
+    return f"{of_torch[0].name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
 
 
 def _numbered(subjects: Iterable[Subject]) -> list[Subject]:

@@ -125,31 +125,51 @@ def _why_not_linear(inputs: Inputs) -> str | None:
     return None if hasattr(torch.nn.functional, "linear_cross_entropy") else "needs torch 2.13"
 
 
-def _why_not_chunked(inputs: Inputs) -> str | None:
-    """Return the reason for inputs with which torch warns that it ignores its options, and composes its functions."""
+def _accepts(chunks: Mapping[str, Any]) -> bool:
+    """Return whether LinearCrossEntropyOptions takes these arguments: torch 2.14 removed the policy "balanced"."""
+    try:
+        torch.nn.LinearCrossEntropyOptions(**chunks)
+    except ValueError:
+        return False
+    return True
+
+
+def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
+    """Return the reason for inputs that torch refuses in chunks, or for which it warns that it ignores its options."""
     if reason := _why_not_linear(inputs):
         return reason
-    if inputs.target.dtype != torch.int64:
-        return "takes only class indices in int64"
+    if not _accepts(chunks):
+        return "needs torch 2.13, which has this acc_policy"
+    if chunks.get("acc_dtype") == torch.float32 and inputs.input.dtype == torch.float64:
+        return "does not add up float64 in float32"
     if inputs.options["label_smoothing"] != 0:
         return "has no label_smoothing"
-    reductions = ("none", "mean", "sum")
-    return None if inputs.options["reduction"] in reductions else "takes only the reductions none, mean and sum"
+    dense, reduction = inputs.target.is_floating_point(), inputs.options["reduction"]
+    if dense and _accepts({"acc_policy": "balanced"}):
+        return "takes class probabilities since torch 2.14"
+    if reduction not in (("mean", "sum") if dense else ("none", "mean", "sum")):
+        return "takes no other reduction"
+    return None if dense or inputs.target.dtype == torch.int64 else "takes class indices in int64"
 
 
 _AS_TORCH_LINEAR = {**_AS_TORCH, "operation": LINEAR_CROSS_ENTROPY}
+_ONE_PASS = "computes its gradients in the forward pass, where torch sees no operations"
 
 
 def _chunked(name: str, **chunks: Any) -> Subject:
+    lacks = dict.fromkeys(("double_backward", "forward_ad", "batched_gradient"), _ONE_PASS)
+    if not chunks.get("allow_retain_graph"):
+        lacks["retain_graph"] = "gives the memory of its gradients away in the backward pass"
     return Subject(
         name,
         partial(_torch_linear, chunks),
-        not_applicable=_why_not_chunked,
-        not_transformed="computes its gradients in the forward pass, where torch sees no operations",
+        not_applicable=partial(_why_not_chunked, chunks),
+        not_transformed=_ONE_PASS,
         source=name,
         chunks=() if chunks else ("batch_chunk_size",),
+        lacks=lacks,
         **_AS_TORCH_LINEAR,
-    ).lacking({"retain_graph": "gives the memory of its gradients away in the backward pass"})
+    )
 
 
 TORCH_LINEAR = Subject(
@@ -167,17 +187,34 @@ REFERENCES = {
 }
 # The subjects of each name that a user can give. The name "torch" stands for two subjects.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
-# The same for a linear cross-entropy. The name of torch's function stands for three ways in which torch computes it.
+# The same for a linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions` that
+# changes what torch computes on a CPU. "chunked" has the default of each option, and computes float16 and bfloat16 in
+# float32. "accurate" computes in the dtype of the input, since acc_dtype is not given.
 LINEAR_NAMED = {
     **{name: (form,) for name, form in LINEAR_FORM_SUBJECTS.items()},
     LINEAR_ALIAS: (
         TORCH_LINEAR,
         _chunked("torch_linear_chunked"),
         _chunked("torch_linear_chunk1", batch_chunk_size=1),
+        _chunked("torch_linear_accurate", acc_policy="accurate"),
+        _chunked(
+            "torch_linear_balanced",
+            acc_policy="balanced",
+            acc_dtype=torch.float32,
+            chunking_method=None,
+            allow_retain_graph=True,
+        ),
+        _chunked(
+            "torch_linear_compact", acc_policy="compact", acc_dtype=torch.float32, chunking_method="aspect_ratio:4"
+        ),
     ),
 }
 EVERY_NAMED = {**NAMED, **LINEAR_NAMED}
 BY_NAME = {subject.name: subject for group in EVERY_NAMED.values() for subject in group}
+
+
+# The subjects of torch's own function, by operation.
+TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINEAR_ALIAS]}
 
 
 def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:

@@ -37,7 +37,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     example of a function written in C++, the subject passes all options.
 
     If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too. For
-    a linear cross-entropy, an attribute `chunks` names the keywords that set the size of a chunk.
+    a linear cross-entropy, an attribute `chunks` names the keywords that set the size of a chunk. A function without
+    such an attribute or keyword need not work in chunks, so it lacks the feature `memory`.
 
     If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
     then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
@@ -88,8 +89,10 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     if missing:
         loss = partial(_call_without, loss, tuple(missing))
     lacks = {feature: _why_missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
-    lacks = {**_lacking_if_interpreted(), **lacks, **_declared(given)}
     chunks = _chunk_keywords(given, parameters) if is_linear else ()
+    if is_linear and not chunks and getattr(given, "chunks", None) is None:
+        lacks["memory"] = "does not say that it works in chunks"
+    lacks = {**_lacking_if_interpreted(), **lacks, **_declared(given)}
     return Subject(what, loss, source=source, operation=operation, chunks=chunks).lacking(lacks)
 
 

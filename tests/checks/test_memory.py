@@ -44,7 +44,7 @@ def test_a_function_that_stores_all_logits_is_found(dtype):
     assert message.startswith("memory: got ")
     mib = 128 if dtype == "float32" else 64
     assert f"8192 rows and 4096 classes; expected less than the {mib} MiB of all its logits in {dtype}" in message
-    assert "If that is meant: --without memory" in message
+    assert "If this is intended, declare it: --without memory" in message
 
 
 def test_a_function_that_stores_the_logits_of_the_forward_pass_alone_is_found():

@@ -3,9 +3,11 @@
 import math
 import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import waits
 from support.checks import CIRCUMSTANCES, SINGLE
 from support.running import run
@@ -15,11 +17,14 @@ from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
-from crossent.report.expected_findings import ExpectedFinding, mark, read_list, torch_list
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.report.expected_findings import KINDS, ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
+from crossent.repro.recipes import RECIPES
+from crossent.repro.script import ENDS
 from crossent.run.plan import plan
-from crossent.subjects.builtin import TORCH, TORCH_NLL
+from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED, TORCH, TORCH_NLL
 
 ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
 
@@ -316,7 +321,8 @@ def test_an_entry_that_matches_the_finding_of_an_earlier_entry_is_not_fixed():
     assert made.fixed == []
 
 
-SHIPPED = torch_list()
+LINEAR = LINEAR_NAMED[LINEAR_ALIAS]
+SHIPPED, OF_LINEAR = torch_list(), torch_list(LINEAR_CROSS_ENTROPY)
 PLANNED, THOROUGH = (plan(level, tuple(DTYPES), 0) for level in ("normal", "thorough"))
 
 
@@ -371,6 +377,21 @@ def reasons_not_run(known, made):
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
     reasons = {outcome.not_run.get(check, "") for outcome in outcomes for check in (*known.checks, *known.results)}
     return {reason for reason in reasons if reason.startswith(("needs a torch", "needs torch"))}
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
+@pytest.mark.parametrize("known", OF_LINEAR, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
+def test_every_entry_of_the_list_for_linear_cross_entropies_happens_here(known):
+    planned = plan("quick", tuple(DTYPES), 0, LINEAR_CROSS_ENTROPY)
+    matching = [case for case in planned if any(fnmatchcase(case.id, pattern) for pattern in known.cases)]
+    subjects = [subject for subject in LINEAR if fnmatchcase(subject.name, known.subject)]
+    made = run(subjects, matching, planned.get, known=[known])
+    assert made.fixed == []
+    assert [found for part in made.subjects for found in part.findings if found.expected == str(known)]
+
+
+def test_the_kinds_of_a_list_are_the_kinds_that_a_finding_can_have():
+    assert {*KINDS} == {*ENDS}.union(*(recipe.kinds for recipe in RECIPES.values()))
 
 
 def test_the_shipped_list_has_every_finding_of_torch():

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from crossent.cases.linear.case import LinearCase
 from crossent.machine import memory_growth
 from crossent.repro.rerun import script_of
-from crossent.subjects.builtin import LINEAR_NAMED
+from crossent.repro.script import DEFINED
+from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED
+from crossent.trials.call import evaluate
 
 NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
 # Runs each script of a list, as `python SCRIPT` would, and prints the exit statuses.
@@ -83,6 +85,15 @@ def test_the_scripts_of_checks_that_pass_say_so():
     ids += [f"{subject.name}:bias_gradient:{STRIDED.id}" for group in LINEAR_NAMED.values() for subject in group]
     found = dict(zip(ids, statuses([script_of(one, passed=True) for one in ids]), strict=True))
     assert set(found.values()) == {0}, found
+
+
+@NEEDS_213
+@pytest.mark.parametrize("subject", LINEAR_NAMED[LINEAR_ALIAS], ids=lambda subject: subject.name)
+def test_the_function_in_a_script_has_the_bits_of_the_subject(subject):
+    for inputs in (LinearCase(dtype, (64, 257), "confident").build() for dtype in ("float16", "bfloat16", "float32")):
+        if subject.not_applicable(inputs) is None:
+            in_script = evaluate(DEFINED[subject.name], inputs)
+            assert in_script.digest == evaluate(subject.loss, inputs).digest
 
 
 def test_the_script_of_ones_own_function_loads_it_as_a_linear_cross_entropy(tmp_path, monkeypatch):

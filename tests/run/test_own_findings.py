@@ -65,7 +65,7 @@ def test_a_known_failure_of_another_torch_does_not_apply(run):
 
 def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, monkeypatch):
     entry = crossent.report.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
-    monkeypatch.setattr("crossent.report.expected_findings.torch_list", lambda: [entry])
+    monkeypatch.setattr("crossent.report.expected_findings.torch_list", lambda _: [entry])
     (part,) = run("", torch_like).subjects
     assert part.findings
     assert {finding.expected for finding in part.findings} == {None}
@@ -83,6 +83,14 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
             "entry with the reason 'a percent too much': got check 'lost'; allowed are call, result,",
         ),
         (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
+        (
+            TABLE.replace('"wrong"', '"wrnog"'),
+            "finding 1: kind: got 'wrnog'; allowed are wrong, refused, accepted, changed_input,",
+        ),
+        (
+            "[[finding]]\nid = 'a:loss:c'\nkind = 'crash'\nreason = 'c'",
+            "finding 1: kind: got 'crash'; allowed are wrong, refused,",
+        ),
         (TABLE.replace("kind", "sort"), "finding 1: got the key 'sort'; allowed are subject, checks,"),
         ("[[finding]]\nid = 'a:b'\nreason = 'c'", "finding 1: id: got 'a:b'; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 3\nreason = 'c'", "finding 1: id: got 3; allowed is SUBJECT:CHECK:CASE"),

@@ -1,5 +1,6 @@
-"""Subjects that compute a linear cross-entropy: the user's functions, and torch in its three ways."""
+"""Subjects that compute a linear cross-entropy: the user's functions, and torch with each of its options."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -82,9 +83,15 @@ def test_a_linear_cross_entropy_without_its_operation_gets_a_hint():
         as_subject(called_as_documented)
 
 
-def test_the_name_of_torchs_function_stands_for_its_three_ways():
+NAMES = [
+    "torch_linear",
+    *(f"torch_linear_{options}" for options in ("chunked", "chunk1", "accurate", "balanced", "compact")),
+]
+
+
+def test_the_name_of_torchs_function_stands_for_its_options():
     subjects = load(LINEAR_ALIAS)
-    assert [one.name for one in subjects] == ["torch_linear", "torch_linear_chunked", "torch_linear_chunk1"]
+    assert [one.name for one in subjects] == NAMES
     assert {one.contract for one in subjects} == {"torch"}
     assert {one.operation for one in subjects} == {LINEAR_CROSS_ENTROPY}
     assert [one.name for one in load(f"{LINEAR_ALIAS}+compile")] == ["torch_linear+compile"]
@@ -93,9 +100,30 @@ def test_the_name_of_torchs_function_stands_for_its_three_ways():
 
 
 @NEEDS_213
-def test_torchs_three_ways_agree_where_rounding_is_small():
-    losses = [evaluate(one.loss, PLAIN.build()).loss for one in load(LINEAR_ALIAS)]
-    torch.testing.assert_close(losses[1:], losses[:1] * 2)
+def test_torchs_options_agree_where_rounding_is_small():
+    applicable = [one for one in load(LINEAR_ALIAS) if one.not_applicable(PLAIN.build()) is None]
+    losses = [evaluate(one.loss, PLAIN.build()).loss for one in applicable]
+    torch.testing.assert_close(losses[1:], losses[:1] * (len(losses) - 1))
+
+
+@NEEDS_213
+def test_each_option_of_torch_that_changes_numbers_has_a_subject():
+    """In float16, the subjects have different gradients, since each rounds and adds up in another way."""
+    inputs = LinearCase("float16", (64, 257), "confident", bias="bias").build()
+    applicable = [one for one in load(LINEAR_ALIAS) if one.not_applicable(inputs) is None]
+    assert len({evaluate(one.loss, inputs).digest for one in applicable}) == len(applicable) >= 5
+
+
+@NEEDS_213
+def test_every_field_of_torchs_options_is_in_a_subject():
+    given = {name for one in load(LINEAR_ALIAS)[1:] for name in one.loss.args[0]}
+    assert given == {field.name for field in dataclasses.fields(torch.nn.LinearCrossEntropyOptions)}
+
+
+@NEEDS_213
+def test_torch_does_not_add_up_float64_in_float32():
+    reasons = {one.name: one.not_applicable(LinearCase("float64").build()) for one in load(LINEAR_ALIAS)}
+    assert [name for name, reason in reasons.items() if reason] == ["torch_linear_balanced", "torch_linear_compact"]
 
 
 def test_torch_before_2_13_is_not_applicable(monkeypatch):
@@ -112,13 +140,14 @@ def test_torch_before_2_13_is_not_applicable(monkeypatch):
     ("changes", "reason"),
     [
         ({"label_smoothing": 0.1}, "has no label_smoothing"),
-        ({"target": "probabilities"}, "takes only class indices in int64"),
         ({"reduction": "sum"}, None),
     ],
 )
-def test_the_chunked_ways_do_not_apply_where_torch_ignores_the_options(changes, reason):
+def test_chunks_do_not_apply_where_torch_ignores_the_options(changes, reason):
     inputs = LinearCase("float32", **changes).build()
-    assert [one.not_applicable(inputs) for one in load(LINEAR_ALIAS)] == [None, reason, reason]
+    chunked = [one for one in load(LINEAR_ALIAS)[1:] if "balanced" not in one.name]
+    assert load(LINEAR_ALIAS)[0].not_applicable(inputs) is None
+    assert {one.not_applicable(inputs) for one in chunked} == {reason}
 
 
 def test_a_run_has_the_operation_of_its_built_in_subjects():

@@ -122,6 +122,15 @@ def liger_kernel_negated():
     assert (liger_cross_entropy(negated.requires_grad_(), TARGET) - right).abs() > 0.1
 
 
+def liger_linear():
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    hidden, weight = torch.ones(2, 4), torch.ones(3, 4, requires_grad=True)
+    loss = liger_fused_linear_cross_entropy(hidden, weight, TARGET)  # hidden is frozen, weight is not
+    loss.backward()
+    assert weight.grad is None
+
+
 def liger_kernel_smoothed():
     from liger_kernel.transformers.functional import liger_cross_entropy
 

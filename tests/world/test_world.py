@@ -13,7 +13,7 @@ import pytest
 from support.examples import blocks, commands
 
 import crossent
-from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.operation import OPERATIONS
 from crossent.checks import CHECKS
 from crossent.choices import DTYPE_NAMES
 from crossent.report.expected_findings import mark, read_list, require_about
@@ -45,7 +45,7 @@ def test_every_finding_of_a_package_is_explained(name):
 
 
 def test_every_entry_has_a_kind_of_reason_and_can_match():
-    cases = [case.id for case in plan("quick", DTYPE_NAMES, 0)] + [bad.id for bad in BAD_INPUTS]
+    cases = [case.id for operation in OPERATIONS.values() for case in plan("quick", DTYPE_NAMES, 0, operation)]
     require_about(FINDINGS, LOSSES, (*CHECKS, "errors"), lambda: cases)
     assert [entry.reason for entry in FINDINGS if not entry.reason.startswith(KINDS)] == []
 

@@ -84,6 +84,8 @@ _CHUNKS = (
     _case((33, 129), "confident", reduction="none", upstream="rows", hidden=129),
     # Exponentials overflow if only the largest logit of the first classes is subtracted.
     _case((33, 129), "large", hidden=31),
+    # Loss scaling: numbers of the gradient that float16 can store only after they are multiplied by upstream.
+    _case((33, 1000), "decades", upstream="upstream_huge", bias="bias"),
     # The rows of a whole chunk are ignored, and the denominator of the other chunks does not count them.
     _case((257, 100), ignored="ignored_first_chunk", bias="bias"),
     _case((130, 67), reduction="sum", ignored="ignored_16th", hidden=64),
@@ -96,6 +98,8 @@ _MANY_ROWS = (
     _case((1024, 64), reduction="sum", bias="bias"),
     _case((1024, 64), reduction="none", upstream="rows", ignored="ignored_16th"),
     _case((512, 512)),
+    # The sum of the log-probabilities of all classes and rows overflows float16.
+    _case((8, 1000), label_smoothing=0.1),
 )
 
 

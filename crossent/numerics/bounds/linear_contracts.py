@@ -57,7 +57,7 @@ class LinearContract:
 
 # The promises of a kind of implementation:
 #   eager        made of torch's operations, each in float32 or wider
-#   torch        F.linear, then F.cross_entropy, as F.linear_cross_entropy does with options=None
+#   torch        F.linear_cross_entropy: F.linear and then F.cross_entropy, or in chunks with its gradients by hand
 #   kernel       a kernel, or a function that works in chunks of rows or classes and computes its gradient by hand
 #   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
 LinearPromise = Literal["eager", "torch", "kernel", "fast_kernel"]
@@ -88,6 +88,9 @@ def linear_contract(
     gradient. For the promise "torch", every intermediate of the cross-entropy may be rounded to the dtype too, as torch
     does on a CPU.
 
+    The promise "torch" covers chunks: in float32 and float64, a sum over rows may have any order, and a gradient may be
+    multiplied by the upstream gradient last. In half precision, this order may lose numbers that loss scaling saves.
+
     float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
@@ -107,14 +110,15 @@ def linear_contract(
     fused = promise in ("kernel", "fast_kernel")
     wide = contract(promise, "A", dtype, device=device, rows=rows, flushes=flushes)
     wide = replace(wide, offset=fused, recomputes=recomputes)
-    storage = wide.storage
+    storage, by_hand = wide.storage, fused or promise == "torch"
     if wide.compute.precision <= storage.precision:
-        return LinearContract(replace(wide, grade=grade), block=block, scales_last=fused, splits=fused)
+        wide = replace(wide.in_any_order, grade=grade)
+        return LinearContract(wide, block=block, scales_last=by_hand, splits=by_hand)
     if grade == "A":
-        return LinearContract(wide, block=block, splits=fused)
+        return LinearContract(wide, block=block, splits=by_hand)
     narrow = contract("torch", "B", dtype, device=device, rows=rows, flushes=flushes) if promise == "torch" else wide
     narrow = replace(narrow, grade="B", recomputes=recomputes)
-    return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=fused)
+    return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=by_hand)
 
 
 # For each promise that only a cross-entropy has: the promise of a linear cross-entropy that replaces it.

@@ -55,3 +55,25 @@ def torch_linear_chunk1(input, target, linear_weight, **options):
     """Call F.linear_cross_entropy in chunks of one row."""
     chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=1)
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
+
+
+def torch_linear_accurate(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy in chunks. Add up the chunks in the dtype of the input."""
+    chunks = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
+
+
+def torch_linear_balanced(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced"."""
+    chunks = torch.nn.LinearCrossEntropyOptions(
+        acc_policy="balanced", acc_dtype=torch.float32, chunking_method=None, allow_retain_graph=True
+    )
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
+
+
+def torch_linear_compact(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy in four times as many chunks as torch chooses, with acc_policy="compact"."""
+    chunks = torch.nn.LinearCrossEntropyOptions(
+        acc_policy="compact", acc_dtype=torch.float32, chunking_method="aspect_ratio:4"
+    )
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
