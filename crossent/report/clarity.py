@@ -107,9 +107,8 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 def less_clear(finding: Finding) -> tuple[bool, bool]:
     """Return two reasons why a finding shows its failure less clearly, each as True or False.
 
-    The first reason: the exact value is infinite, NaN or 0. The second reason: the finding is about a linear
-    cross-entropy, but not about its loss. If the loss is wrong, the gradients often have thousands of numbers with a
-    small error, and the loss shows the bug better.
+    The exact value is infinite, NaN or 0; or a linear cross-entropy has a wrong gradient. If its loss is wrong, the
+    gradients often have thousands of numbers with a small error, and the loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -117,12 +116,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return whether a cause is only about target gradients, and whether it hides a wrong loss (:func:`less_clear`).
-
-    Args:
-        checks: the checks with findings of the cause.
-        example: the clearest finding of the cause.
-    """
+    """Return whether a cause is only about target gradients, and whether its example hides a wrong loss."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 

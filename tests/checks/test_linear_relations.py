@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.linear_subjects import RIGHT, by_hand, composed, gradients, subject_of
+from support.linear_subjects import RIGHT, by_hand, composed, gradients, right_cases, subject_of
 from support.running import run, run_isolated
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.linear.case import LinearCase
-from crossent.cases.linear.edges import linear_edges
 from crossent.checks import options, single
 from crossent.checks.relations import backward, changes, two_calls
 from crossent.numerics.oracle.arithmetic import Ball
@@ -26,7 +25,7 @@ ROWS = LinearCase("float32", (17, 5), reduction="none", upstream="rows", bias="b
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_code_passes(dtype):
-    cases = [case for case in linear_edges([dtype]) if case.rows * case.classes <= 2**12]
+    cases = right_cases(dtype)
     report = run(RIGHT, cases, (*FIRST, *CHECKS))
     assert [str(finding) for finding in report.findings] == []
     for part in report.subjects:

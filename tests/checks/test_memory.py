@@ -7,9 +7,11 @@ from support.linear_subjects import blocked, composed, subject_of
 from support.running import run, run_isolated
 
 from crossent.cases.linear.case import LinearCase
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.checks import large, single
 from crossent.forms.linear import linear_blocked
 from crossent.machine import memory_growth
+from crossent.subjects.callables import as_subject
 
 FIRST = (single.call, single.result)
 CASE = LinearCase("float32")
@@ -62,6 +64,35 @@ def test_a_subject_that_declares_it_is_not_measured():
     part = run(subject_of(composed).lacking({"memory": "stores all logits"}), CASE, (*FIRST, large.memory)).subjects[0]
     assert part.findings == []
     assert part.outcomes[CASE.id].not_run == {"memory": "stores all logits"}
+
+
+def stores_all(hidden, weight, target, **options):
+    return F.cross_entropy(F.linear(hidden, weight), target, **options)
+
+
+def stores_all_although_it_has_chunks(hidden, weight, target, chunk_size=64, **options):
+    return stores_all(hidden, weight, target, **options)
+
+
+def stores_all_although_it_says_chunks(hidden, weight, target, **options):
+    return stores_all(hidden, weight, target, **options)
+
+
+stores_all_although_it_says_chunks.chunks = ()
+
+
+def test_only_a_function_that_says_that_it_works_in_chunks_is_measured():
+    skip_unless_measured()
+    given = {
+        stores_all: [],
+        stores_all_although_it_has_chunks: ["memory"],
+        stores_all_although_it_says_chunks: ["memory"],
+    }
+    for loss, failed in given.items():
+        part = run(as_subject(loss, operation=LINEAR_CROSS_ENTROPY), CASE, (*FIRST, large.memory)).subjects[0]
+        assert [finding.check for finding in part.findings] == failed
+        reason = {} if failed else {"memory": "does not say that it works in chunks"}
+        assert part.outcomes[CASE.id].not_run == reason
 
 
 def test_the_check_runs_on_the_plain_case_alone():

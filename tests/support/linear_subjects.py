@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.forms.linear import linear_blocked, linear_formula
 from crossent.subjects.contracts import TORCH_CONTRACT, under_contract
@@ -36,6 +37,15 @@ RIGHT = (
     subject_of(blocked),
     under_contract(subject_of(composed), TORCH_CONTRACT, None),
 )
+
+
+def right_cases(dtype):
+    """Return the small cases of a dtype on which each function of `RIGHT` is right.
+
+    torch adds class weights in the dtype of the logits, and huge weights overflow float16.
+    """
+    small = [case for case in linear_edges([dtype]) if case.rows * case.classes <= 2**12]
+    return [case for case in small if (case.dtype, case.weight) != ("float16", "weight_huge")]
 
 
 class ByHand(torch.autograd.Function):

@@ -47,6 +47,7 @@ def chunks(trial: Trial) -> Found:
 def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
     """Return the keyword and the size of each call, with a name of the call.
 
+    >>> from crossent.cases.linear.case import LinearCase
     >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
     ('chunk_size', 8)
     """

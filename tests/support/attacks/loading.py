@@ -10,7 +10,7 @@ def tell(subjects):
         os._exit(0)
 
 def subject(name="loss", lacks={}, not_transformed="", **more):
-    return {"name": name, "lacks": lacks, "not_transformed": not_transformed, **more}
+    return {"name": name, "lacks": lacks, "not_transformed": not_transformed, "chunks": [], **more}
 
 """
 
