@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.waits import computes
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
@@ -47,7 +48,8 @@ def test_an_edge_is_rebuilt_from_its_id_with_the_same_bits_and_the_right_shapes(
     assert one.options["linear_weight"].shape == (classes, case.hidden)
     assert one.classes == classes
     assert ("linear_bias" in one.options) == (case.bias != "no_bias")
-    assert composed(one).shape == one.upstream.shape
+    if computes(case.dtype):
+        assert composed(one).shape == one.upstream.shape
     assert all(part.dtype == DTYPES[case.dtype] for part in one.leaves.values())
 
 

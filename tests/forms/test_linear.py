@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.linear_calls import linear_case
+from support.waits import computing
 from torch import nn
 
 from crossent.forms import LINEAR_FORMS, linear_blocked, linear_formula
@@ -67,7 +68,7 @@ def test_every_number_is_within_the_bounds_of_grade_a(form, dtype, seed):
     assert max(found)[0] > (0.9 if FORMATS[dtype].precision < 24 else 0.05), max(found)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=computing(dtype)) for dtype in FORMATS])
 @pytest.mark.parametrize("loss", [pytest.param("torch", marks=has_torch_form), "composition"])
 def test_torch_keeps_its_own_contract(loss, dtype):
     """Of float16, without label smoothing: torch's smoothed sum overflows."""

@@ -243,7 +243,7 @@ def test_logsumexp_minus_the_logit_passes_under_its_contract_alone(dtype):
     assert ("loss", "wrong") in kinds(judged(rounds, cases, contract="logsumexp"))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=waits.float16), "bfloat16"])
 def test_logsumexp_in_half_precision_passes_at_grade_b(dtype):
     """torch.logsumexp rounds `max + log Σ` to the dtype of the logits, which is then the error of the loss."""
     cases = [Case(dtype, (4, 2), values, reduction="none") for values in ("normal", "offset", "assorted")]
