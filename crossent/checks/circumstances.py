@@ -7,6 +7,7 @@ compare results with the exact values, and not with the bits of the first call.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -123,7 +124,7 @@ def circumstances(trial: Trial) -> Found:
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
-        if way == MORE_THREADS and trial.host.isolated and trial.case.operation is LINEAR_CROSS_ENTROPY:
+        if way == MORE_THREADS and is_forked(trial) and trial.case.operation is LINEAR_CROSS_ENTROPY:
             continue  # a matrix product with new threads blocks in a process that is forked from one with threads
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
@@ -131,6 +132,11 @@ def circumstances(trial: Trial) -> Found:
             return
         yield from _named(trial.compare(got, question.exact), way)
     yield from _check_nan(trial)
+
+
+def is_forked(trial: Trial) -> bool:
+    """Return whether the subject runs in a process that was forked: an isolated process, or a worker process."""
+    return trial.host.isolated or multiprocessing.parent_process() is not None
 
 
 def _check_nan(trial: Trial) -> Iterator[Problem]:

@@ -160,6 +160,8 @@ def _chunked(name: str, **chunks: Any) -> Subject:
     lacks = dict.fromkeys(("double_backward", "forward_ad", "batched_gradient"), _ONE_PASS)
     if not chunks.get("allow_retain_graph"):
         lacks["retain_graph"] = "gives the memory of its gradients away in the backward pass"
+    if chunks.get("chunking_method", "default") is None and "batch_chunk_size" not in chunks:
+        lacks["memory"] = _STORES_LOGITS  # one chunk has all rows
     return Subject(
         name,
         partial(_torch_linear, chunks),

@@ -41,6 +41,8 @@ def mean_of_means(hidden, weight, target):
 
 def stores(hidden, weight, target):
     return F.cross_entropy(hidden @ weight.T, target)
+
+stores.chunks = ()
 """
 
 

@@ -108,7 +108,7 @@ def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterat
 
     Example:
         >>> [case.id for case in linear_edges(["bfloat16"])][-1]
-        'linear-bfloat16-512x512-normal-int64-mean-hidden16'
+        'linear-bfloat16-8x1000-normal-int64-mean-smooth0.1-hidden16'
     """
     for dtype in dtypes:
         larger = () if dtype == "float64" else _CHUNKS if dtype == "float32" else (*_CHUNKS, *_MANY_ROWS)
