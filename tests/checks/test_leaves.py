@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.linear_subjects import RIGHT, by_hand, composed, gradients, right_cases, subject_of
+from support.linear_subjects import by_hand, composed, gradients, right_cases, right_in, subject_of
 from support.running import run, run_isolated
 
 from crossent.cases.axes import DTYPES
@@ -144,7 +144,7 @@ def test_level_quick_has_cases_with_frozen_arguments_with_and_without_options(dt
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_code_passes_with_frozen_arguments_and_with_outputs_of_operations(dtype):
     cases = right_cases(dtype)
-    report = run(RIGHT, cases, (*FIRST, *CHECKS))
+    report = run(right_in(dtype), cases, (*FIRST, *CHECKS))
     assert [str(finding) for finding in report.findings] == []
     ran = {name for part in report.subjects for outcome in part.outcomes.values() for name in outcome.checks}
     assert ran == {check.name for check in (*FIRST, *CHECKS)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.linear_subjects import RIGHT, by_hand, composed, gradients, right_cases, subject_of
+from support.linear_subjects import by_hand, composed, gradients, right_cases, right_in, subject_of
 from support.running import run, run_isolated
 
 from crossent.cases.axes import DTYPES
@@ -26,7 +26,7 @@ ROWS = LinearCase("float32", (17, 5), reduction="none", upstream="rows", bias="b
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_code_passes(dtype):
     cases = right_cases(dtype)
-    report = run(RIGHT, cases, (*FIRST, *CHECKS))
+    report = run(right_in(dtype), cases, (*FIRST, *CHECKS))
     assert [str(finding) for finding in report.findings] == []
     for part in report.subjects:
         ran = {name for outcome in part.outcomes.values() for name in outcome.checks}

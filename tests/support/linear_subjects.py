@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from support.waits import computes
 
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
@@ -32,11 +33,17 @@ def subject_of(loss, **fields):
     return replace(Subject(loss.__name__, loss, operation=LINEAR_CROSS_ENTROPY), **fields)
 
 
+# Right functions. The last needs a torch that computes in the dtype: see :func:`right_in`.
 RIGHT = (
     subject_of(formula),
     subject_of(blocked),
     under_contract(subject_of(composed), TORCH_CONTRACT, None),
 )
+
+
+def right_in(dtype):
+    """Return the functions of `RIGHT` that this version of torch computes in a dtype on a CPU."""
+    return RIGHT if computes(dtype) else RIGHT[:-1]
 
 
 def right_cases(dtype):
