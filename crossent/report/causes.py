@@ -185,7 +185,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
             made.append(Cause(having, shared, FEATURE_OF[word]))
             rest = [finding for finding in rest if finding not in having]
     if rest and (feature := _of_check(subject, first.check)):
-        return [*made, Cause(rest, None, feature)]
+        return [*made, Cause(rest, None, declaration(first) or feature)]
     return [*made, *(_separate(subject, rest) if rest and made else [])]
 
 

@@ -116,11 +116,17 @@ class Report:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
         A result has evidence if a wrong result, such as zeros, would fail on at least one case. If the user chose
-        checks or cases, results need no evidence.
+        checks or cases, results need no evidence. If the user chose checks, at least one of them must have run.
         """
-        complete = self.ran > 0 and self.planned is None
+        complete = self.ran > 0 and self.planned is None and not self._lacks_chosen_checks
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
         return complete and not self.failed and evidence
+
+    @property
+    def _lacks_chosen_checks(self) -> bool:
+        """Whether the user chose checks, and none of them ran."""
+        chosen = self.only.get("checks", ())
+        return bool(chosen) and set(chosen) <= set(self.left_out)
 
     @property
     def summary(self) -> str:
@@ -134,6 +140,8 @@ class Report:
         if self.failed:
             return f"{counted(self.failed, 'finding')} in {counted(self.ran, 'checked call')}"
         calls = f"{counted(self.ran, 'call')} checked"
+        if self._lacks_chosen_checks:
+            return f"{calls}, but none of the chosen checks ran"
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)

@@ -33,7 +33,7 @@ A linear cross-entropy has cases of its own (:mod:`crossent.cases.linear`):
     level      cases            costs of the checks
     quick      edges            CALL, AGAIN
                pairs            CALL
-               some per dtype   CALLS, STRUCTURE; of the transforms only calls in other circumstances
+               some per dtype   CALLS, STRUCTURE; of the transforms only func_grad and circumstances
     normal     edges            CALL, AGAIN, CALLS, STRUCTURE
                pairs            CALL, AGAIN, CALLS
                triples          CALL
@@ -165,7 +165,7 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     of_edges = of_cost(*_TWICE) if quick else of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
     of_pairs = of_cost(Cost.CALL) if quick else of_cost(*_TWICE, Cost.CALLS)
     further = [check for check in of_cost(Cost.CALLS, Cost.STRUCTURE) if not check.transforms]
-    of_calls = (*further, *_QUICK_CIRCUMSTANCES)
+    of_calls = (*further, *_QUICK_CIRCUMSTANCES, transforms.func_grad)
     yield from ((case, of_edges) for case in linear_edges(dtypes, seed))
     yield from ((case.seeded(seed), of_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
     for at in range(_REPETITIONS[level]):

@@ -403,6 +403,20 @@ def test_a_report_without_any_case_is_not_ok():
     assert "nothing ran" in str(Report({}, [SubjectReport("mine")]))
 
 
+def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
+    """`--check memory --without memory` calls the subject, but does not run the check that was asked for."""
+    made = SubjectReport("mine", {"a": Outcome("float32", 0, checks={"call": Measured(False)})})
+    for chosen, left_out, ok in (
+        (["memory"], ["memory"], False),
+        (["memory", "call"], ["memory"], True),
+        ([], ["memory"], True),
+    ):
+        report = Report({}, [made], only={"checks": chosen} if chosen else {"cases": ["a"]}, left_out=left_out)
+        assert report.ok == ok
+        assert report.summary.endswith(", but none of the chosen checks ran") != ok
+        assert ("NOT PROVEN: 1 call checked, but none" in str(report)) != ok
+
+
 # The message of torch.testing.assert_close, with the error bound in place of its tolerance.
 MISMATCH = re.compile(
     r"Mismatched elements: \d+ / \d+ \(\d+\.\d%\)\n"
