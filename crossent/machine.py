@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import platform
 import re
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -126,6 +127,8 @@ def memory_growth(call: Callable[[], object], device: str) -> int | None:
         call()
         return int(torch.cuda.max_memory_allocated(device)) - before
     try:
+        with suppress(OSError, AttributeError):  # memory that was freed, but stays resident, would hide the growth
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc_pid_clear_refs(5)
         before = _resident("VmRSS")
         call()

@@ -1,5 +1,8 @@
 """The check of the memory of a linear cross-entropy: a function that stores all logits is found."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,25 @@ def test_the_memory_of_a_tensor_is_measured():
     skip_unless_measured()
     grown = memory_growth(lambda: torch.ones(2**24), "cpu")  # 64 MiB
     assert 60 * 2**20 < grown < 96 * 2**20
+
+
+def test_memory_that_the_process_has_freed_and_kept_hides_nothing():
+    """The code runs in a new process, since `mallopt` changes the whole process."""
+    skip_unless_measured()
+    code = """
+import ctypes, torch
+from crossent.machine import memory_growth
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "mallopt"):
+    print(2**26)
+else:
+    libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    del (large := [torch.ones(2**25)])[:]  # 128 MiB, which the process keeps
+    print(memory_growth(lambda: torch.ones(2**24), "cpu"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 60 * 2**20 < int(done.stdout) < 96 * 2**20
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
