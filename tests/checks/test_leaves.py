@@ -206,3 +206,18 @@ def test_the_checks_run_in_an_isolated_process():
         part = run_isolated(subject_of(loss), cases=[CASE], checks=checks).subjects[0]
         assert [finding.check for finding in part.findings] == failed
         assert list(part.outcomes[CASE.id].checks) == [check.name for check in checks]
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_worker_process_makes_no_call_with_another_number_of_threads(monkeypatch, worker):
+    """A matrix product with new threads blocks in a process that is forked from one with threads."""
+    called = []
+
+    def loss(input, target, *, linear_weight, **options):
+        called.append(torch.get_num_threads())
+        return composed(input, target, linear_weight=linear_weight, **options)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(circumstances.multiprocessing, "parent_process", lambda: object() if worker else None)
+    assert run(subject_of(loss), CASE, (*FIRST, circumstances.circumstances)).findings == []
+    assert (set(called) == {before}) == worker

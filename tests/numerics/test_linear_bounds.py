@@ -93,6 +93,8 @@ def test_the_radius_of_the_exact_value_is_a_millionth_of_a_bound(dtype):
 
 # A bound is widened by 2^-30 (`safe`), and computed in float64: fewer than 2^10 roundings of 2^-53 reach a number here.
 WIDENED, COMPUTED = 2.0**-29, 2.0**-43
+# The error of log_softmax in float64, where at most 16 roundings reach a number below 10.
+LOG_SOFTMAX = 10 * 16 * 2.0**-53
 
 
 def growth(roundings):
@@ -179,10 +181,11 @@ def test_no_change_of_the_logits_moves_a_probability_further_than_the_largest_mo
     signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
     for sign in [*signs, *random.uniform(-1, 1, (200, 5))]:
         most = np.maximum(most, np.abs(log_softmax(terms.logits + sign * terms.logits_error) - before))
-    assert (most <= moves + 1e-14).all()
-    # The absolute part: log_softmax computes numbers below 10 in float64.
+    assert (most <= moves + LOG_SOFTMAX).all()
     if not recomputes:
-        np.testing.assert_allclose(most, moves, rtol=WIDENED, atol=1e-14)  # one of the signs attains the largest move
+        np.testing.assert_allclose(
+            most, moves, rtol=WIDENED, atol=LOG_SOFTMAX
+        )  # one of the signs attains the largest move
 
 
 def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
@@ -289,7 +292,7 @@ def test_bounds_of_many_rows_are_the_same_in_parts(monkeypatch, smooth):
     monkeypatch.setattr(linear, "parts_of", call.parts_of)
     parts = LinearBounds(terms, contract)
     for name, bound in expected.items():
-        np.testing.assert_allclose(getattr(parts, name), bound, rtol=1e-14, err_msg=name)
+        np.testing.assert_allclose(getattr(parts, name), bound, rtol=COMPUTED, err_msg=name)
 
 
 def test_parts_have_every_row_once():

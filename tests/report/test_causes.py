@@ -188,6 +188,14 @@ def test_a_check_that_is_always_refused_is_the_lack_of_a_feature_that_no_passed_
     assert [(cause.feature, cause.checks) for cause in causes(part)] == [("double_backward", {"double_backward": 3})]
 
 
+def test_the_feature_that_a_message_suggests_is_named_and_not_an_earlier_one_that_the_check_needs():
+    message = "memory: got 149 MiB\nIf this is intended, declare it: --without memory, in Python without=['memory']"
+    finding = Finding("mine", "memory", "linear-float32-7x5-normal-int64-mean-hidden16", "wrong", message)
+    outcome = Outcome("float32", 0, checks={"call": Measured(False), "memory": Measured(failed=True)})
+    part = SubjectReport("mine", {finding.case: outcome}, [finding], needs={"memory": ("gradient", "memory")})
+    assert [cause.feature for cause in causes(part)] == ["memory"]
+
+
 def reported_by(wrong):
     """Return the report of a subject with several checks. `wrong` returns the checks that fail on a case."""
     subject = SubjectReport("mine", order=("loss", "gradient", "row_sums"))

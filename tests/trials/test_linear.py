@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.linear_subjects import by_hand
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.linear.case import LinearCase
@@ -58,47 +59,23 @@ def test_the_composition_in_half_precision_reaches_grade_b_and_not_a():
     assert grades == {"A", "B"}
 
 
-class _Changed(torch.autograd.Function):
-    """The logits, with a changed gradient of the weight or of the bias."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, change):
-        ctx.save_for_backward(hidden, weight)
-        ctx.change = change
-        return F.linear(hidden, weight, bias)
-
-    @staticmethod
-    def backward(ctx, d):
-        hidden, weight = ctx.saved_tensors
-        of_input, of_weight, of_bias = ctx.change(d, hidden, weight)
-        return of_input, of_weight, of_bias, None
-
-
-def changed(change):
-    def loss(input, target, *, linear_weight, linear_bias=None, **options):
-        bias = torch.zeros_like(linear_weight[:, 0]) if linear_bias is None else linear_bias
-        return F.cross_entropy(_Changed.apply(input, linear_weight, bias, change), target, **options)
-
-    return loss
-
-
 CASE = LinearCase("float32", (17, 5), ignored="ignored", bias="bias", reduction="none", upstream="rows")
 
 
 @pytest.mark.parametrize(
     ("change", "checks"),
     [
-        (lambda d, h, w: (d @ w, d.T @ h, d.sum(0)), []),
-        (lambda d, h, w: (d @ w, 1.001 * (d.T @ h), d.sum(0)), ["weight_gradient"]),
-        (lambda d, h, w: (d @ w, d[::2].T @ h[::2], d[::2].sum(0)), ["weight_gradient", "bias_gradient"]),
-        (lambda d, h, w: (d @ w, d.T @ h, torch.zeros(5)), ["bias_gradient"]),
-        (lambda d, h, w: ((d @ w).abs(), d.T @ h, d.sum(0)), ["gradient"]),
-        (lambda d, h, w: (d @ w + 1e-4, d.T @ h, d.sum(0)), ["gradient", "ignored_rows"]),
+        (lambda d, h, w, needs: (d @ w, d.T @ h, d.sum(0)), []),
+        (lambda d, h, w, needs: (d @ w, 1.001 * (d.T @ h), d.sum(0)), ["weight_gradient"]),
+        (lambda d, h, w, needs: (d @ w, d[::2].T @ h[::2], d[::2].sum(0)), ["weight_gradient", "bias_gradient"]),
+        (lambda d, h, w, needs: (d @ w, d.T @ h, torch.zeros(5)), ["bias_gradient"]),
+        (lambda d, h, w, needs: ((d @ w).abs(), d.T @ h, d.sum(0)), ["gradient"]),
+        (lambda d, h, w, needs: (d @ w + 1e-4, d.T @ h, d.sum(0)), ["gradient", "ignored_rows"]),
     ],
     ids=["right", "weight", "row", "bias", "input", "ignored"],
 )
 def test_a_wrong_gradient_fails_the_check_of_its_tensor_alone(change, checks):
-    assert failed(changed(change), CASE) == checks
+    assert failed(by_hand(change), CASE) == checks
 
 
 def test_a_loss_that_is_added_up_over_chunks_in_bfloat16_fails():
