@@ -345,6 +345,17 @@ def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
     assert np.isinf(LinearBounds(terms, linear_contract("kernel", "A", "float32")).grad_input).all()
 
 
+def test_gradients_have_no_bound_if_rounded_class_weights_may_add_up_to_zero_even_where_a_factor_is_zero():
+    # The class weights add up to 1/64. A sum of so many numbers in bfloat16 may be off by more.
+    large = np.float32([1 + k / 128 for k in range(16)])
+    weight = np.concatenate([large, -large, np.float32([1 / 64])])
+    arrays = np.float32([[1, 0]] * 33), np.float32([[0, 1]] * 33)
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.arange(33), weight=weight))
+    bounds = LinearBounds(terms, linear_contract("torch", "B", "bfloat16", rows=33))
+    assert np.isinf(bounds.grad_input).all()
+    assert np.isinf(bounds.grad_weight).all()
+
+
 def test_a_declared_order_in_blocks_shows_logits_in_the_dtype_where_any_order_hides_them():
     fixed = {"values": "normal", "reduction": "mean", "ignored": 0.0, "smooth": 0.0, "weighted": False}
     case, exact, any_order = judge_of(0, "bfloat16", sizes=(16, 4096, 256), **fixed)

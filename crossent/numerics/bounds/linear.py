@@ -268,7 +268,9 @@ class LinearBounds:
                 have different upstream gradients.
         """
         c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
-        some = error > 0  # a gradient to which only ignored rows contribute is exactly 0
+        # A gradient to which only ignored rows contribute is exactly 0. The error is NaN where d has no bound and the
+        # factor is 0.
+        some = error != 0
         lost = self._underflow(terms) + self._flushed(terms, factor, self._magnitudes)
         largest = self._magnitudes.max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
         error = np.where(some, error + lost if not compute.overflows(largest) else np.inf, 0.0)
