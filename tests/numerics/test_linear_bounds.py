@@ -313,6 +313,19 @@ def test_calls_whose_logits_have_an_error_are_stacked_with_their_errors():
     np.testing.assert_allclose([bounds.loss for bounds in together], alone, rtol=1e-9)
 
 
+def test_a_bfloat16_matrix_product_of_torch_on_a_cpu_may_flush_subnormal_numbers():
+    arrays = np.float32([[1.0]]), np.float32([[0.0], [0.0]])
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0]), reduction="sum", upstream=2.0**-130))
+    exact = 2.0**-131
+    assert (LinearBounds(terms, linear_contract("torch", "B", "bfloat16")).grad_weight >= exact).all()
+    for contract in (
+        linear_contract("torch", "B", "bfloat16", device="cuda:0"),
+        linear_contract("eager", "B", "bfloat16"),
+        linear_contract("torch", "A", "float32"),
+    ):
+        assert (LinearBounds(terms, contract).grad_weight < exact / 2).all()
+
+
 def test_a_subnormal_operand_may_be_taken_for_zero_where_the_contract_flushes():
     arrays = np.float32([[2.0**-130]]), np.float32([[2.0**120], [0.0]])
     terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0])))
