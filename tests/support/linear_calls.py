@@ -84,6 +84,10 @@ def linear_case(number: int, dtype: str, *, seed: int = 0, **fixed: Any) -> Line
     probabilities = None
     if chosen("dense", *[False] * 5, True):
         probabilities, ignore_index = random.dirichlet(np.full(v, 0.5), n), -100
+    if "values" not in fixed and random.random_sample() < 0.1:
+        x, w, values = x * random.randint(0, 2, x.shape), w * random.randint(0, 2, w.shape), f"{values} with zeros"
+    if weight is not None and random.random_sample() < 0.3:  # the weights of a mean may add up to nearly 0
+        weight = weight * random.choice([-1, 1], v)
     call = LinearCall(
         rounded(x),
         rounded(w),
