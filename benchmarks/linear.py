@@ -135,7 +135,8 @@ def _cell(shape: tuple[int, int, int], dtype: str, seconds: float) -> dict[str, 
             call()
             found[name]["extra_memory"] = memory.peak(call)
     rows, features, classes = shape
-    size = compute(getattr(torch, dtype)).itemsize
+    of_input = getattr(torch, dtype)
+    size, own = (torch.finfo(one).bits // 8 for one in (compute(of_input), of_input))  # torch 2.0 has no itemsize
     return {
         "shape": list(shape),
         "dtype": dtype,
@@ -143,7 +144,7 @@ def _cell(shape: tuple[int, int, int], dtype: str, seconds: float) -> dict[str, 
         "share_of_others": others,  # the share of the machine that other processes used during the measurement
         "gradients": size * (rows + classes) * features,  # bytes, in the dtype of the computation
         "block": size * rows_of_block(rows, classes) * classes,
-        "logits": getattr(torch, dtype).itemsize * rows * classes,
+        "logits": own * rows * classes,
         "found": found,
     }
 
