@@ -10,6 +10,7 @@ import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,6 +38,38 @@ def ambient() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def end_threads() -> None:
+    """End the threads in which torch has computed for this thread. torch starts new ones when it needs them.
+
+    Call this function before a fork, in the thread that forks. A forked process has no thread of its parent, but its
+    copy of GNU OpenMP still knows them: an operation that needs several threads then waits for them forever.
+    """
+    for library in _gnu_openmp():
+        if pause := getattr(library, "omp_pause_resource_all", None):
+            pause(_OMP_PAUSE_HARD)
+
+
+def forks_with_threads() -> bool:
+    """Return whether a process that is forked after :func:`end_threads` can compute in several threads.
+
+    GNU OpenMP can end its threads since GCC 9. Older versions of torch contain an older GNU OpenMP.
+    """
+    return all(hasattr(library, "omp_pause_resource_all") for library in _gnu_openmp())
+
+
+_OMP_PAUSE_HARD = 2  # omp_pause_hard of OpenMP 5.0, section 3.2.44: free everything
+
+
+@cache
+def _gnu_openmp() -> list[ctypes.CDLL]:
+    """Return each GNU OpenMP library of this process. torch and other packages each bring their own."""
+    with suppress(OSError):  # only Linux has this file
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        paths = {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}
+        return [ctypes.CDLL(path) for path in sorted(paths)]
+    return []
 
 
 def require_device(device: str) -> None:

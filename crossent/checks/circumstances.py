@@ -20,7 +20,8 @@ from torch import Tensor
 from crossent.cases.axes import DENSE_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
+from crossent.cases.operation import CROSS_ENTROPY
+from crossent.machine import forks_with_threads
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
@@ -124,8 +125,8 @@ def circumstances(trial: Trial) -> Found:
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
-        if way == MORE_THREADS and is_forked(trial) and trial.case.operation is LINEAR_CROSS_ENTROPY:
-            continue  # a matrix product with new threads blocks in a process that is forked from one with threads
+        if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
+            continue  # the call could wait forever for threads of the process from which this one was forked
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
             yield problem

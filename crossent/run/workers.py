@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from crossent.machine import end_threads
 from crossent.run.isolation.process import status_in_words
 from crossent.run.order import Part
 from crossent.subjects.confinement import end_with_parent
@@ -119,8 +120,9 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: before it calls
-        # a subject, it sets torch to one thread.
+        end_threads()
+        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: torch's threads
+        # have ended, and before a worker calls a subject, it sets torch to one thread.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)

@@ -208,9 +208,9 @@ def test_the_checks_run_in_an_isolated_process():
         assert list(part.outcomes[CASE.id].checks) == [check.name for check in checks]
 
 
-@pytest.mark.parametrize("worker", [False, True])
-def test_a_worker_process_makes_no_call_with_another_number_of_threads(monkeypatch, worker):
-    """A matrix product with new threads blocks in a process that is forked from one with threads."""
+@pytest.mark.parametrize(("worker", "can"), [(False, False), (True, False), (True, True)])
+def test_a_forked_process_calls_with_more_threads_only_if_it_cannot_block(monkeypatch, worker, can):
+    """An operation of several threads blocks in a process that is forked from one with such threads."""
     called = []
 
     def loss(input, target, *, linear_weight, **options):
@@ -219,5 +219,6 @@ def test_a_worker_process_makes_no_call_with_another_number_of_threads(monkeypat
 
     before = torch.get_num_threads()
     monkeypatch.setattr(circumstances.multiprocessing, "parent_process", lambda: object() if worker else None)
+    monkeypatch.setattr(circumstances, "forks_with_threads", lambda: can)
     assert run(subject_of(loss), CASE, (*FIRST, circumstances.circumstances)).findings == []
-    assert (set(called) == {before}) == worker
+    assert (set(called) == {before}) == (worker and not can)

@@ -87,7 +87,7 @@ def test_the_radius_of_the_exact_value_is_a_millionth_of_a_bound(dtype):
         _, exact, bounds = judge_of(number, dtype)
         for name in LINEAR_RESULTS:
             if (value := getattr(exact, name)) is not None:
-                # A gradient is exactly 0 where all factors are 0. Then no other number of the dtype is within the radius.
+                # A gradient is exactly 0 where all factors are 0. Then no other number of the dtype is so near.
                 allowed = np.maximum(1e-6 * getattr(bounds, name), 1e-6 * FORMATS[dtype].smallest_subnormal)
                 assert ((value.radius <= allowed) | np.isinf(value.radius)).all(), name
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from crossent.machine import can_fork
+from crossent.machine import can_fork, forks_with_threads
 from crossent.run import workers as module
 from crossent.run.order import Part
 from crossent.run.workers import Ended, alive, result, workers
@@ -30,7 +31,16 @@ def run_part(part):
             time.sleep(0.1)
     if number == 3:
         raise KeyboardInterrupt
+    if number == 4:
+        compute_in_two_threads()
     return number
+
+
+def compute_in_two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(2**20).exp()  # torch divides so many elements among threads
+    torch.set_num_threads(before)
 
 
 def run(monkeypatch, *numbers, jobs=1):
@@ -45,6 +55,12 @@ def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     results = run(monkeypatch, 0, 5)
     assert results == {0: Ended("hung", "its worker process gave no sign of life, and was ended"), 5: 5}
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.skipif(not forks_with_threads(), reason="needs an OpenMP that can end its threads before a fork")
+def test_a_worker_computes_in_threads_though_its_parent_has_done_so(monkeypatch):
+    compute_in_two_threads()
+    assert run(monkeypatch, 4, 5) == {4: 4, 5: 5}
 
 
 def test_a_worker_that_calls_alive_is_not_replaced(monkeypatch):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from crossent.machine import end_threads
 from crossent.subjects.confinement import (
     Confined,
     drop_privileges,
@@ -54,6 +55,7 @@ class ForkServer:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_SECONDS)
         with theirs:
+            end_threads()
             self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
