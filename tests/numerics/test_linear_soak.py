@@ -143,6 +143,15 @@ def test_no_right_implementation_exceeds_an_error_bound_of_a_longer_sum(dtype, s
         assert worst[0] <= 1, (case.id, worst)
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_no_right_implementation_exceeds_an_error_bound_of_a_mean_whose_weights_may_add_up_to_zero(dtype):
+    fixed = {"sizes": (33, 3, 40), "weighted": True, "reduction": "mean", "smooth": 0.0, "dense": False}
+    for number in range(20):
+        case = linear_case(number, dtype, zeros=True, ignored=0.0, **fixed)
+        worst = max((share, number, title, name) for title, name, share in shares(case, implementations(number, case)))
+        assert worst[0] <= 1, (case.id, worst)
+
+
 def test_logits_in_the_dtype_exceed_the_bounds_of_grade_a():
     contract, found = linear_contract("kernel", "A", "bfloat16"), []
     for number in range(20):

@@ -56,8 +56,17 @@ class LinearCase:
         return {name: tensor.double().numpy() for name, tensor in results.items()}
 
 
-def linear_case(number: int, dtype: str, *, seed: int = 0, **fixed: Any) -> LinearCase:
-    """Return a random case. `fixed` replaces random choices: "sizes", "values", "reduction", "smooth", "weighted"."""
+def linear_case(number: int, dtype: str, *, seed: int = 0, zeros: bool = False, **fixed: Any) -> LinearCase:
+    """Return a random case.
+
+    Args:
+        number: The number of the case.
+        dtype: The name of the dtype.
+        seed: Another seed gives other cases.
+        zeros: Whether half of the numbers of input and weight are 0, and the class weights have both signs. The weights
+            of a mean may then add up to nearly 0, where the mean has no error bound.
+        fixed: Values in place of random choices: "sizes", "values", "reduction", "smooth", "weighted" and others.
+    """
     random = np.random.RandomState([seed, number])
 
     def chosen(name: str, *choices: Any) -> Any:
@@ -84,10 +93,9 @@ def linear_case(number: int, dtype: str, *, seed: int = 0, **fixed: Any) -> Line
     probabilities = None
     if chosen("dense", *[False] * 5, True):
         probabilities, ignore_index = random.dirichlet(np.full(v, 0.5), n), -100
-    if "values" not in fixed and random.random_sample() < 0.1:
+    if zeros:
         x, w, values = x * random.randint(0, 2, x.shape), w * random.randint(0, 2, w.shape), f"{values} with zeros"
-    if weight is not None and random.random_sample() < 0.3:  # the weights of a mean may add up to nearly 0
-        weight = weight * random.choice([-1, 1], v)
+        weight = None if weight is None else weight * random.choice([-1, 1], v)
     call = LinearCall(
         rounded(x),
         rounded(w),
