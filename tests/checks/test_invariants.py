@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from support.finding import by_hand, found, part_of, reduced
 from support.running import trial_of
 
 import crossent
 from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
 from crossent.checks import single
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.builtin import FORM_SUBJECTS
@@ -104,6 +106,17 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
     ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
     assert message.startswith("gradient of the logits: 1 of 1 ignored rows are not 0; got [1.0, ")
     assert message.endswith("] at index (0, 0); expected 0")
+
+
+def test_a_gradient_of_ignored_hidden_states_is_named_by_their_argument():
+    def leaking(hidden, target, *, linear_weight, linear_bias=None, ignore_index=-100, **options):
+        leak = (hidden - hidden.detach()).sum(1) * (target == ignore_index)
+        logits = F.linear(hidden, linear_weight, linear_bias)
+        return F.cross_entropy(logits, target, ignore_index=ignore_index, **options) + leak.sum()
+
+    case = LinearCase("float32", ignored="ignored_first")
+    problem = measured(single.ignored_rows, case, leaking)
+    assert problem.message.startswith("gradient of the input: 1 of 1 ignored rows are not 0; got [1.0, ")
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0])
