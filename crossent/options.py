@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write, by the option "--json" or "--html".
+    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
 
     Raises:
         BadParameter: a file cannot be written, or both options name the same file.
@@ -221,7 +221,7 @@ _part = _add_options(
         metavar="NAME[,NAME ...]",
         multiple=True,
         type=Words(CHECK_NAMES),
-        help="Run these checks only; see `crossent list checks`. `call` and `result` run with them. Repeatable.",
+        help="Run these checks only; see `crossent list checks`. `call` and `result` always run too. Repeatable.",
     ),
     click.option(
         "--case",

@@ -30,7 +30,7 @@ from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 # The ways to compute a loss without a graph: a context manager, and whether the tensors that can have a gradient have
-# requires_grad=True. The tensors are created within the context, since inference mode marks such tensors.
+# requires_grad=True. The context includes the creation of the tensors, because inference mode marks new tensors.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
@@ -159,9 +159,9 @@ def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Call the subject in the circumstance with the name `way`, and return the loss and the gradients.
+    """Call the subject in a circumstance, and return the loss and the gradients. `way` is a key of `CIRCUMSTANCES`.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
@@ -203,9 +203,9 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject without a graph, in the way of `UNRECORDED` with the name `way`.
+    """Call the subject without a graph. `way` names a way to do this: a key of `UNRECORDED`.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose .grad or
@@ -241,7 +241,7 @@ def threads(trial: Trial) -> Found:
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
     """Call the subject in several threads at once, one for each of the inputs, and return the results.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     All threads finish the forward pass before any thread runs backward.
 

@@ -1,6 +1,6 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Some functions are right in a plain call and wrong under a transform. The checks compare each result that holds data
+Some functions are correct in a plain call and wrong under a transform. The checks compare each result that holds data
 with the exact values, and not with the result of a plain call, which may be wrong in the same way.
 """
 
@@ -47,7 +47,7 @@ def func_grad(trial: Trial) -> Found:
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     """Call the subject under torch.func.vjp, and return the loss and the gradients.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
@@ -94,7 +94,7 @@ def vmap(trial: Trial) -> Found:
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
     """Call the subject under torch.func.vmap, and return the losses of all samples as one tensor.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -108,7 +108,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     """Call the subject under torch.func.vjp under torch.func.vmap, and return the losses and their gradients.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -145,7 +145,7 @@ def autocast(trial: Trial) -> Found:
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
     """Call the subject under torch.autocast, run backward outside of autocast, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
@@ -176,7 +176,7 @@ def _casts_to_float16(device: torch.device) -> bool:
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)
 def meta(trial: Trial) -> Found:
-    """On the meta device, where tensors hold no data, forward and backward run, and loss shape and dtype are right."""
+    """On the meta device, without data, forward and backward run, and the loss has the right shape and dtype."""
     got = trial.evaluate(trial.case.build("meta"))
     if problem := misshapen(trial, got.loss, trial.question.exact, torch.device("meta")):
         yield problem
@@ -195,7 +195,7 @@ def export(trial: Trial) -> Found:
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
     """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     if reason := _why_no_export():
         return NotRun(reason)

@@ -38,7 +38,7 @@ _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "posit
 # A copy of `findings.NUMBERS`: this module cannot import `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
-# The feature that a subject lacks if it refuses all cases with this word.
+# For each word: the feature that a subject lacks if the subject refuses all cases with this word.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
     "logits of (N, C, d1, …)": "spatial",
@@ -107,8 +107,8 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 def less_clear(finding: Finding) -> tuple[bool, bool]:
     """Return two reasons why a finding shows its failure less clearly, each as True or False.
 
-    The exact value is infinite, NaN or 0; or a linear cross-entropy has a wrong gradient. If its loss is wrong, the
-    gradients often have thousands of numbers with a small error, and the loss shows the bug better.
+    The first reason is an exact value that is infinite, NaN or 0. The second is a wrong gradient of a linear
+    cross-entropy. Such a gradient often has thousands of numbers with a small error. A wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -116,7 +116,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return whether a cause is only about target gradients, and whether its example hides a wrong loss."""
+    """Return whether a cause is only about target gradients, and whether its example is a less clear gradient."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 

@@ -159,7 +159,7 @@ def _a(kind: type[T], value: Any, what: str) -> T:
 
 
 def _seed(value: Any) -> int:
-    """Return the seed of a run. Raise TypeError or ValueError if the value is not a whole number from 0."""
+    """Return the seed of a run. Raise TypeError or ValueError if the value is not an integer of 0 or more."""
     if _a(int, value, "seed") < 0:
         raise ValueError(f"seed is {quoted(value)}; it must be 0 or more")
     return int(value)

@@ -133,7 +133,9 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding for a check that passes: about the number nearest to its bound, or about a call with bad input.
+    """Return a finding about a check that passes, for a script that shows the result of the check.
+
+    The finding has the number nearest to its error bound. For a bad input, the script shows the error of the call.
 
     Raises:
         ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
@@ -180,7 +182,7 @@ def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:
-    """Return the form or torch with this name. The message for any other name has the advice before the allowed names.
+    """Return the built-in subject with this name. For any other name, the error has `advice` before the allowed names.
 
     Raises:
         ValueError: no form and no subject of torch has the name.

@@ -85,7 +85,7 @@ DEFINED: dict[str, ScriptFunction] = {
     "torch_linear_balanced": subjects.torch_linear_balanced,
     "torch_linear_compact": subjects.torch_linear_compact,
 }
-# The functions of a script in place of others, by operation.
+# For each operation: the functions that replace other functions in a script.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
     CROSS_ENTROPY: {},
     LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear, "call_under_vjp": call_linear_under_vjp},
@@ -174,7 +174,7 @@ def script(
 def _named(text: str, operation: Operation) -> str:
     """Return the code of a script with the operation's word for the first argument.
 
-    The word is "logits" for a cross-entropy, and "input" for a linear cross-entropy, whose input are hidden states.
+    The word is "logits" for a cross-entropy, and "input", for hidden states, for a linear cross-entropy.
     """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 

@@ -262,7 +262,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return lines on how a wrong number may have arisen: by a factor, by a narrower dtype, or as an infinity."""
+    """Return lines about the probable reason for a wrong number: a factor, a narrower dtype, or an infinity."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 

@@ -73,8 +73,8 @@ RESULT_NAMES = {
     "target_gradient": "gradient of the target probabilities",
     "weight_gradient": "gradient of linear_weight",
     "bias_gradient": "gradient of linear_bias",
-    "second": "derivative of the gradient by the logits",
-    "upstream_gradient": "derivative of the gradient by the upstream gradient",
+    "second": "derivative of the gradient with respect to the logits",
+    "upstream_gradient": "derivative of the gradient with respect to the upstream gradient",
     "tangent": "tangent of the loss",
 }
 # The names of calls that need more words in messages.
@@ -192,7 +192,7 @@ class Call:
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
     """Make the first call of a case, and return its results and its effects on its arguments.
 
-    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
+    This is an act: a function that runs in the process of the subject.
     """
     passed: dict[str, tuple[Tensor, bool]] = {}
     before, written_forward = inputs.copy(), ""
@@ -213,7 +213,7 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
     """Call the loss twice with the same inputs, and once in between with other inputs.
 
-    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
+    This is an act: a function that runs in the process of the subject.
 
     Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
     exception in the call with other inputs, because other checks report such an exception.

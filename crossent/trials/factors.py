@@ -1,4 +1,4 @@
-"""Lines about a wrong number that often show the bug: a factor, a narrower dtype, or an infinity."""
+"""Write lines about a wrong number that may show the bug: a factor, a narrower dtype, or an infinity."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def narrower_dtype_of(difference: Difference) -> str:
 
         got is a float16 number: a step may be computed in float16
 
-    The exact value is finite, and the number agrees with it in half of the digits of the narrower dtype.
+    The function names a narrower dtype only if the exact value is finite, and the number agrees with the exact value in
+    half of the digits of this dtype.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:

@@ -1,4 +1,4 @@
-"""The check of a function whose argument sets the size of its chunks: every size must give the exact result."""
+"""The check of functions with an argument that sets the size of a chunk: every size must give the exact result."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 def chunks(trial: Trial) -> Found:
     """If an argument sets the size of the chunks, the result is exact for each size: 1, 2, all rows, one row more.
 
-    The size of two rows of logits is another one, since an argument may count logits. A function may refuse a size with
-    a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with the number
-    of chunks.
+    The check also tries the number of logits in two rows, since an argument may count logits. A function may refuse a
+    size with a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with
+    the number of chunks.
     """
     if not trial.subject.chunks:
         raise NotRunError("has no argument for the size of its chunks")
@@ -45,7 +45,7 @@ def chunks(trial: Trial) -> Found:
 
 
 def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
-    """Return the keyword and the size of each call, with a name of the call.
+    """Return the keyword and the size of each call, by the name of the call.
 
     >>> from crossent.cases.linear.case import LinearCase
     >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
@@ -59,6 +59,6 @@ def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, i
 def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
     """Call the subject with a size of its chunks, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     return evaluate(partial(loss, **{keyword: size}), inputs, gradients)

@@ -130,7 +130,7 @@ class Contract:
 
     @cached_property
     def in_any_order(self) -> Contract:
-        """A copy of this contract that allows every order of the sums over rows."""
+        """A copy of this contract that allows every order of the sum over the batch."""
         return self if self.row_order == ANY_ORDER else replace(self, row_order=ANY_ORDER)
 
     @property

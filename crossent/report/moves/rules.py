@@ -60,7 +60,7 @@ MEANINGS = {
     "the bound; or the grade is lower.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
     Kind.FIXED: "The check failed and now passes.",
-    Kind.ACCEPTED: "The call was refused and now returns a right result.",
+    Kind.ACCEPTED: "The call was refused and now returns a correct result.",
     Kind.BETTER: "Within its bound, the error shrank by more than one ulp and to less than half, in ulp and as a share "
     "of the bound; or the grade is higher.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
@@ -188,9 +188,10 @@ def _same_bits(old: Side, new: Side) -> bool:
 def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
-    Reports have no checksums for such a check, so this function compares errors instead. Other bits of the worst number
-    change its error far more than another library that computes the exact value. The function does not notice other
-    bits of other numbers. If a side has checksums, return False, since :func:`_same_bits` compares these.
+    Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
+    number change, its error changes by far more than three decimals show. Another library that computes the exact value
+    changes the error by far less. The function does not notice a change in other numbers. If a side has checksums,
+    return False, since :func:`_same_bits` compares the checksums.
     """
     before, now = old.measured.ulp, new.measured.ulp
     has_checksums = any((old.shown, old.digest, new.shown, new.digest))

@@ -19,7 +19,7 @@ from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
-_MOST = 2**26  # multiplications of a dot product; the result of each mistake takes some of these
+_MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many
 _NARROW = 2.0**-10  # as in `crossent.trials.factors`: with a larger bound, one of many chunk sizes may fit by chance
 _HALVES = ("float16", "bfloat16")
 _TF32 = Format("TF32", 11, -126, 2.0**127)
@@ -73,7 +73,7 @@ class _Numbers:
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
     def result(self, of: str, *, reduced: bool) -> Array:
-        """Return the part `of` of the result in the shape of its exact value."""
+        """Return the result with the name `of`, such as "loss", in the shape of its exact value."""
         if of == "loss":
             return self.losses().sum(0, keepdims=True) if reduced else self.losses()
         if of == "gradient":
@@ -124,8 +124,8 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
-    """Return whether the numbers fit the result of a mistake, which must differ from the exact value."""
-    # A larger result has larger roundings, and in place of an exact 0 there may be a number with a rounding.
+    """Return whether the numbers `got` fit the result of a mistake. The result must differ from the exact value."""
+    # A larger result has larger rounding errors. Where the exact value is 0, the result may have a rounding error too.
     sizes = float(np.abs(result).max()), float(np.abs(exact).max())
     grown = max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
     most = grown * np.where(allowed > 0, allowed, allowed.max()) + 2 * storage.unit_roundoff * np.abs(result)
@@ -134,7 +134,7 @@ def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Form
 
 
 def _numbers(terms: LinearTerms) -> _Numbers:
-    """Return the numbers of the right formula."""
+    """Return the numbers of the formula without a mistake."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
     q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
@@ -227,10 +227,11 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield the sizes of chunks over which a sum that is rounded to the dtype after each chunk has these numbers.
+    """Yield the chunk sizes with which a sum that is rounded to the dtype after each chunk gives the numbers `got`.
 
-    The denominator of a mean divides each term, or the sum. The function compares the worst numbers. If they are far
-    from the exact values, the last digits may differ, since an implementation computes the terms with roundings too.
+    For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function
+    compares only the worst numbers. If a number is far from its exact value, the last digits need not agree, since an
+    implementation rounds the terms too.
     """
     if of == "gradient":
         return
@@ -259,7 +260,7 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield where a gradient is exactly 0 although the exact value is further from 0 than its bound."""
+    """Yield words for the rows or classes whose gradient is exactly 0, though their exact values exceed the bound."""
     if of == "loss":
         return
     if of == "bias_gradient":
