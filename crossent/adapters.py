@@ -4,8 +4,8 @@ An adapter converts the tensors of a call to arrays of the same numbers, calls t
 a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
 function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
 
-The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
-callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
+The adapted callable has the signature of the function, and an attribute `lacks`. The attribute is a dict from each
+missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: On a call, if the result of the function is no array of real numbers.
+        TypeError: On a call, if the result of the function is not an array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -78,7 +78,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
     Args:
         function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
-            JAX arrays. If you compiled it with `jax.jit` yourself, name `reduction` in its `static_argnames`.
+            JAX arrays. If you compile the function with `jax.jit` yourself, name `reduction` in `static_argnames`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
@@ -87,7 +87,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
     Raises:
         ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.
-        TypeError: On a call, if the result of the function is no array of real numbers.
+        TypeError: On a call, if the result of the function is not an array of real numbers.
 
     Example:
         >>> def mean(logits, target):
@@ -175,7 +175,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
 
     Raises:
         ModuleNotFoundError: ONNX is not installed. Run `pip install 'crossent[onnx]'`.
-        TypeError: On a call, if the result is no array of real numbers.
+        TypeError: On a call, if the result is not an array of real numbers.
 
     Example:
         >>> loss = from_onnx()  # doctest: +SKIP
@@ -226,8 +226,8 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
-    The attribute contains the features of the argument `lacks`, and bfloat16 if ml_dtypes is not installed. It also
-    contains the transforms of torch, such as vmap. Their reason begins with `reason`, such as "is a function of JAX".
+    The attribute contains the features of the argument `lacks`, the transforms of torch, such as vmap, and bfloat16 if
+    ml_dtypes is not installed. The reason for the transforms begins with `reason`, such as "is a function of JAX".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

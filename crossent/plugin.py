@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     operations = f"{' or '.join(OPERATION_NAMES)}. Default: cross_entropy"
     option(
-        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or the one of the form.", metavar="NAME"
+        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or what the form computes.", metavar="NAME"
     )
     option(DEVICE, "Device: cpu, cuda or cuda:N. Repeatable. Default: cpu.", action="append", metavar="DEVICE")
     option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")

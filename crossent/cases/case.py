@@ -98,7 +98,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The choices of the case as words, from which :meth:`of` builds the case again.
+        """The choices of the case as words. :meth:`of` builds the case again from the id.
 
         An id always has the dtype, sizes, values, target and reduction. The id leaves out every other choice that is
         the default.
@@ -243,7 +243,7 @@ class Case:
     def _stream(self) -> tuple[Any, ...]:
         """Return the choices that determine the random numbers.
 
-        The dtype and the upstream gradient are not among them, so each dtype has the same numbers.
+        The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers.
         """
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
@@ -257,10 +257,10 @@ class Case:
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """Return the direction along which derivatives are taken: a tensor with the logits' shape and dtype.
+        """Return the direction for derivatives along a direction: a tensor with the logits' shape and dtype.
 
-        The elements are random numbers from -2 to 2. They depend only on the sizes and the seed, and are rounded to the
-        dtype. They use all bits of the dtype, so code that rounds the direction to fewer bits gets another derivative.
+        The elements are random numbers from -2 to 2, which depend only on the sizes and the seed. Rounded to the dtype,
+        they use all of its bits. So code that rounds the direction to fewer bits gets another derivative.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))

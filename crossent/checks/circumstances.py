@@ -85,7 +85,7 @@ class Circumstance:
         mode: a function that returns a context manager for the forward and the backward pass.
         create_graph: whether the backward pass makes a graph of the gradients.
         weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
-        needs: the feature that a subject needs for this call, or "" if it needs none.
+        needs: the feature that a subject needs for this call; "" if the call needs no feature.
     """
 
     leaf: Callable[[Tensor], Tensor] = _leaf
@@ -121,7 +121,7 @@ def circumstances(trial: Trial) -> Found:
     A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
     detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
     a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler relies on
-    this: it skips a step only if a gradient is not finite.
+    this behaviour: the scaler skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
@@ -151,7 +151,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the `CIRCUMSTANCES` that apply to a case, and for which the subject lacks no feature."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case, if the subject has the needed features."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}

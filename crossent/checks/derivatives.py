@@ -45,8 +45,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    With a reduction, the derivative is the sum over the rows, divided by `D`. Logits of -inf leave the derivative of a
-    row finite, even if its loss is infinite, unless all its logits are -inf. A subject that computes `0·-inf` fails
+    With a reduction, the derivative is the sum over the rows, divided by `D`. If some logits of a row are -inf, the
+    derivative of the row is finite, even if the loss of the row is infinite. A subject that computes `0·-inf` fails
     (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)

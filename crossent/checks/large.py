@@ -84,7 +84,7 @@ def _is_plain(case: Case) -> bool:
 
 @check("gradient", "memory", cost=Cost.STRUCTURE, applies=_is_plain, operations=(LINEAR_CROSS_ENTROPY,))
 def memory(trial: Trial) -> Iterator[Problem]:
-    """A call with 2^25 logits, with its gradients, takes less memory than all its logits.
+    """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
     The check repeats the rows and the classes of the case. On a CPU, the memory is the resident memory of the process
     of the subject. A function that stores the logits usually takes three times their memory or more.
@@ -255,7 +255,7 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
     most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The subject may
     divide each loss before the addition, which is one of the `h` roundings. For a mean, the subject also rounds the
-    number of rows, by which it divides. If `h u` is 1/2 or more, the bound is infinite.
+    divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

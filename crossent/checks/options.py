@@ -1,4 +1,4 @@
-"""The check of the options of a loss: leave out an option, and pass an option with its neutral value."""
+"""The check `options`: leave out an option, and pass an option with a value that has no effect."""
 
 from __future__ import annotations
 

@@ -78,9 +78,10 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def _restore_index_error(error: BaseException) -> BaseException:
-    """Return torch's IndexError if Python could not decode its message; otherwise, the given error.
+    """Return an IndexError for an error of Python that hides torch's IndexError; return any other error unchanged.
 
-    Without a reduction, `F.nll_loss` writes a class of uint8 that is out of range into its message as a single byte.
+    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message as a single byte, which
+    Python may fail to decode.
     """
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))

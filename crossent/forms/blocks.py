@@ -154,8 +154,8 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    If only the true class has a term, a loss is the logarithm of a probability. It is inaccurate for tiny
-    probabilities.
+    If only the true class has a term, a loss is the logarithm of a probability. This logarithm is inaccurate for a tiny
+    probability.
 
     The gradient of an ignored row is 0. The gradient of another row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and
     `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, and `D` is the

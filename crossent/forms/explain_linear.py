@@ -51,7 +51,7 @@ def explain_linear(
 ) -> RenderableType:
     """Return the steps from a hidden state and the weight of the last layer to the loss, and back to the gradients.
 
-    The steps between are those of :func:`explain`.
+    The steps from the logits to their gradient are the steps of :func:`explain`.
 
     Args:
         hidden: The hidden state, H numbers.
@@ -125,9 +125,9 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
         "∂H/∂h = d W, ∂H/∂W = dᵀ h, ∂H/∂b = Σ d",
         [
             _paragraph(
-                "The gradient of the logits, d, is that of the last step. The hidden state gets the sum of the rows of "
-                f"W, each times its d_c: {_vector(d @ w)}. Each row of W gets its d_c times h, and each number of b "
-                "gets its d_c:"
+                "The last step computed d, the gradient of the logits. The gradient of the hidden state is the sum of "
+                f"the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of a row of W is its d_c times h, "
+                "and the gradient of a number of b is its d_c:"
             ),
             Padding(_class_table(("d_c", "∂H/∂W_c = d_c h", "∂H/∂b_c"), rows, len(x), target), (0, 2)),
             _paragraph(

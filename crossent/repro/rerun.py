@@ -210,5 +210,5 @@ def _parts(id: str) -> tuple[str, str, str]:
     try:
         subject, check, case = id.rsplit(":", 2)
     except ValueError:
-        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
+        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as in a report") from None
     return subject, check, case

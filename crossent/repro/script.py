@@ -172,9 +172,9 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code of a script with the operation's word for the first argument.
+    """Return the code of a script with "input" in place of "logits" if the operation is a linear cross-entropy.
 
-    The word is "logits" for a cross-entropy, and "input", for hidden states, for a linear cross-entropy.
+    The first argument of a linear cross-entropy is the hidden states, whose name is `input`.
     """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 

@@ -28,7 +28,7 @@ level also runs the rows of the levels above it in this table, except that level
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
-A linear cross-entropy has cases of its own (:mod:`crossent.cases.linear`):
+A linear cross-entropy has other cases (:mod:`crossent.cases.linear`):
 
     level      cases            costs of the checks
     quick      edges            CALL, AGAIN
@@ -110,9 +110,9 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take
       minutes. The traced graphs cover all pairs of choices.
 
-    A choice is a value that the covering arrays combine: of an axis, of an option, or a size range of classes or rows.
-    The largest size range of classes is an exception: level quick leaves out the cases that cover its pairs, and the
-    other levels cover its pairs, but not its triples.
+    A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
+    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover the
+    pairs with this range. The other levels cover these pairs, but not the triples with this range.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -201,7 +201,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield, for each check of the cost CODE, the first case that the check accepts as a sample.
 
-    An empty batch and a uint8 target are no sample.
+    A case with an empty batch or a uint8 target is not a sample.
     """
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):

@@ -327,8 +327,8 @@ def unexpected(
 def _name_in_list(subject: Subject) -> str:
     """Return the name that a subject with torch's contract has in the list of torch's known failures.
 
-    For torch itself, return its own name. For any other subject, return "torch" or "torch_linear", the name of torch's
-    function without options, and "+compile" if the subject is compiled.
+    For torch itself, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
+    cross-entropy. If the subject is compiled, the name ends in "+compile".
     """
     of_torch = TORCHS[subject.operation]
     if own_subject(subject) in of_torch:

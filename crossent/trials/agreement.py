@@ -127,8 +127,8 @@ def _rename(difference: Difference, way: str) -> Difference:
 def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers multiplied by a factor. Each number must have `lo` 0, unless the factor is 1.
 
-    The radius also covers the float64 roundings of the factor and of the product. Their error is less than `3 u` times
-    the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
+    The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
+    `3 u` times the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
     """
     if factor == 1:
         return numbers

@@ -165,7 +165,7 @@ def as_loss(value: object) -> Tensor:
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
     if value.is_complex():
-        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a real dtype")
+        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a dtype of real numbers")
     return value
 
 

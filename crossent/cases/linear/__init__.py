@@ -1,4 +1,4 @@
-"""The cases of `F.linear_cross_entropy`: hidden states, a weight and perhaps a bias, from which the logits come.
+"""The cases of `F.linear_cross_entropy`: hidden states, a weight and perhaps a bias, which determine the logits.
 
 values      the kinds of hidden states and weights: each kind triggers one kind of numerical error
 case        LinearCase: its id, and the tensors that it builds

@@ -1,7 +1,7 @@
 """The cases of a linear cross-entropy: chunks of rows and classes, cancelling dot products, options and layouts.
 
-A chunked function shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where many chunks are
-added up in a format with few bits. Each of these needs its own sizes.
+A function that works in chunks shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where the
+function adds up many chunks in a format with few bits. Each of these situations needs other sizes.
 """
 
 from __future__ import annotations

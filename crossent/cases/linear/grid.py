@@ -1,10 +1,11 @@
 """Cases of a linear cross-entropy from covering arrays: each possible combination of two choices, or three, occurs.
 
-The numbers of rows, classes and hidden units are size ranges. A chunked function changes its code path where a chunk
-of rows or classes ends, so the numbers are 1, primes, powers of two, and the numbers beside a power of two.
+The arrays have size ranges for the numbers of rows, classes and hidden units. A function that works in chunks changes
+its code path where a chunk ends. So the numbers are 1, primes, powers of two, and the numbers beside a power of two.
 
 An empty batch, one class, ignored rows alone or an upstream gradient of 0 hide most bugs. A case with such a choice
-covers only the combinations that have it, so each other combination occurs in a case with results that can be wrong.
+covers only combinations that have this choice. So every other combination occurs in a case with results that can be
+wrong.
 
 The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """

@@ -12,7 +12,7 @@ from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial, misshapen
 
-# The errors by which a function may refuse a size, such as a size that is no power of two.
+# The errors by which a function may refuse a size, such as a size that is not a power of two.
 REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -57,7 +57,7 @@ def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, i
 
 
 def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
-    """Call the subject with a size of its chunks, and return the result.
+    """Call the subject with the chunk size `size`, and return the result.
 
     This is an act: a function that runs in the process of the subject.
     """

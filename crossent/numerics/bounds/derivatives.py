@@ -40,7 +40,7 @@ class DerivativeBounds(Bounds):
         self._along = Computed.exactly(direction, contract.storage)
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
-        """Return the bounds of several calls together: one object whose rows and directions are those of all calls."""
+        """Return the bounds of several calls together: one object with the rows and the directions of all calls."""
         terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
         return type(self)(terms, self.contract, direction)
 
@@ -196,7 +196,7 @@ class DerivativeBounds(Bounds):
     def vacuous_results(self, check: str) -> list[Array]:
         """Return wrong derivatives, which leave out all terms with `mean`, as if the softmax `p` were constant.
 
-        If a wrong derivative is within the bounds, passing a comparison is no evidence that an implementation is right.
+        If a wrong derivative is within the bounds, passing a comparison does not show that an implementation is right.
         `check` is "second", "tangent" or "upstream_gradient".
         """
         with np.errstate(all="ignore"):

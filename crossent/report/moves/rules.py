@@ -146,7 +146,7 @@ class Move:
 
     @property
     def growth(self) -> float:
-        """The absolute change of the error in ulp, by which changes of one kind are sorted."""
+        """The absolute change of the error in ulp. The report sorts changes of one kind by this number."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 

@@ -2,7 +2,7 @@
 
 A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject.
 
-A reply comes from a process in which a subject may have changed anything. So a reply is no pickle: it has a header in
+A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
 JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
 the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
 checked.
