@@ -34,7 +34,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _cover_options(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array of options. This needs the package covertable."""
+    """Compute the cases of a covering array of options, with the package covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength

@@ -244,8 +244,8 @@ def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case
     """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
-    several such cases, the search prefers those with rows, because the graph of an empty batch can hardly be wrong.
-    Of these, it takes the case with the most missing pairs of choices.
+    several such cases, the search prefers cases with rows, because the graph of an empty batch can hardly be wrong. Of
+    several cases with rows, the search takes the case with the most missing pairs of choices.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])
@@ -273,7 +273,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 def met(cases: Iterable[Case], strength: int = 3) -> int:
     """Return how many different combinations of `strength` choices, on the axes `counted`, occur in these cases.
 
-    The cases are all of one operation.
+    All cases have the same operation.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes

@@ -9,9 +9,9 @@ through an act: a function `act(loss, …)` that runs in the process of the subj
 process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
 hosts.
 
-The modules of this room import `crossent.trials` and the rooms below it. They never import `crossent.run` or each
-other; only the checks of `relations` share the module `changes`. Only `single` imports from `crossent.report`: the
-sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
+The modules of this room import `crossent.trials` and the rooms below `trials`. No module imports `crossent.run`, or
+another module of this room; only the checks of `relations` share the module `changes`. Only `single` imports from
+`crossent.report`: the sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
 `q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the

@@ -82,7 +82,7 @@ def _has_several_leaves(case: Case) -> bool:
 def alone(trial: Trial) -> Found:
     """If only some arguments require a gradient, their gradients are exact, and the other arguments get no gradient.
 
-    Liger-Kernel 0.8.5 gave the weight no gradient if the hidden states did not require one, as in a linear probe.
+    Liger-Kernel 0.8.5: the weight got no gradient if the hidden states required no gradient, as in a linear probe.
     """
     operation = trial.case.operation
     for way, names in ways_of(trial.question.inputs, trial.gradients).items():

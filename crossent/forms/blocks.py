@@ -61,8 +61,8 @@ def blocked(
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
         block_size: The most logits in a block, 1 or more. A block always has at least one row. The default is the
-            number that fills the second-level cache of the device (on a CPU, one cache for each thread), or 2^19 if
-            that is more.
+            number that fills the second-level cache of the device (on a CPU, one cache for each thread), but at least
+            2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.

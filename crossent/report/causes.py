@@ -271,11 +271,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. When they are chosen,
+    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. With the chosen words,
     `Common.above` exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
 
     `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
-    not have. These cases count as passing when the words are chosen, but not in the result.
+    not have. These cases count as passing for the choice of the words, but not in the returned numbers.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:

@@ -62,7 +62,7 @@ FEATURE_OF = {
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    A finding is clearer than another finding, by the first of these properties that differs, if it has
+    Compare two findings by the first of these properties that differs. The clearer finding has
 
     - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
     - a smaller case, counted in powers of two above 64 logits;
@@ -132,7 +132,7 @@ def told(finding: Finding) -> tuple[str, str]:
     """Return a key that similar findings of a check share: a text, and the result of :func:`declaration`.
 
     For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
-    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype have one text.
+    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype share one text.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)

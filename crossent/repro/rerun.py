@@ -62,7 +62,7 @@ def script_of(
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
         OSError: the report cannot be read.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
@@ -107,7 +107,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     subject, check, case = _parts(id)
     named = ANOTHER if source else _own_subject(subject, device, "give its report or --subject, or choose from")
@@ -139,7 +139,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
     Raises:
         ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)
     named = _own_subject(subject, device, "with --passed, choose from")

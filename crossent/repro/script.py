@@ -116,7 +116,7 @@ def script(
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):

@@ -55,8 +55,8 @@ def check(
         device: the device of the tensors: "cpu", "cuda", "cuda:0", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
-        seed: the seed of the numbers in the cases, 0 or more. It does not change the options of the cases. "random"
-            draws a seed.
+        seed: the seed of the numbers in the cases, 0 or more. The seed does not change the options of the cases.
+            "random" draws a seed.
         without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
             such a feature are skipped. For a few features, the expectation changes instead: `crossent list features`
             says how.

@@ -171,7 +171,7 @@ class Bounds(CallBounds):
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
-        This is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
+        This sum is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
         If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
         has one rounding less, and the error of the true class increases with `a`:
 

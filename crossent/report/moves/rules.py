@@ -199,7 +199,7 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side, such that equal results have equal copies.
+    """Return a copy of a side for a comparison by `==`: sides with equal results have equal copies.
 
     The copy lacks the command that repeats the finding, and has `Measured.not_judged` sorted by reason.
     """
