@@ -98,7 +98,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return the message with the option, such as `--level`, in place of the argument's name at the start, `level`."""
+    """Return the message with the option in place of the argument at the start: `level: …` becomes `--level: …`."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():

@@ -33,7 +33,7 @@ Wrong = (ValueError, TypeError, RuntimeError)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options. :func:`_settings_of` joins them with the arguments of `crossent.parametrize`."""
+    """Add the options. :func:`_settings_of` combines the options with the arguments of `crossent.parametrize`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
@@ -125,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument. Only the features of `without` are joined.
+    An option on the command line overrides the argument, except `without`: the features of both are combined.
     """
     from crossent.run.settings import Settings
 

@@ -115,7 +115,7 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     """Return a call with logits in float16 or bfloat16, and with the arguments that `make` returns.
 
-    A loss that converts the logits to float32 before its checks may miss a target or weight of a wrong dtype.
+    A loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
     """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)

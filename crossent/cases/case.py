@@ -50,8 +50,8 @@ class Case:
         name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
         grade: the grade that a subject under the contract of torch must reach on this case, "A" or "B"; "" for the
             grade that the subject promises.
-        tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile, the
-            batch before this repetition.
+        tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile,
+            the batch before this repetition.
     """
 
     operation: ClassVar[Operation] = CROSS_ENTROPY

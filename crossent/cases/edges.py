@@ -238,7 +238,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases of this module without tiles that run at a level, with these dtypes and this seed.
+    """Yield the cases of this module that run at a level, with these dtypes and this seed. Leave out tiled cases.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.

@@ -203,7 +203,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject without a graph. `way` names a way to do this: a key of `UNRECORDED`.
+    """Call the subject in a way that records no graph. `way` is a key of `UNRECORDED`.
 
     This is an act: a function that runs in the process of the subject.
 
@@ -239,7 +239,7 @@ def threads(trial: Trial) -> Found:
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in several threads at once, one for each of the inputs, and return the results.
+    """Call the subject in parallel threads, one call for each of the inputs, and return the results.
 
     This is an act: a function that runs in the process of the subject.
 

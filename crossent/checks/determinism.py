@@ -113,7 +113,7 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return the reason to skip if, by torch's error, an operation has no deterministic kernel; otherwise ""."""
+    """Return the reason to skip the check if torch's error is about a missing deterministic kernel; otherwise ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""

@@ -196,8 +196,8 @@ def _tiles_at_once(elements: int) -> int:
 def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
     """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
-    The comparison runs in float64, on the device of the result, some tiles at once. `check` is the name of the result,
-    "loss" or "gradient", and `times` the number of tiles.
+    The comparison runs in float64, on the device of the result, with several tiles at a time. `check` is the name of
+    the result, "loss" or "gradient", and `times` is the number of tiles.
     """
     allowed, vacuous = largest_errors(check, exact, bounds)
     arrays = exact.hi, exact.lo, allowed

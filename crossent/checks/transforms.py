@@ -70,7 +70,7 @@ def vmap(trial: Trial) -> Found:
     """torch.func.vmap of the loss and of its gradients gives the exact result of each sample: pytorch#90916, #105736.
 
     The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
-    dimension. So the logits of a call under vmap have one dimension fewer. Under every reduction, the result of a
+    dimension. So the logits of a call under vmap have one dimension fewer. With every reduction, the result of a
     sample is the result of a call with that sample alone. The check does not apply to an empty batch, where torch's own
     batching rules of reshape(-1) and of gather with one index fail.
     """
@@ -124,7 +124,7 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
-    """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
+    """Under torch.autocast, half-precision inputs give a loss in float32, computed in float32; other dtypes are kept.
 
     torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products of
     float32 in half precision, so a subject that contains a matrix product usually fails. Each gradient has the dtype of

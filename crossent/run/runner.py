@@ -67,8 +67,8 @@ def check(
             once, "B" computes in the dtype itself, and "float16=B" does so in float16 alone. None stands for "B" under
             the contract "torch", otherwise "A". With a contract, the grade also applies to the forms and torch.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
-        jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
-            cases in this process, as does a CUDA device, or a system without fork.
+        jobs: the number of worker processes. A subject may then crash or hang without ending the run. With None, on a
+            CUDA device, and on a system without fork, all cases run in this process.
         timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If the calls take
             longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always

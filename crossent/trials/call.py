@@ -86,7 +86,7 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the name of a result, and of the call if a check makes several, in words for a message.
+    """Return words for a message: the name of a result and, if a check makes several calls, the name of the call.
 
     >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
@@ -219,8 +219,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
     exception in the call with other inputs, because other checks report such an exception.
 
     Returns:
-        The first result, copied at once; the first result, copied after the call with other inputs; and the result of
-        the second call with the same inputs. All three should be equal.
+        The first result, copied immediately; the first result, copied after the call with other inputs; and the result
+        of the second call with the same inputs. All three should be equal.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
@@ -241,7 +241,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
         gradients: the names of the gradients that the subject can compute.
 
     Raises:
-        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
+        ValueError: a gradient is missing, or its shape or dtype differs from the shape or dtype of its tensor.
     """
     given = _each(Inputs, arguments)
     for result in _each(Result, value):

@@ -189,8 +189,8 @@ def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
     Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
-    number change, its error changes by far more than three decimals show. Another library that computes the exact value
-    changes the error by far less. The function does not notice a change in other numbers. If a side has checksums,
+    number change, the first three decimals of its error change. If only the library for the exact value changes, the
+    first three decimals stay the same. The function does not notice a change in other numbers. If a side has checksums,
     return False, since :func:`_same_bits` compares the checksums.
     """
     before, now = old.measured.ulp, new.measured.ulp

@@ -36,7 +36,7 @@ class _Numbers:
         counted: whether a row counts, (N,).
         factor: the factor of the loss of each row, (N,): `1/D` of a mean, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
-        padded: whether a further class has the logit 0.
+        padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits.
     """
 
@@ -213,7 +213,7 @@ def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _chunk_sizes(rows: int) -> list[int]:
-    """Return the sizes of a chunk to try: all up to 16, and the powers of two below the number of rows."""
+    """Return the sizes of a chunk to try: all sizes up to 16, and the powers of two below the number of rows."""
     powers = [2**power for power in range(5, max(5, rows.bit_length()))]
     return [size for size in (*range(1, 17), *powers) if size < rows]
 
