@@ -118,7 +118,7 @@ def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str
 
 
 def words_of(names: Sequence[str], operation: Operation) -> str:
-    """Return words for the arguments with these gradients: "the logits", but names for a linear cross-entropy."""
+    """Return words for the arguments with these gradients, such as "the logits"; names for a linear cross-entropy."""
     words = _WORDS if operation is CROSS_ENTROPY else {}
     return " and ".join(words.get(name, GRADIENTS[name]) for name in names)
 

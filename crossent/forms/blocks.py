@@ -133,7 +133,7 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call: the losses of the rows, weighted if :func:`_losses` left that out, and reduced."""
+    """Return the result of the call: reduce the losses of the rows. Weigh them first if :func:`_losses` did not."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
@@ -216,7 +216,7 @@ class _Work:
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of a block, (..., C), or with `log` the log-softmax.
+        """Return the softmax of a block, (..., C), or the log-softmax if `log` is True.
 
         The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
         """

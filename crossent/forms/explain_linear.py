@@ -104,8 +104,8 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
         "x = h Wᵀ + b",
         [
             _paragraph(
-                "Each class has a row of the weight, W_c, and a number of the bias, b_c. The logit of the class is the "
-                "dot product of the hidden state h and W_c, plus b_c."
+                "Each class has a row of the weight, W_c, and an element of the bias, b_c. The logit of the class is "
+                "the dot product of the hidden state h and W_c, plus b_c."
             ),
             Padding(_class_table(("W_c", "h · W_c", "b_c", "logit x_c"), rows, len(x), target), (0, 2)),
             _paragraph(
@@ -126,8 +126,8 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
         [
             _paragraph(
                 "The last step computed d, the gradient of the logits. The gradient of the hidden state is the sum of "
-                f"the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of a row of W is its d_c times h, "
-                "and the gradient of a number of b is its d_c:"
+                f"the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of the row W_c is d_c times h, "
+                "and the gradient of b_c is d_c:"
             ),
             Padding(_class_table(("d_c", "∂H/∂W_c = d_c h", "∂H/∂b_c"), rows, len(x), target), (0, 2)),
             _paragraph(

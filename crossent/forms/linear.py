@@ -119,8 +119,8 @@ def linear_blocked(
     again. The loss and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient
     that no tensor requires is not computed.
 
-    The memory is the logits of one block, and the gradients in the dtype of the computation. Class probabilities and
-    label smoothing need some more buffers of the size of a block.
+    The function stores the logits of one block, and the gradients in the dtype of the computation. For class
+    probabilities and label smoothing, the function needs a few more buffers of the size of a block.
 
     The function calls :func:`crossent.linear_formula` instead in four cases: `target` or `weight` requires a gradient;
     the input is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or
@@ -293,7 +293,7 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
     """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
-    the weight of the true class if only this class has a term. The written number is not yet multiplied by this weight.
+    the weight of the true class if only this class has a term. The written loss is not yet multiplied by this weight.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:

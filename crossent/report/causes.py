@@ -218,7 +218,7 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
     """Return the words for features that a subject may lack, each with the number of first calls that failed.
 
-    Nearly all calls of cases with such a word failed, in a way of `failed`. Most calls with a right result lack it.
+    Nearly all calls with such a word failed, for a reason in `failed`. Most calls with a right result lack the word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}

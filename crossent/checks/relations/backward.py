@@ -44,8 +44,8 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
 
     This is an act: a function that runs in the process of the subject.
 
-    The first of these two further passes has the upstream gradient times -2. The function drops the gradients of this
-    pass.
+    The second backward pass of the first loss has the upstream gradient times -2, and the function drops its gradients.
+    The third pass has the same upstream gradient as the first pass.
 
     Args:
         loss: the subject.

@@ -236,7 +236,7 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If the contract allows the softmax and the target of d to be multiplied separately, the sum of both magnitudes.
+        If an implementation may multiply the softmax and the target of d separately, return the sum of both magnitudes.
         """
         if not self.contract.splits:
             return self._gradient.largest

@@ -96,7 +96,7 @@ def linear_contract(
     float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
-    however far the logits are from zero. The error of the dot product in a logit is as large.
+    however far the logits are from zero. The dot product of a logit has an error of the same size.
 
     Args:
         promise: The kind of implementation.

@@ -73,7 +73,7 @@ class Answer:
 
         Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
         over no kept rows has the radius inf, so the oracle makes no claim: such a mean is NaN for all logits, but torch
-        gives it the gradient 0.
+        returns the gradient 0.
 
         Raises:
             ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not

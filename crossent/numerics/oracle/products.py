@@ -71,7 +71,7 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
 
 def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
-    """Return the leading parts of the values, with `bits` bits relative to the largest along an axis, and the rests."""
+    """Return the leading parts of the values, with `bits` bits relative to the largest along an axis; and the rest."""
     exponent = np.frexp(np.abs(values).max(axis, keepdims=True, initial=0.0))[1]
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift
