@@ -98,7 +98,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return the combinations of choices on some of the axes of `_SIZE_AXES` that a case can have."""
+    """Return each combination of choices on `axes`, which are some of `_SIZE_AXES`, that a case can have."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 
