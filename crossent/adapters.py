@@ -62,7 +62,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         >>> print(loss(torch.tensor([[3.0, 1.0, -3.0]]), torch.tensor([0])))
         tensor(0.1291)
     """
-    reason = "is a function of numpy"
+    reason = "is a numpy function"
     lacks = {"target_gradient": f"{reason}, without a gradient of target probabilities"}
     if gradient is None:
         lacks["gradient"] = f"{reason} that computes no gradient"
@@ -156,7 +156,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
         return np.asarray(made), pull
 
-    return _adapt(function, run, "is a function of JAX", {})
+    return _adapt(function, run, "is a JAX function", {})
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
@@ -205,7 +205,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     reason = "runs in ONNX's reference evaluator"
     lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which computes no gradient")
     if model is None:
-        lacks["probability_target"] = "is SoftmaxCrossEntropyLoss of ONNX, whose targets are class indices"
+        lacks["probability_target"] = "is ONNX's SoftmaxCrossEntropyLoss, whose targets are class indices"
     return _adapt(function, _through_numpy(function, None), reason, lacks)
 
 
@@ -227,7 +227,7 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
     The attribute contains the features of the argument `lacks`, the transforms of torch, such as vmap, and bfloat16 if
-    ml_dtypes is not installed. The reason for the transforms begins with `reason`, such as "is a function of JAX".
+    ml_dtypes is not installed. The reason for the transforms begins with `reason`, such as "is a JAX function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

@@ -162,7 +162,7 @@ _ONE_PASS = "computes its gradients in the forward pass, where torch sees no ope
 def _chunked(name: str, **chunks: Any) -> Subject:
     lacks = dict.fromkeys(("double_backward", "forward_ad", "batched_gradient"), _ONE_PASS)
     if not chunks.get("allow_retain_graph"):
-        lacks["retain_graph"] = "gives the memory of its gradients away in the backward pass"
+        lacks["retain_graph"] = "releases the memory of its gradients in the backward pass"
     if chunks.get("chunking_method", "default") is None and "batch_chunk_size" not in chunks:
         lacks["memory"] = _STORES_LOGITS  # one chunk has all rows
     return Subject(

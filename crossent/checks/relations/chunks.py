@@ -25,7 +25,7 @@ def chunks(trial: Trial) -> Found:
     the number of chunks.
     """
     if not trial.subject.chunks:
-        raise NotRunError("has no argument for the size of its chunks")
+        raise NotRunError("has no argument for the chunk size")
     question, ran = trial.question, False
     for way, (keyword, size) in ways_of(question.inputs, trial.subject.chunks).items():
         try:
@@ -41,7 +41,7 @@ def chunks(trial: Trial) -> Found:
             return
         yield from (replace(one, of=f"{one.of} {way}") for one in trial.compare(got, question.exact))
     if not ran:
-        raise NotRunError("refuses each size of its chunks")
+        raise NotRunError("refuses every chunk size")
 
 
 def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:

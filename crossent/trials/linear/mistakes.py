@@ -170,11 +170,11 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         every = np.ones(n, bool)
         of_all = _numbers(replace(terms, rows=replace(rows, kept=every)))  # ignored rows have the class 0
         yield "whose denominator counts ignored rows", replace(of_all, counted=rows.kept)
-        yield "to which ignored rows contribute, as if of class 0", replace(right, counted=every)
-        yield "to which ignored rows contribute, as if of class 0, also to its denominator", of_all
+        yield "to which ignored rows contribute, as if they had class 0", replace(right, counted=every)
+        yield "to which ignored rows contribute, as if they had class 0, also to its denominator", of_all
         classes = right.q.shape[1]
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
-        yield "to which ignored rows contribute, as if of the last class", replace(right, counted=every, q=last)
+        yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
     if rows.index is not None:
         yield "with the target of the row before", replace(right, q=np.roll(right.q, 1, 0))
         yield "with the target of the row after", replace(right, q=np.roll(right.q, -1, 0))
@@ -184,7 +184,7 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
             replace(right, upstream=np.full(n, right.upstream[:1])),
         )
     yield "without the upstream gradient", replace(right, upstream=np.ones(n))
-    yield "with a further class whose logits are 0, as in a padded vocabulary", replace(right, padded=True)
+    yield "with an additional class whose logits are 0, as in a padded vocabulary", replace(right, padded=True)
     yield "of the softmax alone, without the target", replace(right, of_target=0.0)
     for narrow in (_TF32, BFLOAT16):
         hidden, weight = narrow.nearest(right.hidden), narrow.nearest(right.weight)
