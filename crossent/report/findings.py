@@ -336,8 +336,8 @@ class SubjectReport:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
         A loss that was never compared has no evidence either. The list leaves out a dtype that the subject refuses as a
-        known failure: at least as many calls raised as returned the result. For example, torch 2.0 refuses float16 on
-        a CPU, except for an empty batch.
+        known failure. Refusing means that at least half of the calls raised an error. For example, torch 2.0 refuses
+        float16 on a CPU, except for an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

@@ -261,7 +261,7 @@ def check_memory():
         evaluate(*everything)
         grown = resident("VmHWM") - before
     took, due = (f"{size / 2**20:.0f} MiB" for size in (grown, most))
-    verdict(grown >= most, f"the call took {took}; a number for each row and class takes {due}")
+    verdict(grown >= most, f"the call took {took}; one number for each row and class would take {due}")
 
 
 def resident(name):
