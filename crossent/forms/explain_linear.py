@@ -71,8 +71,8 @@ def explain_linear(
     """
     if len(bias) != len(weight) or any(len(row) != len(hidden) for row in weight):
         raise ValueError(
-            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows, one for each "
-            f"number of the bias, of {len(hidden)} numbers, as many as the hidden state has"
+            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows (one for each "
+            f"element of the bias) of {len(hidden)} numbers each (the length of the hidden state)"
         )
     h, w, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hidden, weight, bias))
     x = w @ h + b
