@@ -126,7 +126,7 @@ def circumstances(trial: Trial) -> Found:
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
         if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
-            continue  # the call could wait forever for threads of the process from which this one was forked
+            continue  # in a forked process, the call could wait forever for threads of the parent process
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
             yield problem
