@@ -21,8 +21,8 @@ The checker:
     adapters     make functions of numpy, JAX and ONNX callable with tensors, for `check`
     Report, Finding, Diff   the results of `check` and `diff`
 
-The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. In this list,
-a module imports only modules of its own line and of the lines above:
+The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
+imports only modules on the same line of this list, or on a line above:
 
     words, files, choices   printable text; files written completely or not at all; the words that options accept
     machine, state          devices and versions; the global state of torch, numpy and Python
@@ -39,8 +39,8 @@ a module imports only modules of its own line and of the lines above:
     plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 
-Python imports each public name, and the module `adapters`, at its first use. pytest loads the plugin in every project
-where crossent is installed, so an import of torch here would delay every test run.
+The import of a public name, or of the module `adapters`, happens at the first use of the name. pytest loads the plugin
+in every project where crossent is installed, so an import of torch here would delay every test run.
 """
 
 from importlib import import_module

@@ -4,8 +4,8 @@ An adapter converts the tensors of a call to arrays of the same numbers, calls t
 a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
 function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
 
-The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
-callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
+The adapted callable has the signature of the function, and an attribute `lacks`. The attribute is a dict from each
+missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: On a call, if the result of the function is no array of real numbers.
+        TypeError: On a call, if the result of the function is not an array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -62,7 +62,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         >>> print(loss(torch.tensor([[3.0, 1.0, -3.0]]), torch.tensor([0])))
         tensor(0.1291)
     """
-    reason = "is a function of numpy"
+    reason = "is a numpy function"
     lacks = {"target_gradient": f"{reason}, without a gradient of target probabilities"}
     if gradient is None:
         lacks["gradient"] = f"{reason} that computes no gradient"
@@ -78,7 +78,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
     Args:
         function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
-            JAX arrays. If you compiled it with `jax.jit` yourself, name `reduction` in its `static_argnames`.
+            JAX arrays. If you compile the function with `jax.jit` yourself, name `reduction` in `static_argnames`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
@@ -87,7 +87,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
     Raises:
         ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.
-        TypeError: On a call, if the result of the function is no array of real numbers.
+        TypeError: On a call, if the result of the function is not an array of real numbers.
 
     Example:
         >>> def mean(logits, target):
@@ -156,7 +156,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
         return np.asarray(made), pull
 
-    return _adapt(function, run, "is a function of JAX", {})
+    return _adapt(function, run, "is a JAX function", {})
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
@@ -175,7 +175,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
 
     Raises:
         ModuleNotFoundError: ONNX is not installed. Run `pip install 'crossent[onnx]'`.
-        TypeError: On a call, if the result is no array of real numbers.
+        TypeError: On a call, if the result is not an array of real numbers.
 
     Example:
         >>> loss = from_onnx()  # doctest: +SKIP
@@ -205,7 +205,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     reason = "runs in ONNX's reference evaluator"
     lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which computes no gradient")
     if model is None:
-        lacks["probability_target"] = "is SoftmaxCrossEntropyLoss of ONNX, whose targets are class indices"
+        lacks["probability_target"] = "is ONNX's SoftmaxCrossEntropyLoss, whose targets are class indices"
     return _adapt(function, _through_numpy(function, None), reason, lacks)
 
 
@@ -226,8 +226,8 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
-    The attribute contains the features of the argument `lacks`, and bfloat16 if ml_dtypes is not installed. It also
-    contains the transforms of torch, such as vmap. Their reason begins with `reason`, such as "is a function of JAX".
+    The attribute contains the features of the argument `lacks`, the transforms of torch, such as vmap, and bfloat16 if
+    ml_dtypes is not installed. The reason for the transforms begins with `reason`, such as "is a JAX function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

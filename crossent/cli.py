@@ -198,9 +198,9 @@ def _status(moved: Diff, strict: bool) -> int:
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    Each check of each case that both reports have on the same input is compared. The result is, for example, same bits,
-    better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed behaviour (another
-    shape, dtype, kind of value or class of error).
+    The command compares each check on each case that both reports have with the same input. The result is, for example,
+    same bits, better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed behaviour
+    (another shape, dtype, kind of value or class of error).
 
     Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
     cannot be compared, 3 nothing was compared (with --force), 141 the output could not be written.

@@ -106,7 +106,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 def listed(what: str, level: str, operation: str | None) -> list[str]:
     """Return the lines that `crossent list WHAT --operation OPERATION` prints.
 
-    Without an operation, subjects and features are those of every operation, and checks and cases of a cross-entropy.
+    Without an operation, list the subjects and features of every operation, but the checks and cases of cross_entropy.
     """
     every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
     of = every[0]

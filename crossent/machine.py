@@ -41,10 +41,10 @@ def ambient() -> Iterator[None]:
 
 
 def end_threads() -> None:
-    """End the threads in which torch has computed for this thread. torch starts new ones when it needs them.
+    """End the threads in which torch has computed for this thread. torch starts new threads when it needs them.
 
-    Call this function before a fork, in the thread that forks. A forked process has no thread of its parent, but its
-    copy of GNU OpenMP still knows them: an operation that needs several threads then waits for them forever.
+    Call this function before a fork, in the thread that forks. A forked process has none of its parent's threads, but
+    its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever.
     """
     for library in _gnu_openmp():
         if pause := getattr(library, "omp_pause_resource_all", None):
@@ -64,7 +64,7 @@ _OMP_PAUSE_HARD = 2  # omp_pause_hard of OpenMP 5.0, section 3.2.44: free everyt
 
 @cache
 def _gnu_openmp() -> list[ctypes.CDLL]:
-    """Return each GNU OpenMP library of this process. torch and other packages each bring their own."""
+    """Return the GNU OpenMP libraries of this process. torch and other packages each contain such a library."""
     with suppress(OSError):  # only Linux has this file
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
         paths = {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}

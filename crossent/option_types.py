@@ -1,4 +1,4 @@
-"""The types of options: words, numbers, seeds and rows of numbers. An error says what was given and what is allowed."""
+"""The types of options: words, numbers, seeds and rows of numbers. Errors name the given and the allowed values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A mixin for types of click. An error says what was given and what is allowed, as in `crossent.check`."""
+    """A mixin for types of click. Errors name the given value and the allowed values, as in `crossent.check`."""
 
     @property
     def allowed(self) -> str:

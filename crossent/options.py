@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write, by the option "--json" or "--html".
+    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
 
     Raises:
         BadParameter: a file cannot be written, or both options name the same file.
@@ -98,7 +98,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message in which the option of the command replaces the name of an argument at the start."""
+    """Return the message with the option in place of the argument at the start: `level: …` becomes `--level: …`."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -206,12 +206,12 @@ _baseline = _add_options(
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: that of the built-in subjects, or cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: as the built-in subjects, or cross_entropy]",
 )
 listed_operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the lists are about.  [default: every one, but checks and cases of cross_entropy]",
+    help="Function of torch that the lists are about.  [default: all; for checks and cases, cross_entropy]",
 )
 # The options that choose a part of a run.
 _part = _add_options(
@@ -221,7 +221,7 @@ _part = _add_options(
         metavar="NAME[,NAME ...]",
         multiple=True,
         type=Words(CHECK_NAMES),
-        help="Run these checks only; see `crossent list checks`. `call` and `result` run with them. Repeatable.",
+        help="Run these checks only; see `crossent list checks`. `call` and `result` always run too. Repeatable.",
     ),
     click.option(
         "--case",
@@ -310,7 +310,7 @@ def recorded(path: str, argument: str) -> Report:
     """Read a report from a file. `argument` is the argument or option that names the file, such as "OLD".
 
     Raises:
-        ClickException: the file cannot be read, or is no report. The message is one line.
+        ClickException: the file cannot be read, or is not a report. The message is one line.
     """
     from crossent.report.reader import read_report
 

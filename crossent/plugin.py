@@ -33,7 +33,7 @@ Wrong = (ValueError, TypeError, RuntimeError)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options. :func:`_settings_of` joins them with the arguments of `crossent.parametrize`."""
+    """Add the options. :func:`_settings_of` combines the options with the arguments of `crossent.parametrize`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     operations = f"{' or '.join(OPERATION_NAMES)}. Default: cross_entropy"
     option(
-        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or the one of the form.", metavar="NAME"
+        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or what the form computes.", metavar="NAME"
     )
     option(DEVICE, "Device: cpu, cuda or cuda:N. Repeatable. Default: cpu.", action="append", metavar="DEVICE")
     option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")
@@ -125,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument. Only the features of `without` are joined.
+    An option on the command line overrides the argument, except `without`: the features of both are combined.
     """
     from crossent.run.settings import Settings
 

@@ -433,7 +433,7 @@ def test_explain_has_words_for_ties_and_for_probabilities_near_zero(capsys, logi
         ("subjects", r"^torch +cross_entropy$"),
         ("checks", r"^target_gradient +The gradient of the target probabilities equals the exact value"),
         ("cases", r"^pytorch-73205/float32-7x5-normal-int64-mean-ignored_default-smooth0.2$"),
-        ("contracts", r"^torch +As nn.CrossEntropyLoss: "),
+        ("contracts", r"^torch +Like nn.CrossEntropyLoss: "),
         ("bugs", r"^G15 +\S.* pytorch/pytorch#11551$"),
     ],
 )

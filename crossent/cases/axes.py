@@ -21,8 +21,8 @@ from crossent.numerics.formats import FORMATS
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
-# In this order: probabilities that add up to one, in the logits' dtype; the same in another dtype; one-hot rows of
-# floats; numbers of either sign with any sum.
+# In this order: probabilities that add up to one, in the logits' dtype; such probabilities in another dtype; one-hot
+# rows of floats; numbers of either sign with any sum.
 DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
 OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
 # The value of `ignore_index` for each choice. The choice also determines which rows are ignored. 255 is not a class,

@@ -21,8 +21,8 @@ SIZE_ERRORS = (ValueError, RuntimeError)
 # The kinds of mistakes in a call. Each kind is a feature: a user may declare that a subject lacks its errors.
 BAD_INPUT_KINDS = {
     "index_errors": "An error for an index that is neither a class nor ignored.",
-    "index_dtype_errors": "An error for indices of another dtype than int64 and uint8.",
-    "dtype_errors": "An error for another argument of a wrong dtype.",
+    "index_dtype_errors": "An error for class indices whose dtype is neither int64 nor uint8.",
+    "dtype_errors": "An error for a wrong dtype of an argument other than class indices.",
     "size_errors": "An error for arguments whose shapes do not fit together.",
     "option_errors": "An error for a wrong value of an option.",
 }
@@ -41,7 +41,7 @@ class BadInput:
         dtype: the dtype under which the report counts the call: the dtype of the logits, unless that dtype is the
             mistake.
         operation: the operation that must refuse the call.
-        right: a function that returns arguments that are right, by name.
+        right: a function that returns the arguments of a correct call, by name.
     """
 
     id: str
@@ -115,7 +115,7 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     """Return a call with logits in float16 or bfloat16, and with the arguments that `make` returns.
 
-    A loss that converts the logits to float32 before its checks may miss a target or weight of a wrong dtype.
+    A loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
     """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)

@@ -50,12 +50,12 @@ class Case:
         name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
         grade: the grade that a subject under the contract of torch must reach on this case, "A" or "B"; "" for the
             grade that the subject promises.
-        tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile, the
-            batch before this repetition.
+        tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile,
+            the batch before this repetition.
     """
 
     operation: ClassVar[Operation] = CROSS_ENTROPY
-    # The axes whose choices are words, and the axes among them whose default is left out of the id.
+    # The axes whose choices are words, and the axes among them whose default the id leaves out.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = AXES
     optional: ClassVar[tuple[str, ...]] = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
     # The numbers in an id: the prefix of the word, the attribute, and the function that reads the number.
@@ -98,16 +98,17 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The choices of the case as words, from which :meth:`of` builds the case again.
+        """The choices of the case as words. :meth:`of` builds the case again from the id.
 
-        The dtype, sizes, values, target and reduction are always there. Any other choice is left out at its default.
+        An id always has the dtype, sizes, values, target and reduction. The id leaves out every other choice that is
+        the default.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
         words += [word for name in self.optional if (word := getattr(self, name)) != self.axes[name][0]]
-        # All digits and no exponent: the minus of an exponent would separate words.
+        # Write all digits and no exponent: the minus sign of an exponent would separate words.
         smoothing = np.format_float_positional(self.label_smoothing, trim="-")
         words += [f"smooth{smoothing}"] if self.label_smoothing else []
         words += self._more_words()
@@ -117,7 +118,7 @@ class Case:
         return (f"{self.name}/" if self.name else "") + self.prefix + "-".join(words)
 
     def _more_words(self) -> list[str]:
-        """Return the words of numbers that only a subclass has."""
+        """Return further words of the id, for numbers that only a subclass has."""
         return []
 
     @classmethod
@@ -148,7 +149,7 @@ class Case:
 
     @property
     def invalid(self) -> str | None:
-        """Why there is no such case, or None: a choice is unknown, or the choices are impossible together."""
+        """The reason why the case is invalid: an unknown choice or impossible choices. None for a valid case."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
         for axis, words in self.axes.items():
             if choices[axis] not in words:
@@ -190,8 +191,8 @@ class Case:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
-        # The random stream does not depend on the dtype and the upstream gradient. So before they are rounded, the
-        # numbers are the same in each dtype, except for values that scale with the format.
+        # The random stream depends on neither the dtype nor the upstream gradient. So before the numbers are rounded,
+        # they are the same in each dtype, except for values that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
@@ -242,13 +243,13 @@ class Case:
     def _stream(self) -> tuple[Any, ...]:
         """Return the choices that determine the random numbers.
 
-        The dtype and the upstream gradient are not among them, so each dtype has the same numbers.
+        The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers.
         """
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
 
     def _drawn(self, draw: Draw) -> dict[str, Any]:
-        """Return the numbers of the arguments from which the logits come, by the names of the arguments."""
+        """Return the numbers of the arguments that determine the logits, by the names of the arguments."""
         return {"input": self._shaped(VALUES[self.values].draw(draw))}
 
     def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -256,10 +257,10 @@ class Case:
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """Return the direction along which derivatives are taken: a tensor with the logits' shape and dtype.
+        """Return the direction for derivatives along a direction: a tensor with the logits' shape and dtype.
 
-        The elements are random numbers from -2 to 2. They depend only on the sizes and the seed, and are rounded to the
-        dtype. They use all bits of the dtype, so code that rounds the direction to fewer bits gets another derivative.
+        The elements are random numbers from -2 to 2, which depend only on the sizes and the seed. Rounded to the dtype,
+        they use all of its bits. So code that rounds the direction to fewer bits gets another derivative.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))

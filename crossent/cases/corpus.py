@@ -26,7 +26,7 @@ class Bug:
         breaks: the bug, in a sentence.
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
-        bad_inputs: the ids of calls for which a loss must raise an error, and the buggy code raises none.
+        bad_inputs: the ids of calls for which a loss must raise an error. The buggy code raises no error.
         checks: the names of the checks that must catch the bug on these cases and calls.
         why_not: the reason why no case can trigger the bug, or "".
     """
@@ -54,7 +54,7 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of the table as a bug. `name` names the bug's cases; by default, the first issue does."""
+    """Return an entry of the table as a bug. `name` is the name of the bug's cases; "" stands for the first issue."""
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)

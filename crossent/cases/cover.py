@@ -22,8 +22,8 @@ from crossent.cases.linear.grid import LINEAR_ARRAYS
 # The number of candidates for each case. The search takes the candidate that completes the most combinations.
 _CANDIDATES = 12
 
-Chosen = dict[str, Any]  # from some axes to the choices on them
-Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # from axes to their combinations of choices that no case has yet
+Chosen = dict[str, Any]  # the choices on some axes, by the name of the axis
+Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # the combinations of choices that no case has yet, by their axes
 
 
 def cover(array: CoveringArray) -> list[Case]:
@@ -34,7 +34,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _cover_options(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array of options. This needs the package covertable."""
+    """Compute the cases of a covering array of options, with the package covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength

@@ -55,7 +55,7 @@ _ALONE = (
         for dtype, sizes in (("bfloat16", (3, 5, 4)), ("float16", (7, 5)), ("float32", (7, 5)), ("float64", (17, 3)))
     ),
     Case("float32", (17, 3), "decimals", "probabilities", name="decimals"),
-    # A label_smoothing close to 0, one close to 1, and one between those of the grid.
+    # A label_smoothing close to 0, one close to 1, and one between the values of the grid.
     Case("float32", label_smoothing=0.05, name="smoothing"),
     Case("bfloat16", target="probabilities", reduction="sum", label_smoothing=0.05, name="smoothing"),
     Case("float32", weight="weighted", ignored="ignored_default", label_smoothing=0.001, name="smoothing"),
@@ -146,7 +146,7 @@ POLICIES = {
     "an ignore_index beyond 32 bits": _policy(ignored="ignored_huge"),
 }
 POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
-# The cases of level quick. Together they take well below a second for a subject.
+# The cases of level quick. For one subject, all of them take well below a second.
 QUICK = (
     *POLICIES.values(),
     *_ALONE,
@@ -175,7 +175,7 @@ QUICK = (
     Case("float32", (1, 1), name="rows"),
     Case("float32", (17, 1), target="unnormalised", weight="weighted", name="rows"),
 )
-# The cases that level normal adds to those of quick. Together they take seconds for a subject.
+# The cases that level normal adds to the cases of quick. For one subject, these cases take seconds.
 NORMAL = (
     # More than 65504 rows, the largest float16: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
@@ -211,8 +211,8 @@ NORMAL = (
     *_wide(("float32",), (50257,), rows=2),
     *_wide(("float16",), (65519, 65520), rows=2),
 )
-# The cases that level thorough adds to those of normal. Together they take minutes for a subject, and up to 7 GiB of
-# memory.
+# The cases that level thorough adds to the cases of normal. For one subject, these cases take minutes, and up to 7 GiB
+# of memory.
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
@@ -238,7 +238,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases of this module without tiles that run at a level, with these dtypes and this seed.
+    """Yield the cases of this module that run at a level, with these dtypes and this seed. Leave out tiled cases.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.

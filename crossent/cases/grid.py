@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) from two size ranges, without those that give too many logits for a case."""
+    """Return the pairs (classes, rows) from two size ranges that do not give too many logits for a case."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -133,20 +133,21 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: each possible combination of choices on `strength` axes that counts occurs in a case.
+    """Cases in which each possible combination of choices on `strength` axes occurs; `around` may limit the axes.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: axes. A combination counts only if it has one of them; without such axes, every combination counts.
+        around: the names of some axes. If there are any, the array covers only combinations with at least one of these
+            axes. If there are none, the array covers all combinations.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
     kind: ClassVar[type[Case]] = Case
     constraints: ClassVar[tuple[Constraint, ...]] = (*SIZE_CONSTRAINTS, *Case.constraints)
     package: ClassVar[str] = "crossent.cases"
-    # The axes that give a case its sizes, if the array has size ranges; the axes that are fields of a case; and the
-    # numbers of a case that :meth:`resized` changes.
+    # The axes that determine the sizes of a case, if the array has size ranges; the axes that are fields of a case; and
+    # the numbers of a case that :meth:`resized` changes.
     size_axes: ClassVar[tuple[str, ...]] = SIZE_AXES
     fields: ClassVar[tuple[str, ...]] = tuple(CHOICES)
     numbers: ClassVar[tuple[str, ...]] = ("classes", "rows")
@@ -243,8 +244,8 @@ def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case
     """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
-    several such cases, the search prefers those with rows, because the graph of an empty batch can hardly be wrong.
-    Of these, it takes the case with the most missing pairs of choices.
+    several such cases, the search prefers cases with rows, because the graph of an empty batch can hardly be wrong. Of
+    several cases with rows, the search takes the case with the most missing pairs of choices.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])
@@ -272,7 +273,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 def met(cases: Iterable[Case], strength: int = 3) -> int:
     """Return how many different combinations of `strength` choices, on the axes `counted`, occur in these cases.
 
-    The cases are all of one operation.
+    All cases have the same operation.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
@@ -286,7 +287,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the combinations that occur in a case: its classes or rows, a choice on another axis, and its dtype.
+    """Return the combinations of three in a case: a size range of classes or rows, a choice on another axis, the dtype.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

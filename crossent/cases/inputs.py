@@ -49,16 +49,16 @@ class Inputs:
         return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
 
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
-        """Return the inputs with leaves that require these gradients, and these leaves by the names of the gradients.
+        """Return the inputs with new leaves that require these gradients; and these leaves by name of the gradient.
 
-        The new tensors share the memory of the old ones.
+        The new tensors share the memory of the old tensors.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
         return plain.with_leaves(leaves), leaves
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> Inputs:
-        """Return the inputs with other tensors. `leaves` has these tensors by the names of their gradients."""
+        """Return the inputs with some tensors replaced by `leaves`, a mapping from names of gradients to tensors."""
         given = {GRADIENTS[name]: one for name, one in leaves.items()}
         options = {name: given.get(name, value) for name, value in self.options.items()}
         return Inputs(given.get("input", self.input), given.get("target", self.target), options, self.upstream)

@@ -5,12 +5,13 @@ if their distance is within the error bound. The docstring of a check states the
 loss" in such a docstring means a loss that matches the exact value.
 
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
-through an act: a function `act(loss, …)` that runs in the process of the subject, which may be another process than
-this one. The host of a subject is the object that runs acts in that process. `crossent.trials.act` explains both.
+through an act: a function `act(loss, …)` that runs in the process of the subject. This process may be separate from the
+process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
+hosts.
 
-The modules of this room import `crossent.trials` and the rooms below it. They never import `crossent.run` or each
-other; only the checks of `relations` share the module `changes`. Only `single` imports from `crossent.report`: the
-sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
+The modules of this room import `crossent.trials` and the rooms below `trials`. No module imports `crossent.run`, or
+another module of this room; only the checks of `relations` share the module `changes`. Only `single` imports from
+`crossent.report`: the sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
 `q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the
@@ -19,7 +20,7 @@ upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
-leaves         arguments of which some require a gradient, and arguments that are not a leaf
+leaves         gradients of some arguments alone, and arguments that are not leaves
 circumstances  no_grad, threads, Parameters, hooks, modes of torch
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and a call on another CUDA stream
@@ -54,8 +55,8 @@ from crossent.checks.relations import backward, chunks, two_calls
 from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
-# case are skipped. They are also skipped if `result` fails, but with one exception: if the only error is a float32 loss
-# for half-precision logits, the checks of the first call still run.
+# case are skipped. If `result` fails, the other checks are skipped too, with one exception: if the only error is a
+# float32 loss for half-precision logits, the checks of the first call still run.
 CHECKS = {
     check.name: check
     for check in (

@@ -30,7 +30,7 @@ from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 # The ways to compute a loss without a graph: a context manager, and whether the tensors that can have a gradient have
-# requires_grad=True. The tensors are created within the context, since inference mode marks such tensors.
+# requires_grad=True. The context includes the creation of the tensors, because inference mode marks new tensors.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
@@ -85,7 +85,7 @@ class Circumstance:
         mode: a function that returns a context manager for the forward and the backward pass.
         create_graph: whether the backward pass makes a graph of the gradients.
         weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
-        needs: the feature that a subject needs for this call, or "" if it needs none.
+        needs: the feature that a subject needs for this call; "" if the call needs no feature.
     """
 
     leaf: Callable[[Tensor], Tensor] = _leaf
@@ -121,12 +121,12 @@ def circumstances(trial: Trial) -> Found:
     A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
     detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
     a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler relies on
-    this: it skips a step only if a gradient is not finite.
+    this behaviour: the scaler skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
         if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
-            continue  # the call could wait forever for threads of the process from which this one was forked
+            continue  # in a forked process, the call could wait forever for threads of the parent process
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
             yield problem
@@ -151,7 +151,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the `CIRCUMSTANCES` that apply to a case, and for which the subject lacks no feature."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case, if the subject has the needed features."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
@@ -159,9 +159,9 @@ def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Call the subject in the circumstance with the name `way`, and return the loss and the gradients.
+    """Call the subject in a circumstance, and return the loss and the gradients. `way` is a key of `CIRCUMSTANCES`.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
@@ -203,9 +203,9 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject without a graph, in the way of `UNRECORDED` with the name `way`.
+    """Call the subject in a way that records no graph. `way` is a key of `UNRECORDED`.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose .grad or
@@ -239,9 +239,9 @@ def threads(trial: Trial) -> Found:
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in several threads at once, one for each of the inputs, and return the results.
+    """Call the subject in parallel threads, one call for each of the inputs, and return the results.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     All threads finish the forward pass before any thread runs backward.
 

@@ -31,10 +31,10 @@ def evaluate_compiled(
 ) -> list[Result | Raised] | NotRun:
     """Compile the loss, call the compiled loss once for each of the inputs, and return the results.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
-    Before each call, the function fills freed memory with NaN. If a call raises, the function makes no further call,
-    and the exception is the last element of the result.
+    Before each call, the function fills freed memory with NaN. If a call raises an exception, the function makes no
+    further call. The exception is then the last element of the returned list.
     """
     if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -52,8 +52,8 @@ def evaluate_compiled(
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return the error for a compiled loss that raised an exception.
 
-    The message names the first exception of the chain of causes too, because Dynamo's own exception may only say that
-    another exception was raised. The message ends with `where`, which names the call.
+    The message also names the exception at the start of the chain of causes, because Dynamo's own exception may only
+    say that another exception was raised. The message ends with `where`, which names the call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses
@@ -71,9 +71,9 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     """Return the contract of compiled code for a subject with the contract `own`.
 
     A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
-    operations, as the forms do. Code for a CPU adds, multiplies and divides by IEEE 754, since torch passes
-    `-fno-unsafe-math-optimizations` to the compiler. Its exp and log come from the vector library, and from the C
-    library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
+    operations, as the forms do. Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
+    `-fno-unsafe-math-optimizations` to the compiler. Such code takes exp and log from the vector library, and from the
+    C library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
     place (tests/numerics/test_assumptions.py).
 
     Fused steps leave out roundings to half precision that separate kernels make, and add none. Every contract allows
@@ -203,10 +203,10 @@ def call_compiled_on_classes(
 ) -> list[Tensor | Raised] | NotRun:
     """Call a compiled loss once for each of `classes`, and return the losses and the exceptions.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
-    Each of these calls gets the inputs with one of the classes as the last element of the target. Before them, the
-    function calls the compiled loss with the unchanged inputs. This call must not raise.
+    Each of these calls gets the inputs with one of the classes as the last element of the target. Before these calls,
+    the function calls the compiled loss with the unchanged inputs. This first call must not raise an exception.
     """
     if reason := unusable(backend, inputs.input.device.type):
         return NotRun(reason)
@@ -248,8 +248,8 @@ def no_classes(inputs: Inputs) -> list[int]:
 def larger(case: Case) -> Case:
     """Return a case with the same options, another seed, and four more samples; unbatched logits get four more classes.
 
-    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol, and
-    would compile again if these sizes differed in the next call.
+    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol. If
+    these sizes differed in the next call, torch would compile again.
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

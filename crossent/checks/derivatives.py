@@ -1,8 +1,8 @@
-"""Checks of derivatives along a direction `u`: of the gradient by double backward, of the loss by forward-mode AD.
+"""Checks of derivatives along a direction `u`: of the gradient, by double backward; of the loss, in forward mode.
 
 The checks compare these derivatives with exact values. `torch.autograd.gradcheck` instead compares with finite
-differences of the subject's own results. So it misses an error that loss and gradient share, and it needs a tolerance
-and, in practice, float64.
+differences of the subject's own results. So `gradcheck` misses an error that loss and gradient share. `gradcheck` also
+needs a tolerance and, in practice, float64.
 
 The derivative along one direction is enough to find a wrong formula, so the checks do not compute the whole matrix of
 second derivatives. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds
@@ -27,12 +27,12 @@ from crossent.trials.trial import Problem, Trial
 
 @check("gradient", "double_backward", cost=Cost.CALLS, applies=is_small)
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
-    """The derivatives of `<gradient, u>` by the logits and by the upstream gradient equal their exact values.
+    """The derivatives of `<gradient, u>`, with respect to logits and upstream gradient, equal their exact values.
 
-    `<gradient, u>` is the inner product. The derivative by the logits is
-    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`. In an ignored row it is 0, or NaN if the logits have no softmax. The
-    derivative by the upstream gradient is the derivative of the loss along `u`. A subject whose gradient has no graph
-    fails, unless all numbers of both exact derivatives are 0 or NaN.
+    `<gradient, u>` is the inner product. The derivative with respect to the logits is
+    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`. In an ignored row, this derivative is 0, or NaN if the logits have no
+    softmax. The derivative with respect to the upstream gradient is the derivative of the loss along `u`. A subject
+    whose gradient has no graph fails, unless all numbers of both exact derivatives are 0 or NaN.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction, False)
@@ -45,8 +45,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    With a reduction, the derivative is the sum over the rows, divided by `D`. Logits of -inf leave the derivative of a
-    row finite, even if its loss is infinite, unless all its logits are -inf. A subject that computes `0·-inf` fails
+    With a reduction, the derivative is the sum over the rows, divided by `D`. If some logits of a row are -inf, the
+    derivative of the row is finite, even if the loss of the row is infinite. A subject that computes `0·-inf` fails
     (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
@@ -71,7 +71,7 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
     """Return the tangent of the loss along a direction, or None if the loss has no tangent.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     with dual_numbers.dual_level():
         value = loss(_dual(inputs.input.detach(), direction), inputs.target, **inputs.options)

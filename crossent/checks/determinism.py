@@ -48,7 +48,7 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
     """Call the subject ten times under `torch.use_deterministic_algorithms(True)`, and return the results.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     Before each call, the function fills freed memory with NaN.
     """
@@ -78,7 +78,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
     """Call the subject on a new CUDA stream, where a delayed copy fills the arguments, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     A subject that runs on any other stream, and does not wait for the new stream, computes from zeros.
     """
@@ -113,7 +113,7 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return the reason to skip if torch's error says that an operation has no deterministic kernel, or ""."""
+    """Return the reason to skip the check if torch's error is about a missing deterministic kernel; otherwise ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""

@@ -1,8 +1,8 @@
 """Checks of derivatives for a batch of upstream gradients or of directions, as torch computes Jacobians and Hessians.
 
 torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
-each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may fail for a
-batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
+each operation of the derivative takes the whole batch. Code that is correct for a single upstream gradient may fail for
+a batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
 
 Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
 that confuses the two elements fails, unless the tensor is 0. The checks compute the exact values for the second element
@@ -46,7 +46,7 @@ def batched_gradient(trial: Trial) -> Found:
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
     a wrong shape, the function returns only the loss: :func:`misshapen` reports the shape.
@@ -68,7 +68,8 @@ def jacrev(trial: Trial) -> Found:
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev computes them.
 
-    This is an act: it runs in the process of the subject. See :func:`gradients_of_batch` for the arguments.
+    This is an act: a function that runs in the process of the subject. The arguments are those of
+    :func:`gradients_of_batch`.
     """
     function, tensors = _bind_options(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -87,7 +88,7 @@ def jacfwd(trial: Trial) -> Found:
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd computes them.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     The batch is the first dimension of `directions` and of the tangents.
     """
@@ -117,7 +118,7 @@ def hessian(trial: Trial) -> Found:
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian computes them.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     The batch is the first dimension of `directions` and of the result. The function computes the gradient in reverse
     mode, and the derivative of the gradient in forward mode.
@@ -133,7 +134,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients that an act returns for a batch of two upstream gradients with their exact values."""
+    """Compare the gradients for a batch of two upstream gradients with exact values. `act` returns the gradients."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -177,7 +178,7 @@ def _along_second(case: Case, device: str) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of the tensors to differentiate by, and a tuple of these tensors.
+    """Return the loss as a function of the tensors whose gradients are computed, and a tuple of these tensors.
 
     The tensors are the logits and, if `wanted` has "target_gradient", the target.
     """
@@ -189,7 +190,7 @@ def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_
 
 
 def _push_forward(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
-    """Return the derivatives of a function of the logits along a batch of directions, by torch.func.jvp under vmap.
+    """Return the derivatives of a function of the logits along a batch of directions: torch.func.jvp under vmap.
 
     Expanded logits become contiguous first, since torch cannot make a dual tensor of an expanded tensor.
     """

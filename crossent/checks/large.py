@@ -1,13 +1,12 @@
 """The checks of size: huge inputs, and the memory of a linear cross-entropy.
 
-A huge input repeats the batch of a small case. Each repetition is a tile.
-
-All tiles have the same inputs, so the check computes exact values and error bounds for a single tile. Most of the huge
-inputs have more elements than 31 or 32 bits can count; the others have many rows to sum.
+A huge input repeats the batch of a small case. Each repetition is a tile. All tiles have the same inputs, so the check
+`large` computes exact values and error bounds for a single tile. Most of the huge inputs have more elements than 31 or
+32 bits can count; the others have many rows to sum.
 
 A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32` elements away from the right
-element. The number of elements of a tile has an odd prime factor, so a tile divides no power of two. So the wrong
-element has another position within its tile, and nearly always another number.
+element. The number of elements of a tile has an odd prime factor, so the distance is not a multiple of this number. The
+wrong element therefore has another position within its tile, and nearly always another value.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
 def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
-    Let a large tensor have as many elements as the logits. torch keeps three in the dtype of the logits: the gradient,
-    the log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more.
-    A form under the contract "eager" keeps up to five, in the dtype of its arithmetic, and some numbers for each row,
-    as measured. The returned number includes the memory of the comparison.
+    A large tensor has as many elements as the logits. torch keeps three large tensors in the dtype of the logits: the
+    gradient, the log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs
+    no more. A form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic, and some
+    numbers for each row. (We measured this.) The returned number includes the memory of the comparison.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -85,7 +84,7 @@ def _is_plain(case: Case) -> bool:
 
 @check("gradient", "memory", cost=Cost.STRUCTURE, applies=_is_plain, operations=(LINEAR_CROSS_ENTROPY,))
 def memory(trial: Trial) -> Iterator[Problem]:
-    """A call with 2^25 logits, with its gradients, takes less memory than all its logits.
+    """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
     The check repeats the rows and the classes of the case. On a CPU, the memory is the resident memory of the process
     of the subject. A function that stores the logits usually takes three times their memory or more.
@@ -102,7 +101,7 @@ def memory(trial: Trial) -> Iterator[Problem]:
 def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:
     """Return how many bytes the memory grows during a call of the subject on many rows and classes.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     many = of_many_logits(inputs)
     need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
@@ -113,7 +112,7 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
 
 
 def of_many_logits(inputs: Inputs) -> Inputs:
-    """Return the inputs of a linear cross-entropy with many rows and classes: those of the case, repeated."""
+    """Return the inputs of a linear cross-entropy with the rows and the classes of the case repeated many times."""
 
     def repeated(tensor: Tensor, count: int) -> Tensor:
         times = -(-count // len(tensor))
@@ -157,7 +156,7 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
     """Return the result of the subject for all tiles of a case, or NotRun if the memory of the device does not suffice.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     The function calls the subject only if the device has at least `need` bytes of free memory.
     """
@@ -197,8 +196,8 @@ def _tiles_at_once(elements: int) -> int:
 def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
     """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
-    The comparison runs in float64, on the device of the result, some tiles at once. `check` is the name of the result,
-    "loss" or "gradient", and `times` the number of tiles.
+    The comparison runs in float64, on the device of the result, with several tiles at a time. `check` is the name of
+    the result, "loss" or "gradient", and `times` is the number of tiles.
     """
     allowed, vacuous = largest_errors(check, exact, bounds)
     arrays = exact.hi, exact.lo, allowed
@@ -256,7 +255,7 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
     most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The subject may
     divide each loss before the addition, which is one of the `h` roundings. For a mean, the subject also rounds the
-    number of rows, by which it divides. If `h u` is 1/2 or more, the bound is infinite.
+    divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

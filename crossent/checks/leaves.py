@@ -1,4 +1,4 @@
-"""Checks of the arguments that require a gradient: some of them alone, and tensors that are not a leaf."""
+"""Checks of arguments that require a gradient: gradients of some arguments alone, and tensors that are not leaves."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _changed(inputs: Inputs, made: dict[str, Tensor]) -> Iterator[Problem]:
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
-    """Call the subject on arguments that are the outputs of operations: all that require a gradient, but the target.
+    """Call the subject with the outputs of operations as the arguments that require a gradient, except the target.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     Returns:
         The result, and these arguments after the backward pass, by name.
@@ -80,9 +80,9 @@ def _has_several_leaves(case: Case) -> bool:
     operations=EVERY_OPERATION,
 )
 def alone(trial: Trial) -> Found:
-    """If only some of the arguments require a gradient, their gradients are exact, and the others get none.
+    """If only some arguments require a gradient, their gradients are exact, and the other arguments get no gradient.
 
-    Liger-Kernel 0.8.5 gave the weight no gradient if the hidden states did not require one, as in a linear probe.
+    Liger-Kernel 0.8.5: the weight got no gradient if the hidden states required no gradient, as in a linear probe.
     """
     operation = trial.case.operation
     for way, names in ways_of(trial.question.inputs, trial.gradients).items():
@@ -107,7 +107,7 @@ def alone(trial: Trial) -> Found:
 
 
 def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return each choice of some, but not all, of the gradients of a call, with the name of a call for this choice.
+    """Return each selection of some, but not all, gradients of a call, by the name of a call with this selection.
 
     >>> ways_of(Case("float32", target="probabilities").build())
     {'of the logits alone': ('gradient',), 'of the target alone': ('target_gradient',)}
@@ -118,7 +118,7 @@ def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str
 
 
 def words_of(names: Sequence[str], operation: Operation) -> str:
-    """Return the arguments with these gradients in words, such as "the logits"; by name for a linear cross-entropy."""
+    """Return words for the arguments with these gradients, such as "the logits"; names for a linear cross-entropy."""
     words = _WORDS if operation is CROSS_ENTROPY else {}
     return " and ".join(words.get(name, GRADIENTS[name]) for name in names)
 
@@ -126,7 +126,7 @@ def words_of(names: Sequence[str], operation: Operation) -> str:
 def backward_of_some(loss: Loss, inputs: Inputs, names: Gradients) -> tuple[Tensor, bool, dict[str, Tensor | None]]:
     """Call the subject and run backward. Only the arguments with the gradients `names` require a gradient.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     If the loss requires no gradient or has a wrong shape, the function runs no backward pass: the check reports both.
 

@@ -1,4 +1,4 @@
-"""The check of the options of a loss: leave out an option, and pass an option with its neutral value."""
+"""The check `options`: leave out an option, and pass an option with a value that has no effect."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 
     The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
     in use.
-    Without `ignore_index`, the target of an ignored row becomes class 0, unless the ignore_index is a class itself.
+    In the inputs without `ignore_index`, the target of an ignored row is class 0, unless the ignore_index is a class.
     """
     found = {}
     for name in ("weight", "linear_bias"):
@@ -76,7 +76,9 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 
 
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
-    """Return whether, at an element with a finite result, the exact values differ by more than both bounds together.
+    """Return whether the exact values with and without an option differ by more than the sum of both error bounds.
+
+    One element with a finite result is enough.
 
     Args:
         trial: the subject on the case, whose inputs have the option.
@@ -97,7 +99,8 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
     """Compare the first result with the result of an equivalent call.
 
-    This call passes neutral values for options that the case leaves out, and leaves out options at their default.
+    The equivalent call passes neutral values for options that the case leaves out, and leaves out options with their
+    default value.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -112,7 +115,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
     """Call the subject with only the options named in `passed`, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:

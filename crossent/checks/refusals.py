@@ -60,7 +60,7 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     """Make the bad call with this id, and return the reaction of the subject.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     bad = BAD_INPUT_OF[name]
     given, before = bad.build(device), bad.build(device)
@@ -78,9 +78,10 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def _restore_index_error(error: BaseException) -> BaseException:
-    """Return torch's IndexError if Python could not decode its message; otherwise, the given error.
+    """Return an IndexError for an error of Python that hides torch's IndexError; return any other error unchanged.
 
-    Without a reduction, `F.nll_loss` writes a class of uint8 that is out of range into its message as a single byte.
+    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message as a single byte, which
+    Python may fail to decode.
     """
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))
@@ -88,7 +89,7 @@ def _restore_index_error(error: BaseException) -> BaseException:
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem in the reaction, or None, by the name of the check. `allowed` are the right classes of error.
+    """Return, for each check, the problem in the reaction or None. `allowed` has the correct classes of error.
 
     If the call ended or blocked its process, only the check `errors` has an entry. If the device can no longer be read,
     the check `arguments` has no entry.

@@ -90,7 +90,7 @@ def loss(trial: Trial) -> Iterator[Difference]:
 
 @check("gradient", operations=EVERY_OPERATION)
 def gradient(trial: Trial) -> Iterator[Difference]:
-    """The gradient of the logits, under the upstream gradient, equals the exact value within the error bound."""
+    """The gradient of the logits, for the case's upstream gradient, equals the exact value within the error bound."""
     if "gradient" in trial.differences:
         yield trial.differences["gradient"]
 
@@ -200,7 +200,7 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    With a reduction, the check has no loss of a row, and compares only the gradient. pytorch#20406 and
+    With a reduction, the result has no loss of a row, so the check compares only the gradient. pytorch#20406 and
     Liger-Kernel#1338: skipped rows kept the old content of the memory. The gradient of an ignored row whose logits have
     no softmax is not checked: torch returns NaN there, and the contract allows NaN.
     """

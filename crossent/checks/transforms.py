@@ -1,6 +1,6 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Some functions are right in a plain call and wrong under a transform. The checks compare each result that holds data
+Some functions are correct in a plain call and wrong under a transform. The checks compare each result that holds data
 with the exact values, and not with the result of a plain call, which may be wrong in the same way.
 """
 
@@ -47,7 +47,7 @@ def func_grad(trial: Trial) -> Found:
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     """Call the subject under torch.func.vjp, and return the loss and the gradients.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
     If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
@@ -70,7 +70,7 @@ def vmap(trial: Trial) -> Found:
     """torch.func.vmap of the loss and of its gradients gives the exact result of each sample: pytorch#90916, #105736.
 
     The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
-    dimension. So the logits of a call under vmap have one dimension fewer. Under every reduction, the result of a
+    dimension. So the logits of a call under vmap have one dimension fewer. With every reduction, the result of a
     sample is the result of a call with that sample alone. The check does not apply to an empty batch, where torch's own
     batching rules of reshape(-1) and of gather with one index fail.
     """
@@ -94,7 +94,7 @@ def vmap(trial: Trial) -> Found:
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
     """Call the subject under torch.func.vmap, and return the losses of all samples as one tensor.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -108,7 +108,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     """Call the subject under torch.func.vjp under torch.func.vmap, and return the losses and their gradients.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -124,7 +124,7 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
-    """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
+    """Under torch.autocast, half-precision inputs give a loss in float32, computed in float32; other dtypes are kept.
 
     torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products of
     float32 in half precision, so a subject that contains a matrix product usually fails. Each gradient has the dtype of
@@ -145,7 +145,7 @@ def autocast(trial: Trial) -> Found:
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
     """Call the subject under torch.autocast, run backward outside of autocast, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
@@ -176,7 +176,7 @@ def _casts_to_float16(device: torch.device) -> bool:
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)
 def meta(trial: Trial) -> Found:
-    """On the meta device, where tensors hold no data, forward and backward run, and loss shape and dtype are right."""
+    """On the meta device, without data, forward and backward run, and the loss has the right shape and dtype."""
     got = trial.evaluate(trial.case.build("meta"))
     if problem := misshapen(trial, got.loss, trial.question.exact, torch.device("meta")):
         yield problem
@@ -195,7 +195,7 @@ def export(trial: Trial) -> Found:
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
     """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     if reason := _why_no_export():
         return NotRun(reason)

@@ -9,7 +9,7 @@ blocks          blocked: the same loss, computed some rows at a time, with a gra
 rows            Rows: the arguments of one call, laid out as rows of logits
 validation      the checks of the arguments, and the error messages
 explain         the worked example: one loss, step by step
-explain_linear  the same from a hidden state, and back to the gradients of the last layer
+explain_linear  the worked example of linear cross-entropy, from a hidden state to the gradients of the last layer
 
 The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name, and
 `LINEAR_FORMS` the forms of linear cross-entropy.

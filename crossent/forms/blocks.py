@@ -61,8 +61,8 @@ def blocked(
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
         block_size: The most logits in a block, 1 or more. A block always has at least one row. The default is the
-            number that fills the second-level cache of the device (on a CPU, one cache for each thread), or 2^19 if
-            that is more.
+            number that fills the second-level cache of the device (on a CPU, one cache for each thread), but at least
+            2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
@@ -133,7 +133,7 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call: the losses of the rows, weighted if :func:`_losses` left that out, and reduced."""
+    """Return the result of the call: reduce the losses of the rows. Weigh them first if :func:`_losses` did not."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
@@ -154,8 +154,8 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    If only the true class has a term, a loss is the logarithm of a probability. It is inaccurate for tiny
-    probabilities.
+    If only the true class has a term, a loss is the logarithm of a probability. This logarithm is inaccurate for a tiny
+    probability.
 
     The gradient of an ignored row is 0. The gradient of another row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and
     `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, and `D` is the
@@ -216,7 +216,7 @@ class _Work:
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of a block, (..., C), or with `log` the log-softmax.
+        """Return the softmax of a block, (..., C), or the log-softmax if `log` is True.
 
         The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
         """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.forms import FORMS, scalar
 
-# The example of the article from which this project grew.
+# The example is from the article in which this project began.
 SEED_LOGITS = (3.0, 1.0, -3.0)
 SEED_TARGET = 0
 # A table of more classes shows only the first classes and the true class, to fit a screen.
@@ -81,7 +81,7 @@ _MEANING = (
 
 
 def _require_row(logits: Sequence[float], target: int) -> None:
-    """Raise an error if the logits and the target are no row that :func:`explain` accepts."""
+    """Raise an error if :func:`explain` does not accept the logits and the target."""
     if not logits or not all(math.isfinite(x) for x in logits):
         raise ValueError(f"logits: got {list(logits)}; allowed is one finite number for each class")
     if not 0 <= target < len(logits):

@@ -51,7 +51,7 @@ def explain_linear(
 ) -> RenderableType:
     """Return the steps from a hidden state and the weight of the last layer to the loss, and back to the gradients.
 
-    The steps between are those of :func:`explain`.
+    The steps from the logits to their gradient are the steps of :func:`explain`.
 
     Args:
         hidden: The hidden state, H numbers.
@@ -71,8 +71,8 @@ def explain_linear(
     """
     if len(bias) != len(weight) or any(len(row) != len(hidden) for row in weight):
         raise ValueError(
-            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows, one for each "
-            f"number of the bias, of {len(hidden)} numbers, as many as the hidden state has"
+            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows (one for each "
+            f"element of the bias) of {len(hidden)} numbers each (the length of the hidden state)"
         )
     h, w, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hidden, weight, bias))
     x = w @ h + b
@@ -104,8 +104,8 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
         "x = h Wᵀ + b",
         [
             _paragraph(
-                "Each class has a row of the weight, W_c, and a number of the bias, b_c. The logit of the class is the "
-                "dot product of the hidden state h and W_c, plus b_c."
+                "Each class has a row of the weight, W_c, and an element of the bias, b_c. The logit of the class is "
+                "the dot product of the hidden state h and W_c, plus b_c."
             ),
             Padding(_class_table(("W_c", "h · W_c", "b_c", "logit x_c"), rows, len(x), target), (0, 2)),
             _paragraph(
@@ -125,9 +125,9 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
         "∂H/∂h = d W, ∂H/∂W = dᵀ h, ∂H/∂b = Σ d",
         [
             _paragraph(
-                "The gradient of the logits, d, is that of the last step. The hidden state gets the sum of the rows of "
-                f"W, each times its d_c: {_vector(d @ w)}. Each row of W gets its d_c times h, and each number of b "
-                "gets its d_c:"
+                "The last step computed d, the gradient of the logits. The gradient of the hidden state is the sum of "
+                f"the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of the row W_c is d_c times h, "
+                "and the gradient of b_c is d_c:"
             ),
             Padding(_class_table(("d_c", "∂H/∂W_c = d_c h", "∂H/∂b_c"), rows, len(x), target), (0, 2)),
             _paragraph(

@@ -25,7 +25,7 @@ from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
 from crossent.forms.validation import _has_autocast, as_int, check_linear
 
-# A block has at least so many logits and so many rows by default. Every block reads the whole weight, so small blocks
+# The least number of logits and of rows in a block, by default. Every block reads the whole weight, so small blocks
 # take long.
 _LOGITS, _ROWS = 2**22, 64
 # The most numbers of the weight that are converted to the dtype of the computation together, as a share of a block.
@@ -115,19 +115,19 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies them by the upstream gradient. Without a reduction, the backward pass computes the logits again. The loss
-    and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient that no tensor
-    requires is not computed.
+    multiplies these gradients by the upstream gradient. Without a reduction, the backward pass computes the logits
+    again. The loss and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient
+    that no tensor requires is not computed.
 
-    The memory is the logits of one block, and the gradients in the dtype of the computation. Class probabilities and
-    label smoothing need some more buffers of the size of a block.
+    The function stores the logits of one block, and the gradients in the dtype of the computation. For class
+    probabilities and label smoothing, the function needs a few more buffers of the size of a block.
 
     The function calls :func:`crossent.linear_formula` instead in four cases: `target` or `weight` requires a gradient;
     the input is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or
     compiles the call; or the gradient itself is differentiated, or computed for a batch of upstream gradients.
 
     Args:
-        input: The hidden states, as for :func:`crossent.linear_formula`, and so are all arguments but the last.
+        input: The hidden states. All arguments except `block_size` are as for :func:`crossent.linear_formula`.
         linear_weight: The weight of the linear layer.
         target: Class indices or class probabilities.
         linear_bias: The bias of the linear layer.
@@ -228,10 +228,10 @@ def _differentiate(
     upstream: Tensor | float,
     block_size: int | None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss of each row, (N,), and the wanted gradients of the three leaves, in the dtype of the computation.
+    """Return the loss of each row, (N,), and the wanted gradients of input, weight and bias of the linear layer.
 
-    If only the true class has a term, the losses are not yet multiplied by the class weight: `_weigh_and_reduce` does
-    this. Rows that are ignored add nothing to any gradient.
+    The dtype is the dtype of the computation. If only the true class has a term, the losses are not yet multiplied by
+    the class weight: `_weigh_and_reduce` does this. An ignored row adds nothing to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -293,7 +293,7 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
     """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
-    the weight of the true class if only this class has a term. The written number is not yet multiplied by this weight.
+    the weight of the true class if only this class has a term. The written loss is not yet multiplied by this weight.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
@@ -331,5 +331,5 @@ def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which no product of matrices is computed in half precision."""
+    """Return a context manager under which autocast computes no matrix product in half precision."""
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()

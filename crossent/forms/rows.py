@@ -271,9 +271,9 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of `table`, (C,), for each row's true class. Raise IndexError if a class is outside `[0, C)`.
 
-    Unless :func:`_all_kept` has checked the range of the targets, only this function does. `gather` checks the range in
-    eager mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without a copy to the host.
-    A check in Python would work only in eager mode (pytorch#135546).
+    Only this function checks the range of the targets, unless :func:`_all_kept` has checked the range before. `gather`
+    checks the range in eager mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without
+    a copy to the host. A check in Python would work only in eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

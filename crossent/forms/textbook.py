@@ -176,7 +176,7 @@ def scalar(
 ) -> float:
     r"""Compute the cross-entropy of one row with Python floats, as `-x_y + log Σ_i exp(x_i)`.
 
-    This form is for reading, and for checking by hand. It uses only Python's `math`: no tensors, no gradient. The
+    This form is for reading, and for checking by hand. The code uses only Python's `math`: no tensors, no gradient. The
     maximum is subtracted first, so a logit of 1000 does not overflow. The result is in nats.
 
     Args:

@@ -195,7 +195,7 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    """Return the values as floats. Raise an error if there are none, or if they are not (`length`) numbers."""
+    """Return the values as floats. Raise an error for no values, a value that is not a number, or a wrong length."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]

@@ -37,7 +37,7 @@ class Format:
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest normal number. Below it, neighbouring numbers of the format have a constant distance."""
+        """The smallest normal number. Below this limit, neighbouring numbers of the format have a constant distance."""
         return 2.0**self.smallest_exponent
 
     @property

@@ -36,8 +36,8 @@ class Cause:
     Attributes:
         findings: the findings, by group. In each group the clearest finding is first.
         common: the words that tell the failing cases from the passing cases; None if there are no such words.
-        feature: the feature whose lack explains the findings, for the option `--without`; "" if there is none.
-        lacks: the feature whose lack may explain wrong results; "" if there is none.
+        feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
+        lacks: the missing feature that may explain wrong results; "" if there is none.
     """
 
     findings: list[Finding]
@@ -68,7 +68,7 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0.
 
-        Among such findings, choose a message with the most frequent factor and few others, if two messages have it.
+        If several messages name the same factor, prefer one with the most frequent factor and few other factors.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -93,10 +93,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        A missing feature, or the declarations of two causes, must be the same. Refused and accepted calls never join
-        wrong results. Otherwise, nearly all findings of `other` must be on cases of this cause, or on cases with its
-        common words. The words do not count if only this cause has a declaration, or if the numbers of both causes have
-        no kind (NaN, infinite, finite) in common.
+        Two causes must have the same missing feature, or both none, and two declarations must be equal. Refused and
+        accepted calls never join wrong results. Nearly all findings of `other` must be on cases of this cause, or on
+        cases with its common words. The words do not count if only this cause has a declaration, or if the numbers of
+        both causes have no kind (NaN, infinite, finite) in common.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -116,12 +116,12 @@ _REFUSALS = ("refused", "accepted")
 # Findings with NaN, infinite and finite numbers are separated only if the cases of one kind can be chosen in at least
 # this many ways. With fewer ways, one of the many words of a case may distinguish the kinds by chance.
 _LEAST_WAYS = 1000
-_LEAST_OF = 0.25  # at least this share of the findings is enough for a cause of its own
+_LEAST_OF = 0.25  # the least share of the findings that makes a separate cause
 _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures, the largest first, but see `shown_late`.
+    """Return the probable causes of the findings that are not known failures, sorted by `shown_late`, then by size.
 
     Each group of similar findings gives one or more causes. Each cause joins the first earlier cause that explains it.
     """
@@ -167,7 +167,7 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
     """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
 
-    - Refused calls: a feature of `lacking` explains the calls whose case has its word. The others get further causes.
+    - Refused calls: a feature of `lacking` explains the calls of cases with its word. Other calls get further causes.
     - Findings without numbers of a check that no case passes: the missing feature is a feature that the check needs.
     - Bad inputs: the feature is the kind of the bad input, or `error_classes` if the class of the error is wrong.
     """
@@ -190,7 +190,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return the first feature that a check needs, but no passing check needs; "" if none, or if a case passes it."""
+    """Return the first feature that a check needs and no passing check needs; "" if none, or if the check passes."""
     works = {name for outcome in subject.outcomes.values() for name in outcome.checks if _passes(outcome, name)}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
     needs = () if check in works else subject.needs.get(check, ())
@@ -216,9 +216,9 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features with which nearly all first calls fail in a way of `failed`, and how many do.
+    """Return the words for features that a subject may lack, each with the number of first calls that failed.
 
-    More than half of the right calls do not have such a word.
+    Nearly all calls with such a word failed, for a reason in `failed`. Most calls with a right result lack the word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -228,7 +228,7 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return the words for features that the subject seems to lack. The word of the most refused calls is first.
 
-    Nearly all calls with such a word are wrong or refused, and at least half of these are refused.
+    Nearly all calls of cases with such a word are wrong or refused, and at least half of these calls are refused.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -251,7 +251,7 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a feature whose lack may explain wrong results, as few right results need the feature; otherwise ""."""
+    """Return a missing feature that may explain wrong results, because few right results need the feature; or ""."""
     if cause.feature or "--without" in cause.example.message:
         return ""
     unused = _unused(_by_result(subject), "wrong", "misshapen", "refused")
@@ -271,11 +271,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. When they are chosen,
+    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. With the chosen words,
     `Common.above` exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
 
     `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
-    not have. These cases count as passing when the words are chosen, but not in the result.
+    not have. These cases count as passing for the choice of the words, but not in the returned numbers.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield `DEPENDS` as a word that a case has if it fails the check `repeat`; nothing if `check` is `repeat`."""
+    """Yield the counts of cases with the word `DEPENDS`, which fail the check `repeat`; nothing for `repeat` itself."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -38,7 +38,7 @@ _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "posit
 # A copy of `findings.NUMBERS`: this module cannot import `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
-# The feature that a subject lacks if it refuses all cases with this word.
+# For each word: the feature that a subject lacks if the subject refuses all cases with this word.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
     "logits of (N, C, d1, …)": "spatial",
@@ -47,7 +47,7 @@ FEATURE_OF = {
     "ignored rows": "ignore_index",
     "class indices": "index_target",
     "class probabilities": "probability_target",
-    "a target whose sum is not 1": "unnormalised",
+    "a target of probabilities whose sum is not 1": "unnormalised",
     "uint8 targets": "uint8_target",
     "logits that are strided": "strided",
     "an empty batch": "empty",
@@ -62,7 +62,7 @@ FEATURE_OF = {
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    A finding is clearer than another finding, by the first of these properties that differs, if it has
+    Compare two findings by the first of these properties that differs. The clearer finding has
 
     - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
     - a smaller case, counted in powers of two above 64 logits;
@@ -107,8 +107,8 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 def less_clear(finding: Finding) -> tuple[bool, bool]:
     """Return two reasons why a finding shows its failure less clearly, each as True or False.
 
-    The exact value is infinite, NaN or 0; or a linear cross-entropy has a wrong gradient. If its loss is wrong, the
-    gradients often have thousands of numbers with a small error, and the loss shows the bug better.
+    The first reason is an exact value that is infinite, NaN or 0. The second is a wrong gradient of a linear
+    cross-entropy. Such a gradient often has thousands of numbers with a small error. A wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -116,7 +116,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return whether a cause is only about target gradients, and whether its example hides a wrong loss."""
+    """Return whether a cause is only about target gradients, and whether its example is a less clear gradient."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -132,7 +132,7 @@ def told(finding: Finding) -> tuple[str, str]:
     """Return a key that similar findings of a check share: a text, and the result of :func:`declaration`.
 
     For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
-    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype have one text.
+    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype share one text.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
@@ -169,7 +169,7 @@ def words_of(id: str) -> tuple[str, ...]:
         "an empty batch": case.rows == 0,
         "class indices": case.target not in DENSE_TARGETS,
         "class probabilities": case.target in DENSE_TARGETS,
-        "a target whose sum is not 1": case.target == "unnormalised",
+        "a target of probabilities whose sum is not 1": case.target == "unnormalised",
         "uint8 targets": case.target == "uint8",
         f"reduction={case.reduction!r}": True,
         case.dtype: True,

@@ -103,7 +103,7 @@ class Measured:
         failed: whether the check failed.
         ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no numbers were
             compared.
-        vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is no evidence.
+        vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is not evidence.
         not_judged: for each reason, the number of elements without a finite bound.
         elements: the number of elements, including elements without a finite bound.
     """
@@ -278,10 +278,10 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the clearest. The groups have an order: wrong results before refused and
-        accepted calls; then the first group of each check and kind before its other groups; then errors against the
-        exact value before errors against another result; then larger errors, in powers of ten of the bound, before
-        smaller errors; then the order of the checks.
+        The first finding of a group is the clearest. These rules order the groups, the first rule first: wrong results
+        before refused and accepted calls; the first group of each check and kind before other groups; errors against
+        the exact value before errors against another result; larger errors, in powers of ten of the bound, before
+        smaller errors; the order of the checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -336,8 +336,8 @@ class SubjectReport:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
         A loss that was never compared has no evidence either. The list leaves out a dtype that the subject refuses as a
-        known failure: at least as many calls raised as returned the result. For example, torch 2.0 refuses float16 on
-        a CPU, except for an empty batch.
+        known failure. Refusing means that at least half of the calls raised an error. For example, torch 2.0 refuses
+        float16 on a CPU, except for an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

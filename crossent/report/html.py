@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: one example in full, and `more` findings, of which only the commands are shown.
+    """A cause on the page: one example in full, and the commands of `more` findings.
 
     `corpus` is a sentence about the published bug that fails on the same inputs, or "".
     """

@@ -151,7 +151,7 @@ def _summary(entry: Any, case: str) -> ResultSummary:
 def _a(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`. Otherwise raise TypeError. `what` names the value in the message.
 
-    True and False are no int here.
+    True and False are not an int here.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
@@ -159,7 +159,7 @@ def _a(kind: type[T], value: Any, what: str) -> T:
 
 
 def _seed(value: Any) -> int:
-    """Return the seed of a run. Raise TypeError or ValueError if the value is not a whole number from 0."""
+    """Return the seed of a run. Raise TypeError or ValueError if the value is not an integer of 0 or more."""
     if _a(int, value, "seed") < 0:
         raise ValueError(f"seed is {quoted(value)}; it must be 0 or more")
     return int(value)
@@ -189,7 +189,7 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
     """Return the value if it is a checksum: eight hexadecimal digits, or "" if `or_none` is true.
 
     Raises:
-        TypeError, ValueError: the value is no checksum.
+        TypeError, ValueError: the value is not a checksum.
     """
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
@@ -198,7 +198,7 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield a text for each place at which two JSON documents differ.
+    """Yield a text for each place where two JSON documents differ.
 
     The text is the path of the key, such as "subjects[0].name". If both documents have the key, the text also has the
     value in the first document.

@@ -50,7 +50,7 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The kind of logits and the mark of the worst result that is evidence and no known failure, or None."""
+        """The kind of logits and the mark of the worst result, or None. Only evidence counts, and no known failures."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)

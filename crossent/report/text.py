@@ -37,7 +37,7 @@ def is_one_line(part: RenderableType) -> bool:
     return isinstance(part, Text) and part.overflow is None
 
 
-# Why a comparison is no evidence: see `vacuous` of crossent.report.findings.Measured.
+# The reason why a comparison is not evidence: see `vacuous` of crossent.report.findings.Measured.
 NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
 LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
 

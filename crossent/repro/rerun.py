@@ -62,7 +62,7 @@ def script_of(
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
         OSError: the report cannot be read.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
@@ -107,7 +107,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     subject, check, case = _parts(id)
     named = ANOTHER if source else _own_subject(subject, device, "give its report or --subject, or choose from")
@@ -133,11 +133,13 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding for a check that passes: about the number nearest to its bound, or about a call with bad input.
+    """Return a finding about a check that passes, for a script that shows the result of the check.
+
+    The finding has the number nearest to its error bound. For a bad input, the script shows the error of the call.
 
     Raises:
         ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)
     named = _own_subject(subject, device, "with --passed, choose from")
@@ -180,7 +182,7 @@ def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:
-    """Return the form or torch with this name. The message for any other name has the advice before the allowed names.
+    """Return the built-in subject with this name. For any other name, the error has `advice` before the allowed names.
 
     Raises:
         ValueError: no form and no subject of torch has the name.
@@ -208,5 +210,5 @@ def _parts(id: str) -> tuple[str, str, str]:
     try:
         subject, check, case = id.rsplit(":", 2)
     except ValueError:
-        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
+        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as in a report") from None
     return subject, check, case

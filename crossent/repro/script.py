@@ -85,7 +85,7 @@ DEFINED: dict[str, ScriptFunction] = {
     "torch_linear_balanced": subjects.torch_linear_balanced,
     "torch_linear_compact": subjects.torch_linear_compact,
 }
-# The functions of a script in place of others, by operation.
+# For each operation: the functions that replace other functions in a script.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
     CROSS_ENTROPY: {},
     LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear, "call_under_vjp": call_linear_under_vjp},
@@ -116,7 +116,7 @@ def script(
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
-        RuntimeError: no such device.
+        RuntimeError: this machine does not have the device.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
@@ -172,9 +172,9 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code of a script with the operation's word for the first argument.
+    """Return the code of a script with "input" in place of "logits" if the operation is a linear cross-entropy.
 
-    The word is "logits" for a cross-entropy, and "input" for a linear cross-entropy, whose input are hidden states.
+    The first argument of a linear cross-entropy is the hidden states, whose name is `input`.
     """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 

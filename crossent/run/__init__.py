@@ -7,8 +7,8 @@ The main process makes the report. The main process runs the checks itself, or s
 The process that runs the checks is called the judge; the judge knows the exact values. Without worker processes, the
 judge calls the subjects itself. With worker processes, the judge calls the subjects itself only if every subject is a
 form or torch, and not compiled. Otherwise all subjects of the run are called in isolated processes, which know no exact
-value. Two kinds of calls never run in the judge: a case that made a worker crash or hang runs again in an isolated
-process, and a bad call that may make a CUDA device unusable runs in a fresh process.
+value. Two kinds of calls never run in the judge. A case that made a worker crash or hang runs again in an isolated
+process. A bad call that may make a CUDA device unusable runs in a fresh process.
 
 settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
 plan            the cases of a level, and the checks that run on each

@@ -127,7 +127,7 @@ def _unused_options(trial: Trial) -> str:
     upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
     try:
         exact = solve(replace(inputs, options=others, upstream=upstream))
-    except IndexError:  # without its ignore_index, a target may be no class
+    except IndexError:  # without its ignore_index, a target may have an index that is not a class
         return ""
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
@@ -238,8 +238,8 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also describes the arguments of the call. A finding of a check such as `loss` or `gradient`, which
-    compares the first call with the exact value, has torch's value too, unless the subject is torch itself.
+    The finding also describes the arguments of the call. Some checks, such as `loss` and `gradient`, compare the first
+    call with the exact value. Their findings also have torch's value, unless the subject is torch.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -262,7 +262,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return lines on how a wrong number may have arisen: by a factor, by a narrower dtype, or as an infinity."""
+    """Return lines about the probable reason for a wrong number: a factor, a narrower dtype, or an infinity."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 

@@ -1,11 +1,11 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of about equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
-wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` does the same for a linear cross-entropy, with the
-mutants of `tests/mutants/linear/`. `nox -s mutants` chooses the cases one after the other. The next case is the
-case that finds the most mutants that no chosen case finds. Cases with a name and bad inputs are chosen before cases of
-the covering arrays, which `nox -s cover` may replace. An id is ignored if it is not in the plan, or if a check of the
-case needs torch's compilers.
+wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` lists the first cases of a linear cross-entropy, for
+the mutants of `tests/mutants/linear/`. `nox -s mutants` chooses the cases one after another. The next case is the case
+that finds the most mutants that no chosen case finds. The session chooses cases with a name and bad inputs before cases
+of the covering arrays, which `nox -s cover` may replace. A run ignores an id that is not in its plan, and an id of a
+case whose checks need torch's compilers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from crossent.trials.check import Check, Cost
 
 # The file that lists the first cases of an operation.
 FIRST_CASES = {CROSS_ENTROPY: "first_cases.txt", LINEAR_CROSS_ENTROPY: "first_linear_cases.txt"}
-PARTS_PER_WORKER = 32  # the most; with fewer, larger parts, most workers would wait for the last part
-SECONDS_OF_A_PART = 0.5  # the least; small parts are slow, because error bounds are computed for a part at once
-SUBJECTS_AT_ONCE = 8  # the most subjects in a part with isolated processes: each process of a worker takes memory
+PARTS_PER_WORKER = 32  # at most; with fewer and larger parts, most workers would wait for the last part
+SECONDS_OF_A_PART = 0.5  # at least; small parts are slow, because a worker computes the error bounds of a part together
+SUBJECTS_AT_ONCE = 8  # at most, in a part with isolated processes: each process of a worker takes memory
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
 # are many parts.
 _SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}

@@ -298,5 +298,5 @@ def _import(module: str) -> None:
 
 
 def _loss_of(subject: Subject) -> Loss:
-    """Return the loss of a subject, loaded in this process."""
+    """Return the loss function of a subject. Load the code of the function in this process if necessary."""
     return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss

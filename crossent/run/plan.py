@@ -2,9 +2,9 @@
 
 :mod:`crossent.cases` has the sources of the cases: the corpus of published bugs, the edges (cases at limits), and the
 covering arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
-:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. A level
-also runs the rows of the lower levels, which stand above it in this table. Only the row `samples` is not part of level
-thorough:
+:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. Each
+level also runs the rows of the levels above it in this table, except that level thorough does not run the row
+`samples`:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
@@ -28,7 +28,7 @@ thorough:
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
-A linear cross-entropy has cases of its own (:mod:`crossent.cases.linear`):
+A linear cross-entropy has other cases (:mod:`crossent.cases.linear`):
 
     level      cases            costs of the checks
     quick      edges            CALL, AGAIN
@@ -63,7 +63,7 @@ from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, lea
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
-# How often the covering arrays run, each time with another seed.
+# How often the covering arrays run at each level, each time with another seed.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
 # A dependence on earlier calls shows with any numbers. So the long covering arrays need no second call, and at level
 # quick only the sizes and the corpus have a second call.
@@ -110,9 +110,9 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take
       minutes. The traced graphs cover all pairs of choices.
 
-    A choice is a value that the covering arrays combine: of an axis, of an option, or a size range of classes or rows.
-    The largest size range of classes is an exception: level quick leaves out the cases that cover its pairs, and the
-    other levels cover its pairs, but not its triples.
+    A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
+    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover the
+    pairs with this range. The other levels cover these pairs, but not the triples with this range.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -175,7 +175,7 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and those of the bug.
+    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and the bug's own checks.
 
     Checks that compile code take seconds. Below level thorough, `trace` runs in place of such checks: at level normal
     on the first case of each bug that names such a check or `trace`, and at level quick on a single case of all bugs.
@@ -201,7 +201,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield, for each check of the cost CODE, the first case that the check accepts as a sample.
 
-    An empty batch and a uint8 target are no sample.
+    A case with an empty batch or a uint8 target is not a sample.
     """
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):

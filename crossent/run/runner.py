@@ -55,8 +55,8 @@ def check(
         device: the device of the tensors: "cpu", "cuda", "cuda:0", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
-        seed: the seed of the numbers in the cases, 0 or more. It does not change the options of the cases. "random"
-            draws a seed.
+        seed: the seed of the numbers in the cases, 0 or more. The seed does not change the options of the cases.
+            "random" draws a seed.
         without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
             such a feature are skipped. For a few features, the expectation changes instead: `crossent list features`
             says how.
@@ -65,12 +65,12 @@ def check(
             their own contracts, and other subjects have "kernel".
         grade: the precision that a callable must reach in float16 and bfloat16: "A" computes in float32 and rounds
             once, "B" computes in the dtype itself, and "float16=B" does so in float16 alone. None stands for "B" under
-            the contract "torch", otherwise "A". With a contract, the grade is also that of the forms and of torch.
+            the contract "torch", otherwise "A". With a contract, the grade also applies to the forms and torch.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
-        jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
-            cases in this process, as does a CUDA device, or a system without fork.
-        timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If they take
-            longer, that is a finding (hung), and the case ends.
+        jobs: the number of worker processes. A subject may then crash or hang without ending the run. With None, on a
+            CUDA device, and on a system without fork, all cases run in this process.
+        timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If the calls take
+            longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
         cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A case with a full id
@@ -78,10 +78,10 @@ def check(
         max_findings: the number of findings after which the run ends; known failures do not count. The report then
             has the cases that were done, and is not ok.
         operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
-            "linear_cross_entropy", with hidden states and a weight. By default, the one of the built-in subjects among
-            them, otherwise "cross_entropy".
-        progress: a function that wraps an iterable, for a progress bar. The iterable has a length, and iterating over
-            it does the work.
+            "linear_cross_entropy", with hidden states and a weight. The default is the operation of the built-in
+            subjects that you give, otherwise "cross_entropy".
+        progress: a function that wraps an iterable, for a progress bar. The iterable has a length. Iterating does the
+            work.
 
     Returns:
         The report. `report.ok` is True if the run is complete, every failed check is a known failure, and every result

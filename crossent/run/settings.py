@@ -45,7 +45,7 @@ class Settings:
 
     Raises:
         ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
-            contract; `seed` is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1; or
+            contract; `seed` is neither "random" nor an integer of 0 or more; `jobs` or `max_findings` is below 1; or
             `timeout` is not positive.
     """
 
@@ -292,7 +292,7 @@ def _relative_source(source: str) -> str:
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
-    """Mark known failures in a report. The list of torch's known failures is only for subjects with torch's contract.
+    """Mark known failures in a report. torch's list of known failures applies only to subjects with torch's contract.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -325,10 +325,10 @@ def unexpected(
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name under which a subject with torch's contract is looked up in the list of torch's known failures.
+    """Return the name that a subject with torch's contract has in the list of torch's known failures.
 
-    For torch itself, return its own name. For any other subject, return "torch" or "torch_linear", the name of torch's
-    function without options, and "+compile" if the subject is compiled.
+    For torch itself, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
+    cross-entropy. If the subject is compiled, the name ends in "+compile".
     """
     of_torch = TORCHS[subject.operation]
     if own_subject(subject) in of_torch:

@@ -135,15 +135,15 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: a subject of the report is not given, and is no form and not torch; a given subject is not in the
-            report; or the report cannot be verified here. The message is one line.
+        ValueError: the report has a subject that is neither a form, nor torch, nor in `subjects`; a given subject is
+            not in the report; or the report cannot be verified here. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_own(given) for given in subjects):
         raise ValueError(
-            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which is no form and not torch; "
+            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which is neither a form nor torch; "
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)

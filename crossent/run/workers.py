@@ -49,7 +49,7 @@ class Workers(Generic[T]):
     Attributes:
         pool: the processes.
         patience: the seconds without a sign of life after which :meth:`ended` ends a worker.
-        signs: the file descriptor from which the signs of life are read.
+        signs: the file descriptor of the pipe with the signs of life, to read from.
         last: the time of the last sign of life, by `time.monotonic`, for each number of a part.
         parts: the number of each part, by its future.
     """
@@ -108,8 +108,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
-            worker that gives no sign of life for `timeout` seconds and a grace period is ended.
+        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. This
+            process ends a worker that gives no sign of life for `timeout` seconds and a grace period.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """

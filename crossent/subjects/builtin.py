@@ -135,7 +135,10 @@ def _accepts(chunks: Mapping[str, Any]) -> bool:
 
 
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
-    """Return the reason for inputs that torch refuses in chunks, or for which it warns that it ignores its options."""
+    """Return the reason why torch does not compute these inputs in chunks; None if torch does.
+
+    For some inputs, torch raises an error. For others, torch warns that it ignores the options, and uses no chunks.
+    """
     if reason := _why_not_linear(inputs):
         return reason
     if not _accepts(chunks):
@@ -159,7 +162,7 @@ _ONE_PASS = "computes its gradients in the forward pass, where torch sees no ope
 def _chunked(name: str, **chunks: Any) -> Subject:
     lacks = dict.fromkeys(("double_backward", "forward_ad", "batched_gradient"), _ONE_PASS)
     if not chunks.get("allow_retain_graph"):
-        lacks["retain_graph"] = "gives the memory of its gradients away in the backward pass"
+        lacks["retain_graph"] = "releases the memory of its gradients in the backward pass"
     if chunks.get("chunking_method", "default") is None and "batch_chunk_size" not in chunks:
         lacks["memory"] = _STORES_LOGITS  # one chunk has all rows
     return Subject(
@@ -189,8 +192,8 @@ REFERENCES = {
 }
 # The subjects of each name that a user can give. The name "torch" stands for two subjects.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
-# The same for a linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions` that
-# changes what torch computes on a CPU. "chunked" has the default of each option, and computes float16 and bfloat16 in
+# The subjects of torch's linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions`
+# that changes the computation on a CPU. "chunked" has the default of each option, and computes float16 and bfloat16 in
 # float32. "accurate" computes in the dtype of the input, since acc_dtype is not given.
 LINEAR_NAMED = {
     **{name: (form,) for name, form in LINEAR_FORM_SUBJECTS.items()},
@@ -225,7 +228,7 @@ def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return the built-in subject that `subject` is, or from which it was compiled; None for a foreign subject."""
+    """Return `subject` before its compilation, if it is a built-in subject; None for a function of the user."""
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 

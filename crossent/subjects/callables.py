@@ -103,9 +103,10 @@ def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
 
 
 def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-    """Return the keywords that set the size of the chunks: the attribute `chunks` of the object, or those that look so.
+    """Return the keywords that set the size of the chunks.
 
-    A keyword looks so if "chunk" or "block" is a part of its name, and its default is None or an int.
+    If the object has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords with
+    "chunk" or "block" in their name, and with None or an int as the default.
 
     Raises:
         TypeError: the attribute names no keyword of the object.

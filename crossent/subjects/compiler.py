@@ -238,7 +238,7 @@ def own_compile_cache() -> Iterator[None]:
 
 
 def use_new_compile_cache() -> None:
-    """Let this process write compiled code to a folder in which no other process has written."""
+    """Let this process write compiled code to a new folder, which no other process has used."""
     os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
 
 

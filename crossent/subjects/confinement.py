@@ -155,8 +155,8 @@ class Confined:
     def end(self) -> None:
         """End the process and all processes that it has started.
 
-        Without a PID namespace, some of these may survive: if /proc has no list of children, or if the supervisor does
-        not end in time, for example because a subject stopped it.
+        Without a PID namespace, some of these processes may survive. This happens if /proc has no list of children, or
+        if the supervisor does not end in time, for example because a subject stopped the supervisor.
         """
         with suppress(OSError):
             os.write(self._end, b"x")

@@ -40,10 +40,10 @@ CONTRACTS = {
         "kernel", "A", "Computes in float32 or wider, sums in any order and in blocks, and rounds once."
     ),
     "fast": NamedContract(
-        "fast_kernel", "A", "As kernel, with the hardware's approximate exp, log and division, as in Triton."
+        "fast_kernel", "A", "Like kernel, but with the hardware's approximate exp, log and division, as in Triton."
     ),
     "logsumexp": NamedContract(
-        "logsumexp", "A", "As kernel, and computes max + log Σ - x_c, which loses digits where all logits are large."
+        "logsumexp", "A", "Like kernel, and computes max + log Σ - x_c, which loses digits where all logits are large."
     ),
     "eager": NamedContract(
         "eager", "A", "Consists of torch's operations in float32 or wider, and never computes max + log Σ."
@@ -51,7 +51,7 @@ CONTRACTS = {
     TORCH_CONTRACT: NamedContract(
         "torch",
         "B",
-        "As nn.CrossEntropyLoss: torch's order of sums, grade B in float16 and bfloat16, and torch's known failures.",
+        "Like nn.CrossEntropyLoss: torch's order of sums, grade B in float16 and bfloat16, and torch's known failures.",
         only_grade=True,
     ),
 }

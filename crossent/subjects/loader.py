@@ -143,7 +143,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
     """Return the object with a dotted name in an imported module. `where` is the module's name in messages."""
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(
-            f"{quoted(attribute)} is no Python name; allowed is a name in {cut(where)}, which may have dots"
+            f"{quoted(attribute)} is not a Python name; allowed is a name in {cut(where)}, which may have dots"
         )
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
@@ -206,7 +206,7 @@ def _file(place: str) -> Path:
     if path.is_dir() or not path.exists():
         raise ValueError(f"{quoted(place)} {'is a folder' if path.is_dir() else 'does not exist'}; {_WRITE}")
     if path.suffix != ".py":
-        raise ValueError(f"{quoted(place)} is no .py file; {_WRITE}")
+        raise ValueError(f"{quoted(place)} is not a .py file; {_WRITE}")
     return path
 
 

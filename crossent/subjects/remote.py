@@ -137,7 +137,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         seconds: the time limit.
 
     Raises:
-        ValueError: the process sends no result, or not in time.
+        ValueError: the process sends no result within the time limit.
     """
     ours, theirs = os.pipe()
 

@@ -127,8 +127,8 @@ def _rename(difference: Difference, way: str) -> Difference:
 def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers multiplied by a factor. Each number must have `lo` 0, unless the factor is 1.
 
-    The radius also covers the float64 roundings of the factor and of the product. Their error is less than `3 u` times
-    the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
+    The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
+    `3 u` times the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
     """
     if factor == 1:
         return numbers
@@ -151,8 +151,8 @@ def plus(a: Ball, b: Ball) -> Ball:
 def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
     """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is infinite or NaN.
 
-    Such a number is exact, with the radius 0, if an operand is infinite or NaN and all operands have a finite radius.
-    Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
+    An infinite or NaN `hi` is exact, with the radius 0, if an operand is infinite or NaN and all operands have a finite
+    radius. Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
     """
     bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
     infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])

@@ -72,7 +72,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups. A group of several calls has at most `_MOST` logits in all."""
+    """Yield the calls in groups. A group of several calls has at most `_MOST` logits in total."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

@@ -28,9 +28,11 @@ def is_small(case: Case) -> bool:
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of `<gradient, direction>`, an inner product, by the logits and by the upstream gradient.
+    """Return the derivatives of the inner product `<gradient, direction>` by double backward.
 
-    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
+    The first derivative is with respect to the logits, the second with respect to the upstream gradient.
+
+    This is an act: a function that runs in the process of the subject.
 
     Args:
         loss: the subject.

@@ -73,8 +73,8 @@ RESULT_NAMES = {
     "target_gradient": "gradient of the target probabilities",
     "weight_gradient": "gradient of linear_weight",
     "bias_gradient": "gradient of linear_bias",
-    "second": "derivative of the gradient by the logits",
-    "upstream_gradient": "derivative of the gradient by the upstream gradient",
+    "second": "derivative of the gradient with respect to the logits",
+    "upstream_gradient": "derivative of the gradient with respect to the upstream gradient",
     "tangent": "tangent of the loss",
 }
 # The names of calls that need more words in messages.
@@ -86,7 +86,7 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the name of a result, and of the call if a check makes several, in words for a message.
+    """Return words for a message: the name of a result and, if a check makes several calls, the name of the call.
 
     >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
@@ -165,7 +165,7 @@ def as_loss(value: object) -> Tensor:
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
     if value.is_complex():
-        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a real dtype")
+        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a dtype of real numbers")
     return value
 
 
@@ -192,7 +192,7 @@ class Call:
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
     """Make the first call of a case, and return its results and its effects on its arguments.
 
-    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
+    This is an act: a function that runs in the process of the subject.
     """
     passed: dict[str, tuple[Tensor, bool]] = {}
     before, written_forward = inputs.copy(), ""
@@ -213,14 +213,14 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
     """Call the loss twice with the same inputs, and once in between with other inputs.
 
-    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
+    This is an act: a function that runs in the process of the subject.
 
     Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
     exception in the call with other inputs, because other checks report such an exception.
 
     Returns:
-        The first result, copied at once; the first result, copied after the call with other inputs; and the result of
-        the second call with the same inputs. All three should be equal.
+        The first result, copied immediately; the first result, copied after the call with other inputs; and the result
+        of the second call with the same inputs. All three should be equal.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
@@ -241,7 +241,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
         gradients: the names of the gradients that the subject can compute.
 
     Raises:
-        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
+        ValueError: a gradient is missing, or its shape or dtype differs from the shape or dtype of its tensor.
     """
     given = _each(Inputs, arguments)
     for result in _each(Result, value):

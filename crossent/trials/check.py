@@ -46,7 +46,7 @@ class Check:
         needs: the features that the check may need, each with a function that takes the inputs of a case and returns
             whether the check needs the feature for these inputs.
         applies: a function that returns whether the check applies to a case.
-        transforms: whether the check transforms the subject, as torch.compile and vmap do.
+        transforms: whether the check transforms the subject, for example by torch.compile or vmap.
         versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
             the subject.
         sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. Below the level
@@ -67,7 +67,7 @@ class Check:
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
     def said_of(self, operation: Operation) -> str:
-        """Return the sentence about an operation: for `linear_cross_entropy`, with "input" in place of "logits"."""
+        """Return the sentence for an operation. For `linear_cross_entropy`, "input" replaces "logits"."""
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:

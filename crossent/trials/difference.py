@@ -46,7 +46,7 @@ class Difference:
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
-        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results are zeros, a
+        vacuous: whether a wrong result would pass too, so that passing is not evidence. The wrong results are zeros, a
             constant, a gradient that leaves out the softmax, and a derivative that treats the softmax as constant.
             Also True if the result has no elements.
     """
@@ -197,7 +197,7 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the difference at the element of `got` with the largest share of its error bound.
+    """Return the difference at the worst element of `got`, which has the largest share of its error bound.
 
     `check` is the name of the result. `got`, `exact` and the error bounds `allowed` are (R, K), and the index in the
     difference is (row, column).

@@ -1,4 +1,4 @@
-"""Lines about a wrong number that often show the bug: a factor, a narrower dtype, or an infinity."""
+"""Write lines about a wrong number that may show the bug: a factor, a narrower dtype, or an infinity."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         got is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number is the exact value times the factor, up to the error bound, or up to the bound
-    times the factor if the factor is above 1. The line has several names if, for example, a call has as many classes as
-    rows.
+    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. For a
+    factor above 1, the bound is multiplied by the factor too. The line has several names if, for example, a call has as
+    many classes as rows.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -45,13 +45,14 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def narrower_dtype_of(difference: Difference) -> str:
-    """Return a line that names the narrower dtype of which a wrong number is a number; "" if there is none.
+    """Return a line that names a narrower dtype that represents a wrong number exactly; "" if there is none.
 
     An example of the line, which begins with a line break::
 
         got is a float16 number: a step may be computed in float16
 
-    The exact value is finite, and the number agrees with it in half of the digits of the narrower dtype.
+    The function names a narrower dtype only if the exact value is finite, and the number agrees with the exact value in
+    half of the digits of this dtype.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:

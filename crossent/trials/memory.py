@@ -65,7 +65,7 @@ def shared(results: dict[str, Tensor], given: Inputs) -> str:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill them, and free them.
+    """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill the blocks, and free the blocks.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
     elements are probably NaN (pytorch#20406). The function allocates eight blocks of one size before it frees them, so

@@ -121,7 +121,7 @@ class Question:
 
 @dataclass(eq=False)
 class Trial:
-    """One subject on one case. All checks share the first call of the subject, and its differences.
+    """One subject on one case. All checks share the first call of the subject, and the differences of its result.
 
     Attributes:
         question: the case, with its exact values.

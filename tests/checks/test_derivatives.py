@@ -399,7 +399,8 @@ def test_a_wrong_derivative_is_caught_by_its_check_where_loss_and_gradient_are_r
 def test_the_message_about_a_gradient_that_does_not_depend_on_the_logits():
     for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
         (first, *_) = findings_by_check(wrong, CASES)["double_backward"]
-        assert first == "wrong: derivative of the gradient by the logits: got none; expected a tensor that is not 0"
+        name = "derivative of the gradient with respect to the logits"
+        assert first == f"wrong: {name}: got none; expected a tensor that is not 0"
     (first, *_) = findings_by_check(subject("mine", Once), CASES)["forward_ad"]
     assert first.startswith("refused: ")
 

@@ -221,7 +221,7 @@ def test_a_derivative_that_forward_mode_alone_lacks_is_found(name):
 
 def test_a_missing_second_derivative_is_reported_once():
     found = findings_of("batched_second", changed(gradient=torch.detach))
-    missing = "derivative of the gradient by the logits", "derivative of the gradient by the upstream gradient"
+    missing = [f"derivative of the gradient with respect to the {name}" for name in ("logits", "upstream gradient")]
     assert [one.message for one in found] == [f"{of}: got none; expected a tensor that is not 0" for of in missing]
 
 

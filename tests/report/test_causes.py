@@ -127,7 +127,7 @@ def reported(condition):
         ),
         (has_low_row, ["a row of logits far below zero"]),
         (lambda x, y, ignored: 0 <= ignored < classes_of(x), ["an ignore_index that is a class"]),
-        (is_unnormalised, ["a target whose sum is not 1"]),
+        (is_unnormalised, ["a target of probabilities whose sum is not 1"]),
         (lambda x, y, ignored: x.dim() == 5, ["logits of 5 dimensions"]),
         (lambda x, y, ignored: bool(x.isneginf().any()), ["a class with a logit of -inf"]),
         (lambda x, y, ignored: not bool(x.isfinite().all()), ["logits that are not finite"]),

@@ -70,7 +70,7 @@ ROWS = LinearCase("float32", (17, 5), reduction="none", upstream="rows", bias="b
 MEAN = LinearCase("float32", (17, 5), ignored="ignored", bias="bias", upstream="scalar")
 HALF = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
 PLAIN = LinearCase("float32", (17, 5), bias="bias")
-IGNORED = "to which ignored rows contribute, as if of class 0"
+IGNORED = "to which ignored rows contribute, as if they had class 0"
 WITHOUT_LAST = "without the last row"
 
 
@@ -154,7 +154,7 @@ WITHOUT_LAST = "without the last row"
             MEAN,
             dict.fromkeys(
                 ("loss", "gradient", "weight_gradient", "bias_gradient"),
-                "with a further class whose logits are 0, as in a padded vocabulary",
+                "with an additional class whose logits are 0, as in a padded vocabulary",
             ),
         ),
         ("LeavesTheTargetOutOfTheInputGradient", MEAN, {"gradient": "of the softmax alone, without the target"}),
@@ -229,7 +229,7 @@ NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
         (
             TakesIgnoredRowsForTheLastClass,
             MEAN,
-            dict.fromkeys(NUMBERS[1:], "to which ignored rows contribute, as if of the last class"),
+            dict.fromkeys(NUMBERS[1:], "to which ignored rows contribute, as if they had the last class"),
         ),
         (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, also to its denominator")),
         (DropsTheClassWeight, ALL, dict.fromkeys(NUMBERS, "without weight")),

@@ -1,4 +1,8 @@
-"""Calls that a linear cross-entropy must refuse: those of a cross-entropy that keep its logits, and some of its own."""
+"""Calls for which a linear cross-entropy must raise an error.
+
+Most of these calls are bad inputs of a cross-entropy whose logits are correct, here with hidden states and a weight in
+place of the logits. The other calls have a wrong argument of the linear layer.
+"""
 
 from __future__ import annotations
 

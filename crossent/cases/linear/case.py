@@ -26,7 +26,7 @@ _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 
 @dataclass(frozen=True)
 class LinearCase(Case):
-    """One input of a linear cross-entropy with its options: a case of its logits, and the factors of these logits.
+    """One input of a linear cross-entropy with its options: hidden states, a weight, perhaps a bias, and a target.
 
     The attributes of :class:`Case` describe the logits: `sizes` is (N, V). `values` is a key of `LINEAR_VALUES`, and
     `layout` is the memory layout of the hidden states.

@@ -1,7 +1,7 @@
 """The cases of a linear cross-entropy: chunks of rows and classes, cancelling dot products, options and layouts.
 
-A chunked function shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where many chunks are
-added up in a format with few bits. Each of these needs its own sizes.
+A function that works in chunks shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where the
+function adds up many chunks in a format with few bits. Each of these situations needs other sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _case(
     return LinearCase("float32", sizes, values, target, reduction, **more)  # type: ignore[arg-type]
 
 
-# In every dtype.
+# Cases in every dtype.
 _SMALL = (
     # A plain call; all options at once; small integers, whose logits are exact in every format.
     _case((7, 5)),
@@ -59,7 +59,7 @@ _SMALL = (
     _case((7, 5), upstream="scalar", layout="strided", linear_layout="linear_strided", target_layout="target_strided"),
     _case((7, 5), reduction="none", upstream="rows_strided", layout="window", linear_layout="linear_window"),
     _case((17, 3), reduction="sum", bias="bias", linear_layout="linear_tied"),
-    # Class weights that share their storage with other numbers, and ignore_index values that code uses for other ends.
+    # Class weights in a part of a larger storage, and values of ignore_index that code may use as a class or a marker.
     _case(
         *((7, 5), "normal", "int64", "sum"),
         weight="weight_balanced",
@@ -77,7 +77,7 @@ _SMALL = (
     # A zero and a negative upstream gradient.
     _case((7, 5), upstream="zero", bias="bias"),
 )
-# Without float64, whose exact values take long.
+# These cases leave out float64, whose exact values take long.
 _CHUNKS = (
     # Sizes at which blocks of classes and of hidden units end early.
     _case((64, 257), bias="bias", hidden=31),
@@ -92,7 +92,7 @@ _CHUNKS = (
     # A vocabulary of a language model.
     _case((2, 32000), "confident"),
 )
-# In half precision: enough rows to see a loss or a gradient that is added up over chunks in the dtype.
+# Cases in half precision, with enough rows to show the error of a sum over chunks in the dtype.
 _MANY_ROWS = (
     _case((4096, 16)),
     _case((1024, 64), reduction="sum", bias="bias"),

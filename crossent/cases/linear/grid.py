@@ -1,10 +1,11 @@
 """Cases of a linear cross-entropy from covering arrays: each possible combination of two choices, or three, occurs.
 
-The numbers of rows, classes and hidden units are size ranges. A chunked function changes its code path where a chunk
-of rows or classes ends, so the numbers are 1, primes, powers of two, and the numbers beside a power of two.
+The arrays have size ranges for the numbers of rows, classes and hidden units. A function that works in chunks changes
+its code path where a chunk ends. So the numbers are 1, primes, powers of two, and the numbers beside a power of two.
 
 An empty batch, one class, ignored rows alone or an upstream gradient of 0 hide most bugs. A case with such a choice
-covers only the combinations that have it, so each other combination occurs in a case with results that can be wrong.
+covers only combinations that have this choice. So every other combination occurs in a case with results that can be
+wrong.
 
 The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
@@ -65,16 +66,16 @@ LINEAR_CHOICES: dict[str, tuple[Any, ...]] = {
     "linear_layout": LinearCase.axes["linear_layout"],
     "target_layout": LinearCase.axes["target_layout"],
 }
-# With one of these choices, all gradients are zeros, empty or NaN.
+# Choices that hide bugs: with one of these choices, all gradients are zeros, empty or NaN.
 _HIDING = {"row_size": ("no rows",), "class_size": ("1 class",), "ignored": ("ignored_all",), "upstream": ("zero",)}
-# The 3-way array leaves out the sizes that hide bugs, and those that cost most.
+# The 3-way array leaves out the sizes that hide bugs, and the sizes that cost most.
 _NOT_IN_TRIPLES = ("no rows", "1 class", tuple(_CLASSES)[-1])
 _OF_TRIPLES = {
     axis: tuple(word for word in words if word not in _NOT_IN_TRIPLES) for axis, words in LINEAR_CHOICES.items()
 }
-# The most numbers of a case: logits, logits of three rows or fewer, and elements of input and weight.
+# The limits of a case: the most logits, the most logits in three rows or fewer, the most elements of input and weight.
 _MOST_LOGITS, _MOST_OF_FEW_ROWS, _MOST_FACTORS = 34_000, 96_000, 300_000
-# In float64 the exact value takes long: the most logits, and products in all their dot products.
+# The limits in float64, whose exact values take long: the most logits, and the most products in all dot products.
 _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 
@@ -97,7 +98,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return the combinations of choices on some of the axes of `_SIZE_AXES` that a case can have."""
+    """Return each combination of choices on `axes`, which are some of `_SIZE_AXES`, that a case can have."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 
@@ -113,7 +114,7 @@ class LinearArray(CoveringArray):
     kind: ClassVar[type[Case]] = LinearCase
     package: ClassVar[str] = "crossent.cases.linear"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        # For each number of these axes, since the search chooses one axis after the other.
+        # A constraint for each set of these axes: the search fills one axis after another, and must stop early.
         *(_costs_too_much(axes) for count in (2, 3, 4) for axes in itertools.combinations(_SIZE_AXES, count)),
         Constraint(
             "an ignore_index of 255 must not be a class",

@@ -5,6 +5,6 @@
 
 changes    the changed inputs, and the results changed back
 two_calls  memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
-chunks     a function whose argument sets the size of its chunks
+chunks     every size of a chunk, for a function with an argument that sets this size
 backward   several backward passes through one graph, and two losses of the same logits
 """

@@ -1,4 +1,4 @@
-"""The check of several backward passes: through one graph, and of two losses of the same logits."""
+"""The check of several backward passes: two passes through one graph, and passes of two losses of the same logits."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
     """Compute two losses of the same logits, run backward for each, then twice more for the first loss.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
 
-    The first of the two further passes has -2 times the upstream gradient, and the function drops its gradients.
+    The second backward pass of the first loss has the upstream gradient times -2, and the function drops its gradients.
+    The third pass has the same upstream gradient as the first pass.
 
     Args:
         loss: the subject.

@@ -1,4 +1,4 @@
-"""Inputs that are changed so that it is known how the result changes, and results that are changed back."""
+"""Change the inputs so that the result changes in a known way, and undo this change in the result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _shifted_bias(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
     """Return the logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,).
 
-    If no exact shift of a row is possible, its shift is 0 and its logits stay as they are.
+    If no exact shift of a row is possible, the shift of the row is 0, and the logits of the row are unchanged.
 
     Let the magnitudes of the finite logits be below `2^e`, and the shift be `2^s` or `-2^s` with `s >= e`. The function
     rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits,
@@ -111,7 +111,7 @@ def rows_turned(given: Inputs, axis: int) -> Inputs:
 def of_rows_turned(result: Result, axis: int, dim: int) -> Result:
     """Return the result of :func:`rows_turned` with the rows in the order of the given inputs.
 
-    The gradients of the weight and the bias of a linear layer are sums over the rows, so they stay as they are.
+    The gradients of the weight and the bias of a linear layer are sums over the rows, so these gradients are unchanged.
     """
     by_row = ("loss", "gradient", "target_gradient")
     return _mapped(lambda name, tensor: _reverse_rows(tensor, axis, dim) if name in by_row else tensor, result)
@@ -161,10 +161,10 @@ def of_other_classes(given: Inputs) -> Inputs:
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and its inputs.
+    """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and the inputs.
 
     Raises:
-        NotRunError: under "mean", the denominator of a part or of the batch is 0, wherever the batch is split.
+        NotRunError: with the reduction "mean", every split has a denominator of 0, of a part or of the batch.
     """
     at, shares = _choose_parts(terms, len(given.input))
     parts = []
@@ -188,7 +188,7 @@ def joined(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
 def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
     """Return the size of the first of two parts of a batch of `size` samples, and a factor for each part.
 
-    Under "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times its factor.
+    With "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times the part's factor.
 
     Raises:
         NotRunError: see :func:`parted`.

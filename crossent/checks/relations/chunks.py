@@ -1,4 +1,4 @@
-"""The check of a function whose argument sets the size of its chunks: every size must give the exact result."""
+"""The check of functions with an argument that sets the size of a chunk: every size must give the exact result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial, misshapen
 
-# The errors by which a function may refuse a size, such as a size that is no power of two.
+# The errors by which a function may refuse a size, such as a size that is not a power of two.
 REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -20,12 +20,12 @@ REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 def chunks(trial: Trial) -> Found:
     """If an argument sets the size of the chunks, the result is exact for each size: 1, 2, all rows, one row more.
 
-    The size of two rows of logits is another one, since an argument may count logits. A function may refuse a size with
-    a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with the number
-    of chunks.
+    The check also tries the number of logits in two rows, since an argument may count logits. A function may refuse a
+    size with a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with
+    the number of chunks.
     """
     if not trial.subject.chunks:
-        raise NotRunError("has no argument for the size of its chunks")
+        raise NotRunError("has no argument for the chunk size")
     question, ran = trial.question, False
     for way, (keyword, size) in ways_of(question.inputs, trial.subject.chunks).items():
         try:
@@ -41,11 +41,11 @@ def chunks(trial: Trial) -> Found:
             return
         yield from (replace(one, of=f"{one.of} {way}") for one in trial.compare(got, question.exact))
     if not ran:
-        raise NotRunError("refuses each size of its chunks")
+        raise NotRunError("refuses every chunk size")
 
 
 def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
-    """Return the keyword and the size of each call, with a name of the call.
+    """Return the keyword and the size of each call, by the name of the call.
 
     >>> from crossent.cases.linear.case import LinearCase
     >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
@@ -57,8 +57,8 @@ def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, i
 
 
 def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
-    """Call the subject with a size of its chunks, and return the result.
+    """Call the subject with the chunk size `size`, and return the result.
 
-    This is an act: it runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject.
     """
     return evaluate(partial(loss, **{keyword: size}), inputs, gradients)

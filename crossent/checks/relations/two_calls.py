@@ -40,7 +40,7 @@ def _has_shift(case: Case) -> bool:
 def layout(trial: Trial) -> Iterator[Difference]:
     """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
 
-    pytorch#67167: a kernel read a strided target as if it were contiguous. unsloth#10713: the same with logits.
+    pytorch#67167: a kernel read a strided target as a contiguous target. unsloth#10713: the same bug with logits.
     """
     yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
@@ -93,11 +93,11 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The size of the first part is the nearest to a third of the batch for which no denominator of a mean is 0. A batch
-    of two has equal parts. The check concatenates the gradients of the parts and, under "none", their losses. Under
-    "sum", the check adds the losses. The gradients of the weight and the bias of a linear layer are added.
+    The first part has about a third of the batch: the nearest size with which no denominator of a mean is 0. A batch of
+    two has equal parts. The check concatenates the gradients of the parts and, with "none", their losses. With
+    "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a linear layer.
 
-    Under "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
+    With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
     `D_i/D`. pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
     """

@@ -1,6 +1,6 @@
 """The error bounds: the largest error that rounding can cause, for an implementation that keeps a contract.
 
-This room imports numpy and `crossent.numerics.formats`. It imports neither torch nor `crossent.numerics.oracle`.
+This room imports numpy and `crossent.numerics.formats`, but neither torch nor `crossent.numerics.oracle`.
 
 rounding          Computed: a computed number with its error bound, and the rules of rounding-error analysis
 contracts         Contract: the promises of an implementation about its arithmetic

@@ -253,9 +253,9 @@ def _joined(parts: Sequence[Computed]) -> Computed:
 def effective(contract: Contract, terms: Terms) -> Contract:
     """Return the contract with fixed values of the fields that do not change the bounds of this call.
 
-    The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the two others
-    change the bounds of some calls only. Contracts that differ in these fields only often become equal, so crossent
-    computes the bounds once.
+    The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the other two
+    change the bounds of some calls only. So two contracts that differ only in these fields often become equal, and
+    crossent computes their bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

@@ -130,7 +130,7 @@ class Contract:
 
     @cached_property
     def in_any_order(self) -> Contract:
-        """A copy of this contract that allows every order of the sums over rows."""
+        """A copy of this contract that allows every order of the sum over the batch."""
         return self if self.row_order == ANY_ORDER else replace(self, row_order=ANY_ORDER)
 
     @property
@@ -176,12 +176,12 @@ def contract(
     allow any order: on CUDA, torch adds blocks of rows to the result in storage precision, in the order in which the
     blocks end.
 
-    Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. This has a rounding error of
-    `u |max|`, for the unit roundoff `u`. Rounding the logits themselves once causes an error as large. But if all
-    logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as large as
-    in the same row shifted until the row contains zero: a larger offset must not add to the error. At grade B, and for
-    the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the implementation may also
-    round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
+    Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
+    of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But
+    if all logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as
+    large as in the same row shifted until the row contains zero: a larger offset must not add to the error. At grade B,
+    and for the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the implementation
+    may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
     Args:
         promise: The kind of implementation.

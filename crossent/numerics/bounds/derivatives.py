@@ -40,7 +40,7 @@ class DerivativeBounds(Bounds):
         self._along = Computed.exactly(direction, contract.storage)
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
-        """Return one object with the rows and the directions of all calls, one call after another."""
+        """Return the bounds of several calls together: one object with the rows and the directions of all calls."""
         terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
         return type(self)(terms, self.contract, direction)
 
@@ -86,7 +86,7 @@ class DerivativeBounds(Bounds):
 
         * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
         * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately. The second backward pass does this for the
-          derivative by the upstream gradient.
+          derivative with respect to the upstream gradient.
         * Multiply the gradient by the direction and sum over the classes. Only a kernel may do this.
         """
         c = self.contract
@@ -187,7 +187,7 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative of `<gradient, direction>` by the upstream gradient.
+        """The bound of the derivative of `<gradient, direction>` with respect to the upstream gradient.
 
         A second backward pass computes this derivative, which is equal to the tangent and has the same bound.
         """
@@ -196,7 +196,7 @@ class DerivativeBounds(Bounds):
     def vacuous_results(self, check: str) -> list[Array]:
         """Return wrong derivatives, which leave out all terms with `mean`, as if the softmax `p` were constant.
 
-        If a wrong derivative is within the bounds, passing a comparison is no evidence that an implementation is right.
+        If a wrong derivative is within the bounds, passing a comparison does not show that an implementation is right.
         `check` is "second", "tangent" or "upstream_gradient".
         """
         with np.errstate(all="ignore"):

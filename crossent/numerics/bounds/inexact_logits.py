@@ -1,4 +1,4 @@
-r"""The softmax of logits that are themselves computed with an error, and the error bound of this softmax.
+r"""The softmax of logits that have an error, because an implementation computes them, and its error bound.
 
 An implementation of a linear cross-entropy computes logits `z'` with `|z' - z| ≤ e`, where `z` are the exact logits.
 Then the implementation computes the cross-entropy of z'. So the error of `log p_c` has two parts. This module bounds
@@ -77,7 +77,7 @@ def _log_probs(t: Terms) -> Array:
 
 
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
-    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp, (R,), as :func:`softmax` does for exact logits.
+    """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
 
     The errors of `log p` and of `p` are distances from the softmax of the exact logits. For the log-sum-exp, `value` is
     the largest magnitude for any logits within the error, and `error` is the rounding error alone.

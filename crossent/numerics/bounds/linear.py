@@ -28,7 +28,7 @@ The bounds follow the computation, step by step:
    multiplication after step 6 counts separately (`scales_last`).
 6. One rounding to the storage format.
 
-This module computes the logits in float64, with errors of its own. Its logits differ from the exact logits by at most
+This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
 `γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let D be the largest such error in a row. The
 logits of an implementation differ from the logits here by at most `e + D`, and the exact logits by at most D. The
 bounds cover both differences with the error `e + 2 D` in place of e.
@@ -236,7 +236,7 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If the contract allows the softmax and the target of d to be multiplied separately, the sum of both magnitudes.
+        If an implementation may multiply the softmax and the target of d separately, return the sum of both magnitudes.
         """
         if not self.contract.splits:
             return self._gradient.largest

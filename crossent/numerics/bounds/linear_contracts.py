@@ -90,13 +90,13 @@ def linear_contract(
 
     The promise "torch" covers chunks: in float32 and float64, a sum over rows may have any order, and a gradient may be
     multiplied by the upstream gradient last. In half precision, this order may lose numbers that loss scaling saves. On
-    a CPU, it also covers a bfloat16 matrix product that takes subnormal numbers for 0, as the processor's instruction
-    VDPBF16PS does (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
+    a CPU, "torch" also covers a bfloat16 matrix product that takes subnormal numbers for 0. The instruction VDPBF16PS
+    does so (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
 
     float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
-    however far the logits are from zero. The error of the dot product in a logit is as large.
+    however far the logits are from zero. The dot product of a logit has an error of the same size.
 
     Args:
         promise: The kind of implementation.

@@ -79,7 +79,7 @@ class Bounds(CallBounds):
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())
-        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is no overflow: its size is 0
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is not an overflow: its size is 0
 
     def _expected(self, values: Computed) -> tuple[Computed, Array]:
         """Return the weighted sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms.
@@ -171,7 +171,7 @@ class Bounds(CallBounds):
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
-        This is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
+        This sum is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
         If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
         has one rounding less, and the error of the true class increases with `a`:
 
@@ -272,7 +272,7 @@ class Bounds(CallBounds):
     def vacuous_results(self, check: str) -> list[Array]:
         """Return wrong results that leave out a part of the formula.
 
-        If a wrong result is within the bounds, passing a comparison is no evidence that an implementation is right. For
+        If a wrong result is within the bounds, passing a comparison does not show that an implementation is right. For
         `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other names,
         the list is empty.
         """

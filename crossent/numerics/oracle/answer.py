@@ -1,7 +1,7 @@
 r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
 crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy,
-flint and :mod:`crossent.numerics.formats`. It has three parts:
+flint and :mod:`crossent.numerics.formats`. The oracle has three parts:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 if logits, class
   probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
@@ -73,7 +73,7 @@ class Answer:
 
         Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
         over no kept rows has the radius inf, so the oracle makes no claim: such a mean is NaN for all logits, but torch
-        gives it the gradient 0.
+        returns the gradient 0.
 
         Raises:
             ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not

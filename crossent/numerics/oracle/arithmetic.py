@@ -71,7 +71,7 @@ class Ball:
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
         """Return the rows of all balls, one after another, as one ball.
 
-        `columns` is the shape of a row. It has an effect only if there are no balls: the result then has no rows.
+        `columns` is the shape of a row. The argument matters only if there are no balls: the result then has no rows.
 
         Example:
             >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
@@ -102,8 +102,8 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def compensated_sum(terms: Array) -> Array:
     r"""Return the sum over the last axis, (..., n) to (...), nearly as accurate as with a single rounding.
 
-    The function adds the two halves of the terms by :func:`two_sum`, level by level. It sums the errors of all levels
-    in plain float64, and adds this sum at the end. For `n <= 2^30` terms the error of the result is at most
+    The function adds the two halves of the terms by :func:`two_sum`, level by level. The errors of all levels are
+    summed in plain float64, and this sum is added at the end. For `n <= 2^30` terms the error of the result is at most
     `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
 
     Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the root and

@@ -150,7 +150,7 @@ class Formula:
 
     @cached_property
     def coefficients(self) -> Elements:
-        """The coefficients `v = w·q`, class weight times smoothed target, (r, C). They are 0 on ignored rows.
+        """The coefficients `v = w·q`, class weight times smoothed target, (r, C), which are 0 on ignored rows.
 
         If only the true class of a row has a term, the array has the coefficients of the true classes, (r,).
         """

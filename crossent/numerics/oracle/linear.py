@@ -9,7 +9,7 @@ Two functions compute these numbers independently:
   the three products. The proof below gives the error radius.
 * :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint. Ball arithmetic computes the
   error radius itself. The oracle uses this function if an argument is float64, or if the logits are huge. For the
-  products with d, it calls :func:`crossent.numerics.oracle.products.ball_product`, which takes less time.
+  products with d, this function calls :func:`crossent.numerics.oracle.products.ball_product`, which takes less time.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 

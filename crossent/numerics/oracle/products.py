@@ -37,11 +37,10 @@ _LARGEST_RADIUS = 2.0**-80
 
 
 def ball_product(a: Ball, b: Array) -> Ball | None:
-    """Return the product of a matrix with radii, (m, k), and an exact matrix, (k, n), or None where it is too inexact.
+    """Return the product of a matrix with radii, (m, k), and an exact matrix, (k, n); None if the radii are too large.
 
-    The result is too inexact if its radius is above 2^-80 of the sum of the magnitudes of its terms. So it is where a
-    row of one matrix, or a column of the other one, has a number that is far above the numbers that matter, or where a
-    number overflows.
+    A radius is too large above 2^-80 of the sum of the magnitudes of the terms. This happens if a row of `a`, or a
+    column of `b`, has a number far above the numbers that determine the result, or if a number overflows.
 
     Example:
         >>> a = Ball(np.array([[1.0, 1.0, -1.0]]), np.array([[0.0, 2.0**-60, 0.0]]), np.zeros((1, 3)))
@@ -72,7 +71,7 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
 
 def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
-    """Return the leading part of the values, with so many bits along an axis, and the rest."""
+    """Return the leading parts of the values, with `bits` bits relative to the largest along an axis; and the rest."""
     exponent = np.frexp(np.abs(values).max(axis, keepdims=True, initial=0.0))[1]
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift

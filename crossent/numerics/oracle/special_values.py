@@ -186,7 +186,7 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C), which is right at logits of -inf and not needed elsewhere.
+        """Return the sign of each coefficient `v_c`, (r, C), for logits of -inf. The caller uses no other signs.
 
         The signs do not come from `v_c` in float64, because `v_c` could underflow or cancel to 0.
         """

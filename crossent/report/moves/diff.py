@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
-# The results that a check uses, for the checks that need only the first call. Each result has a check of its own.
+# The results that a check uses, for the checks that need only the first call. Each result also has a separate check.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 

@@ -60,7 +60,7 @@ MEANINGS = {
     "the bound; or the grade is lower.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
     Kind.FIXED: "The check failed and now passes.",
-    Kind.ACCEPTED: "The call was refused and now returns a right result.",
+    Kind.ACCEPTED: "The call was refused and now returns a correct result.",
     Kind.BETTER: "Within its bound, the error shrank by more than one ulp and to less than half, in ulp and as a share "
     "of the bound; or the grade is higher.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
@@ -146,7 +146,7 @@ class Move:
 
     @property
     def growth(self) -> float:
-        """The absolute change of the error in ulp, by which changes of one kind are sorted."""
+        """The absolute change of the error in ulp. The report sorts changes of one kind by this number."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
@@ -188,9 +188,10 @@ def _same_bits(old: Side, new: Side) -> bool:
 def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
-    Reports have no checksums for such a check, so this function compares errors instead. Other bits of the worst number
-    change its error far more than another library that computes the exact value. The function does not notice other
-    bits of other numbers. If a side has checksums, return False, since :func:`_same_bits` compares these.
+    Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
+    number change, the first three decimals of its error change. If only the library for the exact value changes, the
+    first three decimals stay the same. The function does not notice a change in other numbers. If a side has checksums,
+    return False, since :func:`_same_bits` compares the checksums.
     """
     before, now = old.measured.ulp, new.measured.ulp
     has_checksums = any((old.shown, old.digest, new.shown, new.digest))
@@ -198,7 +199,7 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side, such that equal results have equal copies.
+    """Return a copy of a side for a comparison by `==`: sides with equal results have equal copies.
 
     The copy lacks the command that repeats the finding, and has `Measured.not_judged` sorted by reason.
     """

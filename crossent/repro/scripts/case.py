@@ -49,5 +49,5 @@ dynamic: bool = False  # whether one graph is compiled for all sizes
 classes: tuple[int, ...] = (3, -1)  # class indices out of range
 many: tuple[int, int] = (8192, 4096)  # the rows and the classes of a call whose memory is measured
 times: int = 2  # how often the logits are repeated along the batch
-each_row: bool = False  # whether each row has an upstream gradient of its own
+each_row: bool = False  # whether each row has a separate upstream gradient
 gib: float = 0.1  # the memory that a call on the repeated logits needs

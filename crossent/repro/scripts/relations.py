@@ -20,7 +20,7 @@ def call_each():
 
 
 def call_in_chunks():
-    """Return the results of calls with different sizes of the chunks, by name. The function may refuse a size."""
+    """Return the results of calls with different sizes of the chunks, by name. The subject may refuse a size."""
     results = {}
     for call, keyword, size in chunk_sizes:
 

@@ -205,7 +205,7 @@ def check_repeat():
 
 
 def repeated(tile):
-    """Return a tensor of copies of `tile` along the first axis, `times` in number, with the strides of `tile`."""
+    """Return a tensor with `times` copies of `tile` along the first axis, and with the strides of `tile`."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))
@@ -238,7 +238,7 @@ def call_on_repeated():
 
 
 def check_memory():
-    """Check that a call with many rows and classes takes less memory than a number for each row and class."""
+    """Check that a call with many rows and classes takes less memory than one number for each row and class would."""
     rows, classes = many
     x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
     y = target.repeat(-(-rows // len(target)))[:rows]
@@ -261,7 +261,7 @@ def check_memory():
         evaluate(*everything)
         grown = resident("VmHWM") - before
     took, due = (f"{size / 2**20:.0f} MiB" for size in (grown, most))
-    verdict(grown >= most, f"the call took {took}; a number for each row and class takes {due}")
+    verdict(grown >= most, f"the call took {took}; one number for each row and class would take {due}")
 
 
 def resident(name):

@@ -18,7 +18,7 @@ def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with the numbers of the tensors. Only this function of the file needs crossent."""
+    """Call crossent.scalar with the numbers of the tensors. This function needs crossent."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]

@@ -37,7 +37,7 @@ OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended or replies wrongly.
+    """A fork server has ended, does not reply, or sends a wrong reply.
 
     The process that runs the checks must not fork another server, which would inherit the computed exact values.
     """

@@ -97,7 +97,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Start a case: the following calls of `perform` together have the whole time limit again."""
+        """Start a case. From now on, all calls of `perform` together have the whole time limit again."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:

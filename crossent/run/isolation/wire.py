@@ -2,7 +2,7 @@
 
 A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject.
 
-A reply comes from a process in which a subject may have changed anything. So a reply is no pickle: it has a header in
+A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
 JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
 the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
 checked.
@@ -184,7 +184,8 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             if value.numel() * value.element_size() > most:
-                raise DamagedError(f"the result has shape {tuple(value.shape)}, which is larger than any right result")
+                what = f"the result has shape {tuple(value.shape)}"
+                raise DamagedError(f"{what}, which is larger than any correct result")
             content = _raw(value)
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
@@ -255,7 +256,7 @@ class _Reader:
             raise ValueError("a tensor has impossible sizes")
         size = torch.empty(0, dtype=_DTYPES[dtype]).element_size()
         if math.prod(shape) * size > self._most:
-            raise ValueError("a tensor is larger than any right result")
+            raise ValueError("a tensor is larger than any correct result")
         if length is None:
             if "meta" not in self._devices:
                 raise ValueError("a tensor is on the meta device, and has no data")

@@ -1,4 +1,4 @@
-"""What is known of a trial of a linear cross-entropy alone.
+"""The code that only trials of a linear cross-entropy need.
 
-mistakes  the mistakes that explain a wrong result, by computing the result of each mistake
+mistakes  name the mistake that explains a wrong result, by computing the result of each mistake
 """

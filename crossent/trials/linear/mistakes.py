@@ -19,7 +19,7 @@ from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
-_MOST = 2**26  # multiplications of a dot product; the result of each mistake takes some of these
+_MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many
 _NARROW = 2.0**-10  # as in `crossent.trials.factors`: with a larger bound, one of many chunk sizes may fit by chance
 _HALVES = ("float16", "bfloat16")
 _TF32 = Format("TF32", 11, -126, 2.0**127)
@@ -36,7 +36,7 @@ class _Numbers:
         counted: whether a row counts, (N,).
         factor: the factor of the loss of each row, (N,): `1/D` of a mean, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
-        padded: whether a further class has the logit 0.
+        padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits.
     """
 
@@ -73,7 +73,7 @@ class _Numbers:
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
     def result(self, of: str, *, reduced: bool) -> Array:
-        """Return the part `of` of the result in the shape of its exact value."""
+        """Return the result with the name `of`, such as "loss", in the shape of its exact value."""
         if of == "loss":
             return self.losses().sum(0, keepdims=True) if reduced else self.losses()
         if of == "gradient":
@@ -124,8 +124,8 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
-    """Return whether the numbers fit the result of a mistake, which must differ from the exact value."""
-    # A larger result has larger roundings, and in place of an exact 0 there may be a number with a rounding.
+    """Return whether the numbers `got` fit the result of a mistake. The result must differ from the exact value."""
+    # A larger result has larger rounding errors. Where the exact value is 0, the result may have a rounding error too.
     sizes = float(np.abs(result).max()), float(np.abs(exact).max())
     grown = max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
     most = grown * np.where(allowed > 0, allowed, allowed.max()) + 2 * storage.unit_roundoff * np.abs(result)
@@ -134,7 +134,7 @@ def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Form
 
 
 def _numbers(terms: LinearTerms) -> _Numbers:
-    """Return the numbers of the right formula."""
+    """Return the numbers of the formula without a mistake."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
     q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
@@ -170,11 +170,11 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         every = np.ones(n, bool)
         of_all = _numbers(replace(terms, rows=replace(rows, kept=every)))  # ignored rows have the class 0
         yield "whose denominator counts ignored rows", replace(of_all, counted=rows.kept)
-        yield "to which ignored rows contribute, as if of class 0", replace(right, counted=every)
-        yield "to which ignored rows contribute, as if of class 0, also to its denominator", of_all
+        yield "to which ignored rows contribute, as if they had class 0", replace(right, counted=every)
+        yield "to which ignored rows contribute, as if they had class 0, also to its denominator", of_all
         classes = right.q.shape[1]
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
-        yield "to which ignored rows contribute, as if of the last class", replace(right, counted=every, q=last)
+        yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
     if rows.index is not None:
         yield "with the target of the row before", replace(right, q=np.roll(right.q, 1, 0))
         yield "with the target of the row after", replace(right, q=np.roll(right.q, -1, 0))
@@ -184,7 +184,7 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
             replace(right, upstream=np.full(n, right.upstream[:1])),
         )
     yield "without the upstream gradient", replace(right, upstream=np.ones(n))
-    yield "with a further class whose logits are 0, as in a padded vocabulary", replace(right, padded=True)
+    yield "with an additional class whose logits are 0, as in a padded vocabulary", replace(right, padded=True)
     yield "of the softmax alone, without the target", replace(right, of_target=0.0)
     for narrow in (_TF32, BFLOAT16):
         hidden, weight = narrow.nearest(right.hidden), narrow.nearest(right.weight)
@@ -213,7 +213,7 @@ def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _chunk_sizes(rows: int) -> list[int]:
-    """Return the sizes of a chunk to try: all up to 16, and the powers of two below the number of rows."""
+    """Return the sizes of a chunk to try: all sizes up to 16, and the powers of two below the number of rows."""
     powers = [2**power for power in range(5, max(5, rows.bit_length()))]
     return [size for size in (*range(1, 17), *powers) if size < rows]
 
@@ -227,10 +227,11 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield the sizes of chunks over which a sum that is rounded to the dtype after each chunk has these numbers.
+    """Yield the chunk sizes with which a sum that is rounded to the dtype after each chunk gives the numbers `got`.
 
-    The denominator of a mean divides each term, or the sum. The function compares the worst numbers. If they are far
-    from the exact values, the last digits may differ, since an implementation computes the terms with roundings too.
+    For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function
+    compares only the worst numbers. If a number is far from its exact value, the last digits need not agree, since an
+    implementation rounds the terms too.
     """
     if of == "gradient":
         return
@@ -259,7 +260,7 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield where a gradient is exactly 0 although the exact value is further from 0 than its bound."""
+    """Yield words for the rows or classes whose gradient is exactly 0, though their exact values exceed the bound."""
     if of == "loss":
         return
     if of == "bias_gradient":
