@@ -17,14 +17,6 @@ nox.options.default_venv_backend = "venv"  # venv uses pip, with the constraints
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "typing"]
 
-# This code prints a line for each CUDA device that torch sees, and a line with the version of torch.
-DEVICES = """
-import torch
-for i in range(torch.cuda.device_count()):
-    print(f"cuda:{i}")
-print(f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-"""
-
 # The oldest torch that is supported, and the numpy versions that it works with.
 MINIMUM = ("torch==2.0.1", "numpy<2")
 
@@ -80,10 +72,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_params=["--system-site-packages"])
 def cuda(session: nox.Session) -> None:
-    """Run the tests and `crossent check` on every CUDA device, with the installed torch; fail without a device.
+    """Run what a GPU can show, in ten minutes: tests, checks and times, each with a result in benchmarks/results.
 
-    If torch is installed beside nox, as after `pip install -e '.[dev]'`, the session runs in that environment.
-    Otherwise it uses torch of the system's Python, for example in a container.
+    `nox -s cuda -- --pretend` is a dry run on a CPU, and `nox -s cuda -- --help` lists the options. The session runs
+    `python -m benchmarks.cuda`, which needs no nox. If torch is installed beside nox, as after
+    `pip install -e '.[dev]'`, the session runs in that environment. Otherwise it uses torch of the system's Python, for
+    example in a container.
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
@@ -92,14 +86,22 @@ def cuda(session: nox.Session) -> None:
         session.install(*(requirement for requirement in needed if Requirement(requirement).name != "torch"))
         session.install("--no-deps", "-e", ".")  # with dependencies, pip would install another torch
     python = sys.executable if beside_nox else "python"
-    found = session.run(python, "-c", DEVICES, external=beside_nox, silent=True, success_codes=[0, 1])
-    devices = [line for line in str(found).split() if line.startswith("cuda:")]
-    if not devices:
-        session.error(f"no CUDA device: {str(found).strip().splitlines()[-1]}")
-    chosen = [f"--crossent-device={device}" for device in devices]
-    session.run(python, "-m", "pytest", *chosen, *session.posargs, external=beside_nox)
-    for device in devices:
-        session.run(python, "-m", "crossent", "check", "--device", device, external=beside_nox)
+    try:
+        command = (python, "-m", "benchmarks.cuda", *session.posargs)
+        session.run(*command, external=beside_nox, interrupt_timeout=30.0)
+    except CommandFailed as failed:  # nox exits with 1 for every status
+        sys.exit(getattr(failed, "return_code", None) or 1)
+
+
+@nox.session
+def wheelhouse(session: nox.Session) -> None:
+    """Collect the wheels that a machine with a GPU and without a network may miss, and install them as a test.
+
+    The wheels are for Linux on x86_64 and Python 3.12; `nox -s wheelhouse -- --python 3.13` chooses another version.
+    If this version of Python is installed here, the session installs the wheels into a new environment, without a
+    network.
+    """
+    session.run("python", "-m", "benchmarks.cuda.wheels", *session.posargs)
 
 
 @nox.session(python="3.11")

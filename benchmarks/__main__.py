@@ -210,7 +210,7 @@ def _of_bare(one: dict[str, Any]) -> str:
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     """Write results and plots; for results in benchmarks/results, also the tables of the pages."""
-    from benchmarks import hot_path, linear, plots, tables
+    from benchmarks import hot_path, linear, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}
     if part == "hot_path":
@@ -224,6 +224,8 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
     (chosen.into / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"written: {chosen.into / name}.json")
     if part in ("growth", "verifier"):
+        from benchmarks import plots  # imports matplotlib, which a machine with a GPU may lack
+
         getattr(plots, part)(kept, chosen.into / f"{name}.svg")
     else:
         for about, got, allowed in (linear if part == "linear" else hot_path).verdicts(kept["cells"]):

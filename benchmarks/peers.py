@@ -83,6 +83,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
         "torch.compile": _compiled(),
         "linear_cross_entropy": _linear(shape, device),
         "liger": _liger(shape, device),
+        "quack": _quack(shape, device),
         "optax": _optax(device),
     }
 
@@ -146,6 +147,20 @@ def _liger(shape: tuple[int, ...], device: str) -> Maker | str:
         return "takes (N, C) only"
     kernel = importlib.import_module("liger_kernel.ops.cross_entropy").LigerCrossEntropyFunction
     return of_torch(lambda x, y: kernel.apply(x, y, None, -100, 0.0, 0.0, "mean")[0], copied=True)
+
+
+def _quack(shape: tuple[int, ...], device: str) -> Maker | str:
+    if not device.startswith("cuda"):
+        return "needs a CUDA device"
+    if importlib.util.find_spec("quack") is None:
+        return "needs pip install quack-kernels"
+    if len(shape) != 2:
+        return "takes (N, C) only"
+    try:
+        loss = importlib.import_module("quack.cross_entropy").cross_entropy
+    except Exception as error:  # its compiler checks the driver when it is imported
+        return f"cannot be imported: {type(error).__name__}: {error}"
+    return of_torch(lambda x, y: loss(x, y, reduction="mean"))
 
 
 def _optax(device: str) -> Maker | str:

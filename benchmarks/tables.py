@@ -9,7 +9,7 @@ from benchmarks import linear as linear_part
 from benchmarks.hot_path import TARGETS, Pass
 from benchmarks.peers import NAMES
 
-PEERS = ("torch.compile", "linear_cross_entropy", "liger", "optax")
+PEERS = ("torch.compile", "linear_cross_entropy", "liger", "quack", "optax")
 NONE = "–"
 _STAR = " A star: in most rounds more threads were ready to run than there were cores."
 

@@ -11,7 +11,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ def require_device(device: str) -> None:
 def environment(device: str) -> dict[str, str]:
     """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values."""
     found = {
-        "crossent": version("crossent"),
+        "crossent": _own_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -96,6 +96,15 @@ def environment(device: str) -> dict[str, str]:
         "device": device,
     }
     return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
+
+
+def _own_version() -> str:
+    """Return the version of crossent; of a clone that is not installed, the version in pyproject.toml."""
+    with suppress(PackageNotFoundError):
+        return version("crossent")
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    found = re.search(r'^version = "(.+)"$', project.read_text("utf-8") if project.exists() else "", re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def cores() -> int:

@@ -170,9 +170,11 @@ def test_a_missing_peer_is_named_with_its_reason(monkeypatch):
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
     found = peers.peers((4, 3), "cpu")
     assert found["optax"] == "needs pip install jax optax"
-    assert found["liger"] == "needs a CUDA device"
+    assert found["liger"] == found["quack"] == "needs a CUDA device"
     assert found["linear_cross_entropy"].startswith("needs torch")
     assert peers.peers((4, 3), "cuda")["liger"] == "needs pip install liger-kernel"
+    assert peers.peers((4, 3), "cuda")["quack"] == "needs pip install quack-kernels"
+    assert peers.peers((4, 3), "cuda")["quack"] == "needs pip install quack-kernels"
 
 
 def test_a_torch_that_cannot_compile_is_missing_with_its_reason(monkeypatch):

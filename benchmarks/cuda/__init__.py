@@ -1,0 +1,18 @@
+"""Run what a GPU can show, in one command of at most ten minutes: `python -m benchmarks.cuda`.
+
+The modules import only the standard library, since torch or another package may be missing where they run:
+
+__main__       the command
+session        runs the steps: their processes, their time limits, their results
+steps          the steps, in the order of their value
+results        what the output of a step says, as JSON
+processes      the processes of a step, which end with the step
+devices        the devices that torch sees
+wheels         the packages that are missing, and a folder of wheels for a machine without a network
+
+Three modules run in the process of a step, and import torch or crossent:
+
+device         describes the devices of this machine
+asserting      a loss whose kernel stops with a device-side assert
+known          the findings of torch that are known failures on a CPU
+"""

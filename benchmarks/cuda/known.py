@@ -1,0 +1,33 @@
+"""Print which findings of reports are known failures of torch on a CPU: `python -m benchmarks.cuda.known REPORT...`.
+
+Nobody has seen torch's list of known failures on CUDA. Many entries are about the CPU alone. If such a failure happens
+on CUDA too, the first run there ends with status 1. The session then says which findings are of this kind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from crossent.report.expected_findings import torch_list
+from crossent.report.reader import finding_of, read_json
+from crossent.subjects.builtin import BY_NAME
+
+
+def known_on_cpu(path: Path) -> dict[str, str]:
+    """Return the reason of each finding of a report that would be a known failure on a CPU, by the finding's id."""
+    report = read_json(path)
+    found: dict[str, str] = {}
+    for subject in report["subjects"]:
+        name = subject["name"]
+        entries = torch_list(BY_NAME[name].operation) if name in BY_NAME else []
+        here = [entry for entry in entries if entry.applies(report["environment"]["torch"], "cpu")]
+        for finding in (finding_of(name, one) for one in subject["findings"] if one["expected"] is None):
+            reasons = [str(entry) for entry in here if entry.matches(finding, name)]
+            found |= {finding.id: reasons[0]} if reasons else {}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(dict(pair for path in sys.argv[1:] for pair in known_on_cpu(Path(path)).items())))
