@@ -284,7 +284,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
 @crossent.command()
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
-@click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
+@click.option("--device", help="Device: cpu, cuda, cuda:N, xpu, xpu:N or mps.  [default: cpu, or the report's device]")
 @click.option("--passed", is_flag=True, help="Show a check that passes: its number nearest to the bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")

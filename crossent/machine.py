@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crossent.words import quoted
+from crossent.words import one_line, quoted
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def ambient() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns without CUDA
+            for kind in _kinds_with_autocast():
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
@@ -72,15 +72,52 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
     return []
 
 
+def _kinds_with_autocast() -> Iterator[str]:
+    """Yield the types of the devices that this machine has. torch warns about autocast on others."""
+    yield "cpu"
+    for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
+        if module is not None and module.is_available():
+            yield kind
+
+
+DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
+
+
 def require_device(device: str) -> None:
-    """Raise RuntimeError, in one line, if the device is not cpu, cuda or cuda:N, or if torch cannot use the device."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
+    """Raise RuntimeError, in one line, if the device is none of `DEVICES`, or if torch cannot use the device."""
+    if not re.fullmatch(r"cpu|(cuda|xpu)(:\d+)?|mps", device):
+        raise RuntimeError(f"device: got {quoted(device)}; allowed are {DEVICES}")
     try:
         torch.zeros(1, device=device).item()  # item() waits for the device, and raises its errors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
         raise RuntimeError(f"device: got {quoted(device)}; torch cannot use this device: {reason}") from None
+
+
+def lacks_float64(device: str) -> str:
+    """Return the reason why no tensor of float64 can be on a device, as a phrase after a name; otherwise ""."""
+    return "needs float64, which Metal does not have" if device.startswith("mps") else ""
+
+
+def lost(device: str) -> str:
+    """Return torch's error if this process can no longer use a device, as after a device-side assert; otherwise ""."""
+    if device.startswith("cpu"):
+        return ""
+    try:
+        (torch.zeros(1, device=device) + 1).item()
+    except torch.cuda.OutOfMemoryError:  # the memory is full, but the device works
+        return ""
+    except RuntimeError as error:  # torch.AcceleratorError is a RuntimeError
+        return one_line(str(error).splitlines()[0])
+    return ""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done its work. An assert that failed on the device raises a RuntimeError here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type in ("xpu", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def environment(device: str) -> dict[str, str]:
@@ -95,7 +132,9 @@ def environment(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "device": device,
     }
-    return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
+    if device.startswith("cuda"):
+        return {**found, "device_name": torch.cuda.get_device_name(device)}
+    return {**found, "device_name": str(torch.xpu.get_device_name(device))} if device.startswith("xpu") else found
 
 
 def _own_version() -> str:
@@ -139,6 +178,13 @@ def available(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # memory that torch keeps for later counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
+    if device.startswith("xpu"):
+        torch.xpu.empty_cache()
+        whole = int(torch.xpu.get_device_properties(device).total_memory)
+        return whole - int(torch.xpu.memory_allocated(device))
+    if device.startswith("mps"):  # the memory of the CPU, of which Metal uses a part
+        torch.mps.empty_cache()
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
         free.append(most)  # set for an isolated process, or by the user
@@ -168,6 +214,8 @@ def memory_growth(call: Callable[[], object], device: str) -> int | None:
         before = int(torch.cuda.memory_allocated(device))
         call()
         return int(torch.cuda.max_memory_allocated(device)) - before
+    if not device.startswith("cpu"):
+        return None
     try:
         with suppress(OSError, AttributeError):  # memory that was freed, but stays resident, would hide the growth
             ctypes.CDLL(None).malloc_trim(0)

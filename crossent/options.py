@@ -131,7 +131,12 @@ def _add_options(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]
 
 
 _cases = _add_options(
-    click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N."),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        help="Device of the tensors: cpu, cuda, cuda:N, xpu, xpu:N or mps.",
+    ),
     click.option(
         "--dtype",
         "dtypes",

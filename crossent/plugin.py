@@ -46,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(
         OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or what the form computes.", metavar="NAME"
     )
-    option(DEVICE, "Device: cpu, cuda or cuda:N. Repeatable. Default: cpu.", action="append", metavar="DEVICE")
+    devices = "Device: cpu, cuda, cuda:N, xpu, xpu:N or mps. Repeatable. Default: cpu."
+    option(DEVICE, devices, action="append", metavar="DEVICE")
     option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")

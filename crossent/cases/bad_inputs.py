@@ -37,7 +37,8 @@ class BadInput:
         kind: the kind of the mistake, one of `BAD_INPUT_KINDS`.
         make: a function that returns the arguments that differ from a correct call, by name.
         raises: the errors that are allowed.
-        poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
+        poisons: whether the call causes a device-side assert on CUDA and XPU. Afterwards the process cannot use the
+            device.
         dtype: the dtype under which the report counts the call: the dtype of the logits, unless that dtype is the
             mistake.
         operation: the operation that must refuse the call.
@@ -55,7 +56,7 @@ class BadInput:
 
     def asserts(self, device: str) -> bool:
         """Return whether the call causes a device-side assert on this device."""
-        return self.poisons and torch.device(device).type == "cuda"
+        return self.poisons and torch.device(device).type in ("cuda", "xpu")
 
     def allowed(self, device: str) -> tuple[type[Exception], ...]:
         """Return the errors that are allowed on this device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, LINEAR_CROSS_ENTROPY, Operation
+from crossent.machine import lacks_float64
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class Inputs:
             checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
             checksum = zlib.crc32(bits(tensor).tobytes(), checksum)
         return f"{checksum:08x}"
+
+
+def not_on_device(build: Callable[[], Inputs], device: str) -> str:
+    """Return the reason why the inputs that `build` makes cannot be on a device: Metal has no float64; otherwise ""."""
+    if reason := lacks_float64(device):
+        made = build()
+        tensors = [made.input, made.target, made.upstream, *made.options.values()]
+        return reason if any(getattr(one, "dtype", None) == torch.float64 for one in tensors) else ""
+    return ""
 
 
 def _copy(tensor: Tensor) -> Tensor:

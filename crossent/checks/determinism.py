@@ -70,7 +70,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
-        raise NotRunError("needs a CUDA device: other devices have no streams")
+        raise NotRunError("needs a CUDA device: the check knows the streams of no other device")
     got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.gradients)
     yield from trial.compare(got, trial.question.exact)
 
@@ -80,7 +80,8 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     This is an act: a function that runs in the process of the subject.
 
-    A subject that runs on any other stream, and does not wait for the new stream, computes from zeros.
+    A subject that runs on any other stream, and does not wait for the new stream, computes from zeros. A first call on
+    the new stream, whose result is not used, has the right values.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
@@ -88,9 +89,15 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     device = inputs.input.device
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates Stream only in part
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        # A first call may compile kernels, load them, or allocate memory of this stream, which takes longer than the
+        # delay. Then the arguments would have their values before the kernels read them.
+        evaluate(loss, inputs.copy(), gradients)
+    side.synchronize()
     for raw in late:
         raw.zero_()  # zeros are valid class indices too
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates Stream only in part
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         sleep(CYCLES)

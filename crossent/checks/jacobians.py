@@ -143,7 +143,7 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
     if problem := misshapen(trial, loss, exact):
         yield problem
         return
-    for at, expected in enumerate((exact, _of_second_upstream(trial.case, question.device))):
+    for at, expected in enumerate((exact, _of_second_upstream(trial.case))):
         result = Result(loss, **{name: part[at] for name, part in zip(wanted, gradients, strict=True)})
         for found in trial.compare(result, expected):
             if found.of != "loss":
@@ -152,7 +152,7 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 def _measure_both(of: str, got: Tensor | None, trial: Trial) -> Found:
     """Compare the derivatives along two directions with their exact values. `of` is the name of the derivative."""
-    exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
+    exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
         for found in measured(of, None if got is None else got[at], along, trial):
             if not isinstance(found, Difference):
@@ -167,14 +167,14 @@ def _directions(trial: Trial) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
-def _of_second_upstream(case: Case, device: str) -> Exact:
-    inputs = case.build(device)
+def _of_second_upstream(case: Case) -> Exact:
+    inputs = case.build()
     return solve(replace(inputs, upstream=-2 * inputs.upstream))
 
 
 @functools.lru_cache(maxsize=1)
-def _along_second(case: Case, device: str) -> ExactAlong:
-    return solve_along(case.build(device), -2 * case.direction(device))
+def _along_second(case: Case) -> ExactAlong:
+    return solve_along(case.build(), -2 * case.direction())
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:

@@ -257,7 +257,7 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     divide each loss before the addition, which is one of the `h` roundings. For a mean, the subject also rounds the
     divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
     """
-    tile = trial.question.inputs
+    tile = trial.question.here
     ones = torch.ones_like(tile.target).double()
     expected = solve(replace(tile, options={**tile.options, "reduction": "none"}, upstream=ones))
     stored, times = promised.stored or promised.compute, float(trial.case.tiled)

@@ -10,6 +10,7 @@ from torch import Tensor
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.ids import BAD_INPUT_OF
 from crossent.cases.inputs import Inputs
+from crossent.machine import synchronize
 from crossent.subjects.subject import Loss
 from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.memory import written
@@ -67,8 +68,7 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     raised, returned = None, ""
     try:
         got = loss(given.input, given.target, **given.options)
-        if given.input.is_cuda:
-            torch.cuda.synchronize(given.input.device)  # a failed device-side assert raises an error here
+        synchronize(given.input.device)  # a failed device-side assert raises an error here
         returned = _value(got)
     except KeyboardInterrupt:
         raise
@@ -115,7 +115,7 @@ def _find_written(given: Inputs, before: Inputs) -> str | None:
     try:
         return written(given, before)
     except RuntimeError:
-        if given.input.is_cuda:
+        if given.input.device.type != "cpu":
             return None
         raise
 

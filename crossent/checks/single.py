@@ -151,7 +151,7 @@ def sign(trial: Trial) -> Iterator[Difference]:
 
 
 def _sign(trial: Trial) -> Iterator[Difference]:
-    losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
+    losses = trial.got.loss.reshape(-1, 1).cpu().double().numpy()
     zeros = np.zeros_like(losses)
     # In place of the exact value: the number closest to the loss that is not negative.
     allowed = Ball(np.maximum(losses, 0.0), zeros, zeros)
@@ -208,15 +208,15 @@ def ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _ignored_rows(trial: Trial) -> Iterator[Problem]:
-    index = trial.question.inputs.target.long()  # as uint8, -100 would be 156
-    ignored = index == trial.question.inputs.options.get("ignore_index", -100)
+    index = trial.question.here.target.long()  # as uint8, -100 would be 156
+    ignored = index == trial.question.here.options.get("ignore_index", -100)
     if trial.case.reduction == "none":
-        yield from _not_zero("loss", trial.got.loss, ignored)
+        yield from _not_zero("loss", trial.got.loss.cpu(), ignored)
     if trial.got.gradient is not None:
         with_softmax = ignored.new_tensor(_has_softmax(trial)).reshape(ignored.shape)
         axis = min(1, trial.got.gradient.dim() - 1)
         name = in_words("gradient", trial.case.operation)
-        yield from _not_zero(name, trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
+        yield from _not_zero(name, trial.got.gradient.cpu().movedim(axis, -1), ignored & with_softmax)
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:

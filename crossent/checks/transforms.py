@@ -85,7 +85,7 @@ def vmap(trial: Trial) -> Found:
         results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
         if len(results[1]) != (3 if inputs.target.is_floating_point() else 2):
             raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients")
-    for at, expected in enumerate(_samples(trial.case, trial.question.device)):
+    for at, expected in enumerate(_samples(trial.case)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):
                 yield replace(found, index=(*found.index, at) if axis else (at, *found.index))
@@ -222,12 +222,12 @@ def _samples_axis(inputs: Inputs) -> int:
 
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
-def _samples(case: Case, device: str) -> tuple[Exact, ...]:
+def _samples(case: Case) -> tuple[Exact, ...]:
     """Return the exact values of one call for each sample, in the order of the samples.
 
     A sample is a row of logits (N, C), or a slice of logits (N, C, d1, …) along their last dimension: see `vmap`.
     """
-    inputs = case.build(device)
+    inputs = case.build()
     axis = _samples_axis(inputs)
 
     def sample(at: int) -> Inputs:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
 from crossent.choices import FEATURE_NAMES
+from crossent.machine import DEVICES
 from crossent.report.document import SCHEMA
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
@@ -247,8 +248,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if device is None:
         reason = "not a report of crossent: environment.device is missing"
         raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote")
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
-        found = f"got environment.device {quoted(device)}; allowed are cpu, cuda and cuda:N"
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|(cuda|xpu)(:\d{1,4})?|mps", device):
+        found = f"got environment.device {quoted(device)}; allowed are {DEVICES}"
         raise ValueError(f"{cut(str(path))}: damaged: {found}")
     return document
 

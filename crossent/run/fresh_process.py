@@ -1,41 +1,51 @@
-"""A fresh process for one call that may make its device unusable.
+"""A fresh process for each call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process, which gets the loss as a pickle, makes the call.
+process. So a new Python process, which gets the loss as a pickle, makes the call. Several calls are made by processes
+that one new Python process forks (:func:`perform_each`).
 
 In this module, an act is a function that calls a loss, and a host runs an act (:mod:`crossent.trials.act`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from crossent.cases.bad_inputs import BadInput
+from crossent.checks.refusals import call_badly
+from crossent.machine import can_fork, cores
 from crossent.run.isolation import wire
 from crossent.run.isolation.process import status_in_words
-from crossent.subjects.subject import Loss
-from crossent.trials.act import NotRun, Performed, perform
+from crossent.run.judge import why_not_badly
+from crossent.subjects.subject import Loss, Subject
+from crossent.trials.act import Host, NotRun, Performed, perform
 from crossent.words import said
 
 T = TypeVar("T")
+_CALLS_AT_ONCE = 8  # processes that share a device, each with a context of half a gigabyte
 # The time limit, in seconds, for a new process to import torch and the subject, and to initialize a device. This takes
 # long if other programs use the device.
 _STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
 # With -m, Python would import this module twice. __import__ defines no name in the main module of the new process.
 # There pickle looks for the functions of the caller's main module, and must not find anything else.
-_CODE = "__import__('crossent.run.fresh_process', fromlist=['main']).main(__import__('sys').argv[1])"
-_REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files in a folder that both processes use
+_CODE = "__import__('crossent.run.fresh_process', fromlist=['{function}']).{function}(*__import__('sys').argv[1:])"
+_LOOK = 0.02  # seconds after which a process looks at another process again
+# The names of files in a folder that both processes use.
+_REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"
 
 
 @dataclass(frozen=True)
@@ -55,53 +65,182 @@ class FreshProcess:
         which may be a script that starts a run.
         """
         try:
-            most = wire.most_of_reply(arguments)
-            request = pickle.dumps((self.loss, act, arguments, self.device, most))
+            request = _request(self.loss, act, arguments, self.device)
         except Exception as error:  # pickle raises PicklingError, AttributeError, TypeError, …
-            return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))  # type: ignore[arg-type]
+            return _not_sent(error)
         with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
             Path(folder, _REQUEST).write_bytes(request)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, folder],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # CUDA writes a line for each thread that asserts
-            )
+            process = _start("main", folder)
             try:
-                late = _wait(process, Path(folder, _STARTED), self.seconds)
+                late = _wait(process, Path(folder), self.seconds)
             finally:
                 process.kill()
                 status = process.wait()
-            reply = Path(folder, _REPLY)
-            if reply.exists():
-                try:
-                    performed: Performed[T] = wire.read_reply(reply.read_bytes(), act, arguments, most)
-                except wire.DamagedError as damage:
-                    return Performed(ended="crashed", how=f"its process sent {damage}")
-                return performed
-        if late:
-            return Performed(ended="hung", how=late)
-        return Performed(ended="crashed", how=f"its process ended: {status_in_words(status)}")
+            return _outcome(Path(folder), act, arguments, late, status)
 
 
-def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
+def _request(loss: Loss, act: Callable[..., T], arguments: tuple[Any, ...], device: str) -> bytes:
+    return pickle.dumps((loss, act, arguments, device, wire.most_of_reply(arguments)))
+
+
+def _not_sent(error: Exception) -> Performed[Any]:
+    return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
+
+
+def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
+    """Start a new Python that calls a function of this module with words."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _CODE.format(function=function), *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # CUDA writes a line for each thread that asserts
+    )
+
+
+class _Patience:
+    """The time limits of a process: to start, and then for its call."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._started, self._seconds = folder / _STARTED, seconds
+        self._end, self._late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
+        self._running = False
+
+    def late(self) -> str:
+        """Return a sentence about the time limit that the process exceeds, or ""."""
+        if not self._running and self._started.exists():
+            self._end, self._running = time.monotonic() + self._seconds, True
+            self._late = f"the call did not return within {self._seconds:g} s"
+        return self._late if time.monotonic() > self._end else ""
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
     """Wait until the process ends, and return "". If the process exceeds a time limit, return a sentence about it.
 
     Args:
         process: the process.
-        started: the file that the process creates when the process is ready for the call.
+        folder: the folder in which the process creates a file when it is ready for the call.
         seconds: the time limit of the call, from the creation of the file.
     """
-    end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
-    running = False
+    patience = _Patience(folder, seconds)
     while process.poll() is None:
-        if not running and started.exists():
-            end, late, running = time.monotonic() + seconds, f"the call did not return within {seconds:g} s", True
-        if time.monotonic() > end:
+        if late := patience.late():
             return late
-        time.sleep(0.02)
+        time.sleep(_LOOK)
     return ""
+
+
+def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
+    """Return the outcome of a process: its reply, if there is one, or else how it ended."""
+    reply = folder / _REPLY
+    if reply.exists():
+        try:
+            return wire.read_reply(reply.read_bytes(), act, arguments, wire.most_of_reply(arguments))
+        except wire.DamagedError as damage:
+            return Performed(ended="crashed", how=f"its process sent {damage}")
+    if late:
+        return Performed(ended="hung", how=late)
+    return Performed(ended="crashed", how=f"its process ended: {status_in_words(status)}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A host for one act that a process has performed already."""
+
+    performed: Performed[Any]
+    isolated: bool = True
+    not_run: str = ""
+
+    def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
+        """Return the outcome."""
+        return self.performed
+
+
+def perform_each(
+    losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
+) -> list[Performed[T]]:
+    """Call `act(loss, *arguments)` for each loss with its arguments, each in a process of its own; return the outcomes.
+
+    A new Python takes seconds to import torch. So one new Python imports torch once, and forks a process for each call,
+    before anything has used the device. Up to `jobs` calls run at the same time.
+    """
+    with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
+        folders = [Path(folder, str(at)) for at in range(len(losses))]
+        made: dict[int, Performed[T]] = {}
+        for at, (loss, given, own) in enumerate(zip(losses, arguments, folders, strict=True)):
+            own.mkdir()
+            try:
+                (own / _REQUEST).write_bytes(_request(loss, act, given, device))
+            except Exception as error:  # pickle raises PicklingError, AttributeError, TypeError, …
+                made[at] = _not_sent(error)
+        process = _start("serve", folder, str(jobs), str(SECONDS))
+        try:
+            process.wait(_STARTING + -(-len(losses) // jobs) * (_STARTING + SECONDS))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+        for at, (loss, given, own) in enumerate(zip(losses, arguments, folders, strict=True)):
+            if at in made:
+                continue
+            if (end := own / _END).exists():
+                late, status = json.loads(end.read_text(encoding="utf-8"))
+                made[at] = _outcome(own, act, given, late, status)
+            else:  # the process that forks has ended
+                made[at] = FreshProcess(loss, device).perform(act, *given)
+    return [made[at] for at in range(len(losses))]
+
+
+def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
+    """Call each subject with bad inputs that may make the device unusable, and return hosts with the outcomes.
+
+    One new process imports torch for all these calls (:func:`perform_each`). On a system without fork, return {}: then
+    each call has a new process.
+
+    Returns:
+        For each id of a bad input, the hosts by the name of the subject.
+    """
+    calls = [(bad, one) for bad in cases for one in subjects if not why_not_badly(bad, one, bad.build())]
+    if len(calls) < 2 or not can_fork():
+        return {}
+    losses, arguments = [one.loss for _, one in calls], [(bad.id, device) for bad, _ in calls]
+    made: dict[str, dict[str, Host]] = {}
+    for (bad, one), outcome in zip(
+        calls, perform_each(losses, call_badly, arguments, device, min(_CALLS_AT_ONCE, cores())), strict=True
+    ):
+        made.setdefault(bad.id, {})[one.name] = Made(outcome)
+    return made
+
+
+def serve(folder: str, jobs: str, seconds: str) -> None:
+    """Fork a process for each request in a folder, and write down how each process ended.
+
+    The new process of :func:`perform_each` runs this function.
+    """
+    waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
+    running: dict[int, tuple[Path, _Patience]] = {}
+    while waiting or running:
+        while waiting and len(running) < int(jobs):
+            own = waiting.pop(0)
+            if (child := os.fork()) == 0:
+                try:
+                    main(str(own))
+                finally:
+                    os._exit(1)
+            running[child] = own, _Patience(own, float(seconds))
+        for child, (own, patience) in list(running.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and (late := patience.late()):
+                os.kill(child, signal.SIGKILL)
+                ended, status = os.waitpid(child, 0)
+            else:
+                late = ""
+            if ended:
+                del running[child]
+                content = json.dumps([late, os.waitstatus_to_exitcode(status)])
+                (own / _END).write_text(content, encoding="utf-8")
+        time.sleep(_LOOK)
 
 
 def main(folder: str) -> None:

@@ -73,7 +73,7 @@ def judge_case(
     lacking = reasons[0] if reasons and all(reasons) else ""
     if reason := subject.not_applicable(question.inputs) or lacking or host.not_run:
         return Verdict(case.id, not_applicable=reason)
-    outcome = Outcome(case.dtype, question.inputs.digest)
+    outcome = Outcome(case.dtype, question.here.digest)
     findings: list[Finding] = []
     blocked = ""  # the reason why checks that make further calls do not run
     for at, (check, reason) in enumerate(zip(checks, reasons, strict=True)):
@@ -115,7 +115,7 @@ def _unused_options(trial: Trial) -> str:
     A function whose signature has `**options` is called with every option, and may ignore some options. If the loss is
     also wrong for a call without these options, return "", since the bug has another cause.
     """
-    inputs, defaults = trial.question.inputs, trial.case.operation.options
+    inputs, defaults = trial.question.here, trial.case.operation.options
     options = inputs.options
     given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
@@ -187,8 +187,7 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
     """Call a subject with a bad input, for which the subject must raise an error, and return the verdict."""
     inputs = bad.build(device)
-    lacking = subject.lacks.get("errors") or subject.lacks.get(bad.kind)
-    if reason := subject.not_applicable(inputs) or lacking or host.not_run:
+    if reason := why_not_badly(bad, subject, inputs) or host.not_run:
         return Verdict(bad.id, not_applicable=reason)
     try:
         reaction = refusals.react(host, bad, device)
@@ -204,6 +203,11 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
         if problem is not None:
             findings.append(Finding(subject.name, check, bad.id, problem.kind, problem.message, describe(inputs)))
     return Verdict(bad.id, outcome, findings)
+
+
+def why_not_badly(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
+    """Return the reason why a subject is not called with a bad input, which `inputs` has; "" if there is none."""
+    return subject.not_applicable(inputs) or subject.lacks.get("errors") or subject.lacks.get(bad.kind) or ""
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
@@ -241,7 +245,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     The finding also describes the arguments of the call. Some checks, such as `loss` and `gradient`, compare the first
     call with the exact value. Their findings also have torch's value, unless the subject is torch.
     """
-    inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
+    inputs, of, numbers, of_torch = trial.question.here, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
         if of != check.name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,12 +15,13 @@ from typing import Any
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.inputs import not_on_device
 from crossent.checks.derivatives import double_backward, forward_ad
 from crossent.checks.jacobians import batched_second, hessian, jacfwd
-from crossent.machine import ambient, available
+from crossent.machine import ambient, available, lost
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
-from crossent.run.fresh_process import FreshProcess
+from crossent.run.fresh_process import FreshProcess, call_ahead
 from crossent.run.isolation.fork_server import OWN, ForkServer, ForkServerError
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
@@ -66,8 +67,8 @@ def run(
         known: the lists of known failures.
 
     Returns:
-        False if the run ended after `settings.max_findings` findings, not counting known failures; True if all cases
-        ran.
+        False if the run ended after `settings.max_findings` findings, not counting known failures, or because a call
+        made the device unusable; True if all cases ran.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -88,12 +89,13 @@ def run(
     found = 0
     try:
         cache = own_compile_cache() if settings.in_workers else nullcontext()
-        with cache, in_workers(_Work(planned, subjects, settings, enough), enter) as steps:
+        work = _Work(planned, subjects, settings, enough)
+        with cache, in_workers(work, enter) as steps:
             for step in progress(steps):
                 found += len(step.findings)
                 if settings.max_findings is not None and found >= settings.max_findings:
                     return False
-        return True
+        return not work.lost
     finally:
         report.sort([case.id for case in planned])
 
@@ -108,7 +110,11 @@ def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
         places = itertools.chain(*ordered(work.planned))
         for at, verdicts in work.judge(places, work.subjects, hosts, work.settings.device):
             steps.running = f"{costs[at][1]} on {work.cases[at].id}"
-            yield Step(costs[at][0], enter(list(enumerate(verdicts))))
+            made = list(enumerate(verdicts))
+            work.lost = any(verdict.findings for _, verdict in made) and bool(lost(work.settings.device))
+            yield Step(costs[at][0], enter(made))
+            if work.lost:
+                return
 
     steps = Steps(judged(), len(costs), sum(seconds for seconds, _ in costs))
     with ambient():
@@ -123,8 +129,12 @@ def judge_each(
     device: str,
     enough: Callable[[Subject, Sequence[Finding]], bool] = lambda subject, findings: False,
     question: Question | None = None,
+    made: Mapping[str, Host] | None = None,
 ) -> Iterator[Verdict]:
     """Yield the verdict on each subject on one case. Inputs and exact values are computed once for all subjects.
+
+    If a subject in this process makes the device unusable, for example by a device-side assert, the verdict says so,
+    and no verdict on a further subject follows.
 
     Args:
         case: the case or the bad input.
@@ -135,23 +145,36 @@ def judge_each(
         device: the device of the tensors.
         enough: a function that returns whether the run can end with these findings of a subject on the case.
         question: the case with its exact values; None to compute the exact values here.
+        made: for a bad input that may make the device unusable, the hosts that have called subjects already, by the
+            name of the subject.
     """
-    fresh: Host
-    if isinstance(case, BadInput):
-        for subject, host in zip(subjects, hosts, strict=True):
-            fresh = FreshProcess(subject.loss, device) if case.asserts(device) else host
-            yield _judge_safely(partial(judge_bad_input, case, subject, fresh, device), case, subject, host)
-        return
-    question = question or Question(case, device)
     for subject, host in zip(subjects, hosts, strict=True):
-        judge = partial(judge_case, question, subject, host, checks, partial(enough, subject))
-        yield _judge_safely(judge, case, subject, host)
+        if reason := not_on_device(case.build, device):
+            yield Verdict(case.id, not_applicable=reason)
+            continue
+        if isinstance(case, BadInput):
+            alone = (made or {}).get(subject.name) or FreshProcess(subject.loss, device)
+            calls = alone if case.asserts(device) else host
+            judge = partial(judge_bad_input, case, subject, calls, device)
+        else:
+            question = question or Question(case, device)
+            judge = partial(judge_case, question, subject, host, checks, partial(enough, subject))
+        verdict = _judge_safely(judge, case, subject, host, device)
+        # A bad call may raise an allowed error and yet make the device unusable.
+        suspect = verdict.findings or isinstance(case, BadInput)
+        if suspect and not host.isolated and (why := lost(device)):
+            yield judge_ended(case, subject.name, "crashed", f"the call made {device} unusable: {why}")
+            return
+        yield verdict
 
 
-def _judge_safely(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
+def _judge_safely(
+    judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host, device: str
+) -> Verdict:
     """Call `judge`, and return its verdict.
 
-    If a reply of an isolated process makes `judge` raise an exception, return a verdict with the finding "crashed".
+    If a reply of an isolated process, or a device that became unusable, makes `judge` raise an exception, return a
+    verdict with the finding "crashed".
     """
     if isinstance(host, IsolatedProcess):
         host.start_case()
@@ -160,7 +183,7 @@ def _judge_safely(judge: Callable[[], Verdict], case: Case | BadInput, subject: 
     except ForkServerError:
         raise
     except Exception as error:
-        if not host.isolated:
+        if not host.isolated and not lost(device):
             raise
         return judge_ended(case, subject.name, "crashed", f"{DAMAGED}: {said(error)}")
 
@@ -173,6 +196,7 @@ class _Work:
     subjects: Sequence[Subject]
     settings: Settings
     enough: Callable[[Subject, Sequence[Finding]], bool]
+    lost: bool = False  # whether a call made the device unusable
     server: ForkServer | None = None
     processes: dict[int, IsolatedProcess] = field(default_factory=dict)
 
@@ -193,13 +217,16 @@ class _Work:
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
             cases = {at: self.cases[at] for at in some}
             questions = {at: Question(case, device) for at, case in cases.items() if isinstance(case, Case)}
+            questions = {at: one for at, one in questions.items() if not not_on_device(one.case.build, device)}
             derivatives = {forward_ad, double_backward, jacfwd, batched_second, hessian}
             along = [made for at, made in questions.items() if derivatives & {*self.planned[cases[at]]}]
             prepare(list(questions.values()), subjects, along)
+            asserting = [case for case in cases.values() if isinstance(case, BadInput) and case.asserts(device)]
+            made = call_ahead(asserting, subjects, device)
             for at, case in cases.items():
                 known = questions.pop(at, None)  # popped, so that its arrays are freed
                 checks = self.planned[case]
-                yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
+                yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
     def share(self, part: Part) -> list[Placed]:
         """Judge the cases of a part of the run, and return the verdicts. Stop if the findings on a case end the run."""

@@ -164,8 +164,8 @@ def as_compiled(subject: Subject, device: str) -> Subject:
         loss=partial(_call_compiled, subject.loss),
         not_applicable=partial(unless_compiled, subject.not_applicable),
         not_transformed="is compiled itself",
-        # On CUDA, torch.compile generates Triton code.
-        promise="fast_kernel" if device.startswith("cuda") else subject.promise,
+        # On a GPU, torch.compile generates code with approximate functions: Triton on CUDA and XPU, Metal on MPS.
+        promise=subject.promise if device == "cpu" else "fast_kernel",
         source=f"{subject.source}{COMPILE_SUFFIX}",
     ).lacking(_OF_COMPILED)
 

@@ -77,7 +77,7 @@ def _unnormalised(inputs: Inputs) -> bool:
     """
     if not inputs.target.is_floating_point():
         return False
-    probabilities = inputs.target.double()
+    probabilities = inputs.target.cpu().double()
     off = (probabilities.sum(min(1, probabilities.dim() - 1)) - 1).abs()
     return bool((off > torch.finfo(inputs.target.dtype).eps).any())
 

@@ -87,7 +87,7 @@ def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBa
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
         tensor = getattr(got, name)
-        values = tensor.reshape(-1, 1).double().cpu().numpy() if name == "loss" else rows_of(tensor)
+        values = tensor.reshape(-1, 1).cpu().double().numpy() if name == "loss" else rows_of(tensor)
         found[name] = Ball(values, np.zeros_like(values), np.where(np.isnan(bound), np.inf, bound))
     return found
 

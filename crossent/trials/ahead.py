@@ -60,7 +60,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
-    formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.inputs.leaves.items()}
+    formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.here.leaves.items()}
     grades = sorted({"A", trial.wanted})
     needed = [(formats, grade) for grade in grades]
     if along:

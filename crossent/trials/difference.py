@@ -96,7 +96,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
         values["gradient"] = _allow_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
     found = [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
     if zero_mean and exact.terms.reduction == "mean" and not exact.terms.kept.any():
-        zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).double().cpu().numpy()
+        zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).cpu().double().numpy()
         found[0] = replace(difference("loss", name_of(got.loss), loss, Ball(zero, zero, zero), zero), index=())
     return found
 
@@ -141,7 +141,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
         ValueError: the result has another number of elements than the exact values.
     """
     by_row = check in BY_ROW
-    got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
+    got = tensor.reshape(-1, 1).cpu().double().numpy() if by_row else rows_of(tensor)
     if got.size != exact.hi.size:  # an isolated process may send an empty tensor, which would have no wrong number
         raise ValueError(f"{check}: got {got.size} numbers; expected {exact.hi.size}")
     allowed, vacuous, without_bound = _find_bounds(check, exact, bounds)

@@ -236,10 +236,10 @@ def _linear_call(inputs: Inputs) -> LinearCall:
     """Return the arguments of a linear cross-entropy in the form that the oracle takes."""
     tensors = {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
-    dense = inputs.target.is_floating_point()
+    dense, upstream = inputs.target.is_floating_point(), inputs.upstream.cpu().double()
 
     def numbers(tensor: Tensor) -> Array:
-        return np.asarray(tensor.detach().double().cpu().numpy().astype(narrow))
+        return np.asarray(tensor.detach().cpu().double().numpy().astype(narrow))
 
     return LinearCall(
         numbers(inputs.input),
@@ -249,7 +249,7 @@ def _linear_call(inputs: Inputs) -> LinearCall:
         ignore_index=inputs.options.get("ignore_index", -100),
         reduction=inputs.options["reduction"],
         label_smoothing=inputs.options["label_smoothing"],
-        upstream=inputs.upstream.double().cpu().numpy() if inputs.upstream.dim() else inputs.upstream.double().item(),
+        upstream=upstream.numpy() if upstream.dim() else upstream.item(),
     )
 
 
@@ -276,7 +276,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
         ignore_index=inputs.options.get("ignore_index", -100),
         reduction=terms.reduction,
         label_smoothing=inputs.options["label_smoothing"],
-        upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
+        upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.cpu().double().item(),
     )
 
 
@@ -292,14 +292,14 @@ def terms_of(inputs: Inputs) -> Terms:
         index = _indices(inputs.target)
         kept = index != options.get("ignore_index", -100)
         index = np.where(kept, index, 0)
-    upstream = inputs.upstream.double().cpu().numpy().reshape(-1)
+    upstream = inputs.upstream.cpu().double().numpy().reshape(-1)
     return Terms(
         logits=logits,
         log_sum=_log_sum(logits),
         index=index,
         kept=kept,
         probabilities=probabilities,
-        weight=options["weight"].double().cpu().numpy() if "weight" in options else None,
+        weight=options["weight"].cpu().double().numpy() if "weight" in options else None,
         label_smoothing=options["label_smoothing"],
         reduction=options["reduction"],
         upstream=np.broadcast_to(upstream, (len(logits),)),
@@ -325,7 +325,7 @@ def rows_of(tensor: Tensor) -> Array:
     """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers."""
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
-    rows: Array = last.reshape(-1, classes).detach().double().cpu().numpy()
+    rows: Array = last.reshape(-1, classes).detach().cpu().double().numpy()
     return rows
 
 

@@ -104,6 +104,14 @@ class Question:
         return self.case.build(self.device)
 
     @cached_property
+    def here(self) -> Inputs:
+        """The inputs of the case on the CPU, with the same bits. The exact values and the error bounds come from them.
+
+        The judge can read them without a wait for the device, and even if a call made the device unusable.
+        """
+        return self.inputs if self.device == "cpu" else self.case.build()
+
+    @cached_property
     def others(self) -> Inputs:
         """Inputs with the same shapes and options and other random numbers, for a call between two equal calls."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
@@ -111,12 +119,12 @@ class Question:
     @cached_property
     def exact(self) -> Exact:
         """The exact values of the case. The object also computes the error bounds of a contract."""
-        return solve(self.inputs)
+        return solve(self.here)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
         """The exact derivatives along the direction of the case. The object also computes the error bounds."""
-        return solve_along(self.inputs, self.case.direction(self.device))
+        return solve_along(self.here, self.case.direction())
 
 
 @dataclass(eq=False)
@@ -285,13 +293,13 @@ def misshapen(
         trial: the subject on the case.
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
-        device: the device on which the loss must be; by default, the device of the question.
+        device: the device on which the loss must be; by default, the device of the inputs.
         way: a phrase that says which call returned the loss, for the message, if a check makes several calls.
     """
     name = in_words(f"loss {way}".rstrip())
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"{name}: got {kind_of(loss)}; expected {DENSE}")
-    dtype, device = trial.subject.result_dtype(expected.dtype), device or torch.device(trial.question.device)
+    dtype, device = trial.subject.result_dtype(expected.dtype), device or trial.question.inputs.input.device
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
     got, due = described(loss.dtype, loss.shape), described(dtype, expected.shape)

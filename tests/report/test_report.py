@@ -289,7 +289,10 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         (b'{"schema": "\\u001b[31m\\n"}', r"schema '\x1b[31m\n'"),
         (b'{"schema": 1}', "environment.device is missing"),
         (b'{"schema": 1, "environment": []}', "environment.device is missing"),
-        (b'{"schema": 1, "environment": {"device": 3}}', "got environment.device 3; allowed are cpu, cuda and cuda:N"),
+        (
+            b'{"schema": 1, "environment": {"device": 3}}',
+            "got environment.device 3; allowed are cpu, cuda, cuda:N, xpu, xpu:N and mps",
+        ),
     ],
 )
 def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, content, message):

@@ -62,6 +62,48 @@ def test_a_fresh_process_reports_the_effects_of_the_call(reactions, name, expect
     assert reactions[name] == expected
 
 
+def test_processes_that_one_process_forks_report_the_same(reactions, monkeypatch):
+    """One new Python is started for all calls, and each call has a process of its own."""
+    started, popen = [], fresh_process.subprocess.Popen
+    monkeypatch.setattr(fresh_process, "SECONDS", 1.0)
+    monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))
+    calls = [(BEYOND.id, "cpu")] * len(SUBJECTS)
+    made = fresh_process.perform_each(list(SUBJECTS.values()), call_badly, calls, "cpu", 4)
+    assert len(started) == 1
+    for name, outcome in zip(SUBJECTS, made, strict=True):
+        found = judge_reaction(react(fresh_process.Made(outcome), BEYOND, "cpu"), BEYOND.allowed("cpu"))
+        assert {problem.kind: problem.message for problem in found.values() if problem} == reactions[name], name
+
+
+def test_a_subject_that_cannot_be_sent_does_not_keep_others_from_their_calls():
+    losses = [lambda *arguments, **options: None, crossent.formula]
+    lost, right = fresh_process.perform_each(losses, call_badly, [(BEYOND.id, "cpu")] * 2, "cpu", 2)
+    assert "cannot be sent to a separate process" in lost.value.reason
+    assert right.value.raised.is_a(IndexError)
+
+
+def test_calls_have_their_own_process_if_the_process_that_forks_has_ended(monkeypatch):
+    monkeypatch.setattr(fresh_process, "_CODE", fresh_process._CODE.replace("{function}(", "{function}_of_nothing("))
+    asked = []
+    monkeypatch.setattr(FreshProcess, "perform", lambda self, act, *of: asked.append(of) or Performed(1))
+    calls = [(BEYOND.id, "cpu"), (SHORT_WEIGHT.id, "cpu")]
+    made = fresh_process.perform_each([crossent.formula] * 2, call_badly, calls, "cpu", 2)
+    assert (made, asked) == ([Performed(1)] * 2, calls)
+
+
+def test_a_run_starts_one_process_for_all_calls_that_would_poison_a_device(monkeypatch):
+    """Fifteen bad inputs and two subjects would start thirty processes, one after another: minutes with a GPU."""
+    monkeypatch.setattr(BadInput, "asserts", lambda self, device: self.poisons)
+    started, popen = [], fresh_process.subprocess.Popen
+    monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))
+    ids = [bad.id for bad in BAD_INPUTS if bad.poisons]
+    report = crossent.check("formula", "one_hot", level="quick", dtypes="float32", cases=ids)
+    assert len(ids) == 15
+    assert [len(part.outcomes) for part in report.subjects] == [15, 15]
+    assert report.findings == []
+    assert len([words for (words,) in started if words[0] == sys.executable]) == 1
+
+
 def test_a_process_that_does_not_start_is_ended(monkeypatch):
     monkeypatch.setattr(fresh_process, "_STARTING", 0.05)
     performed = FreshProcess(crossent.formula).perform(call_badly, BEYOND.id, "cpu")
@@ -95,6 +137,7 @@ def test_only_a_call_that_would_poison_a_device_has_a_fresh_process(monkeypatch)
         return Verdict(bad.id, not_applicable="is not judged here")
 
     monkeypatch.setattr(parallel, "judge_bad_input", recorded)
+    monkeypatch.setattr(parallel, "lost", lambda device: "")
     for bad_input in (BEYOND, SHORT_WEIGHT):
         for device in ("cpu", "cuda", "cuda:1"):
             subject = Subject("mine", crossent.formula)

@@ -298,6 +298,13 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     assert load("formula+compile", device="cuda:0")[0].promise == "fast_kernel"
 
 
+def test_code_of_a_file_that_is_compiled_for_a_gpu_has_approximate_functions(folder):
+    (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
+    devices = ("cpu", "cuda:0", "xpu")
+    promises = {device: load("formula.py:mine+compile", device=device)[0].promise for device in devices}
+    assert promises == {"cpu": "kernel", "cuda:0": "fast_kernel", "xpu": "fast_kernel"}
+
+
 def test_a_compiled_subject_is_right(folder):
     if reason := compiler.unusable("inductor", "cpu"):
         pytest.skip(reason)
