@@ -73,7 +73,7 @@ def run_tests(path: str, *words: str, small: Sequence[str] = (), full: Sequence[
 def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tuple[Command, ...]], ...]:
     """Return a check in eight parts, by dtype and by subjects, so that eight processes share the device.
 
-    The parts also limit what a device-side assert can end. `--shard` would divide the work more evenly.
+    The parts also limit what a device-side assert can end. Shards of the cases would divide the work more evenly.
     """
     groups = {"torch": ("torch",), "forms": FORMS}
     return tuple(

@@ -52,7 +52,7 @@ def check(
             "package.module:NAME" or "path/to/file.py:NAME", each also with "+compile"; or a callable with the
             signature of `F.cross_entropy`; or a class with the constructor of `nn.CrossEntropyLoss`. Without
             subjects, every form and torch are checked.
-        device: the device of the tensors: "cpu", "cuda", "cuda:0", …
+        device: the device of the tensors: "cpu", "cuda", "cuda:0", "xpu", "mps", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
         seed: the seed of the numbers in the cases, 0 or more. The seed does not change the options of the cases.
@@ -68,7 +68,7 @@ def check(
             the contract "torch", otherwise "A". With a contract, the grade also applies to the forms and torch.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. With None, on a
-            CUDA device, and on a system without fork, all cases run in this process.
+            GPU, and on a system without fork, all cases run in this process.
         timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If the calls take
             longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
