@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import triton
@@ -11,6 +15,7 @@ from torch import Tensor
 from crossent.forms.rows import Rows
 
 _TILE, _IN_A_THREAD = 4096, 16  # the logits that a program holds at a time, and how many of them each thread holds
+_LOCK = threading.Lock()
 
 
 @triton.jit
@@ -114,11 +119,17 @@ def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream:
     options["F"] = tl.float64 if rows.compute == torch.float64 else tl.float32
     # A fused multiply-add leaves out a rounding, which every error bound allows.
     options |= {"num_warps": tile // (32 * _IN_A_THREAD), "enable_fp_fusion": True}
-    # On a CPU, Triton's interpreter computes with numpy, which would warn of 1/0.
-    with torch.cuda.device(x.device) if x.device.type == "cuda" else np.errstate(all="ignore"):
+    with torch.cuda.device(x.device) if x.device.type == "cuda" else _interpreting():
         u_step = 0 if upstream is None else upstream.stride(0)
         grid = (triton.cdiv(n * d, together),)
         _cross_entropy[grid](*tensors, upstream, u_step, losses, n * d, d, classes, **options)
+
+
+@contextmanager
+def _interpreting() -> Iterator[None]:
+    # Triton's interpreter replaces functions of Triton while it runs. It computes with numpy, which would warn of 1/0.
+    with _LOCK, np.errstate(all="ignore"):
+        yield
 
 
 def _steps(tensor: Tensor | None) -> tuple[int, ...]:
