@@ -69,9 +69,16 @@ def _why_not_on_path(path: str, inputs: Inputs) -> str | None:
     return None if path_of(inputs.input.device.type) == path else _NEEDED[path]
 
 
+# With a gradient of the target, no case with class probabilities would run the kernel.
+_ONLY_OF_LOGITS = "calls formula instead of its kernel if the target requires a gradient"
+
+
 def _fused(name: str, path: str, promise: Promise) -> Subject:
+    lacks = {} if path == "blocked" else {"target_gradient": _ONLY_OF_LOGITS}
     not_applicable = partial(_why_not_on_path, path)
-    return Subject(name, fused, not_applicable=not_applicable, promise=promise, source=name, contract=promise)
+    return Subject(
+        name, fused, not_applicable=not_applicable, promise=promise, source=name, contract=promise, lacks=lacks
+    )
 
 
 # What `fused` runs, by :func:`crossent.forms.fused.path_of`. The names differ, so that a report says which code ran.
