@@ -5,11 +5,11 @@ import json
 import pytest
 
 from benchmarks import fused
-from benchmarks.fused import RIVALS, Timed, measure
+from benchmarks.fused import Timed, measure
 
 
 def test_a_dry_run_times_every_call_and_writes_a_file(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fused.peers, "peers", lambda shape, device: {"torch.compile": "left out", "liger": "left out"})
+    monkeypatch.setattr(fused.peers, "_compiled", lambda: "takes too long")
     into = tmp_path / "fused.json"
     arguments = ["--device", "cpu", "--elements", "4096", "--rounds", "2", "--dtype", "float32", "--into", str(into)]
     assert fused.main(arguments) == 0
@@ -18,11 +18,12 @@ def test_a_dry_run_times_every_call_and_writes_a_file(tmp_path, capsys, monkeypa
     for one in made["shapes"]:
         assert set(one["seconds"]) == {"copy", "fused", "blocked", "torch"}
         assert all(seconds > 0 for seconds in one["seconds"].values())
+        assert one["missing"] == {"torch.compile": "takes too long", "liger": "needs a CUDA device"}
     assert made["dry"]
     assert len(made["clocks"]) == 2
     out = capsys.readouterr().out
     assert "a dry run: no target was tested" in out
-    assert "1x4096: liger is missing: left out" in out
+    assert "1x4096: liger is missing: needs a CUDA device" in out
 
 
 def test_a_benchmark_on_cuda_needs_the_compiled_kernel(monkeypatch, capsys):
@@ -65,7 +66,3 @@ def test_the_times_are_medians_without_the_first_round_and_the_order_changes():
     for name, one in zip(ran[2:], [1.0, 2.0, 3.0, 4.0, 50.0, 60.0], strict=True):
         taken[name] += (one,)
     assert seconds == {name: sorted(each)[1] for name, each in taken.items()}
-
-
-def test_the_rivals_are_peers_of_the_benchmarks():
-    assert set(RIVALS) - {"torch"} <= set(fused.peers.peers((4, 8), "cpu"))

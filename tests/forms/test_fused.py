@@ -5,6 +5,10 @@
 
 import importlib.util
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ import crossent
 from crossent.cases.operation import CROSS_ENTROPY
 from crossent.forms.fused import path_of
 from crossent.forms.rows import arrange
+from crossent.repro.rerun import script_of
 from crossent.run.runner import check
 from crossent.subjects.builtin import BY_NAME, by_default, subjects_of
 
@@ -77,6 +82,16 @@ def test_without_cuda_and_the_interpreter_fused_has_the_bits_of_blocked():
         losses = [form(logits, target, **options) for form in (crossent.fused, crossent.blocked)]
         assert torch.equal(*losses)
         assert torch.equal(*(gradient_of(loss.sum(), logits) for loss in losses))
+
+
+def test_a_script_repeats_a_call_with_the_code_that_ran(tmp_path):
+    name, path = NAMES[path_of("cpu")], tmp_path / "again.py"
+    path.write_text(script_of(f"{name}:loss:float32-7x5-normal-int64-mean", None, passed=True), encoding="utf-8")
+    assert ("TRITON_INTERPRET" in path.read_text(encoding="utf-8")) == (name == "fused_interpreter")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(crossent.__file__).parents[1])
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # The kernel in the interpreter
