@@ -114,7 +114,8 @@ def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream:
     if upstream is not None:
         upstream = upstream.expand(rows.logits.shape[:-1]).reshape(-1)
     of_row = [None if one is None else one.reshape(-1) for one in (rows.index, rows.kept, rows.target_weight)]
-    tensors = [x, _steps(x), t, _steps(t), gradient, _steps(gradient), *of_row, rows.weight, divisor]
+    weight = None if rows.weight is None else rows.weight.contiguous()
+    tensors = [x, _steps(x), t, _steps(t), gradient, _steps(gradient), *of_row, weight, divisor]
     options = {"SMOOTHING": rows.label_smoothing, "DENSE": rows.dense, "DONE": done, "ROWS": together, "BLOCK": block}
     options["F"] = tl.float64 if rows.compute == torch.float64 else tl.float32
     # A fused multiply-add leaves out a rounding, which every error bound allows.

@@ -210,6 +210,15 @@ def test_no_argument_changes(reduction):
 
 
 @interpreted
+def test_a_class_weight_and_a_target_need_not_be_contiguous():
+    logits, target = batch((6, 5))
+    weight, apart = torch.rand(10)[::2], torch.stack([target, target], 1)[:, 1]
+    for options in ({}, {"label_smoothing": 0.1}):
+        loss = crossent.fused(logits, apart, weight, **options)
+        assert torch.equal(loss, crossent.fused(logits, target, weight.contiguous(), **options))
+
+
+@interpreted
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_offsets_have_64_bits(dim, monkeypatch):
     """The last logit is more than 2^31 elements behind the first. Of the memory in between, no page is used."""

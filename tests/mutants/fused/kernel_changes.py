@@ -123,6 +123,7 @@ CHANGES = (
     Change("a_row_too_many", "exists = row < N", "exists = row <= N", "call", PLAIN),
     Change("gradient_beyond_the_last_row", "slope, 0), exists[:, None] & (c < C)", "slope, 0), c < C", "call", PLAIN),
     Change("last_rows_left_out", "triton.cdiv(n * d, together)", "max(1, n * d // together)", "loss gradient", MANY),
+    Change("weight_taken_for_contiguous", "rows.weight.contiguous()", "rows.weight", "", "strided_weight"),
     Change("row_in_32_bits", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)", "", "far_rows"),
     Change("class_in_32_bits", "[None, :].to(tl.int64)", "[None, :]", "", "far_classes", 0),
 )
