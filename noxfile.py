@@ -104,6 +104,18 @@ def wheelhouse(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.cuda.wheels", *session.posargs)
 
 
+@nox.session
+def fused(session: nox.Session) -> None:
+    """Test `fused`: compile its kernel, and run the kernel and its mutants in Triton's interpreter, without a GPU."""
+    session.install("-e", ".[test,triton]")
+    tests = ("tests/forms/test_fused.py", "tests/forms/test_against_torch.py", "tests/checks/test_kernel_mutants.py")
+    session.run("pytest", *tests[:1], *session.posargs)
+    interpreter = {"TRITON_INTERPRET": "1"}
+    session.run("pytest", *tests, *session.posargs, env=interpreter)
+    for level in ("quick", "normal"):
+        session.run("crossent", "check", "fused", "--level", level, env=interpreter)
+
+
 @nox.session(python="3.11")
 def minimum(session: nox.Session) -> None:
     """Run the tests on the oldest supported torch."""

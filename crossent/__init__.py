@@ -1,12 +1,13 @@
 """Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-The loss of logits, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py):
+The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blocks.py and crossent/forms/fused.py):
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
     one_hot          over a dense target: 1 for the true class, 0 for every other class
     scalar           one row of Python numbers
     blocked          some rows at a time, with the gradient written by hand
+    fused            one Triton kernel for CUDA; without CUDA, the same as blocked
 
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
@@ -49,6 +50,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossent import adapters as adapters
     from crossent.forms.blocks import blocked
+    from crossent.forms.fused import fused
     from crossent.forms.linear import linear_blocked, linear_formula
     from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
     from crossent.report.findings import Finding
@@ -68,6 +70,7 @@ __all__ = [
     "check",
     "diff",
     "formula",
+    "fused",
     "linear_blocked",
     "linear_formula",
     "log_softmax_nll",
@@ -82,6 +85,7 @@ _FROM = {
     "blocked": "forms.blocks",
     "check": "run.runner",
     "diff": "report.moves.diff",
+    "fused": "forms.fused",
     "parametrize": "run.pytest_checks",
     **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms.textbook"),
     **dict.fromkeys(("linear_blocked", "linear_formula"), "forms.linear"),

@@ -40,7 +40,7 @@ CHECK_NAMES = (
 )
 # The built-in subjects, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = (
-    "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch", "linear_formula", "linear_blocked",
+    "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "fused", "torch", "linear_formula", "linear_blocked",
     "torch.nn.functional:linear_cross_entropy",
 )
 # The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.

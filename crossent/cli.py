@@ -97,8 +97,8 @@ def check(
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
 
-    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked, scalar, linear_formula or linear_blocked), torch,
-    or your function. torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
+    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked, scalar, fused, linear_formula or linear_blocked),
+    torch, or your function. torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
 
     Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
     F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, NAME

@@ -10,7 +10,7 @@ import pytest
 from importlinter import cli
 
 import crossent
-from crossent.forms import FORMS, LINEAR_FORMS
+from crossent.forms import FORMS, KERNEL_FORMS, LINEAR_FORMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "crossent"
@@ -61,6 +61,6 @@ def test_a_module_is_short(module):
 
 
 def test_every_form_is_a_public_name():
-    forms = {**FORMS, **LINEAR_FORMS}
+    forms = {**FORMS, **KERNEL_FORMS, **LINEAR_FORMS}
     assert set(forms) < set(crossent.__all__)
     assert all(getattr(crossent, name) is form for name, form in forms.items())

@@ -55,7 +55,8 @@ def test_the_picture_of_a_check_shows_every_subject_and_the_number_of_cases(pict
     again = "`nox -s figures` draws the picture again"
     cases = len(plan("quick", tuple(DTYPES), 0)) + lacking()
     shown = {line.split()[0]: line for line in pictures[0] if " PASSED " in line}
-    assert set(shown) == {subject.name for group in NAMED.values() for subject in group}, again
+    names = [name for name in NAMED if name != "fused"]  # no kernel runs on a CPU
+    assert set(shown) == {subject.name for name in names for subject in NAMED[name]}, again
     for name, line in shown.items():
         assert name in ("scalar", "torch_nll") or f" {cases} " in line, again
     assert pictures[0][-1].startswith("PASSED: "), again

@@ -1,4 +1,4 @@
-"""The forms: cross-entropy written out by hand, five times, and linear cross-entropy, twice.
+"""The forms: cross-entropy written out by hand, six times, and linear cross-entropy, twice.
 
 This room has the reference implementations and the checks of their arguments. The modules import torch. `explain` and
 `explain_linear` also import rich, which prints the worked examples. No module imports another room of the package.
@@ -6,27 +6,32 @@ This room has the reference implementations and the checks of their arguments. T
 textbook        formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
 linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
 blocks          blocked: the same loss, computed some rows at a time, with a gradient written by hand
+fused           fused: the same loss in one kernel for CUDA
+kernel          the kernel of fused, in Triton; only fused imports this module, when it needs the kernel
 rows            Rows: the arguments of one call, laid out as rows of logits
 validation      the checks of the arguments, and the error messages
 explain         the worked example: one loss, step by step
 explain_linear  the worked example of linear cross-entropy, from a hidden state to the gradients of the last layer
 
-The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name, and
-`LINEAR_FORMS` the forms of linear cross-entropy.
+The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name,
+`KERNEL_FORMS` the form that needs CUDA or Triton's interpreter, and `LINEAR_FORMS` the forms of linear cross-entropy.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from crossent.forms.blocks import blocked
+from crossent.forms.fused import fused
 from crossent.forms.linear import linear_blocked, linear_formula
 from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
 
 __all__ = [
     "FORMS",
+    "KERNEL_FORMS",
     "LINEAR_FORMS",
     "blocked",
     "formula",
+    "fused",
     "linear_blocked",
     "linear_formula",
     "log_softmax_nll",
@@ -41,4 +46,5 @@ FORMS: dict[str, Callable[..., Any]] = {
     "blocked": blocked,
     "scalar": scalar,
 }
+KERNEL_FORMS: dict[str, Callable[..., Any]] = {"fused": fused}
 LINEAR_FORMS: dict[str, Callable[..., Any]] = {"linear_formula": linear_formula, "linear_blocked": linear_blocked}

@@ -11,7 +11,8 @@ With class weights `w`, label smoothing `Îµ` and the smoothed target `q = (1 - Î
 `formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`,
 without the deprecated `size_average` and `reduce`. So the fourth positional argument is `ignore_index`. A gradient may
 differ from torch's in its memory layout: the class axis may come last in memory.
-`scalar` computes one row with Python floats. The fifth form, `blocked`, is in :mod:`crossent.forms.blocks`.
+`scalar` computes one row with Python floats. The other two forms are `blocked`, in
+:mod:`crossent.forms.blocks`, and `fused`, in :mod:`crossent.forms.fused`.
 
 Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,
 Higham & Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.

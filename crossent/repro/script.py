@@ -18,6 +18,7 @@ from crossent.cases.case import Case
 from crossent.cases.ids import case_of
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS
+from crossent.forms import fused
 from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.equations import Shapes
@@ -304,6 +305,10 @@ def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> 
         code.add(compiled)
     if base in DEFINED:
         code.add(DEFINED[base], "subject")
+    elif BY_NAME.get(base, ANOTHER).loss is fused:
+        if base == "fused_interpreter":
+            yield 'import os\nos.environ["TRITON_INTERPRET"] = "1"  # before the import of Triton'
+        yield "from crossent import fused as subject  # this script needs nothing else but torch and Triton"
     elif base in FORM_SUBJECTS:
         yield f"from crossent import {base} as subject  # this script needs nothing else but torch"
     else:

@@ -23,7 +23,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, named, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, by_default, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.features import FEATURES
@@ -158,7 +158,7 @@ class Settings:
             ValueError: a subject cannot be loaded, a feature does not exist, or the grade applies to no subject.
             TypeError: a subject is neither a name nor callable.
         """
-        each = (self._load(one) for one in dict.fromkeys(subjects) or named(self._operation))
+        each = (self._load(one) for one in dict.fromkeys(subjects) or by_default(self._operation, self.device))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
         self.require_grade_applies(once.values())

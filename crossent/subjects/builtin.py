@@ -12,7 +12,8 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
-from crossent.forms import FORMS, LINEAR_FORMS, scalar
+from crossent.forms import FORMS, LINEAR_FORMS, fused, scalar
+from crossent.forms.fused import path_of
 from crossent.numerics.bounds.contracts import Promise
 from crossent.subjects.callables import with_weight
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -62,6 +63,40 @@ _SCALAR = Subject(
     contract="eager",
 )
 FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name, form in FORMS.items()}
+
+
+def _why_not_on_path(path: str, inputs: Inputs) -> str | None:
+    return None if path_of(inputs.input.device.type) == path else _NEEDED[path]
+
+
+# With a gradient of the target, no case with class probabilities would run the kernel.
+_ONLY_OF_LOGITS = "calls formula instead of its kernel if the target requires a gradient"
+
+
+def _fused(name: str, path: str, promise: Promise) -> Subject:
+    lacks = {} if path == "blocked" else {"target_gradient": _ONLY_OF_LOGITS}
+    not_applicable = partial(_why_not_on_path, path)
+    return Subject(
+        name, fused, not_applicable=not_applicable, promise=promise, source=name, contract=promise, lacks=lacks
+    )
+
+
+# What `fused` runs, by :func:`crossent.forms.fused.path_of`. The names differ, so that a report says which code ran.
+_NEEDED = {
+    "kernel": "needs CUDA and the package triton, without TRITON_INTERPRET=1",
+    "interpreter": "needs the package triton and TRITON_INTERPRET=1",
+    "blocked": "runs only where neither CUDA nor TRITON_INTERPRET=1 lets its kernel run",
+}
+_FUSED = {
+    "kernel": _fused("fused", "kernel", "fast_kernel"),
+    "interpreter": _fused("fused_interpreter", "interpreter", "kernel").lacking(
+        {
+            "bfloat16": "runs in Triton's interpreter, which truncates to bfloat16 where a GPU rounds",
+            "large": "runs in Triton's interpreter, which would take hours",
+        }
+    ),
+    "blocked": _fused("fused_as_blocked", "blocked", "blocked"),
+}
 _STORES_LOGITS = "stores all logits"
 LINEAR_FORM_SUBJECTS = {
     "linear_formula": _linear_form("linear_formula").lacking({"memory": _STORES_LOGITS}),
@@ -190,8 +225,13 @@ REFERENCES = {
     CROSS_ENTROPY: TORCH,
     LINEAR_CROSS_ENTROPY: Subject("torch_composed", _composed, source="torch_composed", **_AS_TORCH_LINEAR),
 }
-# The subjects of each name that a user can give. The name "torch" stands for two subjects.
-NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
+# The subjects of each name that a user can give. The name "torch" stands for two subjects, and "fused" for the one of
+# three that `subjects_of` returns.
+NAMED = {
+    **{name: (form,) for name, form in FORM_SUBJECTS.items()},
+    "fused": tuple(_FUSED.values()),
+    "torch": (TORCH, TORCH_NLL),
+}
 # The subjects of torch's linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions`
 # that changes the computation on a CPU. "chunked" has the default of each option, and computes float16 and bfloat16 in
 # float32. "accurate" computes in the dtype of the input, since acc_dtype is not given.
@@ -225,6 +265,24 @@ TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINE
 def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
     """Return the built-in subjects of an operation, by the name that a user can give."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
+
+
+def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
+    """Return the built-in subjects of a name of `EVERY_NAMED` on a device, such as "cuda:0".
+
+    >>> [subject.name for subject in subjects_of("torch", "cpu")]
+    ['torch', 'torch_nll']
+    """
+    return (_FUSED[path_of(device.partition(":")[0])],) if name == "fused" else EVERY_NAMED[name]
+
+
+def by_default(operation: Operation, device: str) -> list[str]:
+    """Return the names of the subjects of a run for which the user names none: the forms and torch.
+
+    `fused` is among them only where its kernel runs.
+    """
+    runs = _FUSED["blocked"] not in subjects_of("fused", device)
+    return [name for name in named(operation) if name != "fused" or runs]
 
 
 def own_subject(subject: Subject) -> Subject | None:

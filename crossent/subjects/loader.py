@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from crossent.cases.operation import CROSS_ENTROPY, Operation
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, own_subject, subjects_of
 from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
@@ -65,7 +65,7 @@ def load(
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
     if isinstance(subject, str):
-        found = [_load_one(description, device, operation) for description in _each(subject)]
+        found = [_load_one(description, device, operation) for description in _each(subject, device)]
     else:
         try:
             found = [as_subject(subject, operation=operation)]
@@ -78,14 +78,15 @@ def load(
     return tuple(one.lacking(declared) for one in judged)
 
 
-def _each(description: str) -> list[str]:
+def _each(description: str, device: str) -> list[str]:
     """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`."""
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in EVERY_NAMED:
         return [description]
-    names = [one.name for one in EVERY_NAMED[base] if base == description or not one.not_transformed]
+    group = subjects_of(base, device)
+    names = [one.name for one in group if base == description or not one.not_transformed]
     if not names:
-        reason = EVERY_NAMED[base][0].not_transformed
+        reason = group[0].not_transformed
         raise ValueError(f"subject: got {quoted(description)}; {base} {reason}; leave out {COMPILE_SUFFIX}")
     return [name + description.removeprefix(base) for name in names]
 

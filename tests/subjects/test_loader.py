@@ -15,7 +15,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.checks.derivatives import double_backward
 from crossent.cli import WRONG_USE, main
-from crossent.forms import FORMS, LINEAR_FORMS
+from crossent.forms import FORMS, KERNEL_FORMS, LINEAR_FORMS
 from crossent.subjects import compiler
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.callables import as_subject
@@ -172,7 +172,7 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
         ("mine.py:Kernels", "it is the class Kernels, whose instances cannot be called; allowed are"),
         ("no.such.module:loss", "there is no module 'no'; for a file, write path/to/file.py:NAME"),
         ("package.outside:loss", "there is no module 'package.outside'"),
-        (":loss", f"allowed are {', '.join([*FORMS, 'torch', *LINEAR_FORMS])}, package.module:NAME and"),
+        (":loss", f"allowed are {', '.join([*FORMS, *KERNEL_FORMS, 'torch', *LINEAR_FORMS])}, package.module:NAME and"),
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),

@@ -17,7 +17,7 @@ from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import safe
-from crossent.subjects.builtin import FORM_SUBJECTS, LINEAR_FORM_SUBJECTS, REFERENCES, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, LINEAR_FORM_SUBJECTS, REFERENCES, TORCH, subjects_of
 from crossent.trials.exact import LinearPartBounds, name_of, rows_of, solve, terms_of
 
 from .waits import computes
@@ -67,7 +67,8 @@ def error_bounds(function, logits, target, loss, options):
     The bounds depend on the format of the function's intermediates, on its order of summation, and on the accuracy of
     exp and log.
     """
-    subject = {**FORM_SUBJECTS, "torch_loss": TORCH}[function.__name__]
+    (of_fused,) = subjects_of("fused", str(logits.device))
+    subject = {**FORM_SUBJECTS, "fused": of_fused, "torch_loss": TORCH}[function.__name__]
     options = {"reduction": "mean", "label_smoothing": 0.0, **options}
     terms = terms_of(Inputs(logits, target, options, torch.ones_like(loss)))
     dtype, device, rows = name_of(logits), str(logits.device), len(terms.logits)

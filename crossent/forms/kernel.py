@@ -1,0 +1,137 @@
+"""The Triton kernel of :func:`crossent.fused`, and its launch. The page docs/fused.md explains both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossent.forms.rows import Rows
+
+_TILE, _IN_A_THREAD = 4096, 16  # the logits that a program holds at a time, and how many of them each thread holds
+_LOCK = threading.Lock()
+
+
+@triton.jit
+def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
+    """Return `v_c = w_c q_c` without the term of a class index, and 0 outside of the mask."""
+    q = tl.zeros([1, 1], F) + uniform
+    if t_at is not None:
+        q += hit * tl.load(t_at + c * t_step, mask, 0).to(F)
+    if weight is not None:
+        q *= tl.load(weight + c, c < C, 0)
+    return tl.where(mask, q, 0)
+
+
+# fmt: off
+@triton.jit
+def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, index, kept, target_weight, weight,
+                   divisor, upstream, u_step, losses, N, D, C, SMOOTHING: tl.constexpr, DENSE: tl.constexpr,
+                   DONE: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    # fmt: on
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits, as all offsets
+    exists = row < N
+    counts = exists if kept is None else tl.load(kept + row, exists, 0) != 0  # False on ignored rows
+    g = tl.full([ROWS], 1, F)
+    if upstream is not None:
+        g = tl.load(upstream + row * u_step, exists, 1).to(F)
+        if DONE and tl.sum((g != 1).to(tl.int32)) == 0:  # the gradient is there already
+            return
+    if divisor is not None:
+        g /= tl.load(divisor)
+    n, d = row // D, row % D
+    x_at = (logits + n * x_steps[0] + d * x_steps[1])[:, None]
+    t_at = None if probabilities is None else (probabilities + n * t_steps[0] + d * t_steps[1])[:, None]
+    # In F: the quotient of a Python number and an integer is float32.
+    uniform, hit = tl.full([], SMOOTHING, F) / C, tl.full([], 1 - SMOOTHING, F)
+
+    m, s, v_sum = tl.full([ROWS], float("-inf"), F), tl.zeros([ROWS], F), tl.zeros([ROWS], F)
+    for start in range(0, C, BLOCK):
+        c = start + tl.arange(0, BLOCK)[None, :].to(tl.int64)
+        mask = counts[:, None] & (c < C)
+        x = tl.load(x_at + c * x_steps[2], mask, float("-inf")).to(F)
+        larger = tl.maximum(m, tl.max(x, 1))
+        shift = tl.where(larger == float("-inf"), 0, larger)  # -inf - -inf would be NaN
+        s = s * tl.exp(m - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
+        m = larger
+        if DENSE:
+            v_sum += tl.sum(_coefficients(t_at, t_steps[2], weight, c, C, mask, hit, uniform, F), 1)
+
+    log_s, loss = tl.log(s), tl.zeros([ROWS], F)
+    if index is not None:
+        y = tl.load(index + row, counts, 0)[:, None]
+        v_y = hit * tl.load(target_weight + row, counts, 0)
+        v_sum += v_y
+        if SMOOTHING < 1:  # otherwise the term is 0, or 0 · inf
+            x_y = tl.load(x_at + y * x_steps[2], counts[:, None], 0).to(F)
+            loss += v_y * (log_s - (tl.sum(x_y, 1) - m))
+    if DENSE or gradient is not None:
+        for start in range(0, C, BLOCK):
+            c = start + tl.arange(0, BLOCK)[None, :].to(tl.int64)
+            mask = counts[:, None] & (c < C)
+            x = tl.load(x_at + c * x_steps[2], mask, 0).to(F) - m[:, None]
+            v = tl.zeros([ROWS, BLOCK], F)
+            if DENSE:
+                v += _coefficients(t_at, t_steps[2], weight, c, C, mask, hit, uniform, F)
+                loss += tl.sum(tl.where(mask, v * (log_s[:, None] - x), 0), 1)
+            if gradient is not None:
+                if index is not None:
+                    v += tl.where(c == y, v_y[:, None], 0)
+                slope = g[:, None] * (tl.exp(x) / s[:, None] * v_sum[:, None] - v)
+                g_at = (gradient + n * g_steps[0] + d * g_steps[1])[:, None] + c * g_steps[2]
+                tl.store(g_at, tl.where(counts[:, None], slope, 0), exists[:, None] & (c < C))
+    if losses is not None:
+        tl.store(losses + row, loss, exists)  # any number on ignored rows
+
+
+def flat(rows: Tensor) -> Tensor:
+    """Return a tensor (..., C) as (N, D, C), whose rows the kernel finds by three strides; a view if possible."""
+    return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
+
+
+def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
+    """Launch the kernel, which writes the losses of the rows, (...), and the gradient, (N, D, C); None writes none.
+
+    None as `upstream` stands for 1. If `done`, `gradient` already has the gradient for an upstream gradient of 1. Then
+    the kernel writes nothing where the upstream gradient is 1.
+    """
+    x = flat(rows.logits)
+    t = None if rows.probabilities is None else flat(rows.probabilities)
+    n, d, classes = x.shape
+    tile = _TILE if classes <= 4 * _TILE else 4 * _TILE  # fewer long rows at a time: the cache keeps more of each
+    spread = d > 1 and x.stride(1) < x.stride(2)  # neighbours in memory are in different rows
+    block = min(triton.next_power_of_2(classes), 64 if spread else tile)
+    together = min(triton.next_power_of_2(n * d), tile // block)
+    divisor = rows.divisor if rows.reduction == "mean" else None
+    if isinstance(divisor, int):  # the device fills in the number, because a copy from the host would wait
+        divisor = torch.full((), divisor, dtype=rows.compute, device=x.device)
+    if upstream is not None:
+        upstream = upstream.expand(rows.logits.shape[:-1]).reshape(-1)
+    of_row = [None if one is None else one.reshape(-1) for one in (rows.index, rows.kept, rows.target_weight)]
+    weight = None if rows.weight is None else rows.weight.contiguous()
+    tensors = [x, _steps(x), t, _steps(t), gradient, _steps(gradient), *of_row, weight, divisor]
+    options = {"SMOOTHING": rows.label_smoothing, "DENSE": rows.dense, "DONE": done, "ROWS": together, "BLOCK": block}
+    options["F"] = tl.float64 if rows.compute == torch.float64 else tl.float32
+    # A fused multiply-add leaves out a rounding, which every error bound allows.
+    options |= {"num_warps": tile // (32 * _IN_A_THREAD), "enable_fp_fusion": True}
+    with torch.cuda.device(x.device) if x.device.type == "cuda" else _interpreting():
+        u_step = 0 if upstream is None else upstream.stride(0)
+        grid = (triton.cdiv(n * d, together),)
+        _cross_entropy[grid](*tensors, upstream, u_step, losses, n * d, d, classes, **options)
+
+
+@contextmanager
+def _interpreting() -> Iterator[None]:
+    # Triton's interpreter replaces functions of Triton while it runs. It computes with numpy, which would warn of 1/0.
+    with _LOCK, np.errstate(all="ignore"):
+        yield
+
+
+def _steps(tensor: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if tensor is None else tensor.stride()
