@@ -130,7 +130,7 @@ def run(
         for one in subjects
     ]
     assert isinstance(settings.seed, int)
-    where = environment(settings.device) | ({} if settings.ranks is None else {"ranks": str(settings.ranks)})
+    where = environment(settings.device, settings.ranks)
     report = Report(where, parts, level=settings.level, seed=settings.seed, only=settings.only)
     report.without, report.grade = list(settings.without), settings.grade or ""
     start = time.perf_counter()

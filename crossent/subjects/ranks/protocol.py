@@ -46,12 +46,17 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     """Check a number of ranks, and that the operation can be computed on several ranks.
 
     Raises:
-        ValueError: the number is not from 1 to `MOST_RANKS`, or the operation has no ranks. The message is one line.
+        ValueError: the number is not from 1 to `MOST_RANKS`, the operation has no ranks, or this torch cannot start
+            ranks. The message is one line.
     """
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
         raise ValueError(f"ranks: a run of {operation.name} has no ranks; use ranks for {CROSS_ENTROPY.name} alone")
+    try:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: F401  # since torch 2.3
+    except ImportError:
+        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer") from None
 
 
 class RankEndedError(RuntimeError):
