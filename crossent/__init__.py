@@ -19,7 +19,7 @@ The checker:
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: makes a test for each check on each case
     diff         compare two reports, for example of two versions of torch
-    adapters     make functions of numpy, JAX and ONNX callable with tensors, for `check`
+    adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
     Report, Finding, Diff   the results of `check` and `diff`
 
 The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
@@ -32,13 +32,13 @@ imports only modules on the same line of this list, or on a line above:
     cases                   the inputs of a loss function, each rebuilt bit for bit from its id
     report                  the findings of a run, as text, HTML and JSON; the changes between two runs
     subjects                the functions under test
+    adapters                public: from_numpy, from_jax, from_onnx, from_ranks
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
     run                     the cases and checks of a level; runs the checks, and makes a report
     repro                   a script that repeats a finding
     option_types, options, console, cli   the command, its options, and its output
     plugin                  the pytest plugin
-    adapters                public: from_numpy, from_jax, from_onnx
 
 The import of a public name, or of the module `adapters`, happens at the first use of the name. pytest loads the plugin
 in every project where crossent is installed, so an import of torch here would delay every test run.

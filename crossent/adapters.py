@@ -1,4 +1,4 @@
-"""Adapters: loss functions written in numpy, JAX or ONNX, as callables with the signature of `F.cross_entropy`.
+"""Adapters: losses in numpy, JAX or ONNX, or on several ranks, as callables with the signature of `F.cross_entropy`.
 
 An adapter converts the tensors of a call to arrays of the same numbers, calls the function, and converts the result to
 a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
@@ -207,6 +207,39 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     if model is None:
         lacks["probability_target"] = "is ONNX's SoftmaxCrossEntropyLoss, whose targets are class indices"
     return _adapt(function, _through_numpy(function, None), reason, lacks)
+
+
+def from_ranks(
+    given: str | Function, *, ranks: int, timeout: float = 300.0, backend: str | None = None
+) -> Callable[..., Tensor]:
+    """Adapt a loss on several ranks, so that you can call and check it like `torch.nn.functional.cross_entropy`.
+
+    Each rank is a process of one torch.distributed group. The ranks start at the first call, and end with the callable.
+    The docs, "On several ranks", describe what the class or function must offer.
+
+    Args:
+        given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
+            or a class or function that the ranks can import from its module.
+        ranks: The number of ranks.
+        timeout: The seconds that ten forward or backward passes may take. A call that takes longer raises an error.
+        backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
+
+    Returns:
+        A callable on tensors, `loss(input, target, **options)`. Its method `close` ends the ranks.
+
+    Raises:
+        ValueError: The loss cannot be loaded.
+        TypeError: The class or function does not follow the protocol.
+
+    Example:
+        >>> loss = from_ranks("loss_parallel", ranks=2)  # doctest: +SKIP
+        >>> print(loss(torch.tensor([[3.0, 1.0, -3.0]]), torch.tensor([0])))  # doctest: +SKIP
+        tensor(0.1291)
+    """
+    from crossent.cases.operation import CROSS_ENTROPY
+    from crossent.subjects.ranks.subject import load_on_ranks
+
+    return load_on_ranks(given, ranks, timeout, CROSS_ENTROPY, backend).loss
 
 
 def _through_numpy(function: Function, gradient: Function | None) -> Forward:

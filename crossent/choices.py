@@ -38,6 +38,11 @@ CHECK_NAMES = (
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
     "compile_dynamic", "compiled_error", "memory", "large", "errors",
 )
+# The checks that run with --ranks alone.
+RANK_CHECK_NAMES = (
+    "world_sizes", "one_shard", "ignored_shard", "whole_smoothing", "uneven_shards", "empty_shard", "padding_target",
+    "context", "nested_context",
+)
 # The built-in subjects, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = (
     "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "fused", "torch", "linear_formula", "linear_blocked",

@@ -120,8 +120,11 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def environment(device: str) -> dict[str, str]:
-    """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values."""
+def environment(device: str, ranks: int | None = None) -> dict[str, str]:
+    """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values.
+
+    With `ranks`, the dict also has the number of ranks on which the subjects of the run live.
+    """
     found = {
         "crossent": _own_version(),
         "torch": str(torch.__version__),
@@ -132,6 +135,7 @@ def environment(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "device": device,
     }
+    found |= {} if ranks is None else {"ranks": str(ranks)}
     if device.startswith("cuda"):
         return {**found, "device_name": torch.cuda.get_device_name(device)}
     return {**found, "device_name": str(torch.xpu.get_device_name(device))} if device.startswith("xpu") else found

@@ -20,6 +20,7 @@ from crossent.choices import (
     GRADE_NAMES,
     LEVELS,
     OPERATION_NAMES,
+    RANK_CHECK_NAMES,
     complete_case,
     complete_feature,
 )
@@ -213,6 +214,12 @@ _operation = click.option(
     type=Word(OPERATION_NAMES),
     help="Function of torch that the subjects compute.  [default: as the built-in subjects, or cross_entropy]",
 )
+_ranks = click.option(
+    "--ranks",
+    metavar="N",
+    type=Whole(1, 64),
+    help="Number of ranks of subjects that live on several ranks: processes with a shard of the logits each.",
+)
 listed_operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
@@ -225,7 +232,7 @@ _part = _add_options(
         "checks",
         metavar="NAME[,NAME ...]",
         multiple=True,
-        type=Words(CHECK_NAMES),
+        type=Words((*CHECK_NAMES, *RANK_CHECK_NAMES)),
         help="Run these checks only; see `crossent list checks`. `call` and `result` always run too. Repeatable.",
     ),
     click.option(
@@ -268,7 +275,7 @@ report_files = _add_options(
     click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
     click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
-check_options = _add_options(_operation, _cases, promises, run_options, _part, _baseline)
+check_options = _add_options(_operation, _ranks, _cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(
@@ -279,8 +286,9 @@ def chosen_part(
     exitfirst: bool,
     max_findings: int | None,
     operation: str | None,
+    ranks: int | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of `crossent.check` that choose the operation and a part of a run.
+    """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
     The arguments are the values of the options. If --last-failed is given, but the last run stored no failure of these
     checks, print a line about this to stderr, and choose as if --last-failed were not given.
@@ -294,7 +302,7 @@ def chosen_part(
         raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
-    chosen["operation"] = operation
+    chosen |= {"operation": operation, "ranks": ranks}
     if last_failed:
         from crossent.report.last_findings import last_failed as failed_in_last_run
 

@@ -13,7 +13,7 @@ from support.readme import ROOT
 from crossent.cases.axes import DTYPES
 from crossent.cases.grid import ARRAYS, grid
 from crossent.cases.operation import OPERATIONS
-from crossent.checks import CHECKS
+from crossent.checks import CHECKS, RANK_CHECKS
 from crossent.choices import (
     CHECK_NAMES,
     CONTRACT_NAMES,
@@ -21,6 +21,7 @@ from crossent.choices import (
     FEATURE_NAMES,
     LEVELS,
     OPERATION_NAMES,
+    RANK_CHECK_NAMES,
     SUBJECT_NAMES,
 )
 from crossent.numerics.formats import FORMATS
@@ -35,6 +36,7 @@ def test_the_words_of_the_options_are_the_names_that_the_package_has():
     assert tuple(CONTRACTS) == CONTRACT_NAMES
     assert tuple(OPERATIONS) == OPERATION_NAMES
     assert (*CHECKS, "errors") == CHECK_NAMES
+    assert tuple(RANK_CHECKS) == RANK_CHECK_NAMES
     assert tuple(EVERY_NAMED) == SUBJECT_NAMES
     assert tuple(FEATURES) == FEATURE_NAMES
     sizes = [len(plan(level, ("float32",), 0)) for level in LEVELS]

@@ -28,6 +28,7 @@ jacobians      batches of upstream gradients and of directions, as torch's Jacob
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
 large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory
+ranks/         on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
@@ -51,6 +52,7 @@ from crossent.checks import (
     single,
     transforms,
 )
+from crossent.checks.ranks import contexts, shards
 from crossent.checks.relations import backward, chunks, two_calls
 from crossent.trials.check import Check
 
@@ -108,6 +110,23 @@ CHECKS = {
         compiled_code.compiled_error,
         large.memory,
         large.large,
+    )
+}
+
+
+# The checks of subjects on several ranks, in the order of a report, where they follow the other checks.
+RANK_CHECKS = {
+    check.name: check
+    for check in (
+        shards.world_sizes,
+        shards.one_shard,
+        shards.ignored_shard,
+        shards.whole_smoothing,
+        shards.uneven_shards,
+        shards.empty_shard,
+        shards.padding_target,
+        contexts.context,
+        contexts.nested_context,
     )
 }
 

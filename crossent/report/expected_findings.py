@@ -31,7 +31,10 @@ KINDS = (
     *("crashed", "hung"),
 )
 # The lists of the known failures of torch, by operation.
-_LISTS_OF_TORCH = {CROSS_ENTROPY: "torch_findings.toml", LINEAR_CROSS_ENTROPY: "torch_linear_findings.toml"}
+_LISTS_OF_TORCH = {
+    CROSS_ENTROPY: ("torch_findings.toml", "torch_ranks_findings.toml"),
+    LINEAR_CROSS_ENTROPY: ("torch_linear_findings.toml",),
+}
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
 
 def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
     """Return the known failures of torch itself, in its function for an operation."""
-    name = _LISTS_OF_TORCH[operation]
-    return list(_parse((files("crossent.report") / name).read_bytes(), name))
+    names = _LISTS_OF_TORCH[operation]
+    return [entry for name in names for entry in _parse((files("crossent.report") / name).read_bytes(), name)]
 
 
 def require_about(

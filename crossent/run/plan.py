@@ -59,7 +59,7 @@ from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.linear.grid import linear_grid
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
-from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
+from crossent.checks import CHECKS, RANK_CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -100,6 +100,18 @@ _QUICK_LINEAR_CALLS = (
     ),
 )
 
+# The checks of ranks run on these cases of each dtype: plain, with all options that a kernel may have, and with rows in
+# two further dimensions.
+_RANK_CASES = tuple(
+    case
+    for dtype in DTYPES
+    for case in (
+        Case(dtype),
+        Case(dtype, reduction="none", weight="weighted", upstream="rows"),
+        Case.of(f"{dtype}-2x5x3x2-normal-int64-sum-scalar"),
+    )
+)
+
 
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
@@ -122,6 +134,16 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     ordered = {case: tuple(check for check in every if check in checks) for case, checks in planned.items()}
     bad_inputs = [bad for bad in BAD_INPUT_OF.values() if bad.operation is operation and bad.dtype in dtypes]
     return {**ordered, **dict.fromkeys(bad_inputs, ())}
+
+
+def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
+    """Return a plan with the checks of ranks too, on a few cases of each dtype."""
+    own = tuple(RANK_CHECKS.values())
+    more: dict[Case | BadInput, tuple[Check, ...]] = {
+        case: (*planned.get(case, of_cost(Cost.CALL)), *own)
+        for case in (case.seeded(seed) for case in _RANK_CASES if case.dtype in dtypes)
+    }
+    return {**more, **{case: more.get(case, checks) for case, checks in planned.items()}}
 
 
 @cache

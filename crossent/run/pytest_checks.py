@@ -17,7 +17,8 @@ from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.parallel import judge_each
-from crossent.run.settings import Settings, mark_expected, operation_of, with_commands
+from crossent.run.runner import with_commands
+from crossent.run.settings import Settings, mark_expected, operation_of
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.loader import load

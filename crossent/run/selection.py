@@ -24,7 +24,13 @@ _COSTS = {
 _ERRORS = "errors"  # the check of bad inputs
 
 
-def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[str, Collection[str]]) -> Plan:
+def select(
+    planned: Plan,
+    level: str,
+    checks: Collection[str],
+    cases: Mapping[str, Collection[str]],
+    every: Mapping[str, Check] | None = None,
+) -> Plan:
     """Return a part of a plan.
 
     Args:
@@ -35,6 +41,7 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
             is empty, all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A case with a full id runs even if the plan
             lacks the case or its checks.
+        every: the checks that may run, by name; by default, those of the operation of the case.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
@@ -50,9 +57,9 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         wanted = {case: set(checks) for case in planned}
     own_case = {case: case for case in planned}  # an equal case of the plan has the name of its bug
     part = {
-        own_case.get(case, case): tuple(_checks(case, names, planned.get(case), case in by_full_id, level))
+        own_case.get(case, case): tuple(_checks(case, names, planned.get(case), case in by_full_id, level, every))
         for case, names in wanted.items()
-        if _runs(case, names, planned.get(case), case in by_full_id)
+        if _runs(case, names, planned.get(case), case in by_full_id, every)
     }
     if not part:
         if checks:
@@ -99,7 +106,13 @@ def _ids(case: Case | BadInput) -> Iterator[str]:
         yield case.seeded(0).id
 
 
-def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
+def _runs(
+    case: Case | BadInput,
+    names: Collection[str],
+    planned: Collection[Check] | None,
+    whole: bool,
+    every: Mapping[str, Check] | None,
+) -> bool:
     """Return whether a check with one of these names runs on a case. Without names, return True.
 
     Args:
@@ -107,16 +120,22 @@ def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Che
         names: the names of the chosen checks.
         planned: the checks of the case in the plan, or None if the plan lacks the case.
         whole: whether the user chose the case by its full id.
+        every: as for :func:`select`.
     """
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
     return not names or any(
-        check.name in names for check in _checks(case, names, planned, whole, "") if check.applies(case)
+        check.name in names for check in _checks(case, names, planned, whole, "", every) if check.applies(case)
     )
 
 
 def _checks(
-    case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
+    case: Case | BadInput,
+    names: Collection[str],
+    planned: Collection[Check] | None,
+    whole: bool,
+    level: str,
+    every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
     """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks with these names.
 
@@ -136,7 +155,7 @@ def _checks(
         costs = (Cost.TILES,) if case.tiled > 1 else _COSTS[level]
         yield from (check for check in checks_of(case.operation).values() if check.cost in costs)
         return
-    possible = of_cost(Cost.TILES) if case.tiled > 1 else checks_of(case.operation).values()
+    possible = of_cost(Cost.TILES) if case.tiled > 1 else (every or checks_of(case.operation)).values()
     before = () if case.tiled > 1 else BEFORE
     for check in possible:
         if check in before or (check.name in names and (whole or check in (planned or ()))):

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from random import SystemRandom
 from typing import Any
@@ -15,23 +15,23 @@ import torch
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
-from crossent.checks import checks_of
+from crossent.checks import RANK_CHECKS, checks_of
 from crossent.choices import LEVELS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
-from crossent.run.plan import Plan, plan
+from crossent.run.plan import Plan, plan, with_rank_checks
 from crossent.run.selection import select
 from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, by_default, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
-from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
+from crossent.subjects.ranks.protocol import require_ranks
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 from crossent.trials.check import Check
-from crossent.words import cut, printable, quoted, shell_word
+from crossent.words import cut, quoted
 
 ExpectedList = list[lists.ExpectedFinding]
 
@@ -63,6 +63,7 @@ class Settings:
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = ()
     max_findings: int | None = None
     operation: str = CROSS_ENTROPY.name
+    ranks: int | None = None
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -83,6 +84,8 @@ class Settings:
         require_device(self.device)
         if self.max_findings is not None and self.max_findings < 1:
             raise ValueError(f"max_findings: got {quoted(self.max_findings)}; allowed is 1 or more")
+        if self.ranks is not None:
+            require_ranks(self.ranks, self._operation)
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
@@ -95,8 +98,8 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether worker processes run the cases: if `jobs` is given, on a CPU, on a system that can fork."""
-        return self.jobs is not None and self.device == "cpu" and can_fork()
+        """Whether worker processes run the cases: with `jobs` or `ranks`, on a CPU, on a system that can fork."""
+        return (self.jobs is not None or self.ranks is not None) and self.device == "cpu" and can_fork()
 
     @property
     def _operation(self) -> Operation:
@@ -104,8 +107,8 @@ class Settings:
 
     @property
     def every_check(self) -> dict[str, Check]:
-        """The checks of the operation by name, in the order of a report."""
-        return checks_of(self._operation)
+        """The checks of the operation by name, in the order of a report; with `ranks` also those of ranks."""
+        return checks_of(self._operation) | (RANK_CHECKS if self.ranks is not None else {})
 
     @property
     def check_names(self) -> tuple[str, ...]:
@@ -119,7 +122,8 @@ class Settings:
             ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on a chosen case.
         """
         assert isinstance(self.seed, int)
-        return self.select(_plan(self.level, tuple(self.dtypes), self.seed, self._operation))
+        planned = _plan(self.level, tuple(self.dtypes), self.seed, self._operation)
+        return self.select(planned if self.ranks is None else with_rank_checks(planned, tuple(self.dtypes), self.seed))
 
     def select(self, planned: Plan) -> Plan:
         """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
@@ -131,7 +135,7 @@ class Settings:
         assert isinstance(self.cases, Mapping)
         if not self.only:
             return planned
-        chosen = select(planned, self.level, tuple(self.checks), self.cases)
+        chosen = select(planned, self.level, tuple(self.checks), self.cases, self.every_check)
         if other := next((case for case in chosen if case.operation is not self._operation), None):
             raise ValueError(
                 f"case: got {quoted(other.id)}, a case of {other.operation.name}, but the operation of this run is "
@@ -155,9 +159,12 @@ class Settings:
         """Return the subjects, each loaded once and under a unique name. Without arguments, return the forms and torch.
 
         Raises:
-            ValueError: a subject cannot be loaded, a feature does not exist, or the grade applies to no subject.
+            ValueError: a subject cannot be loaded, a feature does not exist, the grade applies to no subject, or
+                `ranks` is given without a subject.
             TypeError: a subject is neither a name nor callable.
         """
+        if self.ranks is not None and not subjects:
+            raise ValueError(f"ranks: got {self.ranks}, but no subject that lives on ranks; name one")
         each = (self._load(one) for one in dict.fromkeys(subjects) or by_default(self._operation, self.device))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
@@ -182,10 +189,10 @@ class Settings:
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
         known = {**EVERY_NAMED, **BY_NAME}
         options: dict[str, Any] = {"without": self.without, "contract": self.contract, "grade": self.grade}
-        options["operation"] = self._operation
+        options |= {"operation": self._operation, "ranks": self.ranks}
         if self.in_workers and isinstance(subject, str) and subject.removesuffix(COMPILE_SUFFIX) not in known:
             return load_remote(subject, self.timeout, **options)
-        return load(subject, **options, device=self.device)
+        return load(subject, **options, device=self.device, timeout=self.timeout)
 
     def expected(self, names: Collection[str] | None, cases: Sequence[str] = ()) -> tuple[ExpectedList, ExpectedList]:
         """Return two lists of known failures: torch's, and the user's from `expected_findings`.
@@ -254,45 +261,10 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
-_DEFAULTS = {option.name: option.default for option in fields(Settings)}
-
-
-def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
-    """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding."""
-    return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
-
-
-def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    promises: dict[str, Any] = {"without": list(settings.without)}
-    promises |= {"contract": settings.contract, "grade": settings.grade}
-    if not subject.source:
-        run = {"level": settings.level, "device": settings.device, "operation": settings.operation}
-        changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
-        given = {"checks": [finding.check], "cases": [finding.case], **changed}
-        given |= {name: value for name, value in promises.items() if value}
-        arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
-        return f"crossent.check({', '.join(arguments)})"
-    promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
-    given = {name: value for name, value in promises.items() if value}
-    words = ["crossent", "repro", finding.id]
-    words += [] if is_named(subject) else ["--subject", _relative_source(subject.source)]
-    for name, value in given.items():
-        words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
-    return " ".join(map(shell_word, words))
-
-
-def _relative_source(source: str) -> str:
-    """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
-
-    A path inside the current directory becomes a relative path. Any other source is unchanged.
-    """
-    place, colon, attribute = source.rpartition(":")
-    inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
-    return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
-
-
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
-    """Mark known failures in a report. torch's list of known failures applies only to subjects with torch's contract.
+    """Mark known failures in a report.
+
+    torch's list of known failures applies only to subjects with torch's contract, and to torch's `loss_parallel`.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -300,7 +272,7 @@ def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subj
         subjects: the subjects of the run.
     """
     of_torch, of_user = known
-    as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT}
+    as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT or _is_of_torch(one)}
     lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
 
@@ -324,12 +296,19 @@ def unexpected(
     return marked.findings
 
 
+def _is_of_torch(subject: Subject) -> bool:
+    """Return whether the subject is a loss of torch on several ranks."""
+    return subject.ranks > 0 and subject.source == "loss_parallel"
+
+
 def _name_in_list(subject: Subject) -> str:
     """Return the name that a subject with torch's contract has in the list of torch's known failures.
 
     For torch itself, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
     cross-entropy. If the subject is compiled, the name ends in "+compile".
     """
+    if _is_of_torch(subject):
+        return subject.source
     of_torch = TORCHS[subject.operation]
     if own_subject(subject) in of_torch:
         return subject.name

@@ -80,7 +80,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         ValueError: the run cannot be compared with the report. The message is one line.
     """
     assert isinstance(settings.seed, int)
-    stub = Report(environment(settings.device), level=settings.level, seed=settings.seed)
+    stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
     reasons = hindrances(old, stub)
     every = named(OPERATIONS[settings.operation])
     names = {name for description in subjects or every for name in _names(description)}
@@ -147,7 +147,7 @@ def verify(
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)
-    here = environment(settings.device)
+    here = environment(settings.device, settings.ranks)
     then = claim.environment
     conditions = [
         f"{cut(name)} was {quoted(then.get(name, ''))} and is {quoted(here.get(name, ''))}"
@@ -209,6 +209,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
         claim.only.get("checks", ()),
         claim.only.get("cases", ()) if claim.planned is None else list(ids),
         operation=_operation_of(ids),
+        ranks=_ranks_of(claim.environment),
     )
 
 
@@ -218,6 +219,12 @@ def _operation_of(ids: Iterable[str]) -> str:
         with suppress(ValueError):
             return case_of(one).operation.name
     return CROSS_ENTROPY.name
+
+
+def _ranks_of(environment: Mapping[str, str]) -> int | None:
+    """Return the number of ranks of a report, or None. A wrong number is an error of `Settings`."""
+    given = environment.get("ranks")
+    return None if given is None else int(given) if given.isdecimal() else 0
 
 
 def _is_own(description: str) -> bool:

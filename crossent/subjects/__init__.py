@@ -15,5 +15,6 @@ callables    a subject from a callable, or from a class with the options of nn.C
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
 remote       a function of the user whose code the main process never imports
 confinement  limits on a process that runs the user's code, so that this process cannot reach other processes
+ranks/       losses on several ranks: processes of one torch.distributed group, each with a shard of the logits
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

@@ -92,7 +92,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     chunks = _chunk_keywords(given, parameters) if is_linear else ()
     if is_linear and not chunks and getattr(given, "chunks", None) is None:
         lacks["memory"] = "does not say that it works in chunks"
-    lacks = {**_lacking_if_interpreted(), **lacks, **_declared(given)}
+    lacks = {**_lacking_if_interpreted(), **lacks, **declared_lacks(given)}
     return Subject(what, loss, source=source, operation=operation, chunks=chunks).lacking(lacks)
 
 
@@ -125,7 +125,7 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
     return named
 
 
-def _declared(given: object) -> dict[str, str]:
+def declared_lacks(given: object) -> dict[str, str]:
     """Return the attribute `lacks` of the object: a dict from features to reasons.
 
     Raises:

@@ -39,6 +39,8 @@ def load(
     grade: str | None = None,
     device: str = "cpu",
     operation: Operation = CROSS_ENTROPY,
+    ranks: int | None = None,
+    timeout: float = 300.0,
 ) -> tuple[Subject, ...]:
     """Return the subjects that a description names. A description may stand for two subjects, as `torch` does.
 
@@ -52,6 +54,8 @@ def load(
             Without a contract, the forms and torch keep their own grades.
         device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
         operation: the operation that a subject of the user computes.
+        ranks: the number of ranks of a subject on several ranks: see :mod:`crossent.subjects.ranks`.
+        timeout: the time limit of a case, in seconds. A call on several ranks has a tenth of it.
 
     Raises:
         ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
@@ -64,6 +68,13 @@ def load(
     """
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
+    if ranks is not None:
+        from crossent.subjects.ranks.subject import RANK_CONTRACT, RANK_SUBJECTS, load_on_ranks
+
+        if subject in RANK_SUBJECTS and contract is None and grade is None:
+            contract, grade = RANK_CONTRACT
+        on_ranks = load_on_ranks(subject, ranks, timeout, operation)
+        return (under_contract(on_ranks, contract, grade).lacking(declared),)
     if isinstance(subject, str):
         found = [_load_one(description, device, operation) for description in _each(subject, device)]
     else:
@@ -98,7 +109,7 @@ def _load_one(description: str, device: str, operation: Operation) -> Subject:
     if subject is None:
         try:
             name = base.rpartition(":")[2].rpartition(".")[2]
-            subject = as_subject(_import_object(base), name, source_of(base), operation)
+            subject = as_subject(import_object(base), name, source_of(base), operation)
         except (ValueError, TypeError) as error:
             # The message has one line of the exception of the user's file; the cause is the whole exception.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
@@ -106,7 +117,7 @@ def _load_one(description: str, device: str, operation: Operation) -> Subject:
     return subject if base == description else as_compiled(subject, device)
 
 
-def _import_object(description: str) -> object:
+def import_object(description: str) -> object:
     """Return the object that a description names.
 
     Raises:
@@ -115,6 +126,8 @@ def _import_object(description: str) -> object:
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
         raise ValueError(f"the name of the function or class is missing; write {cut(place or attribute)}:NAME")
+    if description == "loss_parallel":
+        raise ValueError("it lives on several ranks: give a number of ranks")
     if not place:
         near = get_close_matches(description, _NAMES, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")

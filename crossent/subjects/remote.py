@@ -30,6 +30,7 @@ from crossent.subjects.confinement import (
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
+from crossent.subjects.ranks.protocol import require_split
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, quoted, said
 
@@ -44,10 +45,14 @@ class RemoteLoss:
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
         operation: the operation that the loss computes.
+        ranks: the number of ranks of a loss on several ranks, or None.
+        timeout: the time limit of a case, in seconds.
     """
 
     description: str
     operation: Operation = CROSS_ENTROPY
+    ranks: int | None = None
+    timeout: float = 300.0
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         """Load the loss in this process, call it, and return its result."""
@@ -55,7 +60,8 @@ class RemoteLoss:
 
     def here(self) -> Callable[..., Tensor]:
         """Load the loss in this process, and return it."""
-        return load(self.description, operation=self.operation)[0].loss
+        found = load(self.description, operation=self.operation, ranks=self.ranks, timeout=self.timeout)
+        return found[0].loss
 
 
 def load_remote(
@@ -66,6 +72,7 @@ def load_remote(
     contract: str | None = None,
     grade: str | None = None,
     operation: Operation = CROSS_ENTROPY,
+    ranks: int | None = None,
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
@@ -74,33 +81,40 @@ def load_remote(
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
-        seconds: the time limit for loading.
+        seconds: the time limit for loading, and of a case.
         without: as for `load`.
         contract: as for `load`.
         grade: as for `load`.
         operation: as for `load`.
+        ranks: as for `load`.
 
     Raises:
         ValueError: `load` raised, the process that loads ended, or loading took too long. The message is one line.
     """
     require_contract(contract, grade)
-    reply = _reply_of_process(lambda: _describe(description, without, operation), description, seconds)
+    load_here = partial(load, description, without=without, operation=operation, ranks=ranks, timeout=seconds)
+    reply = _reply_of_process(lambda: _describe(load_here), description, seconds)
     if "error" in reply:
         raise ValueError(one_line(str(reply["error"])[:_LONGEST_LINE]))
     try:
         (facts,) = reply["subjects"]  # one, since only a built-in name stands for several subjects
-        described = _subject(facts, source_of(description), operation)
+        loss = RemoteLoss(source_of(description), operation, ranks, seconds)
+        described = _subject(facts, loss)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
         raise ValueError(
             f"subject: got {quoted(description)}; its process sent an invalid description: {why}"
         ) from None
+    if ranks is not None and contract is None and grade is None:
+        from crossent.subjects.ranks.subject import RANK_CONTRACT, RANK_SUBJECTS
+
+        contract, grade = RANK_CONTRACT if description in RANK_SUBJECTS else (None, None)
     return (under_contract(described, contract, grade),)
 
 
-def _describe(description: str, without: Iterable[str], operation: Operation) -> dict[str, Any]:
+def _describe(load_here: Callable[[], tuple[Subject, ...]]) -> dict[str, Any]:
     try:
-        found = load(description, without=without, operation=operation)
+        found = load_here()
     except (ValueError, TypeError) as error:
         return {"error": str(error)}
     return {
@@ -110,20 +124,22 @@ def _describe(description: str, without: Iterable[str], operation: Operation) ->
                 "not_transformed": subject.not_transformed,
                 "lacks": dict(subject.lacks),
                 "chunks": list(subject.chunks),
+                "split": subject.split,
             }
             for subject in found
         ]
     }
 
 
-def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Subject:
+def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     name, not_transformed = (one_line(str(facts[field])[:_LONGEST_LINE]) for field in ("name", "not_transformed"))
     reasons = {str(feature): one_line(str(reason)[:_LONGEST_LINE]) for feature, reason in facts["lacks"].items()}
     require_features(reasons)
-    loss = RemoteLoss(source, operation)
     chunks = tuple(one_line(str(keyword)[:_LONGEST_LINE]) for keyword in facts["chunks"])
-    bare = Subject(name, loss, source=source, not_transformed=not_transformed, operation=operation, chunks=chunks)
-    if source.endswith(COMPILE_SUFFIX):
+    bare = Subject(name, loss, source=loss.description, not_transformed=not_transformed, chunks=chunks)
+    split = require_split(facts["split"]) if loss.ranks else ""
+    bare = replace(bare, operation=loss.operation, ranks=loss.ranks or 0, split=split)
+    if loss.description.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking(reasons)
 

@@ -38,6 +38,8 @@ class Subject:
             for any other subject, a name in :mod:`crossent.subjects.contracts`.
         operation: the operation that the subject computes.
         chunks: the keywords of the loss that set the size of its chunks.
+        ranks: the number of ranks on which the loss lives; 0 for a loss in one process.
+        split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Subject:
     contract: str = "kernel"
     operation: Operation = CROSS_ENTROPY
     chunks: tuple[str, ...] = ()
+    ranks: int = 0
+    split: str = ""
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from crossent.state import restore, snapshot
 from crossent.subjects.compiler import without_limits
+from crossent.subjects.ranks.protocol import RankEndedError
 from crossent.subjects.subject import Loss
 from crossent.words import name_of_class, said, text_of
 
@@ -120,8 +121,12 @@ def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
             performed = Performed(act(loss, *arguments))
     except KeyboardInterrupt:
         raise
+    except RankEndedError as error:
+        performed = Performed(ended=error.kind, how=str(error))
     except BaseException as error:  # any exception of a subject becomes a finding, even SystemExit
         performed = Performed(raised=Raised.of(error))
     finally:
         changed = restore(before)
+    if (take := getattr(loss, "take_changed_state", None)) is not None:  # a loss whose ranks are other processes
+        changed = list(dict.fromkeys([*changed, *take()]))
     return replace(performed, changed_state=tuple(changed))

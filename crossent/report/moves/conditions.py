@@ -11,7 +11,7 @@ from crossent.words import quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
 # Entries of the environment that change the bits of results. If one of them differs, changes may not come from torch.
-MACHINE = ("device", "device_name", "cpu_capability")
+MACHINE = ("device", "device_name", "cpu_capability", "ranks")
 UNKNOWN = "unknown"
 _BY_DEFAULT = "the default"
 

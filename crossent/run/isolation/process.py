@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn, TypeVar
 from crossent.run.isolation import wire
 from crossent.run.isolation.fork_server import OWN, ForkServer
 from crossent.subjects.confinement import close_all_but
+from crossent.subjects.ranks.protocol import allow_fork
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, Raised, perform
 
@@ -40,6 +41,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
         load: a function that returns the loss, and is called before the first act.
     """
     faulthandler.disable()  # the report says how the process ended
+    allow_fork()  # this process knows no exact value, and neither do ranks that are forked from it
     # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
     stream = os.dup(stream)
     for descriptor in (1, 2):

@@ -33,7 +33,7 @@ from crossent.checks.refusals import Reaction
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
-from crossent.words import LONGEST_TEXT, said
+from crossent.words import LONGEST_TEXT, one_line, said
 
 _LENGTH = 8  # bytes of the number that says the length of a message, or of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
@@ -199,6 +199,7 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
         return value
 
     header = {"value": plain(performed.value), "raised": plain(performed.raised), "state": performed.changed_state}
+    header["ended"] = [performed.ended, performed.how]
     text = json.dumps(header).encode()
     return b"".join([len(text).to_bytes(_LENGTH, "big"), text, *raw])
 
@@ -216,8 +217,11 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         reader = _Reader(content[_LENGTH + length :], devices, most)
         value, raised = reader.value(header["value"]), reader.value(header["raised"])
         state = tuple(reader.value(name) for name in header["state"][:_MOST_STATE])
+        ended, how = (str(reader.value(text)) for text in header["ended"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedError(f"a malformed reply: {said(error)}") from None
+    if ended in ("crashed", "hung") and value is None and raised is None:
+        return Performed(ended=ended, how=one_line(how), changed_state=state)  # a rank of the subject has ended
     returns = _return_type(act) | NotRun if raised is None else None
     if not (_is_a(value, returns) and _is_a(raised, Raised | None) and _is_a(state, tuple[str, ...])):
         raise DamagedError("a reply with a value of the wrong type")

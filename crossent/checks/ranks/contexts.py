@@ -1,0 +1,38 @@
+"""Checks of the context in which a subject on several ranks computes its loss and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from crossent.cases.inputs import Inputs
+from crossent.trials.check import Cost, check
+from crossent.trials.trial import NotRunError, Problem, Trial
+
+
+def use_context(loss: Any, inputs: Inputs, way: str) -> tuple[bool, list[str]]:
+    """Use the context on all ranks. Return whether the loss has a context, and what went wrong.
+
+    This function is an act (see `crossent.trials.act`).
+    """
+    found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, way)
+    return found is not None, found or []
+
+
+def _problems(trial: Trial, way: str, kind: str) -> Iterator[Problem]:
+    has_context, found = trial.perform(use_context, trial.question.fresh(), way)
+    if not has_context:
+        raise NotRunError("has no context")
+    yield from (Problem(kind, text) for text in found)
+
+
+@check(cost=Cost.CALLS, applies=lambda case: case.rows > 0)
+def context(trial: Trial) -> Iterator[Problem]:
+    """After an exception in the context of the loss, a call outside of the context does what it did before."""
+    yield from _problems(trial, "exception", "changed_state")
+
+
+@check(cost=Cost.CALLS, applies=lambda case: case.rows > 0)
+def nested_context(trial: Trial) -> Iterator[Problem]:
+    """The context of the loss can be entered twice, one in the other."""
+    yield from _problems(trial, "twice", "refused")

@@ -1,0 +1,166 @@
+"""Checks of the shards of a subject on several ranks: each compares calls with other inputs with their exact values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
+from crossent.subjects.features import is_dense
+from crossent.subjects.ranks.protocol import cut_axis, shard
+from crossent.trials.act import Performed
+from crossent.trials.agreement import further_call
+from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.check import Cost, check
+from crossent.trials.difference import Difference
+from crossent.trials.exact import solve
+from crossent.trials.trial import NotRunError, Problem, Trial
+from crossent.words import DECLARED, counted
+
+
+def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
+    """Call the loss on another number of ranks. This function is an act (see `crossent.trials.act`)."""
+    return evaluate(loss.on(ranks), inputs, gradients)
+
+
+def _has_classes(case: Case) -> bool:
+    return case.rows > 0 and case.classes > 1
+
+
+def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
+    """Call the subject with other inputs, and yield the differences from their exact values."""
+    yield from _named(trial, further_call(trial, inputs), inputs, way)
+
+
+def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Difference]:
+    for difference in trial.compare(got, solve(inputs)):
+        yield replace(difference, of=f"{difference.of} {way}")
+
+
+def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
+    """Return the first class of each rank, and the first class after its shard. A rank may have none."""
+    if trial.subject.split == "batch":
+        raise NotRunError("cuts the batch, so each rank has all classes")
+    axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
+    sizes = [shard(inputs.input, trial.subject.split, rank, ranks).shape[axis] for rank in range(ranks)]
+    ends = [min(sum(sizes[: rank + 1]), inputs.classes) for rank in range(ranks)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+@check(cost=Cost.CALLS, applies=_has_classes)
+def world_sizes(trial: Trial) -> Iterator[Difference]:
+    """The same call on one rank, and on one rank fewer, has the exact loss and gradient.
+
+    So the results of all numbers of ranks agree within their error bounds.
+    """
+    for ranks in sorted({1, max(1, trial.subject.ranks - 1)} - {trial.subject.ranks}):
+        got = further_call(trial, trial.question.fresh(), evaluate_on, ranks)
+        yield from _named(trial, got, trial.question.inputs, f"on {counted(ranks, 'rank')}")
+
+
+@check("index_target", cost=Cost.CALLS, applies=_has_classes)
+def one_shard(trial: Trial) -> Iterator[Difference]:
+    """If one rank has the classes of all targets, and all other ranks have none, loss and gradient are exact."""
+    inputs = trial.question.inputs
+    if is_dense(inputs):
+        raise NotRunError("has targets in every shard, since they are probabilities")
+    kept = _kept(inputs)
+    for rank, (start, end) in enumerate(_bounds(trial, inputs)):
+        if end > start:
+            target = torch.where(kept, start + inputs.target.long() % (end - start), inputs.target.long())
+            yield from _compared(trial, _with_target(inputs, target), f"with all targets on rank {rank}")
+
+
+@check("index_target", "ignore_index", cost=Cost.CALLS, applies=_has_classes)
+def ignored_shard(trial: Trial) -> Iterator[Difference]:
+    """If all rows whose class is on one rank are ignored, loss and gradient are exact."""
+    inputs = trial.question.inputs
+    if is_dense(inputs):
+        raise NotRunError("has no ignored rows, since the targets are probabilities")
+    for rank, (start, end) in enumerate(_bounds(trial, inputs)):
+        own = (inputs.target >= start) & (inputs.target < end) & _kept(inputs)
+        if bool(own.any()):
+            target = torch.where(_kept(inputs) & ~own, inputs.target.long(), -100)
+            options = {**inputs.options, "ignore_index": -100}
+            changed = replace(_with_target(inputs, target), options=options)
+            yield from _compared(trial, changed, f"with ignored rows on rank {rank}")
+
+
+@check("label_smoothing", cost=Cost.CALLS, applies=_has_classes)
+def whole_smoothing(trial: Trial) -> Iterator[Difference]:
+    """With label_smoothing=1, the loss is the mean over the classes of all ranks, and the gradient is exact."""
+    inputs = trial.question.inputs
+    yield from _compared(trial, replace(inputs, options={**inputs.options, "label_smoothing": 1.0}), "smoothed by 1")
+
+
+@check(cost=Cost.CALLS, applies=_has_classes)
+def uneven_shards(trial: Trial) -> Iterator[Difference]:
+    """If the number of classes is no multiple of the number of ranks, loss and gradient are exact."""
+    inputs, ranks = trial.question.inputs, trial.subject.ranks
+    _bounds(trial, inputs)
+    uneven = [classes for classes in range(inputs.classes, ranks, -1) if classes % ranks]
+    if not uneven:
+        raise NotRunError("has too few classes for shards of different sizes")
+    yield from _compared(trial, _of_classes(inputs, uneven[0]), f"of {uneven[0]} classes")
+
+
+@check(cost=Cost.CALLS, applies=_has_classes)
+def empty_shard(trial: Trial) -> Iterator[Difference]:
+    """If there are fewer classes than ranks, so that a rank has none, loss and gradient are exact.
+
+    On two ranks, this is a call with one class. So the check runs unless the user declares that the loss needs two.
+    """
+    inputs, ranks = trial.question.inputs, trial.subject.ranks
+    _bounds(trial, inputs)
+    if (reason := trial.subject.lacks.get("one_class", "")).startswith(DECLARED):
+        raise NotRunError(reason)
+    if ranks == 1:
+        raise NotRunError("lives on one rank, which has all classes")
+    narrowed = _of_classes(inputs, min(inputs.classes, ranks - 1))
+    got = trial.evaluate(narrowed.copy())
+    yield from _named(trial, got, narrowed, f"of {narrowed.classes} classes")
+
+
+@check("index_target", "errors", "index_errors", cost=Cost.CALLS, applies=_has_classes)
+def padding_target(trial: Trial) -> Iterator[Problem]:
+    """A target whose class is in the padding of the last shard raises an error."""
+    inputs, ranks = trial.question.inputs, trial.subject.ranks
+    if trial.subject.split != "padded" or is_dense(inputs):
+        raise NotRunError("has no padding, or no class indices")
+    classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
+    if not classes:
+        raise NotRunError("needs two classes for a shard with padding")
+    narrowed = _of_classes(inputs, classes)
+    target = torch.where(_kept(narrowed), classes, narrowed.target.long())
+    performed: Performed[Result] = trial.host.perform(evaluate, _with_target(narrowed, target), ())
+    if performed.ended:
+        yield Problem(performed.ended, performed.how)
+    elif performed.raised is None:
+        yield Problem("accepted", f"the call returned a loss of class {classes}, though there are {classes} classes")
+
+
+def _kept(inputs: Inputs) -> Tensor:
+    kept: Tensor = inputs.target != inputs.options.get("ignore_index", -100)
+    return kept
+
+
+def _with_target(inputs: Inputs, target: Tensor) -> Inputs:
+    return replace(inputs, target=target.to(torch.int64))
+
+
+def _of_classes(inputs: Inputs, classes: int) -> Inputs:
+    """Return the inputs with the first classes alone. The target of a further class becomes one of the first."""
+    axis = min(1, inputs.input.dim() - 1)
+    options = dict(inputs.options)
+    if isinstance(weight := options.get("weight"), Tensor):
+        options["weight"] = weight[:classes].clone()
+    if is_dense(inputs):
+        target = inputs.target.narrow(axis, 0, classes).clone()
+    else:
+        target = torch.where(_kept(inputs), inputs.target.long() % classes, inputs.target.long())
+    return replace(inputs, input=inputs.input.narrow(axis, 0, classes).clone(), target=target, options=options)

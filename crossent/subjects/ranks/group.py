@@ -1,0 +1,270 @@
+"""The ranks of a subject, as the calling process sees them: start them, ask them all, and end them after a fault."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossent.subjects.ranks.launcher import Launcher
+from crossent.subjects.ranks.messages import DamagedMessageError, pack, receive, unpack
+from crossent.subjects.ranks.protocol import RankEndedError, RanksDifferError
+from crossent.subjects.ranks.rank import Place, collective_limit
+from crossent.words import one_line
+
+# The time limit of the start: the import of the user's file, and the first messages between the ranks.
+_SECONDS_TO_START = 180.0
+# A rank blocks if it sleeps for this long while all other ranks sleep too, or have answered. A rank that computes, or
+# that waits for a processor of a busy machine, does not sleep.
+_SECONDS_ASLEEP = 10.0
+_SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
+_LOOK = 0.1  # seconds between two looks at the ranks
+_BUSY = 0.02  # the share of a processor that the threads of gloo use while a rank waits
+
+
+@dataclass
+class _Rank:
+    """One rank, as the calling process sees it."""
+
+    stream: socket.socket
+    process: int = 0  # its id in /proc, or 0
+    answer: dict[str, Any] | None = None  # the reply to the current request
+    ended: str = ""  # how the rank ended
+
+
+class Ranks:
+    """The ranks of one subject. The first request starts the ranks, as does a request after a fault.
+
+    Args:
+        load: a function that returns the user's class or function. It is called in each rank.
+        count: the number of ranks.
+        description: a description from which a new Python can load the same object; "" if there is none.
+        seconds: the time limit of a request.
+        backend: the backend of torch.distributed. By default, "nccl" if each rank has a CUDA device of its own,
+            otherwise "gloo".
+    """
+
+    def __init__(
+        self, load: Callable[[], Any], count: int, *, description: str, seconds: float, backend: str | None = None
+    ) -> None:
+        self._load, self.count, self._description = load, count, description
+        self._seconds, self._backend = seconds, backend
+        self._launcher: Launcher | None = None
+        self._end_launcher = weakref.finalize(self, int)  # replaced by the end of the launcher, when it starts
+        self._ranks: list[_Rank] = []
+        self._device = ""
+        self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
+        self.group = 0
+
+    def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
+        """Send a request to all ranks, and return their replies.
+
+        Raises:
+            RankEndedError: a rank ended, or did not answer in time.
+            RanksDifferError: some ranks raised an exception, and others did not.
+            Exception: all ranks raised. The exception is the first one, of the same builtin class.
+        """
+        with self._lock:
+            if not self._ranks or self._launcher is None or self._launcher.owner != os.getpid():
+                self._start(device)
+            content = pack(dict(request))
+            for rank in self._ranks:
+                rank.answer = None
+                try:
+                    rank.stream.settimeout(self._seconds)
+                    rank.stream.sendall(content)
+                except OSError:
+                    rank.ended = "ended"
+            return self._answers(self._seconds, strict=True)
+
+    def close(self) -> None:
+        """End the ranks and the launcher."""
+        with self._lock:
+            for rank in self._ranks:
+                rank.stream.close()
+            self._ranks = []
+            self._end_launcher()
+            self._launcher = None
+
+    def _start(self, device: str) -> None:
+        """Start new ranks, and wait until all have joined the group."""
+        self.group += 1
+        if self._launcher is None or self._launcher.owner != os.getpid():
+            self._launcher = Launcher(self._load, self._description)
+            self._end_launcher.detach()
+            self._end_launcher = weakref.finalize(self, self._launcher.close)
+        nccl = device != "cpu" and torch.cuda.device_count() >= self.count
+        backend = self._backend or ("nccl" if nccl else "gloo")
+        places = [
+            Place(rank, self.count, backend, device, "", self.group, collective_limit(self._seconds))
+            for rank in range(self.count)
+        ]
+        pairs = [socket.socketpair() for _ in places]
+        self._ranks = [_Rank(ours) for ours, _ in pairs]
+        try:
+            self._launcher.start(places, [theirs for _, theirs in pairs])
+        except (OSError, EOFError):
+            self._end_launcher()
+            self._launcher, self._ranks = None, []
+            raise RankEndedError("crashed", "the process that starts the ranks has ended") from None
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+        for rank, reply in zip(self._ranks, self._answers(_SECONDS_TO_START, strict=False), strict=True):
+            rank.process = int(reply.get("process", 0))
+
+    def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
+        """Wait until all ranks have answered or ended, or until the silent ranks are blocked; return the answers.
+
+        With `strict`, ranks that sleep count as blocked before the time limit.
+        """
+        watch = _Watch(self._ranks)
+        until = time.monotonic() + seconds
+        while silent := [rank for rank in self._ranks if rank.answer is None and not rank.ended]:
+            ready = select.select([rank.stream for rank in silent], [], [], _LOOK)[0]
+            for rank in silent:
+                if rank.stream in ready:
+                    self._read(rank, until)
+            if time.monotonic() > until:
+                break
+            fault = any(rank.ended or "raised" in (rank.answer or ()) for rank in self._ranks)
+            if strict and not ready and watch.asleep(silent) > (_SECONDS_AFTER_A_FAULT if fault else _SECONDS_ASLEEP):
+                break
+        return self._checked(seconds)
+
+    def _read(self, rank: _Rank, until: float) -> None:
+        try:
+            rank.answer = unpack(receive(rank.stream, until))
+        except (EOFError, ConnectionError):
+            rank.ended = "ended"
+        except (TimeoutError, DamagedMessageError) as error:
+            rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
+
+    def _checked(self, seconds: float) -> list[dict[str, Any]]:
+        """Return the answers of all ranks, or end the ranks and raise an error that says what happened."""
+        answers = [rank.answer for rank in self._ranks]
+        raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
+        ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
+        silent = [at for at, one in enumerate(answers) if one is None and at not in ended]
+        if not raised and not ended and not silent:
+            return [one for one in answers if one is not None]
+        alike = len(raised) == self.count and len({str(one) for one in raised.values()}) == 1
+        if alike and "process" not in (answers[0] or ()):
+            raise _exception(next(iter(raised.values())))
+        statuses, how = self._end(ended)
+        own = {at: one for at, one in raised.items() if not _is_consequence(one)}
+        said = [f"rank {at} raised {_said(one)}" for at, one in (own or raised).items()]
+        if len(raised) == self.count:
+            raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
+        said = [f"rank {at} raised {_said(one)}" for at, one in own.items()]
+        said += [f"rank {at} {_how(how[at], statuses[at])}" for at in ended]
+        limit = f"did not return (the limit is {seconds:g} s, or {_SECONDS_ASLEEP:g} s asleep)"
+        said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
+        returned = set(range(self.count)) - {*raised, *ended, *silent}
+        said += [f"rank {at} returned" for at in sorted(returned)]
+        text = "; ".join(said)
+        if ended:
+            raise RankEndedError("crashed", text)
+        if silent and not own:
+            raise RankEndedError("hung", text)
+        raise RanksDifferError(text if said else f"rank {min(raised)} raised {_said(raised[min(raised)])}")
+
+    def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
+        """End all ranks. Return the exit status of each rank that had ended before, and how, in words."""
+        how = [rank.ended for rank in self._ranks]
+        statuses: list[int | None] = [None] * self.count
+        assert self._launcher is not None
+        try:
+            statuses = self._launcher.end(ended) or statuses
+        except (OSError, EOFError, ValueError):
+            self._end_launcher()
+            self._launcher = None
+        for rank in self._ranks:
+            rank.stream.close()
+        self._ranks = []
+        return statuses, how
+
+
+class _Watch:
+    """Looks at the processes of silent ranks, and says since when all of them sleep."""
+
+    def __init__(self, ranks: Sequence[_Rank]) -> None:
+        self._since = time.monotonic()
+        self._used = {rank.process: _processor_time(rank.process) for rank in ranks}
+
+    def asleep(self, silent: Sequence[_Rank]) -> float:
+        """Return for how many seconds all of these ranks have slept; 0 if one does not sleep or cannot be seen."""
+        now = time.monotonic()
+        for rank in silent:
+            before, after = self._used.get(rank.process), _processor_time(rank.process)
+            worked = before is None or after is None or after[1] - before[1] > 0.05 + _BUSY * (now - self._since)
+            if worked or (after is not None and after[0] != "S"):
+                self._since = now
+                self._used = {one.process: _processor_time(one.process) for one in silent}
+                return 0.0
+        return now - self._since
+
+
+def _processor_time(process: int) -> tuple[str, float] | None:
+    """Return "S" if all threads of a process sleep, otherwise another state, and the processor time of the process.
+
+    A thread of gloo that waits for a processor does not sleep, although the thread that called gloo does.
+    """
+    if not process:
+        return None
+    try:
+        threads = [_stat(one / "stat") for one in Path(f"/proc/{process}/task").iterdir()]
+        words = _stat(Path(f"/proc/{process}/stat"))
+    except OSError:  # not Linux, or the process or a thread has just ended
+        return None
+    awake = [one[0] for one in threads if one[0] != "S"]
+    return (awake or ["S"])[0], (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(file: Path) -> list[str]:
+    """Return the words of a file of /proc after the name of the process, which may have spaces: the state is first."""
+    return file.read_text().rpartition(")")[2].split()
+
+
+def _is_consequence(raised: Mapping[str, Any]) -> bool:
+    """Return whether an exception says that another rank does not answer."""
+    return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
+
+
+def _said(raised: Mapping[str, Any]) -> str:
+    name = raised["classes"][0].rpartition(".")[2]
+    first = str(raised["message"]).partition("\n")[0]
+    return one_line(f"{name}: {first}".removesuffix(": "))
+
+
+def _how(ended: str, status: int | None) -> str:
+    if status is None:
+        return ended
+    return f"ended with {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+
+
+_BUILTIN: dict[str, type[Exception]] = {
+    f"builtins.{one.__name__}": one
+    for one in (ValueError, IndexError, KeyError, TypeError, RuntimeError, NotImplementedError, AssertionError)
+}
+_BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.AttributeError": AttributeError}
+
+
+def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
+    """Return an exception of the first class of the original that is in `_BUILTIN`, otherwise a RuntimeError."""
+    kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
+    text = str(raised["message"]) if kind is not None else _said(raised)
+    with suppress(TypeError):
+        return (kind or RuntimeError)(f"{text}{more}")
+    return RuntimeError(f"{text}{more}")

@@ -1,0 +1,229 @@
+"""The launcher: a process that starts ranks with torch's launcher, and ends them.
+
+Ranks are forked from the launcher by `torch.distributed.elastic.multiprocessing.start_processes`, the function by which
+torchrun starts its workers. A fork takes milliseconds, since the launcher has imported torch. The launcher itself never
+uses autograd or CUDA, whose threads and contexts do not survive a fork.
+
+An isolated process knows no exact value, so it forks its launcher. Any other process starts a new Python for its
+launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from crossent.subjects.confinement import close_all_but, end_with_parent, kill_group
+from crossent.subjects.ranks.protocol import MOST_RANKS, may_fork
+from crossent.subjects.ranks.rank import Place, run_rank
+
+_SECONDS_TO_END = 5.0  # a killed process ends in milliseconds
+_SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy machine may delay the first reply
+
+
+class Launcher:
+    """A launcher process, as the process that starts it sees it.
+
+    Args:
+        load: a function that returns the user's class or function. It is called in each rank.
+        description: a description from which a new Python can load the same object; "" if there is none.
+
+    Raises:
+        TypeError: a new Python cannot load the user's object.
+    """
+
+    def __init__(self, load: Callable[[], Any], description: str) -> None:
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(_SECONDS_TO_REPLY)
+        self.owner = os.getpid()
+        self._python: subprocess.Popen[bytes] | None = None
+        with theirs:
+            if may_fork():
+                self._process = _fork(theirs, load)
+            else:
+                self._python = _new_python(theirs, description)
+                self._process = self._python.pid
+
+    def start(self, places: Sequence[Place], streams: Sequence[socket.socket]) -> None:
+        """Start a rank for each place, with a socket for its messages.
+
+        Raises:
+            OSError, EOFError: the launcher has ended.
+        """
+        content = json.dumps({"start": [vars(place) for place in places]}).encode()
+        self._ask(content, [stream.fileno() for stream in streams])
+
+    def end(self, ended: Sequence[int] = ()) -> list[int | None]:
+        """End all ranks, and return the exit status of each rank that had ended before; None for the others.
+
+        `ended` are the ranks of which the caller knows that they have ended.
+        """
+        reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
+        statuses: list[int | None] = json.loads(reply)
+        return statuses
+
+    def close(self) -> None:
+        """End the launcher and its ranks."""
+        self._control.close()
+        if self.owner != os.getpid():
+            return  # this process is a fork of the owner
+        with suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+        if self._python is not None:
+            self._python.wait()
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(self._process, 0)
+
+    def _ask(self, request: bytes, descriptors: Sequence[int]) -> bytes:
+        socket.send_fds(self._control, [request], list(descriptors))
+        reply = self._control.recv(2**16)
+        if not reply:
+            raise EOFError("the launcher has ended")
+        return reply
+
+
+def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
+    # The system kills a process when the thread that started it ends, which for other threads may be soon.
+    of_main_thread = threading.current_thread() is threading.main_thread()
+    child = os.fork()
+    if child == 0:
+        try:
+            if of_main_thread:
+                end_with_parent()
+            close_all_but({0, 1, 2, theirs.fileno()})
+            _serve(theirs, load)
+        finally:
+            os._exit(0)
+    return child
+
+
+def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[bytes]:
+    if not description:
+        raise TypeError("ranks: a class or function that no module has by its name; give path/to/file.py:NAME")
+    code = f"from crossent.subjects.ranks import launcher; launcher.serve_new({theirs.fileno()}, {description!r})"
+    # `python -c` puts the current directory first in sys.path; a copy of this package may be found through sys.path.
+    path = os.pathsep.join(one or os.getcwd() for one in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def serve_new(control: int, description: str) -> None:
+    """Serve as the launcher in a new Python, for a subject that is loaded from a description."""
+    from crossent.subjects.loader import import_object  # which imports the modules of this folder
+
+    _serve(socket.socket(fileno=control), partial(import_object, description))
+
+
+def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
+    """Start and end ranks until the process that uses the launcher closes its socket."""
+    with suppress(OSError):
+        os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the report says how a rank ended
+    with suppress(Exception):
+        load()  # once, before the ranks are forked; if this fails, each rank reports the error
+    with tempfile.TemporaryDirectory(prefix="crossent-ranks-", ignore_cleanup_errors=True) as folder:
+        context: Any = None
+        group = 0
+        while True:
+            try:
+                content, descriptors, _, _ = socket.recv_fds(control, 2**16, MOST_RANKS)
+            except OSError:
+                content = b""
+            if not content:
+                break
+            request = json.loads(content)
+            if "start" in request:
+                group += 1
+                places = [Place(**place) for place in request["start"]]
+                context = _start(places, descriptors, load, os.path.join(folder, f"group{group}"), control.fileno())
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                control.sendall(b"[]")
+            else:
+                control.sendall(json.dumps(_end(context, request["end"])).encode())
+                context = None
+        if context is not None:
+            _end(context, ())
+
+
+def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str, control: int) -> Any:
+    """Start the ranks, and return torch's object for their processes."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    os.mkdir(folder)
+    here = [Place(**{**vars(place), "store": os.path.join(folder, "store")}) for place in places]
+    return start_processes(
+        "crossent",
+        _run,
+        args={at: (place, stream, load) for at, (place, stream) in enumerate(zip(here, streams, strict=True))},
+        envs={at: _environment(place, at, len(here)) for at, place in enumerate(here)},
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        start_method="fork",
+    )
+
+
+def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
+    run_rank(place, stream, load)
+
+
+def _environment(place: Place, local: int, count: int) -> dict[str, str]:
+    """Return the variables that torchrun sets for a worker, and the interface of gloo: a rank needs no network."""
+    words = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.ranks,
+        "LOCAL_RANK": local,
+        "LOCAL_WORLD_SIZE": count,
+        "GROUP_RANK": 0,
+        "TORCHELASTIC_RUN_ID": "crossent",
+    }
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "")
+    interface = {"GLOO_SOCKET_IFNAME": loopback} if loopback and "GLOO_SOCKET_IFNAME" not in os.environ else {}
+    return {name: str(value) for name, value in words.items()} | interface
+
+
+def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
+    """End the ranks, and return the exit status of each rank that had ended before.
+
+    Wait a short time for the ranks `ended`: their sockets close before their processes end.
+    """
+    if context is None:
+        return []
+    processes = list(context.pids().values())
+    until = time.monotonic() + _SECONDS_TO_END
+    while any(_status(processes[at]) is None for at in ended) and time.monotonic() < until:
+        time.sleep(0.002)
+    statuses = [_status(process) for process in processes]
+    for process in processes:
+        kill_group(process)
+    context.close(signal.SIGKILL, timeout=_SECONDS_TO_END)
+    return statuses
+
+
+def _status(process: int) -> int | None:
+    """Return the exit status of a child process that has ended, negative for a signal; None if the process runs."""
+    if not hasattr(os, "waitid"):
+        return None
+    try:
+        found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status

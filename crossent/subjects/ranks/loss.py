@@ -1,0 +1,241 @@
+"""A callable with the signature of `F.cross_entropy`, which calls a loss on its ranks."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.inputs import bits
+from crossent.cases.operation import CROSS_ENTROPY
+from crossent.subjects.callables import declared_lacks
+from crossent.subjects.ranks.group import Ranks
+from crossent.subjects.ranks.protocol import RanksDifferError, join, require_protocol, split_of, write_shard
+
+_REASON = "lives on several ranks, whose operations torch cannot see here"
+_TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast", "large")
+_ONE_BACKWARD = "has a backward of its own, which need not work twice"
+
+
+def lacks_of(given: object) -> dict[str, str]:
+    """Return the features that a loss on several ranks lacks, with the reasons; its own attribute `lacks` included."""
+    lacks = dict.fromkeys(_TRANSFORMS, _REASON)
+    lacks["target_gradient"] = "lives on several ranks, and gives no gradient of target probabilities"
+    if hasattr(given, "backward"):
+        lacks["retain_graph"] = _ONE_BACKWARD
+    if split_of(given) == "batch":
+        lacks["unbatched"] = "cuts the batch, and one row has none"
+    return {**lacks, **declared_lacks(given)}
+
+
+class RankLoss:
+    """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
+
+    The ranks start at the first call, and stay until they are closed or the process ends.
+
+    Args:
+        given: the user's class or function.
+        ranks: the number of ranks.
+        description: a description from which a new Python can load `given`; "" if there is none.
+        seconds: the time limit of a forward or a backward pass.
+        backend: the backend of torch.distributed, or None: see :class:`crossent.subjects.ranks.group.Ranks`.
+
+    Raises:
+        TypeError: `given` does not follow the protocol.
+    """
+
+    def __init__(
+        self, given: Any, ranks: int, *, description: str = "", seconds: float = 30.0, backend: str | None = None
+    ) -> None:
+        require_protocol(given)
+        self.__name__ = getattr(given, "__name__", type(given).__name__)
+        self.lacks = lacks_of(given)
+        self.split = split_of(given)
+        description = description or _description_of(given)
+        self._given, self._description, self._seconds, self._backend = given, description, seconds, backend
+        self._ranks = Ranks(self._load, ranks, description=description, seconds=seconds, backend=backend)
+        self._keys, self._freed = itertools.count(), deque[int]()
+        self._state: list[str] = []
+        self._others: dict[int, RankLoss] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of ranks."""
+        return self._ranks.count
+
+    def on(self, ranks: int) -> RankLoss:
+        """Return the same loss on another number of ranks, which stay too."""
+        how: dict[str, Any] = {"seconds": self._seconds, "backend": self._backend}
+        if ranks not in self._others:
+            self._others[ranks] = RankLoss(self._given, ranks, description=self._description, **how)
+        return self._others[ranks]
+
+    def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], way: str) -> list[str] | None:
+        """Enter the context "twice", or end it by an "exception", on all ranks, and return what went wrong there.
+
+        Return None if the loss has no context.
+        """
+        if not hasattr(self._given, "context"):
+            return None
+        whole = {**CROSS_ENTROPY.options, **options}
+        request = {"action": "use_context", "way": way, **_arguments(input, target, whole)}
+        replies = self._ask(request, input.device)
+        return list(dict.fromkeys(text for reply in replies for text in reply["problems"]))
+
+    def __call__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Return the loss, which all ranks have computed."""
+        options = {
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "label_smoothing": label_smoothing,
+        }
+        loss: Tensor = _OnRanks.apply(input, target, self, options)  # type: ignore[no-untyped-call]
+        return loss
+
+    def close(self) -> None:
+        """End the ranks."""
+        for other in self._others.values():
+            other.close()
+        self._ranks.close()
+
+    def take_changed_state(self) -> list[str]:
+        """Return the parts of the global state that a rank has changed since the last call of this method.
+
+        Each rank has restored them.
+        """
+        changed, self._state = self._state, []
+        return list(dict.fromkeys(changed))
+
+    def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
+        """Return the loss, and the key of its graph on the ranks.
+
+        Raises:
+            RanksDifferError: two ranks return different losses.
+        """
+        key = next(self._keys)
+        request = {
+            "action": "forward",
+            "key": key,
+            "freed": [self._freed.popleft() for _ in range(len(self._freed))],
+            "differentiable": differentiable,
+            **_arguments(input, target, options),
+        }
+        replies = self._ask(request, input.device)
+        self._write_back(replies, {"input": input, "target": target, **options})
+        first: Tensor = replies[0]["loss"]
+        for at, reply in enumerate(replies):
+            if not _same(first, reply["loss"]):
+                raise RanksDifferError(f"the ranks return different losses: {_differing(first, reply['loss'], at)}")
+        return first.to(input.device), key
+
+    def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
+        """Return the gradient of the logits, of which each rank has computed its shard."""
+        request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
+        replies = self._ask(request, upstream.device)
+        return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
+
+    def free(self, key: int) -> None:
+        """Let the ranks forget a graph, with the next request."""
+        self._freed.append(key)
+
+    def _load(self) -> Any:
+        return self._given
+
+    def _ask(self, request: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+        replies = self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
+        self._state += [name for reply in replies for name in reply["state"]]
+        return replies
+
+    def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
+        """Write what a rank has written into its arguments into the arguments of this call, so that a check sees it."""
+        for rank, reply in enumerate(replies):
+            for name, content in reply["written"].items():
+                with torch.no_grad():
+                    if name == "input":
+                        write_shard(tensors[name].detach(), content, self.split, rank, len(replies))
+                    else:
+                        tensors[name].detach().copy_(content)
+
+
+def _description_of(given: Any) -> str:
+    """Return package.module:NAME of an object, if a new Python can import the object by this name; "" otherwise."""
+    module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
+    if module == "__main__" or not name:
+        return ""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is given else ""
+
+
+class _OnRanks(torch.autograd.Function):
+    """An autograd function whose forward and backward passes run on the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, loss: RankLoss, options: dict[str, Any]) -> Tensor:
+        differentiable = "gradient" not in loss.lacks
+        wanted = differentiable and ctx.needs_input_grad[0]
+        made: Tensor
+        made, key = loss.forward(input, target, options, wanted)
+        ctx.shape, ctx.loss, ctx.graph = input.shape, loss, _Graph(loss.free, key)
+        if not differentiable:
+            ctx.mark_non_differentiable(made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return ctx.loss.backward(ctx.graph.key, upstream, ctx.shape), None, None, None
+
+
+class _Graph:
+    """The key of a graph on the ranks. When the object is freed, the ranks may forget the graph."""
+
+    def __init__(self, free: Callable[[int], None], key: int) -> None:
+        self._free, self.key = free, key
+
+    def __del__(self) -> None:
+        self._free(self.key)
+
+
+def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a request that has the arguments of a call."""
+    return {
+        "input": _plain(input),
+        "target": _plain(target),
+        "options": {name: _plain(one) if isinstance(one, Tensor) else one for name, one in options.items()},
+        "shape": list(input.shape),
+    }
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is sent: on the CPU, without a graph, and as a plain view of its memory."""
+    return tensor.detach().resolve_neg().cpu().as_subclass(Tensor)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two losses have the same dtype, shape and bits. All NaN count as equal."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    different = bits(one) != bits(other)
+    return not bool((different & ~(one.isnan() & other.isnan()).numpy()).any())
+
+
+def _differing(one: Tensor, other: Tensor, rank: int) -> str:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return f"rank 0 {one.dtype} {tuple(one.shape)}, rank {rank} {other.dtype} {tuple(other.shape)}"
+    at = (bits(one) != bits(other)).reshape(-1).argmax()
+    return f"rank 0 {one.reshape(-1)[at].item()!r}, rank {rank} {other.reshape(-1)[at].item()!r}"

@@ -1,0 +1,69 @@
+"""The messages between the process that calls a loss and the ranks, each a dict of tensors, numbers and strings.
+
+A message is written by `torch.save` and read by `torch.load(weights_only=True)`. So the calling process runs no code
+that a rank has sent.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import socket
+import time
+from typing import Any
+
+import torch
+
+_LENGTH = 8  # bytes of the number that says the length of a message
+
+
+class DamagedMessageError(Exception):
+    """A message is no dict of tensors, numbers and strings."""
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """Return a message as bytes, with its length first."""
+    buffer = io.BytesIO()
+    torch.save(message, buffer, _use_new_zipfile_serialization=False)
+    content = buffer.getvalue()
+    return len(content).to_bytes(_LENGTH, "big") + content
+
+
+def receive(stream: socket.socket, until: float = math.inf) -> bytes:
+    """Return the content of the next message. `until` is the latest time, by `time.monotonic`.
+
+    Raises:
+        TimeoutError: the whole message does not arrive in time.
+        EOFError, OSError: the other process has ended.
+    """
+    return _exactly(stream, int.from_bytes(_exactly(stream, _LENGTH, until), "big"), until)
+
+
+def unpack(content: bytes) -> dict[str, Any]:
+    """Return a message from its content.
+
+    Raises:
+        DamagedMessageError: the content is no message.
+    """
+    try:
+        message = torch.load(io.BytesIO(content), weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DamagedMessageError(f"a damaged message: {type(error).__name__}") from None
+    if not isinstance(message, dict):
+        raise DamagedMessageError("a message that is no dict")
+    return message
+
+
+def _exactly(stream: socket.socket, count: int, until: float) -> bytes:
+    received = bytearray()
+    while len(received) < count:
+        left = None if until == math.inf else until - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        stream.settimeout(left)
+        more = stream.recv(min(count - len(received), 2**20))
+        if not more:
+            raise EOFError
+        received += more
+    return bytes(received)

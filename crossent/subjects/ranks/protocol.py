@@ -1,0 +1,214 @@
+"""What a loss on several ranks consists of, and the rules by which the logits are cut into shards.
+
+The user writes a class. Each rank makes one instance, without arguments, after its process has joined the group:
+
+    class VocabParallel:
+        split = "classes"  # the default: see `SPLITS`
+
+        def context(self): ...  # optional: a context manager around each forward and each backward pass
+        def forward(self, local_logits, target, shape, axis, options): ...  # returns the loss
+        def backward(self, loss, upstream): ...  # optional: computes local_logits.grad
+
+A function with the arguments of `forward` is enough for a loss that needs no context.
+
+`local_logits` is the shard of this rank, a leaf that requires a gradient if the call needs one. `target` and the
+options (`weight`, `ignore_index`, `reduction`, `label_smoothing`) are those of the whole call. `shape` is the shape of
+all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. A DTensor is
+replaced by its full tensor.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.operation import CROSS_ENTROPY, Operation
+from crossent.words import cut, quoted
+
+# The rules for the shards. A number that stands in the padding is a logit of no class: a loss must not use the number.
+SPLITS = {
+    "classes": "the class axis, cut as torch.chunk does; the last ranks may have fewer classes, or none",
+    "padded": "the class axis, padded with further logits so that each rank has equally many",
+    "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer rows, or none",
+}
+MOST_RANKS = 64
+_PADDING = 10_000.0  # a finite number in every dtype, far above most logits
+_FORWARD = ("local_logits", "target", "shape", "axis", "options")
+_ALLOWED = f"a class with forward(self, {', '.join(_FORWARD)}), and a function with these arguments"
+
+
+def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
+    """Check a number of ranks, and that the operation can be computed on several ranks.
+
+    Raises:
+        ValueError: the number is not from 1 to `MOST_RANKS`, the operation has no ranks, or this torch cannot start
+            ranks. The message is one line.
+    """
+    if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
+        raise ValueError(f"ranks: got {quoted(ranks)}; allowed are 1 to {MOST_RANKS}")
+    if operation is not CROSS_ENTROPY:
+        raise ValueError(f"ranks: a run of {operation.name} has no ranks; use ranks for {CROSS_ENTROPY.name} alone")
+    try:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: F401  # since torch 2.3
+    except ImportError:
+        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer") from None
+
+
+class RankEndedError(RuntimeError):
+    """A rank ended, or did not answer. `kind` is "crashed" or "hung"."""
+
+    def __init__(self, kind: str, how: str) -> None:
+        super().__init__(how)
+        self.kind = kind
+
+
+class RanksDifferError(RuntimeError):
+    """The ranks do not do the same: only some of them raised, or their losses differ."""
+
+
+class OnRank:
+    """The user's loss on one rank.
+
+    Args:
+        made: an instance of the user's class, or the user's function.
+    """
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        self._forward: Callable[..., Any] = getattr(made, "forward", made)
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the user's context, or a context that does nothing."""
+        make = getattr(self._made, "context", nullcontext)
+        made: AbstractContextManager[Any] = make()
+        return made
+
+    def forward(self, local: Tensor, target: Tensor, shape: Sequence[int], axis: int, options: dict[str, Any]) -> Any:
+        """Return the loss, as the user's code returns it."""
+        return self._forward(local, target, torch.Size(shape), axis, options)
+
+    def backward(self, loss: Any, upstream: Tensor) -> None:
+        """Run the backward pass, so that the shard of the logits has its gradient."""
+        own = getattr(self._made, "backward", None)
+        if own is not None:
+            own(loss, upstream)
+        elif hasattr(loss, "full_tensor"):
+            from torch.distributed.tensor import DTensor, Replicate
+
+            everywhere = [Replicate()] * loss.device_mesh.ndim
+            loss.backward(
+                DTensor.from_local(upstream, loss.device_mesh, everywhere, run_check=False), retain_graph=True
+            )
+        else:
+            loss.backward(upstream, retain_graph=True)
+
+
+def require_protocol(given: object) -> None:
+    """Check that an object is a loss on several ranks.
+
+    Raises:
+        TypeError: the object is neither a class with a method `forward` nor a function, or its signature or its rule
+            for the shards is wrong. The message is the end of a sentence that begins with "got".
+    """
+    if isinstance(given, type):
+        what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)
+        if forward is None:
+            raise TypeError(f"{what}, which has no method forward; allowed are {_ALLOWED}")
+        places = [None, *_FORWARD]
+    elif callable(given):
+        what, forward, places = f"the function {cut(getattr(given, '__name__', repr(given)))}", given, [*_FORWARD]
+    else:
+        raise TypeError(f"an object of type {cut(type(given).__name__)}; allowed are {_ALLOWED}")
+    try:
+        inspect.signature(forward).bind(*places)
+    except TypeError:
+        raise TypeError(
+            f"{what}, whose forward does not take {', '.join(_FORWARD)} by position; allowed are {_ALLOWED}"
+        ) from None
+    except ValueError:
+        pass  # Python cannot read the signature
+    if (rule := split_of(given)) not in SPLITS:
+        raise TypeError(f"{what}, whose attribute split is {quoted(rule)}; allowed are {', '.join(SPLITS)}")
+
+
+def split_of(given: object) -> str:
+    """Return the rule for the shards that a loss on several ranks names."""
+    rule: str = getattr(given, "split", "classes")
+    return rule
+
+
+def require_split(rule: object) -> str:
+    """Return the name of a rule for the shards.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if rule not in SPLITS:
+        raise ValueError(f"split: got {quoted(rule)}; allowed are {', '.join(SPLITS)}")
+    return str(rule)
+
+
+def cut_axis(rule: str, dimensions: int) -> int:
+    """Return the axis of the logits that a rule cuts."""
+    return 0 if rule == "batch" else min(1, dimensions - 1)
+
+
+def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
+    """Return the shard of a rank: a view of the logits, or with padding a copy.
+
+    The shard of contiguous logits is contiguous, as a rank that computes its own logits has it.
+    """
+    axis = cut_axis(rule, logits.dim())
+    if rule == "padded":
+        short = -logits.shape[axis] % ranks
+        padding = logits.new_full((*logits.shape[:axis], short, *logits.shape[axis + 1 :]), _PADDING)
+        whole = torch.cat([logits, padding], axis)
+        part = whole.chunk(ranks, axis)[rank] if whole.shape[axis] else whole
+    else:
+        parts = logits.chunk(ranks, axis) if logits.shape[axis] else ()
+        part = parts[rank] if rank < len(parts) else logits.narrow(axis, 0, 0)
+    return part.contiguous() if logits.is_contiguous() else part
+
+
+def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of this shape from the shards of all ranks.
+
+    Raises:
+        RuntimeError: a shard has a number other than 0 in the padding.
+    """
+    axis = cut_axis(rule, len(shape))
+    whole = torch.cat(list(shards), axis)
+    if rule != "padded":
+        return whole
+    padding = whole.narrow(axis, shape[axis], whole.shape[axis] - shape[axis])
+    if bool((padding != 0).any()):
+        worst = float(padding.flatten()[padding.abs().argmax()])
+        raise RuntimeError(f"the gradient of the padding is not 0, but {worst:.3g}")
+    return whole.narrow(axis, 0, shape[axis])
+
+
+def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
+    """Write the shard of a rank into the logits, without its padding."""
+    axis = cut_axis(rule, logits.dim())
+    shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
+    logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))
+
+
+# Whether this process knows no exact value, so that ranks may be forked from it.
+_knows_nothing = False
+
+
+def allow_fork() -> None:
+    """Say that this process knows no exact value, so that ranks may be forked from it."""
+    global _knows_nothing
+    _knows_nothing = True
+
+
+def may_fork() -> bool:
+    """Return whether ranks may be forked from this process."""
+    return _knows_nothing

@@ -1,0 +1,267 @@
+"""The process of one rank: it joins the group, makes the user's loss, and answers the requests of the calling process.
+
+A request is a dict with the name of an action, and the arguments of the action. A reply is a dict with the result, or
+with the exception that the action raised.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import signal
+import socket
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore, PrefixStore, TCPStore
+
+from crossent.cases.inputs import bits
+from crossent.machine import ambient
+from crossent.state import restore, snapshot
+from crossent.subjects.confinement import close_all_but, end_with_parent, read_nothing
+from crossent.subjects.ranks.messages import pack, receive, unpack
+from crossent.subjects.ranks.protocol import OnRank, cut_axis, shard, split_of
+from crossent.words import name_of_class, said, text_of
+
+# The time limit of the first collective, in which a rank may wait for the others to start.
+_SECONDS_TO_START = 180.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a rank in its group.
+
+    Attributes:
+        rank: the number of the rank.
+        ranks: the number of ranks.
+        backend: the backend of torch.distributed, such as "gloo".
+        device: the device of the tensors, such as "cpu".
+        store: the file through which the ranks find each other, or "" to use the store of the torchrun job.
+        group: the number of the group, since the calling process started its first ranks.
+        seconds: the time limit of a collective.
+    """
+
+    rank: int
+    ranks: int
+    backend: str
+    device: str
+    store: str
+    group: int
+    seconds: float
+
+    @property
+    def own_device(self) -> torch.device:
+        """The device of this rank: with several CUDA devices, each rank has its own."""
+        if self.device == "cpu":
+            return torch.device("cpu")
+        count = torch.cuda.device_count()
+        return torch.device("cuda", self.rank % count if self.backend == "nccl" else 0)
+
+    def join(self) -> None:
+        """Make this process a member of the group."""
+        store: Any
+        if self.store:
+            store = FileStore(self.store, self.ranks)
+        else:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            wait = timedelta(seconds=_SECONDS_TO_START)
+            store = PrefixStore(f"crossent/group{self.group}", TCPStore(address, port, is_master=False, timeout=wait))
+        if self.device != "cpu":
+            torch.cuda.set_device(self.own_device)
+        dist.init_process_group(
+            self.backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.ranks,
+            timeout=timedelta(seconds=self.seconds),
+        )
+
+
+def run_rank(place: Place, stream: int, load: Callable[[], Any]) -> NoReturn:
+    """Join the group, and answer requests until the calling process closes its socket. Then end this process.
+
+    Args:
+        place: the place of this rank in its group.
+        stream: the file descriptor of the socket to the calling process.
+        load: a function that returns the user's class or function.
+    """
+    status = 0
+    try:
+        with suppress(OSError):
+            os.setpgid(0, 0)  # processes that the user's code starts are ended with this process
+        end_with_parent()
+        faulthandler.disable()  # the report says how a rank ended
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        close_all_but({0, 1, 2, stream})
+        read_nothing()
+        connection = socket.socket(fileno=stream)
+        with ambient():  # the first rank is forked in a forward pass, in which autograd is off
+            connection.sendall(pack(_start(place, load)))
+            _serve(connection)
+    except OSError:  # the calling process has ended
+        status = 1
+    finally:
+        os._exit(status)
+
+
+def _serve(connection: socket.socket) -> None:
+    while True:
+        try:
+            request = unpack(receive(connection))
+        except (EOFError, OSError):
+            return
+        connection.sendall(pack(_reply(request)))
+        for file in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                file.flush()
+
+
+@dataclass
+class _Here:
+    """What this process has as a rank: its place, the user's loss, and the graphs of the calls without a backward."""
+
+    place: Place
+    rule: str
+    loss: OnRank
+    graphs: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
+
+
+_HERE: _Here | None = None
+
+
+def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
+    """Join the group and make the user's loss. Return the first message of this rank, with its process id in /proc."""
+    global _HERE
+    process = 0
+    with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
+        process = int(os.readlink("/proc/self"))
+    try:
+        place.join()
+        given = load()
+        _HERE = _Here(place, split_of(given), OnRank(given() if isinstance(given, type) else given))
+    except BaseException as error:
+        return {"process": process, "raised": described(error)}
+    return {"process": process}
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """Return an exception as a dict: the names of its class and base classes, and its message."""
+    return {"classes": [name_of_class(one) for one in type(error).__mro__], "message": text_of(error)}
+
+
+def _reply(request: dict[str, Any]) -> dict[str, Any]:
+    assert _HERE is not None
+    before = snapshot()
+    try:
+        made = _ACTIONS[request["action"]](_HERE, request)
+    except BaseException as error:  # any exception of the user's code is a finding, even SystemExit
+        made = {"raised": described(error)}
+    made["state"] = restore(before)
+    return made
+
+
+def _forward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+    """Call the loss on the shard of this rank, and keep its graph for the backward pass."""
+    for key in request["freed"]:
+        here.graphs.pop(key, None)
+    device = here.place.own_device
+    logits, target = request["input"].to(device), request["target"].to(device)
+    options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in request["options"].items()}
+    local = shard(logits, here.rule, here.place.rank, here.place.ranks).detach()
+    tensors = {"input": local, "target": target, **{n: one for n, one in options.items() if isinstance(one, Tensor)}}
+    before = {name: bits(one).tobytes() for name, one in tensors.items()}
+    local.requires_grad_(request["differentiable"])
+    with torch.set_grad_enabled(request["differentiable"]), here.loss.context():
+        loss = here.loss.forward(local, target, request["shape"], cut_axis(here.rule, logits.dim()), options)
+        full = _full(loss)
+    if request["differentiable"]:
+        here.graphs[request["key"]] = loss, local
+    written = {n: one.detach().cpu() for n, one in tensors.items() if bits(one.detach()).tobytes() != before[n]}
+    return {"loss": full.cpu(), "written": written}
+
+
+def _full(loss: Any) -> Tensor:
+    """Return the loss as a dense tensor in new memory. A DTensor is replaced by its full tensor."""
+    dense: Any = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
+    if type(dense) is not Tensor or dense.layout != torch.strided:
+        raise TypeError(f"loss: got {type(dense).__name__}; expected a dense tensor of class torch.Tensor")
+    return dense.detach().clone()
+
+
+def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+    """Run the backward pass of an earlier call, and return the shard of the gradient."""
+    if request["key"] not in here.graphs:
+        raise RuntimeError("the ranks were started again after the forward pass")
+    loss, local = here.graphs[request["key"]]
+    local.grad = None
+    with here.loss.context():
+        here.loss.backward(loss, request["upstream"].to(here.place.own_device))
+    gradient = _gradient_of(local)
+    if gradient is None and local.numel():
+        raise TypeError("the loss is detached from the logits of this rank, so there is no gradient")
+    return {"gradient": (local if gradient is None else gradient).detach().cpu()}
+
+
+def _gradient_of(local: Tensor) -> Tensor | None:
+    return local.grad
+
+
+class _ProbeError(Exception):
+    """The exception that ends a context in :func:`_use_context`."""
+
+
+def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+    """Enter the context twice, or end it by an exception, and return what went wrong.
+
+    After the exception, a call outside of the context must do what it did before: the same bits, or the same error.
+    """
+    if request["way"] == "twice":
+        try:
+            with here.loss.context(), here.loss.context():
+                pass
+        except Exception as error:
+            return {"problems": [f"entering the context twice raises {said(error)}"]}
+        return {"problems": []}
+    before = _outside(here, request)
+    with suppress(_ProbeError), here.loss.context():
+        raise _ProbeError
+    after = _outside(here, request)
+    wrong = f"after an exception in the context, a call outside of it {after}\nbefore the exception, it {before}"
+    return {"problems": [] if before == after else [wrong]}
+
+
+def _outside(here: _Here, request: dict[str, Any]) -> str:
+    """Return what a call outside of the context does, in words."""
+    local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
+    axis = cut_axis(here.rule, request["input"].dim())
+    try:
+        loss = here.loss.forward(local, request["target"], request["shape"], axis, request["options"])
+        full = _full(loss)
+        here.loss.backward(loss, torch.ones_like(full))
+    except Exception as error:
+        return f"raises {said(error)}"
+    parts = [full] if local.grad is None else [full, local.grad]
+    checksum = zlib.crc32(b"".join(bits(one).tobytes() for one in parts))
+    return f"returns a loss and a gradient with the checksum {checksum:08x}"
+
+
+_ACTIONS: dict[str, Callable[[_Here, dict[str, Any]], dict[str, Any]]] = {
+    "forward": _forward,
+    "backward": _backward,
+    "use_context": _use_context,
+}
+
+
+def collective_limit(seconds: float) -> float:
+    """Return the time limit of a collective, for a limit of a whole call."""
+    return max(1.0, math.ceil(seconds))

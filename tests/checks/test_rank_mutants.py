@@ -1,0 +1,79 @@
+"""Mutants on several ranks: the checks that a mutant names kill it on 2 and on 3 ranks, and the right losses pass."""
+
+import pytest
+from batch_parallel import BatchParallel
+from rank_mutants import RANK_MUTANTS
+from support.running import run_isolated
+from vocab_parallel import PaddedVocabParallel, VocabParallel
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.checks import CHECKS, RANK_CHECKS
+from crossent.machine import can_fork
+from crossent.run.plan import of_cost, plan
+from crossent.subjects.loader import load
+from crossent.trials.check import Cost
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+OF_A_CALL = of_cost(Cost.CALL)
+PUBLISHED = {
+    "LocalMaximum",
+    "LocalSmoothing",
+    "SumInTheDtype",
+    "TargetOnEveryRank",
+    "UnmaskedTarget",
+    "MeanOverLocalRows",
+    "IdentityGradientOfLogSoftmax",
+    "LogOfTheRanksTooMuch",
+    "FloatInPlace",
+    "NoGradientWithoutTheTarget",
+}
+
+
+def report_of(loss, ranks, cases, checks=OF_A_CALL):
+    (subject,) = load(loss, ranks=ranks)
+    return run_isolated(subject, seconds=300, cases=cases, checks=checks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("mutant", RANK_MUTANTS, ids=str)
+def test_a_mutant_is_killed_by_the_checks_that_it_names(mutant, ranks):
+    own = [check for name, check in RANK_CHECKS.items() if name in mutant.checks]
+    report = report_of(mutant.loss, ranks, [mutant.case], [*OF_A_CALL, *own])
+    assert {finding.check for finding in report.findings} == set(mutant.checks), "\n\n".join(map(str, report.findings))
+
+
+def test_the_mistakes_that_others_published_are_among_the_mutants():
+    assert {str(mutant) for mutant in RANK_MUTANTS} >= PUBLISHED
+
+
+@pytest.mark.parametrize("loss", [VocabParallel, PaddedVocabParallel, BatchParallel])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_right_loss_survives_the_cases_of_the_mutants(loss, ranks):
+    cases = sorted({mutant.case for mutant in RANK_MUTANTS})
+    report = report_of(loss, ranks, cases, [*OF_A_CALL, *RANK_CHECKS.values()])
+    assert [str(finding) for finding in report.findings] == []
+    assert len(report.subjects[0].outcomes) == len(cases)
+
+
+def test_a_mutant_of_each_check_of_ranks_is_killed():
+    assert {name for mutant in RANK_MUTANTS for name in mutant.checks} >= set(RANK_CHECKS)
+
+
+def test_a_right_loss_passes_the_pairwise_cases_of_level_quick():
+    planned = plan("quick", ("bfloat16", "float64"), 0)
+    cases = [case for case in planned if isinstance(case, Case) and single_source(case)]
+    report = report_of(VocabParallel, 2, cases)
+    assert [str(finding) for finding in report.findings] == []
+    assert len(report.subjects[0].outcomes) > 50
+
+
+def single_source(case):
+    """Return whether a case is from a covering array, and so has no name of its source."""
+    return "/" not in case.id
+
+
+def test_every_case_of_a_mutant_is_in_a_dtype_and_its_checks_exist():
+    for mutant in RANK_MUTANTS:
+        assert Case.of(mutant.case).dtype in DTYPES
+        assert set(mutant.checks) <= {*CHECKS, *RANK_CHECKS}

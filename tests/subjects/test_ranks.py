@@ -1,0 +1,196 @@
+"""Losses on several ranks: a fault of a rank is a finding, the next call has new ranks, and no process is left."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import faulty_ranks
+from support.checks import SINGLE
+from support.running import check_on, run_isolated
+
+import crossent
+from crossent.cases.case import Case
+from crossent.machine import can_fork
+from crossent.subjects.loader import load
+from crossent.subjects.ranks.group import Ranks
+from crossent.subjects.ranks.loss import RankLoss
+from crossent.subjects.ranks.protocol import SPLITS, join, require_protocol, shard, write_shard
+from crossent.subjects.ranks.rank import Place
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+CASES = [Case.of(f"float32-7x5-normal-int64-{reduction}") for reduction in ("mean", "sum")]
+SUPPORT = Path(faulty_ranks.__file__)
+
+
+def running(mark):
+    """Return the processes that were started with a mark in their environment."""
+    return [process for process in Path("/proc").glob("[0-9]*") if _has(process, mark)]
+
+
+def left_behind(mark):
+    """Return the processes that were started with a mark, after the time that a killed process may take to end."""
+    until = time.monotonic() + 10
+    while (found := running(mark)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def _has(process, mark):
+    try:
+        return mark in (process / "environ").read_bytes() and "Z" not in (process / "stat").read_text().split()[2]
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), faulty_ranks.FAULTS.items(), ids=lambda one: getattr(one, "__name__", None) or ""
+)
+def test_a_fault_of_a_rank_is_a_finding_and_the_next_case_has_new_ranks(loss, expected, monkeypatch):
+    monkeypatch.setenv("CROSSENT_TEST", mark := f"{loss.__name__}{os.getpid()}")
+    check, kind, message = expected
+    (subject,) = load(loss, ranks=2, timeout=30 if "hung" in kind else 300)
+    report = run_isolated(subject, seconds=120, cases=CASES, checks=SINGLE)
+    assert {one.case for one in report.findings} == {case.id for case in CASES}  # the second case too
+    for finding in report.findings:
+        assert finding.check == check
+        assert finding.kind in kind.split("|")
+        assert message in finding.message
+    assert left_behind(mark.encode()) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_a_right_loss_passes_on_any_number_of_ranks(ranks):
+    (subject,) = load(faulty_ranks.right, ranks=ranks)
+    names = ["float32-7x5-normal-int64-none-rows", "float64-7x5-normal-probabilities-sum-smooth0.1"]
+    names += ["float32-1x1-normal-int64-mean", "float32-4x3x2-normal-int64-none-rows-transposed"]
+    report = run_isolated(subject, cases=[Case.of(name) for name in names])
+    assert report.findings == []
+    assert len(report.subjects[0].outcomes) == len(names)
+
+
+def test_a_file_is_loaded_by_the_ranks_and_never_by_the_judge(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(SUPPORT.read_text(encoding="utf-8") + "\nimport builtins\nbuiltins.crossent_was_here = True\n")
+    check = check_on(CASES, bad_inputs=False)
+    report = check(f"{file}:right", level="quick", dtypes=["float32"], ranks=2)
+    assert report.findings == []
+    assert set(report.subjects[0].outcomes) == {case.id for case in CASES}
+    assert report.environment["ranks"] == "2"
+    import builtins
+
+    assert not hasattr(builtins, "crossent_was_here")
+
+
+def test_a_finding_names_the_command_that_repeats_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SUPPORT.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    report = check_on(CASES[:1], bad_inputs=False)("mine.py:refuses", level="quick", dtypes=["float32"], ranks=2)
+    assert report.findings[0].repeat == f"crossent check mine.py:refuses --ranks 2 --check call --case {CASES[0].id}"
+
+
+def test_the_ranks_of_an_adapter_run_in_new_pythons_and_end_with_it(monkeypatch):
+    monkeypatch.setenv("CROSSENT_TEST", mark := f"adapter{os.getpid()}")
+    loss = crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=2)
+    logits = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0]], requires_grad=True)
+    got = loss(logits, torch.tensor([0, 1]), label_smoothing=0.1)
+    (gradient,) = torch.autograd.grad(got, logits)
+    reference = crossent.formula(logits, torch.tensor([0, 1]), label_smoothing=0.1)
+    (expected,) = torch.autograd.grad(reference, logits)
+    torch.testing.assert_close((got, gradient), (reference, expected))
+    assert len(running(mark.encode())) == 3  # the launcher and two ranks
+    loss.close()
+    assert left_behind(mark.encode()) == []
+
+
+def test_a_backward_pass_after_a_fault_says_that_the_ranks_are_new():
+    loss = RankLoss(faulty_ranks.right, 2)
+    logits = torch.randn(3, 4, requires_grad=True)
+    got = loss(logits, torch.tensor([0, 1, 2]))
+    loss.close()
+    with pytest.raises(RuntimeError, match="the ranks were started again after the forward pass"):
+        got.backward()
+    loss.close()
+
+
+@pytest.mark.parametrize("rule", SPLITS)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(7, 5), (1, 1), (4, 3, 2), (5,)])
+def test_shards_join_to_the_logits(rule, ranks, shape):
+    logits = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
+    shards = [shard(logits, rule, rank, ranks) for rank in range(ranks)]
+    if rule == "padded":
+        assert len({tuple(one.shape) for one in shards}) == 1
+        shards = [torch.where(one == 10_000, 0, one) for one in shards]
+    assert torch.equal(join(shards, rule, shape), logits)
+    for rank in range(ranks):
+        copy = logits.clone()
+        write_shard(copy, -shard(logits, rule, rank, ranks), rule, rank, ranks)
+        assert torch.equal(copy.abs(), logits)
+        padding = (shard(logits, rule, rank, ranks) == 10_000).sum() if rule == "padded" else 0
+        assert (copy < 0).sum() == shards[rank].numel() - padding
+
+
+def test_a_gradient_of_the_padding_is_an_error():
+    shards = [torch.ones(2, 2), torch.ones(2, 2)]
+    with pytest.raises(RuntimeError, match="the gradient of the padding is not 0, but 1"):
+        join(shards, "padded", (2, 3))
+
+
+class NoForward:
+    pass
+
+
+class WrongRule:
+    split = "columns"
+
+    def forward(self, local_logits, target, shape, axis, options):
+        return local_logits.sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (NoForward, "the class NoForward, which has no method forward"),
+        (WrongRule, "attribute split is 'columns'; allowed are classes, padded, batch"),
+        (lambda logits, target: logits, "does not take local_logits, target, shape, axis, options by position"),
+        (3, "an object of type int"),
+    ],
+)
+def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, message):
+    with pytest.raises(TypeError, match=message):
+        require_protocol(given)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "options", "message"),
+    [
+        (["torch"], {"ranks": 2}, "subject: got 'torch', which does not live on ranks; allowed are loss_parallel, "),
+        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it lives on several ranks: give a number of ranks"),
+        ([], {"ranks": 2}, "ranks: got 2, but no subject that lives on ranks"),
+        (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
+        (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: a run of linear_cross_entropy"),
+        (["loss_parallel+compile"], {"ranks": 2}, "which does not live on ranks"),
+    ],
+)
+def test_wrong_use_of_ranks_is_an_error_of_one_line(subjects, options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        crossent.check(*subjects, level="quick", **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_adapted_loss_has_one_number_of_ranks():
+    loss = crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=3)
+    with pytest.raises(ValueError, match="ranks: got 2, but 'right' is a loss on 3 ranks"):
+        crossent.check(loss, ranks=2)
+
+
+def test_a_rank_is_told_its_place_and_no_exact_value():
+    assert set(Place.__dataclass_fields__) == {"rank", "ranks", "backend", "device", "store", "group", "seconds"}
+
+
+def test_ranks_that_never_started_need_no_end():
+    ranks = Ranks(lambda: faulty_ranks.right, 2, description="", seconds=5)
+    ranks.close()
+    assert ranks.group == 0
