@@ -11,7 +11,7 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A mixin for types of click. Errors name the given value and the allowed values, as in `crossent.check`."""
+    """A mixin for the parameter types of click. An error names the given value and the allowed values."""
 
     @property
     def allowed(self) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cuda import results
 from benchmarks.cuda.processes import ENDS, Command, Part
-from crossent.choices import SUBJECT_NAMES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of their value
 FORMS = ("formula", "log_softmax_nll", "one_hot", "blocked")
@@ -35,7 +35,7 @@ class Step:
         read: the function that returns the facts of the parts, from the folder with their output.
         least: the least seconds with which the step is worth a start; by default, `seconds`.
         packages: the packages that the step needs besides those of crossent.
-        lacking: a function that returns the reason why the step cannot run on any machine as yet, or "".
+        lacking: a function that returns the reason why the step cannot run on this machine, or "".
         alone: whether the parts run one after another, because they measure time.
     """
 
@@ -83,8 +83,8 @@ def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tupl
     )
 
 
-def _no_fused() -> str:
-    return "" if "fused" in SUBJECT_NAMES else "crossent has no form `fused` yet"
+def _no_triton() -> str:
+    return "" if find_spec("triton") else "needs the package triton, in whose language the kernel is written"
 
 
 _ASSUMPTIONS = "tests/numerics/test_assumptions.py"
@@ -251,7 +251,7 @@ STEPS = (
         tuple((dtype, (check("fused", "--level", "normal", "--dtype", dtype),)) for dtype in DTYPES),
         results.of_checks,
         least=30.0,
-        lacking=_no_fused,
+        lacking=_no_triton,
     ),
     Step(
         "hot_path",

@@ -287,7 +287,9 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the combinations of three in a case: a size range of classes or rows, a choice on another axis, the dtype.
+    """Return the triples (size range, choice, dtype) of a case.
+
+    The size range is that of the classes or of the rows. The choice is on any other axis.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

@@ -125,7 +125,7 @@ def of_many_logits(inputs: Inputs) -> Inputs:
 
 @check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)
 def large(trial: Trial) -> Iterator[Difference | Problem]:
-    """A small case repeated to more than 2^31 elements gives the exact loss and gradient."""
+    """A small case repeated to millions of rows, or to more than 2^31 elements, gives the exact loss and gradient."""
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
         raise NotRunError("runs in an isolated process, which cannot return results of this size")

@@ -17,7 +17,7 @@ from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 
 
 def _right() -> dict[str, Any]:
-    """Return hidden states of three rows, and a weight of four classes."""
+    """Return the arguments of a correct call: hidden states (3, 2), a weight (4, 2), and three class indices."""
     return {
         "input": torch.zeros((3, 2), dtype=torch.float32),
         "linear_weight": torch.zeros((4, 2), dtype=torch.float32),

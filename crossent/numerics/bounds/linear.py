@@ -291,7 +291,7 @@ class LinearBounds:
 
 
 def _gamma(roundings: int, format: Format) -> float:
-    """Return `γ_k = k u/(1 - k u)`, the largest relative error of k roundings, or inf where k u is 1/2 or more."""
+    """Return `γ_k = k u/(1 - k u)`, a bound of the relative error of k roundings, or inf if `k u` is 1/2 or more."""
     grown = roundings * format.unit_roundoff
     return grown / (1 - grown) if grown < 0.5 else np.inf
 

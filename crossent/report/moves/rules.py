@@ -52,7 +52,7 @@ class Kind(StrEnum):
 
 
 MEANINGS = {
-    Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
+    Kind.BROKEN: "The check passed and now fails; or the call raised and now returns, but fails a check.",
     Kind.REFUSED: "The call returned a result and now raises.",
     Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed; or a second call gives "
     "other bits; or the two runs have different contracts or declarations.",
@@ -60,11 +60,11 @@ MEANINGS = {
     "the bound; or the grade is lower.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
     Kind.FIXED: "The check failed and now passes.",
-    Kind.ACCEPTED: "The call was refused and now returns a correct result.",
+    Kind.ACCEPTED: "The call raised and now returns a correct result.",
     Kind.BETTER: "Within its bound, the error shrank by more than one ulp and to less than half, in ulp and as a share "
     "of the bound; or the grade is higher.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
-    Kind.WORDS: "The call is refused with the same class of error and another message.",
+    Kind.WORDS: "The call raises the same class of error with another message.",
     Kind.JUDGED: "The bits in the reports are the same; another version of numpy or crossent computed the error or the "
     "bound.",
     Kind.SAME: "The bits are the same. Reports have no bits for a check of several calls: there the error is the same.",
@@ -134,10 +134,10 @@ class Move:
         numbers = _numbers(self.old.measured, self.new.measured)
         grades = f"grade {self.old.grade} → {self.new.grade}" if self.old.grade != self.new.grade else ""
         if self.also:
-            errors = f"{errors.removesuffix('right')}returns a result, which is wrong in {', '.join(self.also)}"
+            errors = f"{errors.removesuffix('right')}returns a result, but fails {', '.join(self.also)}"
         parts = [*values, *(words for words in (errors, grades, numbers) if words)]
         other_bits = self.kind is Kind.MOVED and not _same_bits(self.old, self.new)
-        return "; ".join(parts) or ("other bits" if other_bits else "other counts or another message")
+        return "; ".join(parts) or ("other bits" if other_bits else "another number of comparisons, or another message")
 
     @property
     def _alone(self) -> bool:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from crossent.report.findings import NUMBERS
 from crossent.report.moves.rules import Kind, Move
-from crossent.words import printable
+from crossent.words import counted, printable
 
 if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
@@ -86,4 +86,4 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
     if len(sort) > 1:
         dtypes = Counter(move.dtype for move in sort)
         each = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items())
-        yield Text(printable(f"  and {len(sort) - 1} similar changes ({each} in total)"))
+        yield Text(printable(f"  and {counted(len(sort) - 1, 'similar change')}; with this one: {each}"))

@@ -265,7 +265,7 @@ def check_memory():
 
 
 def resident(name):
-    """Return a number of bytes of /proc/self/status."""
+    """Return the field `name` of /proc/self/status, such as the largest memory of this process, in bytes."""
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
     return int(found) * 1024

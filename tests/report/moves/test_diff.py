@@ -205,7 +205,7 @@ def test_an_error_that_became_a_wrong_number_is_a_regression(before, after):
     first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
     made = diff(first, after)
     assert only_move(made).kind is Kind.BROKEN
-    assert only_move(made).says == "RuntimeError: not yet → returns a result, which is wrong in loss, gradient"
+    assert only_move(made).says == "RuntimeError: not yet → returns a result, but fails loss, gradient"
     assert made.command(only_move(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
     assert not made.ok
 
