@@ -178,9 +178,8 @@ def covered(report: Report) -> Iterator[Figure]:
         yield Figure(f"{report.triples:,}", "combinations of three options", "that occur in a case")
         yield Figure(f"{report.sized[1]:,}", "combinations of a size, an option and a dtype", "that occur in a case")
     if compared.ran:
-        yield Figure(
-            f"{compared.ran - compared.vacuous:,}", "comparisons that a wrong result would fail", f"of {compared.ran:,}"
-        )
+        telling = compared.ran - compared.vacuous
+        yield Figure(f"{telling:,}", "comparisons that a wrong result would fail", f"of {compared.ran:,}")
         judged = compared.elements - compared.not_judged.total()
         yield Figure(f"{judged:,}", "numbers judged", "of losses, gradients and other results")
 

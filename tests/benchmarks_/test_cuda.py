@@ -211,6 +211,7 @@ def test_the_exit_status_is_the_worst_outcome(outcomes, status):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ctrl_c_leaves_no_process_and_keeps_the_results(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore SIGINT
     words = [sys.executable, "-m", "benchmarks.cuda", "--pretend", "--into", str(tmp_path)]
     words += ["--step", "against_torch", "--step", "isolation"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

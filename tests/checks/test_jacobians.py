@@ -96,7 +96,7 @@ def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
 def test_the_exact_values_of_the_second_element_are_those_of_the_first_times_minus_two(dtype):
     case = Case(dtype, (7, 5), reduction="none", upstream="rows", label_smoothing=0.1)
     question = Question(case)
-    second, along = jacobians._of_second_upstream(case, "cpu"), jacobians._along_second(case, "cpu")
+    second, along = jacobians._of_second_upstream(case), jacobians._along_second(case)
     pairs = (
         (question.exact.gradient, second.gradient),
         (question.exact_along.tangent, along.tangent),

@@ -382,10 +382,9 @@ def reasons_not_run(known, made):
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
 @pytest.mark.parametrize("known", OF_LINEAR, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
 def test_every_entry_of_the_list_for_linear_cross_entropies_happens_here(known):
-    of_relations = "split" in known.checks  # level quick runs such checks on plain cases only, where they pass
-    planned = plan("normal" if of_relations else "quick", tuple(DTYPES), 0, LINEAR_CROSS_ENTROPY)
+    planned = plan("normal" if known.sometimes else "quick", tuple(DTYPES), 0, LINEAR_CROSS_ENTROPY)
     matching = [case for case in planned if any(fnmatchcase(case.id, pattern) for pattern in known.cases)]
-    if of_relations:  # a few cases, so that the test takes seconds
+    if "split" in known.checks:  # a few cases, so that the test takes seconds
         matching = [case for case in matching if case.sizes[0] == 33]
     subjects = [subject for subject in LINEAR if fnmatchcase(subject.name, known.subject)]
     made = run(subjects, matching, planned.get, known=[known])
