@@ -25,12 +25,14 @@ def ambient() -> Iterator[None]:
     """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
 
     Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
-    have tiny tensors: on a busy machine, a run with several threads took three times as long.
+    have tiny tensors: on a busy machine, a run with several threads took three times as long. numpy's matrix products
+    have one thread too, because the last bits of a product depend on the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_one_thread_of_openblas())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns without CUDA
@@ -70,6 +72,35 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
         paths = {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}
         return [ctypes.CDLL(path) for path in sorted(paths)]
     return []
+
+
+@contextmanager
+def _one_thread_of_openblas() -> Iterator[None]:
+    """Return a context manager in which numpy's OpenBLAS has one thread. With another library, nothing changes."""
+    found = _thread_functions()
+    if found is None:
+        yield
+        return
+    get, put = found
+    threads = get()
+    put(1)
+    try:
+        yield
+    finally:
+        put(threads)
+
+
+@cache
+def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel, or None."""
+    package = Path(np.__file__).parent
+    for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
+        library = ctypes.CDLL(str(path))
+        for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+            with suppress(AttributeError):
+                name = f"{prefix}openblas_{{}}_num_threads{suffix}"
+                return getattr(library, name.format("get")), getattr(library, name.format("set"))
+    return None
 
 
 def require_device(device: str) -> None:
