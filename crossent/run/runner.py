@@ -16,9 +16,11 @@ from crossent.machine import environment
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import parallel
+from crossent.run.commands import options_of, with_commands
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of, with_commands
+from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of
+from crossent.run.shards.division import described, share
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
@@ -40,6 +42,7 @@ def check(
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = (),
     max_findings: int | None = None,
     operation: OperationName | None = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
@@ -80,6 +83,8 @@ def check(
         operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
             "linear_cross_entropy", with hidden states and a weight. By default, the one of the built-in subjects among
             them, otherwise "cross_entropy".
+        shard: the part of the run to run: (2, 8) is the second of eight shards of about equal cost. All shards need the
+            same arguments, and versions. :func:`crossent.merge` makes the report of the whole run from their reports.
         progress: a function that wraps an iterable, for a progress bar. The iterable has a length, and iterating over
             it does the work.
 
@@ -90,7 +95,8 @@ def check(
     Raises:
         ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
             not exist; the subjects compute different operations; the grade contradicts the contract; `seed` is below 0;
-            `jobs` or `max_findings` is below 1; `timeout` is not positive; or the file of known failures is damaged.
+            `jobs` or `max_findings` is below 1; `timeout` is not positive; `shard` is not from (1, N) to (N, N), or has
+            a random seed or `max_findings`; or the file of known failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 
@@ -100,7 +106,9 @@ def check(
         >>> report.ok
         True
     """
-    judging = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
+    judging = Settings(
+        device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout, shard=shard
+    )
     chosen = operation_of(subjects, operation)
     settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings, operation=chosen)
     return run(settings, settings.load(*subjects), progress=progress)
@@ -124,6 +132,9 @@ def run(
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
     report.without, report.grade = list(settings.without), settings.grade or ""
+    if settings.shard is not None:
+        whole, planned = planned, share(planned, settings.shard)
+        report.shard = described(settings, subjects, whole, planned)
     start = time.perf_counter()
     try:
         if not parallel.run(planned, subjects, report, settings, progress, known):
@@ -161,8 +172,10 @@ def _finish(
     combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
-        part.findings = with_commands(part.findings, subject, settings)
-    mark_expected(report, known, subjects)
+        part.findings = with_commands(part.findings, subject.source, options_of(settings))
+    states = mark_expected(report, known, subjects)
+    if report.shard is not None:
+        report.shard, report.fixed = replace(report.shard, known=states), []  # the merged report lists fixed failures
     if report.only or report.planned is not None:
         report.fixed = []  # the failure may still happen in a case that did not run
     ran = {check.name for checks in planned.values() for check in checks}

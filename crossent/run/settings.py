@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from random import SystemRandom
 from typing import Any
@@ -26,14 +26,14 @@ from crossent.run.selection import select
 from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, named, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
-from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 from crossent.trials.check import Check
-from crossent.words import cut, printable, quoted, shell_word
+from crossent.words import cut, quoted
 
 ExpectedList = list[lists.ExpectedFinding]
+MOST_SHARDS = 100_000  # more than any level has cases
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Settings:
 
     Raises:
         ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
-            contract; `seed` is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1; or
-            `timeout` is not positive.
+            contract; `seed` is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1;
+            `timeout` is not positive; or `shard` is no part of a run, or contradicts another option.
     """
 
     device: str = "cpu"
@@ -63,6 +63,7 @@ class Settings:
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = ()
     max_findings: int | None = None
     operation: str = CROSS_ENTROPY.name
+    shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -83,6 +84,7 @@ class Settings:
         require_device(self.device)
         if self.max_findings is not None and self.max_findings < 1:
             raise ValueError(f"max_findings: got {quoted(self.max_findings)}; allowed is 1 or more")
+        self._require_shard()
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
@@ -92,6 +94,20 @@ class Settings:
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
+
+    def _require_shard(self) -> None:
+        if self.shard is None:
+            return
+        number, count = self.shard
+        if type(number) is not int or type(count) is not int or not 1 <= number <= count <= MOST_SHARDS:
+            got = f"{quoted(number)}/{quoted(count)}"
+            raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
+        if self.seed == "random":
+            raise ValueError(
+                "seed: got random, but every shard of a run has the same cases; give all shards one number"
+            )
+        if self.max_findings is not None:
+            raise ValueError("max_findings: a shard cannot end early, since its report would not be complete")
 
     @property
     def in_workers(self) -> bool:
@@ -254,45 +270,12 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
-_DEFAULTS = {option.name: option.default for option in fields(Settings)}
-
-
-def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
-    """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding."""
-    return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
-
-
-def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    promises: dict[str, Any] = {"without": list(settings.without)}
-    promises |= {"contract": settings.contract, "grade": settings.grade}
-    if not subject.source:
-        run = {"level": settings.level, "device": settings.device, "operation": settings.operation}
-        changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
-        given = {"checks": [finding.check], "cases": [finding.case], **changed}
-        given |= {name: value for name, value in promises.items() if value}
-        arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
-        return f"crossent.check({', '.join(arguments)})"
-    promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
-    given = {name: value for name, value in promises.items() if value}
-    words = ["crossent", "repro", finding.id]
-    words += [] if is_named(subject) else ["--subject", _relative_source(subject.source)]
-    for name, value in given.items():
-        words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
-    return " ".join(map(shell_word, words))
-
-
-def _relative_source(source: str) -> str:
-    """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
-
-    A path inside the current directory becomes a relative path. Any other source is unchanged.
-    """
-    place, colon, attribute = source.rpartition(":")
-    inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
-    return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
-
-
-def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
+def mark_expected(
+    report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
+) -> list[tuple[str, str]]:
     """Mark known failures in a report. The list of torch's known failures is only for subjects with torch's contract.
+
+    Return the state of each entry of both lists: see :func:`crossent.report.expected_findings.mark`.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -301,8 +284,7 @@ def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subj
     """
     of_torch, of_user = known
     as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT}
-    lists.mark(report, of_torch, as_torch)
-    lists.mark(report, of_user)
+    return [*lists.mark(report, of_torch, as_torch), *lists.mark(report, of_user)]
 
 
 def unexpected(

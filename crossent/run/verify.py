@@ -191,6 +191,8 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
         )
     if unknown := claim.only.keys() - set(_PARTS):
         raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
+    if claim.shard is not None:
+        raise ValueError(f"the report is of shard {claim.shard} alone; give the report of `crossent merge`")
     if not claim.ran:
         raise ValueError("no case of the report ran, so nothing can be verified; give a report of a run with cases")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}

@@ -34,7 +34,7 @@ _STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
 # With -m, Python would import this module twice. __import__ defines no name in the main module of the new process.
 # There pickle looks for the functions of the caller's main module, and must not find anything else.
-_CODE = "__import__('crossent.run.fresh_process', fromlist=['main']).main(__import__('sys').argv[1])"
+_CODE = "__import__('crossent.run.isolation.fresh_process', fromlist=['main']).main(__import__('sys').argv[1])"
 _REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files in a folder that both processes use
 
 
