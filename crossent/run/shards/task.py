@@ -113,7 +113,8 @@ class Task:
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
         """Return the report and the error messages of the command, when it has ended."""
         assert process.stderr is not None
-        local = self.run[1] == socket.gethostname() and os.path.exists(self.run[0])
+        # A task may also start after the run has ended: a process pool cannot cancel what is in its queue.
+        local = self.run[1] == socket.gethostname()
         parts: dict[int, list[bytes]] = {received: [], process.stderr.fileno(): []}
         left = list(parts)
         while left:
