@@ -189,6 +189,7 @@ def test_the_command_of_a_shard_has_every_option(prepared):
         "timeout": 5.5,
         "cases": ("*a b*", "-x"),
         "operation": "cross_entropy",
+        "ranks": 2,
     }
     executor = Prepared(prepared[1])
     crossent.over(executor, "formula", shards=3, checks=("loss", "gradient"), **options)
