@@ -70,7 +70,7 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write, by the option "--json" or "--html".
+    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
 
     Raises:
         BadParameter: a file cannot be written, or both options name the same file.
