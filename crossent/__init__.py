@@ -18,6 +18,8 @@ The checker:
 
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: makes a test for each check on each case
+    merge        make the report of a run from the reports of its shards, the parts that run as separate commands
+    over         check functions in shards, on an executor such as a pool of processes or Dask
     diff         compare two reports, for example of two versions of torch
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
     Report, Finding, Diff   the results of `check` and `diff`
@@ -37,7 +39,7 @@ imports only modules on the same line of this list, or on a line above:
     checks                  the properties that a subject must have
     run                     the cases and checks of a level; runs the checks, and makes a report
     repro                   a script that repeats a finding
-    option_types, options, console, cli   the command, its options, and its output
+    option_types, options, console, commands, cli   the command, its options, and its output
     plugin                  the pytest plugin
 
 The import of a public name, or of the module `adapters`, happens at the first use of the name. pytest loads the plugin
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from crossent.report.report import Report
     from crossent.run.pytest_checks import parametrize
     from crossent.run.runner import check
+    from crossent.run.shards.executor import over
+    from crossent.run.shards.merge import merge
 
     __version__: str
 
@@ -74,7 +78,9 @@ __all__ = [
     "linear_blocked",
     "linear_formula",
     "log_softmax_nll",
+    "merge",
     "one_hot",
+    "over",
     "parametrize",
     "scalar",
 ]
@@ -86,6 +92,8 @@ _FROM = {
     "check": "run.runner",
     "diff": "report.moves.diff",
     "fused": "forms.fused",
+    "merge": "run.shards.merge",
+    "over": "run.shards.executor",
     "parametrize": "run.pytest_checks",
     **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms.textbook"),
     **dict.fromkeys(("linear_blocked", "linear_formula"), "forms.linear"),

@@ -7,15 +7,30 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
-from crossent.files import write_all
-from crossent.option_types import SEED_OPTION, Row, Whole, Word
-from crossent.options import check_options, chosen_files, chosen_part, one_line, recorded, unreadable
+from crossent.commands.explain import explain
+from crossent.commands.merge import merge
+from crossent.files import chosen_files, write_all
+from crossent.option_types import Word
+from crossent.options import (
+    FAILED,
+    INTERRUPTED,
+    NOT_WRITTEN,
+    NOTHING_RAN,
+    PASSED,
+    WRONG_USE,
+    check_options,
+    chosen_part,
+    one_line,
+    recorded,
+    unreadable,
+)
 from crossent.words import printable
 
 if TYPE_CHECKING:
@@ -23,8 +38,6 @@ if TYPE_CHECKING:
 
 # Each command imports its modules when it runs, so that `crossent --help` and a wrong option need no import of torch.
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
-# The last two are as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE.
-PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +104,8 @@ def check(
     json_file: str | None,
     html_file: str | None,
     no_cache: bool,
+    dask: str | None,
+    shards: int | None,
     verbose: int,
     quiet: bool,
     **part: Any,
@@ -111,10 +126,15 @@ def check(
 
     Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or the baseline
     shows a regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output cannot be written.
+    With --shard: 0 no check failed in this shard, 1 a check failed; `crossent merge` gives the verdict on the run.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
         raise click.UsageError("--strict and --force compare with a baseline: add --baseline FILE")
+    if shards is not None and dask is None:
+        raise click.UsageError("--shards is the number of shards on Dask: add --dask ADDRESS, or use --shard I/N")
+    if baseline_file is not None and part["shard"] is not None:
+        raise click.UsageError("--baseline compares a whole run: leave out --shard, and compare the merged report")
     from rich.text import Text
 
     from crossent.console import Output, progress, warn_of_grade
@@ -124,6 +144,7 @@ def check(
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
     from crossent.run.settings import Settings, operation_of
+    from crossent.run.shards.cluster import check_on_dask
     from crossent.run.verify import require_comparable
     from crossent.subjects.builtin import EVERY_NAMED
     from crossent.subjects.features import FEATURES
@@ -136,18 +157,22 @@ def check(
         seed = old.seed  # a run with another seed cannot be compared
     elif seed is None:
         seed = 0 if all(name in EVERY_NAMED for name in subjects) else "random"
+        if seed == "random" and part["shard"] is not None:
+            raise click.UsageError("--shard: the seed would be random, another for each shard; add --seed NUMBER")
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
     warn_of_grade(subjects, contract, grade)
-    status, chosen = None, chosen_part(subjects, **part)
+    status, chosen = None, chosen_part(subjects, on_dask=dask is not None, **part)
     if old is not None and not force:
         with one_line():  # before the run, which takes long
             some = {**chosen, "operation": operation_of(subjects, chosen["operation"])}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
     with one_line():
         try:
-            report = run_check(
+            here = partial(run_check, jobs=jobs or cores())
+            runs = here if dask is None else partial(check_on_dask, dask, shards=shards, jobs=jobs or 1)
+            report = runs(
                 *subjects,
                 device=device,
                 dtypes=dtypes or DTYPE_NAMES,
@@ -157,7 +182,6 @@ def check(
                 contract=contract,
                 grade=grade,
                 expected_findings=expected_findings,
-                jobs=jobs or cores(),
                 timeout=timeout,
                 progress=progress,
                 **chosen,
@@ -165,14 +189,14 @@ def check(
         except Interrupted as interrupt:
             click.echo("crossent: interrupted", err=True)
             report, status = interrupt.report, INTERRUPTED
-    if not no_cache:
+    if not no_cache and report.shard is None:
         keep(report, subjects, chosen["operation"])
     Output().show(report.render(-1 if quiet else verbose))
     if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
         return status
-    if not report.ran:
+    if not report.ran and report.shard is None:
         return NOTHING_RAN
     if old is None:
         return PASSED if report.ok else FAILED
@@ -316,34 +340,5 @@ def repro(
     click.echo(text, nl=False)
 
 
-@crossent.command()
-@click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
-@click.option("--target", type=int, help="True class.  [default: 0]")
-@click.option("--random", is_flag=True, help="Use a random row and a random class.")
-@click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
-@click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
-@click.option("--linear", is_flag=True, help="Begin with a hidden state and the last layer; end with their gradients.")
-def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
-    """Explain the loss of one row, step by step."""
-    if linear and (logits is not None or target is not None):
-        raise click.UsageError("--linear computes the logits: leave out --logits and --target")
-    if random and (logits is not None or target is not None):
-        raise click.UsageError("--random draws the logits and the target: leave out --logits and --target")
-    if (logits is None) != (target is None):
-        raise click.UsageError("--logits and --target go together: give both or neither")
-    if not random and (classes is not None or seed is not None):
-        raise click.UsageError("--classes and --seed are about a random row: add --random")
-    from rich.constrain import Constrain
-
-    from crossent.console import Output
-    from crossent.forms.explain import explain as explain_row
-    from crossent.forms.explain import random_row
-    from crossent.forms.explain_linear import explain_linear, random_layer
-
-    explained: Any = explain_linear if linear else explain_row
-    drawn: Any = random_layer if linear else random_row
-    row = drawn(classes or 5, seed or 0) if random else () if logits is None else (logits, target)
-    with one_line():
-        text = explained(*row)
-    console = Output()
-    console.show([Constrain(text, min(console.width, 100))])
+for _command in (explain, merge):
+    crossent.add_command(_command)

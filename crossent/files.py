@@ -1,15 +1,16 @@
-"""Write files in one step, and print an error for each file that cannot be written."""
+"""Write files in one step, check before a run that files can be written, and print an error for each that cannot."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from crossent.words import cut
+from crossent.words import cut, quoted
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -66,3 +67,47 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
             click.echo(f"crossent: {option}: {cut(path)} cannot be written: {error.strerror}", err=True)
             written = False
     return written
+
+
+def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
+    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
+
+    Raises:
+        BadParameter: a file cannot be written, or both options name the same file.
+    """
+    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
+    for option, path in files.items():
+        _require_writable(path, option)
+    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
+        raise click.BadParameter(
+            f"got {quoted(path)}, which is also the file of --json; choose another file", param_hint="--html"
+        )
+    return files
+
+
+def _require_writable(path: str, option: str) -> None:
+    """Raise BadParameter if the file cannot be written, so that the error comes before the run."""
+    try:
+        file = os.path.realpath(path)
+        folder = os.path.dirname(file)
+        if not path or os.path.isdir(file):  # click accepts "" as a name
+            raise click.BadParameter(f"got {quoted(path)}; give the name of a file", param_hint=option)
+        if not os.path.isdir(folder):
+            reason = f"the folder {quoted(folder)} does not exist; choose another file"
+            raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
+        # A file is replaced as a whole, so its folder must be writable too.
+        needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
+        for place in needed:
+            if not os.access(place, os.W_OK):
+                what = f"the folder {quoted(folder)}" if place == folder else "this file"
+                reason = f"{what} is not writable; choose another file"
+                raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
+        if not is_stream(path):  # permissions alone do not say whether a file can be created
+            with suppress(FileNotFoundError):
+                os.lstat(file)  # the name may be too long
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
+                pass
+    except (OSError, ValueError) as error:  # ValueError: the name has a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        why = f"this file cannot be written: {reason}; choose another file"
+        raise click.BadParameter(f"got {quoted(path)}; {why}", param_hint=option) from None

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,12 +25,14 @@ def ambient() -> Iterator[None]:
     """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
 
     Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
-    have tiny tensors: on a busy machine, a run with several threads took three times as long.
+    have tiny tensors: on a busy machine, a run with several threads took three times as long. numpy's matrix products
+    have one thread too, because the last bits of a product depend on the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_one_thread_of_openblas())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for kind in _kinds_with_autocast():
@@ -81,6 +83,35 @@ def _kinds_with_autocast() -> Iterator[str]:
 
 
 DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
+
+
+@contextmanager
+def _one_thread_of_openblas() -> Iterator[None]:
+    """Return a context manager in which numpy's OpenBLAS has one thread. With another library, nothing changes."""
+    found = _thread_functions()
+    if found is None:
+        yield
+        return
+    get, put = found
+    threads = get()
+    put(1)
+    try:
+        yield
+    finally:
+        put(threads)
+
+
+@cache
+def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel, or None."""
+    package = Path(np.__file__).parent
+    for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
+        library = ctypes.CDLL(str(path))
+        for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+            with suppress(AttributeError):
+                name = f"{prefix}openblas_{{}}_num_threads{suffix}"
+                return getattr(library, name.format("get")), getattr(library, name.format("set"))
+    return None
 
 
 def require_device(device: str) -> None:
@@ -139,6 +170,12 @@ def environment(device: str, ranks: int | None = None) -> dict[str, str]:
     if device.startswith("cuda"):
         return {**found, "device_name": torch.cuda.get_device_name(device)}
     return {**found, "device_name": str(torch.xpu.get_device_name(device))} if device.startswith("xpu") else found
+
+
+def ranks_of(environment: Mapping[str, str]) -> int | None:
+    """Return the number of ranks in the environment of a report; None without ranks, and 0 if it is not a number."""
+    given = environment.get("ranks")
+    return None if given is None else int(given) if given.isdecimal() and len(given) < 10 else 0
 
 
 def _own_version() -> str:

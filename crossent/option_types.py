@@ -76,6 +76,21 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{error.message}, and random", parameter, context)
 
 
+class ShardOption(click.ParamType):  # type: ignore[type-arg]
+    """The type of an option whose value is a shard: its number and the number of shards, as in "2/8"."""
+
+    name = "shard"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        """Return both numbers."""
+        number, slash, count = str(value).partition("/")
+        if not (slash and all(part.isascii() and part.isdigit() and len(part) <= 6 for part in (number, count))):
+            self.fail(f"got {quoted(value)}; allowed are 1/N to N/N, as in 2/8", parameter, context)
+        if not 1 <= int(number) <= int(count):
+            self.fail(f"got {quoted(value)}; allowed are 1/N to N/N, as in 2/8", parameter, context)
+        return int(number), int(count)
+
+
 class Row(click.ParamType):  # type: ignore[type-arg]
     """The type of an option whose value is a row of numbers, separated by commas."""
 

@@ -1,14 +1,12 @@
-"""The options of the commands, the files that the options name, and error messages in one line.
+"""The options of the commands, reading the reports that they name, exit statuses, and error messages in one line.
 
 An import of this module does not import torch.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,56 +22,14 @@ from crossent.choices import (
     complete_case,
     complete_feature,
 )
-from crossent.files import is_stream
-from crossent.option_types import Positive, Seed, Whole, Word, Words
+from crossent.option_types import Positive, Seed, ShardOption, Whole, Word, Words
 from crossent.words import LONGEST_VALUE, cut, printable, quoted
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
 
-
-def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
-
-    Raises:
-        BadParameter: a file cannot be written, or both options name the same file.
-    """
-    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
-    for option, path in files.items():
-        _require_writable(path, option)
-    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(
-            f"got {quoted(path)}, which is also the file of --json; choose another file", param_hint="--html"
-        )
-    return files
-
-
-def _require_writable(path: str, option: str) -> None:
-    """Raise BadParameter if the file cannot be written, so that the error comes before the run."""
-    try:
-        file = os.path.realpath(path)
-        folder = os.path.dirname(file)
-        if not path or os.path.isdir(file):  # click accepts "" as a name
-            raise click.BadParameter(f"got {quoted(path)}; give the name of a file", param_hint=option)
-        if not os.path.isdir(folder):
-            reason = f"the folder {quoted(folder)} does not exist; choose another file"
-            raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
-        # A file is replaced as a whole, so its folder must be writable too.
-        needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
-        for place in needed:
-            if not os.access(place, os.W_OK):
-                what = f"the folder {quoted(folder)}" if place == folder else "this file"
-                reason = f"{what} is not writable; choose another file"
-                raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
-        if not is_stream(path):  # permissions alone do not say whether a file can be created
-            with suppress(FileNotFoundError):
-                os.lstat(file)  # the name may be too long
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
-                pass
-    except (OSError, ValueError) as error:  # ValueError: the name has a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        why = f"this file cannot be written: {reason}; choose another file"
-        raise click.BadParameter(f"got {quoted(path)}; {why}", param_hint=option) from None
+# The last two are as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE.
+PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
@@ -257,6 +213,13 @@ _part = _add_options(
         type=Whole(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
+    click.option(
+        "--shard",
+        type=ShardOption(),
+        metavar="I/N",
+        help="Run only shard I of N, such as 2/8: the cases are divided into N shards of about equal cost. "
+        "`crossent merge` makes the report of the run from the reports of all shards.",
+    ),
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache: see --last-failed."),
 )
 
@@ -275,7 +238,20 @@ report_files = _add_options(
     click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
     click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
-check_options = _add_options(_operation, _ranks, _cases, promises, run_options, _part, _baseline)
+_engine = _add_options(
+    click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Run shards on the workers of this Dask scheduler, such as tcp://HOST:8786, and merge their reports.",
+    ),
+    click.option(
+        "--shards",
+        type=Whole(1, 100_000),
+        metavar="N",
+        help="With --dask: the number of shards.  [default: two for each thread of the workers]",
+    ),
+)
+check_options = _add_options(_operation, _ranks, _cases, promises, run_options, _part, _engine, _baseline)
 
 
 def chosen_part(
@@ -286,6 +262,8 @@ def chosen_part(
     exitfirst: bool,
     max_findings: int | None,
     operation: str | None,
+    shard: tuple[int, int] | None,
+    on_dask: bool,
     ranks: int | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
@@ -298,11 +276,18 @@ def chosen_part(
     """
     if exitfirst and max_findings is not None:
         raise click.UsageError("-x means --max-findings 1: leave out one of the two")
+    if shard is not None and on_dask:
+        raise click.UsageError("--dask runs every shard: leave out --shard")
+    if (shard is not None or on_dask) and (last_failed or exitfirst or max_findings is not None):
+        one = "--last-failed" if last_failed else "--exitfirst" if exitfirst else "--max-findings"
+        why = "chooses other cases on each machine" if last_failed else "ends a run early, and a shard must be complete"
+        raise click.UsageError(f"{one} {why}: leave out {one} or {'--dask' if on_dask else '--shard'}")
     if last_failed and cases:
         raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
-    chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
-    chosen |= {"operation": operation, "ranks": ranks}
+    chosen: dict[str, Any] = {"checks": names, "cases": cases, "operation": operation, "ranks": ranks}
+    chosen |= {} if on_dask else {"max_findings": 1 if exitfirst else max_findings}
+    chosen |= {"shard": shard} if shard is not None else {}
     if last_failed:
         from crossent.report.last_findings import last_failed as failed_in_last_run
 

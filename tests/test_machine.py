@@ -1,11 +1,24 @@
-"""The machine: its versions and its devices. Devices other than the CPU are simulated."""
+"""The machine: its versions, its devices and the state of a run. Devices other than the CPU are simulated."""
 
+import os
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 
 from crossent import machine
+
+PRODUCTS = """
+import zlib
+import numpy as np
+from crossent.machine import ambient
+random = np.random.default_rng(0)
+h, w = random.standard_normal((130, 513)), random.standard_normal((257, 513))
+with ambient():
+    print(zlib.crc32((h @ w.T).tobytes()))
+"""
 
 
 def test_a_clone_that_is_not_installed_knows_its_version(monkeypatch):
@@ -88,3 +101,27 @@ def test_autocast_is_off_on_each_kind_of_device_that_the_machine_has(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "xpu", Backend([]), raising=False)
     assert list(machine._kinds_with_autocast()) == ["cpu", "cuda", "xpu"]
+
+
+@pytest.mark.skipif(machine._thread_functions() is None, reason="needs a numpy with OpenBLAS in its wheel")
+def test_the_products_of_a_run_have_the_same_bits_with_any_number_of_threads():
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", PRODUCTS],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }
+    assert len(printed) == 1
+
+
+def test_a_run_has_one_thread_and_restores_the_number_of_threads():
+    functions = machine._thread_functions()
+    before = torch.get_num_threads(), functions and functions[0]()
+    with machine.ambient():
+        assert torch.get_num_threads() == 1
+        assert functions is None or functions[0]() == 1
+    assert (torch.get_num_threads(), functions and functions[0]()) == before

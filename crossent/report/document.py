@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crossent.report.findings import Finding, Measured, SubjectReport
 
 SCHEMA = 1
+HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The description of a shard: which part of a run a report has, and what the merged report needs besides.
+
+    Attributes:
+        number, count: the number of the shard, from 1, and the number of shards.
+        run: what all shards of the run have in common, beside other entries of the report.
+        planned: the number of cases in the plan of the whole run.
+        places: the index of each case of the shard in this plan, by the id of the case.
+        sources: the description from which each subject is loaded, by the name of the subject.
+        known: each known failure, in the order of the lists: its text, and "happened", "absent" (its checks ran, and
+            did not fail in this way) or "not run".
+    """
+
+    number: int
+    count: int
+    run: Mapping[str, str]
+    planned: int
+    places: Mapping[str, int]
+    sources: Mapping[str, str]
+    known: Sequence[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def shard_json(shard: Shard) -> dict[str, Any]:
+    """Return the part of the JSON document about the shard."""
+    return asdict(shard)
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:

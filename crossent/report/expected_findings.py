@@ -9,7 +9,7 @@ the id of one finding instead of subject, checks and cases; then the kind may be
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -21,6 +21,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
+from crossent.report.document import ABSENT, HAPPENED, NOT_RUN
 from crossent.report.findings import NUMBERS, Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
@@ -161,7 +162,9 @@ def require_about(
             )
 
 
-def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None) -> None:
+def mark(
+    report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
     """Mark the findings that are known failures, and add the entries that no longer happen to `report.fixed`.
 
     Args:
@@ -170,6 +173,10 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
         names: for each subject that the list is about, the name of the subject in the list. None stands for all
             subjects, each under its own name. Only a subject under its own name can show that an entry no longer
             happens.
+
+    Returns:
+        For each entry that applies, its text, and "happened", "absent" or "not run": see
+        :class:`crossent.report.document.Shard`.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -183,9 +190,25 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
             if matching:
                 subject.findings[at] = replace(finding, expected=str(matching[0]))
     by_own_name = [subject for subject in subjects if subject.name == names[subject.name]]
+    states = []
     for entry in known:
-        if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in by_own_name):
-            report.fixed.append(str(entry))
+        absent = entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in by_own_name)
+        states.append((str(entry), HAPPENED if entry in met else ABSENT if absent else NOT_RUN))
+    report.fixed += fixed([states])
+    return states
+
+
+def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """Return the texts of the known failures that are absent from a run, from the states that :func:`mark` returns.
+
+    Args:
+        shards: the states of each part of the run, for the same known failures in the same order.
+    """
+    made = []
+    for states in zip(*shards, strict=True):
+        found = {state for _, state in states}
+        made += [states[0][0]] if ABSENT in found and HAPPENED not in found else []
+    return made
 
 
 _LISTS = ("checks", "results", "cases", "got")

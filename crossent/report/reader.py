@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from crossent.cases.axes import DTYPES
 from crossent.choices import FEATURE_NAMES
 from crossent.machine import DEVICES
-from crossent.report.document import SCHEMA
+from crossent.report.document import ABSENT, HAPPENED, NOT_RUN, SCHEMA, Shard
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
@@ -63,6 +63,7 @@ def report_of(document: dict[str, Any]) -> Report:
         without=_strings(document.get("without", []), "without"),
         grade=_a(str, document.get("grade", ""), "grade"),
         only={what: _strings(names, what) for what, names in _a(dict, document.get("only", {}), "only").items()},
+        shard=_shard(document["shard"]) if "shard" in document else None,
     )
     names = [part.name for part in made.subjects]
     if len(set(names)) < len(names):
@@ -70,6 +71,21 @@ def report_of(document: dict[str, Any]) -> Report:
     for place in unlike(document, made.to_json()):
         raise ValueError(f"the value of {cut(place)} contradicts the cases and findings")
     return made
+
+
+def _shard(entry: Any) -> Shard:
+    data = _a(dict, entry, "shard")
+    number, count, planned = (_a(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
+    places = _each(int, data["places"], "shard: places")
+    if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
+        raise ValueError("shard: number or places are impossible")
+    known = [
+        (reason, state) for reason, state in (_strings(one, "shard: known") for one in _list(data["known"], "known"))
+    ]
+    if any(state not in (HAPPENED, ABSENT, NOT_RUN) for _, state in known):
+        raise ValueError("shard: known has an impossible state")
+    run, sources = (_each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
+    return Shard(number, count, run, planned, places, sources, known)
 
 
 def _subject(entry: Any) -> SubjectReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from crossent.cases.grid import sized_triples
 from crossent.files import write_whole
 from crossent.report.causes import clearest_first
 from crossent.report.clarity import case_or_none
-from crossent.report.document import SCHEMA, jsonable, subject_json
+from crossent.report.document import SCHEMA, Shard, jsonable, shard_json, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
 from crossent.report.text import LEGEND, NO_EVIDENCE, details, failures, gaps, overview, paragraph, plain_text
@@ -43,6 +44,8 @@ class Report:
         only: if the user chose a part of the level, the chosen "checks" and "cases" under these keys; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
+        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is about findings
+            alone. The merged report of all shards says whether every result has evidence.
     """
 
     environment: dict[str, str]
@@ -58,6 +61,7 @@ class Report:
     without: Sequence[str] = ()
     grade: str = ""
     seconds: float | None = field(default=None, compare=False)
+    shard: Shard | None = None
 
     def __repr__(self) -> str:
         """The run in one line: the subjects, and the summary.
@@ -116,8 +120,11 @@ class Report:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
         A result has evidence if a wrong result, such as zeros, would fail on at least one case. If the user chose
-        checks or cases, results need no evidence. If the user chose checks, at least one of them must have run.
+        checks or cases, results need no evidence. If the user chose checks, at least one of them must have run. A shard
+        is ok if it is complete and has no findings except known failures.
         """
+        if self.shard is not None:
+            return self.planned is None and not self.failed
         complete = self.ran > 0 and self.planned is None and not self._lacks_chosen_checks
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
         return complete and not self.failed and evidence
@@ -135,11 +142,13 @@ class Report:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
             number = counted(self.failed, "finding")
             return f"{word} after {self.cases:,} of {self.planned:,} cases, with {number}"
-        if not self.ran:
+        if not self.ran and self.shard is None:
             return "nothing ran"
         if self.failed:
             return f"{counted(self.failed, 'finding')} in {counted(self.ran, 'checked call')}"
         calls = f"{counted(self.ran, 'call')} checked"
+        if self.shard is not None:
+            return f"{calls} without findings; `crossent merge` gives the verdict on all shards"
         if self._lacks_chosen_checks:
             return f"{calls}, but none of the chosen checks ran"
         if not self.ok:
@@ -151,9 +160,13 @@ class Report:
         return f"{calls}, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
-        """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case."""
+        """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case.
+
+        Reasons why cases are not applicable are sorted as text. The report does not depend on the order of the work.
+        """
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
+            subject.not_applicable = Counter(dict(sorted(subject.not_applicable.items())))
             subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
             subject.findings.sort(key=lambda finding: places[finding.case])
 
@@ -169,7 +182,8 @@ class Report:
             return [self._verdict()]
         parts: list[RenderableType] = [Text(line) for line in self._head(verbosity)]
         if self.ran:
-            table = overview(self.subjects, ended=self.planned is None, part=bool(self.only))
+            part = bool(self.only) or self.shard is not None
+            table = overview(self.subjects, ended=self.planned is None, part=part)
             parts += [Text(), table, Text(LEGEND, "dim")]
         for subject in self.subjects:
             if verbosity > 0:
@@ -195,6 +209,10 @@ class Report:
     def _verdict(self) -> Text:
         """Return the last line: the verdict in a colour, the summary, and the time that the run took."""
         took = "" if self.seconds is None else f", in {duration(self.seconds)}"
+        if self.shard is not None and self.planned is None:
+            return Text.assemble(
+                (f"SHARD {self.shard}", "bold red" if self.failed else "bold"), f": {self.summary}{took}"
+            )
         if self.ok:
             return Text.assemble(("PASSED", "bold green"), f": {self.summary}{took}")
         if self.planned is not None:
@@ -229,7 +247,11 @@ class Report:
                 yield f"not applicable: {number}, since {subject.name} {reasons}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
-        for subject in self.subjects if not self.only else ():  # a part needs no evidence for every result
+        if self.shard is not None:
+            cases = f"{len(self.shard.places):,} of {self.shard.planned:,} cases"
+            yield f"ONLY A PART RAN: shard {self.shard}, with {cases}"
+        part = self.only or self.shard is not None  # a part needs no evidence for every result
+        for subject in self.subjects if not part else ():
             for result in subject.without_evidence:
                 yield f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}"
         for line in self.fixed:
@@ -287,6 +309,7 @@ class Report:
         document |= {"without": list(self.without)} if self.without else {}
         document |= {"grade": self.grade} if self.grade else {}
         document |= {"only": {what: list(names) for what, names in self.only.items()}} if self.only else {}
+        document |= {"shard": shard_json(self.shard)} if self.shard else {}
         made: dict[str, Any] = jsonable(document)
         return made
 

@@ -39,7 +39,7 @@ from crossent.repro.scripts.functions import (
 )
 from crossent.repro.scripts.refusals import isolate
 from crossent.repro.scripts.transforms import call_linear_under_vjp
-from crossent.run.fresh_process import SECONDS
+from crossent.run.isolation.fresh_process import SECONDS
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject

@@ -19,7 +19,8 @@ verify          verify(): run the cases of a report again, and compare the resul
 parallel        run the cases in this process, or in worker processes that share the cases
 workers         the worker processes: start and watch them, and end a worker that gives no sign of life
 judge           one subject on one case: run the checks, return a verdict
-isolation       isolated processes: a subject sees inputs, and never an exact value
-fresh_process   a new process for one bad call that may make a CUDA device unusable
+isolation       isolated processes: a subject sees inputs, and never an exact value; a new process for one bad call
+commands        the command, or the line of Python, that repeats a finding
+shards          the parts of a run that run as separate commands, and the merge of their reports
 pytest_checks   one check on one case as a pytest test; parametrize()
 """

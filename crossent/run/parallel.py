@@ -21,8 +21,8 @@ from crossent.checks.jacobians import batched_second, hessian, jacfwd
 from crossent.machine import ambient, available, lost
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
-from crossent.run.fresh_process import FreshProcess, call_ahead
 from crossent.run.isolation.fork_server import OWN, ForkServer, ForkServerError
+from crossent.run.isolation.fresh_process import FreshProcess, call_ahead
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts

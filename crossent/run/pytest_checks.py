@@ -16,8 +16,8 @@ from crossent.checks import CHECKS, single
 from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
+from crossent.run.commands import options_of, with_commands
 from crossent.run.parallel import judge_each
-from crossent.run.runner import with_commands
 from crossent.run.settings import Settings, mark_expected, operation_of
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
@@ -28,7 +28,9 @@ from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
 # pytest has its own options for processes, -n of pytest-xdist, and for an early end, -x.
-_OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings")]
+_OPTIONS = [
+    option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings", "shard")
+]
 
 
 def parametrize(
@@ -91,7 +93,7 @@ class CaseRun:
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
                 part.enter(verdict)
         mark_expected(Report(environment(device), [part]), self.known, [self.subject])
-        part.findings = with_commands(part.findings, self.subject, self.settings)
+        part.findings = with_commands(part.findings, self.subject.source, options_of(self.settings))
         return part
 
 

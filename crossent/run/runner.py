@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -14,16 +13,17 @@ from crossent.cases.case import Case
 from crossent.cases.grid import met
 from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
 from crossent.machine import environment
-from crossent.report.findings import Finding, SubjectReport
+from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import parallel
+from crossent.run.commands import options_of, with_commands
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, is_named, mark_expected, operation_of
+from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of
+from crossent.run.shards.division import described, share
 from crossent.subjects.builtin import chosen_contract
-from crossent.subjects.features import FEATURES, declared
+from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
-from crossent.words import printable, shell_word
 
 
 def check(
@@ -43,6 +43,7 @@ def check(
     max_findings: int | None = None,
     operation: OperationName | None = None,
     ranks: int | None = None,
+    shard: tuple[int, int] | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
@@ -86,6 +87,8 @@ def check(
         ranks: the number of ranks of subjects that live on several ranks, such as "loss_parallel": each rank is a
             process with a shard of the logits. The docs, "On several ranks", say what such a subject is. None for
             subjects in one process.
+        shard: the part of the run to run: (2, 8) is the second of eight shards of about equal cost. All shards need the
+            same arguments, and versions. :func:`crossent.merge` makes the report of the whole run from their reports.
         progress: a function that wraps an iterable, for a progress bar. The iterable has a length. Iterating does the
             work.
 
@@ -96,8 +99,9 @@ def check(
     Raises:
         ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
             not exist; the number of ranks is not from 1 to 64, or is another than that of a subject; the subjects
-            compute different operations; the grade contradicts the contract; `seed` is below 0;
-            `jobs` or `max_findings` is below 1; `timeout` is not positive; or the file of known failures is damaged.
+            compute different operations; the grade contradicts the contract; `seed` is below 0; `jobs` or
+            `max_findings` is below 1; `timeout` is not positive; `shard` is not from (1, N) to (N, N), or has a random
+            seed or `max_findings`; or the file of known failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 
@@ -107,7 +111,9 @@ def check(
         >>> report.ok
         True
     """
-    judging = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
+    judging = Settings(
+        device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout, shard=shard
+    )
     chosen = operation_of(subjects, operation)
     judging = replace(judging, operation=chosen, ranks=ranks)
     settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings)
@@ -133,6 +139,9 @@ def run(
     where = environment(settings.device, settings.ranks)
     report = Report(where, parts, level=settings.level, seed=settings.seed, only=settings.only)
     report.without, report.grade = list(settings.without), settings.grade or ""
+    if settings.shard is not None:
+        whole, planned = planned, share(planned, settings.shard)
+        report.shard = described(settings, subjects, whole, planned)
     start = time.perf_counter()
     try:
         if not parallel.run(planned, subjects, report, settings, progress, known):
@@ -170,8 +179,10 @@ def _finish(
     combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
-        part.findings = with_commands(part.findings, subject, settings)
-    mark_expected(report, known, subjects)
+        part.findings = with_commands(part.findings, subject.source, options_of(settings))
+    states = mark_expected(report, known, subjects)
+    if report.shard is not None:
+        report.shard, report.fixed = replace(report.shard, known=states), []  # the merged report lists fixed failures
     if report.only or report.planned is not None:
         report.fixed = []  # the failure may still happen in a case that did not run
     ran = {check.name for checks in planned.values() for check in checks}
@@ -182,45 +193,3 @@ def _finish(
     done = {case for part in report.subjects for case in part.outcomes}
     report.triples = met(case for case in planned if isinstance(case, Case) and case.id in done)
     return report
-
-
-_DEFAULTS = {option.name: option.default for option in fields(Settings)}
-
-
-def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
-    """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding."""
-    return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
-
-
-def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    promises: dict[str, Any] = {"without": list(settings.without)}
-    promises |= {"contract": settings.contract, "grade": settings.grade}
-    if not subject.source:
-        run: dict[str, Any] = {"level": settings.level, "device": settings.device, "operation": settings.operation}
-        run["ranks"] = settings.ranks
-        changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
-        given = {"checks": [finding.check], "cases": [finding.case], **changed}
-        given |= {name: value for name, value in promises.items() if value}
-        arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
-        return f"crossent.check({', '.join(arguments)})"
-    promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
-    given = {name: value for name, value in promises.items() if value}
-    if settings.ranks is not None:
-        words = ["crossent", "check", _relative_source(subject.source), "--ranks", str(settings.ranks)]
-        words += ["--check", finding.check, "--case", finding.case]
-    else:
-        words = ["crossent", "repro", finding.id]
-        words += [] if is_named(subject) else ["--subject", _relative_source(subject.source)]
-    for name, value in given.items():
-        words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
-    return " ".join(map(shell_word, words))
-
-
-def _relative_source(source: str) -> str:
-    """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
-
-    A path inside the current directory becomes a relative path. Any other source is unchanged.
-    """
-    place, colon, attribute = source.rpartition(":")
-    inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
-    return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source

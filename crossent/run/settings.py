@@ -34,6 +34,7 @@ from crossent.trials.check import Check
 from crossent.words import cut, quoted
 
 ExpectedList = list[lists.ExpectedFinding]
+MOST_SHARDS = 100_000  # more than any level has cases
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Settings:
 
     Raises:
         ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
-            contract; `seed` is neither "random" nor an integer of 0 or more; `jobs` or `max_findings` is below 1; or
-            `timeout` is not positive.
+            contract; `seed` is neither "random" nor an integer of 0 or more; `jobs` or `max_findings` is below 1;
+            `timeout` is not positive; or `shard` is no part of a run, or contradicts another option.
     """
 
     device: str = "cpu"
@@ -64,6 +65,7 @@ class Settings:
     max_findings: int | None = None
     operation: str = CROSS_ENTROPY.name
     ranks: int | None = None
+    shard: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -86,6 +88,7 @@ class Settings:
             raise ValueError(f"max_findings: got {quoted(self.max_findings)}; allowed is 1 or more")
         if self.ranks is not None:
             require_ranks(self.ranks, self._operation)
+        self._require_shard()
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
@@ -95,6 +98,20 @@ class Settings:
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
+
+    def _require_shard(self) -> None:
+        if self.shard is None:
+            return
+        number, count = self.shard
+        if type(number) is not int or type(count) is not int or not 1 <= number <= count <= MOST_SHARDS:
+            got = f"{quoted(number)}/{quoted(count)}"
+            raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
+        if self.seed == "random":
+            raise ValueError(
+                "seed: got random, but every shard of a run has the same cases; give all shards one number"
+            )
+        if self.max_findings is not None:
+            raise ValueError("max_findings: a shard cannot end early, since its report would not be complete")
 
     @property
     def in_workers(self) -> bool:
@@ -261,10 +278,14 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
-def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
+def mark_expected(
+    report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
+) -> list[tuple[str, str]]:
     """Mark known failures in a report.
 
     torch's list of known failures applies only to subjects with torch's contract, and to torch's `loss_parallel`.
+
+    Return the state of each entry of both lists: see :func:`crossent.report.expected_findings.mark`.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -273,8 +294,7 @@ def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subj
     """
     of_torch, of_user = known
     as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT or _is_of_torch(one)}
-    lists.mark(report, of_torch, as_torch)
-    lists.mark(report, of_user)
+    return [*lists.mark(report, of_torch, as_torch), *lists.mark(report, of_user)]
 
 
 def unexpected(

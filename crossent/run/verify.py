@@ -17,7 +17,7 @@ from typing import Any
 from crossent.cases.axes import DTYPES
 from crossent.cases.ids import case_of
 from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
-from crossent.machine import environment
+from crossent.machine import environment, ranks_of
 from crossent.report.document import jsonable, subject_json
 from crossent.report.findings import SubjectReport
 from crossent.report.moves.conditions import hindrances
@@ -191,6 +191,8 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
         )
     if unknown := claim.only.keys() - set(_PARTS):
         raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
+    if claim.shard is not None:
+        raise ValueError(f"the report is of shard {claim.shard} alone; give the report of `crossent merge`")
     if not claim.ran:
         raise ValueError("no case of the report ran, so nothing can be verified; give a report of a run with cases")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}
@@ -209,7 +211,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
         claim.only.get("checks", ()),
         claim.only.get("cases", ()) if claim.planned is None else list(ids),
         operation=_operation_of(ids),
-        ranks=_ranks_of(claim.environment),
+        ranks=ranks_of(claim.environment),
     )
 
 
@@ -219,12 +221,6 @@ def _operation_of(ids: Iterable[str]) -> str:
         with suppress(ValueError):
             return case_of(one).operation.name
     return CROSS_ENTROPY.name
-
-
-def _ranks_of(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks of a report, or None. A wrong number is an error of `Settings`."""
-    given = environment.get("ranks")
-    return None if given is None else int(given) if given.isdecimal() else 0
 
 
 def _is_own(description: str) -> bool:

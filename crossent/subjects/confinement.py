@@ -126,9 +126,12 @@ def prefer_for_memory() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def end_with_parent() -> None:
-    """Have the system kill this process when its parent ends, even if this process is stopped."""
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(by: int = signal.SIGKILL) -> None:
+    """Have the system kill this process when its parent ends, even if this process is stopped.
+
+    With another signal, such as SIGTERM, the process may do something before it ends.
+    """
+    _prctl(_SET_PDEATHSIG, by)
 
 
 class Confined:

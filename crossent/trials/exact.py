@@ -322,11 +322,13 @@ def _log_sum(logits: Array) -> Array:
 
 
 def rows_of(tensor: Tensor) -> Array:
-    """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers."""
+    """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers.
+
+    The array is contiguous: otherwise, numpy would add the numbers of a row in an order that depends on the layout.
+    """
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
-    rows: Array = last.reshape(-1, classes).detach().cpu().double().numpy()
-    return rows
+    return np.ascontiguousarray(last.reshape(-1, classes).detach().cpu().double().numpy())
 
 
 def _indices(target: Tensor) -> NDArray[np.int64]:

@@ -12,18 +12,20 @@ from support import waits
 from support.checks import CIRCUMSTANCES, SINGLE
 from support.running import run
 
+import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.machine import can_fork
 from crossent.report.expected_findings import KINDS, ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.repro.recipes import RECIPES
 from crossent.repro.script import ENDS
-from crossent.run.plan import plan
+from crossent.run.plan import plan, with_rank_checks
 from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED, TORCH, TORCH_NLL
 
 ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
@@ -322,17 +324,19 @@ def test_an_entry_that_matches_the_finding_of_an_earlier_entry_is_not_fixed():
 
 
 LINEAR = LINEAR_NAMED[LINEAR_ALIAS]
-SHIPPED, OF_LINEAR = torch_list(), torch_list(LINEAR_CROSS_ENTROPY)
+SHIPPED = [known for known in torch_list() if known.subject != "loss_parallel"]
+OF_RANKS = [known for known in torch_list() if known.subject == "loss_parallel"]
+OF_LINEAR = torch_list(LINEAR_CROSS_ENTROPY)
 PLANNED, THOROUGH = (plan(level, tuple(DTYPES), 0) for level in ("normal", "thorough"))
 
 
 def test_the_shipped_list_is_about_torch_and_nothing_else():
     assert len(SHIPPED) >= 9
-    for known in SHIPPED:
-        assert known.subject in ("torch", "torch*", "torch_nll")
+    for known in (*SHIPPED, *OF_RANKS):
+        assert known.subject in ("torch", "torch*", "torch_nll", "loss_parallel")
         assert known.reason == known.reason.strip()
         assert not known.issue or known.issue.startswith("https://github.com/pytorch/pytorch/issues/")
-    assert len({known.reason for known in SHIPPED}) == len(SHIPPED)
+    assert len({known.reason for known in torch_list()}) == len(torch_list())
 
 
 def chosen(known):
@@ -368,6 +372,24 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     if not described and (reasons := reasons_not_run(known, made)):
         pytest.skip("; ".join(sorted(reasons)))
     assert described
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+@pytest.mark.parametrize("known", OF_RANKS, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
+def test_every_entry_of_the_list_for_ranks_happens_here(known):
+    if not known.applies(torch.__version__, "cpu"):
+        pytest.skip(f"needs torch {known.torch} on {known.device}")
+    checks = {*known.checks, *known.results}
+    cases = [
+        case.id
+        for case, of_case in with_rank_checks(PLANNED, tuple(DTYPES), 0).items()
+        if known.covers(known.subject, case.id)
+        and checks & {check.name for check in of_case}
+        and math.prod(case.sizes) <= 4096  # so that the test takes seconds
+    ]
+    some = cases[:: max(1, len(cases) // 5)]
+    made = crossent.check(known.subject, ranks=2, level="normal", checks=checks, cases=some)
+    assert known.sometimes or str(known) in {found.expected for found in made.subjects[0].findings}
 
 
 def reasons_not_run(known, made):

@@ -12,8 +12,9 @@ import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.checks.refusals import Reaction, call_badly, judge_reaction, react
 from crossent.report.findings import Verdict
-from crossent.run import fresh_process, parallel
-from crossent.run.fresh_process import FreshProcess
+from crossent.run import parallel
+from crossent.run.isolation import fresh_process
+from crossent.run.isolation.fresh_process import FreshProcess
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here, Performed, Raised
 from crossent.trials.trial import NotRunError

@@ -16,7 +16,7 @@ import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
-from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
+from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, sum_of_calls, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
 from crossent.numerics.formats import FLOAT32, Array, Format, either
@@ -40,9 +40,9 @@ class CallBounds:
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
         """Compute the bounds of many calls together, and store them in the objects of the calls.
 
-        All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds may differ by
-        float64 roundings from bounds computed for each call alone, because numpy sums the rows in another order. For a
-        single call, this method does nothing: the object computes a bound when the bound is first read.
+        All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds have the same bits
+        as bounds computed for each call alone, so that a report does not depend on the division of a run. For a single
+        call, this method does nothing: the object computes a bound when the bound is first read.
 
         Args:
             calls: One object for each call.
@@ -208,9 +208,7 @@ class CallBounds:
         `rows` and `sizes` are (R,). In the error of the sum, `sizes` replaces the magnitudes of `rows`, as in
         :meth:`Computed.sum`.
         """
-        t = self.terms
-        lines = Computed(t.by_call(rows.value), t.by_call(rows.error), rows.format)
-        return lines.sum(format, self.contract.row_order, t.by_call(sizes))
+        return sum_of_calls(self.terms, rows, format, self.contract.row_order, sizes)
 
     def _of_rows(self, calls: Computed) -> Computed:
         """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""

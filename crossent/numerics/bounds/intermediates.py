@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.rounding import Computed
+from crossent.numerics.bounds.rounding import Computed, Order
 from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FLOAT32, Array, Format, either
 
@@ -185,10 +185,21 @@ def denominator(t: Terms, c: Contract) -> Computed | None:
     if t.reduction != "mean":
         return None
     if t.index is None or t.weight is None:
-        count = t.by_call(t.kept.astype(np.float64)).sum(-1)
+        count = t.of_lines([line.sum(-1) for line in t.lines(t.kept.astype(np.float64))])
         return c.keep(Computed.exactly(count, None).rounded(c.compute))
     weights = np.where(t.kept, t.of_target(np.broadcast_to(t.weight, t.logits.shape)), 0.0)
-    return c.keep(Computed.exactly(t.by_call(weights), c.storage).sum(c.stored or c.compute, c.row_order))
+    return c.keep(sum_of_calls(t, Computed.exactly(weights, c.storage), c.stored or c.compute, c.row_order))
+
+
+def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: Array | None = None) -> Computed:
+    """Return the sum of the numbers of the rows, (R,), over the rows of each call, (B,): see :meth:`Computed.sum`."""
+    parts = zip(t.lines(rows.value), t.lines(rows.error), strict=True)
+    of = [None] * len(t.lines(rows.value)) if sizes is None else t.lines(sizes)
+    sums = [
+        Computed(value, error, rows.format).sum(format, order, size)
+        for (value, error), size in zip(parts, of, strict=True)
+    ]
+    return Computed(t.of_lines([one.value for one in sums]), t.of_lines([one.error for one in sums]), format)
 
 
 def wider(a: Computed, b: Computed) -> Computed:

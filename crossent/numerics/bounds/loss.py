@@ -126,7 +126,8 @@ class Bounds(CallBounds):
             first = self._sum_of_rows(first, c.compute, sizes / t.by_row(least_divisor))
             total = wider(self._divided(total, divisor), first)
         if self._dense and t.smooths:
-            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(least_divisor, 1.0)))
+            unscaled = t.of_lines([line.sum(-1) for line in t.lines(unscaled)])
+            total = total.unless(narrow.overflows(unscaled / np.minimum(least_divisor, 1.0)))
         bound = safe(total.rounded(c.storage).error)
         return bound.reshape(()) if t.lengths is None else bound
 

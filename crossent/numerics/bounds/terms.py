@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -88,17 +89,32 @@ class Terms:
         taken: Entries = numbers[np.arange(len(self.index)), self.index]
         return taken
 
-    def by_call(self, numbers: Array) -> Array:
-        """Arrange the numbers of the rows, (R,), in an array with one line for each call, (B, L).
+    def lines(self, numbers: Array) -> list[Array]:
+        """Arrange the numbers of the rows, (R,), in arrays with one line for each call: (B_L, L) for each length L.
 
-        L is the largest number of rows of a call. Zeros fill up the shorter lines.
+        Calls with different numbers of rows are in different arrays, and no line is filled up with zeros. So numpy adds
+        the numbers of a call in the same order, whatever other calls are in the stack.
         """
         if self.lengths is None:
-            return numbers[None]
+            return [numbers[None]]
+        return [numbers[places] for places in self._places]
+
+    def of_lines(self, sums: Sequence[Array]) -> Array:
+        """Return the numbers of all calls, (B,), from a number for each line of :meth:`lines`."""
+        if self.lengths is None:
+            return sums[0]
+        made = np.empty(len(self.lengths))
         lengths = np.array(self.lengths)
-        lines = np.zeros((len(lengths), lengths.max(initial=0)))
-        lines[np.arange(lines.shape[1]) < lengths[:, None]] = numbers
-        return lines
+        for length, numbers in zip(np.unique(lengths), sums, strict=True):
+            made[lengths == length] = numbers
+        return made
+
+    @cached_property
+    def _places(self) -> list[NDArray[np.int64]]:
+        """The indices of the rows of each call, (B_L, L) for each length L, from the shortest calls to the longest."""
+        lengths = np.array(self.lengths)
+        starts = np.cumsum(lengths) - lengths
+        return [starts[lengths == length][:, None] + np.arange(length) for length in np.unique(lengths)]
 
     def by_row(self, numbers: Array) -> Array:
         """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""

@@ -62,11 +62,11 @@ def _describe(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_partial(run: Report) -> bool:
-    """Return whether a run has only chosen cases or checks, or ended early.
+    """Return whether a run has only chosen cases or checks, is a shard, or ended early.
 
     `notes` does not list the cases and checks that such a run lacks.
     """
-    return bool(run.only) or run.planned is not None
+    return bool(run.only) or run.planned is not None or run.shard is not None
 
 
 def notes(
@@ -91,6 +91,8 @@ def notes(
         chosen = ", ".join(f"only {what} {first_names(names)}" for what, names in run.only.items())
         if chosen:
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
+        if run.shard is not None:
+            yield f"the {which} run is shard {run.shard}; only its cases are compared"
         if run.planned is not None:
             yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these cases are compared"
     compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}

@@ -6,7 +6,8 @@ change any module. So the judge does not trust a reply. The judge compares numbe
 process never sees. Some statements of a reply have no exact value, such as the error that a call with bad input raised.
 The judge must rely on these statements, which SECURITY.md lists.
 
-fork_server   a process that forks isolated processes, and is started before any exact value is known
-process       an isolated process: its loop, and the host that sends acts to it
-wire          the messages: their contents, their checks, and their limits of size and time
+fresh_process  a new process for one bad call that may make a CUDA device unusable
+fork_server    a process that forks isolated processes, and is started before any exact value is known
+process        an isolated process: its loop, and the host that sends acts to it
+wire           the messages: their contents, their checks, and their limits of size and time
 """

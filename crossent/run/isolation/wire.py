@@ -7,7 +7,7 @@ JSON, followed by the bytes of the tensors. A reply has limits of size and time,
 the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
 checked.
 
-The process that :mod:`crossent.run.fresh_process` starts for a single call sends its reply in the same form.
+The process that :mod:`crossent.run.isolation.fresh_process` starts for a single call sends its reply in the same form.
 """
 
 from __future__ import annotations

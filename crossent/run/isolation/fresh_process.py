@@ -42,7 +42,7 @@ _STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
 # With -m, Python would import this module twice. __import__ defines no name in the main module of the new process.
 # There pickle looks for the functions of the caller's main module, and must not find anything else.
-_CODE = "__import__('crossent.run.fresh_process', fromlist=['{function}']).{function}(*__import__('sys').argv[1:])"
+_CODE = f"__import__('{__name__}', fromlist=['{{function}}']).{{function}}(*__import__('sys').argv[1:])"
 _LOOK = 0.02  # seconds after which a process looks at another process again
 # The names of files in a folder that both processes use.
 _REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"

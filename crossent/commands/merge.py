@@ -1,0 +1,37 @@
+"""The command `crossent merge`: the report of a run from the reports of its shards."""
+
+from __future__ import annotations
+
+import click
+
+from crossent import options
+from crossent.files import chosen_files, write_all
+from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line, recorded
+
+
+@click.command(short_help="Merge the reports of all shards of a run.")
+@click.argument("reports", metavar="REPORT ...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@options.verbosity
+@options.report_files
+def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None, verbose: int, quiet: bool) -> int:
+    """Merge the reports of all shards of a run into the report of the run. No check runs.
+
+    Each REPORT is a file that `crossent check --shard I/N --json` wrote. The order of the files does not matter. The
+    merged report equals the report of one run without --shard, byte for byte.
+
+    Exit status: that of the run: 0 all checks passed, 1 a check failed, or a wrong result in a dtype would pass every
+    case, 2 wrong use, a missing shard, or shards that do not belong to one run, 3 nothing ran, 141 the output cannot be
+    written.
+    """
+    files = chosen_files(json_file, html_file)
+    from crossent.console import Output
+    from crossent.run.shards.merge import merged
+
+    with one_line():
+        report = merged([(path, recorded(path, "REPORT")) for path in reports])
+    Output().show(report.render(-1 if quiet else verbose))
+    if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
+        return NOT_WRITTEN
+    if not report.ran:
+        return NOTHING_RAN
+    return PASSED if report.ok else FAILED

@@ -1,0 +1,51 @@
+"""Run the shards of a run on the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from crossent.report.report import Report
+from crossent.run.shards.executor import over
+from crossent.words import cut, one_line, quoted
+
+_SECONDS_TO_CONNECT = 30
+_SHARDS_PER_THREAD = 2  # a lost worker loses less, and the last shards end at about the same time
+
+
+def check_on_dask(address: str, *subjects: str, shards: int | None = None, **options: Any) -> Report:
+    """Run the shards of a run on the workers of the Dask scheduler at an address, such as "tcp://host:8786".
+
+    If Dask loses a worker, it sends the shard to another worker.
+
+    Args:
+        address: the address of the scheduler.
+        subjects: as for :func:`crossent.over`.
+        shards: the number of shards; None for two for each thread of the workers.
+        options: as for :func:`crossent.over`.
+
+    Raises:
+        ValueError: the package distributed is missing, no scheduler is at the address, or it has no workers.
+        RuntimeError: as for :func:`crossent.over`.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("dask: the package distributed is missing: pip install 'crossent[dask]'") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost worker is no news: its shard is sent again
+    try:
+        client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = one_line(str(error)) or type(error).__name__
+        raise ValueError(f"dask: got {quoted(address)}; no scheduler answers there: {cut(reason)}") from None
+    try:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise ValueError(f"dask: the scheduler at {cut(address)} has no workers; start dask worker {cut(address)}")
+        executor = client.get_executor(pure=False)
+        try:
+            return over(executor, *subjects, shards=shards or _SHARDS_PER_THREAD * threads, **options)
+        finally:
+            executor.shutdown(wait=False)  # cancels the shards that run, and each worker then ends its command
+    finally:
+        client.close()

@@ -1,0 +1,96 @@
+"""The division of a run into shards of about equal cost, and what all shards of a run have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from crossent.report.document import Shard
+from crossent.run.commands import relative_source
+from crossent.run.order import cost, ordered
+from crossent.run.plan import Plan
+from crossent.run.settings import Settings
+from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.subject import Subject
+
+_LARGE = 1 / 3  # a case that costs more than this share of a shard is placed before the others
+
+
+def divide(planned: Plan, count: int) -> list[list[int]]:
+    """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
+
+    The division follows from the plan alone. The most expensive cases go to the shards with the least cost. The other
+    cases fill the shards in an order in which cases of the same structure follow each other, since error bounds of such
+    cases are computed together. Checks that import torch's compilers are therefore in few shards.
+    """
+    costs = [cost(case, checks)[0] for case, checks in planned.items()]
+    goal = sum(costs) / count
+    shards: list[list[int]] = [[] for _ in range(count)]
+    filled = [0.0] * count
+    first, others, compiling = ordered(planned)
+    items = [*first, *others, *compiling]
+    for item in sorted((item for item in items if costs[item] > _LARGE * goal), key=lambda item: (-costs[item], item)):
+        at = filled.index(min(filled))
+        shards[at].append(item)
+        filled[at] += costs[item]
+    at, small = 0, [item for item in items if costs[item] <= _LARGE * goal]
+    for item in small:
+        while at < count - 1 and filled[at] + costs[item] / 2 > goal:
+            at += 1
+        shards[at].append(item)
+        filled[at] += costs[item]
+    return [sorted(items) for items in shards]
+
+
+def share(planned: Plan, shard: tuple[int, int]) -> Plan:
+    """Return the cases of one shard, with their checks. `shard` has the number of the shard, from 1, and the count."""
+    number, count = shard
+    cases = list(planned)
+    return {cases[at]: planned[cases[at]] for at in divide(planned, count)[number - 1]}
+
+
+def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, part: Plan) -> Shard:
+    """Return the description of a shard, from which :func:`crossent.run.shards.merge.merge` merges the reports.
+
+    Args:
+        settings: the settings of the run, with the shard.
+        subjects: the subjects of the run.
+        planned: the plan of the whole run.
+        part: the part of the plan that the shard has.
+    """
+    assert settings.shard is not None
+    number, count = settings.shard
+    return Shard(
+        number,
+        count,
+        run=_run(settings, subjects, planned),
+        planned=len(planned),
+        places={case.id: at for at, case in enumerate(planned) if case in part},
+        sources={one.name: relative_source(one.source) for one in subjects},
+    )
+
+
+def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
+    """Return what all shards of a run have in common, beside the other entries of a report."""
+    checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
+    plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
+    code = {f"code of {one.name}": _checksum(one.source) for one in subjects}
+    return {
+        "operation": settings.operation,
+        "dtypes": ", ".join(settings.dtypes),
+        "plan": plan,
+        **{name: checksum for name, checksum in code.items() if checksum},
+    }
+
+
+def _checksum(source: str) -> str:
+    """Return a checksum of the file of a subject; "" for a subject that no file path names."""
+    path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
+    if path.endswith(".py"):
+        with suppress(OSError):
+            return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    return ""

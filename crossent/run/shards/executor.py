@@ -1,0 +1,232 @@
+"""Run the shards of a run on any `concurrent.futures.Executor`, and merge their reports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import Any
+
+import torch
+
+from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
+from crossent.files import write_whole
+from crossent.report.reader import read_report
+from crossent.report.report import Report
+from crossent.run.order import Step, Steps
+from crossent.run.parallel import Progress
+from crossent.run.settings import MOST_SHARDS
+from crossent.run.shards.merge import merged
+from crossent.run.shards.task import ShardError, Task
+from crossent.words import cut, one_line, quoted
+
+_SECONDS_TO_END = 30.0  # for the commands of running shards, after an interrupt
+
+
+def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
+    executor: Executor | Callable[[], Executor],
+    *subjects: str,
+    shards: int = 8,
+    attempts: int = 3,
+    device: str = "cpu",
+    dtypes: DtypeName | Iterable[DtypeName] = DTYPE_NAMES,
+    level: Level = "normal",
+    seed: int | str = 0,
+    without: str | Iterable[str] = (),
+    contract: ContractName | None = None,
+    grade: GradeName | None = None,
+    expected_findings: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    timeout: float = 300.0,
+    checks: str | Iterable[str] = (),
+    cases: str | Iterable[str] = (),
+    operation: OperationName | None = None,
+    ranks: int | None = None,
+    progress: Progress = iter,
+) -> Report:
+    """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
+
+    The executor gets the command for each shard, which runs in a process of its own, and returns the bytes of a report.
+    The reports are verified and merged. The report equals that of one run, byte for byte. Each worker needs the same
+    versions of crossent, torch and numpy, and the folder in which this function is called.
+
+    If a worker is lost, a command fails or a report is damaged, the shard is sent again, at most `attempts` times in
+    all. A pool of the standard library cannot go on after it has lost a process. Then the shards that were running are
+    sent to a new executor, if `executor` is a function that makes one.
+
+    Args:
+        executor: a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, the result of Dask's
+            `client.get_executor(pure=False)`, or another executor; or a function without arguments that returns a new
+            executor, which this function shuts down.
+        subjects: the functions to check, by name: see :func:`crossent.check`. A worker loads them itself.
+        shards: the number of shards, which have about equal cost. Each shard starts Python and imports torch.
+        attempts: how often a shard is sent at most.
+        device: as for `check`, and so are `dtypes`, `level`, `seed`, `without`, `contract`, `grade`,
+            `expected_findings`, `timeout`, `checks`, `cases`, `operation` and `ranks`.
+        jobs: the number of worker processes of each command.
+        progress: as for `check`. A step is a shard.
+
+    Raises:
+        ValueError: the command for a shard says that an argument is wrong, or `shards` or `attempts` is out of range.
+        TypeError: a subject is not a string.
+        RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
+    """
+    if callables := [one for one in subjects if not isinstance(one, str)]:
+        raise TypeError(f"over: got {quoted(callables[0])}; name the function, as in 'path/to/file.py:NAME'")
+    for name, value, most in (("shards", shards, MOST_SHARDS), ("attempts", attempts, 1000)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name}: got {quoted(value)}; allowed are 1 to {most:,}")
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtypes,
+        "level": level,
+        "seed": SystemRandom().randrange(2**32) if seed == "random" else seed,
+        "without": without,
+        "contract": contract,
+        "grade": grade,
+        "expected-findings": expected_findings,
+        "jobs": jobs,
+        "timeout": timeout,
+        "check": checks,
+        "case": cases,
+        "operation": operation,
+        "ranks": ranks,
+    }
+    with tempfile.TemporaryDirectory(prefix="crossent-shards-") as folder:
+        write_whole(alive := os.path.join(folder, "run"), "")
+        kept = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY",) if name in os.environ}
+        # A run sets its own number of threads. But a report has the number that torch would use, and Dask's workers
+        # set it to 1.
+        variables = {**kept, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        task = Task(_words(options), subjects, os.getcwd(), variables, (alive, socket.gethostname()))
+        run = _Run(executor, task, shards, attempts, folder)
+        try:
+            for _ in progress(Steps(run.steps(), shards, float(shards))):
+                pass
+        finally:
+            os.unlink(alive)  # running commands on this machine end
+            run.end()
+        return merged([(f"shard {number}/{shards}", run.reports[number]) for number in sorted(run.reports)])
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """Return the options of `crossent check` as words. An option with several values is repeated."""
+    words = []
+    for name, value in options.items():
+        values = [value] if isinstance(value, (str, int, float, os.PathLike)) else value or []
+        words += [f"--{name}={os.fspath(one) if isinstance(one, os.PathLike) else one}" for one in values]
+    return words
+
+
+@dataclass
+class _Run:
+    """The shards of a run on an executor.
+
+    Attributes:
+        given: the executor, or a function that makes one.
+        task: what a worker does.
+        count: the number of shards.
+        attempts: how often a shard is sent at most.
+        folder: a folder for the reports.
+        reports: the verified report of each shard, by its number.
+        waiting: the number of the shard, and of the attempt, of each future.
+    """
+
+    given: Executor | Callable[[], Executor]
+    task: Task
+    count: int
+    attempts: int
+    folder: str
+    reports: dict[int, Report] = field(default_factory=dict)
+    waiting: dict[Future[bytes], tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.makes = not hasattr(self.given, "submit")
+        self.executor: Any = self.given() if self.makes else self.given  # type: ignore[operator]
+
+    def steps(self) -> Iterator[Step]:
+        """Run all shards. Yield a step for each shard that is done.
+
+        Raises:
+            ValueError, RuntimeError: as for :func:`over`.
+        """
+        for number in range(1, self.count + 1):
+            self._send(number, 1)
+        while self.waiting:
+            done, _ = wait(self.waiting, return_when=FIRST_COMPLETED)
+            broken = False
+            failed: list[tuple[int, int, BaseException]] = []
+            for future in done:
+                number, attempt = self.waiting.pop(future)
+                try:
+                    self.reports[number] = self._verified(number, future.result())
+                except BrokenExecutor as error:
+                    broken = True
+                    failed.append((number, attempt, error))
+                except ShardError as error:
+                    if error.final:
+                        raise ValueError(error.message) from None
+                    failed.append((number, attempt, error))
+                except (Exception, KeyboardInterrupt) as error:  # an interrupt of the worker, not of this process
+                    failed.append((number, attempt, error))
+                else:
+                    yield Step(1.0, self.reports[number].findings)
+            for number, attempt, cause in failed:
+                if attempt == self.attempts:
+                    reason = f"{type(cause).__name__}: {cut(one_line(str(cause)))}"
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    raise RuntimeError(f"shard {number}/{self.count} failed {times}, the last time with {reason}")
+            if broken:
+                self._renew(failed[0][2])
+            for number, attempt, _ in failed:
+                self._send(number, attempt + 1)
+
+    def _send(self, number: int, attempt: int) -> None:
+        try:
+            future = self.executor.submit(self.task, number, self.count)
+        except BrokenExecutor as error:
+            self._renew(error)
+            future = self.executor.submit(self.task, number, self.count)
+        self.waiting[future] = number, attempt
+
+    def _verified(self, number: int, content: bytes) -> Report:
+        """Return the report in the bytes that a worker returned.
+
+        Raises:
+            ValueError: the bytes are no report of this shard.
+        """
+        path = os.path.join(self.folder, f"{number}-of-{self.count}.json")
+        with open(path, "wb") as file:
+            file.write(content)
+        report = read_report(path)
+        os.unlink(path)
+        if report.shard is None or (report.shard.number, report.shard.count) != (number, self.count):
+            raise ValueError(f"the report is of {report.shard or 'a whole run'}")
+        return report
+
+    def _renew(self, error: BaseException) -> None:
+        """Make another executor, after this one broke.
+
+        Raises:
+            RuntimeError: the user gave an executor, and no function that makes one.
+        """
+        if not self.makes:
+            done = f"{len(self.reports)} of {self.count} shards done"
+            raise RuntimeError(
+                f"the executor has lost a worker and cannot go on ({type(error).__name__}), with {done}; "
+                f"give over() a function that makes an executor"
+            ) from None
+        self.executor.shutdown(wait=False)
+        self.executor = self.given()  # type: ignore[operator]
+
+    def end(self) -> None:
+        """Cancel the shards that wait, and give the running shards time to end their commands."""
+        for future in self.waiting:
+            future.cancel()
+        wait(self.waiting, _SECONDS_TO_END)
+        if self.makes:
+            self.executor.shutdown(wait=False)

@@ -1,0 +1,207 @@
+"""Merge the reports of the shards of a run into the report of the run.
+
+A shard may come from another machine. So the reader checks each report, and :func:`merge` checks that the shards belong
+to one run, and that each case of the plan is in exactly one shard. Nothing of a report is run or imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from crossent.cases.case import Case
+from crossent.cases.grid import met
+from crossent.cases.ids import case_of
+from crossent.cases.operation import OPERATIONS
+from crossent.checks import RANK_CHECKS, checks_of
+from crossent.machine import ranks_of
+from crossent.report.document import Shard
+from crossent.report.expected_findings import fixed
+from crossent.report.findings import SubjectReport
+from crossent.report.reader import read_report
+from crossent.report.report import Report
+from crossent.run.commands import with_commands
+from crossent.subjects.features import FEATURES
+from crossent.subjects.ranks.protocol import require_ranks
+from crossent.words import cut, quoted
+
+# Entries of the environment that may differ between shards: a run sets its own number of threads. The release of the
+# kernel may differ too, since machines of a cluster often have several.
+MAY_DIFFER = ("threads",)
+_SHOWN = 10  # the most numbers of shards that a message lists
+
+
+def merge(*reports: Report | str | os.PathLike[str]) -> Report:
+    """Return the report of a whole run, from the reports of all its shards in any order.
+
+    The JSON document of the report equals that of a run without shards, byte for byte. Its number of threads and its
+    kernel are those of the first shard.
+
+    Args:
+        reports: the reports of the shards: a :class:`crossent.Report`, or the path of the file that
+            `crossent check --shard I/N --json FILE` wrote.
+
+    Raises:
+        ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
+            given twice. The message is one line.
+        OSError: a file cannot be read.
+
+    Example:
+        >>> import crossent
+        >>> chosen = {"level": "quick", "dtypes": "float32", "cases": "float32-7x5-*", "checks": "loss"}
+        >>> shards = [crossent.check("formula", **chosen, shard=(number, 2)) for number in (1, 2)]
+        >>> crossent.merge(*shards) == crossent.check("formula", **chosen)
+        True
+    """
+    named: list[tuple[str, Report]] = []
+    for at, one in enumerate(reports, 1):
+        known = isinstance(one, Report)
+        named.append((f"report {at}", one) if known else (cut(os.fspath(one)), read_report(one)))  # type: ignore[arg-type]
+    return merged(named)
+
+
+def merged(named: Sequence[tuple[str, Report]]) -> Report:
+    """Return the report of a whole run. Each report of a shard has a name, such as its file, for error messages.
+
+    Raises:
+        ValueError: as for :func:`merge`.
+    """
+    shards = _in_order(named)
+    (first_name, first), description = shards[0], _shard(*shards[0])
+    for name, report in shards[1:]:
+        _require_same_run(first_name, first, name, report)
+    _require_each_case_once(shards)
+    return _joined([report for _, report in shards], description)
+
+
+def _shard(name: str, report: Report) -> Shard:
+    if report.shard is None:
+        raise ValueError(f"{name}: the report of a whole run; give files of `crossent check --shard I/N --json`")
+    return report.shard
+
+
+def _in_order(named: Sequence[tuple[str, Report]]) -> list[tuple[str, Report]]:
+    """Return the reports in the order of the shards. Check that each shard is complete, and there exactly once."""
+    if not named:
+        raise ValueError("shards: got no report; give the reports of all shards of a run")
+    found: dict[int, tuple[str, Report]] = {}
+    count = _shard(*named[0]).count
+    for name, report in named:
+        shard = _shard(name, report)
+        if shard.count != count:
+            first = _shard(*named[0])
+            raise ValueError(f"{name}: shard {shard}, but {named[0][0]} is shard {first}; give the shards of one run")
+        if shard.number in found:
+            other = found[shard.number][0]
+            raise ValueError(f"{name}: shard {shard}, and so is {other}; give each shard once")
+        if report.planned is not None:
+            raise ValueError(f"{name}: shard {shard} was interrupted after {report.cases} cases; run this shard again")
+        found[shard.number] = name, report
+    missing = [number for number in range(1, count + 1) if number not in found]
+    if missing:
+        more = " …" if len(missing) > _SHOWN else ""
+        numbers = ", ".join(f"{number}/{count}" for number in missing[:_SHOWN])
+        raise ValueError(
+            f"shards: {len(missing)} of {count} are missing: {numbers}{more}; run them, or give their files"
+        )
+    return [found[number] for number in sorted(found)]
+
+
+def _require_same_run(first_name: str, first: Report, name: str, report: Report) -> None:
+    """Check that two shards are of one run: versions, processor, seed, level and all other options."""
+    was, now = _conditions(first_name, first), _conditions(name, report)
+    for what in {**was, **now}:
+        if was.get(what) != now.get(what):
+            values = f"{quoted(now.get(what))} here, and {quoted(was.get(what))} in {first_name}"
+            hint = "; set ATEN_CPU_CAPABILITY to choose it" if what == "cpu_capability" else ""
+            raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}{hint}")
+
+
+def _conditions(name: str, report: Report) -> Mapping[str, Any]:
+    """Return everything that the shards of a run have in common, by name."""
+    shard = _shard(name, report)
+    parts = {part.name: (part.contract, list(part.declared), _needs(part)) for part in report.subjects}
+    machine = {name: value for name, value in report.environment.items() if name not in MAY_DIFFER}
+    return {
+        **machine,
+        "platform": _without_kernel(machine.get("platform", "")),
+        "level": report.level,
+        "seed": report.seed,
+        "without": list(report.without),
+        "grade": report.grade,
+        "choice of a part": {what: list(names) for what, names in report.only.items()},
+        **shard.run,
+        "number of cases": shard.planned,
+        "list of subjects": list(parts),
+        **{f"promises of {name}": promises for name, promises in parts.items()},
+        "list of known failures": [reason for reason, _ in shard.known],
+    }
+
+
+def _without_kernel(platform: str) -> str:
+    """Return the system and the C library of a platform, such as "Linux with glibc2.39", without the kernel."""
+    return f"{platform.partition('-')[0]} with {platform.rpartition('-with-')[2]}"
+
+
+def _needs(part: SubjectReport) -> dict[str, list[str]]:
+    """Return the features that checks need, as in a JSON document: without the checks that need none."""
+    return {check: list(names) for check, names in part.needs.items() if names}
+
+
+def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
+    """Check that each case of the plan is in one shard, and that each shard has a verdict on each of its cases."""
+    owner: dict[int, str] = {}
+    for name, report in shards:
+        shard = _shard(name, report)
+        for case, place in shard.places.items():
+            if place in owner:
+                raise ValueError(f"{name}: damaged: {owner[place]} has the case {cut(case)} too")
+            owner[place] = name
+        for part in report.subjects:
+            if other := part.outcomes.keys() - shard.places.keys():
+                raise ValueError(f"{name}: damaged: the case {quoted(min(other))} does not belong to this shard")
+            judged = len(part.outcomes) + part.not_applicable.total()
+            if judged != len(shard.places) or min(part.not_applicable.values(), default=0) < 0:
+                raise ValueError(
+                    f"{name}: damaged: {judged} verdicts on {cut(part.name)}, of {len(shard.places)} cases"
+                )
+    planned = _shard(*shards[0]).planned
+    if len(owner) != planned:
+        raise ValueError(f"shards: damaged: they have {len(owner)} of the {planned} cases of the run")
+
+
+def _joined(reports: Sequence[Report], description: Shard) -> Report:
+    """Return one report of all shards, which are in order and belong to one run."""
+    first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
+    if operation is None:
+        raise ValueError(f"shards: damaged: got operation {quoted(description.run.get('operation'))}")
+    if (ranks := ranks_of(first.environment)) is not None:
+        require_ranks(ranks, operation)
+    every = checks_of(operation) | (RANK_CHECKS if ranks is not None else {})
+    needs = {name: tuple(check.needs) for name, check in every.items()}
+    contract = next((part.contract for part in first.subjects if part.contract), None)
+    if unknown := [name for name in first.without if name not in FEATURES]:
+        raise ValueError(f"shards: damaged: got the feature {quoted(unknown[0])}")
+    options: dict[str, Any] = {"level": first.level, "device": first.environment["device"], "operation": operation.name}
+    options |= {"ranks": ranks, "without": first.without, "contract": contract, "grade": first.grade or None}
+    subjects = []
+    for at, part in enumerate(first.subjects):
+        of_shards = [report.subjects[at] for report in reports]
+        whole = SubjectReport(part.name, order=(*every, "errors"), needs=needs)
+        whole.contract, whole.declared = part.contract, part.declared
+        for one in of_shards:
+            whole.outcomes |= one.outcomes
+            whole.findings += with_commands(one.findings, description.sources.get(part.name, ""), options)
+            whole.not_applicable.update(one.not_applicable)
+        subjects.append(whole)
+    report = replace(first, subjects=subjects, shard=None, seconds=None)
+    places = {case: place for one in reports if one.shard for case, place in one.shard.places.items()}
+    report.sort(sorted(places, key=places.__getitem__))
+    left_out = [set(one.left_out) for one in reports]
+    report.left_out = [name for name in first.left_out if all(name in names for names in left_out)]
+    report.fixed = [] if report.only else fixed([one.shard.known for one in reports if one.shard])
+    done = map(case_of, {case for part in subjects for case in part.outcomes})
+    report.triples = met(case for case in done if isinstance(case, Case))
+    return report

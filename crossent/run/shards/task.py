@@ -1,0 +1,158 @@
+"""The work of an engine's worker: run the command for one shard in a process of its own, and return its report.
+
+A worker may have threads, which change global state while a subject is called. The check `state` would see this change
+as a change by the subject. So the worker only starts `python -m crossent check` and waits. The module imports nothing
+else of crossent, so that a worker needs no import of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+_LOOK = 0.5  # seconds after which the worker looks again whether the run goes on
+_SECONDS_TO_END = 20.0  # for the command to end its own processes and to remove its files
+_MOST_WORDS = 2000  # characters of an error message
+# The status of `crossent check` for wrong use; the same command fails on every worker.
+_WRONG_USE = 2
+# The command ends itself when its worker ends, even by SIGKILL. SIGTERM lets it remove its files.
+_COMMAND = """
+import os, sys
+parent = int(sys.argv.pop(1))
+from crossent.subjects.confinement import end_with_parent
+import signal
+end_with_parent(signal.SIGTERM)
+if os.getppid() != parent:
+    sys.exit(130)
+from crossent.__main__ import script
+sys.exit(script())
+"""
+
+
+class ShardError(Exception):
+    """The command for a shard gave no report. `final` says that another try would fail too."""
+
+    def __init__(self, message: str, final: bool = False) -> None:
+        super().__init__(message, final)
+        self.message, self.final = message, final
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an engine sends to a worker.
+
+    Attributes:
+        options: the options of `crossent check`, without --shard and --json.
+        subjects: the subjects, by name.
+        folder: the folder of the run. The command runs there, so that it finds the files of subjects.
+        environment: variables that the command has besides those of the worker.
+        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file.
+    """
+
+    options: Sequence[str]
+    subjects: Sequence[str]
+    folder: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    run: tuple[str, str] = ("", "")
+
+    def __call__(self, number: int, count: int) -> bytes:
+        """Run a shard, and return the bytes of its report.
+
+        Args:
+            number: the number of the shard.
+            count: the number of shards.
+
+        Raises:
+            ShardError: the command gave no report, or the run has ended.
+        """
+        if not os.path.isdir(self.folder):
+            raise ShardError(f"{socket.gethostname()} has no folder {self.folder}, in which the run was started", True)
+        received, sent = os.pipe()
+        words = [*self.options, "--shard", f"{number}/{count}", "--json", f"/dev/fd/{sent}", "--quiet"]
+        command = [sys.executable, "-c", _COMMAND, str(os.getpid()), "check", *words, "--", *self.subjects]
+        environment = {**os.environ, **self.environment}
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[sent],
+            )
+        except BaseException:
+            os.close(received)
+            raise
+        finally:
+            os.close(sent)
+        try:
+            report, errors = self._read(process, received)
+        finally:
+            os.close(received)
+            _end(process)
+        if process.returncode in (0, 1):
+            return report
+        lines = errors.decode(errors="replace").strip().splitlines() or ["it printed no error"]
+        line = next((line for line in lines if line.startswith("crossent: ")), lines[-1])  # torch may print warnings
+        line = line.removeprefix("crossent: ")[:_MOST_WORDS]
+        how = f"exit status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"
+        wrong = process.returncode == _WRONG_USE
+        raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
+
+    def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
+        """Return the report and the error messages of the command, when it has ended."""
+        assert process.stderr is not None
+        # A task may also start after the run has ended: a process pool cannot cancel what is in its queue.
+        local = self.run[1] == socket.gethostname()
+        parts: dict[int, list[bytes]] = {received: [], process.stderr.fileno(): []}
+        left = list(parts)
+        while left:
+            for stream in select.select(left, [], [], _LOOK)[0]:
+                content = os.read(stream, 2**16)
+                parts[stream].append(content)
+                if not content:
+                    left.remove(stream)
+            if (local and not os.path.exists(self.run[0])) or not _wanted_by_dask():
+                raise ShardError("the run has ended", True)
+        process.wait()
+        report, errors = (b"".join(content) for content in parts.values())
+        return report, errors
+
+
+def _wanted_by_dask() -> bool:
+    """Return whether Dask still wants the result of the task that runs in this thread; True outside of Dask.
+
+    A cancelled task goes on to run in its worker, until the task itself ends.
+    """
+    if (distributed := sys.modules.get("distributed")) is None:
+        return True
+    with suppress(ValueError, AttributeError):  # no task of Dask runs here, or another version of Dask
+        worker = distributed.get_worker()
+        task = worker.state.tasks.get(worker.get_current_task())
+        return task is not None and task.state != "cancelled"
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the command: let it remove its files, and kill it if that takes too long."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
