@@ -410,7 +410,10 @@ def test_every_entry_of_the_list_for_linear_cross_entropies_happens_here(known):
     subjects = [subject for subject in LINEAR if fnmatchcase(subject.name, known.subject)]
     made = run(subjects, matching, planned.get, known=[known])
     assert made.fixed == []
-    assert [found for part in made.subjects for found in part.findings if found.expected == str(known)]
+    found = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
+    if known.sometimes and not found:
+        pytest.skip("the failure may be absent from a run, and is absent here")
+    assert found
 
 
 def test_the_kinds_of_a_list_are_the_kinds_that_a_finding_can_have():
