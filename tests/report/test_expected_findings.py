@@ -385,7 +385,7 @@ def test_every_entry_of_the_list_for_ranks_happens_here(known):
         for case, of_case in with_rank_checks(PLANNED, tuple(DTYPES), 0).items()
         if known.covers(known.subject, case.id) and checks & {check.name for check in of_case}
     ]
-    some = cases[:: max(1, len(cases) // 5)]
+    some = cases[:: max(1, len(cases) // 2)]  # so that the test takes seconds: a blocked rank is noticed after ten
     made = crossent.check(known.subject, ranks=2, level="normal", checks=checks, cases=some)
     assert known.sometimes or str(known) in {found.expected for found in made.subjects[0].findings}
 
@@ -409,10 +409,7 @@ def test_every_entry_of_the_list_for_linear_cross_entropies_happens_here(known):
     subjects = [subject for subject in LINEAR if fnmatchcase(subject.name, known.subject)]
     made = run(subjects, matching, planned.get, known=[known])
     assert made.fixed == []
-    found = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
-    if known.sometimes and not found:
-        pytest.skip("the failure may be absent from a run, and is absent here")
-    assert found
+    assert [found for part in made.subjects for found in part.findings if found.expected == str(known)]
 
 
 def test_the_kinds_of_a_list_are_the_kinds_that_a_finding_can_have():
