@@ -6,6 +6,7 @@ for each root cause.
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,15 @@ SLICE = [
 def test_an_attack_ends_with_a_finding_in_time_and_leaves_nothing(name):
     ran = run(ATTACKS[name])
     assert ran.problems == [], ran
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_process_that_ran_before_an_attack_is_neither_counted_nor_ended():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        ran = run(ATTACKS["replaces_perform"])
+        assert ran.processes == []
+        assert other.poll() is None
+        other.kill()
 
 
 def table():

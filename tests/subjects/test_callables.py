@@ -14,4 +14,4 @@ def test_a_parameter_with_nearly_the_name_of_an_option_is_named():
         "has no label_smoothing (its smoothing is never passed)",
     }
     report = crossent.check(loss, level="quick", dtypes="float32", checks="loss", cases="*7x5*")
-    assert "has no weight (its weights is never passed), has no reduction" in " ".join(str(report).split())
+    assert "has no reduction (its reduce is never passed), has no weight" in " ".join(str(report).split())

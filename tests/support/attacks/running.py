@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore SIGINT
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: an orphan becomes a child of this process
+    others = set(_children())  # which earlier tests of this process have started
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -150,8 +152,8 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
                 os.kill(to, attack.signal)
         status = _waited(process, started + longest)
     seconds = time.monotonic() - started
-    left = [] if status is None else _left()
-    _end_all()
+    left = [] if status is None else _left(others)
+    _end_all(others)
     process.wait()
     text, errors = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
     lines = [line for line in text.splitlines() if line.strip()]
@@ -213,19 +215,19 @@ def _children() -> dict[int, str]:
     return {pid: names[pid] for pid in below}
 
 
-def _left() -> list[str]:
-    """Wait some seconds for the end of all descendants, and return the names of those that still run."""
+def _left(others: Set[int]) -> list[str]:
+    """Wait some seconds for the end of all descendants but `others`, and return the names of those that still run."""
     end = time.monotonic() + SETTLED
-    while (left := _children()) and time.monotonic() < end:
+    while (left := {pid: name for pid, name in _children().items() if pid not in others}) and time.monotonic() < end:
         time.sleep(0.1)
     return sorted(left.values())
 
 
-def _end_all() -> None:
-    """Kill all descendants of this process, and wait for their end."""
+def _end_all(others: Set[int]) -> None:
+    """Kill all descendants of this process but `others`, and wait for their end."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        left = _children()
+        left = _children().keys() - others
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
