@@ -46,7 +46,7 @@ napoleon_use_ivar = True
 nitpicky = True
 # Names without a target: types of other packages, and types that occur only in annotations.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|np|numpy|rich|os|collections|typing|Tensor|RenderableType)(\..*)?"),
+    ("py:.*", r"(torch|np|numpy|rich|os|collections|concurrent|typing|Tensor|RenderableType)(\..*)?"),
     ("py:.*", r"optional|dict\[.*|_Array|Array|Progress|Function"),
     ("py:.*", r"crossent\.(adapters|cases|checks|numerics|report|trials)\..*"),
 ]
