@@ -174,7 +174,7 @@ _ranks = click.option(
     "--ranks",
     metavar="N",
     type=Whole(1, 64),
-    help="Number of ranks of subjects that live on several ranks: processes with a shard of the logits each.",
+    help="Number of ranks of subjects that run on several ranks: processes with a shard of the logits each.",
 )
 listed_operation = click.option(
     "--operation",

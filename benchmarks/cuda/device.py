@@ -1,6 +1,6 @@
 """Print what torch and the driver say about the GPUs of this machine, as JSON: `python -m benchmarks.cuda.device`.
 
-This module runs in a process of its own, since the question may take long, or may end the process.
+This module runs in a new process, since the question may take long, or may end the process.
 """
 
 from __future__ import annotations

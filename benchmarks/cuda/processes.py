@@ -1,6 +1,6 @@
 """The processes of a step. A step may run several parts at once; each part is a chain of commands.
 
-No process outlives its step: each command has a process group of its own, and a process that leaves its group becomes
+No process outlives its step: each command has its own process group, and a process that leaves its group becomes
 a child of the session (:func:`adopt_orphans`), which ends the process.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.cuda.wheels --python 3.12 --into wheelhouse    # or: nox -s wheelhouse
     pip install --no-index --find-links wheelhouse -r wheelhouse/requirements.txt
 
-The wheelhouse has neither torch, triton nor numpy: the machine has builds of its own, which pip must not replace. A
+The wheelhouse has neither torch, triton nor numpy: the machine has its own builds, which pip must not replace. A
 GPU's machine has Linux on x86_64, and a C library of 2.28 or newer, as torch itself needs.
 """
 

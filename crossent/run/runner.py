@@ -84,7 +84,7 @@ def check(
         operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
             "linear_cross_entropy", with hidden states and a weight. The default is the operation of the built-in
             subjects that you give, otherwise "cross_entropy".
-        ranks: the number of ranks of subjects that live on several ranks, such as "loss_parallel": each rank is a
+        ranks: the number of ranks of subjects that run on several ranks, such as "loss_parallel": each rank is a
             process with a shard of the logits. The docs, "On several ranks", say what such a subject is. None for
             subjects in one process.
         shard: the part of the run to run: (2, 8) is the second of eight shards of about equal cost. All shards need the

@@ -181,7 +181,7 @@ class Settings:
             TypeError: a subject is neither a name nor callable.
         """
         if self.ranks is not None and not subjects:
-            raise ValueError(f"ranks: got {self.ranks}, but no subject that lives on ranks; name one")
+            raise ValueError(f"ranks: got {self.ranks}, but no subject that runs on ranks; name one")
         each = (self._load(one) for one in dict.fromkeys(subjects) or by_default(self._operation, self.device))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too

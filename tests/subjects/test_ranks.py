@@ -166,12 +166,12 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
 @pytest.mark.parametrize(
     ("subjects", "options", "message"),
     [
-        (["torch"], {"ranks": 2}, "subject: got 'torch', which does not live on ranks; allowed are loss_parallel, "),
-        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it lives on several ranks: give a number of ranks"),
-        ([], {"ranks": 2}, "ranks: got 2, but no subject that lives on ranks"),
+        (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
+        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it runs on several ranks: give a number of ranks"),
+        ([], {"ranks": 2}, "ranks: got 2, but no subject that runs on ranks"),
         (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
         (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: a run of linear_cross_entropy"),
-        (["loss_parallel+compile"], {"ranks": 2}, "which does not live on ranks"),
+        (["loss_parallel+compile"], {"ranks": 2}, "which does not run on ranks"),
     ],
 )
 def test_wrong_use_of_ranks_is_an_error_of_one_line(subjects, options, message):

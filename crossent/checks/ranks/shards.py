@@ -120,7 +120,7 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
     if (reason := trial.subject.lacks.get("one_class", "")).startswith(DECLARED):
         raise NotRunError(reason)
     if ranks == 1:
-        raise NotRunError("lives on one rank, which has all classes")
+        raise NotRunError("runs on one rank, which has all classes")
     narrowed = _of_classes(inputs, min(inputs.classes, ranks - 1))
     got = trial.evaluate(narrowed.copy())
     yield from _named(trial, got, narrowed, f"of {narrowed.classes} classes")

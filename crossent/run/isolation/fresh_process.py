@@ -159,7 +159,7 @@ class Made:
 def perform_each(
     losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
 ) -> list[Performed[T]]:
-    """Call `act(loss, *arguments)` for each loss with its arguments, each in a process of its own; return the outcomes.
+    """Call `act(loss, *arguments)` for each loss with its arguments, each in a new process; return the outcomes.
 
     A new Python takes seconds to import torch. So one new Python imports torch once, and forks a process for each call,
     before anything has used the device. Up to `jobs` calls run at the same time.

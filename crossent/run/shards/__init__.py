@@ -5,7 +5,7 @@ the reports of all shards. The merged report equals the report of one run withou
 
 division   the cases of each shard, about equally expensive; what all shards of a run have in common
 merge      merge(): the report of a run from the reports of its shards
-task       what a worker of an engine does: the command for a shard in a process of its own
+task       what a worker of an engine does: the command for a shard in a new process
 executor   over(): the shards of a run on a concurrent.futures.Executor
 cluster    the shards of a run on the workers of a Dask scheduler
 """

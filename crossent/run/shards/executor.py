@@ -50,7 +50,7 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
 ) -> Report:
     """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
 
-    The executor gets the command for each shard, which runs in a process of its own, and returns the bytes of a report.
+    The executor gets the command for each shard, which runs in a new process, and returns the bytes of a report.
     The reports are verified and merged. The report equals that of one run, byte for byte. Each worker needs the same
     versions of crossent, torch and numpy, and the folder in which this function is called.
 

@@ -1,4 +1,4 @@
-"""The work of an engine's worker: run the command for one shard in a process of its own, and return its report.
+"""The work of an engine's worker: run the command for one shard in a new process, and return its report.
 
 A worker may have threads, which change global state while a subject is called. The check `state` would see this change
 as a change by the subject. So the worker only starts `python -m crossent check` and waits. The module imports nothing

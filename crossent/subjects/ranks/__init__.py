@@ -1,4 +1,4 @@
-"""Subjects that live on several ranks: processes of one torch.distributed group, each with a shard of the logits.
+"""Subjects that run on several ranks: processes of one torch.distributed group, each with a shard of the logits.
 
 The process that calls such a subject has no rank. It sends the arguments of a call to every rank, and puts the shards
 of the gradient together. A rank sees the arguments of calls and never an exact value: it is forked from a process that

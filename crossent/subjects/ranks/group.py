@@ -51,7 +51,7 @@ class Ranks:
         count: the number of ranks.
         description: a description from which a new Python can load the same object; "" if there is none.
         seconds: the time limit of a request.
-        backend: the backend of torch.distributed. By default, "nccl" if each rank has a CUDA device of its own,
+        backend: the backend of torch.distributed. By default, "nccl" if each rank has its own CUDA device,
             otherwise "gloo".
     """
 

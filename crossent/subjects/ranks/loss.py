@@ -17,15 +17,15 @@ from crossent.subjects.callables import declared_lacks
 from crossent.subjects.ranks.group import Ranks
 from crossent.subjects.ranks.protocol import RanksDifferError, join, require_protocol, split_of, write_shard
 
-_REASON = "lives on several ranks, whose operations torch cannot see here"
+_REASON = "runs on several ranks, whose operations torch cannot see here"
 _TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast", "large")
-_ONE_BACKWARD = "has a backward of its own, which need not work twice"
+_ONE_BACKWARD = "has its own backward, which need not work twice"
 
 
 def lacks_of(given: object) -> dict[str, str]:
     """Return the features that a loss on several ranks lacks, with the reasons; its own attribute `lacks` included."""
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
-    lacks["target_gradient"] = "lives on several ranks, and gives no gradient of target probabilities"
+    lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"
     if hasattr(given, "backward"):
         lacks["retain_graph"] = _ONE_BACKWARD
     if split_of(given) == "batch":

@@ -18,7 +18,7 @@ RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossPar
 RANK_CONTRACT = "logsumexp", "B"
 # Each pass may take this part of the time limit of a case. So a blocked rank is found before the case is ended.
 _CALLS = 10
-_NOT_TRANSFORMED = "lives on several ranks"
+_NOT_TRANSFORMED = "runs on several ranks"
 
 
 def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, backend: str | None = None) -> Subject:
@@ -50,7 +50,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     description = RANK_SUBJECTS.get(given, given)
     if ":" not in description:
         allowed = f"{', '.join(RANK_SUBJECTS)}, package.module:NAME and path/to/file.py:NAME"
-        raise ValueError(f"subject: got {quoted(given)}, which does not live on ranks; allowed are {allowed}")
+        raise ValueError(f"subject: got {quoted(given)}, which does not run on ranks; allowed are {allowed}")
     try:
         source = source_of(description)
         loss = RankLoss(import_object(description), ranks, description=source, **how)
