@@ -72,7 +72,7 @@ class LinearPartBounds:
         if check == "loss":
             return []
         factors = self._factors
-        of_target = Bounds(self.terms, self.contract.loss).vacuous_results("gradient")
+        of_target = self._bounds.of_logits.vacuous_results("gradient")
         with np.errstate(all="ignore"):
             made = {
                 "gradient": lambda d: d @ factors.weight,

@@ -208,8 +208,9 @@ def _denominator(terms: Terms, rows: slice) -> Fraction:
     kept = terms.kept[rows]
     if terms.index is None or terms.weight is None:
         return Fraction(int(kept.sum()))
-    counts = np.bincount(terms.index[rows][kept], minlength=len(terms.weight)).tolist()
-    return sum((count * Fraction(w) for count, w in zip(counts, terms.weight.tolist(), strict=True)), Fraction())
+    classes, counts = np.unique(terms.index[rows][kept], return_counts=True)
+    weights = terms.weight[classes].tolist()
+    return sum((count * Fraction(w) for count, w in zip(counts.tolist(), weights, strict=True)), Fraction())
 
 
 def _each(given: Inputs, by: Callable[[Tensor], Tensor]) -> Inputs:

@@ -134,7 +134,7 @@ class LinearBounds:
     @cached_property
     def loss(self) -> Array:
         """The bound of each row's loss, (N,), for reduction "none"; otherwise the bound of the reduced loss, ()."""
-        return _no_nan(self._of_logits.loss)
+        return _no_nan(self.of_logits.loss)
 
     @cached_property
     def grad_input(self) -> Array:
@@ -206,7 +206,7 @@ class LinearBounds:
         return terms * (lost[0] * other + lost[1] * one)
 
     @cached_property
-    def _of_logits(self) -> Bounds:
+    def of_logits(self) -> Bounds:
         """The bounds of the cross-entropy of the logits, which themselves have the error `logits_error`."""
         terms = replace(self.terms.rows, logits_error=self.logits_error)
         return Bounds(terms, self.contract.loss)
@@ -220,7 +220,7 @@ class LinearBounds:
     def _gradient(self) -> Computed:
         """The gradient d of the logits, (N, V), with its error bound."""
         with np.errstate(all="ignore"):
-            of, c = self._of_logits, self.contract
+            of, c = self.of_logits, self.contract
             scale, v = column(of._scale()).value, of._coefficients.value
             d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
             narrow = c.loss.storing(c.logits_gradient or c.loss.compute)
@@ -240,7 +240,7 @@ class LinearBounds:
         """
         if not self.contract.splits:
             return self._gradient.largest
-        of = self._of_logits
+        of = self.of_logits
         scale, v = column(of._scale()).largest, of._coefficients.largest
         parts = scale * (of._probs.largest * v.sum(1, keepdims=True) + v)
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
