@@ -16,7 +16,7 @@ RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossPar
 # The contract and the grade of the subjects that have a name, unless the user chooses others. torch computes in the
 # dtype of the logits, and stores the logarithm of the sum of a row in this dtype.
 RANK_CONTRACT = "logsumexp", "B"
-# Each pass may take this part of the time limit of a case. So a blocked rank is found before the case is ended.
+# Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
 _CALLS = 10
 _NOT_TRANSFORMED = "runs on several ranks"
 

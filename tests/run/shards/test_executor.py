@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["threads", "processes", "loky"])
 def test_an_executor_gives_the_report_of_one_run(folder, engine):
-    """Your function runs in an isolated process, on every engine."""
+    """The user's function runs in an isolated process, with every kind of executor."""
     if engine == "loky":
         new = partial(pytest.importorskip("loky", reason="needs loky").ProcessPoolExecutor, 2)
     else:
