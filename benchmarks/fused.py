@@ -14,7 +14,7 @@ Nothing has been timed on a GPU yet. The targets on an H100, for forward and bac
 
 CUDA events time each call. Before each call, a write of 512 MiB flushes the second-level cache of the device. In each
 round, all calls run in a new random order, and the result of a call is the median over the rounds. The file has the
-clock rates of the device before and after, since a device that becomes slower makes a comparison worthless.
+clock rates of the device before and after, because times of a device that becomes slower cannot be compared.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Timed:
         shape: the shape of the logits, such as "65536x4096".
         classes: the number of classes.
         seconds: the median seconds of each call. "copy" copies the logits.
-        missing: the reason why a call did not run, by name.
-        waits: the message of torch when `fused` makes the host wait for the device; "" if it does not.
+        missing: the reasons why calls did not run, by name.
+        waits: torch's message if `fused` makes the host wait for the device; otherwise "".
     """
 
     shape: str
@@ -89,7 +89,7 @@ class Timed:
 
 
 def cuda_timer(device: torch.device) -> Timer:
-    """Return a timer by CUDA events. Before each call, it flushes the second-level cache of the device."""
+    """Return a timer that uses CUDA events, and flushes the second-level cache of the device before each call."""
     other = torch.empty(FLUSHED, dtype=torch.int8, device=device)
 
     def seconds(call: Call) -> float:
