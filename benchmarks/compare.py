@@ -45,7 +45,7 @@ def compare(
     first = _worse(old, new, wanted, blocks, say)
     if not first:
         return []
-    say("measuring again what seems slower, in new processes")
+    say("measuring the calls that seem slower again, in new processes")
     controls = [call for call in wanted if call.name == "torch"]
     again = [call for call in wanted if call in controls or call in first]
     second = _worse(old, new, again, blocks, say)

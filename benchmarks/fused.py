@@ -84,7 +84,7 @@ class Timed:
                 ratio = self.seconds["fused"] / self.seconds[rival]
                 found.append(f"{self.shape}: fused takes {ratio:.2f} times as long as {rival}")
         if self.waits:
-            found.append(f"{self.shape}: the host waits: {self.waits}")
+            found.append(f"{self.shape}: the host waits for the device: {self.waits}")
         return found
 
 
@@ -184,8 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fused")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32", "float64"))
-    parser.add_argument("--shape", action="append", metavar="NxC", help="default: every number of classes")
-    parser.add_argument("--elements", type=int, default=ELEMENTS, help="the logits of a shape that is not given")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="NxC",
+        help="shape of the logits; default: a shape for each number of classes",
+    )
+    parser.add_argument("--elements", type=int, default=ELEMENTS, help="the number of logits of each default shape")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--into", type=Path, help="the JSON file; default: benchmarks/results/fused.json")
     given = parser.parse_args(arguments)
@@ -207,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in found:
         for name, reason in one.missing.items():
             print(f"{one.shape}: {name} is missing: {reason}")
-    print("\n".join(missed) if missed else "a dry run: no target was tested" if dry else "every target is reached")
+    print("\n".join(missed) if missed else "a dry run: no target was checked" if dry else "all targets are met")
     return 1 if missed else 0
 
 

@@ -173,13 +173,13 @@ def environment(device: str, ranks: int | None = None) -> dict[str, str]:
 
 
 def ranks_of(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks in the environment of a report; None if there is no entry, 0 if it is no number."""
+    """Return the number of ranks in the environment of a report; None without this entry, 0 for a damaged entry."""
     given = environment.get("ranks")
     return None if given is None else int(given) if given.isdecimal() and len(given) < 10 else 0
 
 
 def _own_version() -> str:
-    """Return the version of the installed crossent; for a clone that is not installed, that of pyproject.toml."""
+    """Return the installed version of crossent or, for a clone that is not installed, the version in pyproject.toml."""
     with suppress(PackageNotFoundError):
         return version("crossent")
     project = Path(__file__).parents[1] / "pyproject.toml"

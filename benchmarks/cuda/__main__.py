@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.cuda", description=about, epilog=" ".join(statuses.split())
     )
     parser.add_argument("--device", help="such as cuda:1, xpu or mps; default: the first device that torch sees")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all steps together; default: 10")
-    parser.add_argument("--step", action="append", default=[], dest="steps", help="only this step; repeatable")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time for all steps together; default: 10")
+    parser.add_argument("--step", action="append", default=[], dest="steps", help="run only this step; repeatable")
     parser.add_argument("--again", action="append", default=[], metavar="STEP", help="repeat this step; repeatable")
     parser.add_argument(
         "--into", type=Path, metavar="FOLDER", help="folder of the results; default: benchmarks/results"

@@ -88,7 +88,7 @@ class Session:
             try:
                 outcome, took = self._run_step(step, identity)
             except KeyboardInterrupt:
-                self.say(f"    interrupted; the result of each step is in {self.into}, and a second call goes on")
+                self.say(f"    interrupted; the results are in {self.into}, and a second call runs the other steps")
                 return INTERRUPTED
             outcomes[outcome] += 1
             left = "" if self.device.pretended else f" {max(self.left, 0):.0f} s are left;"

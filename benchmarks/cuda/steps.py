@@ -84,7 +84,7 @@ def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tupl
 
 
 def _no_triton() -> str:
-    return "" if find_spec("triton") else "needs the package triton, in whose language the kernel is written"
+    return "" if find_spec("triton") else "needs the package triton, which compiles the kernel"
 
 
 _ASSUMPTIONS = "tests/numerics/test_assumptions.py"
@@ -118,7 +118,7 @@ STEPS = (
     ),
     Step(
         "against_torch",
-        "each form against nn.CrossEntropyLoss of float64 and of the same dtype",
+        "each form against nn.CrossEntropyLoss in float64 and in the same dtype",
         60.0,
         (("tests", (run_tests("tests/forms/test_against_torch.py", small=("-k", "class_indices and 10-float32")),)),),
         results.of_tests,

@@ -99,13 +99,13 @@ def tried(into: Path, python: str) -> str:
     interpreter = shutil.which(f"python{python}")
     works = interpreter and subprocess.run([interpreter, "-c", ""], capture_output=True, check=False).returncode == 0
     if not interpreter or not works:
-        return f"not installed as a test, since this machine has no Python {python}; the tags of the wheels fit"
+        return f"not tried: this machine has no Python {python}. The tags of the wheels fit that version"
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
         pip = [str(Path(folder, "bin", "pip")), "--disable-pip-version-check", "install", "--quiet", "--no-index"]
         # --no-deps, since torch and numpy are not in the folder: each wheel must be there by itself.
         subprocess.run([*pip, "--no-deps", "--find-links", str(into), *_names(into)], check=True)
-    return f"installed as a test into a new environment of Python {python}, without an index"
+    return f"tried: pip installed the wheels into a new environment of Python {python}, without an index"
 
 
 def _names(into: Path) -> list[str]:

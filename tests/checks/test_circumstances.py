@@ -205,7 +205,7 @@ WRONG = [
         adds_to_the_target,
         DENSE,
         "wrong",
-        "gradient of the target: got one; expected none, since requires_grad is True for the logits alone",
+        "gradient of the target: got a tensor; expected None, since requires_grad is True only for the logits",
     ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),

@@ -68,17 +68,19 @@ def detaches_the_bias(input, target, *, linear_bias=None, **options):
         (
             changed(as_liger),
             CASE,
-            "gradient of linear_weight: got none; expected one, since requires_grad is True for linear_weight alone",
+            "gradient of linear_weight: got None; expected a tensor, "
+            "since requires_grad is True only for linear_weight",
         ),
         (
             changed(as_liger),
             MEAN,
-            "gradient of linear_weight: got none; expected one, since requires_grad is True for linear_weight alone",
+            "gradient of linear_weight: got None; expected a tensor, "
+            "since requires_grad is True only for linear_weight",
         ),
         (
             changed(bias_needs_weight),
             CASE,
-            "gradient of linear_bias: got none; expected one, since requires_grad is True for linear_bias alone",
+            "gradient of linear_bias: got None; expected a tensor, since requires_grad is True only for linear_bias",
         ),
         (
             changed(bias_in_place_of_the_weight),
@@ -93,7 +95,7 @@ def detaches_the_bias(input, target, *, linear_bias=None, **options):
         (
             adds_to_frozen,
             CASE,
-            "gradient of linear_weight: got one; expected none, since requires_grad is True for input alone",
+            "gradient of linear_weight: got a tensor; expected None, since requires_grad is True only for input",
         ),
         (
             detaches_the_bias,

@@ -497,7 +497,7 @@ def test_a_mean_may_be_divided_by_the_least_possible_denominator():
 
 # --- Infinite bounds ----------------------------------------------------------------------------------------------
 
-ZERO_TIMES_INFINITY, OVERFLOW = "zero times infinity", "an intermediate may overflow"
+ZERO_TIMES_INFINITY, OVERFLOW = "a step may multiply zero by infinity", "an intermediate may overflow"
 TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
 
 

@@ -490,7 +490,7 @@ def test_a_finding_of_every_subject_except_torch_has_the_result_of_torch():
     assert zero.torch.startswith("0.0  (0x0000), off by 0.001, ")
     uint8 = [Case.of("float32-3x5x4-normal-uint8-mean")]
     for finding in report_on(subject(off_by_a_percent), chosen=uint8).findings:
-        assert finding.torch.startswith("refuses it: RuntimeError: ")
+        assert finding.torch.startswith("raises RuntimeError: ")
 
 
 def shown(made, width=200, verbosity=0):

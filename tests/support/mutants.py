@@ -51,7 +51,7 @@ class Figures:
         self._show(counted)
 
     def _count(self):
-        """Return the lowest level at which each mutant is found, the checks that find it, and if plain calls do."""
+        """Return the lowest level and the checks that find each mutant, and whether plain calls find the mutant."""
         killed = {mutant.name: ("", []) for mutant in self.mutants}
         for level in LEVELS:
             left = [mutant for mutant in self.mutants if not killed[mutant.name][0]]

@@ -118,7 +118,7 @@ def call_for_some_gradients():
         loss.backward(g.to(loss.dtype))
         for name, one in tensors.items():
             if (one.grad is None) == (name in names.values()):
-                got = "none; expected one" if one.grad is None else "one; expected none"
+                got = "None; expected a tensor" if one.grad is None else "a tensor; expected None"
                 verdict(True, f"gradient of {name}: got {got} in the call {call}")
         results[call] = {"loss": loss.detach(), **{of: tensors[name].grad for of, name in names.items()}}
     return results

@@ -1,4 +1,4 @@
-"""The division of a run into shards of about equal cost, and what all shards of a run have in common."""
+"""The division of a run into shards of about equal cost, and the entries that must be equal in all shards."""
 
 from __future__ import annotations
 

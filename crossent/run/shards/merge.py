@@ -36,8 +36,8 @@ _SHOWN = 10  # the most numbers of shards that a message lists
 def merge(*reports: Report | str | os.PathLike[str]) -> Report:
     """Return the report of a whole run, from the reports of all its shards in any order.
 
-    The JSON document of the report equals that of a run without shards, byte for byte. Its number of threads and its
-    kernel are those of the first shard.
+    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
+    and the kernel of the system come from the first shard.
 
     Args:
         reports: the reports of the shards: a :class:`crossent.Report`, or the path of the file that

@@ -4,7 +4,7 @@ The process that calls such a subject is not a rank. It sends the arguments of a
 of the gradient together. A rank sees the arguments of calls and never an exact value: it is forked from a process that
 knows none. If a rank raises an exception, blocks or ends, the call raises an error, and the next call starts new ranks.
 
-protocol       what the user writes: a class or a function, and the rule by which the logits are cut into shards
+protocol       the class or function that the user writes, and the rules by which the logits are cut into shards
 messages       the messages between the calling process and a rank
 rank           the process of one rank: it joins the group, and answers requests
 launcher       the process that starts ranks with torch's launcher, and ends them

@@ -1,4 +1,4 @@
-"""Shards: the merged report equals that of one run, byte for byte, and shards that do not fit are refused."""
+"""Shards: the merged report equals the report of one run, byte for byte. Shards of different runs are refused."""
 
 import copy
 import itertools
@@ -325,7 +325,7 @@ def test_a_shard_out_of_range_is_an_error_in_python(shard):
     ("arguments", "reason"),
     [
         (("formula", "--seed", "random"), "--seed: got random"),
-        (("wrong.py:loss",), "--shard: the seed would be random, another for each shard; add --seed NUMBER"),
+        (("wrong.py:loss",), "--shard: each shard would draw its own random seed; add --seed NUMBER"),
         (("formula", "--last-failed"), "--last-failed chooses other cases on each machine: leave out"),
         (("formula", "-x"), "--exitfirst ends a run early"),
         (("formula", "--max-findings", "3"), "--max-findings ends a run early"),
