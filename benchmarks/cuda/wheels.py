@@ -129,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = sum(wheel.stat().st_size for wheel in wheels)
     print("\n".join(wheel.name for wheel in wheels))
     print(how)
-    print(f"{len(wheels)} wheels, {size / 1e6:.1f} MB, in {chosen.into}; copy the folder to the machine, and there:")
+    print(
+        f"{len(wheels)} wheels, {size / 1e6:.1f} MB, in {chosen.into}; copy the folder to the machine, and run there:"
+    )
     print(f"pip install --no-index --find-links {chosen.into} -r {chosen.into / LIST}")
     return 0
 

@@ -38,9 +38,9 @@ class Focus:
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is about no single
+        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is not about one
             result.
-        index: the index of the number in this result; None if the finding is about no single number.
+        index: the index of the number in this result; None if the finding is not about one number.
     """
 
     case: Case

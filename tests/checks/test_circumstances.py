@@ -117,7 +117,7 @@ def takes_both(input, target, **options):
 
 
 def adds_to_the_target(input, target, **options):
-    """Set a .grad of the target even if no gradient of it is required."""
+    """Set the .grad of the target even if the target requires no gradient."""
     loss = crossent.formula(input, target, **options)
     if target.is_floating_point() and not target.requires_grad:
         target.grad = torch.ones_like(target)
@@ -192,7 +192,7 @@ WRONG = [
         "changed_input",
         "the call changed `input` in place; `input` is not a leaf in this call",
     ),
-    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad for the logits alone:"),
+    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad only for the logits:"),
     (
         "alone",
         detaches,

@@ -1,4 +1,4 @@
-"""Derivatives for a batch: correct code passes, and each check catches code that is wrong for a batch alone."""
+"""Derivatives for a batch: correct code passes, and each check catches code that is wrong only for a batch."""
 
 from types import SimpleNamespace
 

@@ -29,7 +29,7 @@ ALWAYS = {single.call.name, single.result.name}
 
 
 def changed(change, folder):
-    """Return the module of the kernel with a change, or without one for None, imported from a file in the folder."""
+    """Write the kernel to a file in the folder, with the change unless it is None; import and return the module."""
     text = KERNEL.read_text(encoding="utf-8")
     if change is not None:
         parts, at = text.split(change.old), 1 + (change.at or 0)

@@ -325,7 +325,7 @@ def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
 
 
 def test_vv_has_the_id_of_each_finding_and_v_one_of_a_cause():
-    """The id of a finding has the name of its case, such as that of a published bug."""
+    """The id of a finding has the name of its case, such as the name of a published bug."""
     subject = reported_by(lambda case: ["loss"] * (case.dtype == "float64"))
     report = Report({}, [subject])
     of = {verbosity: plain_text(report.render(verbosity)).splitlines() for verbosity in (1, 2)}

@@ -98,7 +98,7 @@ def flushed():
 
 
 class Flushing(torch.autograd.Function):
-    """A form that takes subnormal arguments for 0, and returns 0 for subnormal results, forward and backward."""
+    """A form that treats subnormal arguments as 0, and returns 0 for subnormal results, forward and backward."""
 
     @staticmethod
     def forward(ctx, form, logits, target, options):

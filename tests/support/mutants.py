@@ -99,7 +99,7 @@ def found_on_all_cases(level, mutants):
 
 
 def found_on_the_first_case(operation, level, mutants):
-    """Return the checks that find each mutant of an operation, on the first case of a level on which one does."""
+    """Return the checks that find each mutant of an operation, on the first case of a level that finds the mutant."""
     planned = plan(level, tuple(DTYPES), 0, operation)
     cases, found = list(planned), {mutant.name: set() for mutant in mutants}
     for case in (cases[at] for group in ordered(planned) for at in group):

@@ -54,7 +54,7 @@ def test_an_executor_gives_the_report_of_one_run(folder, engine):
 
 
 class Prepared(Executor):
-    """An executor that returns prepared bytes. `faults` has what happens to the first attempts of a shard instead."""
+    """An executor that returns prepared bytes. `faults` has the faults of the first attempts of some shards."""
 
     def __init__(self, shards, faults=None):
         self.shards, self.faults, self.sent, self.task = shards, faults or {}, [], None
