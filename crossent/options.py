@@ -197,8 +197,8 @@ _part = _add_options(
         metavar="ID_OR_PATTERN",
         multiple=True,
         shell_complete=complete_case,
-        help="Run this case only. A full id runs at any level; a pattern such as '*smooth0.1*' selects from the "
-        "level, with or without the seed. Repeatable.",
+        help="Run this case only. A full id runs at any level. A pattern such as '*smooth0.1*' selects cases of the "
+        "level, and may leave out the seed. Repeatable.",
     ),
     click.option(
         "--last-failed",

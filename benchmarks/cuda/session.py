@@ -130,7 +130,7 @@ class Session:
         cores = int(self.device.facts.get("cores") or os.cpu_count() or 1)
         at_once = 1 if step.alone or self.device.one_process else max(1, min(len(parts), cores))
         limit = _PATIENCE * step.seconds if self.device.pretended else min(step.seconds, self.left)
-        of = "" if self.device.pretended else f" of {max(self.left, 0):.0f} s"
+        of = "" if self.device.pretended else f" of the {max(self.left, 0):.0f} s left"
         self.say(f"    at most {limit:.0f} s{of}; logs: {folder}")
         begun = time.monotonic()
         try:

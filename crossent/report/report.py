@@ -44,8 +44,8 @@ class Report:
         only: if the user chose a part of the level, the chosen "checks" and "cases" under these keys; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
-        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is about findings
-            alone. The merged report of all shards says whether every result has evidence.
+        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
+            findings. The merged report of all shards says whether every result has evidence.
     """
 
     environment: dict[str, str]

@@ -167,7 +167,7 @@ def test_a_step_gets_no_more_time_than_is_left(tmp_path):
     """A step starts only if at least `least` seconds are left, besides the 6 s that the session keeps for its end."""
     made, lines = session(tmp_path, 16.0)
     made.run([step("long", python("import time; time.sleep(0.1)"), seconds=100.0, least=5.0)])
-    assert lines[1].startswith("    at most 10 s of 10 s")
+    assert lines[1].startswith("    at most 10 s of the 10 s left")
     assert outcome(tmp_path, "long") == "passed"
 
 

@@ -327,7 +327,7 @@ def test_a_kernel_may_subtract_the_sum_of_maximum_and_logarithm_from_the_logits(
 
 
 def test_a_kernel_subtracts_the_logsumexp_before_it_multiplies_by_the_weight():
-    """`8 + log Σ` has a rounding error of 8u and Σ one of u. The weight 3 makes the error 27u."""
+    """`8 + log Σ` has a rounding error of 8u, and Σ an error of u. The weight 3 makes the whole error 27u."""
     given = inputs([[8.0, 0.0]], [0], weight=[3.0, 1.0])
     (bound,) = bounds_of(given, "kernel").loss
     assert 27 * U < bound < 28 * U

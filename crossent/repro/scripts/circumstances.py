@@ -81,9 +81,9 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Return the result of a call on tensors that are outputs of operations, and so no leaves.
+    """Return the result of a call whose logits, and options that require a gradient, are not leaves.
 
-    These are the logits, and the options that require a gradient.
+    These tensors are outputs of operations.
     """
     made = []
 

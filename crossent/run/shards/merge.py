@@ -170,7 +170,7 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
                 )
     planned = _shard(*shards[0]).planned
     if len(owner) != planned:
-        raise ValueError(f"shards: damaged: they have {len(owner)} of the {planned} cases of the run")
+        raise ValueError(f"shards: damaged: together they have {len(owner)} of the {planned} cases of the run")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:

@@ -169,7 +169,7 @@ class Ranks:
             raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
         said = [f"rank {at} raised {_said(one)}" for at, one in own.items()]
         said += [f"rank {at} {_how(how[at], statuses[at])}" for at in ended]
-        limit = f"did not return (the limit is {seconds:g} s, or {_SECONDS_ASLEEP:g} s asleep)"
+        limit = f"did not return (time limit: {seconds:g} s, or {_SECONDS_ASLEEP:g} s of sleep)"
         said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
         returned = set(range(self.count)) - {*raised, *ended, *silent}
         said += [f"rank {at} returned" for at in sorted(returned)]

@@ -29,7 +29,7 @@ def lacks_of(given: object) -> dict[str, str]:
     if hasattr(given, "backward"):
         lacks["retain_graph"] = _ONE_BACKWARD
     if split_of(given) == "batch":
-        lacks["unbatched"] = "cuts the batch, and one row has none"
+        lacks["unbatched"] = "cuts the batch axis, which a single row does not have"
     return {**lacks, **declared_lacks(given)}
 
 

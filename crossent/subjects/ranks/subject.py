@@ -45,7 +45,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
         if loss.count != ranks:
-            raise ValueError(f"ranks: got {ranks}, but {quoted(loss.__name__)} is a loss on {loss.count} ranks")
+            own = f"{quoted(loss.__name__)} runs on {loss.count} ranks"
+            raise ValueError(f"ranks: got {ranks}, but {own}; give this number of ranks")
         return _subject(loss.__name__, loss, "")
     description = RANK_SUBJECTS.get(given, given)
     if ":" not in description:
