@@ -528,7 +528,7 @@ def test_an_infinity_in_an_ignored_row_is_no_reason():
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
 def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order):
-    """A running sum of 129 terms with eight bits may lose most of them. A sum of 128 terms has another reason."""
+    """In a format with eight bits, a running sum of 129 terms may lose most terms; a sum of 128 terms cannot."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
     assert reasons("loss", given, **stored) == {TOO_SHORT: True}

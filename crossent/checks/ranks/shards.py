@@ -65,7 +65,7 @@ def world_sizes(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", cost=Cost.CALLS, applies=_has_classes)
 def one_shard(trial: Trial) -> Iterator[Difference]:
-    """If the classes of all targets are on one rank, loss and gradient are exact, for each rank in turn."""
+    """For each rank: if the classes of all targets are on this rank, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
         raise NotRunError("has targets in every shard, since they are probabilities")
@@ -78,7 +78,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", "ignore_index", cost=Cost.CALLS, applies=_has_classes)
 def ignored_shard(trial: Trial) -> Iterator[Difference]:
-    """If all rows whose class is on one rank are ignored, loss and gradient are exact, for each rank in turn."""
+    """For each rank: if all rows whose class is on this rank are ignored, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
         raise NotRunError("has no ignored rows, since the targets are probabilities")
