@@ -237,7 +237,7 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     with suppress(_ProbeError), here.loss.context():
         raise _ProbeError
     after = _outside(here, request)
-    wrong = f"after an exception in the context, a call outside of it {after}\nbefore the exception, it {before}"
+    wrong = f"after an exception in the context, a call outside of the context {after}\nbefore, the call {before}"
     return {"problems": [] if before == after else [wrong]}
 
 
