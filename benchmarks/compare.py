@@ -71,7 +71,7 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
     """Yield a folder that has the package of a commit, or the folder that `ref` names.
 
     Raises:
-        ValueError: git has no such commit. The message ends with git's own.
+        ValueError: git has no such commit. The message ends with the message of git.
     """
     if (Path(ref) / "crossent" / "__init__.py").exists():
         yield str(Path(ref).resolve())

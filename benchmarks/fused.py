@@ -70,7 +70,7 @@ class Timed:
     waits: str = ""
 
     def share(self, name: str) -> float:
-        """Return the time of a copy of the logits over the time of a call."""
+        """Return the time of a copy of the logits, divided by the time of a call."""
         return self.seconds["copy"] / self.seconds[name]
 
     @property
@@ -158,7 +158,7 @@ def time_shape(shape: Sequence[int], dtype: torch.dtype, device: str, rounds: in
 
 
 def clocks() -> str:
-    """Return the clock rates, the temperature and the power of the devices, as nvidia-smi says them; or the reason."""
+    """Return the clock rates, the temperature and the power of the devices, as nvidia-smi prints them; or why it fails."""
     try:
         command = ["nvidia-smi", f"--query-gpu=name,{_CLOCKS}", "--format=csv"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
