@@ -158,7 +158,7 @@ def time_shape(shape: Sequence[int], dtype: torch.dtype, device: str, rounds: in
 
 
 def clocks() -> str:
-    """Return the clock rates, the temperature and the power of the devices, as nvidia-smi prints them; or why it fails."""
+    """Return the clock rates, temperature and power of the devices, as nvidia-smi prints them; or why it fails."""
     try:
         command = ["nvidia-smi", f"--query-gpu=name,{_CLOCKS}", "--format=csv"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
