@@ -305,7 +305,7 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
 def test_every_case_of_the_plan_must_be_in_a_shard(shards, capsys, folder):
     for name in shards:
         change(folder / name, lambda document: document["shard"].update(planned=document["shard"]["planned"] + 1))
-    assert re.search(r"shards: damaged: they have (\d+) of the (\d+) cases", line(capsys, *shards))
+    assert re.search(r"shards: damaged: together they have (\d+) of the (\d+) cases", line(capsys, *shards))
 
 
 @pytest.mark.parametrize("shard", ["0/8", "9/8", "a/b", "2", "2/", "-1/8", "1/0", "1.0/2", "²/3", "1/9999999"])
