@@ -127,7 +127,7 @@ def test_a_number_in_place_of_an_infinite_one_is_not_said_to_be_rounded():
 
 def test_a_short_number_far_from_the_exact_value_is_not_said_to_be_rounded():
     lines = last_lines(lambda x, y, **options: x.sum() * 0 + 64.0, "float64-7x5-normal-int64-mean")
-    assert not any("number: a step" in line for line in lines)
+    assert not any("a step may be computed in" in line for line in lines)
 
 
 def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
@@ -141,4 +141,4 @@ def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
         return x.exp().sum(1).log() - x.gather(1, y[:, None])[:, 0]
 
     line = last_lines(unshifted, "float32-7x5-large_offset-int64-none-rows")[-1]
-    assert re.fullmatch(r"in float32, exp\(.+\), of the largest logit, is inf", line), line
+    assert re.fullmatch(r"In float32, exp\(.+\), of the largest logit, is inf", line), line

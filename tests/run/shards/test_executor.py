@@ -167,7 +167,7 @@ def test_a_folder_that_a_worker_lacks_is_one_line(tmp_path):
 
 def test_arguments_are_checked_before_anything_is_sent():
     executor = Prepared({})
-    with pytest.raises(TypeError, match=r"^over: got .*; name the function, as in 'path/to/file.py:NAME'"):
+    with pytest.raises(TypeError, match=r"^over: got .*; give the function by name, as in 'path/to/file.py:NAME'"):
         crossent.over(executor, crossent.formula)
     for name in ("shards", "attempts"):
         with pytest.raises(ValueError, match=rf"^{name}: got '?0'?; allowed are 1 to "):
