@@ -95,7 +95,7 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session
 def wheelhouse(session: nox.Session) -> None:
-    """Collect the wheels that a machine with a GPU and without a network may miss, and install them as a test.
+    """Collect the wheels that a machine with a GPU and without a network may lack, and install them as a test.
 
     The wheels are for Linux on x86_64 and Python 3.12; `nox -s wheelhouse -- --python 3.13` chooses another version.
     If this version of Python is installed here, the session installs the wheels into a new environment, without a
@@ -186,7 +186,7 @@ def benchmarks(session: nox.Session) -> None:
     """Time the forms, other libraries and `crossent check`; write benchmarks/results and benchmarks/README.md.
 
     This takes about ten minutes on two cores. `nox -s benchmarks -- --compare REF` fails if a form is slower than in
-    the commit REF. Without REF, the previous commit is meant. `nox -s benchmarks -- --help` lists the options.
+    the commit REF. REF defaults to the previous commit. `nox -s benchmarks -- --help` lists the options.
     """
     session.install("-e", ".[bench,peers]")
     session.run("python", "-m", "benchmarks", *session.posargs)

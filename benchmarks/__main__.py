@@ -64,23 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time the forms and crossent check.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
-    parser.add_argument("--device", default="cpu", help="of hot_path and growth: cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="device of hot_path and growth: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, cores)}), help="default: 1 2")
-    parser.add_argument("--shape", action="append", dest="shapes", help="of hot_path, as 4096x1000; repeatable")
+    parser.add_argument(
+        "--shape", action="append", dest="shapes", help="shape for hot_path, such as 4096x1000; repeatable"
+    )
     parser.add_argument(
         "--dtype", action="append", dest="dtypes", choices=("float32", "bfloat16", "float16", "float64")
     )
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="time for each shape, dtype, pass and number of threads; default: 5"
+        "--seconds", type=float, default=5.0, help="for each shape, dtype, pass and number of threads; default: 5"
     )
     parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="folder of results and plots")
     parser.add_argument(
-        "--compare", nargs="?", const="HEAD~1", metavar="REF", help="another commit or a folder; default: HEAD~1"
+        "--compare",
+        nargs="?",
+        const="HEAD~1",
+        metavar="REF",
+        help="compare with this commit or folder; default: HEAD~1",
     )
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="let glibc keep freed memory, so that no time goes into mapping memory; write hot_path-kept.json",
+        help="let glibc keep freed memory, so that times do not include mapping memory; write hot_path-kept.json",
     )
     # Options for the processes that this command starts.
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

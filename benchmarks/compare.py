@@ -45,7 +45,7 @@ def compare(
     first = _worse(old, new, wanted, blocks, say)
     if not first:
         return []
-    say("measuring again what seems slower, in new processes")
+    say("measuring the calls that seem slower again, in new processes")
     controls = [call for call in wanted if call.name == "torch"]
     again = [call for call in wanted if call in controls or call in first]
     second = _worse(old, new, again, blocks, say)
@@ -71,7 +71,7 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
     """Yield a folder that has the package of a commit, or the folder that `ref` names.
 
     Raises:
-        ValueError: git has no such commit. The message ends with git's own.
+        ValueError: git has no such commit. The message ends with the message of git.
     """
     if (Path(ref) / "crossent" / "__init__.py").exists():
         yield str(Path(ref).resolve())

@@ -26,5 +26,5 @@ def pytest_report_header() -> list[str]:
     cuda = f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"
     return [
         f"benchmarks: torch {torch.__version__}, {processor()}, threads: {THREADS}, allocator: {allocator()}, {cuda}",
-        "benchmarks: do not compute ratios of these times; `python -m benchmarks` measures ratios",
+        "benchmarks: do not divide these times by each other; `python -m benchmarks` measures ratios",
     ]

@@ -88,7 +88,9 @@ def slug(spec: str) -> str:
     """
     name = re.sub(r"[^\w.+-]+", "_", spec.rstrip("/").rpartition("/")[2]).strip(".")
     if not name or name == REPORTS:
-        raise CannotError(f"{spec!r}: not a version; give 2.8.0, a requirement, a wheel or an environment")
+        raise CannotError(
+            f"{spec!r}: not a version; give a version such as 2.8.0, a requirement, a wheel or an environment"
+        )
     return f"{name}-{zlib.crc32(os.path.abspath(spec).encode()):08x}" if os.path.exists(spec) else name
 
 

@@ -14,7 +14,7 @@ Nothing has been timed on a GPU yet. The targets on an H100, for forward and bac
 
 CUDA events time each call. Before each call, a write of 512 MiB flushes the second-level cache of the device. In each
 round, all calls run in a new random order, and the result of a call is the median over the rounds. The file has the
-clock rates of the device before and after, since a device that becomes slower makes a comparison worthless.
+clock rates of the device before and after, because times of a device that becomes slower cannot be compared.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Timed:
         shape: the shape of the logits, such as "65536x4096".
         classes: the number of classes.
         seconds: the median seconds of each call. "copy" copies the logits.
-        missing: the reason why a call did not run, by name.
-        waits: the message of torch when `fused` makes the host wait for the device; "" if it does not.
+        missing: the reasons why calls did not run, by name.
+        waits: torch's message if `fused` makes the host wait for the device; otherwise "".
     """
 
     shape: str
@@ -70,7 +70,7 @@ class Timed:
     waits: str = ""
 
     def share(self, name: str) -> float:
-        """Return the time of a copy of the logits over the time of a call."""
+        """Return the time of a copy of the logits, divided by the time of a call."""
         return self.seconds["copy"] / self.seconds[name]
 
     @property
@@ -84,12 +84,12 @@ class Timed:
                 ratio = self.seconds["fused"] / self.seconds[rival]
                 found.append(f"{self.shape}: fused takes {ratio:.2f} times as long as {rival}")
         if self.waits:
-            found.append(f"{self.shape}: the host waits: {self.waits}")
+            found.append(f"{self.shape}: the host waits for the device: {self.waits}")
         return found
 
 
 def cuda_timer(device: torch.device) -> Timer:
-    """Return a timer by CUDA events. Before each call, it flushes the second-level cache of the device."""
+    """Return a timer that uses CUDA events, and flushes the second-level cache of the device before each call."""
     other = torch.empty(FLUSHED, dtype=torch.int8, device=device)
 
     def seconds(call: Call) -> float:
@@ -158,7 +158,7 @@ def time_shape(shape: Sequence[int], dtype: torch.dtype, device: str, rounds: in
 
 
 def clocks() -> str:
-    """Return the clock rates, the temperature and the power of the devices, as nvidia-smi says them; or the reason."""
+    """Return the clock rates, temperature and power of the devices, as nvidia-smi prints them; or why it fails."""
     try:
         command = ["nvidia-smi", f"--query-gpu=name,{_CLOCKS}", "--format=csv"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -184,8 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fused")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32", "float64"))
-    parser.add_argument("--shape", action="append", metavar="NxC", help="default: every number of classes")
-    parser.add_argument("--elements", type=int, default=ELEMENTS, help="the logits of a shape that is not given")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="NxC",
+        help="shape of the logits; default: a shape for each number of classes",
+    )
+    parser.add_argument("--elements", type=int, default=ELEMENTS, help="the number of logits of each default shape")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--into", type=Path, help="the JSON file; default: benchmarks/results/fused.json")
     given = parser.parse_args(arguments)
@@ -207,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in found:
         for name, reason in one.missing.items():
             print(f"{one.shape}: {name} is missing: {reason}")
-    print("\n".join(missed) if missed else "a dry run: no target was tested" if dry else "every target is reached")
+    print("\n".join(missed) if missed else "a dry run: no target was checked" if dry else "all targets are met")
     return 1 if missed else 0
 
 

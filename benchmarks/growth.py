@@ -39,7 +39,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yield a dict for each axis and size: seconds and bytes of the forms and torch, forward and backward.
 
-    Each size takes `seconds`.
+    The measurement of each size takes `seconds`.
     """
     for axis in AXES:
         for size in sizes:

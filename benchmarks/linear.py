@@ -48,7 +48,7 @@ def composition(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def losses() -> dict[str, Loss]:
-    """Return the functions that are compared, by name. Before torch 2.13, torch has no function of its own."""
+    """Return the functions that are compared, by name. torch has its own function since torch 2.13."""
     found: dict[str, Loss] = {**LINEAR_FORMS, "composition": composition}
     if hasattr(F, "linear_cross_entropy"):
         found["torch"] = F.linear_cross_entropy

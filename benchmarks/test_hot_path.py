@@ -4,8 +4,8 @@
     pytest benchmarks --benchmark-disable   # each benchmark once, without timing
     pytest benchmarks --benchmark-json=out.json
 
-Do not compute ratios of these times, which are measured minutes after one another. `python -m benchmarks` measures
-ratios: there the calls take turns. Times also depend on the threads and the allocator, which the header names.
+Do not divide these times by each other: minutes pass between two measurements. `python -m benchmarks` measures ratios,
+with calls that take turns. Times also depend on the threads and the allocator, which the header names.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def complain(error: CannotError | OSError) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Make environments and reports, compare the reports, time the hot path, and return the exit status."""
     parser = argparse.ArgumentParser(description="Compare each version of torch with the version before it.")
-    version_help = "2.8.0, a requirement, a wheel, or an environment; for a single version only the report is made"
+    version_help = "a version such as 2.8.0, a requirement, a wheel or an environment; a single version is only checked"
     parser.add_argument("versions", nargs="+", metavar="VERSION", help=version_help)
     parser.add_argument("--level", default="quick", choices=("quick", "normal", "thorough"))
     parser.add_argument(

@@ -215,7 +215,7 @@ def from_ranks(
     """Adapt a loss on several ranks, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
     Each rank is a process of one torch.distributed group. The ranks start at the first call, and end with the callable.
-    The docs, "On several ranks", describe what the class or function must offer.
+    See "On several ranks" in the docs for the class or function that you write.
 
     Args:
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";

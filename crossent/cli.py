@@ -158,7 +158,7 @@ def check(
     elif seed is None:
         seed = 0 if all(name in EVERY_NAMED for name in subjects) else "random"
         if seed == "random" and part["shard"] is not None:
-            raise click.UsageError("--shard: the seed would be random, another for each shard; add --seed NUMBER")
+            raise click.UsageError("--shard: each shard would draw its own random seed; add --seed NUMBER")
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
@@ -287,7 +287,7 @@ def verify(
 
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
 @click.argument("what", metavar="|".join(_LISTS), type=Word(_LISTS))
-@click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed.")
+@click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="List the cases of this level.")
 @options.listed_operation
 def list_(what: str, level: str, operation: str | None) -> None:
     """List subjects, checks, cases, features, contracts or bugs.
@@ -309,7 +309,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Device: cpu, cuda, cuda:N, xpu, xpu:N or mps.  [default: cpu, or the report's device]")
-@click.option("--passed", is_flag=True, help="Show a check that passes: its number nearest to the bound.")
+@click.option("--passed", is_flag=True, help="For a check that passes: show its number nearest to the error bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
 @options.promises

@@ -93,7 +93,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print a warning to stderr if --grade applies to some of the subjects only.
+    """Print a warning to stderr if --grade applies only to some of the subjects.
 
     Without --contract, the forms and torch keep their own grades. If a run has no other subjects, print nothing.
     """

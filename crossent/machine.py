@@ -154,7 +154,7 @@ def synchronize(device: torch.device) -> None:
 def environment(device: str, ranks: int | None = None) -> dict[str, str]:
     """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values.
 
-    With `ranks`, the dict also has the number of ranks on which the subjects of the run live.
+    With `ranks`, the dict also has the number of ranks on which the subjects run.
     """
     found = {
         "crossent": _own_version(),
@@ -173,13 +173,13 @@ def environment(device: str, ranks: int | None = None) -> dict[str, str]:
 
 
 def ranks_of(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks in the environment of a report; None without ranks, and 0 if it is not a number."""
+    """Return the number of ranks in the environment of a report; None without this entry, 0 for a damaged entry."""
     given = environment.get("ranks")
     return None if given is None else int(given) if given.isdecimal() and len(given) < 10 else 0
 
 
 def _own_version() -> str:
-    """Return the version of crossent; of a clone that is not installed, the version in pyproject.toml."""
+    """Return the installed version of crossent or, for a clone that is not installed, the version in pyproject.toml."""
     with suppress(PackageNotFoundError):
         return version("crossent")
     project = Path(__file__).parents[1] / "pyproject.toml"
@@ -211,7 +211,7 @@ def cpu_capability() -> str:
 
 
 def available(device: str) -> int:
-    """Return about how many bytes this process may still use on a device.
+    """Return about how many bytes of memory this process may still use on a device.
 
     On a CPU, the number is the least of three: the available memory, the limit of this process, and the unused part of
     the container's limit. Outside Linux, the number is the size of the whole memory.

@@ -168,13 +168,13 @@ _baseline = _add_options(
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: as the built-in subjects, or cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: that of the built-in subjects, or cross_entropy]",
 )
 _ranks = click.option(
     "--ranks",
     metavar="N",
     type=Whole(1, 64),
-    help="Number of ranks of subjects that run on several ranks: processes with a shard of the logits each.",
+    help="Number of ranks, for a subject that runs on several ranks: processes that each have a shard of the logits.",
 )
 listed_operation = click.option(
     "--operation",
@@ -197,8 +197,8 @@ _part = _add_options(
         metavar="ID_OR_PATTERN",
         multiple=True,
         shell_complete=complete_case,
-        help="Run this case only. A full id runs at any level; a pattern such as '*smooth0.1*' selects from the "
-        "level, with or without the seed. Repeatable.",
+        help="Run this case only. A full id runs at any level. A pattern such as '*smooth0.1*' selects cases of the "
+        "level, and may leave out the seed. Repeatable.",
     ),
     click.option(
         "--last-failed",
@@ -206,7 +206,7 @@ _part = _add_options(
         help="Run only the checks and cases that failed in the last run on these subjects in this folder; run "
         "everything if none failed.",
     ),
-    click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding: --max-findings 1."),
+    click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding, as with --max-findings 1."),
     click.option(
         "--max-findings",
         metavar="N",
@@ -228,10 +228,10 @@ verbosity = _add_options(
         "-v",
         "--verbose",
         count=True,
-        help="Show a table by check, all causes and known failures; -vv also the id of each finding, and each reason "
-        "why something did not run.",
+        help="Show a table by check, all causes and known failures. -vv also shows the id of each finding, and each "
+        "reason why something did not run.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
+    click.option("-q", "--quiet", is_flag=True, help="Show only the verdict."),
 )
 _FILE = click.Path(dir_okay=False)
 report_files = _add_options(

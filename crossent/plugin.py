@@ -40,11 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, help=text, default=None, **how)
 
     option(
-        _SUBJECT, "Also test this subject, as `crossent check` takes it. Repeatable.", action="append", metavar="NAME"
+        _SUBJECT, "Also test this subject, named as for `crossent check`. Repeatable.", action="append", metavar="NAME"
     )
     operations = f"{' or '.join(OPERATION_NAMES)}. Default: cross_entropy"
     option(
-        OPERATION, f"What the functions of {_SUBJECT} compute: {operations}, or what the form computes.", metavar="NAME"
+        OPERATION, f"Operation of the subjects of {_SUBJECT}: {operations}, or the operation of a form.", metavar="NAME"
     )
     devices = "Device: cpu, cuda, cuda:N, xpu, xpu:N or mps. Repeatable. Default: cpu."
     option(DEVICE, devices, action="append", metavar="DEVICE")

@@ -120,7 +120,7 @@ def world() -> str:
 
 
 def lacking(name: str) -> list[str]:
-    """Return the features that the glue of a loss declares as missing."""
+    """Return the features that tests/world declares as missing in a loss of another package."""
     tree = ast.parse((WORLD / f"{name.partition('_')[0]}_losses.py").read_text(encoding="utf-8"))
     functions = {node.name: node.decorator_list for node in tree.body if isinstance(node, ast.FunctionDef)}
     made = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]

@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(capsys, monkeyp
 def test_a_file_or_a_folder_without_permission_is_refused_before_the_run(
     capsys, monkeypatch, tmp_path, forbidden, what, option
 ):
-    """The message says which is not writable. Root may write everywhere, so the test replaces `os.access`."""
+    """The message names the file or folder. Root may write everywhere, so the test replaces `os.access`."""
     path = tmp_path / "report.json"
     path.write_text("before")
     monkeypatch.setattr("crossent.run.runner.check", None)
@@ -311,7 +311,7 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
 
 
 def test_ctrl_c_while_a_module_makes_a_class_is_one_line(monkeypatch, capsys):
-    """Before 3.12, Python turns an exception in `__set_name__` into a RuntimeError, with the other as its cause."""
+    """Before 3.12, Python turns an exception in `__set_name__` into a RuntimeError, whose cause is this exception."""
 
     def interrupted():
         raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()

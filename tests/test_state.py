@@ -113,7 +113,7 @@ def test_a_filter_for_the_warnings_of_a_library_is_no_change_of_state():
 
 
 def test_a_stored_second_normal_number_is_part_of_the_state_of_numpys_generator():
-    """The first of two draws changes the numbers of the generator. The second draw only takes the kept number."""
+    """numpy draws two normal numbers at once, and keeps the second. The next draw only returns the kept number."""
     rng = np.random.RandomState(0)  # a generator like the global one, whose state the test may use
     before = np.random.get_state(legacy=False)
     try:

@@ -1,11 +1,11 @@
 """Run what a GPU can show, in one command of at most ten minutes: `python -m benchmarks.cuda`.
 
-The modules import only the standard library, since torch or another package may be missing where they run:
+These modules import only the standard library, because the machine may lack torch or another package:
 
 __main__       the command
 session        runs the steps: their processes, their time limits, their results
 steps          the steps, in the order of their value
-results        what the output of a step says, as JSON
+results        the facts of a step, read from its output, for the JSON file
 processes      the processes of a step, which end with the step
 devices        the devices that torch sees
 wheels         the packages that are missing, and a folder of wheels for a machine without a network

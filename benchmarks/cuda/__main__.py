@@ -1,7 +1,7 @@
 """The command `python -m benchmarks.cuda`: run what a GPU can show, in ten minutes.
 
-Exit status: 0 every step passed, or cannot run on any machine as yet; 1 a step failed, or its command broke; 2 wrong
-use; 3 no device, or nothing ran; 4 nothing failed, and a second call has steps to run, since the time ran out; 130
+Exit status: 0 every step passed, or cannot run on this machine; 1 a step failed, or its command broke; 2 wrong use; 3
+no device, or nothing ran; 4 nothing failed, but the time ran out, and a second call runs the other steps; 130
 interrupted.
 """
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace, steps: Sequence[object], into: Path) -> int:
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job should end it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that stops a job ends the session as Ctrl-C
     try:
         if missing := wheels.missing():
             say(f"missing: {', '.join(missing)}; {wheels.ADVICE}")
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.cuda", description=about, epilog=" ".join(statuses.split())
     )
     parser.add_argument("--device", help="such as cuda:1, xpu or mps; default: the first device that torch sees")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all steps together; default: 10")
-    parser.add_argument("--step", action="append", default=[], dest="steps", help="only this step; repeatable")
-    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="also if it has ended; repeatable")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time for all steps together; default: 10")
+    parser.add_argument("--step", action="append", default=[], dest="steps", help="run only this step; repeatable")
+    parser.add_argument("--again", action="append", default=[], metavar="STEP", help="repeat this step; repeatable")
     parser.add_argument(
         "--into", type=Path, metavar="FOLDER", help="folder of the results; default: benchmarks/results"
     )

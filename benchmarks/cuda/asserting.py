@@ -1,7 +1,7 @@
-"""A loss that is right, except for the sum of rows: then its kernel reads beyond the last class.
+"""A loss that is right except for reduction="sum", with which its kernel reads beyond the last class.
 
-On CUDA, this read stops the kernel with a device-side assert, and no later call of the process can use the device. The
-step `isolation` shows that `crossent check` says so, that no other case gets a wrong verdict, and that the next process
+On CUDA, this read stops the kernel with a device-side assert, and the process can no longer use the device. The step
+`isolation` shows that `crossent check` reports this, that no other case gets a wrong verdict, and that the next process
 can use the device.
 """
 

@@ -1,6 +1,6 @@
 """Print what torch and the driver say about the GPUs of this machine, as JSON: `python -m benchmarks.cuda.device`.
 
-This module runs in a new process, since the question may take long, or may end the process.
+This module runs in a new process, because asking torch and the driver may take long, or may end the process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 _OF_DRIVER = ("driver_version", "compute_mode", "clocks.max.sm", "clocks.max.mem", "power.limit", "pcie.link.gen.max")
-# The attributes of torch.cuda.get_device_properties that matter for a result or a time. Old versions have not all.
+# The attributes of torch.cuda.get_device_properties that matter for a result or a time. Old torch versions lack some.
 _PROPERTIES = ("total_memory", "multi_processor_count", "L2_cache_size", "gcnArchName")
 
 

@@ -17,7 +17,7 @@ PRETENDED = "a pretended GPU; the commands ran on a CPU"
 
 
 class NoDeviceError(Exception):
-    """There is no device to use. The message is one line."""
+    """No device can be used. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Device:
     Attributes:
         use: the device as torch names it, such as "cuda:0". A dry run uses "cpu".
         name: the name of the device.
-        facts: what is known of the device and of the software.
+        facts: properties of the device, and versions of the software, by name.
         pretended: whether the session is a dry run.
     """
 
@@ -58,7 +58,7 @@ def pretended() -> Device:
 def find(wanted: str | None, facts: dict[str, Any] | None = None) -> tuple[Device, list[str]]:
     """Return the device to use, and the names of the other devices. Without `wanted`, use the first device.
 
-    `facts` are the facts of :mod:`benchmarks.cuda.device`; None to ask torch in another process.
+    `facts` is the output of :mod:`benchmarks.cuda.device`. By default, this function runs that module.
 
     Raises:
         NoDeviceError: torch sees no such device, or cannot be imported.

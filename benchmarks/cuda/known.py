@@ -1,7 +1,7 @@
 """Print which findings of reports are known failures of torch on a CPU: `python -m benchmarks.cuda.known REPORT...`.
 
-Nobody has seen torch's list of known failures on CUDA. Many entries are about the CPU alone. If such a failure happens
-on CUDA too, the first run there ends with status 1. The session then says which findings are of this kind.
+The list of torch's known failures was made on a CPU, and many entries apply to the CPU alone. If such a failure also
+happens on CUDA, it is a new finding there. The result of a step says which findings are known failures on a CPU.
 """
 
 from __future__ import annotations

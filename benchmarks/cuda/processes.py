@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GRACE = 5.0  # seconds after an interrupt in which a command may write what it has; then the command is killed
+GRACE = 5.0  # seconds that a command has, after an interrupt, to write its results; then the command is killed
 _LOOK = 0.05  # seconds after which the session looks at its processes again
 # The outcome for each exit status of `crossent check` and of pytest. Any other status is "broken".
 ENDS = {0: "passed", 1: "failed"}
@@ -41,7 +41,7 @@ class Command:
     ends: Mapping[int, str] = field(default_factory=lambda: ENDS)
 
     def filled(self, pretended: bool, **values: str) -> Command:
-        """Return the command of a session on a GPU, or of a dry run, with these values in place of the words in {}."""
+        """Return the command for a session on a GPU, or for a dry run, with the placeholders in {} replaced."""
         words = (*self.words, *(self.small if pretended else self.full))
         for name, value in values.items():
             words = tuple(word.replace(f"{{{name}}}", value) for word in words)
@@ -50,7 +50,7 @@ class Command:
 
 @dataclass
 class Part:
-    """A chain of commands that run one after another, and what became of the chain.
+    """A chain of commands that run one after another, and the outcome of the chain.
 
     Attributes:
         name: the name of the part, which is also the name of its log.
@@ -102,7 +102,7 @@ def run(parts: Sequence[Part], folder: Path, limit: float, at_once: int, env: Ma
 
 
 class _Running:
-    """A part whose commands run."""
+    """A part that is running."""
 
     def __init__(self, part: Part, folder: Path, env: Mapping[str, str], cwd: Path) -> None:
         self.part, self._env, self._cwd = part, env, cwd
@@ -145,7 +145,7 @@ class _Running:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the processes and their groups: by an interrupt, and after `GRACE` seconds or a second Ctrl-C by a kill."""
+    """Interrupt the processes and their groups. After `GRACE` seconds, or after a second Ctrl-C, kill them."""
     with contextlib.suppress(KeyboardInterrupt):
         for process in processes:
             _signal(process.pid, signal.SIGINT)
@@ -175,9 +175,9 @@ def adopt_orphans() -> None:
 
 
 def end_orphans() -> None:
-    """Kill each process that descends from this process, if :func:`adopt_orphans` was called, and wait for its end.
+    """Kill all processes that descend from this process, and wait for their ends, if :func:`adopt_orphans` was called.
 
-    A session calls this function when no command should be running. On other systems than Linux, it does nothing.
+    A session calls this function when no command should be running. Outside Linux, the function does nothing.
     """
     if not _adopts:
         return

@@ -1,7 +1,7 @@
-"""The facts of a step: what its reports, its tests and its output say, as JSON.
+"""The facts of a step, read from its reports, its test results and its output, for the JSON file.
 
-A function takes the parts of the step, and the folder with their output. Each part may lack its output, if the time
-ran out. The facts then say so.
+Each function takes the parts of a step, and the folder with their output. If the time ran out, the output of a part may
+be missing. The facts then name this part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.cuda.devices import ROOT
 from benchmarks.cuda.processes import Part
 
 MOST = 100  # findings, or failing tests, that a result file shows
-_SECONDS = 60.0  # to look up the known failures of torch
+_SECONDS = 60.0  # the time limit of the process that looks up the known failures of torch
 # A line of tests/numerics/test_assumptions.py, such as
 # torch.exp: 0.5123 ulp at 0.25, of 1000 float32 numbers; assumed 2.5
 _ERROR = re.compile(
@@ -96,7 +96,7 @@ def _known_on_cpu(reports: Sequence[Path]) -> dict[str, str]:
 
 
 def of_isolation(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return the facts of a check of the asserting loss, and the spoiled cases: others than sums, with a finding."""
+    """Return the facts of a check of the asserting loss, and the spoiled cases: those with a finding, but no "sum"."""
     facts = of_checks(parts, folder)
     cases = sorted({one["id"].rpartition(":")[2] for one in facts["findings"]})
     spoiled = [case for case in cases if "-sum" not in case]
@@ -138,13 +138,13 @@ def of_assumptions(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
 
 
 def of_both(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return the facts of a part `tests` and of a part `checks`."""
+    """Return the facts of a step that has a part `tests` and a part `checks`."""
     tests, checks = (tuple(part for part in parts if part.name == name) for name in ("tests", "checks"))
     return {**of_tests(tests, folder), **of_checks(checks, folder)}
 
 
 def of_comparison(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return the largest shares of the bounds on the CPU and on the device, and how the results differ, by part."""
+    """Return, for each part, the largest shares of the bounds on the CPU and on the device, and how results differ."""
     facts: dict[str, Any] = {}
     for part in parts:
         on_device, on_cpu, diff = (_read(folder / f"{part.name}{suffix}.json") for suffix in ("", "-cpu", "-diff"))
@@ -162,7 +162,7 @@ def of_comparison(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
 
 
 def of_times(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return what the benchmark wrote: the machine, and the cells of times. The benchmark documents the keys."""
+    """Return the JSON document that the benchmark wrote, with the machine and the times."""
     written = sorted(folder.glob("hot_path*.json"))
     return (_read(written[0]) or {}) if written else {"without_result": [part.name for part in parts]}
 

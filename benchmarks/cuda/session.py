@@ -21,11 +21,11 @@ from benchmarks.cuda.steps import Step
 
 # A step with one of these outcomes has ended: a second call shows its result, and does not run the step again.
 ENDED = ("passed", "failed", "broken")
-# The order in which the outcomes of parts decide the outcome of a step.
+# The outcome of a step is the first of these that one of its parts has.
 _DECIDES = ("interrupted", "broken", "failed", "out of time", "passed")
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-_PATIENCE = 20  # how much longer a step of a dry run may take, on a busy CPU
-_RESERVE = processes.GRACE + 1  # seconds to end the commands of the last step
+_PATIENCE = 20  # the factor by which a dry run, on a busy CPU, raises the time limit of a step
+_RESERVE = processes.GRACE + 1  # seconds that are kept to end the commands of the last step
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Session:
         device: the device.
         into: the folder of the results.
         seconds: the time for all steps together.
-        again: the names of steps that run though they have ended.
+        again: the names of steps that run even if they have ended.
         say: a function that prints a line.
         start: when the session began, by `time.monotonic`.
     """
@@ -55,7 +55,7 @@ class Session:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a result depends on. A result of another device, of another torch or of other code has not ended."""
+        """The device, the versions and the code. A result counts only if they are the same as in this session."""
         facts = {name: self.device.facts.get(name) for name in ("torch", "cuda", "hip", "triton")}
         return {"device": self.device.name, **facts, "code": code_checksum()}
 
@@ -88,7 +88,7 @@ class Session:
             try:
                 outcome, took = self._run_step(step, identity)
             except KeyboardInterrupt:
-                self.say(f"    interrupted; the result of each step is in {self.into}, and a second call goes on")
+                self.say(f"    interrupted; the results are in {self.into}, and a second call runs the other steps")
                 return INTERRUPTED
             outcomes[outcome] += 1
             left = "" if self.device.pretended else f" {max(self.left, 0):.0f} s are left;"
@@ -106,7 +106,7 @@ class Session:
         return str(old.get("outcome", "")) if same else ""
 
     def _why_not(self, step: Step) -> tuple[str, str]:
-        """Return why a step cannot run: the kind, "not possible" or "waits", and the reason, or two empty texts."""
+        """Return "not possible" or "waits", and the reason why a step does not run; two empty texts if it runs."""
         if reason := step.lacking():
             return "not possible", reason
         if missing := wheels.missing(step.packages):
@@ -130,7 +130,7 @@ class Session:
         cores = int(self.device.facts.get("cores") or os.cpu_count() or 1)
         at_once = 1 if step.alone or self.device.one_process else max(1, min(len(parts), cores))
         limit = _PATIENCE * step.seconds if self.device.pretended else min(step.seconds, self.left)
-        of = "" if self.device.pretended else f" of {max(self.left, 0):.0f} s"
+        of = "" if self.device.pretended else f" of the {max(self.left, 0):.0f} s left"
         self.say(f"    at most {limit:.0f} s{of}; logs: {folder}")
         begun = time.monotonic()
         try:
@@ -147,7 +147,7 @@ class Session:
         return outcome, took
 
     def _environment(self, threads: int) -> dict[str, str]:
-        """Return the environment of the commands: this checkout, and a share of the cores for each part."""
+        """Return the environment variables of the commands: they import this checkout, and share the cores."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         shared = str(max(1, threads))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": shared}
@@ -215,7 +215,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def code_checksum() -> str:
-    """Return a checksum of the code of the package, of its tests and of the steps."""
+    """Return a checksum of the code of the package, its tests and its benchmarks."""
     found = sha256()
     for room in ("crossent", "tests", "benchmarks"):
         for path in sorted((ROOT / room).rglob("*")):

@@ -33,10 +33,10 @@ class Step:
         seconds: the time limit.
         parts: the parts, which run at once. Each is a name with its commands.
         read: the function that returns the facts of the parts, from the folder with their output.
-        least: the least seconds with which the step is worth a start; by default, `seconds`.
+        least: the step does not start if fewer seconds are left; by default, `seconds`.
         packages: the packages that the step needs besides those of crossent.
         lacking: a function that returns the reason why the step cannot run on this machine, or "".
-        alone: whether the parts run one after another, because they measure time.
+        alone: whether the parts must run one after another, because they measure time.
     """
 
     name: str
@@ -73,7 +73,7 @@ def run_tests(path: str, *words: str, small: Sequence[str] = (), full: Sequence[
 def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tuple[Command, ...]], ...]:
     """Return a check in eight parts, by dtype and by subjects, so that eight processes share the device.
 
-    The parts also limit what a device-side assert can end. Shards of the cases would divide the work more evenly.
+    A device-side assert then ends only one of the parts. Shards of the cases would divide the work more evenly.
     """
     groups = {"torch": ("torch",), "forms": FORMS}
     return tuple(
@@ -84,13 +84,13 @@ def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tupl
 
 
 def _no_triton() -> str:
-    return "" if find_spec("triton") else "needs the package triton, in whose language the kernel is written"
+    return "" if find_spec("triton") else "needs the package triton, which compiles the kernel"
 
 
 _ASSUMPTIONS = "tests/numerics/test_assumptions.py"
 _ASSUMED = ("exp_in_float32", "log_in_float32", "exp_in_float64", "log_in_float64")
 _USE_DEVICE = Command(("{python}", "-c", "import torch; print(torch.ones(2, device='{device}').sum().item())"))
-# The check of the asserting loss must find something: status 0 would mean that the assert went unseen.
+# The check of the asserting loss must find something: with status 0, it would have missed the assert.
 _FINDS = {0: "failed", 1: "passed"}
 _COMPARES = {0: "passed", 1: "passed"}
 _HOT = (
@@ -118,7 +118,7 @@ STEPS = (
     ),
     Step(
         "against_torch",
-        "each form against nn.CrossEntropyLoss of float64 and of the same dtype",
+        "each form against nn.CrossEntropyLoss in float64 and in the same dtype",
         60.0,
         (("tests", (run_tests("tests/forms/test_against_torch.py", small=("-k", "class_indices and 10-float32")),)),),
         results.of_tests,

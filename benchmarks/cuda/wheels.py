@@ -3,8 +3,8 @@
     python -m benchmarks.cuda.wheels --python 3.12 --into wheelhouse    # or: nox -s wheelhouse
     pip install --no-index --find-links wheelhouse -r wheelhouse/requirements.txt
 
-The wheelhouse has neither torch, triton nor numpy: the machine has its own builds, which pip must not replace. A
-GPU's machine has Linux on x86_64, and a C library of 2.28 or newer, as torch itself needs.
+The wheelhouse has neither torch, triton nor numpy: the machine has its own builds, which pip must not replace. The
+machine must have Linux on x86_64, and glibc 2.28 or newer, which torch itself needs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def name_of(requirement: str) -> str:
 
 
 def missing(packages: Iterable[str] = ()) -> list[str]:
-    """Return the packages that are not installed: those of crossent, and `packages`."""
+    """Return the names of the packages that are not installed, of those that crossent needs and of `packages`."""
     named = [name_of(one) for one in requirements()]
     needed = [*(name for name in named if name not in OF_TESTS), "torch", "numpy", *packages]
     return [name for name in dict.fromkeys(needed) if not _installed(name)]
@@ -69,9 +69,9 @@ def platforms() -> list[str]:
 
 
 def collect(into: Path, python: str, names: Sequence[str]) -> list[Path]:
-    """Download the wheels of the packages, and of what they need, for a version of Python; return their paths.
+    """Download the wheels of the packages and of their dependencies, for a version of Python; return their paths.
 
-    pip resolves the needs for the other Python. torch and numpy, if a package needs them, are deleted again.
+    pip resolves the dependencies for that Python. This function deletes torch and numpy, if pip downloaded them.
 
     Raises:
         subprocess.CalledProcessError: pip finds no wheel, or has no network.
@@ -89,9 +89,9 @@ def collect(into: Path, python: str, names: Sequence[str]) -> list[Path]:
 
 
 def tried(into: Path, python: str) -> str:
-    """Install the wheels into a new environment of this version of Python, without an index; return what happened.
+    """Install the wheels into a new environment of this version of Python, without an index; return the outcome.
 
-    If this version is not installed here, return a sentence that says so. pip has then only compared the tags.
+    Without this version on this machine, return a sentence that says so: only the tags of the wheels were compared.
 
     Raises:
         subprocess.CalledProcessError: a package is missing in the folder, or its wheel is for another platform.
@@ -99,13 +99,13 @@ def tried(into: Path, python: str) -> str:
     interpreter = shutil.which(f"python{python}")
     works = interpreter and subprocess.run([interpreter, "-c", ""], capture_output=True, check=False).returncode == 0
     if not interpreter or not works:
-        return f"not installed as a test, since this machine has no Python {python}; the tags of the wheels fit"
+        return f"not tried: this machine has no Python {python}. The tags of the wheels fit that version"
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
         pip = [str(Path(folder, "bin", "pip")), "--disable-pip-version-check", "install", "--quiet", "--no-index"]
         # --no-deps, since torch and numpy are not in the folder: each wheel must be there by itself.
         subprocess.run([*pip, "--no-deps", "--find-links", str(into), *_names(into)], check=True)
-    return f"installed as a test into a new environment of Python {python}, without an index"
+    return f"tried: pip installed the wheels into a new environment of Python {python}, without an index"
 
 
 def _names(into: Path) -> list[str]:
@@ -129,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = sum(wheel.stat().st_size for wheel in wheels)
     print("\n".join(wheel.name for wheel in wheels))
     print(how)
-    print(f"{len(wheels)} wheels, {size / 1e6:.1f} MB, in {chosen.into}; copy the folder to the machine, and there:")
+    print(
+        f"{len(wheels)} wheels, {size / 1e6:.1f} MB, in {chosen.into}; copy the folder to the machine, and run there:"
+    )
     print(f"pip install --no-index --find-links {chosen.into} -r {chosen.into / LIST}")
     return 0
 

@@ -289,7 +289,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
     """Return the triples (size range, choice, dtype) of a case.
 
-    The size range is that of the classes or of the rows. The choice is on any other axis.
+    The size range is a range of classes or of rows. The choice is on any other axis.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

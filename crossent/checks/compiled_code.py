@@ -190,11 +190,12 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     for index, reaction in zip(wrong, made, strict=True):
         if isinstance(reaction, Raised):
             if not reaction.is_a(IndexError, RuntimeError):
-                message = f"class {index} raised {reaction.message}; should have raised IndexError or RuntimeError"
+                said = f"the call with class {index} raised {reaction.message}"
+                message = f"{said}; should have raised IndexError or RuntimeError"
                 yield Problem("wrong", message)
         else:
             value = f" {reaction.tolist()}" if reaction.numel() < 10 else ""
-            returned = f"class {index}, outside of 0 to {trial.case.classes - 1}, returned{value}"
+            returned = f"the call with class {index}, outside of 0 to {trial.case.classes - 1}, returned{value}"
             yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
 
 

@@ -70,7 +70,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
-        raise NotRunError("needs a CUDA device: the check knows the streams of no other device")
+        raise NotRunError("needs a CUDA device, since the check uses CUDA streams")
     got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.gradients)
     yield from trial.compare(got, trial.question.exact)
 

@@ -97,9 +97,9 @@ def alone(trial: Trial) -> Found:
             return
         for name in trial.question.inputs.leaves:
             if (gradients.get(name) is None) == (name in names):
-                got = "got none; expected one" if name in names else "got one; expected none"
+                got = "got None; expected a tensor" if name in names else "got a tensor; expected None"
                 of = words_of([name], operation)
-                yield Problem("wrong", f"gradient of {of}: {got}, since requires_grad is True for {required} alone")
+                yield Problem("wrong", f"gradient of {of}: {got}, since requires_grad is True only for {required}")
                 return
         got_here = Result(loss, **{name: gradients[name] for name in names})
         found = trial.compare(got_here, trial.question.exact)

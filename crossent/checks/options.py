@@ -20,7 +20,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
 
-_DIFFER = "expected a difference, as between the exact values"
+_DIFFER = "expected different values, since the exact values differ"
 
 
 @check(cost=Cost.CALLS, versus="other", operations=EVERY_OPERATION)
@@ -40,7 +40,7 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
             yield from (
                 Problem(
                     "wrong",
-                    f"{in_words(name, trial.case.operation)}: got the same with and without {option}; {_DIFFER}",
+                    f"{in_words(name, trial.case.operation)}: got the same values with and without {option}; {_DIFFER}",
                     f"{name} {way}",
                 )
                 for name in same

@@ -192,7 +192,7 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
         found,
         index=tuple(map(int, np.unravel_index(row, _row_sizes(trial.case)))),
         ulp=found.error / FORMATS[dtype].last_place(float(np.abs(numbers[row]).max())),
-        not_judged={"a number of the row has no bound": int((~judged).sum())} if not judged.all() else {},
+        not_judged={"a number of the row has no error bound": int((~judged).sum())} if not judged.all() else {},
     )
 
 

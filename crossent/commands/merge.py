@@ -19,9 +19,8 @@ def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None
     Each REPORT is a file that `crossent check --shard I/N --json` wrote. The order of the files does not matter. The
     merged report equals the report of one run without --shard, byte for byte.
 
-    Exit status: that of the run: 0 all checks passed, 1 a check failed, or a wrong result in a dtype would pass every
-    case, 2 wrong use, a missing shard, or shards that do not belong to one run, 3 nothing ran, 141 the output cannot be
-    written.
+    Exit status: 0 all checks passed, 1 a check failed, or a wrong result in a dtype would pass every case, 2 wrong use,
+    a missing shard, or shards that do not belong to one run, 3 nothing ran, 141 the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output

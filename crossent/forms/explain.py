@@ -253,7 +253,7 @@ def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
     text = f" Round last: with the rounded probability {rounded:.2f}, the loss would be {_number(-math.log(rounded))}."
-    return text + (" (The article that this example is from prints this as 0.12.)" if seed else "")
+    return text + (" (The article with this example prints 0.12.)" if seed else "")
 
 
 def _log_of(probability: float) -> str:

@@ -32,7 +32,7 @@ def fused(
 
     The loss and the arguments are the same as in :func:`crossent.formula`. The forward pass of a reduced loss also
     computes the gradient for an upstream gradient of 1. In the backward pass, the kernel reads the upstream gradient on
-    the device, and computes the gradient anew where the upstream gradient is not 1. So the host never waits for the
+    the device, and computes the gradient again if the upstream gradient is not 1. So the host never waits for the
     device, and each number of the gradient is rounded once.
 
     Without CUDA or the package `triton`, the function calls :func:`crossent.blocked`. If the environment variable

@@ -87,19 +87,20 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
                 g_at = (gradient + n * g_steps[0] + d * g_steps[1])[:, None] + c * g_steps[2]
                 tl.store(g_at, tl.where(counts[:, None], slope, 0), exists[:, None] & (c < C))
     if losses is not None:
-        tl.store(losses + row, loss, exists)  # any number on ignored rows
+        tl.store(losses + row, loss, exists)  # an ignored row gets a number that is not used
 
 
 def flat(rows: Tensor) -> Tensor:
-    """Return a tensor (..., C) as (N, D, C), whose rows the kernel finds by three strides; a view if possible."""
+    """Return a tensor (..., C) as (N, D, C), so that three strides are enough to find a row; a view if possible."""
     return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
 
 
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
-    """Launch the kernel, which writes the losses of the rows, (...), and the gradient, (N, D, C); None writes none.
+    """Launch the kernel, which writes the losses of the rows, (...), and the gradient, (N, D, C).
 
-    None as `upstream` stands for 1. If `done`, `gradient` already has the gradient for an upstream gradient of 1. Then
-    the kernel writes nothing where the upstream gradient is 1.
+    If `losses` or `gradient` is None, the kernel does not write it. If `upstream` is None, the upstream gradient is 1.
+    If `done`, `gradient` already has the values for an upstream gradient of 1. Then a program of the kernel writes
+    nothing if the upstream gradient is 1 in all its rows.
     """
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)

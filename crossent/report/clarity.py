@@ -27,7 +27,7 @@ _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 _DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
 # The message about a loss of the right shape, but of another dtype.
 _OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
-_FACTOR = re.compile(r"^got is the exact value times \S+: (.+)$", re.MULTILINE)
+_FACTOR = re.compile(r"^The number is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
@@ -97,7 +97,7 @@ def declaration(finding: Finding) -> str:
 def factor_names(finding: Finding) -> tuple[str, ...]:
     """Return the names of the factor between a wrong number and the exact value; () if the message names no factor.
 
-    For example, the message line "got is the exact value times 0.7: kept rows / rows" has the name "kept rows / rows".
+    The line "The number is the exact value times 0.7: kept rows / rows" of a message has the name "kept rows / rows".
     `crossent.trials.factors.factor_of` writes this line.
     """
     found = _FACTOR.search(finding.message)
@@ -176,7 +176,7 @@ def words_of(id: str) -> tuple[str, ...]:
         **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
         **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
         "an odd number of classes": case.classes % 2 == 1,
-        "an odd batch": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
+        "an odd batch size": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
         case.class_size: True,
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,

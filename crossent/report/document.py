@@ -15,11 +15,11 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class Shard:
-    """The description of a shard: which part of a run a report has, and what the merged report needs besides.
+    """The description of a shard: which part of a run its report has, and other facts that the merged report needs.
 
     Attributes:
         number, count: the number of the shard, from 1, and the number of shards.
-        run: what all shards of the run have in common, beside other entries of the report.
+        run: entries that must be equal in all shards of the run, and that the report does not have elsewhere.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
         sources: the description from which each subject is loaded, by the name of the subject.

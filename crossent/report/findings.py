@@ -33,7 +33,7 @@ class Finding:
         torch: torch's own value of this element with its error, or torch's exception, in words; otherwise "".
         expected: the reason of a known failure, or None.
         of: the name of the wrong result, and of the call if the check makes several: "gradient reversed along dimension
-            2"; "" if the finding is about no single result, for example because the subject raised.
+            2"; "" if the finding is not about one result, for example because the subject raised.
         repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 

@@ -78,7 +78,7 @@ def _shard(entry: Any) -> Shard:
     number, count, planned = (_a(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
     places = _each(int, data["places"], "shard: places")
     if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
-        raise ValueError("shard: number or places are impossible")
+        raise ValueError("shard: the number or the places are impossible")
     known = [
         (reason, state) for reason, state in (_strings(one, "shard: known") for one in _list(data["known"], "known"))
     ]

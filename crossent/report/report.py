@@ -44,8 +44,8 @@ class Report:
         only: if the user chose a part of the level, the chosen "checks" and "cases" under these keys; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
-        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is about findings
-            alone. The merged report of all shards says whether every result has evidence.
+        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
+            findings. The merged report of all shards says whether every result has evidence.
     """
 
     environment: dict[str, str]
@@ -272,7 +272,8 @@ class Report:
     def _every_gap(self) -> Iterator[str]:
         """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""
         pairs, triples = self.sized
-        yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
+        combined = f"{pairs} with an option, {triples} with an option and a dtype"
+        yield f"combinations of a number of classes or rows: {combined}"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared

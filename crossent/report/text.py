@@ -134,7 +134,7 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
         return
     features = " ".join(cause.feature for cause in found)
     number = counted(sum(len(cause.findings) for cause in found), "finding")
-    explained = f"{number} that a missing feature would explain. If it is missing on purpose"
+    explained = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
     yield Text(f"\n{explained}: --without {features}", "bold")
     for cause in found:
         first = cause.findings[0]

@@ -38,9 +38,9 @@ class Focus:
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is about no single
+        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is not about one
             result.
-        index: the index of the number in this result; None if the finding is about no single number.
+        index: the index of the number in this result; None if the finding is not about one number.
     """
 
     case: Case
@@ -73,7 +73,7 @@ class Recipe:
         kinds: the kinds of findings that the check may have, except "crashed" and "hung".
         step: the function that calls the subject. A step may end the script if anything but a number is wrong.
         number: the function that judges one number in the result of `step`.
-        whole: the function that judges a whole result, for a finding about no single number.
+        whole: the function that judges a whole result, for a finding that is not about one number.
         numbers: a function that returns the shapes of the results in which a number can be wrong, by `Focus.of`.
         wholes: a function that returns the shapes of the results that can be wrong as a whole, by `Focus.of`.
         numbered: whether each finding of kind "wrong" is about a number.

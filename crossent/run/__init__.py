@@ -17,7 +17,7 @@ order           the cases that run first; the division of a run into parts of ab
 runner          check() and run(): from settings to a report
 verify          verify(): run the cases of a report again, and compare the results
 parallel        run the cases in this process, or in worker processes that share the cases
-workers         the worker processes: start and watch them, and end a worker that gives no sign of life
+workers         the worker processes: start and watch them, and kill a worker that stops responding
 judge           one subject on one case: run the checks, return a verdict
 isolation       isolated processes: a subject sees inputs, and never an exact value; a new process for one bad call
 commands        the command, or the line of Python, that repeats a finding

@@ -94,7 +94,7 @@ def judge_case(
             break
         hung = any(isinstance(one, Problem) and one.kind == "hung" for one in problems)
         if problems and (check in _FIRST or hung):  # each further call might take the whole time limit
-            why = f"needs {'calls that return' if hung else f'a correct `{check.name}` first'}"
+            why = "makes a call that does not return" if hung else f"fails `{check.name}`, which the other checks need"
             if check is single.result and widens_halves(trial):
                 blocked = why
                 continue
@@ -289,7 +289,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     try:
         result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))
     except Exception as error:
-        return f"refuses it: {said(error)}", ""
+        return f"raises {said(error)}", ""
     tensor: Tensor = getattr(result, difference.of)
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0

@@ -84,11 +84,10 @@ def check(
         operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
             "linear_cross_entropy", with hidden states and a weight. The default is the operation of the built-in
             subjects that you give, otherwise "cross_entropy".
-        ranks: the number of ranks of subjects that run on several ranks, such as "loss_parallel": each rank is a
-            process with a shard of the logits. The docs, "On several ranks", say what such a subject is. None for
-            subjects in one process.
-        shard: the part of the run to run: (2, 8) is the second of eight shards of about equal cost. All shards need the
-            same arguments, and versions. :func:`crossent.merge` makes the report of the whole run from their reports.
+        ranks: the number of ranks, for subjects that run on several ranks, such as "loss_parallel". Each rank is a
+            process with a shard of the logits. See "On several ranks" in the docs. None for subjects in one process.
+        shard: a part of the run: (2, 8) runs the second of eight shards of about equal cost. All shards need the same
+            arguments and the same versions. :func:`crossent.merge` makes the report of the run from their reports.
         progress: a function that wraps an iterable, for a progress bar. The iterable has a length. Iterating does the
             work.
 
@@ -98,7 +97,7 @@ def check(
 
     Raises:
         ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
-            not exist; the number of ranks is not from 1 to 64, or is another than that of a subject; the subjects
+            not exist; the number of ranks is not from 1 to 64, or differs from the ranks of a subject; the subjects
             compute different operations; the grade contradicts the contract; `seed` is below 0; `jobs` or
             `max_findings` is below 1; `timeout` is not positive; `shard` is not from (1, N) to (N, N), or has a random
             seed or `max_findings`; or the file of known failures is damaged.

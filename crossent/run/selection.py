@@ -41,7 +41,7 @@ def select(
             is empty, all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A case with a full id runs even if the plan
             lacks the case or its checks.
-        every: the checks that may run, by name; by default, those of the operation of the case.
+        every: the checks that may run, by name; by default, the checks of the operation of the case.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.

@@ -47,7 +47,7 @@ class Settings:
     Raises:
         ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
             contract; `seed` is neither "random" nor an integer of 0 or more; `jobs` or `max_findings` is below 1;
-            `timeout` is not positive; or `shard` is no part of a run, or contradicts another option.
+            `timeout` is not positive; or `shard` is not from (1, N) to (N, N), or contradicts another option.
     """
 
     device: str = "cpu"
@@ -107,11 +107,10 @@ class Settings:
             got = f"{quoted(number)}/{quoted(count)}"
             raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
         if self.seed == "random":
-            raise ValueError(
-                "seed: got random, but every shard of a run has the same cases; give all shards one number"
-            )
+            raise ValueError("seed: got random, but all shards of a run need the same seed; give each shard one number")
         if self.max_findings is not None:
-            raise ValueError("max_findings: a shard cannot end early, since its report would not be complete")
+            got = quoted(self.max_findings)
+            raise ValueError(f"max_findings: got {got}, but a shard must run all its cases; leave out max_findings")
 
     @property
     def in_workers(self) -> bool:
@@ -181,7 +180,7 @@ class Settings:
             TypeError: a subject is neither a name nor callable.
         """
         if self.ranks is not None and not subjects:
-            raise ValueError(f"ranks: got {self.ranks}, but no subject that runs on ranks; name one")
+            raise ValueError(f"ranks: got {self.ranks}, but no subject; name a subject that runs on ranks")
         each = (self._load(one) for one in dict.fromkeys(subjects) or by_default(self._operation, self.device))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too

@@ -87,7 +87,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
     hint = "; --force compares them anyway" if reasons else ""
     if not parts:
-        reasons.append("the two have no subject in common")
+        reasons.append("the two runs have no subject in common")
         hint = ""
     elif not any(
         part.outcomes[case.id].inputs == case.build(settings.device).digest
@@ -95,7 +95,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         for part in parts
         if case.id in part.outcomes
     ):
-        reasons.append("the two have no case in common whose inputs have the same bits")
+        reasons.append("the two runs have no case in common whose inputs have the same bits")
         hint = ""
     if reasons:
         raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}{hint}")

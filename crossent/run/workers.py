@@ -1,4 +1,4 @@
-"""Worker processes, which run the parts of a run: start and watch them, and end a worker that gives no sign of life.
+"""Worker processes, which run the parts of a run: start and watch them, and kill a worker that stops responding.
 
 The library Pebble provides the pool of processes, and replaces a worker that ended.
 """
@@ -98,7 +98,7 @@ def result(future: Future[T]) -> T | Ended:
     except TimeoutError:
         return Ended("hung", "the call did not return in time")
     except CancelledError:
-        return Ended("hung", "its worker process gave no sign of life, and was ended")
+        return Ended("hung", "its worker process stopped responding, and was killed")
     except ProcessExpired as death:
         return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 
@@ -109,7 +109,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
     Args:
         share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. This
-            process ends a worker that gives no sign of life for `timeout` seconds and a grace period.
+            process kills a worker that does not respond for `timeout` seconds and a grace period.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """

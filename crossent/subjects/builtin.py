@@ -157,7 +157,7 @@ def _composed(
 
 
 def _why_not_linear(inputs: Inputs) -> str | None:
-    return None if hasattr(torch.nn.functional, "linear_cross_entropy") else "needs torch 2.13"
+    return None if hasattr(torch.nn.functional, "linear_cross_entropy") else "needs torch 2.13 or newer"
 
 
 def _accepts(chunks: Mapping[str, Any]) -> bool:
@@ -184,10 +184,10 @@ def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
         return "has no label_smoothing"
     dense, reduction = inputs.target.is_floating_point(), inputs.options["reduction"]
     if dense and _accepts({"acc_policy": "balanced"}):
-        return "takes class probabilities since torch 2.14"
+        return "takes class probabilities only since torch 2.14"
     if reduction not in (("mean", "sum") if dense else ("none", "mean", "sum")):
-        return "takes no other reduction"
-    return None if dense or inputs.target.dtype == torch.int64 else "takes class indices in int64"
+        return "takes class probabilities only with the reductions mean and sum"
+    return None if dense or inputs.target.dtype == torch.int64 else "takes class indices only in int64"
 
 
 _AS_TORCH_LINEAR = {**_AS_TORCH, "operation": LINEAR_CROSS_ENTROPY}

@@ -44,7 +44,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is not accepted, because
-    its instances have a weight of their own.
+    its instances have their own weight.
 
     Args:
         given: the callable or the class.

@@ -163,7 +163,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
         name=f"{subject.name}{COMPILE_SUFFIX}",
         loss=partial(_call_compiled, subject.loss),
         not_applicable=partial(unless_compiled, subject.not_applicable),
-        not_transformed="is compiled itself",
+        not_transformed="is already compiled",
         # On a GPU, torch.compile generates code with approximate functions: Triton on CUDA and XPU, Metal on MPS.
         promise=subject.promise if device == "cpu" else "fast_kernel",
         source=f"{subject.source}{COMPILE_SUFFIX}",

@@ -38,7 +38,7 @@ class Feature:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
         needs: a function that returns whether a call with given inputs needs the feature.
-        instead: what the checks expect of a loss without the feature; "" if checks only skip what needs the feature.
+        instead: what the checks expect of a loss without the feature; "" if they only skip the cases that need it.
         operations: the operations that have the feature.
     """
 

@@ -38,7 +38,7 @@ class Subject:
             for any other subject, a name in :mod:`crossent.subjects.contracts`.
         operation: the operation that the subject computes.
         chunks: the keywords of the loss that set the size of its chunks.
-        ranks: the number of ranks on which the loss lives; 0 for a loss in one process.
+        ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
         split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
     """
 

@@ -52,7 +52,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
         made = described(got.loss.dtype, got.loss.shape)
-        raise MisshapenError(f"loss of a further call: got {made}; expected {described(dtype, shape)}")
+        raise MisshapenError(f"loss of another call: got {made}; expected {described(dtype, shape)}")
     return got
 
 
@@ -119,7 +119,7 @@ def _rename(difference: Difference, way: str) -> Difference:
 
     Append `way` to the name. In the reasons for missing bounds, replace the exact value by the other result.
     """
-    reasons = {"there is no exact value": "the other result has no bound"}
+    reasons = {"there is no exact value": "the other result has no error bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 

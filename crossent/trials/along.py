@@ -68,7 +68,7 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
     expected = inputs.input.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{name}: got none; expected a tensor that is not 0", of)
+            yield Problem("wrong", f"{name}: got None; expected a tensor, since the exact value is not 0", of)
         return
     if got.shape != expected:
         yield Problem("wrong", f"{name}: got shape {tuple(got.shape)}; expected {tuple(expected)}", of)

@@ -95,7 +95,7 @@ def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     words = RESULT_NAMES.get(name, name)
     for short, full in _CALLS.items():
         way = way.replace(short, full)
-    way = re.sub("^of (.+) alone$", r"with requires_grad for \1 alone", way)
+    way = re.sub("^of (.+) alone$", r"with requires_grad only for \1", way)
     return (f"{words}, {way}" if way else words).replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
 

@@ -23,7 +23,7 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
     An example of the line, which begins with a line break::
 
-        got is the exact value times 0.7: kept rows / rows
+        The number is the exact value times 0.7: kept rows / rows
 
     A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. For a
     factor above 1, the bound is multiplied by the factor too. The line has several names if, for example, a call has as
@@ -41,7 +41,7 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
     if not fits:
         return ""
     factor = next(iter(fits.values()))
-    return f"\ngot is the exact value times {factor:.6g}: {' or '.join(fits)}"
+    return f"\nThe number is the exact value times {factor:.6g}: {' or '.join(fits)}"
 
 
 def narrower_dtype_of(difference: Difference) -> str:
@@ -49,7 +49,7 @@ def narrower_dtype_of(difference: Difference) -> str:
 
     An example of the line, which begins with a line break::
 
-        got is a float16 number: a step may be computed in float16
+        The number is exact in float16: a step may be computed in float16
 
     The function names a narrower dtype only if the exact value is finite, and the number agrees with the exact value in
     half of the digits of this dtype.
@@ -60,7 +60,7 @@ def narrower_dtype_of(difference: Difference) -> str:
     for name, narrow in sorted(FORMATS.items(), key=lambda one: one[1].precision):
         near = abs(got - exact) <= math.sqrt(narrow.unit_roundoff) * abs(exact)
         if near and narrow.precision < own.precision and narrow.nearest(np.array([got]))[0] == got:
-            return f"\ngot is a {name} number: a step may be computed in {name}"
+            return f"\nThe number is exact in {name}: a step may be computed in {name}"
     return ""
 
 
@@ -69,8 +69,8 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
     Examples of the line, which begins with a line break::
 
-        in float32, a probability of exp(-140.6) is 0 and exp(97.5), of the largest logit, is inf
-        in float16, the largest sum of exp(x - max x) of a row, 65520, is inf
+        In float32, a probability of exp(-140.6) is 0 and exp(97.5), of the largest logit, is inf
+        In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
     if not infinite or inputs.operation is not CROSS_ENTROPY:
@@ -84,7 +84,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     axis = min(1, logits.dim() - 1)
     total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
     lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * (total > narrow.largest)
-    return f"\nin {dtype}, {' and '.join(lines)}" if lines else ""
+    return f"\nIn {dtype}, {' and '.join(lines)}" if lines else ""
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:

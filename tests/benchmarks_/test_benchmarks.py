@@ -25,7 +25,7 @@ def clock(monkeypatch):
         switches = 0
 
         def takes(self, seconds, slower=0.0, switches=lambda: 0):
-            """Return a call that takes `seconds`, and is `slower` by this share with each second of the clock."""
+            """Return a call that takes `seconds`; each second of the clock adds the share `slower` to this time."""
 
             def call():
                 self.now += seconds * (1 + slower * self.now)
@@ -270,7 +270,7 @@ def test_a_linear_cross_entropy_is_measured_beside_torch_and_the_limits():
 
 
 def test_linear_blocked_needs_little_more_memory_than_its_gradients_and_a_block():
-    """With blocks of the default size, which have four million logits."""
+    """The blocks have the default size, of four million logits."""
     call = linear.makers()[linear.FORM](*linear.drawn((1024, 64, 8192), "bfloat16")())
     call()
     gradients, block = 4 * (1024 + 8192) * 64, 4 * linear.rows_of_block(1024, 8192) * 8192
@@ -318,7 +318,7 @@ def test_an_exponent_is_the_slope_of_the_logarithms():
 
 
 def side(name, **seconds):
-    """Return a side that reports these seconds for each call, and has no other calls."""
+    """Return a simulated version of crossent, which has only these calls, and reports these seconds for each call."""
     waits = f"""
 import sys
 seconds = {seconds}

@@ -100,7 +100,7 @@ def test_a_part_stops_at_the_first_command_that_does_not_pass(tmp_path):
 
 
 def test_parts_run_at_the_same_time(tmp_path):
-    """Each part waits for the file of the other."""
+    """Each of two parts waits for a file that the other part writes."""
     code = """
 import pathlib, sys, time
 pathlib.Path(sys.argv[1]).touch()
@@ -164,10 +164,10 @@ def test_a_result_of_another_torch_or_device_has_not_ended(tmp_path, change):
 
 
 def test_a_step_gets_no_more_time_than_is_left(tmp_path):
-    """At least `least` seconds must be left. The reserve is 6 s."""
+    """A step starts only if at least `least` seconds are left, besides the 6 s that the session keeps for its end."""
     made, lines = session(tmp_path, 16.0)
     made.run([step("long", python("import time; time.sleep(0.1)"), seconds=100.0, least=5.0)])
-    assert lines[1].startswith("    at most 10 s of 10 s")
+    assert lines[1].startswith("    at most 10 s of the 10 s left")
     assert outcome(tmp_path, "long") == "passed"
 
 
@@ -225,7 +225,7 @@ def test_ctrl_c_leaves_no_process_and_keeps_the_results(tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(60) == 130
-    assert "interrupted; the result of each step is in" in rest
+    assert "interrupted; the results are in" in rest
     kept = {path.stem: json.loads(path.read_text())["outcome"] for path in tmp_path.glob("*.json")}
     assert kept == {"pretended-against_torch": "passed", "pretended-isolation": "interrupted"}
     here = str(tmp_path / "pretended-logs" / "isolation" / "asserting.json")
@@ -375,7 +375,7 @@ def test_a_finding_on_another_case_fails_the_step_of_isolation(tmp_path):
 
 
 def test_known_failures_on_a_cpu_are_named(tmp_path):
-    """A finding of torch on a CPU, in a report that says cuda: no entry of the list is about this device."""
+    """The report has a finding that torch has on a CPU, but names the device cuda, for which the list has no entry."""
     path = tmp_path / "report.json"
     words = ["check", "torch", "--level", "quick", "--case", "half_sure/*", "--json", str(path)]
     subprocess.run([sys.executable, "-m", "crossent", *words], cwd=ROOT, check=True, capture_output=True, timeout=120)

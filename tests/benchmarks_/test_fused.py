@@ -22,7 +22,7 @@ def test_a_dry_run_times_every_call_and_writes_a_file(tmp_path, capsys, monkeypa
     assert made["dry"]
     assert len(made["clocks"]) == 2
     out = capsys.readouterr().out
-    assert "a dry run: no target was tested" in out
+    assert "a dry run: no target was checked" in out
     assert "1x4096: liger is missing: needs a CUDA device" in out
 
 

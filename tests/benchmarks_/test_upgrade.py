@@ -41,7 +41,7 @@ def here(kept, tmp_path):
 
 
 def pip_that(says, monkeypatch, status=1):
-    """Make a venv whose Python is a pip that prints these lines and exits with this status."""
+    """Replace the Python of new environments by a script that, like pip, prints lines and exits with a status."""
 
     def create(place, **how):
         (place / "bin").mkdir(parents=True)

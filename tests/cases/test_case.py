@@ -1,4 +1,4 @@
-"""Test cases: an id rebuilds every bit of its case, and the inputs have the properties that the words of the id say."""
+"""Test `Case`: an id rebuilds every bit of its case, and the inputs have the properties that the id names."""
 
 import dataclasses
 import itertools

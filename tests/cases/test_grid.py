@@ -133,7 +133,7 @@ WITH = {
 @pytest.mark.parametrize("size", WIDE_OR_TALL)
 @pytest.mark.parametrize("option", WITH)
 def test_each_option_occurs_with_a_wide_row_and_with_many_rows(size, option):
-    """Level normal has each combination in every dtype. Level quick has the largest sizes only in some dtype."""
+    """Level normal has each combination in every dtype. Level quick has the largest sizes in at least one dtype."""
     for name, limits in (("sizes", ("257", "128 ")), ("size_triples", ("",))):
         dtypes = {
             case.dtype

@@ -21,7 +21,7 @@ HIDING = {"row_size": "no rows", "class_size": "1 class", "ignored": "ignored_al
 
 
 def uncovered(name):
-    """Return the combinations of choices that no case of an array shows, and the number of the others.
+    """Return the combinations of choices that no case of an array shows, and the number of all other combinations.
 
     A case shows no combination if a choice on another axis makes all gradients zeros, empty or NaN.
     """
@@ -74,7 +74,7 @@ EASY = {
 
 
 def why_impossible(given):
-    """Return why no case has these choices, worked out from what the choices mean; None if there is no reason."""
+    """Return the reason why no case can have these choices, from the meaning of the choices; None without a reason."""
     of_chunks = given.get("ignored") == "ignored_first_chunk"
     chosen = {**EASY, **({"row_size": "129 to 1024 rows"} if of_chunks else {}), **given}
     rows, classes, hidden = (first_number(chosen[size]) for size in ("row_size", "class_size", "hidden_size"))

@@ -117,7 +117,7 @@ def takes_both(input, target, **options):
 
 
 def adds_to_the_target(input, target, **options):
-    """Set a .grad of the target even if no gradient of it is required."""
+    """Set the .grad of the target even if the target requires no gradient."""
     loss = crossent.formula(input, target, **options)
     if target.is_floating_point() and not target.requires_grad:
         target.grad = torch.ones_like(target)
@@ -192,7 +192,7 @@ WRONG = [
         "changed_input",
         "the call changed `input` in place; `input` is not a leaf in this call",
     ),
-    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad for the logits alone:"),
+    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad only for the logits:"),
     (
         "alone",
         detaches,
@@ -205,7 +205,7 @@ WRONG = [
         adds_to_the_target,
         DENSE,
         "wrong",
-        "gradient of the target: got one; expected none, since requires_grad is True for the logits alone",
+        "gradient of the target: got a tensor; expected None, since requires_grad is True only for the logits",
     ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),

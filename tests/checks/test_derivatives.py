@@ -400,7 +400,7 @@ def test_the_message_about_a_gradient_that_does_not_depend_on_the_logits():
     for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
         (first, *_) = findings_by_check(wrong, CASES)["double_backward"]
         name = "derivative of the gradient with respect to the logits"
-        assert first == f"wrong: {name}: got none; expected a tensor that is not 0"
+        assert first == f"wrong: {name}: got None; expected a tensor, since the exact value is not 0"
     (first, *_) = findings_by_check(subject("mine", Once), CASES)["forward_ad"]
     assert first.startswith("refused: ")
 
@@ -418,7 +418,9 @@ def test_a_tangent_that_is_lost_is_found():
         return crossent.formula(plain, target, **options)
 
     found = findings_by_check(Subject("mine", detached), CASES[:1])
-    assert found == {"forward_ad": ["wrong: tangent of the loss: got none; expected a tensor that is not 0"]}
+    assert found == {
+        "forward_ad": ["wrong: tangent of the loss: got None; expected a tensor, since the exact value is not 0"]
+    }
 
 
 # --- Single cases -------------------------------------------------------------------------------------------------

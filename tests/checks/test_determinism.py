@@ -153,7 +153,7 @@ def test_on_a_device_without_streams_the_check_is_skipped_and_counted():
     with pytest.raises(NotRunError, match="needs a CUDA device"):
         run(STREAM, FORM_SUBJECTS["formula"])
     report = running.run(FORM_SUBJECTS["formula"], PLAIN, [STREAM])
-    reason = "needs a CUDA device: the check knows the streams of no other device"
+    reason = "needs a CUDA device, since the check uses CUDA streams"
     assert report.subjects[0].not_run == {"stream": {reason: 1}}
 
 

@@ -85,7 +85,7 @@ def test_rows_in_which_a_number_has_no_bound_are_not_judged():
     measured = part_of(FORM_SUBJECTS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
     ignored = int((case.build().target == 255).sum())
     assert 0 < ignored < 7
-    assert measured.not_judged == {"a number of the row has no bound": ignored}
+    assert measured.not_judged == {"a number of the row has no error bound": ignored}
     assert measured.elements == 7
 
 
@@ -141,7 +141,7 @@ def test_the_bound_of_a_row_sum_adds_the_bounds_and_the_error_of_the_summation(i
     assert np.isnan(total).sum() == ignored
     row = int(np.nanargmax(np.abs(total) / allowed))
     assert (found.of, found.index, found.elements) == ("gradient", (row,), 7)
-    assert found.not_judged == ({"a number of the row has no bound": ignored} if ignored else {})
+    assert found.not_judged == ({"a number of the row has no error bound": ignored} if ignored else {})
     assert abs(found.got - total[row]) <= U * abs(total[row])
     assert allowed[row] <= found.bound <= allowed[row] * (1 + 2.0**-29)  # widened by 2^-30 for its own roundings
     assert found.ulp == found.error / math.ulp(np.abs(numbers[row]).max())
@@ -162,7 +162,7 @@ def test_only_a_row_that_does_not_sum_to_zero_counts():
 
 def test_a_row_that_is_not_judged_has_no_error():
     found = measured(single.row_sums, Case.of("float32-1x3-nan-int64-sum"))
-    assert found.not_judged == {"a number of the row has no bound": 1}
+    assert found.not_judged == {"a number of the row has no error bound": 1}
     assert (found.got, found.error, found.bound, found.ratio) == (0.0, 0.0, math.inf, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Derivatives for a batch: correct code passes, and each check catches code that is wrong for a batch alone."""
+"""Derivatives for a batch: correct code passes, and each check catches code that is wrong only for a batch."""
 
 from types import SimpleNamespace
 
@@ -179,7 +179,7 @@ def test_a_wrong_second_element_is_found_at_its_index(name, loss):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_result_of_the_first_element_for_the_whole_batch_is_found(name):
-    """The act computes with the first element of the batch in place of each element."""
+    """The wrong subject computes the result of the first element of a batch, and returns it for each element."""
 
     def first(batch):
         return batch[:1].expand(batch.shape)
@@ -222,7 +222,9 @@ def test_a_derivative_that_forward_mode_alone_lacks_is_found(name):
 def test_a_missing_second_derivative_is_reported_once():
     found = findings_of("batched_second", changed(gradient=torch.detach))
     missing = [f"derivative of the gradient with respect to the {name}" for name in ("logits", "upstream gradient")]
-    assert [one.message for one in found] == [f"{of}: got none; expected a tensor that is not 0" for of in missing]
+    assert [one.message for one in found] == [
+        f"{of}: got None; expected a tensor, since the exact value is not 0" for of in missing
+    ]
 
 
 @pytest.mark.parametrize("name", ["jacfwd", "hessian"])

@@ -29,7 +29,7 @@ ALWAYS = {single.call.name, single.result.name}
 
 
 def changed(change, folder):
-    """Return the module of the kernel with a change, or without one for None, imported from a file in the folder."""
+    """Write the kernel to a file in the folder, with the change unless it is None; import and return the module."""
     text = KERNEL.read_text(encoding="utf-8")
     if change is not None:
         parts, at = text.split(change.old), 1 + (change.at or 0)
@@ -70,7 +70,7 @@ def found(case, checks):
 
 
 def far(strides):
-    """Return whether `fused` has the same loss for logits that lie far apart in memory, by these strides."""
+    """Return whether logits with these huge strides have the same loss as contiguous logits."""
     close = torch.randn(3, 3, dtype=torch.float16, generator=torch.Generator().manual_seed(0))
     logits = torch.empty(2**31 + 100, dtype=torch.float16).as_strided((3, 3), strides)
     logits.copy_(close)
@@ -79,14 +79,14 @@ def far(strides):
 
 
 def ignores_nan():
-    """Return whether a row that is ignored, and whose logits are NaN, has a gradient of 0."""
+    """Return whether an ignored row has a gradient of 0 if its logits are NaN."""
     logits = torch.tensor([[1.0, 2.0], [math.nan, math.nan]], requires_grad=True)
     loss = crossent.fused(logits, torch.tensor([1, -100]), reduction="sum")
     return bool((torch.autograd.grad(loss, logits)[0][1] == 0).all())
 
 
 def takes_strided_weight():
-    """Return whether a class weight may have gaps in memory."""
+    """Return whether a strided class weight has the same losses as a contiguous class weight."""
     logits, target, weight = torch.randn(6, 5), torch.arange(6) % 5, torch.rand(10)[::2]
     losses = [crossent.fused(logits, target, one, label_smoothing=0.1) for one in (weight, weight.contiguous())]
     return torch.equal(*losses)

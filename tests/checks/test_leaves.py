@@ -25,7 +25,10 @@ MEAN = LinearCase("float32", (17, 3), ignored="ignored")
 
 
 def changed(change):
-    """Return a wrong backward pass: `change` takes and returns the right gradients, and gets what is needed."""
+    """Return a loss with a wrong backward pass: `change` gets the right gradients, and returns wrong gradients.
+
+    The last argument of `change` says which gradients are needed.
+    """
     return by_hand(lambda slope, h, w, needs: change(*gradients(slope, h, w, needs), needs))
 
 
@@ -68,32 +71,34 @@ def detaches_the_bias(input, target, *, linear_bias=None, **options):
         (
             changed(as_liger),
             CASE,
-            "gradient of linear_weight: got none; expected one, since requires_grad is True for linear_weight alone",
+            "gradient of linear_weight: got None; expected a tensor, "
+            "since requires_grad is True only for linear_weight",
         ),
         (
             changed(as_liger),
             MEAN,
-            "gradient of linear_weight: got none; expected one, since requires_grad is True for linear_weight alone",
+            "gradient of linear_weight: got None; expected a tensor, "
+            "since requires_grad is True only for linear_weight",
         ),
         (
             changed(bias_needs_weight),
             CASE,
-            "gradient of linear_bias: got none; expected one, since requires_grad is True for linear_bias alone",
+            "gradient of linear_bias: got None; expected a tensor, since requires_grad is True only for linear_bias",
         ),
         (
             changed(bias_in_place_of_the_weight),
             CASE,
-            "gradient of linear_weight, with requires_grad for linear_weight and linear_bias alone:\nMismatched",
+            "gradient of linear_weight, with requires_grad only for linear_weight and linear_bias:\nMismatched",
         ),
         (
             changed(half_where_alone),
             MEAN,
-            "gradient of linear_weight, with requires_grad for linear_weight alone:\nMismatched",
+            "gradient of linear_weight, with requires_grad only for linear_weight:\nMismatched",
         ),
         (
             adds_to_frozen,
             CASE,
-            "gradient of linear_weight: got one; expected none, since requires_grad is True for input alone",
+            "gradient of linear_weight: got a tensor; expected None, since requires_grad is True only for input",
         ),
         (
             detaches_the_bias,
@@ -129,7 +134,7 @@ def test_every_choice_of_some_leaves_has_a_call():
 def test_the_words_of_a_call_name_the_argument():
     assert (
         in_words("gradient of input alone", CASE.operation)
-        == "gradient of the input, with requires_grad for input alone"
+        == "gradient of the input, with requires_grad only for input"
     )
 
 
@@ -210,7 +215,7 @@ def test_the_checks_run_in_an_isolated_process():
 
 @pytest.mark.parametrize(("worker", "can"), [(False, False), (True, False), (True, True)])
 def test_a_forked_process_calls_with_more_threads_only_if_it_cannot_block(monkeypatch, worker, can):
-    """An operation of several threads blocks in a process that is forked from one with such threads."""
+    """An operation in several threads blocks in a process that was forked from a process with such threads."""
     called = []
 
     def loss(input, target, *, linear_weight, **options):

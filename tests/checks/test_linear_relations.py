@@ -154,7 +154,7 @@ PLAIN = LinearCase("float32")
             options.options,
             drops_the_bias,
             LinearCase("float32", bias="bias"),
-            "loss: got the same with and without linear_bias; expected a difference",
+            "loss: got the same values with and without linear_bias; expected different values",
         ),
         (backward.two_backwards, scales_in_place, PLAIN, "a second backward pass through the same graph gives a diff"),
     ],

@@ -102,7 +102,7 @@ def test_right_code_survives(case):
 
 
 def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
-    """Except `large`, whose cases need much memory. The offsets of mutants are narrow, so a small case kills them."""
+    """The check `large` is left out, since its cases need much memory. A small case kills the mutants of offsets."""
     planned = plan("normal", tuple(DTYPES), 0)
     for mutant in MUTANTS:
         planned_checks = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}

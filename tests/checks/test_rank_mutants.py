@@ -69,7 +69,7 @@ def test_a_right_loss_passes_the_pairwise_cases_of_level_quick():
 
 
 def single_source(case):
-    """Return whether a case is from a covering array, and so has no name of its source."""
+    """Return whether a case is from a covering array. The ids of other cases begin with the name of their source."""
     return "/" not in case.id
 
 

@@ -263,9 +263,8 @@ def without(*dropped):
 def test_an_option_that_changes_nothing_is_caught(loss, case, option):
     ((kind, message),) = found("options", loss, case)
     assert kind == "wrong"
-    assert (
-        message == f"loss: got the same with and without {option}; expected a difference, as between the exact values"
-    )
+    expected = "expected different values, since the exact values differ"
+    assert message == f"loss: got the same values with and without {option}; {expected}"
 
 
 def test_an_option_without_effect_passes_if_the_exact_loss_does_not_depend_on_it():
@@ -343,7 +342,7 @@ def test_a_further_call_that_raises_or_gives_the_wrong_shape_is_a_finding(name):
     assert (refused.check, refused.kind, refused.message) == (name, "refused", "ValueError: only once")
     (wrong,) = part_of(only_once(lambda *args, **options: crossent.formula(*args, **options)[:0]), case, name).findings
     assert (wrong.check, wrong.kind) == (name, "wrong")
-    assert wrong.message.startswith("loss of a further call: got ")
+    assert wrong.message.startswith("loss of another call: got ")
 
 
 def test_a_further_call_that_does_not_apply_to_the_subject_is_counted():
@@ -399,7 +398,7 @@ def test_a_number_in_place_of_nan_is_found_even_without_a_bound():
 def test_a_difference_that_cannot_be_judged_is_counted():
     case = Case.of("float16-7x5-large-int64-sum-transposed")
     measured = part_of(FORM_SUBJECTS["formula"], case, "layout").outcomes[case.id].checks["layout"]
-    assert measured.not_judged == {"the other result has no bound": 1}
+    assert measured.not_judged == {"the other result has no error bound": 1}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -352,7 +352,7 @@ def test_a_class_out_of_range_that_compiled_code_takes_for_another_is_found():
         index = torch.where(target == ignore_index, target, target.clamp(max=4))
         return crossent.formula(input, index, ignore_index=ignore_index, **options)
 
-    assert_only(findings_of("compiled_error", loss), "accepted", "class 5, outside of 0 to 4, returned [")
+    assert_only(findings_of("compiled_error", loss), "accepted", "the call with class 5, outside of 0 to 4, returned [")
 
 
 def test_a_range_check_that_a_compiler_drops_is_found():
@@ -366,7 +366,8 @@ def test_a_range_check_that_a_compiler_drops_is_found():
 
     found = findings_of("compiled_error", loss)
     assert {one.kind for one in found} == {"accepted"}
-    assert {one.message.partition(", outside of 0 to ")[0] for one in found} == {"class 5", "class -1"}
+    calls = {one.message.partition(", outside of 0 to ")[0] for one in found}
+    assert calls == {"the call with class 5", "the call with class -1"}
 
 
 # --- Correct code passes ---------------------------------------------------------------------------------------------

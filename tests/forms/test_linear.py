@@ -71,7 +71,7 @@ def test_every_number_is_within_the_bounds_of_grade_a(form, dtype, seed):
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=computing(dtype)) for dtype in FORMATS])
 @pytest.mark.parametrize("loss", [pytest.param("torch", marks=has_torch_form), "composition"])
 def test_torch_keeps_its_own_contract(loss, dtype):
-    """Of float16, without label smoothing: torch's smoothed sum overflows."""
+    """In float16, the test uses no label smoothing, because torch's smoothed sum overflows."""
     loss = F.linear_cross_entropy if loss == "torch" else composition
     fixed = {"smooth": 0.0} if dtype == "float16" else {}
     for case in (linear_case(n, dtype, **fixed) for n in range(60)):

@@ -56,7 +56,7 @@ def with_weight(call):
 
 
 def compare(form, call, **options):
-    """Compare a form with the composition in float64, whose error bound is tiny, and with torch in the dtype."""
+    """Compare a form with torch in float64, whose error bound is tiny, and with torch in the dtype of the input."""
     call = {**call, **options}
     result = evaluate_linear(form, call)
     wide = {

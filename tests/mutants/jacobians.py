@@ -42,7 +42,7 @@ class _Copy(torch.autograd.Function):
 
 
 class _ReadsUpstream(_Copy):
-    """A copy. Its backward pass reads the value of the upstream gradient, except of a batch of torch.autograd."""
+    """A copy. Its backward pass reads the value of the upstream gradient, unless torch.autograd passes a batch."""
 
     @staticmethod
     def backward(ctx, upstream):

@@ -99,7 +99,7 @@ def losses_lie_in_the_logits(input, target, reduction="mean", **options):
 
 
 class _InPlace(torch.autograd.Function):
-    """The losses, written into given memory."""
+    """An autograd function that writes the losses into the memory of another tensor."""
 
     @staticmethod
     def forward(ctx, loss, place):

@@ -114,7 +114,7 @@ def reduced(rows: Rows, losses: Tensor, by: Tensor | float) -> Tensor:
 
 @form
 def right(rows: Rows) -> Tensor:
-    """Return the loss by all steps."""
+    """Compute the loss by the right steps."""
     return reduced(rows, masked(rows, row_losses(rows)), denominator(rows))
 
 

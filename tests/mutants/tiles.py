@@ -84,7 +84,7 @@ def odd_widths_are_illegal(input, target, **options):
 
 
 def _wrapped(tensor, bits):
-    """Return a contiguous tensor as a kernel reads it whose signed offsets have `bits` bits: 0 before the memory."""
+    """Return the numbers that a kernel with signed offsets of `bits` bits reads from a tensor; 0 before its memory."""
     flat = tensor.reshape(-1)
     offset = (torch.arange(len(flat)) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
     return torch.where(offset < 0, 0.0, flat[offset.clamp(min=0)]).reshape(tensor.shape)

@@ -327,7 +327,7 @@ def test_a_kernel_may_subtract_the_sum_of_maximum_and_logarithm_from_the_logits(
 
 
 def test_a_kernel_subtracts_the_logsumexp_before_it_multiplies_by_the_weight():
-    """`8 + log Σ` has a rounding error of 8u and Σ one of u. The weight 3 makes the error 27u."""
+    """`8 + log Σ` has a rounding error of 8u, and Σ an error of u. The weight 3 makes the whole error 27u."""
     given = inputs([[8.0, 0.0]], [0], weight=[3.0, 1.0])
     (bound,) = bounds_of(given, "kernel").loss
     assert 27 * U < bound < 28 * U
@@ -497,7 +497,7 @@ def test_a_mean_may_be_divided_by_the_least_possible_denominator():
 
 # --- Infinite bounds ----------------------------------------------------------------------------------------------
 
-ZERO_TIMES_INFINITY, OVERFLOW = "zero times infinity", "an intermediate may overflow"
+ZERO_TIMES_INFINITY, OVERFLOW = "a step may multiply zero by infinity", "an intermediate may overflow"
 TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
 
 
@@ -528,7 +528,7 @@ def test_an_infinity_in_an_ignored_row_is_no_reason():
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
 def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order):
-    """A running sum of 129 terms with eight bits may lose most of them. A sum of 128 terms has another reason."""
+    """In a format with eight bits, a running sum of 129 terms may lose most terms; a sum of 128 terms cannot."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
     assert reasons("loss", given, **stored) == {TOO_SHORT: True}

@@ -201,7 +201,7 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promise, grade):
-    """The logits no longer count as known, so no rounding error may shrink. It grows by less than its half."""
+    """The logits no longer count as known, so no error bound may shrink. Each bound grows by less than a half."""
     terms = rows_with_error(np.random.RandomState(0), rows=4, classes=30, error=1e-30)
     contract = linear_contract(promise, grade, "bfloat16", rows=4).loss
     contract = replace(contract, storage=FLOAT32)
@@ -237,7 +237,7 @@ def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_
     ("logits", "ulps"), [([[0.1, 0.0]], (0.0, 0.0)), ([[5.0, 0.0]], (0.0, 1000.0)), ([[0.1, 0.0]], (1000.0, 0.0))]
 )
 def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits, ulps):
-    """Only one source of errors is large: the subtraction of the maximum, the logarithm, or the exponential."""
+    """One source of errors is large in each test: subtracting the maximum, the logarithm, or the exponential."""
     functions = replace(linear_contract("eager", "A", "bfloat16").loss.functions, exp_ulps=ulps[0], log_ulps=ulps[1])
     contract = replace(linear_contract("eager", "A", "bfloat16").loss, storage=FLOAT32, functions=functions)
     logits = np.float64(np.float32(logits))
@@ -340,7 +340,7 @@ def test_a_subnormal_operand_may_be_taken_for_zero_where_the_contract_flushes():
 
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_a_gradient_of_each_row_may_be_rounded_before_its_upstream_gradient(grade):
-    """An implementation that rounds the gradient of the input, and multiplies by the upstream gradient of each row."""
+    """The implementation rounds the gradient of the input, and then multiplies by the upstream gradient of each row."""
     case = linear_case(3, "bfloat16", sizes=(40, 6, 20), reduction="none", values="normal", ignored=0.0, dense=False)
     given = replace(case.call, upstream=np.ones(40, "f4"))
     scale = FORMATS["bfloat16"].nearest(np.linspace(1.1, 1.9, 40))

@@ -129,7 +129,7 @@ def test_no_right_implementation_exceeds_an_error_bound(part, seed, found):
 
 
 def titled(case, contract=None):
-    """Return a function from a random implementation to its number, its contract and its call, for `shares`."""
+    """Return a function that turns a random implementation into an argument of `shares`: number, contract and call."""
     return lambda one: (one.number, contract or one.contract, lambda: one(case.call))
 
 

@@ -1,4 +1,4 @@
-"""The product of two matrices with few rounding errors: its radius holds, and products of parts are exact."""
+"""The product of two matrices with few rounding errors: its errors are within the radius, and parts are exact."""
 
 from fractions import Fraction
 
@@ -67,7 +67,7 @@ def test_numbers_that_cancel_keep_what_is_left():
 
 
 def test_with_more_bits_in_a_part_the_products_of_parts_are_rounded(monkeypatch):
-    """The sums of a few random numbers need fewer bits than the largest sum, so three bits more are necessary."""
+    """The sums of a few random numbers need fewer bits than the largest sum, so the test adds three bits to a part."""
     random, split = np.random.RandomState(0), products._split
     a, b = ball(random.uniform(1, 2, (20, 64))), random.uniform(1, 2, (64, 20))
     assert max(shares(a, b)) <= 1

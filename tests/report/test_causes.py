@@ -163,7 +163,7 @@ def test_the_features_that_refused_calls_need_are_named_and_once_declared_nothin
     assert {"spatial", "unbatched", "probability_target", "uint8_target"} <= set(features)
     assert "" not in features
     assert sum(len(cause.findings) for cause in found) == len(report.findings)
-    assert f"If it is missing on purpose: --without {' '.join(features)}" in str(report)
+    assert f"If it is missing on purpose, declare it: --without {' '.join(features)}" in str(report)
     again = crossent.check(only_two_dimensions, dtypes="float32", level="quick", without=features)
     assert [finding.headline for finding in again.findings] == []
 
@@ -325,7 +325,7 @@ def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
 
 
 def test_vv_has_the_id_of_each_finding_and_v_one_of_a_cause():
-    """The id of a finding has the name of its case, such as that of a published bug."""
+    """The id of a finding has the name of its case, such as the name of a published bug."""
     subject = reported_by(lambda case: ["loss"] * (case.dtype == "float64"))
     report = Report({}, [subject])
     of = {verbosity: plain_text(report.render(verbosity)).splitlines() for verbosity in (1, 2)}

@@ -323,7 +323,7 @@ def test_refused_calls_and_accepted_bad_inputs_are_shown_by_feature_with_the_opt
         part.outcomes[Case("float32", seed=seed).id] = Outcome("float32", "", checks={"call": Measured()})
     part.findings.append(Finding("mine", "errors", "class_beyond_the_last", "accepted", "returned 0"))
     text = page_text(Report(ENVIRONMENT, [part]))
-    assert "153 findings that a missing feature would explain" in text
+    assert "A missing feature would explain 153 findings" in text
     assert "--without probability_target index_errors" in text
     assert "probability_target: 152 calls raised with class probabilities TypeError: indices <only>" in text
     assert "index_errors: 1 bad input accepted returned 0" in text

@@ -110,7 +110,7 @@ def test_the_example_names_the_factor_that_the_most_findings_share_and_few_other
     subject.findings = [replace(finding, numbers=NUMBERS) for finding in subject.findings]
     lines = ["1 / rows or 1 / batch or 1 / classes", "1 / classes or 1 / 2", "1 / classes", "1 / rows"]
     for at, line in enumerate(lines):
-        message = f"Mismatched elements: 1 / 1 (100.0%)\ngot is the exact value times 0.2: {line}"
+        message = f"Mismatched elements: 1 / 1 (100.0%)\nThe number is the exact value times 0.2: {line}"
         subject.findings[at] = replace(subject.findings[at], message=message)
     (cause,) = causes(subject)
     assert cause.example.message.endswith(": 1 / classes")

@@ -305,7 +305,7 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, content, mess
 
 
 def test_a_seed_below_0_is_damage_of_the_file(tmp_path):
-    """Level quick would refuse the seed too, but name an option that the user did not give."""
+    """A run would refuse this seed too, but its message would name an option that the user did not give."""
     made = report_on(TORCH)
     made.seed = -1
     made.write_json(tmp_path / "r")
@@ -407,7 +407,7 @@ def test_a_report_without_any_case_is_not_ok():
 
 
 def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
-    """`--check memory --without memory` calls the subject, but does not run the check that was asked for."""
+    """`--check memory --without memory` calls the subject, but does not run the chosen check."""
     made = SubjectReport("mine", {"a": Outcome("float32", 0, checks={"call": Measured(False)})})
     for chosen, left_out, ok in (
         (["memory"], ["memory"], False),
@@ -490,7 +490,7 @@ def test_a_finding_of_every_subject_except_torch_has_the_result_of_torch():
     assert zero.torch.startswith("0.0  (0x0000), off by 0.001, ")
     uint8 = [Case.of("float32-3x5x4-normal-uint8-mean")]
     for finding in report_on(subject(off_by_a_percent), chosen=uint8).findings:
-        assert finding.torch.startswith("refuses it: RuntimeError: ")
+        assert finding.torch.startswith("raises RuntimeError: ")
 
 
 def shown(made, width=200, verbosity=0):

@@ -63,7 +63,7 @@ def test_every_recipe_is_of_a_check():
 
 
 def test_every_recipe_is_shown_to_work():
-    """The test has each kind of finding of each check. Checks of compiled code differ only in a constant."""
+    """`KINDS` has an example for each script function and kind of finding, except the examples of other tests."""
     wanted = {(recipe.step, kind) for recipe in (*RECIPES.values(), *REFUSALS.values()) for kind in recipe.kinds}
     shown = set()
     for _, case, said in KINDS.values():

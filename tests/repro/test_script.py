@@ -92,7 +92,7 @@ def test_a_script_shows_that_compiled_code_accepts_a_class_out_of_range(monkeypa
     assert skeleton(text) == skeleton(script(replace(finding, kind="wrong")))
     _, status, out = play(with_subject(text, CLAMPS))
     assert (status, out.splitlines()[-1]) == (1, "wrong")
-    assert "class 5 is out of range, and returned" in out
+    assert "the call with class 5, which is out of range, returned" in out
     _, status, out = play(with_subject(text, RIGHT))
     assert (status, out.splitlines()[-1]) == (0, "right")
     _, status, out = play(with_subject(text, where(IS_TRACED, REFUSE)))

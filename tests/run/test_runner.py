@@ -80,7 +80,7 @@ def test_a_step_has_its_cost_and_its_findings():
 
 
 def only_on(values, does):
-    """Return a right loss that calls `does` on a sum of (3, 5) logits with these values."""
+    """Return a right loss that calls `does` if the logits are (3, 5) with these values and the reduction is "sum"."""
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         if tuple(input.shape) == (3, 5) and reduction == "sum" and bool((input.abs() > 30).any()) == (values == "wide"):
@@ -219,7 +219,7 @@ def test_a_run_ends_at_max_findings_and_reports_how_many_cases_ran(jobs):
 
 
 def test_the_combinations_of_three_options_are_those_of_the_cases_that_ran():
-    """A case that is not applicable covers nothing, and a linear cross-entropy has axes of its own."""
+    """A case that is not applicable covers nothing, and a linear cross-entropy has other axes."""
 
     def only_means(input, target):
         return crossent.formula(input, target)

@@ -53,7 +53,7 @@ def run(monkeypatch, *numbers, jobs=1):
 def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     started = time.monotonic()
     results = run(monkeypatch, 0, 5)
-    assert results == {0: Ended("hung", "its worker process gave no sign of life, and was ended"), 5: 5}
+    assert results == {0: Ended("hung", "its worker process stopped responding, and was killed"), 5: 5}
     assert time.monotonic() - started < 20
 
 

@@ -65,7 +65,7 @@ def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message
     wrong = judged(lambda *args, **options: widened(*args, **options) * 1.01, HALVES[0], checks=CHEAP)
     assert {"result", "loss", "gradient"} == {finding.check for finding in wrong.findings}
     (outcome,) = wrong.subjects[0].outcomes.values()
-    assert outcome.not_run["repeat"] == "needs a correct `result` first"
+    assert outcome.not_run["repeat"] == "fails `result`, which the other checks need"
 
 
 def zero_mean(input, target, reduction="mean", **options):
@@ -98,7 +98,7 @@ def flushed():
 
 
 class Flushing(torch.autograd.Function):
-    """A form that takes subnormal arguments for 0, and returns 0 for subnormal results, forward and backward."""
+    """A form that treats subnormal arguments as 0, and returns 0 for subnormal results, forward and backward."""
 
     @staticmethod
     def forward(ctx, form, logits, target, options):

@@ -160,7 +160,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
 
 
 class Once(torch.autograd.Function):
-    """A function that can be differentiated once, and only by the logits."""
+    """A function that can be differentiated once, and only with respect to the logits."""
 
     @staticmethod
     def forward(ctx, input, target, options):
@@ -287,7 +287,10 @@ def test_the_error_of_an_unknown_feature_names_the_features():
 
 
 def test_each_feature_removes_the_checks_that_need_it():
-    """An entry has the checks for class indices, then for probabilities. If a check lacks a need, right code fails."""
+    """Each entry has the checks that need a feature: first for class indices, then for probabilities.
+
+    If a check did not declare a feature that it needs, correct code without the feature would fail.
+    """
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
     of_gradient |= {"batched_gradient", "jacrev", "circumstances"}

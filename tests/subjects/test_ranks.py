@@ -167,10 +167,10 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
     ("subjects", "options", "message"),
     [
         (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
-        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it runs on several ranks: give a number of ranks"),
-        ([], {"ranks": 2}, "ranks: got 2, but no subject that runs on ranks"),
+        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it runs on several ranks; add --ranks N"),
+        ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
         (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
-        (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: a run of linear_cross_entropy"),
+        (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: got the operation linear_"),
         (["loss_parallel+compile"], {"ranks": 2}, "which does not run on ranks"),
     ],
 )
@@ -182,7 +182,7 @@ def test_wrong_use_of_ranks_is_an_error_of_one_line(subjects, options, message):
 
 def test_an_adapted_loss_has_one_number_of_ranks():
     loss = crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=3)
-    with pytest.raises(ValueError, match="ranks: got 2, but 'right' is a loss on 3 ranks"):
+    with pytest.raises(ValueError, match="ranks: got 2, but 'right' runs on 3 ranks"):
         crossent.check(loss, ranks=2)
 
 

@@ -13,7 +13,7 @@ from crossent.forms import formula
 
 
 def right(local_logits, target, shape, axis, options):
-    """Gather the logits of all ranks, and compute the loss of all classes. The gradient is that of this shard."""
+    """Gather the logits of all ranks, and compute the loss of all classes, with the gradient of this shard."""
     sizes = [len(part) for part in torch.empty(shape[axis]).chunk(dist.get_world_size())]
     sizes += [0] * (dist.get_world_size() - len(sizes))
     parts = [local_logits.new_empty(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]

@@ -1,4 +1,4 @@
-"""Linear cross-entropies for tests: right ones, and one that is written by hand so that a test can change a step."""
+"""Linear cross-entropies for tests: right losses, and a loss written by hand, in which a test can change a step."""
 
 from dataclasses import replace
 

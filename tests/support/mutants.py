@@ -51,7 +51,7 @@ class Figures:
         self._show(counted)
 
     def _count(self):
-        """Return the lowest level at which each mutant is found, the checks that find it, and if plain calls do."""
+        """Return the lowest level and the checks that find each mutant, and whether plain calls find the mutant."""
         killed = {mutant.name: ("", []) for mutant in self.mutants}
         for level in LEVELS:
             left = [mutant for mutant in self.mutants if not killed[mutant.name][0]]
@@ -99,7 +99,7 @@ def found_on_all_cases(level, mutants):
 
 
 def found_on_the_first_case(operation, level, mutants):
-    """Return the checks that find each mutant of an operation, on the first case of a level on which one does."""
+    """Return the checks that find each mutant of an operation, on the first case of a level that finds the mutant."""
     planned = plan(level, tuple(DTYPES), 0, operation)
     cases, found = list(planned), {mutant.name: set() for mutant in mutants}
     for case in (cases[at] for group in ordered(planned) for at in group):

@@ -1,8 +1,8 @@
 """Right implementations of a linear cross-entropy: each computes the formula in its own way, with its own roundings.
 
-An implementation is drawn from its number. It chooses the order of every sum, fused multiply-adds, chunks of rows and
-of classes, where the bias and the upstream gradient come in, and how far exp and log err. At grade B, it keeps logits
-and their gradient in the dtype. All computation is in float32, or float64 for float64.
+The number of an implementation is the seed of its random choices: the order of every sum, fused multiply-adds, chunks
+of rows and of classes, when the bias and the upstream gradient are used, and the errors of exp and log. At grade B, an
+implementation rounds the logits and their gradient to the dtype. It computes in float32, or in float64 for float64.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RightLinear:
         return self._rounded(values).astype(self.compute) if self._narrow else values
 
     def _function(self, of, values, ulps):
-        """Return exp or log, with an error of up to so many ulps."""
+        """Return exp or log, with an error of at most `ulps`."""
         exact = of(values.astype(np.float64))
         u = np.finfo(self.compute).eps / 2
         away = np.where(exact == 1 if of is np.exp else values == 1, 0.0, ulps * u)

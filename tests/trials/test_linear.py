@@ -106,7 +106,7 @@ def test_a_gradient_that_is_missing_is_an_error_that_names_its_tensor():
 
 
 def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would_pass():
-    """One class has no gradient, so passing says nothing; five classes have one."""
+    """With one class, the gradient is 0, so zeros pass. With five classes, zeros fail."""
     for classes, vacuous in ((1, True), (5, False)):
         case = LinearCase("float32", (7, classes), bias="bias")
         differences = Trial(Question(case), Subject("loss", in_double), Here(in_double)).differences

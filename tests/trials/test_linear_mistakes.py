@@ -53,7 +53,7 @@ def lines_of(bug, case):
     subject = with_bug(bug, case)
     trial = trial_of(Question(case), subject)
     wrong = [name for name, difference in trial.differences.items() if not difference.ratio <= 1]
-    return {name: mistake_of(trial, name).removeprefix("\ngot fits a result ") for name in wrong}
+    return {name: mistake_of(trial, name).removeprefix("\nThe numbers fit a result ") for name in wrong}
 
 
 ALL = LinearCase(
@@ -253,7 +253,7 @@ def test_the_finding_has_the_line():
     subject = with_bug(linear_bugs.DropsTheBias, MEAN)
     findings = judge_case(Question(MEAN), subject, Here(subject.loss), CHECKS).findings
     assert [finding.check for finding in findings] == ["loss", "gradient", "weight_gradient", "bias_gradient"]
-    assert all("\ngot fits a result without linear_bias" in finding.message for finding in findings)
+    assert all("\nThe numbers fit a result without linear_bias" in finding.message for finding in findings)
 
 
 def test_a_right_result_fits_no_mistake():

@@ -1,4 +1,4 @@
-"""Composer: cross-entropy with class indices or probabilities. The glue takes the two functions alone."""
+"""Composer: cross-entropy with class indices or probabilities. This file loads only the two functions."""
 
 import typing
 import warnings

@@ -1,4 +1,4 @@
-"""fairseq2: cross-entropy in float32. The package imports compiled code, so the glue takes the function alone."""
+"""fairseq2: cross-entropy in float32. The package imports compiled code, so this file loads only the function."""
 
 import typing
 

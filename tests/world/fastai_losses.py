@@ -1,6 +1,6 @@
 """fastai: cross-entropy of flattened logits, and label smoothing.
 
-The file with the losses imports pandas, matplotlib and others, so the glue takes the two classes alone.
+The file with the losses imports pandas, matplotlib and others, so this file loads only the two classes.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The bugs of findings.toml, each in a few lines that need the package and torch alone, not crossent.
 
-A function has the name of a loss of losses.toml. It passes as long as the package has the bug.
+Each function has the name of a loss in losses.toml, and passes as long as the package has the bug.
 """
 
 import os

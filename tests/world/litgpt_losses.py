@@ -1,4 +1,4 @@
-"""LitGPT: cross-entropy in chunks of rows. The file imports lightning, so the glue takes the function alone."""
+"""LitGPT: cross-entropy in chunks of rows. The file imports lightning, so this file loads only the function."""
 
 import torch
 from packages import INDICES, LAST, TORCHS_ERRORS, lacks, of_file

@@ -1,6 +1,6 @@
 """mmpretrain: cross-entropy with class indices, with class probabilities, and with label smoothing.
 
-The package imports mmcv, so the glue takes the functions alone.
+The package imports mmcv, so this file loads only the functions.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""mmsegmentation: cross-entropy with ignored pixels. The package imports mmcv, so the glue takes the function alone."""
+"""mmsegmentation: cross-entropy with ignored pixels. The package imports mmcv, so this file loads only the function."""
 
 import torch
 from packages import INDICES, TORCHS_ERRORS, lacks, of_file

@@ -1,6 +1,6 @@
 """NeMo: the loss of log-probabilities with label smoothing, which gives the true class no part of the smoothing.
 
-The package imports lightning, so the glue takes the class alone.
+The package imports lightning, so this file loads only the class.
 """
 
 import typing

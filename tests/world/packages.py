@@ -40,16 +40,16 @@ def lacks(**reasons):
 
 
 def named(name, loss, **reasons):
-    """Name an adapted loss, which lacks these features too."""
+    """Set the name of an adapted loss, and declare further features that the loss lacks."""
     loss.__name__ = name
     loss.lacks |= reasons
     return loss
 
 
 def of_file(package, file, *names, **given):
-    """Return the first of these functions and classes of a file of a package; nothing else of the file runs.
+    """Run only the functions and classes `names` of a file of a package, and return the first of them.
 
-    `given` has the names that the code uses and that the file imports.
+    `given` has the objects that this code uses, by the names under which the file imports them.
     """
     path = Path(importlib.util.find_spec(package).submodule_search_locations[0], file)
     wanted = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") in names]

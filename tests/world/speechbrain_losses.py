@@ -1,4 +1,4 @@
-"""SpeechBrain: the loss of log-probabilities. The file imports much of the package, so the glue takes its functions."""
+"""SpeechBrain: the loss of log-probabilities. Its file imports much of the package, so only functions are loaded."""
 
 import functools
 

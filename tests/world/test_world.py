@@ -21,7 +21,7 @@ from crossent.run.plan import plan
 
 pytestmark = pytest.mark.filterwarnings("default")  # warnings of these packages are no errors
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the glue imports its neighbours, as where crossent loads the file
+sys.path.insert(0, str(HERE))  # the files import each other, as when crossent loads them
 from faults import FAULTS  # noqa: E402
 
 FINDINGS = read_list(HERE / "findings.toml")
@@ -32,11 +32,11 @@ DTYPES = ("float32", "bfloat16")
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_finding_of_a_package_is_explained(name):
-    glue = HERE / f"{name.partition('_')[0]}_losses.py"
+    file = HERE / f"{name.partition('_')[0]}_losses.py"
     settings = {"dtypes": DTYPES, **LOSSES[name]}
     del settings["package"]
     settings["dtypes"] = DTYPE_NAMES if settings["dtypes"] == "all" else settings["dtypes"]
-    report = crossent.check(f"{glue}:{name}", **settings, level="quick", seed=0, jobs=2)
+    report = crossent.check(f"{file}:{name}", **settings, level="quick", seed=0, jobs=2)
     mark(report, FINDINGS)
     (subject,) = report.subjects
     assert not report.findings, str(report)

@@ -1,4 +1,4 @@
-"""torchtune: the cross-entropy of tokens in chunks, of logits and of hidden states."""
+"""torchtune: the cross-entropy of tokens, in chunks: one function takes logits, another takes hidden states."""
 
 from packages import FLOAT32, INDICES, LAST, TORCHS_ERRORS, lacks, without_init
 from torch.nn.functional import linear

@@ -1,7 +1,7 @@
 """Calls for which a linear cross-entropy must raise an error.
 
-Most of these calls are bad inputs of a cross-entropy whose logits are correct, here with hidden states and a weight in
-place of the logits. The other calls have a wrong argument of the linear layer.
+Most of these calls are bad inputs of a cross-entropy, with hidden states and a weight in place of the logits. The other
+calls have a wrong argument of the linear layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks of a subject on several ranks. They run only with --ranks, and are not in `CHECKS`.
 
-shards    the same call on other numbers of ranks; targets, ignored rows and smoothing over the shards; uneven shards
+shards    other numbers of ranks; targets, ignored rows and label smoothing across the shards; uneven and empty shards
 contexts  the context of the subject, entered twice or ended by an exception
 
-`RANK_CHECKS` of `crossent.checks` lists them in the order of a report.
+`RANK_CHECKS` of `crossent.checks` lists the checks in the order of a report.
 """

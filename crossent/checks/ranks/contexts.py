@@ -28,11 +28,11 @@ def _problems(trial: Trial, way: str, kind: str) -> Iterator[Problem]:
 
 @check(cost=Cost.CALLS, applies=lambda case: case.rows > 0)
 def context(trial: Trial) -> Iterator[Problem]:
-    """After an exception in the context of the loss, a call outside of the context does what it did before."""
+    """After an exception ends the context of the loss, a call outside of the context does the same as before."""
     yield from _problems(trial, "exception", "changed_state")
 
 
 @check(cost=Cost.CALLS, applies=lambda case: case.rows > 0)
 def nested_context(trial: Trial) -> Iterator[Problem]:
-    """The context of the loss can be entered twice, one in the other."""
+    """The context of the loss can be entered again while it is active."""
     yield from _problems(trial, "twice", "refused")

@@ -1,4 +1,4 @@
-"""Checks of the shards of a subject on several ranks: each compares calls with other inputs with their exact values."""
+"""Checks of the shards of a subject on several ranks: each check compares other calls with their exact values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 
 
 def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
-    """Return the first class of each rank, and the first class after its shard. A rank may have none."""
+    """Return, for each rank, its first class and the first class after its shard. The two are equal without classes."""
     if trial.subject.split == "batch":
         raise NotRunError("cuts the batch, so each rank has all classes")
     axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
@@ -54,9 +54,9 @@ def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def world_sizes(trial: Trial) -> Iterator[Difference]:
-    """The same call on one rank, and on one rank fewer, has the exact loss and gradient.
+    """The same call on a single rank, and on one rank less, has the exact loss and gradient, within the error bounds.
 
-    So the results of all numbers of ranks agree within their error bounds.
+    So the results on different numbers of ranks agree within these bounds.
     """
     for ranks in sorted({1, max(1, trial.subject.ranks - 1)} - {trial.subject.ranks}):
         got = further_call(trial, trial.question.fresh(), evaluate_on, ranks)
@@ -65,7 +65,7 @@ def world_sizes(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", cost=Cost.CALLS, applies=_has_classes)
 def one_shard(trial: Trial) -> Iterator[Difference]:
-    """If one rank has the classes of all targets, and all other ranks have none, loss and gradient are exact."""
+    """For each rank: if the classes of all targets are on this rank, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
         raise NotRunError("has targets in every shard, since they are probabilities")
@@ -78,7 +78,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", "ignore_index", cost=Cost.CALLS, applies=_has_classes)
 def ignored_shard(trial: Trial) -> Iterator[Difference]:
-    """If all rows whose class is on one rank are ignored, loss and gradient are exact."""
+    """For each rank: if all rows whose class is on this rank are ignored, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
         raise NotRunError("has no ignored rows, since the targets are probabilities")
@@ -93,14 +93,14 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("label_smoothing", cost=Cost.CALLS, applies=_has_classes)
 def whole_smoothing(trial: Trial) -> Iterator[Difference]:
-    """With label_smoothing=1, the loss is the mean over the classes of all ranks, and the gradient is exact."""
+    """With label_smoothing=1, which averages over the classes of all ranks, loss and gradient are exact."""
     inputs = trial.question.inputs
     yield from _compared(trial, replace(inputs, options={**inputs.options, "label_smoothing": 1.0}), "smoothed by 1")
 
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def uneven_shards(trial: Trial) -> Iterator[Difference]:
-    """If the number of classes is no multiple of the number of ranks, loss and gradient are exact."""
+    """If the number of classes is not a multiple of the number of ranks, loss and gradient are exact."""
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     _bounds(trial, inputs)
     uneven = [classes for classes in range(inputs.classes, ranks, -1) if classes % ranks]
@@ -111,9 +111,9 @@ def uneven_shards(trial: Trial) -> Iterator[Difference]:
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def empty_shard(trial: Trial) -> Iterator[Difference]:
-    """If there are fewer classes than ranks, so that a rank has none, loss and gradient are exact.
+    """If there are fewer classes than ranks, so that a rank has no classes, loss and gradient are exact.
 
-    On two ranks, this is a call with one class. So the check runs unless the user declares that the loss needs two.
+    On two ranks, the call has one class. The check does not run if the user declares that the loss needs two classes.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     _bounds(trial, inputs)
@@ -134,14 +134,15 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
         raise NotRunError("has no padding, or no class indices")
     classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
     if not classes:
-        raise NotRunError("needs two classes for a shard with padding")
+        raise NotRunError("has too few classes for a shard with padding")
     narrowed = _of_classes(inputs, classes)
     target = torch.where(_kept(narrowed), classes, narrowed.target.long())
     performed: Performed[Result] = trial.host.perform(evaluate, _with_target(narrowed, target), ())
     if performed.ended:
         yield Problem(performed.ended, performed.how)
     elif performed.raised is None:
-        yield Problem("accepted", f"the call returned a loss of class {classes}, though there are {classes} classes")
+        last = f"the last class is {classes - 1}"
+        yield Problem("accepted", f"the call returned a loss for the target {classes}, though {last}")
 
 
 def _kept(inputs: Inputs) -> Tensor:
@@ -154,7 +155,7 @@ def _with_target(inputs: Inputs, target: Tensor) -> Inputs:
 
 
 def _of_classes(inputs: Inputs, classes: int) -> Inputs:
-    """Return the inputs with the first classes alone. The target of a further class becomes one of the first."""
+    """Return the inputs with only the first `classes` classes. A target of another class gets one of these classes."""
     axis = min(1, inputs.input.dim() - 1)
     options = dict(inputs.options)
     if isinstance(weight := options.get("weight"), Tensor):

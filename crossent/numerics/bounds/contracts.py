@@ -165,9 +165,9 @@ def contract(
     Grade A: intermediates in float32 (in float64 for float64 logits), sums over classes in any order, one rounding to
     the dtype of the result. A wider format only leaves roundings out.
 
-    Ranks. An all-reduce over ranks is a sum in blocks, in some order, of parts with a common maximum or with maxima of
-    their own. "kernel", "fast_kernel" and "logsumexp" allow any order, of classes and of rows, so they hold on any
-    number of ranks.
+    Ranks. An all-reduce over ranks is a sum in blocks, in some order. The blocks have a common maximum, or each block
+    has its own maximum. "kernel", "fast_kernel" and "logsumexp" allow any order, of classes and of rows, so these
+    contracts also hold on several ranks.
 
     Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 

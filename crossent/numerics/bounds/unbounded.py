@@ -13,7 +13,7 @@ Reason = Literal[
     "an intermediate may overflow",
     "the denominator may be zero",
     "the format is too short for so many terms",
-    "zero times infinity",
+    "a step may multiply zero by infinity",
 ]
 
 
@@ -43,6 +43,6 @@ def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
         reason = "the denominator may be zero"
     else:
         here = infinite if bound.ndim else infinite.any()
-        found["zero times infinity"], remaining = remaining & here, remaining & ~here
+        found["a step may multiply zero by infinity"], remaining = remaining & here, remaining & ~here
     found[reason] = found.get(reason, np.zeros_like(remaining)) | remaining
     return {reason: where for reason, where in found.items() if where.any()}

@@ -48,7 +48,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
         contracts = was_part.contract or _BY_DEFAULT, part.contract or _BY_DEFAULT
         declared = "; ".join(was_part.declared) or "nothing", "; ".join(part.declared) or "nothing"
         different += [(f"contract of {part.name}", *contracts)] if contracts[0] != contracts[1] else []
-        different += [(f"declared of {part.name}", *declared)] if declared[0] != declared[1] else []
+        different += [(f"declarations of {part.name}", *declared)] if declared[0] != declared[1] else []
     return different
 
 

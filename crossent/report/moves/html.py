@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST = 40  # the most cards of a kind
 _MOST_OF_A_CARD = 60  # the most changes that a card lists
 _MOST_NAMES = 6  # the most names in a title
-_HEADLINES = ("Nothing was compared", "Look before you upgrade")
+_HEADLINES = ("Nothing was compared", "Look at the changes before you upgrade")
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 

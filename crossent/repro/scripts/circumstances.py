@@ -81,9 +81,9 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Return the result of a call on tensors that are outputs of operations, and so no leaves.
+    """Return the result of a call whose logits, and options that require a gradient, are not leaves.
 
-    These are the logits, and the options that require a gradient.
+    These tensors are outputs of operations.
     """
     made = []
 
@@ -118,7 +118,7 @@ def call_for_some_gradients():
         loss.backward(g.to(loss.dtype))
         for name, one in tensors.items():
             if (one.grad is None) == (name in names.values()):
-                got = "none; expected one" if one.grad is None else "one; expected none"
+                got = "None; expected a tensor" if one.grad is None else "a tensor; expected None"
                 verdict(True, f"gradient of {name}: got {got} in the call {call}")
         results[call] = {"loss": loss.detach(), **{of: tensors[name].grad for of, name in names.items()}}
     return results

@@ -43,10 +43,9 @@ def check_compiled_errors():
         try:
             loss = evaluate(*inputs, loss_of=loss_of)["loss"]
         except (IndexError, RuntimeError) as error:
-            print(f"class {index} raised {type(error).__name__}, which is right")
+            print(f"the call with class {index} raised {type(error).__name__}, which is right")
         except (Exception, SystemExit) as error:
-            verdict(True, f"class {index} raised {error!r}; it must raise IndexError or RuntimeError")
+            verdict(True, f"the call with class {index} raised {error!r}; it must raise IndexError or RuntimeError")
         else:
-            verdict(
-                True, f"class {index} is out of range, and returned {loss}; it must raise IndexError or RuntimeError"
-            )
+            out = f"the call with class {index}, which is out of range, returned {loss}"
+            verdict(True, f"{out}; it must raise IndexError or RuntimeError")

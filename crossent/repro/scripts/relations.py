@@ -46,7 +46,7 @@ def judge_unchanged(results):
     """End the script with status 1 if an option does not change the result."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
-        verdict(True, f"{part}: got the same with and without the option; expected a difference")
+        verdict(True, f"{part}: got the same values with and without the option; expected different values")
 
 
 def check_two_backwards():

@@ -238,7 +238,7 @@ def call_on_repeated():
 
 
 def check_memory():
-    """Check that a call with many rows and classes takes less memory than one number for each row and class would."""
+    """Check that a call with many rows and classes takes less memory than all its logits would take."""
     rows, classes = many
     x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
     y = target.repeat(-(-rows // len(target)))[:rows]

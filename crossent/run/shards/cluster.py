@@ -10,7 +10,7 @@ from crossent.run.shards.executor import over
 from crossent.words import cut, one_line, quoted
 
 _SECONDS_TO_CONNECT = 30
-_SHARDS_PER_THREAD = 2  # a lost worker loses less, and the last shards end at about the same time
+_SHARDS_PER_THREAD = 2  # smaller shards: less work is lost with a worker, and the threads end at about the same time
 
 
 def check_on_dask(address: str, *subjects: str, shards: int | None = None, **options: Any) -> Report:
@@ -21,18 +21,19 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
     Args:
         address: the address of the scheduler.
         subjects: as for :func:`crossent.over`.
-        shards: the number of shards; None for two for each thread of the workers.
+        shards: the number of shards. By default, two shards for each thread of the workers.
         options: as for :func:`crossent.over`.
 
     Raises:
-        ValueError: the package distributed is missing, no scheduler is at the address, or it has no workers.
+        ValueError: the package distributed is missing, no scheduler answers at the address, or the scheduler has no
+            workers.
         RuntimeError: as for :func:`crossent.over`.
     """
     try:
         from distributed import Client
     except ImportError:
         raise ValueError("dask: the package distributed is missing: pip install 'crossent[dask]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost worker is no news: its shard is sent again
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost worker needs no message: its shard runs again
     try:
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -41,11 +42,12 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
     try:
         threads = sum(client.nthreads().values())
         if not threads:
-            raise ValueError(f"dask: the scheduler at {cut(address)} has no workers; start dask worker {cut(address)}")
+            at = cut(address)
+            raise ValueError(f"dask: the scheduler at {at} has no workers; start one with `dask worker {at}`")
         executor = client.get_executor(pure=False)
         try:
             return over(executor, *subjects, shards=shards or _SHARDS_PER_THREAD * threads, **options)
         finally:
-            executor.shutdown(wait=False)  # cancels the shards that run, and each worker then ends its command
+            executor.shutdown(wait=False)  # cancels the running shards; each worker then ends its command
     finally:
         client.close()

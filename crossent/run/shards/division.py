@@ -1,4 +1,4 @@
-"""The division of a run into shards of about equal cost, and what all shards of a run have in common."""
+"""The division of a run into shards of about equal cost, and the entries that must be equal in all shards."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from crossent.run.settings import Settings
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 
-_LARGE = 1 / 3  # a case that costs more than this share of a shard is placed before the others
+_LARGE = 1 / 3  # a case that costs more than this share of a shard is given to a shard before the other cases
 
 
 def divide(planned: Plan, count: int) -> list[list[int]]:
     """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
 
-    The division follows from the plan alone. The most expensive cases go to the shards with the least cost. The other
-    cases fill the shards in an order in which cases of the same structure follow each other, since error bounds of such
-    cases are computed together. Checks that import torch's compilers are therefore in few shards.
+    The division depends only on the plan. Expensive cases come first: each goes to the shard that costs the least so
+    far. Then the other cases fill one shard after the other. Cases of the same structure follow each other, since their
+    error bounds are computed together. The cases whose checks import torch's compilers also follow each other, so few
+    shards import the compilers.
     """
     costs = [cost(case, checks)[0] for case, checks in planned.items()]
     goal = sum(costs) / count
@@ -47,7 +48,7 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
 
 
 def share(planned: Plan, shard: tuple[int, int]) -> Plan:
-    """Return the cases of one shard, with their checks. `shard` has the number of the shard, from 1, and the count."""
+    """Return the cases of one shard, with their checks. `shard` is the shard's number, from 1, and the shard count."""
     number, count = shard
     cases = list(planned)
     return {cases[at]: planned[cases[at]] for at in divide(planned, count)[number - 1]}
@@ -60,7 +61,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
         settings: the settings of the run, with the shard.
         subjects: the subjects of the run.
         planned: the plan of the whole run.
-        part: the part of the plan that the shard has.
+        part: the part of the plan that belongs to the shard.
     """
     assert settings.shard is not None
     number, count = settings.shard
@@ -75,7 +76,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return what all shards of a run have in common, beside the other entries of a report."""
+    """Return entries that must be equal in all shards of a run, and that a report does not have elsewhere."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": _checksum(one.source) for one in subjects}
@@ -88,7 +89,7 @@ def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapp
 
 
 def _checksum(source: str) -> str:
-    """Return a checksum of the file of a subject; "" for a subject that no file path names."""
+    """Return a checksum of the file of a subject; "" if the source of the subject is not the path of a file."""
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):
         with suppress(OSError):

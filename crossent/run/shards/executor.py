@@ -51,20 +51,20 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
     """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
 
     The executor gets the command for each shard, which runs in a new process, and returns the bytes of a report.
-    The reports are verified and merged. The report equals that of one run, byte for byte. Each worker needs the same
-    versions of crossent, torch and numpy, and the folder in which this function is called.
+    This function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each
+    worker needs the same versions of crossent, torch and numpy, and the folder in which this function is called.
 
     If a worker is lost, a command fails or a report is damaged, the shard is sent again, at most `attempts` times in
-    all. A pool of the standard library cannot go on after it has lost a process. Then the shards that were running are
-    sent to a new executor, if `executor` is a function that makes one.
+    all. A process pool of the standard library stops working when one of its processes is lost. If `executor` is a
+    function, this function then makes a new executor, and sends the unfinished shards to it.
 
     Args:
         executor: a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, the result of Dask's
             `client.get_executor(pure=False)`, or another executor; or a function without arguments that returns a new
             executor, which this function shuts down.
-        subjects: the functions to check, by name: see :func:`crossent.check`. A worker loads them itself.
+        subjects: the functions to check, by name: see :func:`crossent.check`. Each worker imports them.
         shards: the number of shards, which have about equal cost. Each shard starts Python and imports torch.
-        attempts: how often a shard is sent at most.
+        attempts: the most times that a shard is sent.
         device: as for `check`, and so are `dtypes`, `level`, `seed`, `without`, `contract`, `grade`,
             `expected_findings`, `timeout`, `checks`, `cases`, `operation` and `ranks`.
         jobs: the number of worker processes of each command.
@@ -76,7 +76,7 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
     if callables := [one for one in subjects if not isinstance(one, str)]:
-        raise TypeError(f"over: got {quoted(callables[0])}; name the function, as in 'path/to/file.py:NAME'")
+        raise TypeError(f"over: got {quoted(callables[0])}; give the function by name, as in 'path/to/file.py:NAME'")
     for name, value, most in (("shards", shards, MOST_SHARDS), ("attempts", attempts, 1000)):
         if not 1 <= value <= most:
             raise ValueError(f"{name}: got {quoted(value)}; allowed are 1 to {most:,}")
@@ -99,8 +99,7 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
     with tempfile.TemporaryDirectory(prefix="crossent-shards-") as folder:
         write_whole(alive := os.path.join(folder, "run"), "")
         kept = {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY",) if name in os.environ}
-        # A run sets its own number of threads. But a report has the number that torch would use, and Dask's workers
-        # set it to 1.
+        # The report says how many threads torch would use here. Dask's workers would change this number to 1.
         variables = {**kept, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         task = Task(_words(options), subjects, os.getcwd(), variables, (alive, socket.gethostname()))
         run = _Run(executor, task, shards, attempts, folder)
@@ -128,9 +127,9 @@ class _Run:
 
     Attributes:
         given: the executor, or a function that makes one.
-        task: what a worker does.
+        task: the task that is sent to the workers.
         count: the number of shards.
-        attempts: how often a shard is sent at most.
+        attempts: the most times that a shard is sent.
         folder: a folder for the reports.
         reports: the verified report of each shard, by its number.
         waiting: the number of the shard, and of the attempt, of each future.
@@ -194,10 +193,10 @@ class _Run:
         self.waiting[future] = number, attempt
 
     def _verified(self, number: int, content: bytes) -> Report:
-        """Return the report in the bytes that a worker returned.
+        """Return the report from the bytes that a worker returned.
 
         Raises:
-            ValueError: the bytes are no report of this shard.
+            ValueError: the bytes are not a report of this shard.
         """
         path = os.path.join(self.folder, f"{number}-of-{self.count}.json")
         with open(path, "wb") as file:
@@ -205,26 +204,27 @@ class _Run:
         report = read_report(path)
         os.unlink(path)
         if report.shard is None or (report.shard.number, report.shard.count) != (number, self.count):
-            raise ValueError(f"the report is of {report.shard or 'a whole run'}")
+            got = f"shard {report.shard}" if report.shard else "a whole run"
+            raise ValueError(f"the worker returned a report of {got}")
         return report
 
     def _renew(self, error: BaseException) -> None:
-        """Make another executor, after this one broke.
+        """Replace a broken executor.
 
         Raises:
-            RuntimeError: the user gave an executor, and no function that makes one.
+            RuntimeError: the user gave an executor instead of a function that makes one.
         """
         if not self.makes:
             done = f"{len(self.reports)} of {self.count} shards done"
             raise RuntimeError(
                 f"the executor has lost a worker and cannot go on ({type(error).__name__}), with {done}; "
-                f"give over() a function that makes an executor"
+                f"give over() a function that makes an executor, which can then be replaced"
             ) from None
         self.executor.shutdown(wait=False)
         self.executor = self.given()  # type: ignore[operator]
 
     def end(self) -> None:
-        """Cancel the shards that wait, and give the running shards time to end their commands."""
+        """Cancel the shards that have not started, and give the running shards time to end their commands."""
         for future in self.waiting:
             future.cancel()
         wait(self.waiting, _SECONDS_TO_END)

@@ -1,7 +1,7 @@
 """Merge the reports of the shards of a run into the report of the run.
 
 A shard may come from another machine. So the reader checks each report, and :func:`merge` checks that the shards belong
-to one run, and that each case of the plan is in exactly one shard. Nothing of a report is run or imported.
+to one run, and that each case of the plan is in exactly one shard. No code from a report is run or imported.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SHOWN = 10  # the most numbers of shards that a message lists
 def merge(*reports: Report | str | os.PathLike[str]) -> Report:
     """Return the report of a whole run, from the reports of all its shards in any order.
 
-    The JSON document of the report equals that of a run without shards, byte for byte. Its number of threads and its
-    kernel are those of the first shard.
+    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
+    and the kernel of the system come from the first shard.
 
     Args:
         reports: the reports of the shards: a :class:`crossent.Report`, or the path of the file that
@@ -78,7 +78,7 @@ def merged(named: Sequence[tuple[str, Report]]) -> Report:
 
 def _shard(name: str, report: Report) -> Shard:
     if report.shard is None:
-        raise ValueError(f"{name}: the report of a whole run; give files of `crossent check --shard I/N --json`")
+        raise ValueError(f"{name}: got the report of a whole run; give files of `crossent check --shard I/N --json`")
     return report.shard
 
 
@@ -92,10 +92,11 @@ def _in_order(named: Sequence[tuple[str, Report]]) -> list[tuple[str, Report]]:
         shard = _shard(name, report)
         if shard.count != count:
             first = _shard(*named[0])
-            raise ValueError(f"{name}: shard {shard}, but {named[0][0]} is shard {first}; give the shards of one run")
+            other = f"{named[0][0]} is shard {first}"
+            raise ValueError(f"{name}: got shard {shard}, but {other}; give the shards of one run")
         if shard.number in found:
             other = found[shard.number][0]
-            raise ValueError(f"{name}: shard {shard}, and so is {other}; give each shard once")
+            raise ValueError(f"{name}: got shard {shard} again, after {other}; give each shard once")
         if report.planned is not None:
             raise ValueError(f"{name}: shard {shard} was interrupted after {report.cases} cases; run this shard again")
         found[shard.number] = name, report
@@ -157,7 +158,7 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
         shard = _shard(name, report)
         for case, place in shard.places.items():
             if place in owner:
-                raise ValueError(f"{name}: damaged: {owner[place]} has the case {cut(case)} too")
+                raise ValueError(f"{name}: damaged: the case {cut(case)} is also in {owner[place]}")
             owner[place] = name
         for part in report.subjects:
             if other := part.outcomes.keys() - shard.places.keys():
@@ -165,11 +166,11 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
             judged = len(part.outcomes) + part.not_applicable.total()
             if judged != len(shard.places) or min(part.not_applicable.values(), default=0) < 0:
                 raise ValueError(
-                    f"{name}: damaged: {judged} verdicts on {cut(part.name)}, of {len(shard.places)} cases"
+                    f"{name}: damaged: {judged} verdicts on {cut(part.name)}, but {len(shard.places)} cases"
                 )
     planned = _shard(*shards[0]).planned
     if len(owner) != planned:
-        raise ValueError(f"shards: damaged: they have {len(owner)} of the {planned} cases of the run")
+        raise ValueError(f"shards: damaged: together they have {len(owner)} of the {planned} cases of the run")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:

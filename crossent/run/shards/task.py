@@ -1,8 +1,8 @@
-"""The work of an engine's worker: run the command for one shard in a new process, and return its report.
+"""The work of a worker of an executor: run the command for one shard in a new process, and return its report.
 
-A worker may have threads, which change global state while a subject is called. The check `state` would see this change
-as a change by the subject. So the worker only starts `python -m crossent check` and waits. The module imports nothing
-else of crossent, so that a worker needs no import of torch.
+A worker may have threads that change global state while a subject is called. The check `state` would blame the subject
+for this change. So the worker itself checks nothing: it starts `crossent check` in a new process, and waits. This
+module imports no other module of crossent, so that a worker need not import torch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 _LOOK = 0.5  # seconds after which the worker looks again whether the run goes on
 _SECONDS_TO_END = 20.0  # for the command to end its own processes and to remove its files
-_MOST_WORDS = 2000  # characters of an error message
-# The status of `crossent check` for wrong use; the same command fails on every worker.
+_MOST_WORDS = 2000  # the most characters of an error message
+# The exit status of `crossent check` for wrong use. The command would fail in the same way on every worker.
 _WRONG_USE = 2
 # The command ends itself when its worker ends, even by SIGKILL. SIGTERM lets it remove its files.
 _COMMAND = """
@@ -37,7 +37,7 @@ sys.exit(script())
 
 
 class ShardError(Exception):
-    """The command for a shard gave no report. `final` says that another try would fail too."""
+    """The command for a shard returned no report. If `final`, the shard would fail again."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message, final)
@@ -49,13 +49,13 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """What an engine sends to a worker.
+    """The task that an executor sends to a worker.
 
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
         subjects: the subjects, by name.
         folder: the folder of the run. The command runs there, so that it finds the files of subjects.
-        environment: variables that the command has besides those of the worker.
+        environment: environment variables of the command, in addition to the variables of the worker.
         run: the path of a file that exists as long as the run goes on, and the name of the machine with this file.
     """
 
@@ -73,10 +73,11 @@ class Task:
             count: the number of shards.
 
         Raises:
-            ShardError: the command gave no report, or the run has ended.
+            ShardError: the command returned no report, or the run has ended.
         """
         if not os.path.isdir(self.folder):
-            raise ShardError(f"{socket.gethostname()} has no folder {self.folder}, in which the run was started", True)
+            host, missing = socket.gethostname(), f"has no folder {self.folder}, in which the run was started"
+            raise ShardError(f"the worker on {host} {missing}; every worker needs this folder", True)
         received, sent = os.pipe()
         words = [*self.options, "--shard", f"{number}/{count}", "--json", f"/dev/fd/{sent}", "--quiet"]
         command = [sys.executable, "-c", _COMMAND, str(os.getpid()), "check", *words, "--", *self.subjects]
@@ -113,7 +114,7 @@ class Task:
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
         """Return the report and the error messages of the command, when it has ended."""
         assert process.stderr is not None
-        # A task may also start after the run has ended: a process pool cannot cancel what is in its queue.
+        # A task may also start after the run has ended: a process pool cannot cancel a task in its queue.
         local = self.run[1] == socket.gethostname()
         parts: dict[int, list[bytes]] = {received: [], process.stderr.fileno(): []}
         left = list(parts)
@@ -133,7 +134,7 @@ class Task:
 def _wanted_by_dask() -> bool:
     """Return whether Dask still wants the result of the task that runs in this thread; True outside of Dask.
 
-    A cancelled task goes on to run in its worker, until the task itself ends.
+    Dask does not stop a cancelled task that already runs, so the task must stop itself.
     """
     if (distributed := sys.modules.get("distributed")) is None:
         return True
@@ -145,7 +146,7 @@ def _wanted_by_dask() -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the command: let it remove its files, and kill it if that takes too long."""
+    """Ask the command to end and to remove its files. Kill the command if it takes too long."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

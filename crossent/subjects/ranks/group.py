@@ -127,7 +127,7 @@ class Ranks:
     def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
         """Wait until all ranks have answered or ended, or until the silent ranks are blocked; return the answers.
 
-        With `strict`, ranks that sleep count as blocked before the time limit.
+        With `strict`, silent ranks also count as blocked before the time limit, if all of them sleep for some seconds.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
@@ -152,7 +152,7 @@ class Ranks:
             rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
 
     def _checked(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the answers of all ranks, or end the ranks and raise an error that says what happened."""
+        """Return the answers of all ranks. After a fault, end the ranks, and raise an error that names the fault."""
         answers = [rank.answer for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
         ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
@@ -169,7 +169,7 @@ class Ranks:
             raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
         said = [f"rank {at} raised {_said(one)}" for at, one in own.items()]
         said += [f"rank {at} {_how(how[at], statuses[at])}" for at in ended]
-        limit = f"did not return (the limit is {seconds:g} s, or {_SECONDS_ASLEEP:g} s asleep)"
+        limit = f"did not return (time limit: {seconds:g} s, or {_SECONDS_ASLEEP:g} s of sleep)"
         said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
         returned = set(range(self.count)) - {*raised, *ended, *silent}
         said += [f"rank {at} returned" for at in sorted(returned)]
@@ -181,7 +181,7 @@ class Ranks:
         raise RanksDifferError(text if said else f"rank {min(raised)} raised {_said(raised[min(raised)])}")
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks. Return the exit status of each rank that had ended before, and how, in words."""
+        """End all ranks. Return the exit status of each rank that had ended before, and how each rank ended."""
         how = [rank.ended for rank in self._ranks]
         statuses: list[int | None] = [None] * self.count
         assert self._launcher is not None
@@ -197,14 +197,14 @@ class Ranks:
 
 
 class _Watch:
-    """Looks at the processes of silent ranks, and says since when all of them sleep."""
+    """Measures for how long all silent ranks have slept."""
 
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
         self._used = {rank.process: _processor_time(rank.process) for rank in ranks}
 
     def asleep(self, silent: Sequence[_Rank]) -> float:
-        """Return for how many seconds all of these ranks have slept; 0 if one does not sleep or cannot be seen."""
+        """Return for how many seconds all of these ranks have slept; 0 if a rank is awake or /proc does not have it."""
         now = time.monotonic()
         for rank in silent:
             before, after = self._used.get(rank.process), _processor_time(rank.process)
@@ -217,9 +217,10 @@ class _Watch:
 
 
 def _processor_time(process: int) -> tuple[str, float] | None:
-    """Return "S" if all threads of a process sleep, otherwise another state, and the processor time of the process.
+    """Return the state of a process and its processor time, in seconds; None if /proc does not have the process.
 
-    A thread of gloo that waits for a processor does not sleep, although the thread that called gloo does.
+    The state is "S" if all threads sleep. All threads count, because the thread that calls gloo sleeps even while a
+    thread of gloo computes, or waits for a processor.
     """
     if not process:
         return None
@@ -233,12 +234,12 @@ def _processor_time(process: int) -> tuple[str, float] | None:
 
 
 def _stat(file: Path) -> list[str]:
-    """Return the words of a file of /proc after the name of the process, which may have spaces: the state is first."""
+    """Return the words of a stat file of /proc from the state on. The name before the state may have spaces."""
     return file.read_text().rpartition(")")[2].split()
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception says that another rank does not answer."""
+    """Return whether an exception only says that another rank does not answer."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 

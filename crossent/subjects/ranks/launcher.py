@@ -1,7 +1,7 @@
-"""The launcher: a process that starts ranks with torch's launcher, and ends them.
+"""The launcher: a process that starts the ranks and ends them.
 
-Ranks are forked from the launcher by `torch.distributed.elastic.multiprocessing.start_processes`, the function by which
-torchrun starts its workers. A fork takes milliseconds, since the launcher has imported torch. The launcher itself never
+`torch.distributed.elastic.multiprocessing.start_processes`, which also starts the workers of torchrun, forks the ranks
+from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher itself never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
 An isolated process knows no exact value, so it forks its launcher. Any other process starts a new Python for its
@@ -34,7 +34,7 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 
 
 class Launcher:
-    """A launcher process, as the process that starts it sees it.
+    """The handle of a launcher process, in the process that starts the launcher.
 
     Args:
         load: a function that returns the user's class or function. It is called in each rank.
@@ -68,7 +68,7 @@ class Launcher:
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
         """End all ranks, and return the exit status of each rank that had ended before; None for the others.
 
-        `ended` are the ranks of which the caller knows that they have ended.
+        `ended` lists the ranks that have closed their sockets: their processes are about to end.
         """
         reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
         statuses: list[int | None] = json.loads(reply)
@@ -96,7 +96,7 @@ class Launcher:
 
 
 def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
-    # The system kills a process when the thread that started it ends, which for other threads may be soon.
+    # With end_with_parent(), Linux kills the child when the thread that forked it ends. Only the main thread lives on.
     of_main_thread = threading.current_thread() is threading.main_thread()
     child = os.fork()
     if child == 0:
@@ -112,7 +112,8 @@ def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
 
 def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[bytes]:
     if not description:
-        raise TypeError("ranks: a class or function that no module has by its name; give path/to/file.py:NAME")
+        got = "a class or function that cannot be imported by its name"
+        raise TypeError(f"ranks: got {got}; give path/to/file.py:NAME")
     code = f"from crossent.subjects.ranks import launcher; launcher.serve_new({theirs.fileno()}, {description!r})"
     # `python -c` puts the current directory first in sys.path; a copy of this package may be found through sys.path.
     path = os.pathsep.join(one or os.getcwd() for one in sys.path)
@@ -184,7 +185,7 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the variables that torchrun sets for a worker, and the interface of gloo: a rank needs no network."""
+    """Return the variables that torchrun sets for a worker, and the loopback interface for gloo."""
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
@@ -201,7 +202,7 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
     """End the ranks, and return the exit status of each rank that had ended before.
 
-    Wait a short time for the ranks `ended`: their sockets close before their processes end.
+    First wait a short time for the ranks in `ended`, whose sockets close before their processes end.
     """
     if context is None:
         return []

@@ -23,13 +23,13 @@ _ONE_BACKWARD = "has its own backward, which need not work twice"
 
 
 def lacks_of(given: object) -> dict[str, str]:
-    """Return the features that a loss on several ranks lacks, with the reasons; its own attribute `lacks` included."""
+    """Return the features that a loss on several ranks lacks, with the reasons. The loss may add some in `lacks`."""
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
     lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"
     if hasattr(given, "backward"):
         lacks["retain_graph"] = _ONE_BACKWARD
     if split_of(given) == "batch":
-        lacks["unbatched"] = "cuts the batch, and one row has none"
+        lacks["unbatched"] = "cuts the batch axis, which a single row does not have"
     return {**lacks, **declared_lacks(given)}
 
 
@@ -69,16 +69,16 @@ class RankLoss:
         return self._ranks.count
 
     def on(self, ranks: int) -> RankLoss:
-        """Return the same loss on another number of ranks, which stay too."""
+        """Return the same loss on another number of ranks. These ranks also stay until the loss is closed."""
         how: dict[str, Any] = {"seconds": self._seconds, "backend": self._backend}
         if ranks not in self._others:
             self._others[ranks] = RankLoss(self._given, ranks, description=self._description, **how)
         return self._others[ranks]
 
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], way: str) -> list[str] | None:
-        """Enter the context "twice", or end it by an "exception", on all ranks, and return what went wrong there.
+        """Use the context of the loss on all ranks, and return what went wrong there; None if there is no context.
 
-        Return None if the loss has no context.
+        If `way` is "twice", each rank enters the context twice. If it is "exception", an exception ends the context.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -121,7 +121,7 @@ class RankLoss:
         return list(dict.fromkeys(changed))
 
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
-        """Return the loss, and the key of its graph on the ranks.
+        """Return the loss, and the key by which the ranks find its graph.
 
         Raises:
             RanksDifferError: two ranks return different losses.
@@ -143,13 +143,13 @@ class RankLoss:
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """Return the gradient of the logits, of which each rank has computed its shard."""
+        """Return the gradient of the logits, joined from the shards that the ranks compute."""
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
 
     def free(self, key: int) -> None:
-        """Let the ranks forget a graph, with the next request."""
+        """Tell the ranks, in the next request, that a graph is no longer needed."""
         self._freed.append(key)
 
     def _load(self) -> Any:
@@ -161,7 +161,7 @@ class RankLoss:
         return replies
 
     def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
-        """Write what a rank has written into its arguments into the arguments of this call, so that a check sees it."""
+        """Copy what a rank wrote into its arguments to the arguments of this call, so that a check sees the change."""
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():
                 with torch.no_grad():
@@ -202,7 +202,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _Graph:
-    """The key of a graph on the ranks. When the object is freed, the ranks may forget the graph."""
+    """The key of a graph on the ranks. When this object is freed, the ranks may free the graph too."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key
@@ -222,7 +222,7 @@ def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dic
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is sent: on the CPU, without a graph, and as a plain view of its memory."""
+    """Return a tensor that can be sent to a rank: on the CPU, without a graph, not negated lazily, of class Tensor."""
     return tensor.detach().resolve_neg().cpu().as_subclass(Tensor)
 
 

@@ -1,7 +1,7 @@
 """The messages between the process that calls a loss and the ranks, each a dict of tensors, numbers and strings.
 
-A message is written by `torch.save` and read by `torch.load(weights_only=True)`. So the calling process runs no code
-that a rank has sent.
+`torch.save` writes a message, and `torch.load(weights_only=True)` reads it. So the calling process runs no code that a
+rank has sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LENGTH = 8  # bytes of the number that says the length of a message
 
 
 class DamagedMessageError(Exception):
-    """A message is no dict of tensors, numbers and strings."""
+    """A message is not a dict of tensors, numbers and strings."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -44,14 +44,14 @@ def unpack(content: bytes) -> dict[str, Any]:
     """Return a message from its content.
 
     Raises:
-        DamagedMessageError: the content is no message.
+        DamagedMessageError: the content is not a message.
     """
     try:
         message = torch.load(io.BytesIO(content), weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DamagedMessageError(f"a damaged message: {type(error).__name__}") from None
     if not isinstance(message, dict):
-        raise DamagedMessageError("a message that is no dict")
+        raise DamagedMessageError("a message that is not a dict")
     return message
 
 

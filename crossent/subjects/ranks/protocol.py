@@ -1,4 +1,4 @@
-"""What a loss on several ranks consists of, and the rules by which the logits are cut into shards.
+"""The class that a user writes for a loss on several ranks, and the rules by which the logits are cut into shards.
 
 The user writes a class. Each rank makes one instance, without arguments, after its process has joined the group:
 
@@ -30,10 +30,10 @@ from torch import Tensor
 from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.words import cut, quoted
 
-# The rules for the shards. A number that stands in the padding is a logit of no class: a loss must not use the number.
+# The rules for the shards. The numbers in the padding belong to no class: a loss must not use them.
 SPLITS = {
     "classes": "the class axis, cut as torch.chunk does; the last ranks may have fewer classes, or none",
-    "padded": "the class axis, padded with further logits so that each rank has equally many",
+    "padded": "the class axis, padded with further logits so that all shards have the same size",
     "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer rows, or none",
 }
 MOST_RANKS = 64
@@ -46,13 +46,14 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     """Check a number of ranks, and that the operation can be computed on several ranks.
 
     Raises:
-        ValueError: the number is not from 1 to `MOST_RANKS`, the operation has no ranks, or this torch cannot start
-            ranks. The message is one line.
+        ValueError: the number is not from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this torch cannot
+            start ranks. The message is one line.
     """
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
-        raise ValueError(f"ranks: a run of {operation.name} has no ranks; use ranks for {CROSS_ENTROPY.name} alone")
+        can = f"only {CROSS_ENTROPY.name} runs on ranks"
+        raise ValueError(f"ranks: got the operation {operation.name}; {can}: leave out ranks, or choose this operation")
     try:
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: F401  # since torch 2.3
     except ImportError:
@@ -68,7 +69,7 @@ class RankEndedError(RuntimeError):
 
 
 class RanksDifferError(RuntimeError):
-    """The ranks do not do the same: only some of them raised, or their losses differ."""
+    """The ranks disagree: some raised an exception and others did not, or their losses differ."""
 
 
 class OnRank:
@@ -89,7 +90,7 @@ class OnRank:
         return made
 
     def forward(self, local: Tensor, target: Tensor, shape: Sequence[int], axis: int, options: dict[str, Any]) -> Any:
-        """Return the loss, as the user's code returns it."""
+        """Call the user's code, and return the loss that it returns."""
         return self._forward(local, target, torch.Size(shape), axis, options)
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
@@ -137,7 +138,7 @@ def require_protocol(given: object) -> None:
 
 
 def split_of(given: object) -> str:
-    """Return the rule for the shards that a loss on several ranks names."""
+    """Return the rule for the shards that a loss on several ranks has in its attribute `split`."""
     rule: str = getattr(given, "split", "classes")
     return rule
 
@@ -161,7 +162,7 @@ def cut_axis(rule: str, dimensions: int) -> int:
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
     """Return the shard of a rank: a view of the logits, or with padding a copy.
 
-    The shard of contiguous logits is contiguous, as a rank that computes its own logits has it.
+    The shard of contiguous logits is contiguous, like the logits that a rank of a real model computes.
     """
     axis = cut_axis(rule, logits.dim())
     if rule == "padded":

@@ -46,7 +46,7 @@ class Place:
         backend: the backend of torch.distributed, such as "gloo".
         device: the device of the tensors, such as "cpu".
         store: the file through which the ranks find each other, or "" to use the store of the torchrun job.
-        group: the number of the group, since the calling process started its first ranks.
+        group: the number of the group, counted from the first ranks that the calling process started.
         seconds: the time limit of a collective.
     """
 
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def own_device(self) -> torch.device:
-        """The device of this rank: with several CUDA devices, each rank has its own."""
+        """The device of this rank. With NCCL, each rank has its own device; otherwise all ranks share the first."""
         if self.device == "cpu":
             return torch.device("cpu")
         count = torch.cuda.device_count()
@@ -128,7 +128,7 @@ def _serve(connection: socket.socket) -> None:
 
 @dataclass
 class _Here:
-    """What this process has as a rank: its place, the user's loss, and the graphs of the calls without a backward."""
+    """The state of this rank: its place, the user's loss, and the graphs of earlier forward passes, by their keys."""
 
     place: Place
     rule: str
@@ -140,7 +140,7 @@ _HERE: _Here | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
-    """Join the group and make the user's loss. Return the first message of this rank, with its process id in /proc."""
+    """Join the group and make the user's loss. Return the first message, which has the id of this process in /proc."""
     global _HERE
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
@@ -201,7 +201,7 @@ def _full(loss: Any) -> Tensor:
 def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """Run the backward pass of an earlier call, and return the shard of the gradient."""
     if request["key"] not in here.graphs:
-        raise RuntimeError("the ranks were started again after the forward pass")
+        raise RuntimeError("the ranks were started again after the forward pass, so its graph is lost")
     loss, local = here.graphs[request["key"]]
     local.grad = None
     with here.loss.context():
@@ -223,7 +223,8 @@ class _ProbeError(Exception):
 def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """Enter the context twice, or end it by an exception, and return what went wrong.
 
-    After the exception, a call outside of the context must do what it did before: the same bits, or the same error.
+    After the exception, a call outside of the context must do the same as before: return the same bits, or raise the
+    same error.
     """
     if request["way"] == "twice":
         try:
@@ -236,12 +237,12 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     with suppress(_ProbeError), here.loss.context():
         raise _ProbeError
     after = _outside(here, request)
-    wrong = f"after an exception in the context, a call outside of it {after}\nbefore the exception, it {before}"
+    wrong = f"after an exception in the context, a call outside of the context {after}\nbefore, the call {before}"
     return {"problems": [] if before == after else [wrong]}
 
 
 def _outside(here: _Here, request: dict[str, Any]) -> str:
-    """Return what a call outside of the context does, in words."""
+    """Call the loss outside of the context, and return what happens, in words."""
     local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
     axis = cut_axis(here.rule, request["input"].dim())
     try:
@@ -263,5 +264,5 @@ _ACTIONS: dict[str, Callable[[_Here, dict[str, Any]], dict[str, Any]]] = {
 
 
 def collective_limit(seconds: float) -> float:
-    """Return the time limit of a collective, for a limit of a whole call."""
+    """Return the time limit of a collective operation, given the limit of a whole call, in seconds."""
     return max(1.0, math.ceil(seconds))

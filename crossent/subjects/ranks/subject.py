@@ -16,7 +16,7 @@ RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossPar
 # The contract and the grade of the subjects that have a name, unless the user chooses others. torch computes in the
 # dtype of the logits, and stores the logarithm of the sum of a row in this dtype.
 RANK_CONTRACT = "logsumexp", "B"
-# Each pass may take this part of the time limit of a case. So a blocked rank is found before the case is ended.
+# Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
 _CALLS = 10
 _NOT_TRANSFORMED = "runs on several ranks"
 
@@ -45,7 +45,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
         if loss.count != ranks:
-            raise ValueError(f"ranks: got {ranks}, but {quoted(loss.__name__)} is a loss on {loss.count} ranks")
+            own = f"{quoted(loss.__name__)} runs on {loss.count} ranks"
+            raise ValueError(f"ranks: got {ranks}, but {own}; give this number of ranks")
         return _subject(loss.__name__, loss, "")
     description = RANK_SUBJECTS.get(given, given)
     if ":" not in description:

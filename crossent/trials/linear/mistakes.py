@@ -87,8 +87,8 @@ def mistake_of(trial: Trial, of: str) -> str:
 
     Examples of the line, which begins with a line break::
 
-        got fits a result without linear_bias
-        got fits a result without the last 4 rows
+        The numbers fit a result without linear_bias
+        The numbers fit a result without the last 4 rows
 
     Args:
         trial: the subject on the case of a linear cross-entropy.
@@ -120,7 +120,7 @@ def mistake_of(trial: Trial, of: str) -> str:
                 found += islice(fitting, 2 - len(found))
         if not found and reduced and storage.name in _HALVES:
             found += islice(_added_up(of, right, got, value.hi, allowed, storage), 1)
-    return f"\ngot fits a result {' or '.join(found)}" if found else ""
+    return f"\nThe numbers fit a result {' or '.join(found)}" if found else ""
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:

@@ -205,13 +205,13 @@ def linear(body: Body) -> Loss:
 
 
 def by_hand(loss: Any) -> Loss:
-    """Declare that a function has its gradient by hand."""
+    """Declare the features that a loss lacks if its gradient is written by hand, and return the loss."""
     loss.lacks = LACKS
     return loss  # type: ignore[no-any-return]
 
 
 def by_steps(steps: type[Chunked], rows: Rows, *leaves: Tensor | None) -> Tensor:
-    """Return the loss by the steps of a class, of input, weight and bias."""
+    """Compute the loss by the steps of a class. `leaves` are the input, the weight and the bias."""
     with torch.autocast(rows.logits.device.type, enabled=False):
         result: Tensor = _ByHand.apply(steps(rows, *leaves), *leaves)  # type: ignore[arg-type,no-untyped-call]
     return result
@@ -219,7 +219,7 @@ def by_steps(steps: type[Chunked], rows: Rows, *leaves: Tensor | None) -> Tensor
 
 @linear
 def right_on_chunks(rows: Rows, input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """Return the loss by all steps."""
+    """Compute the loss by the right steps."""
     return by_steps(Chunked, rows, input, linear_weight, options["linear_bias"])
 
 
@@ -247,6 +247,6 @@ def pieces(input: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def tiles(length: int, least: int) -> list[slice]:
-    """Return slices of classes or hidden units: at most 64 or so, each of at least so many."""
+    """Return slices of `length` classes or hidden units: about 64, or fewer slices of `least` elements."""
     size = max(least, length // 64)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -9,7 +9,7 @@ _TRANSPOSED = "linear-float32-7x5-normal-int64-none-stride0-transposed-linear_tr
 
 
 def _as_contiguous(tensor):
-    """Return a tensor as code reads it that takes a pointer and sizes, and no strides."""
+    """Return the numbers that code reads if it knows the start and the sizes of a tensor, but ignores its strides."""
     strides = [tensor.shape[at + 1 :].numel() for at in range(tensor.dim())]
     return tensor.as_strided(tensor.shape, strides) if tensor.numel() else tensor
 

@@ -1,4 +1,4 @@
-"""Mutants: wrong logits, and a wrong softmax of them."""
+"""Mutants: wrong logits, and a wrong softmax of the logits."""
 
 import torch
 import torch.nn.functional as F

@@ -9,7 +9,7 @@ _LONG = "linear-float32-33x129-confident-int64-none-rows-hidden129"
 
 
 def _softmax(z, part):
-    """Return `log softmax(z)` with the exponentials of a part of the classes in the sum."""
+    """Return `log softmax(z)`, but with the exponentials of only some classes in the sum."""
     x = z - z.amax(1, keepdim=True)
     return x - x[:, part].exp().sum(1, keepdim=True).log()
 

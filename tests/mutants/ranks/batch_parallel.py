@@ -44,7 +44,7 @@ class BatchParallel:
         return _AllReduced.apply(total) / all_reduced(self.divisor(own, options).to(total.dtype))
 
     def divisor(self, own: Tensor, options: Any) -> Tensor:
-        """Return the part of this rank of the divisor of a mean."""
+        """Return the share of this rank in the divisor of a mean."""
         if own.is_floating_point():
             return torch.tensor(own.numel() // max(1, own.shape[1]))
         kept = own[own != options["ignore_index"]].long()

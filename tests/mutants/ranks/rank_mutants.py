@@ -21,8 +21,8 @@ class RankMutant:
 
     Attributes:
         loss: the class.
-        checks: the checks that must find it, the first of its own.
-        case: the id of a case that shows it.
+        checks: the checks that must find the mutant.
+        case: the id of a case on which these checks find the mutant.
         why: the GitHub issue, or the reason why the mistake is likely.
     """
 
@@ -201,7 +201,7 @@ class PaddingTakesPart(PaddedVocabParallel):
 
 
 class _Switch:
-    """A context that is on for the whole process, as that of torch's `loss_parallel`."""
+    """The number of contexts that are on, for the whole process. torch's `loss_parallel` also has a global state."""
 
     on = 0
 

@@ -79,7 +79,7 @@ class VocabParallel:
         return all_reduced(exponentials.sum(1))
 
     def target_logit(self, z: Tensor) -> Tensor:
-        """Return the logit of the class of each row, (R,): the rank of this class has it, the others add 0."""
+        """Return the logit of the class of each row, (R,): the sum over the ranks, of which one has the class."""
         own = z.gather(1, self.at[:, None])[:, 0] if z.shape[1] else z.new_zeros(len(z))
         return all_reduced(torch.where(self.here, own, 0.0))
 
@@ -110,14 +110,14 @@ class VocabParallel:
         return torch.where(self.kept[:, None], made * upstream[:, None], 0.0)
 
     def subtract_target(self, gradient: Tensor, sharp: Tensor) -> Tensor:
-        """Return the gradient, less the weight of the class of each row whose class is on this rank."""
+        """Subtract, from the gradient, the weight of the class of each row whose class is on this rank."""
         if gradient.shape[1]:
             gradient[torch.arange(len(gradient)), self.at] -= torch.where(self.here, sharp, 0.0)
         return gradient
 
 
 class PaddedVocabParallel(VocabParallel):
-    """The same with padding: each rank has V/N logits, rounded up, and those behind the last class are no classes."""
+    """The same loss with padding: each rank has V/N logits, rounded up. Logits behind the last class are padding."""
 
     split = "padded"
     lacks: ClassVar = {
@@ -136,7 +136,7 @@ class PaddedVocabParallel(VocabParallel):
         return super().forward(local_logits.narrow(axis, 0, own), target, shape, axis, options)
 
     def require_classes(self, target: Tensor, size: int) -> None:
-        """Raise IndexError on every rank if a target is no class."""
+        """Raise IndexError on every rank if a target is not a class."""
         if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < size):
             raise IndexError(f"a target is out of range; there are {size} classes")
 

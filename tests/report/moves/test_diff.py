@@ -178,7 +178,7 @@ def refuse(report, case=PLAIN, message="RuntimeError: not for this"):
     """Change a report so that formula raises an error on a case, and return the report."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks = {"call": Measured(failed=True)}
-    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "needs a correct `call` first")
+    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "fails `call`, which the other checks need")
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
     report.subjects[0].findings.append(formula_finding("call", case, "refused", message))
     return report

@@ -53,7 +53,7 @@ def cluster(tmp_path):
 
 
 def command_of(worker):
-    """Return the numbers of the processes that a worker has started."""
+    """Return the ids of the processes that a worker has started."""
     return [pid for pid in in_session(worker.pid) if pid != worker.pid]
 
 

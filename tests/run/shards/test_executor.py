@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["threads", "processes", "loky"])
 def test_an_executor_gives_the_report_of_one_run(folder, engine):
-    """Your function runs in an isolated process, on every engine."""
+    """The user's function runs in an isolated process, with every kind of executor."""
     if engine == "loky":
         new = partial(pytest.importorskip("loky", reason="needs loky").ProcessPoolExecutor, 2)
     else:
@@ -54,7 +54,7 @@ def test_an_executor_gives_the_report_of_one_run(folder, engine):
 
 
 class Prepared(Executor):
-    """An executor that returns prepared bytes. `faults` has what happens to the first attempts of a shard instead."""
+    """An executor that returns prepared bytes. `faults` has the faults of the first attempts of some shards."""
 
     def __init__(self, shards, faults=None):
         self.shards, self.faults, self.sent, self.task = shards, faults or {}, [], None
@@ -167,7 +167,7 @@ def test_a_folder_that_a_worker_lacks_is_one_line(tmp_path):
 
 def test_arguments_are_checked_before_anything_is_sent():
     executor = Prepared({})
-    with pytest.raises(TypeError, match=r"^over: got .*; name the function, as in 'path/to/file.py:NAME'"):
+    with pytest.raises(TypeError, match=r"^over: got .*; give the function by name, as in 'path/to/file.py:NAME'"):
         crossent.over(executor, crossent.formula)
     for name in ("shards", "attempts"):
         with pytest.raises(ValueError, match=rf"^{name}: got '?0'?; allowed are 1 to "):

@@ -1,4 +1,4 @@
-"""Shards: the merged report equals that of one run, byte for byte, and shards that do not fit are refused."""
+"""Shards: the merged report equals the report of one run, byte for byte. Shards of different runs are refused."""
 
 import copy
 import itertools
@@ -218,7 +218,7 @@ def line(capsys, *arguments):
 
 def test_a_missing_or_doubled_shard_is_wrong_use(shards, capsys):
     assert "shards: 1 of 3 are missing: 2/3" in line(capsys, shards[0], shards[2])
-    assert "s1.json: shard 1/3, and so is s1.json; give each shard once" in line(capsys, shards[0], *shards)
+    assert "s1.json: got shard 1/3 again, after s1.json; give each shard once" in line(capsys, shards[0], *shards)
 
 
 @pytest.mark.parametrize("name", ["crossent", "torch", "numpy", "cpu_capability", "python", "device"])
@@ -257,7 +257,7 @@ def test_shards_of_two_levels_are_wrong_use(shards, capsys, folder):
 
 def test_shards_of_two_divisions_or_of_changed_code_are_wrong_use(shards, capsys, folder):
     others = write(capsys, "wrong.py:loss", "--seed", "1", "--level", "quick", count=2, prefix="other")
-    assert "other2.json: shard 2/2, but s1.json is shard 1/3" in line(capsys, shards[0], others[1], shards[2])
+    assert "other2.json: got shard 2/2, but s1.json is shard 1/3" in line(capsys, shards[0], others[1], shards[2])
     (folder / "wrong.py").write_text(WRONG + "# fixed")
     others = write(capsys, "wrong.py:loss", "--seed", "1", "--level", "quick", prefix="later")
     assert "later2.json: a shard of another run: code of loss is " in line(capsys, shards[0], others[1], shards[2])
@@ -267,8 +267,8 @@ def test_a_file_that_is_no_report_of_a_shard_is_wrong_use(shards, capsys, folder
     (folder / "text.json").write_text("no report")
     run(capsys, "check", "wrong.py:loss", "--seed", "1", "--level", "quick", "--json", "one.json")
     assert "text.json: not a report of crossent" in line(capsys, *shards, "text.json")
-    assert "one.json: the report of a whole run" in line(capsys, *shards, "one.json")
-    assert "one.json: the report of a whole run" in line(capsys, "one.json", *shards)
+    assert "one.json: got the report of a whole run" in line(capsys, *shards, "one.json")
+    assert "one.json: got the report of a whole run" in line(capsys, "one.json", *shards)
 
 
 def test_damaged_shards_are_wrong_use(shards, capsys, folder):
@@ -292,9 +292,9 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
         part["not_applicable"]["it has no gradient"] = 1
         part["counts"]["not_applicable"] += 1
 
-    assert "s2.json: damaged: s1.json has the case" in with_change(moved)
+    assert re.search(r"s2\.json: damaged: the case \S+ is also in s1\.json", with_change(moved))
     assert "does not belong to this shard" in with_change(lost)
-    assert "verdicts on loss, of" in with_change(counts_a_case_twice)
+    assert "verdicts on loss, but" in with_change(counts_a_case_twice)
     for key in ("number", "count", "planned", "run", "places", "sources", "known"):
         assert "damaged" in with_change(lambda document, key=key: document["shard"].pop(key))
         assert "damaged" in with_change(lambda document, key=key: document["shard"].update({key: [True]}))
@@ -305,7 +305,7 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
 def test_every_case_of_the_plan_must_be_in_a_shard(shards, capsys, folder):
     for name in shards:
         change(folder / name, lambda document: document["shard"].update(planned=document["shard"]["planned"] + 1))
-    assert re.search(r"shards: damaged: they have (\d+) of the (\d+) cases", line(capsys, *shards))
+    assert re.search(r"shards: damaged: together they have (\d+) of the (\d+) cases", line(capsys, *shards))
 
 
 @pytest.mark.parametrize("shard", ["0/8", "9/8", "a/b", "2", "2/", "-1/8", "1/0", "1.0/2", "²/3", "1/9999999"])
@@ -325,7 +325,7 @@ def test_a_shard_out_of_range_is_an_error_in_python(shard):
     ("arguments", "reason"),
     [
         (("formula", "--seed", "random"), "--seed: got random"),
-        (("wrong.py:loss",), "--shard: the seed would be random, another for each shard; add --seed NUMBER"),
+        (("wrong.py:loss",), "--shard: each shard would draw its own random seed; add --seed NUMBER"),
         (("formula", "--last-failed"), "--last-failed chooses other cases on each machine: leave out"),
         (("formula", "-x"), "--exitfirst ends a run early"),
         (("formula", "--max-findings", "3"), "--max-findings ends a run early"),

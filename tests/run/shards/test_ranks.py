@@ -1,4 +1,4 @@
-"""Shards of a run on several ranks: the merged report is that of one run, byte for byte, on an executor too."""
+"""Shards of a run on several ranks: the merged report equals the report of one run, also with an executor."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -216,7 +216,7 @@ def _children() -> dict[int, str]:
 
 
 def _left(others: Set[int]) -> list[str]:
-    """Wait some seconds for the end of all descendants but `others`, and return the names of those that still run."""
+    """Wait some seconds for the end of all descendants but `others`, and return the names of the running processes."""
     end = time.monotonic() + SETTLED
     while (left := {pid: name for pid, name in _children().items() if pid not in others}) and time.monotonic() < end:
         time.sleep(0.1)
