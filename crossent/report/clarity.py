@@ -49,7 +49,7 @@ FEATURE_OF = {
     "class probabilities": "probability_target",
     "a target of probabilities whose sum is not 1": "unnormalised",
     "uint8 targets": "uint8_target",
-    "logits that are strided": "strided",
+    "non-contiguous logits": "strided",
     "an empty batch": "empty",
     "1 class": "one_class",
     "logits that are not finite": "nonfinite",
@@ -184,7 +184,7 @@ def words_of(id: str) -> tuple[str, ...]:
         "logits that are not finite": case.values in _NOT_FINITE,
         "a class with a logit of -inf": case.values.startswith("inf_"),
         "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
-        f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
+        f"{'' if case.layout in ('contiguous', 'offset') else 'non-'}contiguous logits": True,
         "an upstream gradient other than 1": case.upstream != "one",
     }
     return tuple(word for word, applies in described.items() if applies)

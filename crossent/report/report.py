@@ -272,8 +272,7 @@ class Report:
     def _every_gap(self) -> Iterator[str]:
         """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""
         pairs, triples = self.sized
-        combined = f"{pairs} with an option, {triples} with an option and a dtype"
-        yield f"combinations of a number of classes or rows: {combined}"
+        yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared

@@ -268,7 +268,7 @@ def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
 
 
 def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
-    """Return the built-in subjects of a name of `EVERY_NAMED` on a device, such as "cuda:0".
+    """Return the built-in subjects with a name of `EVERY_NAMED`, on a device such as "cuda:0".
 
     >>> [subject.name for subject in subjects_of("torch", "cpu")]
     ['torch', 'torch_nll']

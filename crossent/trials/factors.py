@@ -69,7 +69,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
     Examples of the line, which begins with a line break::
 
-        In float32, a probability of exp(-140.6) is 0 and exp(97.5), of the largest logit, is inf
+        In float32, a probability of exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
@@ -80,7 +80,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     if inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None:
         least = math.log(narrow.smallest_subnormal) - math.log(2)
         lines += [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
-        lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(narrow.largest))
+        lines += [f"exp({largest:.4g}) of the largest logit is inf"] * (largest > math.log(narrow.largest))
     axis = min(1, logits.dim() - 1)
     total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
     lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * (total > narrow.largest)

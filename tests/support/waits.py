@@ -39,7 +39,7 @@ def skip_unless_readable(name):
 
     The test must not change such a state, because crossent could not restore it.
     """
-    if name == "the threads of autograd" and STATES[name][0]() is None:
+    if name == "the multithreading mode of autograd" and STATES[name][0]() is None:
         pytest.skip("needs a torch that says whether autograd has threads")
     if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
         pytest.skip("needs a torch that says which hooks are installed")

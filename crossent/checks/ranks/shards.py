@@ -68,7 +68,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
     """For each rank: if the classes of all targets are on this rank, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
-        raise NotRunError("has targets in every shard, since they are probabilities")
+        raise NotRunError("gets class probabilities, which are targets on every rank")
     kept = _kept(inputs)
     for rank, (start, end) in enumerate(_bounds(trial, inputs)):
         if end > start:
@@ -81,7 +81,7 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
     """For each rank: if all rows whose class is on this rank are ignored, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
-        raise NotRunError("has no ignored rows, since the targets are probabilities")
+        raise NotRunError("gets class probabilities, so it has no ignored rows")
     for rank, (start, end) in enumerate(_bounds(trial, inputs)):
         own = (inputs.target >= start) & (inputs.target < end) & _kept(inputs)
         if bool(own.any()):

@@ -241,7 +241,7 @@ class Bounds(CallBounds):
 
     @cached_property
     def target_gradient(self) -> Array:
-        """The bound of each element of the target's gradient, (R, C): `-g/D · (1 - ε) w_c log p_c`."""
+        """The error bound of each element of the target's gradient `-g/D · (1 - ε) w_c log p_c`, (R, C)."""
         like = self._like
         with np.errstate(all="ignore"):
             if isinstance(like, Bounds) and self._divides_as(like):

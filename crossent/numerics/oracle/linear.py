@@ -142,7 +142,7 @@ def _logit_errors(call: LinearCall) -> Array:
 
 
 def _gamma(n: int) -> float:
-    """Return `γ_n = n u/(1 - n u)`, the relative error of n roundings."""
+    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings."""
     return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
 
 

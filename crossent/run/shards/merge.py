@@ -158,33 +158,36 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
         shard = _shard(name, report)
         for case, place in shard.places.items():
             if place in owner:
-                raise ValueError(f"{name}: damaged: the case {cut(case)} is also in {owner[place]}")
+                raise _damaged(name, f"the case {cut(case)} is also in {owner[place]}")
             owner[place] = name
         for part in report.subjects:
             if other := part.outcomes.keys() - shard.places.keys():
-                raise ValueError(f"{name}: damaged: the case {quoted(min(other))} does not belong to this shard")
+                raise _damaged(name, f"the case {quoted(min(other))} does not belong to this shard")
             judged = len(part.outcomes) + part.not_applicable.total()
             if judged != len(shard.places) or min(part.not_applicable.values(), default=0) < 0:
-                raise ValueError(
-                    f"{name}: damaged: {judged} verdicts on {cut(part.name)}, but {len(shard.places)} cases"
-                )
+                raise _damaged(name, f"{judged} verdicts on {cut(part.name)}, but {len(shard.places)} cases")
     planned = _shard(*shards[0]).planned
     if len(owner) != planned:
-        raise ValueError(f"shards: damaged: together they have {len(owner)} of the {planned} cases of the run")
+        raise _damaged("shards", f"together they have {len(owner)} of the {planned} cases of the run")
+
+
+def _damaged(name: str, why: str) -> ValueError:
+    """Return the error that a file, or the files of all shards (`name` is "shards"), cannot be what a run wrote."""
+    return ValueError(f"{name}: damaged: {why}; run {'them' if name == 'shards' else 'this shard'} again")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
     """Return one report of all shards, which are in order and belong to one run."""
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
-        raise ValueError(f"shards: damaged: got operation {quoted(description.run.get('operation'))}")
+        raise _damaged("shards", f"crossent has no operation {quoted(description.run.get('operation'))}")
     if (ranks := ranks_of(first.environment)) is not None:
         require_ranks(ranks, operation)
     every = checks_of(operation) | (RANK_CHECKS if ranks is not None else {})
     needs = {name: tuple(check.needs) for name, check in every.items()}
     contract = next((part.contract for part in first.subjects if part.contract), None)
     if unknown := [name for name in first.without if name not in FEATURES]:
-        raise ValueError(f"shards: damaged: got the feature {quoted(unknown[0])}")
+        raise _damaged("shards", f"crossent has no feature {quoted(unknown[0])}")
     options: dict[str, Any] = {"level": first.level, "device": first.environment["device"], "operation": operation.name}
     options |= {"ranks": ranks, "without": first.without, "contract": contract, "grade": first.grade or None}
     subjects = []

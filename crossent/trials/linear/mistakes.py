@@ -227,7 +227,7 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield the chunk sizes with which a sum that is rounded to the dtype after each chunk gives the numbers `got`.
+    """Yield a phrase for each chunk size with which a sum, rounded to the dtype after each chunk, gives `got`.
 
     For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function
     compares only the worst numbers. If a number is far from its exact value, the last digits need not agree, since an
