@@ -293,4 +293,9 @@ def own_subject(subject: Subject) -> Subject | None:
 def chosen_contract(subject: Subject) -> str:
     """Return the name of the contract that the user chose for a subject, or "" for the default contract."""
     own = own_subject(subject)
-    return "" if subject.contract == (DEFAULT_CONTRACT if own is None else own.contract) else subject.contract
+    by_default = DEFAULT_CONTRACT if own is None else own.contract
+    if subject.ranks:
+        from crossent.subjects.ranks.subject import RANK_PROMISE, RANK_SUBJECTS  # which imports this module
+
+        by_default = RANK_PROMISE if subject.source in RANK_SUBJECTS else DEFAULT_CONTRACT
+    return "" if subject.contract == by_default else subject.contract

@@ -69,12 +69,12 @@ def load(
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
     if ranks is not None:
-        from crossent.subjects.ranks.subject import RANK_CONTRACT, RANK_SUBJECTS, load_on_ranks
+        from crossent.subjects.ranks.subject import RANK_SUBJECTS, load_on_ranks
 
-        if subject in RANK_SUBJECTS and contract is None and grade is None:
-            contract, grade = RANK_CONTRACT
         on_ranks = load_on_ranks(subject, ranks, timeout, operation)
-        return (under_contract(on_ranks, contract, grade).lacking(declared),)
+        if not (isinstance(subject, str) and subject in RANK_SUBJECTS) or contract is not None or grade is not None:
+            on_ranks = under_contract(on_ranks, contract, grade)
+        return (on_ranks.lacking(declared),)
     if isinstance(subject, str):
         found = [_load_one(description, device, operation) for description in _each(subject, device)]
     else:

@@ -106,9 +106,10 @@ def load_remote(
             f"subject: got {quoted(description)}; its process sent an invalid description: {why}"
         ) from None
     if ranks is not None and contract is None and grade is None:
-        from crossent.subjects.ranks.subject import RANK_CONTRACT, RANK_SUBJECTS
+        from crossent.subjects.ranks.subject import RANK_SUBJECTS, keeping_promise
 
-        contract, grade = RANK_CONTRACT if description in RANK_SUBJECTS else (None, None)
+        if description in RANK_SUBJECTS:
+            return (keeping_promise(described),)
     return (under_contract(described, contract, grade),)
 
 

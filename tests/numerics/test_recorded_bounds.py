@@ -51,6 +51,7 @@ PROMISES = {
     "kernel": ("kernel", "A"),
     "kernel B": ("kernel", "B"),
     "fast_kernel": ("fast_kernel", "A"),
+    "stepwise B": ("stepwise", "B"),
     "logsumexp": ("logsumexp", "A"),
     "kernel that flushes": ("kernel", "A"),
 }

@@ -92,6 +92,8 @@ class Contract:
             and target, and may multiply by a reciprocal where torch divides.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
         keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
+        keeps_probs: Whether the implementation stores the probabilities `p`, and their difference from the target,
+            `p - 1` for the true class, so that `stored` rounds both too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether the implementation smooths float32 class probabilities in float32, even with float64
@@ -109,6 +111,7 @@ class Contract:
     fused: bool = False
     offset: bool = False
     keeps_logsumexp: bool = False
+    keeps_probs: bool = False
     of_probability: bool = False
     in_target_format: bool = False
     recomputes: bool = False
@@ -150,10 +153,11 @@ class Contract:
 #   blocked      as eager, and the form may take the logarithm of a computed probability
 #   torch        nn.CrossEntropyLoss: as eager, but on a CPU the sum over float32 or float64 rows has torch's order, and
 #                float32 probabilities are smoothed in float32
+#   stepwise     as eager, and the gradient is computed in stored steps, `(p - hot) * scale`: torch's loss_parallel
 #   kernel       a kernel: sums in any order and in blocks, multiplies in any order; exp and log as accurate as CUDA's
 #   fast_kernel  as kernel, with the hardware's approximate exp, log and division, as in Triton
 #   logsumexp    as kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
-Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel", "logsumexp"]
+Promise = Literal["eager", "blocked", "torch", "stepwise", "kernel", "fast_kernel", "logsumexp"]
 
 
 @cache
@@ -187,6 +191,10 @@ def contract(
     and for the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the implementation
     may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
+    Steps. A backward that torch's operations compute one after another, `(exp(log p) - hot) * scale` with the one-hot
+    target, stores each result in the dtype of the logits. For "stepwise" at grade B, the implementation may round the
+    probability and the difference too. For "eager" and "torch", which have a backward of their own, it may not.
+
     Args:
         promise: The kind of implementation.
         grade: "A" or "B".
@@ -208,7 +216,8 @@ def contract(
         wide = replace(wide, row_order=Order(max(_cascade_depth(rows), _sum_depth(rows))))
     if grade == "A":
         return wide
-    wide = replace(wide, grade="B", offset=fused, keeps_logsumexp=promise == "logsumexp")
+    wide = replace(wide, grade="B", offset=fused)
+    wide = replace(wide, keeps_logsumexp=promise == "logsumexp", keeps_probs=promise == "stepwise")
     if storage.precision >= FLOAT32.precision:
         return wide  # the format of the computation is not wider than the logits
     stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)

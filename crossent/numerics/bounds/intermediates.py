@@ -54,6 +54,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
         log_probs = wider(log_probs, logarithm(quotient, log_probs, c))
     log_probs = c.keep(log_probs)
     by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
+    if c.keeps_probs:
+        by_exp = c.keep(by_exp)
     return log_probs, wider(by_exp, quotient), logsumexp
 
 

@@ -198,10 +198,12 @@ class Bounds(CallBounds):
         if c.fused:
             softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
         before = softmax.minus(scaled, c.compute)
-        if hot and c.fused:
+        if hot and (c.fused or c.keeps_probs):
             is_hot = np.arange(t.logits.shape[1]) == np.asarray(t.index)[:, None]
             minus_one = self._probs.minus(Computed.exactly(1.0, None), c.compute)
             difference = Computed.chosen(is_hot, minus_one, self._probs)
+            if c.keeps_probs:
+                difference = c.keep(difference)
             after = difference.times(factor, c.compute)
         else:
             difference = self._probs.times(column(total), c.compute).minus(coefficients, c.compute)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from crossent.cases.operation import Operation
+from crossent.numerics.bounds.contracts import Promise
+from crossent.subjects.contracts import in_halves
 from crossent.subjects.loader import import_object, source_of
 from crossent.subjects.ranks.loss import RankLoss
 from crossent.subjects.ranks.protocol import require_ranks
@@ -13,9 +16,16 @@ from crossent.words import one_line, quoted
 
 # The subjects on several ranks that have a name, with their descriptions.
 RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossParallel"}
-# The contract and the grade of the subjects that have a name, unless the user chooses others. torch computes in the
-# dtype of the logits, and stores the logarithm of the sum of a row in this dtype.
-RANK_CONTRACT = "logsumexp", "B"
+# The promise and the grade of the subjects that have a name, unless the user chooses a contract. From the source of
+# torch 2.13.0, torch/distributed/tensor/parallel/loss.py:
+# - `_log_softmax` subtracts the maximum over all ranks first, and never computes max + log Σ. In half precision, the
+#   function computes in float32, with an all-reduce of float32 sums, and rounds log p to the dtype once.
+# - `_nll_loss_forward` stores the product with the weight, the sum over the rows, the divisor and the mean.
+# - `_nll_loss_and_log_softmax_backward` computes `(hot + exp(log p)) * grad_output`, with `hot` -1 at the true class.
+#   It stores the exponential, the sum, `grad_output / divisor`, its product with the weight, and the result. The
+#   backward of torch's log_softmax stores the result alone.
+RANK_PROMISE: Promise = "stepwise"
+RANK_GRADE = "B"
 # Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
 _CALLS = 10
 _NOT_TRANSFORMED = "runs on several ranks"
@@ -59,8 +69,13 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
         raise ValueError(f"subject: got {quoted(given)}; {one_line(reason)}") from error.__cause__
     if given in RANK_SUBJECTS:
-        return _subject(given, loss, given)
+        return keeping_promise(_subject(given, loss, given))
     return _subject(description.rpartition(":")[2].rpartition(".")[2], loss, source)
+
+
+def keeping_promise(subject: Subject) -> Subject:
+    """Return a subject that has a name with the promise and the grade of `loss_parallel`."""
+    return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=in_halves(RANK_GRADE))
 
 
 def _subject(name: str, loss: RankLoss, source: str) -> Subject:
