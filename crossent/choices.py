@@ -41,6 +41,7 @@ CHECK_NAMES = (
 # The checks that run with --ranks alone.
 RANK_CHECK_NAMES = (
     "world_sizes", "one_shard", "ignored_shard", "whole_smoothing", "uneven_shards", "empty_shard", "padding_target",
+    "micro_batches", "idle_rank",
     "context", "nested_context",
 )
 # The built-in subjects, as `crossent list subjects` prints them; see crossent.subjects.builtin.

@@ -125,6 +125,8 @@ RANK_CHECKS = {
         shards.uneven_shards,
         shards.empty_shard,
         shards.padding_target,
+        shards.micro_batches,
+        shards.idle_rank,
         contexts.context,
         contexts.nested_context,
     )

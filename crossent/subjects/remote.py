@@ -30,7 +30,7 @@ from crossent.subjects.confinement import (
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
-from crossent.subjects.ranks.protocol import require_split
+from crossent.subjects.ranks.protocol import require_normalization, require_split
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, quoted, said
 
@@ -126,6 +126,7 @@ def _describe(load_here: Callable[[], tuple[Subject, ...]]) -> dict[str, Any]:
                 "lacks": dict(subject.lacks),
                 "chunks": list(subject.chunks),
                 "split": subject.split,
+                "normalization": subject.normalization,
             }
             for subject in found
         ]
@@ -139,7 +140,8 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     chunks = tuple(one_line(str(keyword)[:_LONGEST_LINE]) for keyword in facts["chunks"])
     bare = Subject(name, loss, source=loss.description, not_transformed=not_transformed, chunks=chunks)
     split = require_split(facts["split"]) if loss.ranks else ""
-    bare = replace(bare, operation=loss.operation, ranks=loss.ranks or 0, split=split)
+    normalization = require_normalization(facts["normalization"])
+    bare = replace(bare, operation=loss.operation, ranks=loss.ranks or 0, split=split, normalization=normalization)
     if loss.description.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking(reasons)

@@ -40,6 +40,7 @@ class Subject:
         chunks: the keywords of the loss that set the size of its chunks.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
         split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
+        normalization: "tokens" for a loss on ranks that divides by the kept rows of all ranks and micro-batches.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Subject:
     chunks: tuple[str, ...] = ()
     ranks: int = 0
     split: str = ""
+    normalization: str = ""
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from crossent.trials.difference import Difference
 from crossent.trials.exact import solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 from crossent.words import DECLARED, counted
+
+# The most micro-batches of one row each: a batch of many rows would take long.
+_MOST_MICRO_BATCHES = 16
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
@@ -143,6 +146,55 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
     elif performed.raised is None:
         last = f"the last class is {classes - 1}"
         yield Problem("accepted", f"the call returned a loss for the target {classes}, though {last}")
+
+
+def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Sequence[int]) -> Result:
+    """Call the loss on micro-batches of these sizes. This function is an act (see `crossent.trials.act`)."""
+    return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
+
+
+@check(cost=Cost.CALLS, applies=lambda case: case.rows > 1)
+def micro_batches(trial: Trial) -> Iterator[Difference]:
+    """The micro-batches of a batch, added up, have the loss and the gradient of the whole batch.
+
+    The batch is cut into two micro-batches, of about equal size and with one row in the first, and into single rows.
+    In a last call, the rows of the first micro-batch are ignored.
+    """
+    inputs = trial.question.inputs
+    if not trial.subject.normalization:
+        raise NotRunError("declares no normalization of micro-batches")
+    rows = inputs.input.shape[0]
+    if rows < 2:
+        raise NotRunError("has one row, and so one micro-batch")
+    halves = [rows - rows // 2, rows // 2]
+    for sizes in dict.fromkeys((tuple(halves), (1, rows - 1), *([(1,) * rows] if rows <= _MOST_MICRO_BATCHES else []))):
+        way = f"in micro-batches of {' and '.join(map(str, sizes[:2]))}" if len(sizes) == 2 else "in single rows"
+        yield from _named(trial, further_call(trial, inputs, evaluate_in_parts, sizes), inputs, way)
+    if not is_dense(inputs):
+        ignoring = _ignoring(inputs, torch.arange(rows) < halves[0])
+        got = further_call(trial, ignoring, evaluate_in_parts, halves)
+        yield from _named(trial, got, ignoring, "with an ignored micro-batch")
+
+
+@check("index_target", "ignore_index", cost=Cost.CALLS, applies=lambda case: case.rows > 1)
+def idle_rank(trial: Trial) -> Iterator[Difference]:
+    """If all rows of one rank are ignored, loss and gradient are exact."""
+    inputs, ranks = trial.question.inputs, trial.subject.ranks
+    if trial.subject.split != "batch":
+        raise NotRunError("cuts the classes, so each rank has all rows")
+    if is_dense(inputs):
+        raise NotRunError("has no ignored rows, since the targets are probabilities")
+    rows = torch.arange(inputs.input.shape[0])
+    for rank, own in enumerate(rows.chunk(ranks)):
+        if len(own) < len(rows):
+            yield from _compared(trial, _ignoring(inputs, torch.isin(rows, own)), f"with rank {rank} idle")
+
+
+def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
+    """Return the inputs with ignored rows. `ignored` has a boolean for each row of the first axis."""
+    mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
+    options = {**inputs.options, "ignore_index": -100}
+    return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)
 
 
 def _kept(inputs: Inputs) -> Tensor:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossent.cases.inputs import bits
+from crossent.cases.inputs import Inputs, bits
 from crossent.cases.operation import CROSS_ENTROPY
 from crossent.subjects.callables import declared_lacks
 from crossent.subjects.ranks.group import Ranks
-from crossent.subjects.ranks.protocol import RanksDifferError, join, require_protocol, split_of, write_shard
+from crossent.subjects.ranks.protocol import (
+    RanksDifferError,
+    join,
+    normalization_of,
+    require_protocol,
+    split_of,
+    write_shard,
+)
 
 _REASON = "runs on several ranks, whose operations torch cannot see here"
 _TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast", "large")
@@ -30,6 +37,9 @@ def lacks_of(given: object) -> dict[str, str]:
         lacks["retain_graph"] = _ONE_BACKWARD
     if split_of(given) == "batch":
         lacks["unbatched"] = "cuts the batch axis, which a single row does not have"
+    if normalization_of(given) == "tokens":
+        names = ("reduction", "reduction_none", "reduction_sum", "weight")
+        lacks |= dict.fromkeys(names, "divides by the number of kept rows of the whole batch")
     return {**lacks, **declared_lacks(given)}
 
 
@@ -56,6 +66,7 @@ class RankLoss:
         self.__name__ = getattr(given, "__name__", type(given).__name__)
         self.lacks = lacks_of(given)
         self.split = split_of(given)
+        self.normalization = normalization_of(given)
         description = description or _description_of(given)
         self._given, self._description, self._seconds, self._backend = given, description, seconds, backend
         self._ranks = Ranks(self._load, ranks, description=description, seconds=seconds, backend=backend)
@@ -136,6 +147,8 @@ class RankLoss:
         }
         replies = self._ask(request, input.device)
         self._write_back(replies, {"input": input, "target": target, **options})
+        if self.normalization == "tokens":
+            return _sum([reply["loss"] for reply in replies], _dtype_of(input, target)).to(input.device), key
         first: Tensor = replies[0]["loss"]
         for at, reply in enumerate(replies):
             if not _same(first, reply["loss"]):
@@ -147,6 +160,23 @@ class RankLoss:
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
+
+    def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the loss and the gradient of a batch in micro-batches with these numbers of rows.
+
+        The loss has normalization="tokens". The parts of all ranks and micro-batches are added up.
+        """
+        logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
+        request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
+        request |= {"upstream": _plain(inputs.upstream), **_arguments(logits, inputs.target, whole)}
+        replies = self._ask(request, logits.device)
+        loss = _sum([part for reply in replies for part in reply["parts"]], _dtype_of(logits, inputs.target))
+        loss = loss.to(logits.device)
+        if not differentiable:
+            return loss, None
+        of_parts = zip(sizes, *(reply["gradients"] for reply in replies), strict=True)
+        joined = [join(shards, self.split, (size, *logits.shape[1:])) for size, *shards in of_parts]
+        return loss, torch.cat(joined).to(logits.device)
 
     def free(self, key: int) -> None:
         """Tell the ranks, in the next request, that a graph is no longer needed."""
@@ -217,8 +247,23 @@ def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dic
         "input": _plain(input),
         "target": _plain(target),
         "options": {name: _plain(one) if isinstance(one, Tensor) else one for name, one in options.items()},
-        "shape": list(input.shape),
     }
+
+
+def _dtype_of(input: Tensor, target: Tensor) -> torch.dtype:
+    """Return the dtype of the loss of these arguments."""
+    return torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
+
+
+def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the sum of the parts of a loss. The sum is computed in float64, and rounded to the dtype once.
+
+    Raises:
+        RuntimeError: a part is no number.
+    """
+    if wrong := [tuple(part.shape) for part in parts if part.dim()]:
+        raise RuntimeError(f"the part of a loss has the shape {wrong[0]}; expected a number")
+    return torch.stack([part.double() for part in parts]).sum().to(dtype)
 
 
 def _plain(tensor: Tensor) -> Tensor:

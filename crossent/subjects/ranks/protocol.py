@@ -15,6 +15,18 @@ A function with the arguments of `forward` is enough for a loss that needs no co
 options (`weight`, `ignore_index`, `reduction`, `label_smoothing`) are those of the whole call. `shape` is the shape of
 all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. A DTensor is
 replaced by its full tensor.
+
+A loss of data-parallel training declares that it divides by the number of kept rows, "tokens", of the whole batch:
+
+    class TokenMean:
+        split = "batch"
+        normalization = "tokens"
+
+        def count(self, targets, options): ...  # optional: returns `tokens`; `targets` has one of each micro-batch
+        def forward(self, local_logits, target, shape, axis, options, tokens): ...
+
+Here `target` is the shard of this rank too, and each rank returns its own part: the sum of the parts of all ranks and
+micro-batches is the loss. Without `count`, `tokens` is the number of kept rows of all ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -36,6 +48,8 @@ SPLITS = {
     "padded": "the class axis, padded with further logits so that all shards have the same size",
     "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer rows, or none",
 }
+# What the mean of a loss divides by: the divisor of `F.cross_entropy` for one call, or the kept rows of a whole batch.
+NORMALIZATIONS = ("", "tokens")
 MOST_RANKS = 64
 _PADDING = 10_000.0  # a finite number in every dtype, far above most logits
 _FORWARD = ("local_logits", "target", "shape", "axis", "options")
@@ -82,6 +96,7 @@ class OnRank:
     def __init__(self, made: Any) -> None:
         self._made = made
         self._forward: Callable[..., Any] = getattr(made, "forward", made)
+        self.of_tokens = normalization_of(made) == "tokens"
 
     def context(self) -> AbstractContextManager[Any]:
         """Return the user's context, or a context that does nothing."""
@@ -89,9 +104,23 @@ class OnRank:
         made: AbstractContextManager[Any] = make()
         return made
 
-    def forward(self, local: Tensor, target: Tensor, shape: Sequence[int], axis: int, options: dict[str, Any]) -> Any:
-        """Call the user's code, and return the loss that it returns."""
-        return self._forward(local, target, torch.Size(shape), axis, options)
+    def forward(
+        self, local: Tensor, target: Tensor, shape: torch.Size, axis: int, options: dict[str, Any], tokens: Any = None
+    ) -> Any:
+        """Call the user's code, and return the loss that it returns, or the part of this rank."""
+        return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
+
+    def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
+        """Return what the loss divides by: what `count` returns, or the number of kept rows of the whole batch.
+
+        `own` are the targets of this rank, one of each micro-batch. `whole` and `logits` are those of the whole batch.
+        """
+        count = getattr(self._made, "count", None)
+        if count is not None:
+            return count(own, options)
+        if whole.is_floating_point():
+            return logits.numel() // max(1, logits.shape[1])
+        return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
         """Run the backward pass, so that the shard of the logits has its gradient."""
@@ -120,27 +149,55 @@ def require_protocol(given: object) -> None:
         what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)
         if forward is None:
             raise TypeError(f"{what}, which has no method forward; allowed are {_ALLOWED}")
-        places = [None, *_FORWARD]
+        places = [None, *forward_arguments(given)]
     elif callable(given):
-        what, forward, places = f"the function {cut(getattr(given, '__name__', repr(given)))}", given, [*_FORWARD]
+        what, forward = f"the function {cut(getattr(given, '__name__', repr(given)))}", given
+        places = [*forward_arguments(given)]
     else:
         raise TypeError(f"an object of type {cut(type(given).__name__)}; allowed are {_ALLOWED}")
     try:
         inspect.signature(forward).bind(*places)
     except TypeError:
         raise TypeError(
-            f"{what}, whose forward does not take {', '.join(_FORWARD)} by position; allowed are {_ALLOWED}"
+            f"{what}, whose forward does not take {', '.join(forward_arguments(given))} by position; "
+            f"allowed are {_ALLOWED}"
         ) from None
     except ValueError:
         pass  # Python cannot read the signature
     if (rule := split_of(given)) not in SPLITS:
         raise TypeError(f"{what}, whose attribute split is {quoted(rule)}; allowed are {', '.join(SPLITS)}")
+    if (normalization := normalization_of(given)) not in NORMALIZATIONS:
+        raise TypeError(f"{what}, whose attribute normalization is {quoted(normalization)}; allowed is tokens")
+    if normalization and rule != "batch":
+        raise TypeError(f"{what}, whose attribute normalization is tokens, which needs split = 'batch'")
+
+
+def forward_arguments(given: object) -> tuple[str, ...]:
+    """Return the names of the arguments of `forward`."""
+    return (*_FORWARD, "tokens") if normalization_of(given) == "tokens" else _FORWARD
+
+
+def normalization_of(given: object) -> str:
+    """Return what the mean of a loss on several ranks divides by: a word of `NORMALIZATIONS`."""
+    word: str = getattr(given, "normalization", "")
+    return word
 
 
 def split_of(given: object) -> str:
     """Return the rule for the shards that a loss on several ranks has in its attribute `split`."""
     rule: str = getattr(given, "split", "classes")
     return rule
+
+
+def require_normalization(word: object) -> str:
+    """Return a word of `NORMALIZATIONS`.
+
+    Raises:
+        ValueError: there is no such word.
+    """
+    if word not in NORMALIZATIONS:
+        raise ValueError(f"normalization: got {quoted(word)}; allowed is tokens")
+    return str(word)
 
 
 def require_split(rule: object) -> str:

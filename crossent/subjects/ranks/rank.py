@@ -174,20 +174,60 @@ def _forward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """Call the loss on the shard of this rank, and keep its graph for the backward pass."""
     for key in request["freed"]:
         here.graphs.pop(key, None)
-    device = here.place.own_device
-    logits, target = request["input"].to(device), request["target"].to(device)
-    options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in request["options"].items()}
+    logits, target, options = _arguments_on(here.place.own_device, request)
     local = shard(logits, here.rule, here.place.rank, here.place.ranks).detach()
     tensors = {"input": local, "target": target, **{n: one for n, one in options.items() if isinstance(one, Tensor)}}
     before = {name: bits(one).tobytes() for name, one in tensors.items()}
     local.requires_grad_(request["differentiable"])
     with torch.set_grad_enabled(request["differentiable"]), here.loss.context():
-        loss = here.loss.forward(local, target, request["shape"], cut_axis(here.rule, logits.dim()), options)
+        loss = _loss_of(here, local, logits, target, options)
         full = _full(loss)
     if request["differentiable"]:
         here.graphs[request["key"]] = loss, local
     written = {n: one.detach().cpu() for n, one in tensors.items() if bits(one.detach()).tobytes() != before[n]}
     return {"loss": full.cpu(), "written": written}
+
+
+def _arguments_on(device: torch.device, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return the logits, the target and the options of a request, with all tensors on a device."""
+    options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in request["options"].items()}
+    return request["input"].to(device), request["target"].to(device), options
+
+
+def _loss_of(here: _Here, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
+    """Return the loss of a call, or with normalization="tokens" the part of this rank.
+
+    `local` is the shard of this rank of the logits.
+    """
+    axis = cut_axis(here.rule, logits.dim())
+    if not here.loss.of_tokens:
+        return here.loss.forward(local, target, logits.shape, axis, options)
+    own = shard(target, here.rule, here.place.rank, here.place.ranks)
+    tokens = here.loss.tokens([own], target, logits, options)
+    return here.loss.forward(local, own, logits.shape, axis, options, tokens)
+
+
+def _accumulate(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+    """Run a forward and a backward pass for each micro-batch of a batch, one after another.
+
+    Return the parts of this rank of the loss, and the gradients of its shards, each a list with one for each
+    micro-batch. The loss has normalization="tokens".
+    """
+    device, place = here.place.own_device, here.place
+    logits, target, options = _arguments_on(device, request)
+    own = [shard(one, here.rule, place.rank, place.ranks) for one in target.split(request["sizes"])]
+    parts, gradients = [], []
+    with torch.set_grad_enabled(request["differentiable"]):
+        tokens = here.loss.tokens(own, target, logits, options)
+        for of_batch, of_target in zip(logits.split(request["sizes"]), own, strict=True):
+            local = shard(of_batch, here.rule, place.rank, place.ranks).detach()
+            local.requires_grad_(request["differentiable"])
+            with here.loss.context():
+                loss = here.loss.forward(local, of_target, of_batch.shape, 0, options, tokens)
+                parts.append(_full(loss).cpu())
+            if request["differentiable"]:
+                gradients.append(_gradient_after(here, loss, local, request["upstream"].to(device)))
+    return {"parts": parts, "gradients": gradients}
 
 
 def _full(loss: Any) -> Tensor:
@@ -203,13 +243,18 @@ def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     if request["key"] not in here.graphs:
         raise RuntimeError("the ranks were started again after the forward pass, so its graph is lost")
     loss, local = here.graphs[request["key"]]
+    return {"gradient": _gradient_after(here, loss, local, request["upstream"].to(here.place.own_device))}
+
+
+def _gradient_after(here: _Here, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
+    """Run the backward pass, and return the gradient of the shard of this rank."""
     local.grad = None
     with here.loss.context():
-        here.loss.backward(loss, request["upstream"].to(here.place.own_device))
+        here.loss.backward(loss, upstream.to(loss.dtype) if here.loss.of_tokens else upstream)
     gradient = _gradient_of(local)
     if gradient is None and local.numel():
         raise TypeError("the loss is detached from the logits of this rank, so there is no gradient")
-    return {"gradient": (local if gradient is None else gradient).detach().cpu()}
+    return (local if gradient is None else gradient).detach().cpu()
 
 
 def _gradient_of(local: Tensor) -> Tensor | None:
@@ -244,9 +289,8 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
 def _outside(here: _Here, request: dict[str, Any]) -> str:
     """Call the loss outside of the context, and return what happens, in words."""
     local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
-    axis = cut_axis(here.rule, request["input"].dim())
     try:
-        loss = here.loss.forward(local, request["target"], request["shape"], axis, request["options"])
+        loss = _loss_of(here, local, request["input"], request["target"], request["options"])
         full = _full(loss)
         here.loss.backward(loss, torch.ones_like(full))
     except Exception as error:
@@ -258,6 +302,7 @@ def _outside(here: _Here, request: dict[str, Any]) -> str:
 
 _ACTIONS: dict[str, Callable[[_Here, dict[str, Any]], dict[str, Any]]] = {
     "forward": _forward,
+    "accumulate": _accumulate,
     "backward": _backward,
     "use_context": _use_context,
 }

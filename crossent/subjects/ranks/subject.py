@@ -80,4 +80,4 @@ def keeping_promise(subject: Subject) -> Subject:
 
 def _subject(name: str, loss: RankLoss, source: str) -> Subject:
     bare = Subject(name, loss, not_transformed=_NOT_TRANSFORMED, source=source, ranks=loss.count, split=loss.split)
-    return bare.lacking(loss.lacks)
+    return replace(bare, normalization=loss.normalization).lacking(loss.lacks)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from batch_parallel import BatchParallel
+from token_mean import TokenMean
 from torch import Tensor
 from vocab_parallel import PaddedVocabParallel, VocabParallel, all_reduced
 
@@ -198,6 +199,49 @@ class TakesTargetsInThePadding(PaddedVocabParallel):
 class PaddingTakesPart(PaddedVocabParallel):
     def own_classes(self, classes: int, size: int) -> int:
         return size
+
+
+@rank_mutant("loss gradient", "float32-7x5-normal-int64-mean-ignored", "pytorch#185167")
+class MeanOverRanksOfMeans(TokenMean):
+    def mean(self, total: Tensor, kept: int, tokens: Tensor) -> Tensor:
+        return total / max(1, kept) / dist.get_world_size()
+
+
+@rank_mutant("micro_batches", "float32-7x5-normal-int64-mean-ignored", "mlx-lm#1413, OpenNMT-py#2209")
+class MeanOfMeansOfMicroBatches(TokenMean):
+    def mean(self, total: Tensor, kept: int, tokens: Tensor) -> Tensor:
+        of_all_ranks = self.reduced(torch.tensor(float(kept))).clamp(min=1)
+        return super().mean(total / self.micro_batches, kept, of_all_ranks)
+
+
+@rank_mutant("micro_batches", "float32-7x5-normal-int64-mean", "unsloth-zoo#1023")
+class DividesByMicroBatches(TokenMean):
+    def mean(self, total: Tensor, kept: int, tokens: Tensor) -> Tensor:
+        return super().mean(total / self.micro_batches, kept, tokens)
+
+
+@rank_mutant("loss gradient", "float32-7x5-normal-int64-mean-ignored", "The divisor is the size of the batch.")
+class CountsAllTokens(TokenMean):
+    def kept(self, target: Tensor, options: Any) -> int:
+        return target.numel()
+
+
+@rank_mutant("loss gradient", "float32-7x5-normal-int64-mean", "num_items_in_batch is not summed over the ranks.")
+class CountsLocalTokens(TokenMean):
+    def reduced(self, tokens: Tensor) -> Tensor:
+        return tokens.clamp(min=1)
+
+
+@rank_mutant("micro_batches", "float32-7x5-normal-int64-mean", "num_items_in_batch is that of the last micro-batch.")
+class CountsOneMicroBatch(TokenMean):
+    def count(self, targets: list[Tensor], options: Any) -> Tensor:
+        return super().count(targets[-1:], options)
+
+
+@rank_mutant("idle_rank micro_batches", "float32-7x5-normal-int64-mean", "A rank without a kept row has the mean 0/0.")
+class MeanOfNoRows(TokenMean):
+    def mean(self, total: Tensor, kept: int, tokens: Tensor) -> Tensor:
+        return super().mean(total / total.new_tensor(float(kept)) * kept, kept, tokens)
 
 
 class _Switch:
