@@ -12,6 +12,7 @@ from support.running import check_on, run_isolated
 
 import crossent
 from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
 from crossent.machine import can_fork
 from crossent.subjects.loader import load
 from crossent.subjects.ranks.group import Ranks
@@ -149,11 +150,29 @@ class WrongRule:
         return local_logits.sum()
 
 
+class WrongNormalization(WrongRule):
+    split, normalization = "batch", "rows"
+
+
+class TokensOfClasses:
+    normalization = "tokens"
+
+    def forward(self, local_logits, target, shape, axis, options, tokens):
+        return local_logits.sum() / tokens
+
+
+class TokensAreNoArgument(WrongRule):
+    split, normalization = "batch", "tokens"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (NoForward, "the class NoForward, which has no method forward"),
         (WrongRule, "attribute split is 'columns'; allowed are classes, padded, batch"),
+        (WrongNormalization, "attribute normalization is 'rows'; allowed is tokens"),
+        (TokensOfClasses, "attribute normalization is tokens, which needs split = 'batch'"),
+        (TokensAreNoArgument, "does not take local_logits, target, shape, axis, options, tokens by position"),
         (lambda logits, target: logits, "does not take local_logits, target, shape, axis, options by position"),
         (3, "an object of type int"),
     ],
@@ -188,6 +207,28 @@ def test_an_adapted_loss_has_one_number_of_ranks():
 
 def test_a_rank_is_told_its_place_and_no_exact_value():
     assert set(Place.__dataclass_fields__) == {"rank", "ranks", "backend", "device", "store", "group", "seconds"}
+
+
+class GivesThePart:
+    """Return the number of tokens that crossent counts, or a part that is no number."""
+
+    split, normalization = "batch", "tokens"
+
+    def forward(self, local_logits, target, shape, axis, options, tokens):
+        part = local_logits.float() * 0
+        return part if options["ignore_index"] == 7 else part.sum() + tokens
+
+
+def test_crossent_counts_the_kept_rows_of_all_ranks_and_micro_batches():
+    loss = RankLoss(GivesThePart, 2)
+    inputs = Inputs(torch.ones(5, 3), torch.tensor([0, -100, 1, -100, 2]), {}, torch.tensor(1.0))
+    assert loss(inputs.input, inputs.target) == 3 + 3  # each rank has the part 3
+    got, gradient = loss.accumulate(inputs, [2, 3], True)
+    assert got == 2 * 2 * 3  # for each micro-batch
+    assert torch.equal(gradient, torch.zeros(5, 3))
+    with pytest.raises(RuntimeError, match=r"the part of a loss has the shape \(3, 3\); expected a number"):
+        loss(inputs.input, inputs.target, ignore_index=7)
+    loss.close()
 
 
 def test_ranks_that_never_started_need_no_end():
