@@ -30,7 +30,7 @@ from crossent.subjects.confinement import (
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
-from crossent.subjects.ranks.protocol import require_normalization, require_split
+from crossent.subjects.ranks.protocol import require_normalization, require_split, why_no_classes
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, quoted, said
 
@@ -142,6 +142,8 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     split = require_split(facts["split"]) if loss.ranks else ""
     normalization = require_normalization(facts["normalization"])
     bare = replace(bare, operation=loss.operation, ranks=loss.ranks or 0, split=split, normalization=normalization)
+    if loss.ranks:
+        bare = replace(bare, not_applicable=partial(why_no_classes, split, loss.ranks, reasons))
     if loss.description.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking(reasons)

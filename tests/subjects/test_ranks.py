@@ -17,7 +17,7 @@ from crossent.machine import can_fork
 from crossent.subjects.loader import load
 from crossent.subjects.ranks.group import Ranks
 from crossent.subjects.ranks.loss import RankLoss
-from crossent.subjects.ranks.protocol import SPLITS, join, require_protocol, shard, write_shard
+from crossent.subjects.ranks.protocol import SPLITS, join, require_protocol, shard, why_no_classes, write_shard
 from crossent.subjects.ranks.rank import Place
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
@@ -131,6 +131,17 @@ def test_shards_join_to_the_logits(rule, ranks, shape):
         assert torch.equal(copy.abs(), logits)
         padding = (shard(logits, rule, rank, ranks) == 10_000).sum() if rule == "padded" else 0
         assert (copy < 0).sum() == shards[rank].numel() - padding
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 9, 10])
+def test_a_loss_without_one_class_needs_classes_on_every_rank(classes, ranks):
+    inputs = Inputs(torch.zeros(2, classes), torch.zeros(2).long(), {}, torch.tensor(1.0))
+    empty = any(shard(inputs.input, "classes", rank, ranks).shape[1] == 0 for rank in range(ranks))
+    lacks = {"one_class": "needs some"}
+    assert why_no_classes("classes", ranks, lacks, inputs) == ("needs some" if empty else None)
+    assert why_no_classes("classes", ranks, {}, inputs) is None
+    assert why_no_classes("padded", ranks, lacks, inputs) is None
 
 
 def test_a_gradient_of_the_padding_is_an_error():

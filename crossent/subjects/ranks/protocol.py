@@ -32,13 +32,14 @@ micro-batches is the loss. Without `count`, `tokens` is the number of kept rows 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.words import cut, quoted
 
@@ -214,6 +215,17 @@ def require_split(rule: object) -> str:
 def cut_axis(rule: str, dimensions: int) -> int:
     """Return the axis of the logits that a rule cuts."""
     return 0 if rule == "batch" else min(1, dimensions - 1)
+
+
+def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
+    """Return why a loss cannot run on these inputs, or None: a rank has no classes, and the loss needs some.
+
+    The loss says so by the feature `one_class`: on two ranks, a call with one class leaves the second rank none.
+    """
+    if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
+        return None
+    largest = -(-inputs.classes // ranks)
+    return lacks["one_class"] if -(-inputs.classes // largest) < ranks else None
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from crossent.cases.operation import Operation
@@ -10,7 +11,7 @@ from crossent.numerics.bounds.contracts import Promise
 from crossent.subjects.contracts import in_halves
 from crossent.subjects.loader import import_object, source_of
 from crossent.subjects.ranks.loss import RankLoss
-from crossent.subjects.ranks.protocol import require_ranks
+from crossent.subjects.ranks.protocol import require_ranks, why_no_classes
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, quoted
 
@@ -80,4 +81,5 @@ def keeping_promise(subject: Subject) -> Subject:
 
 def _subject(name: str, loss: RankLoss, source: str) -> Subject:
     bare = Subject(name, loss, not_transformed=_NOT_TRANSFORMED, source=source, ranks=loss.count, split=loss.split)
-    return replace(bare, normalization=loss.normalization).lacking(loss.lacks)
+    of_classes = partial(why_no_classes, loss.split, loss.count, loss.lacks)
+    return replace(bare, normalization=loss.normalization, not_applicable=of_classes).lacking(loss.lacks)
