@@ -148,7 +148,10 @@ def check(
     from crossent.run.verify import require_comparable
     from crossent.subjects.builtin import EVERY_NAMED
     from crossent.subjects.features import FEATURES
+    from crossent.subjects.ranks.job import join_job
 
+    with one_line():
+        join_job(part["ranks"])
     old = None if baseline_file is None else recorded(baseline_file, "--baseline")
     # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
     more = [name for name in subjects if without and name in FEATURES]

@@ -8,6 +8,7 @@ protocol       the class or function that the user writes, and the rules by whic
 messages       the messages between the calling process and a rank
 rank           the process of one rank: it joins the group, and answers requests
 launcher       the process that starts ranks with torch's launcher, and ends them
+job            the ranks of a torchrun job: its first process judges, and the others run ranks
 group          the ranks, as the calling process sees them: starts, asks and ends them; finds a rank that blocks
 loss           a callable with the signature of `F.cross_entropy`, which calls a subject on its ranks
 loss_parallel  the subject `loss_parallel`: F.cross_entropy of a DTensor, in torch's context of this name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from crossent.subjects.ranks.job import is_here, servers, start_rank
 from crossent.subjects.ranks.launcher import Launcher
 from crossent.subjects.ranks.messages import DamagedMessageError, pack, receive, unpack
 from crossent.subjects.ranks.protocol import RankEndedError, RanksDifferError
@@ -41,6 +43,7 @@ class _Rank:
     process: int = 0  # its id in /proc, or 0
     answer: dict[str, Any] | None = None  # the reply to the current request
     ended: str = ""  # how the rank ended
+    status: int | None = None  # its exit status, if a keeper has sent it
 
 
 class Ranks:
@@ -106,14 +109,18 @@ class Ranks:
             self._end_launcher = weakref.finalize(self, self._launcher.close)
         nccl = device != "cpu" and torch.cuda.device_count() >= self.count
         backend = self._backend or ("nccl" if nccl else "gloo")
+        others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
+        store = f"crossent/{secrets.token_hex(8)}" if others else ""
         places = [
-            Place(rank, self.count, backend, device, "", self.group, collective_limit(self._seconds))
+            Place(rank, self.count, backend, device, store, self.group, collective_limit(self._seconds))
             for rank in range(self.count)
         ]
-        pairs = [socket.socketpair() for _ in places]
+        pairs = [socket.socketpair() for _ in range(self.count - len(others))]
         self._ranks = [_Rank(ours) for ours, _ in pairs]
         try:
-            self._launcher.start(places, [theirs for _, theirs in pairs])
+            self._launcher.start(places[: len(pairs)], [theirs for _, theirs in pairs])
+            for server, place in zip(others, places[len(pairs) :], strict=True):
+                self._ranks.append(_Rank(start_rank(server, place, self._description)))
         except (OSError, EOFError):
             self._end_launcher()
             self._launcher, self._ranks = None, []
@@ -121,8 +128,9 @@ class Ranks:
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        for rank, reply in zip(self._ranks, self._answers(_SECONDS_TO_START, strict=False), strict=True):
-            rank.process = int(reply.get("process", 0))
+        here = [True] * len(pairs) + [is_here(server) for server in others]
+        for rank, reply, sees in zip(self._ranks, self._answers(_SECONDS_TO_START, strict=False), here, strict=True):
+            rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
         """Wait until all ranks have answered or ended, or until the silent ranks are blocked; return the answers.
@@ -145,7 +153,11 @@ class Ranks:
 
     def _read(self, rank: _Rank, until: float) -> None:
         try:
-            rank.answer = unpack(receive(rank.stream, until))
+            answer = unpack(receive(rank.stream, until))
+            if "ended" in answer:
+                rank.ended, rank.status = "ended", answer["ended"]
+            else:
+                rank.answer = answer
         except (EOFError, ConnectionError):
             rank.ended = "ended"
         except (TimeoutError, DamagedMessageError) as error:
@@ -183,10 +195,11 @@ class Ranks:
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
         """End all ranks. Return the exit status of each rank that had ended before, and how each rank ended."""
         how = [rank.ended for rank in self._ranks]
-        statuses: list[int | None] = [None] * self.count
+        statuses = [rank.status for rank in self._ranks]
         assert self._launcher is not None
+        own = len(self._ranks) - len(servers()[: self.count - 1])  # the ranks of the launcher are the first
         try:
-            statuses = self._launcher.end(ended) or statuses
+            statuses[:own] = self._launcher.end([at for at in ended if at < own]) or statuses[:own]
         except (OSError, EOFError, ValueError):
             self._end_launcher()
             self._launcher = None

@@ -169,7 +169,7 @@ def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], A
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     os.mkdir(folder)
-    here = [Place(**{**vars(place), "store": os.path.join(folder, "store")}) for place in places]
+    here = [Place(**{**vars(place), "store": place.store or os.path.join(folder, "store")}) for place in places]
     return start_processes(
         "crossent",
         _run,
@@ -185,7 +185,7 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the variables that torchrun sets for a worker, and the loopback interface for gloo."""
+    """Return the variables that torchrun sets for a worker, and the loopback interface for gloo outside of a job."""
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
@@ -195,7 +195,8 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": "crossent",
     }
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "")
-    interface = {"GLOO_SOCKET_IFNAME": loopback} if loopback and "GLOO_SOCKET_IFNAME" not in os.environ else {}
+    alone = loopback and count == place.ranks and "GLOO_SOCKET_IFNAME" not in os.environ
+    interface = {"GLOO_SOCKET_IFNAME": loopback} if alone else {}
     return {name: str(value) for name, value in words.items()} | interface
 
 

@@ -45,7 +45,7 @@ class Place:
         ranks: the number of ranks.
         backend: the backend of torch.distributed, such as "gloo".
         device: the device of the tensors, such as "cpu".
-        store: the file through which the ranks find each other, or "" to use the store of the torchrun job.
+        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job.
         group: the number of the group, counted from the first ranks that the calling process started.
         seconds: the time limit of a collective.
     """
@@ -69,12 +69,12 @@ class Place:
     def join(self) -> None:
         """Make this process a member of the group."""
         store: Any
-        if self.store:
+        if os.path.isabs(self.store):
             store = FileStore(self.store, self.ranks)
         else:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             wait = timedelta(seconds=_SECONDS_TO_START)
-            store = PrefixStore(f"crossent/group{self.group}", TCPStore(address, port, is_master=False, timeout=wait))
+            store = PrefixStore(self.store, TCPStore(address, port, is_master=False, timeout=wait))
         if self.device != "cpu":
             torch.cuda.set_device(self.own_device)
         dist.init_process_group(
@@ -215,11 +215,11 @@ def _accumulate(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """
     device, place = here.place.own_device, here.place
     logits, target, options = _arguments_on(device, request)
-    own = [shard(one, here.rule, place.rank, place.ranks) for one in target.split(request["sizes"])]
+    own = [shard(one, here.rule, place.rank, place.ranks) for one in torch.split(target, request["sizes"])]
     parts, gradients = [], []
     with torch.set_grad_enabled(request["differentiable"]):
         tokens = here.loss.tokens(own, target, logits, options)
-        for of_batch, of_target in zip(logits.split(request["sizes"]), own, strict=True):
+        for of_batch, of_target in zip(torch.split(logits, request["sizes"]), own, strict=True):
             local = shard(of_batch, here.rule, place.rank, place.ranks).detach()
             local.requires_grad_(request["differentiable"])
             with here.loss.context():

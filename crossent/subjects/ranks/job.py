@@ -1,0 +1,197 @@
+"""The ranks of a torchrun job: the first process of the job judges, and each other process runs the rank of its number.
+
+    torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
+
+The first process starts rank 0 as without a job. Each other process is a server. It listens on a port, whose address
+the judge reads from the store of the job. For each group of ranks, the judge connects to all servers; a server forks a
+keeper, and the keeper forks the rank, whose messages go through this connection. If the connection is closed, the
+keeper ends the rank. If the rank ends, the keeper sends its exit status. A further connection, the control connection,
+says that the judge lives: without it, a server ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any, NoReturn
+
+from crossent.subjects.confinement import close_all_but, end_with_parent, kill_group
+from crossent.subjects.ranks.messages import pack
+from crossent.subjects.ranks.rank import Place, run_rank
+
+_SERVERS = "CROSSENT_SERVERS"  # the variable with the addresses of the servers, for the processes of the subjects
+_SECONDS_TO_START = 180.0  # until all processes of the job have imported torch
+_SECONDS_TO_CONNECT = 60.0
+_LOOK = 0.1  # seconds between two looks at a rank
+_controls: list[socket.socket] = []  # the control connections, which stay open until this process ends
+_store: Any = None  # the store of the job, which this process may host
+
+
+def join_job(ranks: int | None) -> None:
+    """Use the ranks of the torchrun job in which this process runs, if there is one and the run has ranks.
+
+    In the first process of the job, return when all servers are known. In any other process, serve ranks until the
+    judge ends, and then end this process.
+
+    Raises:
+        ValueError: the job has another number of processes, or a process does not start. The message is one line.
+    """
+    if ranks is None or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if ranks != size:
+        if rank:
+            time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first one has printed its line
+            sys.exit(2)
+        raise ValueError(f"ranks: got {ranks}, but the number of processes of the torchrun job is {size}")
+    store = _join_store(rank)
+    if rank:
+        _serve(store, rank)
+    try:
+        addresses = [json.loads(store.get(f"server{at}")) for at in range(1, size)]
+        for address in addresses:
+            _controls.append(_connect(address, {"control": True}))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"ranks: a process of the torchrun job does not start: {str(error).splitlines()[0]}") from None
+    os.environ[_SERVERS] = json.dumps(addresses)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def servers() -> list[dict[str, Any]]:
+    """Return the addresses of the servers of the torchrun job; none without a job."""
+    found: list[dict[str, Any]] = json.loads(os.environ.get(_SERVERS, "[]"))
+    return found
+
+
+def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
+    """Start a rank in another process of the job, and return the connection to the rank.
+
+    Raises:
+        OSError: the server cannot be reached.
+    """
+    return _connect(server, {"place": vars(place), "description": description})
+
+
+def is_here(server: dict[str, Any]) -> bool:
+    """Return whether a server runs on this machine, so that /proc has its processes."""
+    return bool(server["machine"] == _machine())
+
+
+def _join_store(rank: int) -> Any:
+    """Return the store of the job, through which its processes find each other."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    global _store
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    wait = timedelta(seconds=_SECONDS_TO_START)
+    _store = TCPStore(address, port, is_master=hosts, timeout=wait, wait_for_workers=False)
+    return PrefixStore(f"crossent/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", _store)
+
+
+def _machine() -> str:
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+        return file.read().strip()
+    return socket.gethostname()
+
+
+def _connect(server: dict[str, Any], request: dict[str, Any]) -> socket.socket:
+    stream = socket.create_connection((server["host"], server["port"]), timeout=_SECONDS_TO_CONNECT)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.sendall(json.dumps({"token": server["token"], **request}).encode() + b"\n")
+    return stream
+
+
+def _watch() -> None:
+    """End this process with a line if a server ends, since no case can run any more."""
+    ended = select.select(_controls, [], [])[0]
+    numbers = " and ".join(str(at) for at, one in enumerate(_controls, 1) if one in ended)
+    sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended\n")
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _own_host() -> str:
+    """Return the address of this machine in the network of the job."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
+            host: str = probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+    return host
+
+
+def _serve(store: Any, rank: int) -> NoReturn:
+    """Run ranks for the judge, until the judge ends. Then end this process."""
+    with socket.socket() as listener:
+        listener.bind((host := _own_host(), 0))
+        listener.listen()
+        address = {"host": host, "port": listener.getsockname()[1], "token": secrets.token_hex(16)}
+        store.set(f"server{rank}", json.dumps({**address, "machine": _machine()}))
+        control: socket.socket | None = None
+        until = time.monotonic() + _SECONDS_TO_START
+        while control is not None or time.monotonic() < until:
+            ready = select.select([listener, *([control] if control else [])], [], [], _LOOK)[0]
+            if control in ready:
+                break
+            if listener in ready:
+                control = _accept(listener, address["token"]) or control
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # a keeper that has ended
+    sys.exit(0 if control else 1)  # the keepers end with this process
+
+
+def _accept(listener: socket.socket, token: str) -> socket.socket | None:
+    """Accept a connection. Return it if it is the control connection; for any other one, fork a keeper."""
+    stream = listener.accept()[0]
+    stream.settimeout(_SECONDS_TO_CONNECT)
+    try:
+        with stream.makefile("rb", buffering=0) as file:
+            request = json.loads(file.readline(2**16))
+        if not secrets.compare_digest(request["token"], token):
+            raise ValueError("a wrong token")
+    except (OSError, ValueError, KeyError, TypeError):
+        stream.close()
+        return None
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.settimeout(None)
+    if "control" in request:
+        return stream
+    if os.fork() == 0:
+        try:
+            end_with_parent()
+            close_all_but({0, 1, 2, stream.fileno()})
+            _keep(stream, Place(**request["place"]), request["description"])
+        finally:
+            os._exit(0)
+    stream.close()
+    return None
+
+
+def _keep(stream: socket.socket, place: Place, description: str) -> None:
+    """Fork a rank. End the rank when the judge closes the connection; send its exit status if it ends before."""
+    from crossent.subjects.loader import import_object  # which imports the modules of this folder
+
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.ranks))
+    child = os.fork()
+    if child == 0:
+        run_rank(place, stream.fileno(), partial(import_object, description))
+    closed = select.poll()
+    closed.register(stream, getattr(select, "POLLRDHUP", 0))
+    while not closed.poll(_LOOK * 1000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            with suppress(OSError):
+                stream.sendall(pack({"ended": os.waitstatus_to_exitcode(status)}))
+            return
+    kill_group(child)

@@ -1,0 +1,96 @@
+"""The ranks of a torchrun job: the first process judges, and the others run ranks. The tests start real jobs."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import faulty_ranks
+
+from crossent.machine import can_fork
+from crossent.report.reader import read_report
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+SUPPORT = Path(faulty_ranks.__file__)
+JOB = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-id", "of-a-test"]
+JOB += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+SELECTED = ["--check", "loss", "--case", "float32-7x5-normal-int64-mean", "--no-cache", "--jobs", "1"]
+
+
+def torchrun(folder, *words):
+    """Run `crossent check` as a job of two processes. Return its exit status, its output, and what is left of it."""
+    mark = f"{folder}{os.getpid()}"
+    own = {"CROSSENT_TEST": mark, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
+    how = {"capture_output": True, "text": True, "cwd": folder, "env": {**os.environ, **own}, "timeout": 240}
+    made = subprocess.run([*JOB, "-m", "crossent", "check", *words, *SELECTED], **how, check=False)
+    until = time.monotonic() + 10
+    while (left := _running(mark.encode())) and time.monotonic() < until:
+        time.sleep(0.05)
+    return made.returncode, made.stdout + made.stderr, left
+
+
+def _running(mark):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes() and "Z" not in (process / "stat").read_text().split()[2]:
+                found.append(process)
+        except OSError:
+            pass
+    return found
+
+
+# On rank 1, the loss of a job has the variables of torchrun. The ranks that crossent starts have another run id.
+OF_A_JOB = """
+import os
+
+def of_a_job(*arguments):
+    if dist.get_rank() == 1 and os.environ["TORCHELASTIC_RUN_ID"] != "of-a-test":
+        raise ValueError("this rank is not of the job")
+    return right(*arguments)
+
+def ends_its_server(*arguments):
+    if dist.get_rank() == 1:
+        keeper = os.getppid()
+        server = open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1]
+        os.kill(int(server), signal.SIGKILL)
+    return right(*arguments)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "mine.py").write_text(SUPPORT.read_text(encoding="utf-8") + OF_A_JOB, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_ranks_of_a_job_run_the_loss_and_a_fault_is_a_finding(folder):
+    losses = ["mine.py:of_a_job", "mine.py:ends", "mine.py:raises"]
+    status, output, left = torchrun(folder, *losses, "--ranks", "2", "--json", "report.json", "--seed", "0")
+    assert "FAILED: 2 findings" in output, output
+    assert status == 1
+    right, ends, raises = read_report(folder / "report.json").subjects
+    assert right.findings == []
+    assert right.outcomes
+    assert "rank 1 ended with exit status 3" in ends.findings[0].message
+    assert "rank 1 raised ValueError: no such shard" in raises.findings[0].message
+    assert left == []
+
+
+def test_a_job_of_another_size_is_an_error_of_one_line(folder):
+    status, output, left = torchrun(folder, "mine.py:right", "--ranks", "3")
+    assert "--ranks: got 3, but the number of processes of the torchrun job is 2" in output
+    assert "exitcode  : 2" in output  # of the judge; torchrun itself has no other status than 0 and 1
+    assert status == 1
+    assert left == []
+
+
+def test_a_job_ends_with_a_line_if_one_of_its_processes_ends(folder):
+    before = time.monotonic()
+    status, output, left = torchrun(folder, "mine.py:ends_its_server", "--ranks", "2")
+    assert "process 1 of the torchrun job has ended" in output or "Signal 9 (SIGKILL)" in output, output
+    assert status == 1
+    assert left == []
+    assert time.monotonic() - before < 120
