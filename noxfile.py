@@ -140,7 +140,10 @@ def assumptions(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Test the error bounds on 20,000 random cases in each dtype; half an hour on two cores."""
+    """Test the error bounds on 20,000 random cases in each dtype; half an hour on two cores.
+
+    Then run right losses on 2 and 3 ranks on 500 random cases in each dtype; a quarter of an hour.
+    """
     session.install("-e", ".[test]")
     tests = (
         "tests/run/test_soak.py",
@@ -149,6 +152,7 @@ def soak(session: nox.Session) -> None:
         "tests/checks/test_derivatives.py",
     )
     session.run("pytest", *tests, "--crossent-soak", "20000", *session.posargs)
+    session.run("pytest", "tests/checks/test_rank_soak.py", "--crossent-soak", "4000", *session.posargs)
 
 
 @nox.session
