@@ -385,7 +385,8 @@ def test_every_entry_of_the_list_for_ranks_happens_here(known):
         for case, of_case in with_rank_checks(PLANNED, tuple(DTYPES), 0).items()
         if known.covers(known.subject, case.id) and checks & {check.name for check in of_case}
     ]
-    some = cases[:: max(1, len(cases) // 2)]  # so that the test takes seconds: a blocked rank is noticed after ten
+    cases = [case for case in cases if "-smooth" not in case]  # loss_parallel has no label_smoothing
+    some = cases[:: max(1, len(cases) // 3)]  # so that the test takes seconds: a blocked rank is noticed after ten
     made = crossent.check(known.subject, ranks=2, level="normal", checks=checks, cases=some)
     assert known.sometimes or str(known) in {found.expected for found in made.subjects[0].findings}
 
