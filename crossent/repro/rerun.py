@@ -24,13 +24,14 @@ from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
+from crossent.subjects.ranks.subject import RANK_SUBJECTS
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
-from crossent.words import cut, quoted
+from crossent.words import cut, one_line, quoted
 
 SECONDS_TO_LOAD = 300.0  # the time limit for loading the user's function: the default of `crossent check --timeout`
 
@@ -68,13 +69,23 @@ def script_of(
         report = kept(id, str(torch.__version__))
     loaded = _load(source, id) if source else None
     if report is None:
+        if _parts(id)[0] in RANK_SUBJECTS:
+            raise ValueError(_no_script(id, "2"))
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
         return script(found, here, passed=passed, loaded=loaded)
     document = read_json(report)
     found, digest = find(document, id)
+    if ranks := document["environment"].get("ranks"):
+        raise ValueError(_no_script(id, str(ranks)))
     device = document["environment"]["device"]
     return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
+
+
+def _no_script(id: str, ranks: str) -> str:
+    subject, check, case = _parts(id)
+    command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
+    return f"finding: {cut(id)} is of several ranks, and a script has one process; `{command}` repeats it"
 
 
 def _load(source: str, id: str) -> Subject:

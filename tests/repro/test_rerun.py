@@ -145,3 +145,16 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert "for a form or torch, leave out --subject" in capsys.readouterr().err
     assert main(["repro", f"loss:loss:{CASE}"]) == 2
     assert "give its report or --subject, or choose from formula" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+def test_a_finding_of_several_ranks_has_no_script_but_a_command(tmp_path, capsys):
+    finding = "loss_parallel:nested_context:float32-7x5-normal-int64-mean"
+    command = f"crossent check loss_parallel --ranks 2 --check nested_context --case {finding.rpartition(':')[2]}"
+    line = f"{finding} is of several ranks, and a script has one process; `{command}` repeats it"
+    assert main(["repro", finding]) == 2
+    assert line in capsys.readouterr().err
+    report = str(tmp_path / "report.json")
+    assert main([*shlex.split(command)[1:], "--json", report, "--no-cache"]) == PASSED  # a known failure
+    assert main(["repro", finding, report]) == 2
+    assert line in capsys.readouterr().err
