@@ -15,7 +15,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.machine import can_fork
 from crossent.subjects.loader import load
-from crossent.subjects.ranks.group import Ranks
+from crossent.subjects.ranks.group import Ranks, _Rank, _Watch
 from crossent.subjects.ranks.loss import RankLoss
 from crossent.subjects.ranks.protocol import SPLITS, join, require_protocol, shard, why_no_classes, write_shard
 from crossent.subjects.ranks.rank import Place
@@ -240,6 +240,18 @@ def test_crossent_counts_the_kept_rows_of_all_ranks_and_micro_batches():
     with pytest.raises(RuntimeError, match=r"the part of a loss has the shape \(3, 3\); expected a number"):
         loss(inputs.input, inputs.target, ignore_index=7)
     loss.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_rank_that_gets_no_processor_is_starved_and_one_that_computes_is_not():
+    here = _Rank(None, os.getpid())
+    watch, until = _Watch([here]), time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    assert watch.asleep([here]) == 0
+    assert watch.starved([here], 1000)
+    assert not watch.starved([here], 0.2)
+    assert not watch.starved([here, _Rank(None)], 1000)  # a process that cannot be seen
 
 
 def test_ranks_that_never_started_need_no_end():

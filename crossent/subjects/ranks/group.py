@@ -31,6 +31,7 @@ _SECONDS_TO_START = 180.0
 # that waits for a processor of a busy machine, does not sleep.
 _SECONDS_ASLEEP = 10.0
 _SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
+_PATIENCE = 4  # how often the limit of a request is given again to ranks that get no processor
 _LOOK = 0.1  # seconds between two looks at the ranks
 _BUSY = 0.02  # the share of a processor that the threads of gloo use while a rank waits
 
@@ -111,10 +112,8 @@ class Ranks:
         backend = self._backend or ("nccl" if nccl else "gloo")
         others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
         store = f"crossent/{secrets.token_hex(8)}" if others else ""
-        places = [
-            Place(rank, self.count, backend, device, store, self.group, collective_limit(self._seconds))
-            for rank in range(self.count)
-        ]
+        limit = collective_limit((1 + _PATIENCE) * self._seconds)  # longer than that of a request: the judge decides
+        places = [Place(rank, self.count, backend, device, store, self.group, limit) for rank in range(self.count)]
         pairs = [socket.socketpair() for _ in range(self.count - len(others))]
         self._ranks = [_Rank(ours) for ours, _ in pairs]
         try:
@@ -143,8 +142,9 @@ class Ranks:
             ready = select.select([rank.stream for rank in silent], [], [], _LOOK)[0]
             for rank in silent:
                 if rank.stream in ready:
-                    self._read(rank, until)
-            if time.monotonic() > until:
+                    self._read(rank, until + _PATIENCE * seconds)
+            over = time.monotonic() - until
+            if over > 0 and not (strict and over < _PATIENCE * seconds and watch.starved(silent, seconds)):
                 break
             fault = any(rank.ended or "raised" in (rank.answer or ()) for rank in self._ranks)
             if strict and not ready and watch.asleep(silent) > (_SECONDS_AFTER_A_FAULT if fault else _SECONDS_ASLEEP):
@@ -215,6 +215,17 @@ class _Watch:
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
         self._used = {rank.process: _processor_time(rank.process) for rank in ranks}
+        self._first = dict(self._used)
+
+    def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
+        """Return whether a rank waits for a processor, and none of these ranks has had one for half of this time."""
+        if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
+            return False  # all sleep
+        for rank in silent:
+            before, now = self._first.get(rank.process), _processor_time(rank.process)
+            if before is None or now is None or now[1] - before[1] > seconds / 2:
+                return False
+        return True
 
     def asleep(self, silent: Sequence[_Rank]) -> float:
         """Return for how many seconds all of these ranks have slept; 0 if a rank is awake or /proc does not have it."""
