@@ -10,12 +10,12 @@ from vocab_parallel import PaddedVocabParallel, VocabParallel
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.checks import CHECKS, RANK_CHECKS
-from crossent.machine import can_fork
 from crossent.run.plan import of_cost, plan
 from crossent.subjects.loader import load
+from crossent.subjects.ranks.protocol import can_start_ranks
 from crossent.trials.check import Cost
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 OF_A_CALL = of_cost(Cost.CALL)
 PUBLISHED = {
     "LocalMaximum",

@@ -13,11 +13,11 @@ from vocab_parallel import PaddedVocabParallel, VocabParallel
 
 from crossent.cases.axes import DTYPES
 from crossent.checks import CHECKS
-from crossent.machine import can_fork
 from crossent.subjects.loader import load
+from crossent.subjects.ranks.protocol import can_start_ranks
 from crossent.trials.check import Cost
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 SHARE = 8  # one case in eight
 PART = 50  # the number of cases in one test
 LARGEST = 100_000  # the most logits of a case: larger ones are sent to the ranks for seconds

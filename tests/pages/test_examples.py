@@ -13,6 +13,7 @@ from support.readme import ROOT
 from support.waits import computes, older_than
 
 from crossent import cli
+from crossent.subjects.ranks.protocol import can_start_ranks
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TESTED_ELSEWHERE = {"torch-findings.md"}  # tests/test_torch_findings.py runs its scripts, which differ by version
@@ -45,6 +46,8 @@ def folder(tmp_path, monkeypatch):
 def test_the_python_examples_of_a_page_run_in_order_and_print_what_they_say(page):
     if page.stem == "start" and not computes("float16"):
         pytest.skip("needs a torch that computes in float16 on a CPU")
+    if page.stem == "ranks" and not can_start_ranks():
+        pytest.skip("needs a system that forks, and torch 2.3 or newer")
     names = {"__name__": "example"}
     for place, source in blocks(page, "python"):
         assert_prints_its_comments(source, place, names)

@@ -19,7 +19,6 @@ from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
-from crossent.machine import can_fork
 from crossent.report.expected_findings import KINDS, ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
@@ -27,6 +26,7 @@ from crossent.repro.recipes import RECIPES
 from crossent.repro.script import ENDS
 from crossent.run.plan import plan, with_rank_checks
 from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED, TORCH, TORCH_NLL
+from crossent.subjects.ranks.protocol import can_start_ranks
 
 ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
 
@@ -374,7 +374,7 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     assert described
 
 
-@pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+@pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 @pytest.mark.parametrize("known", OF_RANKS, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
 def test_every_entry_of_the_list_for_ranks_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):

@@ -13,14 +13,21 @@ from support.running import check_on, run_isolated
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.machine import can_fork
 from crossent.subjects.loader import load
 from crossent.subjects.ranks.group import Ranks, _Rank, _Watch
 from crossent.subjects.ranks.loss import RankLoss
-from crossent.subjects.ranks.protocol import SPLITS, join, require_protocol, shard, why_no_classes, write_shard
+from crossent.subjects.ranks.protocol import (
+    SPLITS,
+    can_start_ranks,
+    join,
+    require_protocol,
+    shard,
+    why_no_classes,
+    write_shard,
+)
 from crossent.subjects.ranks.rank import Place
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 CASES = [Case.of(f"float32-7x5-normal-int64-{reduction}") for reduction in ("mean", "sum")]
 SUPPORT = Path(faulty_ranks.__file__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support import faulty_ranks
 
-from crossent.machine import can_fork
 from crossent.report.reader import read_report
+from crossent.subjects.ranks.protocol import can_start_ranks
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 SUPPORT = Path(faulty_ranks.__file__)
 JOB = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-id", "of-a-test"]
 JOB += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]

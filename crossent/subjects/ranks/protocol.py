@@ -41,6 +41,7 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, Operation
+from crossent.machine import can_fork
 from crossent.words import cut, quoted
 
 # The rules for the shards. The numbers in the padding belong to no class: a loss must not use them.
@@ -69,10 +70,21 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     if operation is not CROSS_ENTROPY:
         can = f"only {CROSS_ENTROPY.name} runs on ranks"
         raise ValueError(f"ranks: got the operation {operation.name}; {can}: leave out ranks, or choose this operation")
+    if not _has_launcher():
+        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer")
+
+
+def can_start_ranks() -> bool:
+    """Return whether ranks can start here: the system forks processes, and torch is 2.3 or newer."""
+    return can_fork() and _has_launcher()
+
+
+def _has_launcher() -> bool:
     try:
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: F401  # since torch 2.3
     except ImportError:
-        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer") from None
+        return False
+    return True
 
 
 class RankEndedError(RuntimeError):

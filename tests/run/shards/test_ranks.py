@@ -11,9 +11,9 @@ from support.error_lines import error_line
 import crossent
 from crossent.checks import RANK_CHECKS
 from crossent.cli import WRONG_USE, main
-from crossent.machine import can_fork
+from crossent.subjects.ranks.protocol import can_start_ranks
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 WRONG = """
 
 def wrong(local_logits, target, shape, axis, options):
