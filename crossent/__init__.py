@@ -18,11 +18,12 @@ The checker:
 
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: makes a test for each check on each case
+    soak         check functions on any number of random cases; returns sums
     merge        make the report of a run from the reports of its shards, the parts that run as separate commands
     over         check functions in shards, on an executor such as a pool of processes or Dask
     diff         compare two reports, for example of two versions of torch
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
-    Report, Finding, Diff   the results of `check` and `diff`
+    Report, Finding, Diff, SoakReport   the results of `check`, `diff` and `soak`
 
 The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
 imports only modules on the same line of this list, or on a line above:
@@ -61,7 +62,9 @@ if TYPE_CHECKING:
     from crossent.run.pytest_checks import parametrize
     from crossent.run.runner import check
     from crossent.run.shards.executor import over
-    from crossent.run.shards.merge import merge
+    from crossent.run.soak.merge import merge
+    from crossent.run.soak.report import SoakReport
+    from crossent.run.soak.runner import soak
 
     __version__: str
 
@@ -69,6 +72,7 @@ __all__ = [
     "Diff",
     "Finding",
     "Report",
+    "SoakReport",
     "__version__",
     "blocked",
     "check",
@@ -83,18 +87,21 @@ __all__ = [
     "over",
     "parametrize",
     "scalar",
+    "soak",
 ]
 _FROM = {
     "Diff": "report.moves.diff",
     "Finding": "report.findings",
     "Report": "report.report",
+    "SoakReport": "run.soak.report",
     "blocked": "forms.blocks",
     "check": "run.runner",
     "diff": "report.moves.diff",
     "fused": "forms.fused",
-    "merge": "run.shards.merge",
+    "merge": "run.soak.merge",
     "over": "run.shards.executor",
     "parametrize": "run.pytest_checks",
+    "soak": "run.soak.runner",
     **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms.textbook"),
     **dict.fromkeys(("linear_blocked", "linear_formula"), "forms.linear"),
 }

@@ -16,6 +16,8 @@ from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.commands.explain import explain
 from crossent.commands.merge import merge
+from crossent.commands.reports import recorded, unreadable
+from crossent.commands.soak import soak
 from crossent.files import chosen_files, write_all
 from crossent.option_types import Word
 from crossent.options import (
@@ -28,8 +30,6 @@ from crossent.options import (
     check_options,
     chosen_part,
     one_line,
-    recorded,
-    unreadable,
 )
 from crossent.words import printable
 
@@ -146,22 +146,15 @@ def check(
     from crossent.run.settings import Settings, operation_of
     from crossent.run.shards.cluster import check_on_dask
     from crossent.run.verify import require_comparable
-    from crossent.subjects.builtin import EVERY_NAMED
-    from crossent.subjects.features import FEATURES
     from crossent.subjects.ranks.job import join_job
 
     with one_line():
         join_job(part["ranks"])
     old = None if baseline_file is None else recorded(baseline_file, "--baseline")
-    # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
-    more = [name for name in subjects if without and name in FEATURES]
-    subjects = tuple(name for name in subjects if name not in more)
+    subjects, lacking = options.with_features(subjects, without)
     if seed is None and old is not None:
         seed = old.seed  # a run with another seed cannot be compared
-    elif seed is None:
-        seed = 0 if all(name in EVERY_NAMED for name in subjects) else "random"
-        if seed == "random" and part["shard"] is not None:
-            raise click.UsageError("--shard: each shard would draw its own random seed; add --seed NUMBER")
+    seed = options.chosen_seed(seed, subjects, part["shard"])
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
@@ -181,7 +174,7 @@ def check(
                 dtypes=dtypes or DTYPE_NAMES,
                 level=level,
                 seed=seed,
-                without=[*without, *more],
+                without=lacking,
                 contract=contract,
                 grade=grade,
                 expected_findings=expected_findings,
@@ -343,5 +336,5 @@ def repro(
     click.echo(text, nl=False)
 
 
-for _command in (explain, merge):
+for _command in (explain, merge, soak):
     crossent.add_command(_command)

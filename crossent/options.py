@@ -1,4 +1,4 @@
-"""The options of the commands, reading the reports that they name, exit statuses, and error messages in one line.
+"""The options of the commands, exit statuses, and error messages in one line.
 
 An import of this module does not import torch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,6 +15,7 @@ from crossent.choices import (
     CHECK_NAMES,
     CONTRACT_NAMES,
     DTYPE_NAMES,
+    FEATURE_NAMES,
     GRADE_NAMES,
     LEVELS,
     OPERATION_NAMES,
@@ -23,10 +24,7 @@ from crossent.choices import (
     complete_feature,
 )
 from crossent.option_types import Positive, Seed, ShardOption, Whole, Word, Words
-from crossent.words import LONGEST_VALUE, cut, printable, quoted
-
-if TYPE_CHECKING:
-    from crossent.report.report import Report
+from crossent.words import LONGEST_VALUE, cut, printable
 
 # The last two are as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
@@ -87,32 +85,30 @@ def _add_options(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]
     return add
 
 
-_cases = _add_options(
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        help="Device of the tensors: cpu, cuda, cuda:N, xpu, xpu:N or mps.",
-    ),
-    click.option(
-        "--dtype",
-        "dtypes",
-        multiple=True,
-        type=Word(DTYPE_NAMES),
-        help="Dtype of the logits. Repeat the option for several.  [default: all four]",
-    ),
-    click.option(
-        "--level",
-        type=Word(LEVELS),
-        default="normal",
-        show_default=True,
-        help="How many cases and checks run: quick takes seconds, normal minutes, thorough hours.",
-    ),
-    click.option(
-        "--seed",
-        type=Seed(),
-        help="Seed of the numbers in the cases, or random.  [default: random for your functions, 0 otherwise]",
-    ),
+_device = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Device of the tensors: cpu, cuda, cuda:N, xpu, xpu:N or mps.",
+)
+_dtypes = click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=Word(DTYPE_NAMES),
+    help="Dtype of the logits. Repeat the option for several.  [default: all four]",
+)
+_level = click.option(
+    "--level",
+    type=Word(LEVELS),
+    default="normal",
+    show_default=True,
+    help="How many cases and checks run: quick takes seconds, normal minutes, thorough hours.",
+)
+_seed = click.option(
+    "--seed",
+    type=Seed(),
+    help="Seed of the numbers in the cases, or random.  [default: random for your functions, 0 otherwise]",
 )
 # The options that say what the subjects promise.
 promises = _add_options(
@@ -181,6 +177,13 @@ listed_operation = click.option(
     type=Word(OPERATION_NAMES),
     help="Function of torch that the lists are about.  [default: all; for checks and cases, cross_entropy]",
 )
+_shard = click.option(
+    "--shard",
+    type=ShardOption(),
+    metavar="I/N",
+    help="Run only shard I of N, such as 2/8: the cases are divided into N shards of about equal cost. "
+    "`crossent merge` makes the report of the run from the reports of all shards.",
+)
 # The options that choose a part of a run.
 _part = _add_options(
     click.option(
@@ -213,13 +216,7 @@ _part = _add_options(
         type=Whole(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
-    click.option(
-        "--shard",
-        type=ShardOption(),
-        metavar="I/N",
-        help="Run only shard I of N, such as 2/8: the cases are divided into N shards of about equal cost. "
-        "`crossent merge` makes the report of the run from the reports of all shards.",
-    ),
+    _shard,
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache: see --last-failed."),
 )
 
@@ -251,7 +248,44 @@ _engine = _add_options(
         help="With --dask: the number of shards.  [default: two for each thread of the workers]",
     ),
 )
-check_options = _add_options(_operation, _ranks, _cases, promises, run_options, _part, _engine, _baseline)
+check_options = _add_options(
+    _operation, _ranks, _device, _dtypes, _level, _seed, promises, run_options, _part, _engine, _baseline
+)
+soak_options = _add_options(
+    click.option(
+        "--cases",
+        type=Whole(1, 2**32),
+        required=True,
+        help="Number of random cases in each dtype.",
+    ),
+    *(_operation, _device, _dtypes, _seed, promises, run_options, _shard),
+)
+
+
+def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the subjects, and the features after --without.
+
+    In `--without weight vmap`, click takes `vmap` for a subject, and no subject has the name of a feature.
+    """
+    more = [name for name in subjects if without and name in FEATURE_NAMES]
+    return tuple(name for name in subjects if name not in more), [*without, *more]
+
+
+def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
+    """Return the seed of a run: by default, 0 for the forms and torch, and random for other subjects.
+
+    Raises:
+        UsageError: the seed of a shard would be random.
+    """
+    from crossent.subjects.builtin import EVERY_NAMED
+
+    if seed is not None:
+        return seed
+    if all(name in EVERY_NAMED for name in subjects):
+        return 0
+    if shard is not None:
+        raise click.UsageError("--shard: each shard would draw its own random seed; add --seed NUMBER")
+    return "random"
 
 
 def chosen_part(
@@ -302,26 +336,3 @@ def chosen_part(
             said = f"no finding{of_checks} is stored from the last run on these subjects: {runs}"
             click.echo(f"crossent: {said}", err=True)
     return chosen
-
-
-def recorded(path: str, argument: str) -> Report:
-    """Read a report from a file. `argument` is the argument or option that names the file, such as "OLD".
-
-    Raises:
-        ClickException: the file cannot be read, or is not a report. The message is one line.
-    """
-    from crossent.report.reader import read_report
-
-    with one_line():
-        try:
-            return read_report(path)
-        except OSError as error:
-            raise unreadable(path, argument, error) from None
-        except ValueError as error:
-            raise ValueError(f"{argument}: {error}") from None
-
-
-def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file."""
-    reason = f"this file cannot be read: {error.strerror}"
-    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

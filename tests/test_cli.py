@@ -188,7 +188,7 @@ def test_a_help_text_has_no_escapes(capsys, command):
 def test_a_help_text_is_whole_at_80_columns(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run(capsys, *command, "--help")
-    several = re.sub(r" \.\.\.\]|(FEATURE|REPORT) \.\.\.|\[ARGS\]\.\.\.", "", out)
+    several = re.sub(r" \.\.\.\]|(FEATURE|REPORT|SUBJECT) \.\.\.|\[ARGS\]\.\.\.", "", out)
     assert "..." not in several
     assert max(map(len, out.splitlines())) <= 80
 

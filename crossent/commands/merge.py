@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from crossent import options
+from crossent.commands.reports import recorded_shard
 from crossent.files import chosen_files, write_all
-from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line, recorded
+from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line
 
 
 @click.command(short_help="Merge the reports of all shards of a run.")
@@ -16,20 +17,27 @@ from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line,
 def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None, verbose: int, quiet: bool) -> int:
     """Merge the reports of all shards of a run into the report of the run. No check runs.
 
-    Each REPORT is a file that `crossent check --shard I/N --json` wrote. The order of the files does not matter. The
-    merged report equals the report of one run without --shard, byte for byte.
+    Each REPORT is a file that `crossent check --shard I/N --json` or `crossent soak --shard I/N --json` wrote. The
+    order of the files does not matter. The merged report equals the report of one run without --shard, byte for byte.
+    The report of a soak has no HTML page.
 
     Exit status: 0 all checks passed, 1 a check failed, or a wrong result in a dtype would pass every case, 2 wrong use,
     a missing shard, or shards that do not belong to one run, 3 nothing ran, 141 the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
-    from crossent.run.shards.merge import merged
+    from crossent.report.report import Report
+    from crossent.run.soak.merge import merged
 
     with one_line():
-        report = merged([(path, recorded(path, "REPORT")) for path in reports])
+        report = merged([(path, recorded_shard(path, "REPORT")) for path in reports])
+    if html_file is not None and not isinstance(report, Report):
+        raise click.UsageError("--html: the report of a soak has no HTML page; leave out --html")
     Output().show(report.render(-1 if quiet else verbose))
-    if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
+    writers = {"--json": report.write_json}
+    if isinstance(report, Report):
+        writers["--html"] = report.write_html
+    if not write_all(files, writers):
         return NOT_WRITTEN
     if not report.ran:
         return NOTHING_RAN

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 # A line of a message that names the option `--without FEATURE` under which the check would pass.
 _DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
-# The message about a loss of the right shape, but of another dtype.
-_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
+_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")  # only the dtype is wrong
 _FACTOR = re.compile(r"^The number is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
+_KEPT = 2**15  # the cases whose words are kept; a soak may have millions of failing cases
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
 # "row_offsets" and "offsets" add an offset of random sign to each row, so one of two rows is probably far below zero.
@@ -138,7 +138,7 @@ def told(finding: Finding) -> tuple[str, str]:
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
 
-@cache
+@lru_cache(_KEPT)
 def case_or_none(id: str) -> Case | None:
     """Return the case with this id, or None if there is no such case, for example for the id of a bad input."""
     try:
@@ -148,7 +148,7 @@ def case_or_none(id: str) -> Case | None:
     return found if isinstance(found, Case) else None
 
 
-@cache
+@lru_cache(_KEPT)
 def words_of(id: str) -> tuple[str, ...]:
     """Return the words that describe the options, sizes and values of a case, such as "a weight".
 
@@ -317,7 +317,7 @@ def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
 
 
-@cache
+@lru_cache(_KEPT)
 def _trigger(id: str) -> str:
     """Return the id of a case without its name and seed. The id of a bad input is unchanged."""
     case = case_or_none(id)

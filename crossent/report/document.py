@@ -1,24 +1,37 @@
-"""A report as a JSON document of schema 1."""
+"""A report as a JSON document of schema 1, and the values of such a document by their types."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from crossent.report.findings import Finding, Measured, SubjectReport
+from crossent.words import cut, quoted
+
+T = TypeVar("T")
 
 SCHEMA = 1
 HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardNumber:
+    """The number of a shard, from 1, and the number of shards of its run."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True)
+class Shard(ShardNumber):
     """The description of a shard: which part of a run its report has, and other facts that the merged report needs.
 
     Attributes:
-        number, count: the number of the shard, from 1, and the number of shards.
         run: entries that must be equal in all shards of the run, and that the report does not have elsewhere.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
@@ -27,16 +40,11 @@ class Shard:
             did not fail in this way) or "not run".
     """
 
-    number: int
-    count: int
     run: Mapping[str, str]
     planned: int
     places: Mapping[str, int]
     sources: Mapping[str, str]
     known: Sequence[tuple[str, str]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
 
 
 def shard_json(shard: Shard) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
         "not_applicable": dict(subject.not_applicable),
         "not_run": {check: dict(reasons) for check, reasons in subject.not_run.items()},
         "checks": checks,
-        "findings": [_finding_json(finding) for finding in subject.findings],
+        "findings": [finding_json(finding) for finding in subject.findings],
         "cases": cases,
     }
 
@@ -97,7 +105,8 @@ def _measured_json(measured: Measured) -> dict[str, Any]:
     return numbers | {name: gap for name, gap in gaps.items() if gap}
 
 
-def _finding_json(finding: Finding) -> dict[str, Any]:
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """Return the part of the JSON document about one finding."""
     n = finding.numbers
     names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus")
     return {
@@ -123,3 +132,36 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def typed(kind: type[T], value: Any, what: str) -> T:
+    """Return the value if its type is exactly `kind`. Otherwise raise TypeError. `what` names the value in the message.
+
+    True and False are not an int here.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+    return value
+
+
+def typed_list(value: Any, what: str) -> list[Any]:
+    """Return the value if it is a JSON array. Raise TypeError otherwise."""
+    made: list[Any] = typed(list, value, what)
+    return made
+
+
+def strings(value: Any, what: str) -> list[str]:
+    """Return the value if it is a JSON array of strings. Raise TypeError otherwise."""
+    return [typed(str, entry, what) for entry in typed_list(value, what)]
+
+
+def each(kind: type[T], value: Any, what: str) -> dict[str, T]:
+    """Return the value if it is a JSON object and all its values have this type. Raise TypeError otherwise."""
+    return {key: typed(kind, entry, f"{what}: {key}") for key, entry in typed(dict, value, what).items()}
+
+
+def real(value: Any, what: str) -> float:
+    """Return a number of a JSON document; "nan", "inf" and "-inf" are numbers. Raise TypeError for other values."""
+    if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
+        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
+    return float(value)

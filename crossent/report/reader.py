@@ -11,13 +11,24 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
 from crossent.choices import FEATURE_NAMES
 from crossent.machine import DEVICES
-from crossent.report.document import ABSENT, HAPPENED, NOT_RUN, SCHEMA, Shard
+from crossent.report.document import (
+    ABSENT,
+    HAPPENED,
+    NOT_RUN,
+    SCHEMA,
+    Shard,
+    each,
+    real,
+    strings,
+    typed,
+    typed_list,
+)
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
@@ -34,9 +45,18 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         ValueError: the file is not a report, or the report is damaged. The message is one line.
         OSError: the file cannot be read.
     """
-    document = read_json(path)
+    return read_as(path, {SCHEMA: report_of})
+
+
+def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[dict[str, Any]], T]]) -> T:
+    """Return what a JSON file describes. `makers` maps each allowed schema to a function from the document.
+
+    Raises:
+        ValueError, OSError: as for :func:`read_report`.
+    """
+    document = read_json(path, tuple(makers))
     try:
-        return report_of(document)
+        return makers[document["schema"]](document)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
@@ -51,18 +71,18 @@ def report_of(document: dict[str, Any]) -> Report:
         LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible.
     """
     made = Report(
-        _each(str, document["environment"], "environment"),
-        [_subject(part) for part in _list(document["subjects"], "subjects")],
-        level=_a(str, document["level"], "level"),
+        each(str, document["environment"], "environment"),
+        [_subject(part) for part in typed_list(document["subjects"], "subjects")],
+        level=typed(str, document["level"], "level"),
         seed=_seed(document["seed"]),
-        fixed=_strings(document["mended"], "mended"),
-        triples=_a(int, _a(dict, document["coverage"], "coverage")["triples"], "triples"),
-        left_out=_strings(document["left_out"], "left_out"),
-        planned=None if document["planned"] is None else _a(int, document["planned"], "planned"),
-        stopped=_a(bool, document.get("stopped", False), "stopped"),
-        without=_strings(document.get("without", []), "without"),
-        grade=_a(str, document.get("grade", ""), "grade"),
-        only={what: _strings(names, what) for what, names in _a(dict, document.get("only", {}), "only").items()},
+        fixed=strings(document["mended"], "mended"),
+        triples=typed(int, typed(dict, document["coverage"], "coverage")["triples"], "triples"),
+        left_out=strings(document["left_out"], "left_out"),
+        planned=None if document["planned"] is None else typed(int, document["planned"], "planned"),
+        stopped=typed(bool, document.get("stopped", False), "stopped"),
+        without=strings(document.get("without", []), "without"),
+        grade=typed(str, document.get("grade", ""), "grade"),
+        only={what: strings(names, what) for what, names in typed(dict, document.get("only", {}), "only").items()},
         shard=_shard(document["shard"]) if "shard" in document else None,
     )
     names = [part.name for part in made.subjects]
@@ -74,38 +94,41 @@ def report_of(document: dict[str, Any]) -> Report:
 
 
 def _shard(entry: Any) -> Shard:
-    data = _a(dict, entry, "shard")
-    number, count, planned = (_a(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
-    places = _each(int, data["places"], "shard: places")
+    data = typed(dict, entry, "shard")
+    number, count, planned = (typed(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
+    places = each(int, data["places"], "shard: places")
     if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
         raise ValueError("shard: the number or the places are impossible")
     known = [
-        (reason, state) for reason, state in (_strings(one, "shard: known") for one in _list(data["known"], "known"))
+        (reason, state)
+        for reason, state in (strings(one, "shard: known") for one in typed_list(data["known"], "known"))
     ]
     if any(state not in (HAPPENED, ABSENT, NOT_RUN) for _, state in known):
         raise ValueError("shard: known has an impossible state")
-    run, sources = (_each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
+    run, sources = (each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
     return Shard(number, count, run, planned, places, sources, known)
 
 
 def _subject(entry: Any) -> SubjectReport:
-    part = _a(dict, entry, "a subject")
-    name = _a(str, part["name"], "name")
-    findings = [finding_of(name, _a(dict, one, "a finding")) for one in _list(part["findings"], "findings")]
+    part = typed(dict, entry, "a subject")
+    name = typed(str, part["name"], "name")
+    findings = [finding_of(name, typed(dict, one, "a finding")) for one in typed_list(part["findings"], "findings")]
     failed: dict[str, set[str]] = {}
     for finding in findings:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
         ids = [f"{name}:{finding.check}:{finding.case}" for finding in findings]
         raise ValueError(f"two findings have the id {quoted(max(ids, key=ids.count))}; each id may occur once")
-    cases = _a(dict, part["cases"], "cases")
+    cases = typed(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
         raise ValueError(f"a finding is on the case {quoted(min(unknown))}, which did not run")
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
-    not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
-    checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
-    declared = _strings(part.get("declared", []), "declared")
-    needs = {check: _features(of, f"needs: {check}") for check, of in _a(dict, part.get("needs", {}), "needs").items()}
+    not_applicable = Counter(each(int, part["not_applicable"], "not_applicable"))
+    checks, contract = tuple(typed(dict, part["checks"], "checks")), typed(str, part.get("contract", ""), "contract")
+    declared = strings(part.get("declared", []), "declared")
+    needs = {
+        check: _features(of, f"needs: {check}") for check, of in typed(dict, part.get("needs", {}), "needs").items()
+    }
     return SubjectReport(name, outcomes, findings, not_applicable, checks, needs, contract, declared)
 
 
@@ -115,7 +138,7 @@ def _features(value: Any, what: str) -> list[str]:
     Raises:
         TypeError, ValueError: the value is anything else. A page shows the names in a command, which a user may copy.
     """
-    names = _strings(value, what)
+    names = strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
     return names
@@ -123,12 +146,12 @@ def _features(value: Any, what: str) -> list[str]:
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
     """Return the outcome of a case. `failed` has the checks with findings on the case."""
-    data = _a(dict, entry, case)
-    dtype = _a(str, data["dtype"], f"{case}: dtype")
+    data = typed(dict, entry, case)
+    dtype = typed(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
         raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}; allowed are {', '.join(DTYPES)}")
     checks = {check: _measured(one, case, check in failed) for check, one in data.items() if check not in OF_A_CASE}
-    for check in _strings(data["held"], f"{case}: held"):
+    for check in strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
             raise ValueError(f"{cut(case)}: {cut(check)} is listed as passed, and also has numbers or a finding")
         checks[check] = Measured()
@@ -141,65 +164,35 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
         _checksum(data["digest"], f"{case}: digest", or_none=True),
         data["grade"],
         checks,
-        _each(str, data["not_run"], f"{case}: not_run"),
-        {name: _summary(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
-        _a(str, data["raised"], f"{case}: raised"),
+        each(str, data["not_run"], f"{case}: not_run"),
+        {name: _summary(one, case) for name, one in typed(dict, data["results"], f"{case}: results").items()},
+        typed(str, data["raised"], f"{case}: raised"),
     )
 
 
 def _measured(entry: Any, case: str, failed: bool) -> Measured:
-    data = _a(dict, entry, case)
-    elements, vacuous = _a(int, data["elements"], case), _a(bool, data.get("vacuous", False), case)
-    not_judged = _each(int, data.get("not_judged", {}), case)
-    ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
+    data = typed(dict, entry, case)
+    elements, vacuous = typed(int, data["elements"], case), typed(bool, data.get("vacuous", False), case)
+    not_judged = each(int, data.get("not_judged", {}), case)
+    ulp, ratio = real(data["ulp"], case), real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
         raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative; allowed is 0 or more")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
 def _summary(entry: Any, case: str) -> ResultSummary:
-    data = _a(dict, entry, f"{case}: a result")
-    shape = tuple(_a(int, size, f"{case}: a size") for size in _list(data["shape"], f"{case}: shape"))
-    value = None if data["value"] is None else _real(data["value"], f"{case}: value")
-    special = _each(int, data["special"], f"{case}: special")
-    return ResultSummary(_checksum(data["digest"], case), _a(str, data["dtype"], case), shape, value, special)
-
-
-def _a(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if its type is exactly `kind`. Otherwise raise TypeError. `what` names the value in the message.
-
-    True and False are not an int here.
-    """
-    if type(value) is not kind:
-        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
-    return value
+    data = typed(dict, entry, f"{case}: a result")
+    shape = tuple(typed(int, size, f"{case}: a size") for size in typed_list(data["shape"], f"{case}: shape"))
+    value = None if data["value"] is None else real(data["value"], f"{case}: value")
+    special = each(int, data["special"], f"{case}: special")
+    return ResultSummary(_checksum(data["digest"], case), typed(str, data["dtype"], case), shape, value, special)
 
 
 def _seed(value: Any) -> int:
     """Return the seed of a run. Raise TypeError or ValueError if the value is not an integer of 0 or more."""
-    if _a(int, value, "seed") < 0:
+    if typed(int, value, "seed") < 0:
         raise ValueError(f"seed is {quoted(value)}; it must be 0 or more")
     return int(value)
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    made: list[Any] = _a(list, value, what)
-    return made
-
-
-def _strings(value: Any, what: str) -> list[str]:
-    return [_a(str, entry, what) for entry in _list(value, what)]
-
-
-def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return the value if it is a JSON object and all its values have this type. Raise TypeError otherwise."""
-    return {key: _a(kind, entry, f"{what}: {key}") for key, entry in _a(dict, value, what).items()}
-
-
-def _real(value: Any, what: str) -> float:
-    if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
-    return float(value)
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
@@ -208,7 +201,7 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
     Raises:
         TypeError, ValueError: the value is not a checksum.
     """
-    text = _a(str, value, what)
+    text = typed(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
     return text
@@ -238,7 +231,7 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
 LARGEST = 2**29  # the most bytes of a report; a report of five subjects at level thorough has a tenth of this size
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
     """Return the JSON document of a report file. Check only its size, its JSON syntax, its schema and its device.
 
     Raises:
@@ -255,9 +248,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = f"not a report of crossent: {one_line(str(error))}"
         raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote") from None
     found = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
+    if not isinstance(document, dict) or isinstance(found, bool) or found not in schemas:
         raise ValueError(
-            f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of crossent with schema {SCHEMA}"
+            f"{cut(str(path))}: got schema {quoted(found)}; "
+            f"allowed is a report of crossent with schema {' or '.join(map(str, schemas))}"
         )
     environment = document.get("environment")
     device = environment.get("device") if isinstance(environment, dict) else None

@@ -22,5 +22,6 @@ judge           one subject on one case: run the checks, return a verdict
 isolation       isolated processes: a subject sees inputs, and never an exact value; a new process for one bad call
 commands        the command, or the line of Python, that repeats a finding
 shards          the parts of a run that run as separate commands, and the merge of their reports
+soak            any number of random cases, of which the report keeps sums
 pytest_checks   one check on one case as a pytest test; parametrize()
 """

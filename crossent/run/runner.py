@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -157,10 +158,10 @@ class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt
     """The user interrupted a run.
 
     Attributes:
-        report: the report of the cases that were done.
+        report: the report of the cases that were done: a Report, or a SoakReport.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Any) -> None:
         super().__init__("interrupted")
         self.report = report
 

@@ -210,12 +210,14 @@ class Settings:
             return load_remote(subject, self.timeout, **options)
         return load(subject, **options, device=self.device, timeout=self.timeout)
 
-    def expected(self, names: Collection[str] | None, cases: Sequence[str] = ()) -> tuple[ExpectedList, ExpectedList]:
+    def expected(
+        self, names: Collection[str] | None, cases: Sequence[str] | None = ()
+    ) -> tuple[ExpectedList, ExpectedList]:
         """Return two lists of known failures: torch's, and the user's from `expected_findings`.
 
         Args:
             names: the subjects that the user's list may name; None for any name.
-            cases: the ids of cases that the list may name, besides the cases of all levels.
+            cases: the ids of cases that the list may name, besides the cases of all levels; None for any id.
 
         Raises:
             ValueError: the file cannot be read, is damaged, or has an entry that can match no finding.
@@ -226,7 +228,8 @@ class Settings:
         try:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
-            lists.require_about(here, names, self.check_names, lambda: [*_ids(self.seed, self._operation), *cases])
+            ids = None if cases is None else lambda: [*_ids(self.seed, self._operation), *cases]
+            lists.require_about(here, names, self.check_names, ids)
         except OSError as error:
             got = f"expected_findings: got {quoted(os.fspath(path))}; this file cannot be read: {error.strerror}"
             raise ValueError(f"{got}; give a TOML file of known failures") from None

@@ -12,7 +12,6 @@ import torch
 from support.checks import DERIVATIVES, SINGLE
 from support.reference import REFERENCE
 from support.running import trial_of
-from support.soak import soak
 from support.subjects import TENSOR_FORMS
 from support.waits import computes, older_than
 from torch import Tensor
@@ -24,6 +23,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.forms.rows import lay_out
+from crossent.run.soak.draws import draws
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.along import MOST_LOGITS
@@ -109,7 +109,7 @@ def test_correct_derivatives_have_no_finding(part, seed):
     # In half precision torch overflows and skips terms: test_soak.py explains its known failures.
     subjects = TENSOR_FORMS if dtype in ("float16", "bfloat16") else [*TENSOR_FORMS, TORCH]
     exceeded = []
-    for case in soak(count, [dtype], seed, first=first):
+    for case in draws(count, [dtype], seed, first=first):
         question.cache_clear()
         if not DERIVATIVES[0].applies(case):
             continue

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 from support.right_implementations import RightImplementation
-from support.soak import soak
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.numerics.bounds.contracts import contract
+from crossent.run.soak.draws import draws
 from crossent.trials.difference import largest_errors
 from crossent.trials.exact import solve, solve_along
 
@@ -63,7 +63,7 @@ def shares(case, implementations):
 def test_no_right_implementation_exceeds_an_error_bound(part, seed, record_property):
     dtype, first, count = part
     worst, alarms, judged = dict.fromkeys(RESULTS, (0.0, -1, "")), [], 0
-    for number, case in enumerate(soak(count, [dtype], seed, first=first), first):
+    for number, case in enumerate(draws(count, [dtype], seed, first=first), first):
         if not applies(case):
             continue
         judged += 1

@@ -15,17 +15,16 @@ import pytest
 import torch
 from packaging.version import Version
 from support.running import compare
-from support.soak import soak
 from support.subjects import TENSOR_FORMS
 from support.waits import computes, float16
 
-from crossent.cases.axes import DTYPES, IGNORED
+from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
-from crossent.cases.values import VALUES
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Order
 from crossent.numerics.formats import FORMATS
+from crossent.run.soak.draws import draws
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials import difference as differences
 from crossent.trials.call import evaluate
@@ -57,7 +56,7 @@ def test_correct_cross_entropies_pass_and_come_near_their_bounds(part, seed, rec
             "partly_judged": Counter(),
         }
     alarms = []
-    for case in soak(count, [dtype], seed, first=first):
+    for case in draws(count, [dtype], seed, first=first):
         inputs = case.build()
         expected = solve(inputs)
         for subject in SUBJECTS:
@@ -176,34 +175,6 @@ def depth_of_skipped_flushes(kept):
                 depth[level + 1] = max(depth[level + 1], depth[level]) + 1
                 depth[level] = 0
     return max(depth) + levels
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_part_of_a_soak_has_the_cases_of_the_whole_soak(dtype):
-    assert list(soak(30, [dtype]))[20:] == list(soak(10, [dtype], first=20))
-    assert list(soak(30, [dtype], seed=1)) != list(soak(30, [dtype]))
-
-
-def test_a_case_is_the_same_in_every_dtype_that_can_hold_it():
-    cases = list(soak(200))
-    for number in range(200):
-        of = {case.dtype: replace(case, dtype="") for case in cases[4 * number : 4 * number + 4]}
-        assert of["bfloat16"] == of["float32"] == of["float64"]
-        assert of["float16"] == of["float32"] or VALUES[of["float32"].values].largest > 65504
-
-
-def test_every_case_of_a_soak_is_rebuilt_from_its_id():
-    for case in soak(500, ["float16", "float32"]):
-        assert Case.of(case.id) == case
-
-
-def test_a_soak_has_every_choice_and_the_sizes_where_sums_go_wrong():
-    cases = list(soak(2000, ["float32"]))
-    for axis, table in (("values", VALUES), ("ignored", IGNORED), ("label_smoothing", (0.0, 0.1, 1.0))):
-        assert {getattr(case, axis) for case in cases} >= set(table)
-    assert {15, 16, 17, 31, 32, 33, 255, 256, 257, 513, 1025, 50_000} <= {case.classes for case in cases}
-    assert {1, 5000} <= {case.rows for case in cases}
-    assert {1, 2, 3, 4} == {len(case.sizes) for case in cases}
 
 
 # Cases of a soak on which a form is near the bound: first of the loss, then of the gradient.

@@ -55,7 +55,7 @@ def share(planned: Plan, shard: tuple[int, int]) -> Plan:
 
 
 def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, part: Plan) -> Shard:
-    """Return the description of a shard, from which :func:`crossent.run.shards.merge.merge` merges the reports.
+    """Return the description of a shard, from which :func:`crossent.run.shards.merge.merged` merges the reports.
 
     Args:
         settings: the settings of the run, with the shard.
@@ -79,7 +79,7 @@ def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapp
     """Return entries that must be equal in all shards of a run, and that a report does not have elsewhere."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
-    code = {f"code of {one.name}": _checksum(one.source) for one in subjects}
+    code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}
     return {
         "operation": settings.operation,
         "dtypes": ", ".join(settings.dtypes),
@@ -88,7 +88,7 @@ def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapp
     }
 
 
-def _checksum(source: str) -> str:
+def checksum_of_file(source: str) -> str:
     """Return a checksum of the file of a subject; "" if the source of the subject is not the path of a file."""
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):

@@ -6,7 +6,6 @@ to one run, and that each case of the plan is in exactly one shard. No code from
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,114 +19,38 @@ from crossent.machine import ranks_of
 from crossent.report.document import Shard
 from crossent.report.expected_findings import fixed
 from crossent.report.findings import SubjectReport
-from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.run.commands import with_commands
+from crossent.run.shards.match import in_order, machine_conditions, require_same_run
 from crossent.subjects.features import FEATURES
 from crossent.subjects.ranks.protocol import require_ranks
 from crossent.words import cut, quoted
-
-# Entries of the environment that may differ between shards: a run sets its own number of threads. The release of the
-# kernel may differ too, since machines of a cluster often have several.
-MAY_DIFFER = ("threads",)
-_SHOWN = 10  # the most numbers of shards that a message lists
-
-
-def merge(*reports: Report | str | os.PathLike[str]) -> Report:
-    """Return the report of a whole run, from the reports of all its shards in any order.
-
-    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
-    and the kernel of the system come from the first shard.
-
-    Args:
-        reports: the reports of the shards: a :class:`crossent.Report`, or the path of the file that
-            `crossent check --shard I/N --json FILE` wrote.
-
-    Raises:
-        ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
-            given twice. The message is one line.
-        OSError: a file cannot be read.
-
-    Example:
-        >>> import crossent
-        >>> chosen = {"level": "quick", "dtypes": "float32", "cases": "float32-7x5-*", "checks": "loss"}
-        >>> shards = [crossent.check("formula", **chosen, shard=(number, 2)) for number in (1, 2)]
-        >>> crossent.merge(*shards) == crossent.check("formula", **chosen)
-        True
-    """
-    named: list[tuple[str, Report]] = []
-    for at, one in enumerate(reports, 1):
-        known = isinstance(one, Report)
-        named.append((f"report {at}", one) if known else (cut(os.fspath(one)), read_report(one)))  # type: ignore[arg-type]
-    return merged(named)
 
 
 def merged(named: Sequence[tuple[str, Report]]) -> Report:
     """Return the report of a whole run. Each report of a shard has a name, such as its file, for error messages.
 
     Raises:
-        ValueError: as for :func:`merge`.
+        ValueError: a report is not of a complete shard, or belongs to another run; or a shard is missing or given
+            twice. The message is one line.
     """
-    shards = _in_order(named)
-    (first_name, first), description = shards[0], _shard(*shards[0])
-    for name, report in shards[1:]:
-        _require_same_run(first_name, first, name, report)
+    shards = in_order(named, "check", lambda one: "" if one.planned is None else f"after {one.cases} cases")
+    require_same_run(shards, _conditions)
     _require_each_case_once(shards)
-    return _joined([report for _, report in shards], description)
+    return _joined([report for _, report in shards], _shard(shards[0][1]))
 
 
-def _shard(name: str, report: Report) -> Shard:
-    if report.shard is None:
-        raise ValueError(f"{name}: got the report of a whole run; give files of `crossent check --shard I/N --json`")
+def _shard(report: Report) -> Shard:
+    assert report.shard is not None
     return report.shard
 
 
-def _in_order(named: Sequence[tuple[str, Report]]) -> list[tuple[str, Report]]:
-    """Return the reports in the order of the shards. Check that each shard is complete, and there exactly once."""
-    if not named:
-        raise ValueError("shards: got no report; give the reports of all shards of a run")
-    found: dict[int, tuple[str, Report]] = {}
-    count = _shard(*named[0]).count
-    for name, report in named:
-        shard = _shard(name, report)
-        if shard.count != count:
-            first = _shard(*named[0])
-            other = f"{named[0][0]} is shard {first}"
-            raise ValueError(f"{name}: got shard {shard}, but {other}; give the shards of one run")
-        if shard.number in found:
-            other = found[shard.number][0]
-            raise ValueError(f"{name}: got shard {shard} again, after {other}; give each shard once")
-        if report.planned is not None:
-            raise ValueError(f"{name}: shard {shard} was interrupted after {report.cases} cases; run this shard again")
-        found[shard.number] = name, report
-    missing = [number for number in range(1, count + 1) if number not in found]
-    if missing:
-        more = " …" if len(missing) > _SHOWN else ""
-        numbers = ", ".join(f"{number}/{count}" for number in missing[:_SHOWN])
-        raise ValueError(
-            f"shards: {len(missing)} of {count} are missing: {numbers}{more}; run them, or give their files"
-        )
-    return [found[number] for number in sorted(found)]
-
-
-def _require_same_run(first_name: str, first: Report, name: str, report: Report) -> None:
-    """Check that two shards are of one run: versions, processor, seed, level and all other options."""
-    was, now = _conditions(first_name, first), _conditions(name, report)
-    for what in {**was, **now}:
-        if was.get(what) != now.get(what):
-            values = f"{quoted(now.get(what))} here, and {quoted(was.get(what))} in {first_name}"
-            hint = "; set ATEN_CPU_CAPABILITY to choose it" if what == "cpu_capability" else ""
-            raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}{hint}")
-
-
-def _conditions(name: str, report: Report) -> Mapping[str, Any]:
+def _conditions(report: Report) -> Mapping[str, Any]:
     """Return everything that the shards of a run have in common, by name."""
-    shard = _shard(name, report)
+    shard = _shard(report)
     parts = {part.name: (part.contract, list(part.declared), _needs(part)) for part in report.subjects}
-    machine = {name: value for name, value in report.environment.items() if name not in MAY_DIFFER}
     return {
-        **machine,
-        "platform": _without_kernel(machine.get("platform", "")),
+        **machine_conditions(report.environment),
         "level": report.level,
         "seed": report.seed,
         "without": list(report.without),
@@ -141,11 +64,6 @@ def _conditions(name: str, report: Report) -> Mapping[str, Any]:
     }
 
 
-def _without_kernel(platform: str) -> str:
-    """Return the system and the C library of a platform, such as "Linux with glibc2.39", without the kernel."""
-    return f"{platform.partition('-')[0]} with {platform.rpartition('-with-')[2]}"
-
-
 def _needs(part: SubjectReport) -> dict[str, list[str]]:
     """Return the features that checks need, as in a JSON document: without the checks that need none."""
     return {check: list(names) for check, names in part.needs.items() if names}
@@ -155,7 +73,7 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
     """Check that each case of the plan is in one shard, and that each shard has a verdict on each of its cases."""
     owner: dict[int, str] = {}
     for name, report in shards:
-        shard = _shard(name, report)
+        shard = _shard(report)
         for case, place in shard.places.items():
             if place in owner:
                 raise _damaged(name, f"the case {cut(case)} is also in {owner[place]}")
@@ -166,7 +84,7 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
             judged = len(part.outcomes) + part.not_applicable.total()
             if judged != len(shard.places) or min(part.not_applicable.values(), default=0) < 0:
                 raise _damaged(name, f"{judged} verdicts on {cut(part.name)}, but {len(shard.places)} cases")
-    planned = _shard(*shards[0]).planned
+    planned = _shard(shards[0][1]).planned
     if len(owner) != planned:
         raise _damaged("shards", f"together they have {len(owner)} of the {planned} cases of the run")
 

@@ -15,7 +15,7 @@ import crossent
 from crossent.cases.case import Case
 from crossent.cli import FAILED, NOTHING_RAN, PASSED, WRONG_USE, main
 from crossent.report.reader import report_of
-from crossent.run.shards.merge import merge
+from crossent.run.soak.merge import merge
 
 CASES = [
     Case(dtype, (3, classes), label_smoothing=smoothing, reduction=reduction)

@@ -1,0 +1,49 @@
+"""Read the reports that the commands name. An error is one line, which begins with the argument or option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from crossent.options import one_line
+from crossent.words import quoted
+
+if TYPE_CHECKING:
+    from crossent.report.report import Report
+    from crossent.run.soak.report import SoakReport
+
+T = TypeVar("T")
+
+
+def recorded(path: str, argument: str) -> Report:
+    """Read a report of `crossent check`. `argument` is the argument or option that names the file, such as "OLD".
+
+    Raises:
+        ClickException: the file cannot be read, or is not a report. The message is one line.
+    """
+    from crossent.report.reader import read_report
+
+    return _read(read_report, path, argument)
+
+
+def recorded_shard(path: str, argument: str) -> Report | SoakReport:
+    """Read a report of `crossent check` or of `crossent soak`, as :func:`recorded` does."""
+    from crossent.run.soak.document import read_either
+
+    return _read(read_either, path, argument)
+
+
+def _read(read: Callable[[str], T], path: str, argument: str) -> T:
+    with one_line():
+        try:
+            return read(path)
+        except OSError as error:
+            raise unreadable(path, argument, error) from None
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from None
+
+
+def unreadable(path: str, argument: str, error: OSError) -> ValueError:
+    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file."""
+    reason = f"this file cannot be read: {error.strerror}"
+    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

@@ -1,0 +1,106 @@
+"""Whether reports of shards fit together: each shard is there exactly once, and all belong to one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from crossent.report.document import ShardNumber
+from crossent.words import cut, quoted
+
+# Entries of the environment that may differ between shards: a run sets its own number of threads. The release of the
+# kernel may differ too, since machines of a cluster often have several.
+MAY_DIFFER = ("threads",)
+_SHOWN = 10  # the most numbers of shards that a message lists
+
+
+class OfShard(Protocol):
+    """A report that may be of a shard. `shard` is None in the report of a whole run."""
+
+    @property
+    def shard(self) -> ShardNumber | None:
+        """The number of the shard."""
+
+
+R = TypeVar("R", bound=OfShard)
+Named = tuple[str, R]  # a report, and its name for messages, such as its file
+
+
+def shard_number(name: str, report: OfShard, command: str) -> ShardNumber:
+    """Return the number of a shard. `command` is the command that makes shards, such as "check".
+
+    Raises:
+        ValueError: the report is of a whole run.
+    """
+    if report.shard is None:
+        files = f"files of `crossent {command} --shard I/N --json`"
+        raise ValueError(f"{name}: got the report of a whole run; give {files}")
+    return report.shard
+
+
+def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str]) -> list[Named[R]]:
+    """Return the reports in the order of the shards. Check that each shard is complete, and there exactly once.
+
+    Args:
+        named: the reports.
+        command: the command that makes them, such as "check".
+        early: a function that returns where a run ended early, such as "after 3 cases"; "" for a complete run.
+
+    Raises:
+        ValueError: a shard is missing, repeated or not complete. The message is one line.
+    """
+    if not named:
+        raise ValueError("shards: got no report; give the reports of all shards of a run")
+    found: dict[int, Named[R]] = {}
+    first = shard_number(*named[0], command)
+    for name, report in named:
+        shard = shard_number(name, report, command)
+        if shard.count != first.count:
+            other = f"{named[0][0]} is shard {first}"
+            raise ValueError(f"{name}: got shard {shard}, but {other}; give the shards of one run")
+        if shard.number in found:
+            other = found[shard.number][0]
+            raise ValueError(f"{name}: got shard {shard} again, after {other}; give each shard once")
+        if where := early(report):
+            raise ValueError(f"{name}: shard {shard} was interrupted {where}; run this shard again")
+        found[shard.number] = name, report
+    missing = [number for number in range(1, first.count + 1) if number not in found]
+    if missing:
+        more = " …" if len(missing) > _SHOWN else ""
+        numbers = ", ".join(f"{number}/{first.count}" for number in missing[:_SHOWN])
+        raise ValueError(
+            f"shards: {len(missing)} of {first.count} are missing: {numbers}{more}; run them, or give their files"
+        )
+    return [found[number] for number in sorted(found)]
+
+
+def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mapping[str, Any]]) -> None:
+    """Check that all shards belong to one run: versions, processor, seed and all other options.
+
+    Args:
+        named: the reports.
+        conditions: a function that returns everything that the shards of a run have in common, by name.
+
+    Raises:
+        ValueError: a shard belongs to another run. The message is one line.
+    """
+    first_name, first = named[0]
+    was = conditions(first)
+    for name, report in named[1:]:
+        now = conditions(report)
+        for what in {**was, **now}:
+            if was.get(what) != now.get(what):
+                values = f"{quoted(now.get(what))} here, and {quoted(was.get(what))} in {first_name}"
+                hint = "; set ATEN_CPU_CAPABILITY to choose it" if what == "cpu_capability" else ""
+                raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}{hint}")
+
+
+def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of an environment that all shards of a run have in common."""
+    machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
+    return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
+
+
+def _without_kernel(platform: str) -> str:
+    """Return the system and the C library of a platform, such as "Linux with glibc2.39", without the kernel."""
+    return f"{platform.partition('-')[0]} with {platform.rpartition('-with-')[2]}"

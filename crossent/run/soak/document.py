@@ -1,0 +1,162 @@
+"""Read the report of a soak from its JSON file, which may be damaged or hostile.
+
+The reader does not run, import or open anything that the file names. The counts must add up to the number of calls,
+and the case of each finding, and each worst case, must be the case with this number: the reader draws the case again.
+So a shard cannot pass as another shard, and its calls cannot count twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.operation import OPERATIONS
+from crossent.checks import checks_of
+from crossent.report.document import SCHEMA, ShardNumber, each, real, strings, typed, typed_list
+from crossent.report.expected_findings import KINDS
+from crossent.report.reader import finding_of, read_as, report_of, unlike
+from crossent.report.report import Report
+from crossent.run.soak.draws import MOST_CASES, draw
+from crossent.run.soak.report import SOAK_SCHEMA, SoakReport
+from crossent.run.soak.sums import FINDINGS_KEPT, Failures, SoakTally, SubjectSums
+from crossent.subjects.contracts import require_contract
+from crossent.subjects.features import FEATURES
+from crossent.words import cut, quoted
+
+
+def read_either(path: str | os.PathLike[str]) -> Report | SoakReport:
+    """Return the report of `crossent check --json` or `crossent soak --json` from its file.
+
+    Raises:
+        ValueError: the file is not a report, or the report is damaged. The message is one line.
+        OSError: the file cannot be read.
+    """
+    makers: dict[int | str, Callable[[dict[str, Any]], Report | SoakReport]]
+    makers = {SCHEMA: report_of, SOAK_SCHEMA: soak_of}
+    return read_as(path, makers)
+
+
+def soak_of(document: dict[str, Any]) -> SoakReport:
+    """Return the report that a JSON document of a soak describes.
+
+    Raises:
+        LookupError, TypeError, ValueError: a key is missing, or a value is impossible.
+    """
+    shard = None if document["shard"] is None else ShardNumber(*typed_list(document["shard"], "shard"))
+    promises = typed(dict, document["promises"], "promises")
+    made = SoakReport(
+        each(str, document["environment"], "environment"),
+        [_sums(entry) for entry in typed_list(document["subjects"], "subjects")],
+        cases=typed(int, document["cases"], "cases"),
+        seed=typed(int, document["seed"], "seed"),
+        dtypes=strings(document["dtypes"], "dtypes"),
+        operation=OPERATIONS[typed(str, document["operation"], "operation")],
+        promises={name: promises[name] for name in ("without", "contract", "grade")},
+        expected_findings=typed(str, document["expected_findings"], "expected_findings"),
+        shard=shard,
+        complete=typed(bool, document["complete"], "complete"),
+    )
+    require_contract(made.promises["contract"], made.promises["grade"])
+    if unknown := [name for name in strings(promises["without"], "without") if name not in FEATURES]:
+        raise ValueError(f"without: got the feature {quoted(unknown[0])}")
+    for reason in _impossible(made):
+        raise ValueError(reason)
+    for place in unlike(document, made.to_json()):
+        raise ValueError(f"the value of {cut(place)} is impossible")
+    return made
+
+
+def _sums(entry: Any) -> SubjectSums:
+    part = typed(dict, entry, "a subject")
+    name, contract, source, code = (typed(str, part[key], key) for key in ("name", "contract", "source", "code"))
+    declared, checks = strings(part["declared"], "declared"), typed(dict, part["checks"], "checks")
+    sums = SubjectSums(name, contract, declared, source, code)
+    sums.not_applicable = Counter(each(int, part["not_applicable"], "not_applicable"))
+    sums.known = Counter(each(int, part["known"], "known"))
+    sums.tallies = {(check, dtype): _tally(one, check) for check, of in checks.items() for dtype, one in of.items()}
+    for one in typed_list(part["failures"], "failures"):
+        check, dtype, kind = (typed(str, one[key], key) for key in ("check", "dtype", "kind"))
+        first = [(typed(int, each["number"], "number"), finding_of(name, each)) for each in one["first"]]
+        sums.failures[check, dtype, kind] = Failures(typed(int, one["count"], "count"), first)
+    return sums
+
+
+def _tally(entry: Any, check: str) -> SoakTally:
+    data = typed(dict, entry, check)
+    tally = SoakTally()
+    for name in ("ran", "failed", "expected", "skipped", "vacuous", "elements"):
+        setattr(tally, name, typed(int, data[name], f"{check}: {name}"))
+    tally.not_judged = Counter(each(int, data["not_judged"], f"{check}: not_judged"))
+    if data["worst"] is not None:
+        worst = typed(dict, data["worst"], f"{check}: worst")
+        tally.ratio, tally.ulp = (real(worst[name], f"{check}: {name}") for name in ("ratio", "ulp"))
+        tally.number, tally.case = typed(int, worst["number"], check), typed(str, worst["case"], check)
+    return tally
+
+
+def _impossible(made: SoakReport) -> Iterator[str]:
+    """Yield a text for each value that a soak cannot have."""
+    number, count = (1, 1) if made.shard is None else (made.shard.number, made.shard.count)
+    if type(number) is not int or type(count) is not int or not 1 <= number <= count:
+        yield f"shard: got {quoted(number)}/{quoted(count)}"
+    elif not 1 <= made.cases <= MOST_CASES or not 0 <= made.seed < 2**32:
+        yield f"got {quoted(made.cases)} cases with the seed {quoted(made.seed)}"
+    elif list(made.dtypes) != [dtype for dtype in DTYPES if dtype in made.dtypes]:
+        yield f"dtypes: got {quoted(list(made.dtypes))}"
+    elif len({subject.name for subject in made.subjects}) < len(made.subjects):
+        yield "two subjects have one name"
+    else:
+        for subject in made.subjects:
+            for reason in _impossible_sums(made, subject):
+                yield f"{cut(subject.name)}: {reason}"
+
+
+def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
+    calls = {dtype: subject.calls(dtype) for dtype in made.dtypes}
+    done = sum(calls.values()) + subject.not_applicable.total()
+    if done != made.planned if made.complete else done > made.planned:
+        yield f"{done} calls, of {made.planned} cases of this shard"
+    found: Counter[tuple[str, str]] = Counter()
+    for (check, dtype, kind), failures in subject.failures.items():
+        found[check, dtype] += failures.count
+        numbers = [number for number, _ in failures.first]
+        if kind not in KINDS or sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
+            yield f"{cut(check)}: {failures.count} findings of kind {quoted(kind)}, and {len(numbers)} of them"
+        for number, finding in failures.first:
+            yield from _other_case(made, number, dtype, finding.case)
+            if (finding.check, finding.kind) != (check, kind) or finding.expected is not None:
+                yield f"{cut(finding.id)} is among the findings of {cut(check)}, {cut(kind)}"
+    for (check, dtype), tally in subject.tallies.items():
+        if check not in checks_of(made.operation) or dtype not in calls:
+            yield f"the check {quoted(check)} in {quoted(dtype)}"
+            continue
+        counts = (
+            tally.failed,
+            tally.expected,
+            tally.skipped,
+            tally.vacuous,
+            tally.elements,
+            *tally.not_judged.values(),
+        )
+        possible = tally.failed + tally.expected <= tally.ran <= calls[dtype] - tally.skipped
+        if min(counts) < 0 or not possible or tally.vacuous > tally.ran or found.pop((check, dtype), 0) != tally.failed:
+            yield f"the counts of {check} in {dtype} do not fit together"
+        if tally.ratio is not None:
+            if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0) or (tally.ratio > 1 and not tally.failed):
+                yield f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+            yield from _other_case(made, tally.number, dtype, tally.case)
+    if +found or subject.known.total() != sum(tally.expected for tally in subject.tallies.values()):
+        yield "the counts of findings do not fit together"
+    if min((*subject.known.values(), *subject.not_applicable.values()), default=1) < 1:
+        yield "a reason has no calls"
+
+
+def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
+    """Yield a text if the case does not have this number, or if the number belongs to another shard."""
+    if dtype not in made.dtypes or number not in made.numbers:
+        yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this shard"
+    elif draw(number, dtype, made.seed, made.operation).id != case:
+        yield f"the case number {number} is {quoted(case)}, but the seed gives another"

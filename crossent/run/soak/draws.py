@@ -1,0 +1,117 @@
+"""The cases of a soak: any number of random and adversarial cases, each drawn from its number and the seed.
+
+Most cases are small, so that many can run. Some cases have up to 50,000 classes or 5,000 rows, where errors of sums are
+large. A linear cross-entropy has the choices and size ranges of its covering arrays, in random combinations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from crossent.cases.axes import AXES, DTYPES
+from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
+from crossent.cases.linear.grid import LINEAR_ARRAYS, linear_numbers
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
+
+_MOST_CLASSES, _MOST_ROWS = 50_000, 5_000
+MOST_CASES = 2**32  # the most numbers of cases, which have 32 bits like seeds
+_SEEDS = 2**31 - 1
+
+
+def draws(
+    count: int,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    seed: int = 0,
+    *,
+    first: int = 0,
+    operation: Operation = CROSS_ENTROPY,
+) -> Iterator[Case]:
+    """Yield the cases with the numbers `first` to `first + count - 1`, each in every dtype.
+
+    Example:
+        >>> [case.id for case in draws(1, ["float64"], first=23)]
+        ['float64-3-positive_inf-uint8-mean-scalar-smooth0.0001-seed1788372932']
+    """
+    return (draw(number, dtype, seed, operation) for number in range(first, first + count) for dtype in dtypes)
+
+
+def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_ENTROPY) -> Case:
+    """Return the case with a number, which follows from the number, the dtype and the seed.
+
+    For logits, all dtypes have the same case, unless a dtype cannot represent its numbers: above 65504, float16 gets
+    another case.
+    """
+    random = np.random.RandomState([seed, number])
+
+    def one_of(table: Iterable[Any]) -> Any:
+        choices = tuple(table)
+        return choices[random.randint(len(choices))]
+
+    choice = _linear_choice if operation is LINEAR_CROSS_ENTROPY else _choice
+    while (case := choice(random, one_of, dtype)) is None or case.invalid:
+        pass
+    return case
+
+
+def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
+    """Return a case with random choices, which may be impossible together."""
+    # In float16, torch overflows under an upstream gradient above 10,000: crossent/cases/edges.py has such cases.
+    # Keep the order of the keywords: the random numbers are drawn in this order. Repeated words are drawn more often.
+    return Case(
+        dtype,
+        sizes=_sizes(random),
+        values=one_of(AXES["values"]),
+        target=one_of(("int64", *AXES["target"])),
+        reduction=one_of(AXES["reduction"]),
+        weight=one_of(("unweighted", *AXES["weight"])),
+        ignored=one_of(("kept", "kept", *AXES["ignored"])),
+        label_smoothing=one_of((0.0, 0.0, 0.0, 0.1, 1.0, 0.0001, 0.5, 0.999, *[random.randint(1, 1000) / 1000] * 2)),
+        upstream=one_of(("scalar", *(word for word in AXES["upstream"] if word != "upstream_huge"))),
+        layout=one_of((*["contiguous"] * 6, *AXES["layout"])),
+        target_layout=one_of((*["target_contiguous"] * 6, *AXES["target_layout"])),
+        seed=random.randint(_SEEDS),
+    )
+
+
+def _linear_choice(
+    random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str
+) -> LinearCase | None:
+    """Return a case of a linear cross-entropy with random choices; None if the choices are impossible together."""
+    array = LINEAR_ARRAYS["triples"]
+    chosen = {**{axis: one_of(words) for axis, words in array.choices.items()}, "dtype": dtype}
+    if array.forbids(chosen):
+        return None
+    classes, rows, hidden = one_of(linear_numbers(*(chosen[axis] for axis in array.size_axes)))
+    options = {axis: chosen[axis] for axis in array.fields}
+    return LinearCase(**options, sizes=(rows, classes), hidden=hidden, seed=random.randint(_SEEDS))
+
+
+def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
+    """Return random sizes of logits, with 1 to 4 dimensions. Nine in ten cases have less than a few thousand logits."""
+    bits = min(random.randint(1, 20, size=2))
+    class_bits = max(random.randint(0, bits + 1, size=2))
+    classes = min(_width(random, class_bits), _MOST_CLASSES)
+    rows = min(_width(random, bits - class_bits), _MOST_ROWS)
+    family = random.randint(8)
+    if family == 0:
+        return (classes,)
+    if family < 5:
+        return (rows, classes)
+    if family == 5:
+        return (1, classes, rows)
+    # Split the rows over two or three dimensions, and leave out the remainder of the division.
+    first = random.randint(1, 5)
+    if family == 6:
+        return (first, classes, max(1, rows // first))
+    second = random.randint(1, 4)
+    return (first, classes, second, max(1, rows // (first * second)))
+
+
+def _width(random: np.random.RandomState, bits: int) -> int:
+    """Return a random number next to `2^bits`, where vectors, blocks and tiles end, or up to twice as large."""
+    near = random.randint(2)
+    return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

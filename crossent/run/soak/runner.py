@@ -1,0 +1,166 @@
+"""soak(): draw random cases, judge them as `crossent check` does, and add up the results."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.operation import OPERATIONS
+from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, OperationName
+from crossent.machine import environment
+from crossent.report.document import ShardNumber
+from crossent.report.findings import Finding, SubjectReport
+from crossent.report.report import Report
+from crossent.run import parallel
+from crossent.run.commands import relative_source
+from crossent.run.order import Step, Steps
+from crossent.run.parallel import Known, Progress
+from crossent.run.runner import Interrupted
+from crossent.run.settings import Settings, mark_expected, operation_of
+from crossent.run.shards.division import checksum_of_file
+from crossent.run.soak.draws import MOST_CASES, draw
+from crossent.run.soak.report import SoakReport
+from crossent.run.soak.sums import SubjectSums, sums_of
+from crossent.subjects.builtin import chosen_contract
+from crossent.subjects.features import declared
+from crossent.subjects.subject import Subject
+from crossent.trials.check import Cost
+from crossent.words import quoted
+
+# The cases of a part, whose results are in memory together. Each part starts new workers, which takes some 0.2 seconds.
+_PART = 1000
+
+
+def soak(
+    *subjects: str | Callable[..., torch.Tensor],
+    cases: int,
+    seed: int | str = 0,
+    device: str = "cpu",
+    dtypes: DtypeName | Iterable[DtypeName] = DTYPE_NAMES,
+    without: str | Iterable[str] = (),
+    contract: ContractName | None = None,
+    grade: GradeName | None = None,
+    expected_findings: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    timeout: float = 300.0,
+    operation: OperationName | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: Progress = iter,
+) -> SoakReport:
+    """Check cross-entropy functions on random cases, and return the sums of the results.
+
+    Each case follows from its number and the seed. On each case run the checks of the first call: `loss`, `gradient`,
+    `target_gradient`, for a linear cross-entropy `weight_gradient` and `bias_gradient`, and also `call`, `result`,
+    `arguments`, `state`, `sign`, `row_sums` and `ignored_rows`. The report has their counts, the worst case of each
+    check and dtype, and some findings. Its size and the memory of the soak do not grow with the number of cases.
+
+    Args:
+        subjects: the functions to check, as for :func:`crossent.check`.
+        cases: the number of cases in each dtype.
+        seed: the seed from which the cases are drawn, from 0 to 2³²-1. "random" draws a seed.
+        device: as for `check`, and so are `dtypes`, `without`, `contract`, `grade`, `expected_findings`, `jobs`,
+            `timeout`, `operation` and `progress`. A step is a part of the cases.
+        dtypes: the dtypes of the logits.
+        without: features that the subjects lack.
+        contract: what each subject promises about its arithmetic.
+        grade: the precision that a callable must reach in float16 and bfloat16.
+        expected_findings: a TOML file of known failures.
+        jobs: the number of worker processes.
+        timeout: with `jobs`, the seconds that all calls of a subject on one case may take together.
+        operation: the function of torch that the subjects compute.
+        shard: the part to run: (2, 8) is the second of eight shards. :func:`crossent.merge` makes the report of the
+            whole soak from the reports of all shards.
+        progress: a function that wraps an iterable, for a progress bar.
+
+    Raises:
+        ValueError: no subject is given, `cases` or `seed` is out of range, or as for `check`.
+        TypeError: a subject is neither a name nor callable.
+        RuntimeError: this machine does not have the device.
+        KeyboardInterrupt: the user interrupted the soak. The exception has a `report` of the cases that were done.
+
+    Example:
+        >>> import crossent
+        >>> report = crossent.soak("formula", cases=20, dtypes="float32")
+        >>> report.ok, report.ran
+        (True, 20)
+    """
+    if not subjects:
+        raise ValueError("subjects: got none; name a function")
+    if type(cases) is not int or not 1 <= cases <= MOST_CASES:
+        raise ValueError(f"cases: got {quoted(cases)}; allowed are 1 to {MOST_CASES:,}")
+    settings = Settings(
+        *(device, dtypes, "normal", seed, without, contract, grade, expected_findings, jobs, timeout),
+        operation=operation_of(subjects, operation),
+        shard=shard,
+    )
+    assert isinstance(settings.seed, int)
+    if settings.seed >= 2**32:
+        raise ValueError(f"seed: got {quoted(settings.seed)}; allowed are 0 to {2**32 - 1:,}")
+    loaded = settings.load(*subjects)
+    known = settings.expected([subject.name for subject in loaded], None)
+    report = SoakReport(
+        environment(settings.device),
+        [_empty(subject) for subject in loaded],
+        cases=cases,
+        seed=settings.seed,
+        dtypes=[dtype for dtype in DTYPES if dtype in settings.dtypes],
+        operation=OPERATIONS[settings.operation],
+        promises={"without": list(settings.without), "contract": contract, "grade": grade},
+        expected_findings=f"{zlib.crc32(repr(known).encode()):08x}",
+        shard=None if shard is None else ShardNumber(*shard),
+    )
+    start = time.perf_counter()
+    try:
+        for _ in progress(Steps(_steps(report, loaded, settings, known), -(-report.planned // _PART), report.planned)):
+            pass
+    except KeyboardInterrupt:
+        report.complete = False
+        raise Interrupted(report) from None
+    finally:
+        report.seconds = time.perf_counter() - start
+    return report
+
+
+def _empty(subject: Subject) -> SubjectSums:
+    source = relative_source(subject.source)
+    return SubjectSums(
+        subject.name, chosen_contract(subject), declared(subject.lacks), source, checksum_of_file(subject.source)
+    )
+
+
+def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
+    """Run the cases part by part, and add the results to the report. Yield a step for each part."""
+    checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
+    for numbers in _parts(report):
+        of = Report(report.environment, [SubjectReport(one.name, declared=one.declared) for one in report.subjects])
+        try:
+            report.complete = parallel.run(dict.fromkeys(numbers, checks), subjects, of, settings, iter, known)
+        finally:  # after an interrupt, the cases that are done count
+            mark_expected(of, known, subjects)
+            by_id = {case.id: number for case, number in numbers.items()}
+            for sums, part in zip(report.subjects, of.subjects, strict=True):
+                sums.join(sums_of(part, by_id))
+        new: list[Finding] = [one for part in of.subjects for one in part.findings if one.expected is None]
+        yield Step(len(numbers), new)
+        if not report.complete:  # a call made the device unusable
+            return
+
+
+def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
+    """Yield the cases of a soak in parts, each case with its number. No part has a case twice."""
+    part: dict[Case, int] = {}
+    for number in report.numbers:
+        for dtype in report.dtypes:
+            case = draw(number, dtype, report.seed, report.operation)
+            if len(part) >= _PART or case in part:
+                yield part
+                part = {}
+            part[case] = number
+    if part:
+        yield part

@@ -1,0 +1,125 @@
+"""What the report of a soak keeps of the results of a subject. Its size does not grow with the number of cases.
+
+Two parts of a soak are added up by `join`. The sums have no rounding, and the number of a case decides between equally
+bad cases. So the sums do not depend on how the cases are divided, or on the order of the parts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from crossent.report.findings import NUMBERS, Finding, SubjectReport, Tally
+
+# The most findings that a report keeps of each check, dtype and kind: those with the lowest numbers of cases.
+FINDINGS_KEPT = 3
+
+
+@dataclass
+class SoakTally(Tally):
+    """The sums of one check in one dtype, and the worst case.
+
+    `ran` counts the cases on which the check ran, `skipped` the others. `failed` and `expected` count findings and
+    known failures. `ratio` is the largest error as a share of its bound, and `case` and `number` are the case; of
+    equally bad cases, the case with the lowest number counts. The other attributes are those of a tally of a report.
+    """
+
+    skipped: int = 0
+    number: int = 0
+
+    def join(self, other: SoakTally) -> None:
+        """Add the sums of other cases."""
+        for name in ("ran", "failed", "expected", "vacuous", "elements", "not_judged", "skipped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.ratio is not None and self._place < other._place:
+            self.ulp, self.ratio, self.case, self.number = other.ulp, other.ratio, other.case, other.number
+
+    @property
+    def _place(self) -> tuple[float, int]:
+        return (-1.0 if self.ratio is None else self.ratio), -self.number
+
+
+@dataclass
+class Failures:
+    """The findings of one check, dtype and kind: their count, and the first of them, each with the number of its case.
+
+    Known failures do not count.
+    """
+
+    count: int = 0
+    first: list[tuple[int, Finding]] = field(default_factory=list)
+
+    def join(self, other: Failures) -> None:
+        """Add other findings, and keep those with the lowest numbers."""
+        self.count += other.count
+        self.first = sorted([*self.first, *other.first], key=lambda one: one[0])[:FINDINGS_KEPT]
+
+
+@dataclass
+class SubjectSums:
+    """The sums of one subject.
+
+    Attributes:
+        name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
+        source: the description from which the subject is loaded; "" for a callable that was passed as an object.
+        code: the checksum of its file, or "".
+        tallies: the sums by check and dtype.
+        not_applicable: the number of calls that were not made, by reason.
+        known: the number of known failures, by reason.
+        failures: the findings by check, dtype and kind.
+    """
+
+    name: str
+    contract: str = ""
+    declared: Sequence[str] = ()
+    source: str = ""
+    code: str = ""
+    tallies: dict[tuple[str, str], SoakTally] = field(default_factory=dict)
+    not_applicable: Counter[str] = field(default_factory=Counter)
+    known: Counter[str] = field(default_factory=Counter)
+    failures: dict[tuple[str, str, str], Failures] = field(default_factory=dict)
+
+    def join(self, other: SubjectSums) -> None:
+        """Add the sums of other cases."""
+        for key, tally in other.tallies.items():
+            self.tallies.setdefault(key, SoakTally()).join(tally)
+        for group, failures in other.failures.items():
+            self.failures.setdefault(group, Failures()).join(failures)
+        self.not_applicable += other.not_applicable
+        self.known += other.known
+
+    def calls(self, dtype: str) -> int:
+        """Return the number of judged calls in a dtype."""
+        tally = self.tallies.get(("call", dtype), SoakTally())
+        return tally.ran + tally.skipped
+
+    @property
+    def failed(self) -> int:
+        """The number of findings that are not known failures."""
+        return sum(failures.count for failures in self.failures.values())
+
+    @property
+    def without_evidence(self) -> Iterator[str]:
+        """The results, such as "loss in float16", of which a wrong result, such as zeros, would always pass."""
+        for (check, dtype), tally in self.tallies.items():
+            if check in NUMBERS and tally.vacuous == tally.ran:
+                yield f"{check} in {dtype}"
+
+
+def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:
+    """Return the sums of a report of some cases. `numbers` has the number of each case, by its id."""
+    sums = SubjectSums(part.name, not_applicable=part.not_applicable)
+    for key, tally in part.tallies.items():
+        kept = {one.name: getattr(tally, one.name) for one in fields(tally)}
+        sums.tallies[key] = SoakTally(**kept, number=numbers.get(tally.case, 0))
+    for outcome in part.outcomes.values():
+        for check in outcome.not_run:
+            sums.tallies.setdefault((check, outcome.dtype), SoakTally()).skipped += 1
+    for finding in part.findings:
+        if finding.expected is not None:
+            sums.known[finding.expected] += 1
+        else:
+            group = finding.check, part.outcomes[finding.case].dtype, finding.kind
+            sums.failures.setdefault(group, Failures()).join(Failures(1, [(numbers[finding.case], finding)]))
+    return sums

@@ -1,0 +1,163 @@
+"""The report of a soak from a file: what no soak can have written is refused in one line."""
+
+import copy
+import json
+
+import pytest
+from support.subjects import off_by_a_percent
+
+import crossent
+from crossent.cli import WRONG_USE, main
+from crossent.report.reader import read_report
+from crossent.run.soak.document import read_either, soak_of
+
+CHOSEN = {"cases": 8, "dtypes": ["float32", "float64"], "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def shards():
+    """Return the documents of two shards of a soak of a wrong loss and a form."""
+    made = [crossent.soak(off_by_a_percent, "formula", **CHOSEN, shard=(number, 2)) for number in (1, 2)]
+    return [report.to_json() for report in made]
+
+
+def changed(document, *keys, value):
+    """Return a copy of a document in which the entry at these keys has another value."""
+    document = part = copy.deepcopy(document)
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value(part[keys[-1]]) if callable(value) else value
+    return document
+
+
+def test_a_report_is_read_as_it_was_written(shards, tmp_path):
+    report = soak_of(shards[0])
+    assert report.to_json() == shards[0]
+    report.write_json(tmp_path / "one.json")
+    assert read_either(tmp_path / "one.json") == report
+    assert [finding.command for finding in report.findings]
+
+
+SUMS = ("subjects", 1, "checks")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "reason"),
+    [
+        (("cases",), 10, "calls, of"),
+        (("cases",), 0, "cases with the seed"),
+        (("cases",), "8", "cases is '8'; it must be an int"),
+        (("seed",), 4, "but the seed gives another"),
+        (("seed",), -1, "cases with the seed"),
+        (("dtypes",), ["float64", "float32"], "dtypes: got"),
+        (("dtypes",), ["float32"], "does not belong to this shard"),
+        (("shard",), [2, 2], "does not belong to this shard"),
+        (("shard",), [3, 2], "shard: got 3/2"),
+        (("shard",), [True, 2], "shard: got True/2"),
+        (("shard",), [1], "missing"),
+        (("shard",), None, "calls, of"),
+        (("operation",), "addition", "addition"),
+        (("promises", "contract"), "none", "contract: got 'none'"),
+        (("promises", "without"), ["gravity"], "got the feature 'gravity'"),
+        (("complete",), 1, "complete is 1"),
+        (("subjects", 1, "name"), "off_by_a_percent", "two subjects have one name"),
+        ((*SUMS, "call", "float32", "ran"), lambda ran: 2 * ran, "calls, of"),
+        ((*SUMS, "loss", "float32", "ran"), lambda ran: 2 * ran, "counts of loss in float32 do not fit together"),
+        ((*SUMS, "loss", "float32", "failed"), 1, "counts of loss in float32 do not fit together"),
+        ((*SUMS, "loss", "float32", "expected"), 1, "counts of findings do not fit together"),
+        ((*SUMS, "loss", "float32", "skipped"), -1, "counts of loss in float32 do not fit together"),
+        ((*SUMS, "loss", "float32", "vacuous"), 99, "counts of loss in float32 do not fit together"),
+        ((*SUMS, "loss", "float32", "elements"), 1.5, "it must be an int"),
+        ((*SUMS, "loss", "float32", "not_judged"), {"no reason": -1}, "counts of loss in float32 do not fit together"),
+        ((*SUMS, "loss", "float32", "worst", "ratio"), 1.5, "the worst case of loss in float32 is 1.5 of its bound"),
+        ((*SUMS, "loss", "float32", "worst", "ratio"), "nan", "the worst case of loss in float32 is nan"),
+        ((*SUMS, "loss", "float32", "worst", "case"), "float32-7x5-normal-int64-sum", "but the seed gives another"),
+        ((*SUMS, "loss", "float32", "worst", "number"), 7, "does not belong to this shard"),
+        ((*SUMS, "loss"), {"half": {}}, "missing"),
+        (("subjects", 0, "failures", 0, "count"), lambda count: count + 1, "findings of kind|counts of"),
+        (("subjects", 0, "failures", 0, "kind"), "odd", "findings of kind 'odd'"),
+        (("subjects", 0, "failures", 0, "first"), lambda first: first[:1], "findings of kind"),
+        (("subjects", 0, "failures", 0, "first"), lambda first: first[::-1], "findings of kind"),
+        (("subjects", 0, "failures", 0, "first", 0, "case"), "float32-5-flat-int64-sum", "the seed gives another"),
+        (("subjects", 0, "failures", 0, "first", 0, "check"), "state", "is among the findings of"),
+        (("subjects", 0, "failures"), [], "do not fit together"),
+        (("subjects", 0, "known"), {"a reason": 1}, "counts of findings do not fit together"),
+        (("subjects", 0, "not_applicable"), {"a reason": 0}, "a reason has no calls"),
+    ],
+)
+def test_a_forged_value_is_refused(shards, keys, value, reason):
+    with pytest.raises((ValueError, TypeError, LookupError), match=reason if reason != "missing" else None):
+        soak_of(changed(shards[0], *keys, value=value))
+
+
+@pytest.mark.parametrize("key", ["cases", "promises", "shard", "complete", "environment", "subjects"])
+def test_a_key_that_is_missing_or_unknown_is_refused(shards, key):
+    document = {name: value for name, value in shards[0].items() if name != key}
+    with pytest.raises(LookupError):
+        soak_of(document)
+    with pytest.raises(ValueError, match="more"):
+        soak_of({**shards[0], "more": 1})
+
+
+def line(capsys, *arguments):
+    """Return the only line that a command prints for a file that it refuses."""
+    status, captured = main(arguments), capsys.readouterr()
+    assert (status, captured.out) == (WRONG_USE, "")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number, document in enumerate(shards, 1):
+        (tmp_path / f"{number}.json").write_text(json.dumps(document))
+    text = json.dumps(shards[0])
+    damaged = {
+        "cut.json": (text[: len(text) // 2], "cut.json: not a report of crossent"),
+        "other.json": (json.dumps({**shards[0], "schema": "soak-2"}), "got schema 'soak-2'; allowed is a report"),
+        "twice.json": (json.dumps(changed(shards[0], "shard", value=[2, 2])), "does not belong to this shard"),
+        "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "calls, of 8 cases"),
+        "key.json": (json.dumps({k: v for k, v in shards[0].items() if k != "cases"}), "the key 'cases' is missing"),
+    }
+    for name, (content, reason) in damaged.items():
+        (tmp_path / name).write_text(content)
+        assert reason in line(capsys, "merge", name, "2.json")
+    assert "1.json: got shard 1/2 again, after 1.json" in line(capsys, "merge", "1.json", "1.json", "2.json")
+    assert "1 of 2 are missing: 2/2" in line(capsys, "merge", "1.json")
+    assert "got schema 'soak-1'; allowed is a report of crossent with schema 1\n" in line(
+        capsys, "diff", "1.json", "2.json"
+    )
+    with pytest.raises(ValueError, match="got schema 'soak-1'"):
+        read_report(tmp_path / "1.json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "what"),
+    [
+        (("environment", "torch"), "9.9", "torch is '9.9' here"),
+        (("environment", "cpu_capability"), "other", "set ATEN_CPU_CAPABILITY"),
+        (("expected_findings",), "00000000", "list of known failures is"),
+        (("promises", "grade"), "B", "grade is 'B' here"),
+        (("subjects", 1, "code"), "12345678", "code of formula is"),
+        (("subjects", 1, "contract"), "torch", "promises of formula is"),
+    ],
+)
+def test_shards_of_two_soaks_are_refused(shards, keys, value, what):
+    other = soak_of(changed(shards[1], *keys, value=value))
+    with pytest.raises(ValueError, match=f"report 2: a shard of another run: .*{what}"):
+        crossent.merge(soak_of(shards[0]), other)
+
+
+def test_threads_and_kernel_may_differ(shards):
+    other = changed(shards[1], "environment", "threads", value="99")
+    merged = crossent.merge(soak_of(other), soak_of(shards[0]))
+    assert merged.to_json() == crossent.soak(off_by_a_percent, "formula", **CHOSEN).to_json()
+
+
+def test_reports_of_check_and_of_soak_are_not_merged(shards):
+    of_check = crossent.check("formula", dtypes="float64", level="quick", checks="loss", cases="*3x5x4*", shard=(1, 2))
+    with pytest.raises(ValueError, match=r"report 2: a report of `crossent check`, but report 1 is of `crossent soak`"):
+        crossent.merge(soak_of(shards[0]), of_check)
+    whole = soak_of({**crossent.soak("formula", cases=1, dtypes="float64").to_json()})
+    with pytest.raises(ValueError, match="got the report of a whole run; give files of `crossent soak --shard I/N"):
+        crossent.merge(whole)
