@@ -140,7 +140,7 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     chunks = tuple(one_line(str(keyword)[:_LONGEST_LINE]) for keyword in facts["chunks"])
     bare = Subject(name, loss, source=loss.description, not_transformed=not_transformed, chunks=chunks)
     split = require_split(facts["split"]) if loss.ranks else ""
-    normalization = require_normalization(facts["normalization"])
+    normalization = require_normalization(facts["normalization"]) if loss.ranks else ""
     bare = replace(bare, operation=loss.operation, ranks=loss.ranks or 0, split=split, normalization=normalization)
     if loss.ranks:
         bare = replace(bare, not_applicable=partial(why_no_classes, split, loss.ranks, reasons))

@@ -7,12 +7,12 @@ A call on ranks takes much longer than a call in one process, so that an eighth 
 import pytest
 from batch_parallel import BatchParallel
 from support.running import run_isolated
-from support.soak import soak
 from token_mean import TokenMean
 from vocab_parallel import PaddedVocabParallel, VocabParallel
 
 from crossent.cases.axes import DTYPES
 from crossent.checks import CHECKS
+from crossent.run.soak.draws import draws
 from crossent.subjects.loader import load
 from crossent.subjects.ranks.protocol import can_start_ranks
 from crossent.trials.check import Cost
@@ -40,7 +40,7 @@ def test_a_right_loss_on_ranks_passes_random_cases(part, seed):
     ranks, dtype, first, count = part
     checks = [check for check in CHECKS.values() if check.cost == Cost.CALL]
     loss = LOSSES[first // PART % len(LOSSES)]  # each part has another loss
-    cases = [case.id for case in soak(count, [dtype], seed, first=first) if case.rows * case.classes <= LARGEST]
+    cases = [case.id for case in draws(count, [dtype], seed, first=first) if case.rows * case.classes <= LARGEST]
     (subject,) = load(loss, ranks=ranks)
     report = run_isolated(subject, seconds=300, cases=cases, checks=checks)
     assert [str(finding) for finding in report.findings] == []
