@@ -73,6 +73,8 @@ _ALONE = (
     Case("float32", upstream="upstream_huge", name="upstream"),
     Case("float16", (3, 5, 4), reduction="none", upstream="upstream_huge", name="upstream"),
     Case("float64", target="probabilities", reduction="sum", upstream="upstream_huge", name="upstream"),
+    # A weighted mean over a batch of which no row is ignored, also for a loss that takes only such batches.
+    *(Case(dtype, weight="weighted", name="weighted_mean") for dtype in DTYPES),
     # Weights that sum to 0, and weights above 10,000.
     Case("float32", reduction="none", weight="weight_balanced", upstream="rows", name="weights"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="sum", weight="weight_balanced", name="weights"),

@@ -6,7 +6,7 @@ subject, which is the loss function under test.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first and last lines as text
-expected_findings  lists of known failures, with their reasons (torch_findings.toml, torch_linear_findings.toml)
+expected_findings  lists of known failures, with their reasons (torch_findings.toml and others)
 causes             the findings of a subject by their probable causes
 clarity            how clearly a finding shows its failure; words for a case; published bugs with the same inputs
 document           a report as JSON, schema 1

@@ -17,6 +17,7 @@ from support.running import check_on
 from support.subjects import off_by_a_percent
 
 import crossent
+from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import met
 from crossent.cases.linear.case import LinearCase
@@ -285,3 +286,19 @@ def test_fewer_than_one_job_and_no_time_are_refused():
         crossent.check("formula", jobs=0)
     with pytest.raises(ValueError, match="timeout: got 0; allowed is more than 0 seconds"):
         crossent.check("formula", timeout=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_wrong_weighted_mean_is_found_in_each_dtype_for_a_loss_with_few_features(dtype):
+    """The mean divides by the number of rows, but only if no row is ignored."""
+
+    def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        right = F.cross_entropy(input, target, weight, reduction=reduction, **options)
+        if weight is None or reduction != "mean" or bool((target == ignore_index).any()):
+            return right
+        return F.cross_entropy(input, target, weight, reduction="sum", **options) / len(target)
+
+    few = ("spatial", "unbatched", "probability_target", "errors", "empty", "label_smoothing")
+    report = crossent.check(loss, dtypes=dtype, level="quick", without=few, contract="torch")
+    assert "loss" in {finding.check for finding in report.findings}
