@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
 from crossent.report.clarity import by_plainness, size_of_error, told
-from crossent.words import shell_word
+from crossent.words import printable, shell_word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient")
@@ -73,7 +73,7 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        return "\n".join([*lines, f"  repeat  {self.command}"])
+        return "\n".join(map(printable, [*lines, f"  repeat  {self.command}"]))  # a file may hold any character
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from crossent.report.document import ShardNumber
@@ -64,12 +65,13 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         if where := early(report):
             raise ValueError(f"{name}: shard {shard} was interrupted {where}; run this shard again")
         found[shard.number] = name, report
-    missing = [number for number in range(1, first.count + 1) if number not in found]
-    if missing:
-        more = " …" if len(missing) > _SHOWN else ""
-        numbers = ", ".join(f"{number}/{first.count}" for number in missing[:_SHOWN])
+    if missing := first.count - len(found):
+        more = " …" if missing > _SHOWN else ""
+        # A damaged file may have a huge count: look at no more numbers than the message shows.
+        shown = islice((number for number in range(1, first.count + 1) if number not in found), _SHOWN)
+        numbers = ", ".join(f"{number}/{first.count}" for number in shown)
         raise ValueError(
-            f"shards: {len(missing)} of {first.count} are missing: {numbers}{more}; run them, or give their files"
+            f"shards: {missing} of {first.count} are missing: {numbers}{more}; run them, or give their files"
         )
     return [found[number] for number in sorted(found)]
 

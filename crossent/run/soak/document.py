@@ -20,7 +20,7 @@ from crossent.report.expected_findings import KINDS
 from crossent.report.reader import finding_of, read_as, report_of, unlike
 from crossent.report.report import Report
 from crossent.run.soak.draws import MOST_CASES, draw
-from crossent.run.soak.report import SOAK_SCHEMA, SoakReport
+from crossent.run.soak.report import SHOWN_VERSIONS, SOAK_SCHEMA, SoakReport
 from crossent.run.soak.sums import FINDINGS_KEPT, Failures, SoakTally, SubjectSums
 from crossent.subjects.contracts import require_contract
 from crossent.subjects.features import FEATURES
@@ -47,8 +47,11 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     """
     shard = None if document["shard"] is None else ShardNumber(*typed_list(document["shard"], "shard"))
     promises = typed(dict, document["promises"], "promises")
+    environment = each(str, document["environment"], "environment")
+    if missing := [name for name in SHOWN_VERSIONS if name not in environment]:
+        raise KeyError(missing[0])
     made = SoakReport(
-        each(str, document["environment"], "environment"),
+        environment,
         [_sums(entry) for entry in typed_list(document["subjects"], "subjects")],
         cases=typed(int, document["cases"], "cases"),
         seed=typed(int, document["seed"], "seed"),
@@ -76,7 +79,9 @@ def _sums(entry: Any) -> SubjectSums:
     sums = SubjectSums(name, contract, declared, source, code)
     sums.not_applicable = Counter(each(int, part["not_applicable"], "not_applicable"))
     sums.known = Counter(each(int, part["known"], "known"))
-    sums.tallies = {(check, dtype): _tally(one, check) for check, of in checks.items() for dtype, one in of.items()}
+    for check, of in checks.items():
+        for dtype, one in typed(dict, of, f"checks: {check}").items():
+            sums.tallies[check, dtype] = _tally(one, check)
     for one in typed_list(part["failures"], "failures"):
         check, dtype, kind = (typed(str, one[key], key) for key in ("check", "dtype", "kind"))
         first = [(typed(int, each["number"], "number"), finding_of(name, each)) for each in one["first"]]

@@ -20,9 +20,10 @@ from crossent.report.findings import Finding
 from crossent.report.text import NO_EVIDENCE, paragraph, plain_text, share
 from crossent.run.commands import with_commands
 from crossent.run.soak.sums import SubjectSums
-from crossent.words import counted, duration
+from crossent.words import counted, duration, printable
 
 SOAK_SCHEMA = "soak-1"
+SHOWN_VERSIONS = ("crossent", "torch", "python", "device")  # the entries of the environment in the text of a report
 
 
 @dataclass
@@ -114,16 +115,18 @@ class SoakReport:
         """
         if verbosity < 0:
             return [self._verdict()]
-        named = [f"{name} {self.environment[name]}" for name in ("crossent", "torch", "python", "device")]
-        parts: list[RenderableType] = [Text(", ".join([*named, f"seed {self.seed}"])), Text()]
+        named = [f"{name} {self.environment[name]}" for name in SHOWN_VERSIONS]
+        parts: list[RenderableType] = [Text(printable(", ".join([*named, f"seed {self.seed}"]))), Text()]
         parts += self._table(verbosity > 0)
         for subject in self.subjects:
             for reason, count in sorted(subject.not_applicable.items()):
-                parts.append(paragraph(f"not applicable: {counted(count, 'call')}, since {subject.name} {reason}"))
+                parts.append(
+                    paragraph(printable(f"not applicable: {counted(count, 'call')}, since {subject.name} {reason}"))
+                )
             for reason, count in sorted(subject.known.items()) if verbosity > 0 else ():
-                parts.append(paragraph(f"{counted(count, 'known failure')} of {subject.name}: {reason}"))
+                parts.append(paragraph(printable(f"{counted(count, 'known failure')} of {subject.name}: {reason}")))
             for result in subject.without_evidence if self.shard is None else ():
-                parts.append(paragraph(f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}"))
+                parts.append(paragraph(printable(f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}")))
             for kept, count in self._groups(subject):
                 shown = kept if verbosity > 0 else kept[:1]
                 parts += [part for finding in shown for part in (Text(), Text(str(finding)))]
@@ -143,7 +146,9 @@ class SoakReport:
                     numbers = (sum(one.failed for one in counts), sum(one.expected for one in counts))
                     worst = ("", "") if tally.ratio is None else (share(tally.ratio), tally.case)
                     calls = tally.ran if by_check else subject.calls(dtype)
-                    rows.append((subject.name, dtype, *(f"{one:,}" for one in (calls, *numbers)), check, *worst))
+                    rows.append(
+                        (printable(subject.name), dtype, *(f"{one:,}" for one in (calls, *numbers)), check, *worst)
+                    )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for at, row in enumerate(rows if len(rows) > 1 else ()):
             sides = "<<>>><><"

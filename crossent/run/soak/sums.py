@@ -101,10 +101,14 @@ class SubjectSums:
 
     @property
     def without_evidence(self) -> Iterator[str]:
-        """The results, such as "loss in float16", of which a wrong result, such as zeros, would always pass."""
-        for (check, dtype), tally in self.tallies.items():
-            if check in NUMBERS and tally.vacuous == tally.ran:
-                yield f"{check} in {dtype}"
+        """The results without evidence, by the rule of `crossent.report.findings.SubjectReport.without_evidence`."""
+        for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
+            refused = self.tallies.get(("call", dtype), SoakTally()).expected
+            for check in NUMBERS:
+                tally = self.tallies.get((check, dtype), SoakTally())
+                compared = tally.ran or check == NUMBERS[0]  # the subject may not have a gradient, but has a loss
+                if compared and tally.vacuous == tally.ran and (tally.ran or 1) > refused:
+                    yield f"{check} in {dtype}"
 
 
 def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:

@@ -74,6 +74,7 @@ SUMS = ("subjects", 1, "checks")
         ((*SUMS, "loss", "float32", "worst", "case"), "float32-7x5-normal-int64-sum", "but the seed gives another"),
         ((*SUMS, "loss", "float32", "worst", "number"), 7, "does not belong to this shard"),
         ((*SUMS, "loss"), {"half": {}}, "missing"),
+        ((*SUMS, "loss"), None, "checks: loss is None; it must be a dict"),
         (("subjects", 0, "failures", 0, "count"), lambda count: count + 1, "findings of kind|counts of"),
         (("subjects", 0, "failures", 0, "kind"), "odd", "findings of kind 'odd'"),
         (("subjects", 0, "failures", 0, "first"), lambda first: first[:1], "findings of kind"),
@@ -161,3 +162,37 @@ def test_reports_of_check_and_of_soak_are_not_merged(shards):
     whole = soak_of({**crossent.soak("formula", cases=1, dtypes="float64").to_json()})
     with pytest.raises(ValueError, match="got the report of a whole run; give files of `crossent soak --shard I/N"):
         crossent.merge(whole)
+
+
+@pytest.mark.parametrize("name", ["crossent", "torch", "python"])
+def test_a_version_that_the_text_shows_is_required(shards, name):
+    environment = {key: value for key, value in shards[0]["environment"].items() if key != name}
+    with pytest.raises(KeyError, match=name):
+        soak_of({**shards[0], "environment": environment})
+
+
+def test_a_huge_number_of_shards_takes_no_time_and_no_memory():
+    whole = crossent.soak("formula", cases=1, dtypes="float64", shard=(1, 2)).to_json()
+    huge = {**whole, "shard": [1, 10**18]}
+    with pytest.raises(ValueError, match=r"shards: 999999999999999999 of 1000000000000000000 are missing: 2/.* …; run"):
+        crossent.merge(soak_of(huge))
+
+
+def test_a_file_cannot_control_the_terminal(shards):
+    evil = "x\x1b[31m"
+    document = changed(shards[0], "subjects", 1, "name", value=evil)
+    document = changed(document, "environment", "torch", value=evil)
+    for key in ("message", "call", "torch", "bits", "versus"):
+        document = changed(document, "subjects", 0, "failures", 0, "first", 0, key, value=evil)
+    text = str(soak_of(document))
+    assert "\x1b" not in text
+    assert r"x\x1b[31m" in text
+
+
+def test_a_soak_in_which_no_loss_was_compared_has_no_evidence():
+    whole = crossent.soak("formula", cases=4, dtypes="float64").to_json()
+    assert soak_of(whole).ok
+    del whole["subjects"][0]["checks"]["loss"]
+    report = soak_of(whole)
+    assert not report.ok
+    assert "NO EVIDENCE for the loss in float64 of formula" in str(report)

@@ -209,6 +209,12 @@ def test_a_soak_in_which_nothing_ran_or_nothing_could_fail_does_not_pass(folder,
     assert (status, "NOT PROVEN" in text, "NO EVIDENCE for the loss in float64" in text) == (FAILED, True, True)
 
 
+def test_a_loss_that_is_declared_without_a_gradient_can_pass(folder, capsys):
+    arguments = ("rare.py:loss", "--cases", "8", "--seed", "113", "--dtype", "float32", "--without", "gradient")
+    status, text, _ = run(capsys, "soak", *arguments)
+    assert (status, "NO EVIDENCE" in text) == (PASSED, False)
+
+
 def test_known_failures_of_a_list_do_not_fail_a_soak(folder, capsys):
     (folder / "known.toml").write_text(
         '[[finding]]\nsubject = "loss"\nchecks = ["loss", "gradient", "target_gradient", "row_sums"]\nkind = "wrong"\n'
