@@ -10,6 +10,7 @@ import pytest
 from support import faulty_ranks
 
 from crossent.report.reader import read_report
+from crossent.subjects.ranks.job import join_job
 from crossent.subjects.ranks.protocol import can_start_ranks
 
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
@@ -85,6 +86,21 @@ def test_a_job_of_another_size_is_an_error_of_one_line(folder):
     assert "exitcode  : 2" in output  # of the judge; torchrun itself has no other status than 0 and 1
     assert status == 1
     assert left == []
+
+
+@pytest.mark.parametrize(("size", "ranks"), [("2", None), ("2", 3), ("1", 2)])
+def test_a_job_in_which_every_process_would_judge_is_an_error(monkeypatch, size, ranks):
+    for name, value in {"TORCHELASTIC_RUN_ID": "one", "RANK": "0", "WORLD_SIZE": size}.items():
+        monkeypatch.setenv(name, value)
+    given = "no number" if ranks is None else ranks
+    with pytest.raises(ValueError, match=f"^ranks: got {given}, but the number of processes of the torchrun job is "):
+        join_job(ranks)
+
+
+def test_a_job_of_one_process_needs_no_ranks(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "one", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    join_job(None)
 
 
 def test_a_job_ends_with_a_line_if_one_of_its_processes_ends(folder):

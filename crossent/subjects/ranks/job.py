@@ -37,22 +37,26 @@ _store: Any = None  # the store of the job, which this process may host
 
 
 def join_job(ranks: int | None) -> None:
-    """Use the ranks of the torchrun job in which this process runs, if there is one and the run has ranks.
+    """Use the ranks of the torchrun job in which this process runs, if there is one.
 
     In the first process of the job, return when all servers are known. In any other process, serve ranks until the
     judge ends, and then end this process.
 
     Raises:
-        ValueError: the job has another number of processes, or a process does not start. The message is one line.
+        ValueError: the job has another number of processes, or several processes and the run has no ranks, so that each
+            process would judge; or a process does not start. The message is one line.
     """
-    if ranks is None or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if ranks is None and size == 1:
+        return
     if ranks != size:
         if rank:
             time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first one has printed its line
             sys.exit(2)
-        raise ValueError(f"ranks: got {ranks}, but the number of processes of the torchrun job is {size}")
+        given = "no number" if ranks is None else ranks
+        raise ValueError(f"ranks: got {given}, but the number of processes of the torchrun job is {size}")
     store = _join_store(rank)
     if rank:
         _serve(store, rank)
