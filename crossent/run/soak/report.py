@@ -158,12 +158,13 @@ class SoakReport:
     @property
     def summary(self) -> str:
         """The result of the soak in one line."""
-        calls, findings = counted(self.ran, "call"), counted(self.failed, "finding")
+        planned, findings = self.planned * len(self.subjects), counted(self.failed, "finding")
+        some = f"{self.ran:,} of {counted(planned, 'call')}"  # the subjects lack features of the other cases
+        calls = counted(self.ran, "call") if self.ran == planned else some
         if not self.complete:
-            planned = self.planned * len(self.subjects)
-            return f"INTERRUPTED after {self.ran:,} of {planned:,} calls, with {findings}"
+            return f"INTERRUPTED after {some}, with {findings}"
         if self.failed:
-            return f"{findings} in {counted(self.ran, 'checked call')}"
+            return f"{findings} in {calls}"
         if self.shard is not None:
             return f"{calls} checked without findings; `crossent merge` gives the verdict on all shards"
         if not self.ran:

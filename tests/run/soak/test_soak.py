@@ -285,3 +285,10 @@ def test_a_soak_shows_its_progress_by_parts(monkeypatch):
 
     crossent.soak("formula", cases=10, dtypes="float64", progress=progress)
     assert steps == [4, 4, 2]
+
+
+def test_the_last_line_says_how_many_calls_are_left_where_the_function_lacks_a_feature():
+    report = crossent.soak("formula", cases=60, dtypes="float32", without=["probability_target", "weight"])
+    assert 0 < report.ran < report.planned == 60
+    assert f"PASSED: {report.ran} of 60 calls checked" in str(report)
+    assert "PASSED: 60 calls checked" in str(crossent.soak("formula", cases=60, dtypes="float32"))
