@@ -14,6 +14,7 @@ import crossent
 from crossent.cli import FAILED, PASSED, main
 from crossent.machine import can_fork
 from crossent.report.last_findings import FOLDER, kept
+from crossent.subjects.ranks.protocol import can_start_ranks
 
 FILE = """
 import functools
@@ -147,7 +148,7 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert "give its report or --subject, or choose from formula" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+@pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 def test_a_finding_of_several_ranks_has_no_script_but_a_command(tmp_path, capsys):
     finding = "loss_parallel:nested_context:float32-7x5-normal-int64-mean"
     command = f"crossent check loss_parallel --ranks 2 --check nested_context --case {finding.rpartition(':')[2]}"

@@ -96,7 +96,7 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the number that replaces the maximum of each row in the log-sum-exp and its rounding error, (R,).
+    """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
     If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
     every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the

@@ -1,7 +1,7 @@
 """The oracle: the exact value of every loss and every gradient element, with a proven error radius.
 
-This room imports numpy, flint and `crossent.numerics.formats`, but neither torch nor `crossent.numerics.bounds`, so
-that exact values do not depend on error bounds.
+This folder imports numpy, flint, and of crossent only `numerics.formats` and `numerics.linear_call`. It imports neither
+torch nor `numerics.bounds`, so that exact values do not depend on error bounds.
 
 arguments       Arguments: one call as numpy arrays; Denominator: the exact denominator of a mean
 arithmetic      Ball: numbers with an error radius; float64 and ball arithmetic behind one interface

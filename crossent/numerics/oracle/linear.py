@@ -79,7 +79,8 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call.
 
     An ignored row has the loss 0 and adds exactly 0 to every gradient. If the weights of the kept rows sum to 0, a mean
-    and its gradients are NaN.
+    is NaN. Its gradients are then NaN too, except the gradient of an ignored row's input. If every row is ignored, all
+    gradients are 0.
 
     Args:
         call: The arguments.

@@ -69,7 +69,9 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
         can = f"only {CROSS_ENTROPY.name} runs on ranks"
-        raise ValueError(f"ranks: got the operation {operation.name}; {can}: leave out ranks, or choose this operation")
+        raise ValueError(
+            f"ranks: got the operation {operation.name}; {can}: leave out ranks, or choose {CROSS_ENTROPY.name}"
+        )
     if not _has_launcher():
         raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer")
 
@@ -124,9 +126,10 @@ class OnRank:
         return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
 
     def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
-        """Return what the loss divides by: what `count` returns, or the number of kept rows of the whole batch.
+        """Return the divisor of the loss: the result of `count` or, without `count`, the kept rows of the whole batch.
 
-        `own` are the targets of this rank, one of each micro-batch. `whole` and `logits` are those of the whole batch.
+        `own` has the targets of this rank, one tensor for each micro-batch. `whole` has the targets of the whole batch,
+        and `logits` its logits.
         """
         count = getattr(self._made, "count", None)
         if count is not None:
@@ -172,8 +175,7 @@ def require_protocol(given: object) -> None:
         inspect.signature(forward).bind(*places)
     except TypeError:
         raise TypeError(
-            f"{what}, whose forward does not take {', '.join(forward_arguments(given))} by position; "
-            f"allowed are {_ALLOWED}"
+            f"{what}, which does not take {', '.join(forward_arguments(given))} by position; use these arguments"
         ) from None
     except ValueError:
         pass  # Python cannot read the signature
@@ -203,10 +205,10 @@ def split_of(given: object) -> str:
 
 
 def require_normalization(word: object) -> str:
-    """Return a word of `NORMALIZATIONS`.
+    """Check that a word is in `NORMALIZATIONS`, and return it.
 
     Raises:
-        ValueError: there is no such word.
+        ValueError: the word is not in `NORMALIZATIONS`.
     """
     if word not in NORMALIZATIONS:
         raise ValueError(f"normalization: got {quoted(word)}; allowed is tokens")
@@ -214,10 +216,10 @@ def require_normalization(word: object) -> str:
 
 
 def require_split(rule: object) -> str:
-    """Return the name of a rule for the shards.
+    """Check that a rule for the shards is a key of `SPLITS`, and return it.
 
     Raises:
-        ValueError: there is no such rule.
+        ValueError: the rule is not a key of `SPLITS`.
     """
     if rule not in SPLITS:
         raise ValueError(f"split: got {quoted(rule)}; allowed are {', '.join(SPLITS)}")
