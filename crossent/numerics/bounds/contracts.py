@@ -193,7 +193,7 @@ def contract(
 
     Steps. A backward that torch's operations compute one after another, `(exp(log p) - hot) * scale` with the one-hot
     target, stores each result in the dtype of the logits. For "stepwise" at grade B, the implementation may round the
-    probability and the difference too. For "eager" and "torch", which have a backward of their own, it may not.
+    probability and the difference too. For "eager" and "torch", which store only the gradient, it may not.
 
     Args:
         promise: The kind of implementation.

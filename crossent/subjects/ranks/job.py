@@ -6,7 +6,7 @@ The first process starts rank 0 as without a job. Each other process is a server
 the judge reads from the store of the job. For each group of ranks, the judge connects to all servers; a server forks a
 keeper, and the keeper forks the rank, whose messages go through this connection. If the connection is closed, the
 keeper ends the rank. If the rank ends, the keeper sends its exit status. A further connection, the control connection,
-says that the judge lives: without it, a server ends.
+says that the judge still runs: without it, a server ends.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Launcher:
 
 
 def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
-    # With end_with_parent(), Linux kills the child when the thread that forked it ends. Only the main thread lives on.
+    # With end_with_parent(), Linux kills the child when the thread that forked it ends. Only the main thread goes on.
     of_main_thread = threading.current_thread() is threading.main_thread()
     child = os.fork()
     if child == 0:
