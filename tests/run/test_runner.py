@@ -15,6 +15,7 @@ import pytest
 import torch.nn.functional as F
 from support.running import check_on
 from support.subjects import off_by_a_percent
+from support.waits import computing
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -288,7 +289,7 @@ def test_fewer_than_one_job_and_no_time_are_refused():
         crossent.check("formula", timeout=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=computing(dtype)) for dtype in DTYPES])
 def test_a_wrong_weighted_mean_is_found_in_each_dtype_for_a_loss_with_few_features(dtype):
     """The mean divides by the number of rows, but only if no row is ignored."""
 
