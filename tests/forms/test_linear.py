@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.linear_calls import linear_case
-from support.waits import computing
+from support.waits import computing, older_than
 from torch import nn
 
 from crossent.forms import LINEAR_FORMS, linear_blocked, linear_formula
@@ -262,6 +262,8 @@ def test_arguments_stay_as_they_are(loss):
     assert [tensor._version for tensor in tensors] == versions
 
 
+# For the same call, the profiler of torch 2.0.1 reports 67 to 116 kB: it misses some allocations.
+@pytest.mark.skipif(older_than("2.1"), reason="needs the profiler of torch 2.1 or newer")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_buffer_is_larger_than_a_block_or_a_gradient(dtype):
     rows, features, classes, block = 512, 8, 512, 2**14
