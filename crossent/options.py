@@ -272,7 +272,7 @@ def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[
 
 
 def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
-    """Return the seed of a run: by default, 0 for the forms and torch, and random for other subjects.
+    """Return the seed of a run: by default, 0 for the forms, torch and `loss_parallel`, and random for others.
 
     Raises:
         UsageError: the seed of a shard would be random.
@@ -281,7 +281,7 @@ def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[in
 
     if seed is not None:
         return seed
-    if all(name in EVERY_NAMED for name in subjects):
+    if all(name in (*EVERY_NAMED, "loss_parallel") for name in subjects):
         return 0
     if shard is not None:
         raise click.UsageError("--shard: each shard would draw its own random seed; add --seed NUMBER")

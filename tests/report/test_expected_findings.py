@@ -19,6 +19,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
+from crossent.options import chosen_seed
 from crossent.report.expected_findings import KINDS, ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
@@ -422,3 +423,16 @@ def test_the_shipped_list_has_every_finding_of_torch():
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
     made = run([TORCH, TORCH_NLL], cases, known=SHIPPED)
     assert not made.findings, made
+
+
+def test_a_refused_call_on_ranks_is_known_with_every_seed():
+    case = "float64-7x5-normal-int64-none-weighted-rows"
+    for check in ("empty_shard", "nested_context", "ignored_shard"):
+        (known,) = [one for one in OF_RANKS if check in one.checks]
+        assert known.covers("loss_parallel", case)
+        assert known.covers("loss_parallel", f"{case}-seed7")
+
+
+def test_loss_parallel_has_the_seed_0_by_default():
+    assert chosen_seed(None, ["loss_parallel"], None) == 0
+    assert chosen_seed(None, ["loss_parallel", "mine.py:loss"], None) == "random"
