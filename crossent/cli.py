@@ -124,9 +124,10 @@ def check(
     Loss and gradients must be within the derived error bounds, on cases that combine the options of the loss and on
     inputs from published bugs. Bad input must raise the right error. Your functions run in isolated processes.
 
-    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or the baseline
-    shows a regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output cannot be written.
-    With --shard: 0 no check failed in this shard, 1 a check failed; `crossent merge` gives the verdict on the run.
+    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, no case ran on
+    a subject, or the baseline shows a regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the
+    output cannot be written. With --shard: 0 no check failed in this shard, 1 a check failed; `crossent merge` gives
+    the verdict on the run.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:

@@ -69,8 +69,8 @@ def message_of(error: click.ClickException) -> str:
         return error.format_message()
     option = error.param_hint or ""
     if error.param is not None:
-        named = isinstance(error.param, click.Option)
-        option = max(error.param.opts, key=len) if named else str(error.param.name).upper()
+        argument = str(error.param.metavar).split()[0] if error.param.nargs == -1 else str(error.param.name).upper()
+        option = max(error.param.opts, key=len) if isinstance(error.param, click.Option) else argument
     return f"{option}: {error.message}" if option else error.message
 
 

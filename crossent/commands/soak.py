@@ -41,9 +41,9 @@ def soak(
     The report has counts, the worst case of each check and dtype, and some findings. Its size does not grow with the
     number of cases. With --shard, `crossent merge` makes the report of the whole soak.
 
-    Exit status: 0 all checks passed, 1 a check failed, or a wrong result in a dtype would pass every case, 2 wrong use,
-    3 nothing ran, 130 interrupted, 141 the output cannot be written. With --shard: 0 no check failed in this shard, 1 a
-    check failed.
+    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or no case ran
+    on a subject, 2 wrong use, 3 nothing ran, 130 interrupted, 141 the output cannot be written. With --shard: 0 no
+    check failed in this shard, 1 a check failed.
     """
     files = chosen_files(json_file, None)
     subjects, lacking = options.with_features(subjects, without)

@@ -254,9 +254,10 @@ def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHE
             f"allowed is a report of crossent with schema {' or '.join(map(str, schemas))}"
         )
     environment = document.get("environment")
-    device = environment.get("device") if isinstance(environment, dict) else None
-    if device is None:
-        reason = "not a report of crossent: environment.device is missing"
+    named = environment if isinstance(environment, dict) else {}
+    device = named.get("device")
+    if missing := [key for key in ("device", "torch") if named.get(key) is None]:
+        reason = f"not a report of crossent: environment.{missing[0]} is missing"
         raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote")
     if not isinstance(device, str) or not re.fullmatch(r"cpu|(cuda|xpu)(:\d{1,4})?|mps", device):
         found = f"got environment.device {quoted(device)}; allowed are {DEVICES}"

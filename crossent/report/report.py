@@ -30,7 +30,7 @@ class Report:
     """One run: its environment, and a part for each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
-    failures, and has evidence for every result. A result, such as the loss in float16, has evidence if a wrong loss,
+    failures, and has evidence for every result of every subject. A result, such as the loss in float16, has evidence if a wrong loss,
     such as zeros, would fail on at least one case.
 
     Attributes:
@@ -119,15 +119,21 @@ class Report:
     def ok(self) -> bool:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
-        A result has evidence if a wrong result, such as zeros, would fail on at least one case. If the user chose
-        checks or cases, results need no evidence. If the user chose checks, at least one of them must have run. A shard
-        is ok if it is complete and has no findings except known failures.
+        A result has evidence if a wrong result, such as zeros, would fail on at least one case. At least one case must
+        have run on every subject. If the user chose checks or cases, results need no evidence, and one subject with a
+        case is enough. If the user chose checks, at least one of them must have run. A shard is ok if it is complete
+        and has no findings except known failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
         complete = self.ran > 0 and self.planned is None and not self._lacks_chosen_checks
-        evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
-        return complete and not self.failed and evidence
+        unproven = self.unchecked or any(subject.without_evidence for subject in self.subjects)
+        return complete and not self.failed and (bool(self.only) or not unproven)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The names of the subjects on which no case ran."""
+        return [subject.name for subject in self.subjects if not subject.outcomes]
 
     @property
     def _lacks_chosen_checks(self) -> bool:
@@ -151,6 +157,8 @@ class Report:
             return f"{calls} without findings; `crossent merge` gives the verdict on all shards"
         if self._lacks_chosen_checks:
             return f"{calls}, but none of the chosen checks ran"
+        if self.unchecked and not self.only:
+            return f"{calls} without findings, but no case ran on {first_names(self.unchecked)}"
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)

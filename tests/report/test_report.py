@@ -289,8 +289,9 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         (b'{"schema": "\\u001b[31m\\n"}', r"schema '\x1b[31m\n'"),
         (b'{"schema": 1}', "environment.device is missing"),
         (b'{"schema": 1, "environment": []}', "environment.device is missing"),
+        (b'{"schema": 1, "environment": {"device": "cpu"}}', "environment.torch is missing"),
         (
-            b'{"schema": 1, "environment": {"device": 3}}',
+            b'{"schema": 1, "environment": {"device": 3, "torch": "2.13.0"}}',
             "got environment.device 3; allowed are cpu, cuda, cuda:N, xpu, xpu:N and mps",
         ),
     ],
@@ -397,6 +398,18 @@ def test_a_check_that_zeros_would_pass_on_every_case_is_no_evidence_and_not_ok()
     assert "NO EVIDENCE for the loss in float32 of mine: a wrong result, such as zeros, would pass too" in str(whole)
     assert "some results have no evidence" in whole.summary
     made.outcomes["b"].checks["loss"] = Measured(False, 1.0, 0.5)
+    assert whole.ok
+
+
+def test_a_run_with_a_subject_on_which_nothing_ran_is_not_ok():
+    """Otherwise one right subject would hide that the other subject was not checked at all."""
+    made = part_of(("a", "loss", Measured(False, 1.0, 0.5)))
+    whole = Report({}, [made, SubjectReport("other")])
+    assert not whole.ok
+    assert whole.summary == "1 call checked without findings, but no case ran on other"
+    assert "NOT PROVEN: 1 call checked without findings, but no case ran on other" in str(whole)
+    assert Report({}, [made]).ok
+    whole.only = {"cases": ["a"]}  # the user chose the case, which is not applicable to the other subject
     assert whole.ok
 
 

@@ -17,6 +17,7 @@ from crossent.checks import checks_of
 from crossent.files import write_whole
 from crossent.report.document import ShardNumber, finding_json, jsonable
 from crossent.report.findings import Finding
+from crossent.report.report import first_names
 from crossent.report.text import NO_EVIDENCE, paragraph, plain_text, share
 from crossent.run.commands import with_commands
 from crossent.run.soak.sums import SubjectSums
@@ -85,8 +86,13 @@ class SoakReport:
         """Whether the soak is complete, has no findings except known failures, and has evidence for every result."""
         if self.shard is not None:
             return self.complete and not self.failed
-        evidence = not any(any(subject.without_evidence) for subject in self.subjects)
-        return self.complete and self.ran > 0 and not self.failed and evidence
+        unproven = self.unchecked or any(any(subject.without_evidence) for subject in self.subjects)
+        return self.complete and self.ran > 0 and not self.failed and not unproven
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The names of the subjects on which no case ran."""
+        return [one.name for one in self.subjects if not any(one.calls(dtype) for dtype in self.dtypes)]
 
     @property
     def findings(self) -> list[Finding]:
@@ -169,6 +175,8 @@ class SoakReport:
             return f"{calls} checked without findings; `crossent merge` gives the verdict on all shards"
         if not self.ran:
             return "nothing ran"
+        if self.unchecked:
+            return f"{calls} checked without findings, but no case ran on {printable(first_names(self.unchecked))}"
         if not self.ok:
             return f"{calls} checked without findings, but some results have no evidence"
         known = sum(subject.known.total() for subject in self.subjects)

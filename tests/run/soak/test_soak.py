@@ -209,6 +209,16 @@ def test_a_soak_in_which_nothing_ran_or_nothing_could_fail_does_not_pass(folder,
     assert (status, "NOT PROVEN" in text, "NO EVIDENCE for the loss in float64" in text) == (FAILED, True, True)
 
 
+def test_a_soak_with_a_subject_on_which_nothing_ran_does_not_pass(folder, capsys):
+    declared = 'lacks = dict.fromkeys(["float32"], "refuses float32")'
+    (folder / "other.py").write_text(f"{RARE}\nloss.{declared}\n")
+    arguments = ("--cases", "8", "--seed", "113", "--dtype", "float32")
+    assert run(capsys, "soak", "formula", *arguments)[0] == PASSED
+    status, text, _ = run(capsys, "soak", "formula", "other.py:loss", *arguments)
+    assert status == FAILED
+    assert "NOT PROVEN: 8 of 16 calls checked without findings, but no case ran on loss" in text
+
+
 def test_a_loss_that_is_declared_without_a_gradient_can_pass(folder, capsys):
     arguments = ("rare.py:loss", "--cases", "8", "--seed", "113", "--dtype", "float32", "--without", "gradient")
     status, text, _ = run(capsys, "soak", *arguments)
