@@ -216,6 +216,10 @@ def line(capsys, *arguments):
     return error_line(err)
 
 
+def test_a_folder_is_wrong_use_of_the_argument_that_the_help_names(tmp_path, capsys):
+    assert f"REPORT: File '{tmp_path}' is a directory" in line(capsys, str(tmp_path))
+
+
 def test_a_missing_or_doubled_shard_is_wrong_use(shards, capsys):
     assert "shards: 1 of 3 are missing: 2/3" in line(capsys, shards[0], shards[2])
     assert "s1.json: got shard 1/3 again, after s1.json; give each shard once" in line(capsys, shards[0], *shards)
