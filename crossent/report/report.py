@@ -30,8 +30,8 @@ class Report:
     """One run: its environment, and a part for each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
-    failures, and has evidence for every result of every subject. A result, such as the loss in float16, has evidence if a wrong loss,
-    such as zeros, would fail on at least one case.
+    failures, and has evidence for every result of every subject. A result, such as the loss in float16, has
+    evidence if a wrong loss, such as zeros, would fail on at least one case.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.

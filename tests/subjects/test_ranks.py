@@ -204,7 +204,7 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
     ("subjects", "options", "message"),
     [
         (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
-        (["loss_parallel"], {}, "subject: got 'loss_parallel'; it runs on several ranks; use `crossent check loss_parallel --ranks N`"),
+        (["loss_parallel"], {}, "it runs on several ranks; use `crossent check loss_parallel --ranks N`"),
         ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
         (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
         (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: got the operation linear_"),
