@@ -15,21 +15,21 @@ another module of this room; only the checks of `relations` share the module `ch
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
 `q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the
-upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
+upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
 leaves         gradients of some arguments alone, and arguments that are not leaves
-circumstances  no_grad, threads, Parameters, hooks, modes of torch
+circumstances  calls under no_grad, in threads, with Parameters or hooks, and in modes of torch
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and a call on another CUDA stream
-jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
+jacobians      derivatives for a batch of upstream gradients or of directions, as in torch's Jacobians and Hessians
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
-large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory
-ranks/         on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
-refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
+large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory of a call
+ranks/         subjects on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
+refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, which run on cases
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
 report, and `checks_of` the checks of an operation.
@@ -114,7 +114,7 @@ CHECKS = {
 }
 
 
-# The checks of subjects on several ranks, in the order of a report, where they follow the other checks.
+# The checks of subjects on several ranks. A report lists these checks after all other checks, in this order.
 RANK_CHECKS = {
     check.name: check
     for check in (

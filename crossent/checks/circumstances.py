@@ -29,8 +29,9 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-# The ways to compute a loss without a graph: a context manager, and whether the tensors that can have a gradient have
-# requires_grad=True. The context includes the creation of the tensors, because inference mode marks new tensors.
+# The ways to compute a loss without a graph. Each has a context manager, and says whether the tensors that can have a
+# gradient have requires_grad=True. These tensors are created inside the context, because inference mode marks tensors
+# when they are created.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
@@ -81,10 +82,10 @@ class Circumstance:
 
     Attributes:
         leaf: a function that takes the logits of the case and returns the logits to pass, which are a leaf. In a linear
-            cross-entropy, the function takes and returns the hidden states, the weight and the bias, one after another.
+            cross-entropy, the function is called separately for the hidden states, the weight and the bias.
         mode: a function that returns a context manager for the forward and the backward pass.
         create_graph: whether the backward pass makes a graph of the gradients.
-        weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
+        weighted: whether the class weights require a gradient, which torch allows only with target probabilities.
         needs: the feature that a subject needs for this call; "" if the call needs no feature.
     """
 
@@ -126,7 +127,7 @@ def circumstances(trial: Trial) -> Found:
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
         if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
-            continue  # in a forked process, the call could wait forever for threads of the parent process
+            continue  # a forked process lacks the threads of its parent, and the call could wait for them forever
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
             yield problem
@@ -151,7 +152,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the `CIRCUMSTANCES` that apply to a case, if the subject has the needed features."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case, and that need no feature the subject lacks."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
@@ -159,7 +160,7 @@ def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Call the subject in a circumstance, and return the loss and the gradients. `way` is a key of `CIRCUMSTANCES`.
+    """Call the subject in one of the `CIRCUMSTANCES`, named by `way`, and return the loss and the gradients.
 
     This is an act: a function that runs in the process of the subject.
 
@@ -208,8 +209,8 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     This is an act: a function that runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose .grad or
-        requires_grad the call changed; "" if there is none.
+        The loss, its requires_grad, the inputs after the call, and a sentence that names an argument whose .grad or
+        requires_grad the call changed; "" if the call changed neither.
     """
     mode, required = UNRECORDED[way]
     with mode():
@@ -246,7 +247,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: a thread raised this exception.
+        BaseException: the exception that a thread raised.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)
@@ -276,7 +277,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
     return results
 
 
-@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
+@functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
     """Return a question whose case has the same options and another seed, so that its random numbers differ."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)

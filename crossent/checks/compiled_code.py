@@ -29,12 +29,13 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, call the compiled loss once for each of the inputs, and return the results.
+    """Compile the loss, call the compiled loss once for each of the inputs `calls`, and return the results.
 
     This is an act: a function that runs in the process of the subject.
 
     Before each call, the function fills freed memory with NaN. If a call raises an exception, the function makes no
-    further call. The exception is then the last element of the returned list.
+    further call. The exception is then the last element of the returned list. The arguments `backend` and `dynamic` are
+    as in :func:`crossent.subjects.compiler.compile_loss`.
     """
     if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -62,7 +63,10 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """Compare a result of compiled code with the exact values, under the contract of :func:`promised`."""
+    """Return the differences of a result of compiled code from the exact values.
+
+    The error bounds follow from the contract that :func:`promised` returns.
+    """
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(promised(own, backend, got.loss.device.type), got, exact)
 
@@ -71,15 +75,15 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     """Return the contract of compiled code for a subject with the contract `own`.
 
     A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
-    operations, as the forms do. Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
+    operations, like the forms. Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
     `-fno-unsafe-math-optimizations` to the compiler. Such code takes exp and log from the vector library, and from the
     C library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
     place (tests/numerics/test_assumptions.py).
 
-    Fused steps leave out roundings to half precision that separate kernels make, and add none. Every contract allows
-    this. Compiled code adds half-precision numbers `t` in float32, in any order. Over at most 2^13 rows, the error of
-    such a sum is at most `2^13 · 2^-24 Σ|t|`. A single addition in float16 has an error bound of the same size, and
-    every contract of grade B allows one addition in half precision.
+    Fused steps leave out roundings to half precision that separate kernels make, and add none, which every contract
+    allows. Compiled code adds half-precision numbers `t` in float32, in any order. Over at most 2^13 rows, the error of
+    the sum is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows one addition in half
+    precision, whose error bound is at least as large: the unit roundoff of float16 is 2^-11.
 
     Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and the code may compute a
     softmax in blocks.
@@ -105,9 +109,10 @@ def _ignored_indices(case: Case) -> bool:
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
-    Before each call, :func:`evaluate_compiled` fills freed memory with NaN, to find elements that the code never writes
-    (Liger-Kernel#1338). If `dynamic` is False, both calls get the inputs of the case. If `dynamic` is True, the code is
-    compiled for dynamic sizes, and the second call gets the inputs of the case that :func:`larger` returns.
+    If `dynamic` is False, both calls get the inputs of the case. If `dynamic` is True, the code is compiled for dynamic
+    sizes, and the second call gets the inputs of the case that :func:`larger` returns. Before each call,
+    :func:`evaluate_compiled` fills freed memory with NaN, to find elements that the code never writes
+    (Liger-Kernel#1338). `backend` is the backend of torch.compile.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
@@ -183,7 +188,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     inputs = trial.question.fresh()
     if inputs.input.device.type in ("cuda", "xpu"):
         raise NotRunError(
-            "is not called with a class out of range on a GPU, where the assertion makes the device unusable"
+            "is not called with a class out of range on a GPU, where the failed assertion makes the device unusable"
         )
     wrong = no_classes(inputs)
     made = trial.perform(call_compiled_on_classes, trial.gradients, INDUCTOR, inputs, wrong)
@@ -202,18 +207,18 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def call_compiled_on_classes(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """Call a compiled loss once for each of `classes`, and return the losses and the exceptions.
+    """Call a compiled loss once for each class index in `classes`, and return the losses and the exceptions.
 
     This is an act: a function that runs in the process of the subject.
 
-    Each of these calls gets the inputs with one of the classes as the last element of the target. Before these calls,
-    the function calls the compiled loss with the unchanged inputs. This first call must not raise an exception.
+    In each of these calls, one of the class indices is the last element of the target. Before these calls, the function
+    calls the compiled loss with the unchanged inputs. This first call must not raise an exception.
     """
     if reason := unusable(backend, inputs.input.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
-        evaluate(compiled_loss, inputs.copy(), gradients)  # a correct call: code that raises for every input must fail
+        evaluate(compiled_loss, inputs.copy(), gradients)  # first a correct call: code that always raises must fail
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:
@@ -249,8 +254,8 @@ def no_classes(inputs: Inputs) -> list[int]:
 def larger(case: Case) -> Case:
     """Return a case with the same options, another seed, and four more samples; unbatched logits get four more classes.
 
-    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol. If
-    these sizes differed in the next call, torch would compile again.
+    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol, and
+    would compile again for a call in which these sizes differ.
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

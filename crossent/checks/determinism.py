@@ -80,8 +80,9 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     This is an act: a function that runs in the process of the subject.
 
-    A subject that runs on any other stream, and does not wait for the new stream, computes from zeros. A first call on
-    the new stream, whose result is not used, has the right values.
+    The arguments are zeros until the copy runs. A subject that runs on any other stream, and does not wait for the new
+    stream, computes from these zeros. Before the copy, the function makes another call on the new stream, with the
+    right values, and does not use its result.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
@@ -92,8 +93,8 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates Stream only in part
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        # A first call may compile kernels, load them, or allocate memory of this stream, which takes longer than the
-        # delay. Then the arguments would have their values before the kernels read them.
+        # The first call on a stream may compile kernels, load them, or allocate memory, which takes longer than the
+        # delay. The arguments would then have their values before the kernels read them.
         evaluate(loss, inputs.copy(), gradients)
     side.synchronize()
     for raw in late:

@@ -134,7 +134,10 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients for a batch of two upstream gradients with exact values. `act` returns the gradients."""
+    """Compare the gradients for a batch of two upstream gradients with exact values.
+
+    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`.
+    """
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -166,7 +169,7 @@ def _directions(trial: Trial) -> Tensor:
     return torch.stack([direction, -2 * direction])
 
 
-@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
+@functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _of_second_upstream(case: Case) -> Exact:
     inputs = case.build()
     return solve(replace(inputs, upstream=-2 * inputs.upstream))
@@ -178,7 +181,7 @@ def _along_second(case: Case) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of the tensors whose gradients are computed, and a tuple of these tensors.
+    """Return a function that computes the loss from the tensors whose gradients are wanted, and these tensors.
 
     The tensors are the logits and, if `wanted` has "target_gradient", the target.
     """

@@ -41,11 +41,11 @@ from crossent.words import as_options
 
 TILE_BLOCK = 2**24  # elements to copy or compare at once; far below 2^31, where torch itself could be wrong
 GIB = 2**30
-MEMORY_ROWS, MEMORY_CLASSES = 2**13, 2**12  # of the check `memory`: the logits take 128 MiB in float32
+MEMORY_ROWS, MEMORY_CLASSES = 2**13, 2**12  # the sizes of the check `memory`: in float32, the logits take 128 MiB
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
-    """Return the inputs of all tiles of a case, built on the device."""
+    """Return the inputs of a tiled case: its tile, built on the device and repeated `case.tiled` times."""
     tile = case.build(device)
     upstream = tile.upstream
     if upstream.dim():
@@ -60,8 +60,8 @@ def needed(case: Case, subject: Subject) -> int:
 
     A large tensor has as many elements as the logits. torch keeps three large tensors in the dtype of the logits: the
     gradient, the log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs
-    no more. A form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic, and some
-    numbers for each row. (We measured this.) The returned number includes the memory of the comparison.
+    no more. By our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its
+    arithmetic, and some numbers for each row. The returned number includes the memory of the comparison.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -112,7 +112,10 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
 
 
 def of_many_logits(inputs: Inputs) -> Inputs:
-    """Return the inputs of a linear cross-entropy with the rows and the classes of the case repeated many times."""
+    """Return inputs of a linear cross-entropy with `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
+
+    The function repeats the rows and the classes of the given inputs.
+    """
 
     def repeated(tensor: Tensor, count: int) -> Tensor:
         times = -(-count // len(tensor))
@@ -253,9 +256,9 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or the sum over all tiles, and the reason to report if it is infinite.
 
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
-    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The subject may
-    divide each loss before the addition, which is one of the `h` roundings. For a mean, the subject also rounds the
-    divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
+    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. One of the `h`
+    roundings is a division, since the subject may divide each loss before the addition. For a mean, the subject also
+    rounds the divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
     """
     tile = trial.question.here
     ones = torch.ones_like(tile.target).double()

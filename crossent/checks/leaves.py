@@ -18,7 +18,7 @@ from crossent.trials.call import Gradients, Result, as_loss, evaluate
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.trial import Problem, Trial, misshapen
 
-# The words for arguments that require a gradient. An argument without a word has its name.
+# The words for arguments in messages, by the names of their gradients. Messages name any other argument by its name.
 _WORDS = {"gradient": "the logits", "target_gradient": "the target"}
 
 
@@ -50,12 +50,14 @@ def _changed(inputs: Inputs, made: dict[str, Tensor]) -> Iterator[Problem]:
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
-    """Call the subject with the outputs of operations as the arguments that require a gradient, except the target.
+    """Call the subject with copies of the arguments that require a gradient, except the target.
 
     This is an act: a function that runs in the process of the subject.
 
+    The copies are outputs of `clone`, so they are not leaves. The gradients are those of the original arguments.
+
     Returns:
-        The result, and these arguments after the backward pass, by name.
+        The result, and the copies after the backward pass, by the names of the arguments.
     """
     kept: dict[str, Tensor] = {}
 
@@ -107,7 +109,9 @@ def alone(trial: Trial) -> Found:
 
 
 def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return each selection of some, but not all, gradients of a call, by the name of a call with this selection.
+    """Return every selection of some, but not all, gradients, by the name of a call that computes only these gradients.
+
+    `gradients` are the names of the gradients that the subject can compute.
 
     >>> ways_of(Case("float32", target="probabilities").build())
     {'of the logits alone': ('gradient',), 'of the target alone': ('target_gradient',)}
@@ -118,7 +122,10 @@ def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str
 
 
 def words_of(names: Sequence[str], operation: Operation) -> str:
-    """Return words for the arguments with these gradients, such as "the logits"; names for a linear cross-entropy."""
+    """Return words for the arguments with these gradients, such as "the logits".
+
+    In a linear cross-entropy, the words are the names of the arguments.
+    """
     words = _WORDS if operation is CROSS_ENTROPY else {}
     return " and ".join(words.get(name, GRADIENTS[name]) for name in names)
 

@@ -53,8 +53,8 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
     """Return, for each option that the inputs use, the inputs without this option.
 
     The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
-    in use.
-    In the inputs without `ignore_index`, the target of an ignored row is class 0, unless the ignore_index is a class.
+    in use. In the inputs without `ignore_index`, each target must be a class. So the target of an ignored row becomes
+    class 0 if the ignore_index is not a class.
     """
     found = {}
     for name in ("weight", "linear_bias"):
@@ -78,7 +78,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     """Return whether the exact values with and without an option differ by more than the sum of both error bounds.
 
-    One element with a finite result is enough.
+    One element that differs is enough. Elements that are not finite in the first result do not count.
 
     Args:
         trial: the subject on the case, whose inputs have the option.
@@ -99,8 +99,8 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
     """Compare the first result with the result of an equivalent call.
 
-    The equivalent call passes neutral values for options that the case leaves out, and leaves out options with their
-    default value.
+    The equivalent call passes neutral values for options that the case leaves out, and leaves out options that have
+    their default value in the case.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -127,9 +127,10 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    Inputs without a weight get a weight of ones. If `ignored` is "kept", no row is ignored, and the inputs get an
-    `ignore_index` that no row has. The names leave out the defaults `label_smoothing=0` and `reduction="mean"`. Return
-    None if the given inputs already have exactly these options.
+    Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis of this name. With
+    "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The names leave out
+    `label_smoothing` and `reduction` if they have their defaults, 0 and "mean". If the names are exactly the names of
+    the given options, return None.
     """
     classes = given.classes
     off: dict[str, Any] = {}

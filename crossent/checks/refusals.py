@@ -59,7 +59,7 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
 
 
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
-    """Make the bad call with this id, and return the reaction of the subject.
+    """Make the bad call with the id `name`, and return the reaction of the subject.
 
     This is an act: a function that runs in the process of the subject.
     """
@@ -89,10 +89,11 @@ def _restore_index_error(error: BaseException) -> BaseException:
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return, for each check, the problem in the reaction or None. `allowed` has the correct classes of error.
+    """Return the problem that each check finds in a reaction, by the name of the check; None if the check passes.
 
-    If the call ended or blocked its process, only the check `errors` has an entry. If the device can no longer be read,
-    the check `arguments` has no entry.
+    The checks are `errors`, `arguments` and `state`. `allowed` has the classes of the errors that are correct. If the
+    call ended or blocked its process, only `errors` has an entry. If the device can no longer be read, `arguments` has
+    no entry.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:

@@ -1,7 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-All checks of a case share the first call. Here, only `repeat` makes further calls. A check that does more than look up
-a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
+All checks of a case share the first call. In this module, only `repeat` makes further calls. A check that does more
+than look up a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def sign(trial: Trial) -> Iterator[Difference]:
 def _sign(trial: Trial) -> Iterator[Difference]:
     losses = trial.got.loss.reshape(-1, 1).cpu().double().numpy()
     zeros = np.zeros_like(losses)
-    # In place of the exact value: the number closest to the loss that is not negative.
+    # In place of the exact value: the loss itself, or 0 for a negative loss.
     allowed = Ball(np.maximum(losses, 0.0), zeros, zeros)
     if (losses < 0).any():
         yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
@@ -165,9 +165,10 @@ def _sign(trial: Trial) -> Iterator[Difference]:
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    The sum may be off by the sum of the error bounds of its numbers, plus the error of :func:`compensated_sum`. A row
-    is not judged if a number of its gradient has no error bound, if its logits have no softmax, or if the sum of its
-    magnitudes overflows float64. Any other row fails if its gradient holds NaN or an infinity.
+    The sum may differ from 0 by the error bounds of the gradient's numbers, added up, plus the error of
+    :func:`compensated_sum`. A row is not judged if a number of the gradient has no error bound, if the logits have no
+    softmax, or if the sum of the gradient's magnitudes overflows float64. Any other row fails if its gradient holds NaN
+    or an infinity.
     """
     yield from _row_sums(trial)
 
@@ -179,7 +180,7 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
     with np.errstate(all="ignore"):  # the gradient of the subject may be infinite
         bound = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1)
         total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
-        lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size
+        lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size  # the bound of `compensated_sum`
         plain = numbers.sum(1)
     finite = np.isfinite(numbers).all(1)
     judged = np.isfinite(bound) & _has_softmax(trial) & (np.isfinite(lost) | ~finite)
@@ -200,9 +201,9 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    With a reduction, the result has no loss of a row, so the check compares only the gradient. pytorch#20406 and
-    Liger-Kernel#1338: skipped rows kept the old content of the memory. The gradient of an ignored row whose logits have
-    no softmax is not checked: torch returns NaN there, and the contract allows NaN.
+    With a reduction, a row has no loss of its own, so the check tests only the gradient. pytorch#20406 and
+    Liger-Kernel#1338: skipped rows kept the old content of the memory. The check leaves out the gradient of an ignored
+    row whose logits have no softmax: torch returns NaN there, which the check `gradient` allows.
     """
     yield from _ignored_rows(trial)
 

@@ -106,7 +106,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Call the subject under torch.func.vjp under torch.func.vmap, and return the losses and their gradients.
+    """Call the subject in torch.func.vjp inside torch.func.vmap, and return the losses and gradients of all samples.
 
     This is an act: a function that runs in the process of the subject.
     """
@@ -156,9 +156,9 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype to pass to torch.autocast: float16 for float16 logits if the device has it, otherwise bfloat16.
+    """Return the dtype to pass to torch.autocast: bfloat16, or float16 for float16 logits on a device that supports it.
 
-    Under autocast to bfloat16, `torch.stack` raises for float16 tensors.
+    float16 logits need float16: under autocast to bfloat16, `torch.stack` raises for float16 tensors.
     """
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
@@ -207,7 +207,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return the loss as a function of the tensors that can have a gradient, followed by these tensors."""
+    """Return a function that computes the loss from the tensors that can have a gradient, followed by these tensors."""
     leaves = inputs.leaves
 
     def of_primals(*tensors: Tensor) -> Tensor:
@@ -221,9 +221,9 @@ def _samples_axis(inputs: Inputs) -> int:
     return 0 if inputs.input.dim() == 2 else -1
 
 
-@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
+@functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _samples(case: Case) -> tuple[Exact, ...]:
-    """Return the exact values of one call for each sample, in the order of the samples.
+    """Return the exact values of a call with each sample alone, in the order of the samples.
 
     A sample is a row of logits (N, C), or a slice of logits (N, C, d1, …) along their last dimension: see `vmap`.
     """
@@ -245,7 +245,7 @@ class _Module(torch.nn.Module):
     """A module that calls a loss. `forward` takes logits, target and the options that are tensors.
 
     Args:
-        loss: the loss.
+        loss: the loss that `forward` calls.
         names: the names of the options that are tensors, in the order of the arguments of `forward`.
         options: the other options, which each call passes.
     """

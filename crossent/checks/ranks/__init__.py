@@ -1,4 +1,7 @@
-"""Checks of a subject on several ranks. They run only with --ranks, and are not in `CHECKS`.
+"""Checks of a subject on several ranks. These checks run only with --ranks, and are not in `CHECKS`.
+
+A shard is the part of the logits on one rank. The context of a subject is a context manager, in which each forward and
+each backward pass runs. `crossent.subjects.ranks.protocol` explains both.
 
 shards    other numbers of ranks; targets, ignored rows and label smoothing across the shards; uneven and empty shards
 contexts  the context of the subject, entered twice or ended by an exception

@@ -1,4 +1,8 @@
-"""Checks of the shards of a subject on several ranks: each check compares other calls with their exact values."""
+"""Checks of the shards of a subject on several ranks.
+
+A shard is the part of the logits on one rank. Most checks call the subject with changed inputs or on another number of
+ranks, and compare the result with the exact values of this call.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,12 @@ from crossent.trials.exact import solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 from crossent.words import DECLARED, counted
 
-# The most micro-batches of one row each: a batch of many rows would take long.
+# The most rows of a batch that is cut into micro-batches of one row. A call with more micro-batches would take long.
 _MOST_MICRO_BATCHES = 16
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
-    """Call the loss on another number of ranks. This function is an act (see `crossent.trials.act`)."""
+    """Call the loss on `ranks` ranks. This function is an act (see `crossent.trials.act`)."""
     return evaluate(loss.on(ranks), inputs, gradients)
 
 
@@ -46,7 +50,13 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 
 
 def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
-    """Return, for each rank, its first class and the first class after its shard. The two are equal without classes."""
+    """Return, for each rank, the first class of its shard and the first class after its shard.
+
+    If a rank has no classes, the two are equal.
+
+    Raises:
+        NotRunError: the subject cuts the batch, and not the classes.
+    """
     if trial.subject.split == "batch":
         raise NotRunError("cuts the batch, so each rank has all classes")
     axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
@@ -84,7 +94,7 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
     """For each rank: if all rows whose class is on this rank are ignored, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities, so it has no ignored rows")
+        raise NotRunError("gets class probabilities, with which no row can be ignored")
     for rank, (start, end) in enumerate(_bounds(trial, inputs)):
         own = (inputs.target >= start) & (inputs.target < end) & _kept(inputs)
         if bool(own.any()):
@@ -134,7 +144,7 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
     """A target whose class is in the padding of the last shard raises an error."""
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     if trial.subject.split != "padded" or is_dense(inputs):
-        raise NotRunError("has no padding, or no class indices")
+        raise NotRunError("pads no shard, or gets class probabilities as the target")
     classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
     if not classes:
         raise NotRunError("has too few classes for a shard with padding")
@@ -149,7 +159,10 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Sequence[int]) -> Result:
-    """Call the loss on micro-batches of these sizes. This function is an act (see `crossent.trials.act`)."""
+    """Call the loss on micro-batches with these numbers of rows.
+
+    This function is an act (see `crossent.trials.act`).
+    """
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 
 
@@ -157,15 +170,15 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The micro-batches of a batch, added up, have the loss and the gradient of the whole batch.
 
-    The batch is cut into two micro-batches, of about equal size and with one row in the first, and into single rows.
-    In a last call, the rows of the first micro-batch are ignored.
+    The check cuts the batch in up to three ways: into two halves, into the first row and the other rows, and, with few
+    rows, into single rows. With class indices, the rows of the first half are ignored in a further call.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:
         raise NotRunError("declares no normalization of micro-batches")
     rows = inputs.input.shape[0]
     if rows < 2:
-        raise NotRunError("has one row, and so one micro-batch")
+        raise NotRunError("gets one row, which cannot be cut into micro-batches")
     halves = [rows - rows // 2, rows // 2]
     for sizes in dict.fromkeys((tuple(halves), (1, rows - 1), *([(1,) * rows] if rows <= _MOST_MICRO_BATCHES else []))):
         way = f"in micro-batches of {' and '.join(map(str, sizes[:2]))}" if len(sizes) == 2 else "in single rows"
@@ -183,7 +196,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
     if trial.subject.split != "batch":
         raise NotRunError("cuts the classes, so each rank has all rows")
     if is_dense(inputs):
-        raise NotRunError("has no ignored rows, since the targets are probabilities")
+        raise NotRunError("gets class probabilities, with which no row can be ignored")
     rows = torch.arange(inputs.input.shape[0])
     for rank, own in enumerate(rows.chunk(ranks)):
         if len(own) < len(rows):
@@ -191,7 +204,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with ignored rows. `ignored` has a boolean for each row of the first axis."""
+    """Return the inputs with further ignored rows. `ignored` has a boolean for each entry of the first axis."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)

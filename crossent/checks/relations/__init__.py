@@ -1,10 +1,10 @@
 """Checks of relations between calls: a known change of the inputs causes a known change of the result.
 
-:mod:`crossent.trials.agreement` compares the results: they must be equal up to the sum of their error bounds. Only
-`two_backwards` compares bits.
+The checks of `two_calls` use :mod:`crossent.trials.agreement`: two results must be equal up to the sum of their error
+bounds. The check `chunks` compares with exact values, and `two_backwards` compares bits.
 
-changes    the changed inputs, and the results changed back
+changes    functions that change the inputs, and functions that undo this change in a result
 two_calls  memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
-chunks     every size of a chunk, for a function with an argument that sets this size
+chunks     several chunk sizes, for a function with an argument that sets the chunk size
 backward   several backward passes through one graph, and two losses of the same logits
 """

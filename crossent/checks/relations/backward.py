@@ -44,14 +44,14 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
 
     This is an act: a function that runs in the process of the subject.
 
-    The second backward pass of the first loss has the upstream gradient times -2, and the function drops its gradients.
-    The third pass has the same upstream gradient as the first pass.
+    The second backward pass of the first loss has the upstream gradient times -2, and the function does not return the
+    gradients of this pass. The third pass has the same upstream gradient as the first pass.
 
     Args:
         loss: the subject.
         inputs: the inputs of the first loss.
-        other: the inputs of the second loss, except the logits or, in a linear cross-entropy, the hidden states and the
-            linear layer.
+        other: the inputs of the second loss. The function takes the logits from `inputs` instead. In a linear
+            cross-entropy, the function takes the hidden states and the linear layer from `inputs`.
 
     Returns:
         The results of the first loss, of the second loss, and again of the first loss.

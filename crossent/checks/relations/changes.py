@@ -1,4 +1,4 @@
-"""Change the inputs so that the result changes in a known way, and undo this change in the result."""
+"""Functions that change the inputs so that the result changes in a known way, and functions that undo this change."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def wide(given: Inputs) -> Inputs:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return, for each kind of shift, two inputs: with rounded logits, and with rounded and shifted logits.
+    """Return two inputs for each kind of shift: one with rounded logits, one with the same logits after the shift.
 
-    The result is empty if no row can be shifted exactly in the dtype of the logits. In a linear cross-entropy, the bias
-    is rounded and shifted, which shifts all logits.
+    The shift "shifted" adds the same constant to all rows. The shift "shifted row by row" adds positive and negative
+    constants in turn. In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. If no row
+    can be shifted exactly in the dtype of the logits, the result is empty.
     """
     if given.operation is LINEAR_CROSS_ENTROPY:
         return _shifted_bias(given)
@@ -109,9 +110,10 @@ def rows_turned(given: Inputs, axis: int) -> Inputs:
 
 
 def of_rows_turned(result: Result, axis: int, dim: int) -> Result:
-    """Return the result of :func:`rows_turned` with the rows in the order of the given inputs.
+    """Return the result of a call with reversed rows (:func:`rows_turned`), with the rows in their original order.
 
-    The gradients of the weight and the bias of a linear layer are sums over the rows, so these gradients are unchanged.
+    `axis` is the reversed dimension, and `dim` is the number of dimensions of the logits. The gradients of the weight
+    and the bias of a linear layer are sums over the rows, so these gradients are unchanged.
     """
     by_row = ("loss", "gradient", "target_gradient")
     return _mapped(lambda name, tensor: _reverse_rows(tensor, axis, dim) if name in by_row else tensor, result)
@@ -124,7 +126,7 @@ def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
 def classes_turned(given: Inputs) -> Inputs:
     """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class.
 
-    In a linear cross-entropy, the weight and the bias of the linear layer are reversed in place of the logits.
+    In a linear cross-entropy, the weight and the bias of the linear layer are reversed instead of the logits.
     """
     axis, options = min(1, given.input.dim() - 1), dict(given.options)
     options |= {name: options[name].flip(0) for name in ("weight", *_OF_CLASSES) if name in options}
@@ -142,7 +144,7 @@ def classes_turned(given: Inputs) -> Inputs:
 
 
 def of_classes_turned(result: Result, given: Inputs) -> Result:
-    """Return the result of :func:`classes_turned` with the classes in the order of the given inputs."""
+    """Return the result of a call with reversed classes (:func:`classes_turned`), in the original order of classes."""
     dim = given.input.dim()
 
     def turned(name: str, tensor: Tensor) -> Tensor:
@@ -154,7 +156,10 @@ def of_classes_turned(result: Result, given: Inputs) -> Result:
 
 
 def of_other_classes(given: Inputs) -> Inputs:
-    """Return the inputs with the target and the options of :func:`classes_turned`, but with unchanged logits."""
+    """Return the inputs with the target and the options of :func:`classes_turned`, but with the same logits as before.
+
+    In a linear cross-entropy, the weight and the bias of the linear layer are the same as before too.
+    """
     turned = classes_turned(given)
     unchanged = {name: given.options[name] for name in _OF_CLASSES if name in given.options}
     return replace(given, target=turned.target, options={**turned.options, **unchanged})
@@ -163,8 +168,11 @@ def of_other_classes(given: Inputs) -> Inputs:
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and the inputs.
 
+    `terms` has the target, the weights and the reduction of the batch. :func:`joined` combines the results of the
+    parts, multiplied by the factors, to the result of the batch.
+
     Raises:
-        NotRunError: with the reduction "mean", every split has a denominator of 0, of a part or of the batch.
+        NotRunError: the reduction is "mean", and every split has a denominator of 0, of a part or of the batch.
     """
     at, shares = _choose_parts(terms, len(given.input))
     parts = []
@@ -176,7 +184,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def joined(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
-    """Return the result of a batch from the results of its two parts, each times its factor."""
+    """Return the result of a batch from the results of its two parts, which are already multiplied by their factors."""
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
     return {
@@ -204,7 +212,7 @@ def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fractio
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:
-    """Return the exact denominator of the mean of some rows."""
+    """Return the exact denominator of the mean over the given rows."""
     kept = terms.kept[rows]
     if terms.index is None or terms.weight is None:
         return Fraction(int(kept.sum()))

@@ -1,4 +1,7 @@
-"""The check of functions with an argument that sets the size of a chunk: every size must give the exact result."""
+"""The check of functions with an argument that sets the chunk size: every size must give the exact result.
+
+A chunk is a number of rows or of logits that the function computes at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial, misshapen
 
-# The errors by which a function may refuse a size, such as a size that is not a power of two.
+# The errors that a function may raise to refuse a chunk size, such as a size that is not a power of two.
 REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -45,7 +48,10 @@ def chunks(trial: Trial) -> Found:
 
 
 def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
-    """Return the keyword and the size of each call, by the name of the call.
+    """Return the keyword and the chunk size of each call to make, by the name of the call.
+
+    `keywords` are the arguments that set the chunk size. The sizes are 1, 2, the number of rows, this number plus 1,
+    and twice the number of classes.
 
     >>> from crossent.cases.linear.case import LinearCase
     >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
@@ -57,7 +63,7 @@ def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, i
 
 
 def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
-    """Call the subject with the chunk size `size`, and return the result.
+    """Call the subject with the chunk size `size` as the argument `keyword`, and return the result.
 
     This is an act: a function that runs in the process of the subject.
     """

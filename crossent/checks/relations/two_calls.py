@@ -49,9 +49,9 @@ def layout(trial: Trial) -> Iterator[Difference]:
 def shift(trial: Trial) -> Iterator[Difference]:
     """Adding a constant to all logits, or a different constant to each row, gives the same result up to rounding.
 
-    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, a large maximum `m` absorbs the digits of the logarithm. The check
-    first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check rounds the bias
-    and adds the constant to the bias.
+    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, adding a large maximum `m` rounds away the digits of the logarithm.
+    The check first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check rounds
+    the bias and adds the constant to the bias.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
@@ -93,9 +93,10 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The first part has about a third of the batch: the nearest size with which no denominator of a mean is 0. A batch of
-    two has equal parts. The check concatenates the gradients of the parts and, with "none", their losses. With
-    "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a linear layer.
+    The first part has about a third of the batch: the size nearest to a third for which no denominator of a mean is 0.
+    A batch of two has equal parts. The check concatenates the gradients of the parts and, with "none", their losses.
+    With "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a linear
+    layer.
 
     With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
@@ -119,7 +120,7 @@ def split(trial: Trial) -> Iterator[Difference]:
 def widened(trial: Trial) -> Iterator[Difference]:
     """Half-precision inputs, and the same inputs converted to float32, give the same result up to rounding.
 
-    TransformerEngine#3193: a gradient was stored in the bfloat16 memory of the logits before the loss was final.
+    TransformerEngine#3193: an intermediate gradient was stored in the bfloat16 memory of the logits, and rounded there.
     """
     widened_inputs = wide(trial.question.fresh())
     result = further_call(trial, widened_inputs)
