@@ -7,11 +7,11 @@ package, only `crossent.numerics.formats`, `crossent.choices` and `crossent.word
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error
 operation   Operation: the function of torch that a subject computes; its arguments and gradients
-ids         the case or the bad input with an id
+ids         finds the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
-grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way: of options
-            (pairs.txt, triples.txt, transformed.txt), and of options with size ranges (sizes.txt,
+grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way. Three arrays
+            combine options (pairs.txt, triples.txt, transformed.txt). Two combine options with size ranges (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes and number formats, and for special code paths in torch

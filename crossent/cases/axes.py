@@ -66,7 +66,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
 # Kernels change their code path with the number of classes and of rows: at the length of a vector, a block, a tile or a
-# chunk of the vocabulary. A size range is a range of such numbers, which ends at one of these limits.
+# chunk of the vocabulary. A size range is a range of numbers of classes or rows, which ends at one of these limits.
 CLASS_LIMITS = (1, 2, 7, 32, 256, 1024, 4096, 16384, 65535)
 ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 
@@ -93,7 +93,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return a dict from size ranges to the numbers in them. The arguments are as in :func:`size_class`."""
+    """Return the numbers by size range. The arguments are as in :func:`size_class`."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)
@@ -225,7 +225,8 @@ def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] 
     return None
 
 
-# What each case must fulfil besides the constraints. The functions take a Case, which this module cannot import.
+# The rules that each case must fulfil besides the constraints, by the message about a case that breaks the rule. Each
+# function returns whether a Case fulfils the rule. This module cannot import Case.
 RULES: dict[str, Callable[[Any], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,

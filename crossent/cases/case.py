@@ -1,6 +1,6 @@
 """Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id.
 
-A case is one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules
+A case has one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules
 :mod:`crossent.cases.grid`, :mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
 """
 
@@ -191,8 +191,8 @@ class Case:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
-        # The random stream depends on neither the dtype nor the upstream gradient. So before the numbers are rounded,
-        # they are the same in each dtype, except for values that scale with the format.
+        # The random stream depends on neither the dtype nor the upstream gradient. So each dtype has the same numbers
+        # before they are rounded, except for logits that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
@@ -257,7 +257,7 @@ class Case:
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """Return the direction for derivatives along a direction: a tensor with the logits' shape and dtype.
+        """Return the direction along which checks take derivatives: a tensor with the logits' shape and dtype.
 
         The elements are random numbers from -2 to 2, which depend only on the sizes and the seed. Rounded to the dtype,
         they use all of its bits. So code that rounds the direction to fewer bits gets another derivative.
@@ -323,7 +323,7 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the entry for the case's choice on an axis. If there is none, raise the error of :func:`_not_made`."""
+        """Return the entry for the case's choice on an axis. Without an entry, raise the error of :func:`_not_made`."""
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]

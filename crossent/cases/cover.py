@@ -76,7 +76,7 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array of options with size ranges.
 
     Each case starts with a combination of choices that no case has yet. The search then goes through the other axes in
-    random order, and takes the choice that completes the most missing combinations.
+    random order, and takes on each axis the choice that completes the most missing combinations.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}

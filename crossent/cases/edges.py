@@ -25,7 +25,7 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
     """Return a case for each dtype and each number of classes in `widths`.
 
     The first row is normal, the second has one class far above the others, the third is flat, and the fourth is far
-    below zero. With two rows, the last two are missing. The flat row reveals an accumulator with too few bits. The
+    below zero. With `rows=2`, a case has only the first two. The flat row reveals an accumulator with too few bits. The
     other rows reveal a kernel that reads beyond the last class.
     """
     return tuple(
@@ -73,7 +73,7 @@ _ALONE = (
     Case("float32", upstream="upstream_huge", name="upstream"),
     Case("float16", (3, 5, 4), reduction="none", upstream="upstream_huge", name="upstream"),
     Case("float64", target="probabilities", reduction="sum", upstream="upstream_huge", name="upstream"),
-    # A weighted mean over a batch of which no row is ignored, also for a loss that takes only such batches.
+    # A weighted mean without ignored rows, which also tests a loss that does not support ignored rows.
     *(Case(dtype, weight="weighted", name="weighted_mean") for dtype in DTYPES),
     # Weights that sum to 0, and weights above 10,000.
     Case("float32", reduction="none", weight="weight_balanced", upstream="rows", name="weights"),
@@ -158,14 +158,15 @@ QUICK = (
     Case("float16", (1000, 10), weight="weight_decades", name="weight_overflow"),
     # The sum of exponentials of a row overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
-    # p = 0.999. If a loss rounds the sum of exponentials, 1.001, to half precision, its result is 0 in bfloat16, and
-    # 2 % too small in float16.
+    # The true class has the probability 0.999. If a loss rounds the sum of exponentials, 1.001, to half precision, the
+    # result is 0 in bfloat16, and 2 % too small in float16.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
-    # With label smoothing, the sum of all log-probabilities overflows float16. The loss has the term `-ε/C` times it.
+    # The sum of all log-probabilities overflows float16. The loss contains this sum times -ε/C, where ε is
+    # the label_smoothing.
     Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
-    # The 67 positions fill several vectors, and the last vector in part. The maxima of neighbouring rows differ much.
+    # The 67 positions fill several vectors, but not the last vector. The maxima of neighbouring rows differ much.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
     # No rows, one row, and as many rows as classes; one class, with one row and with several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
@@ -218,8 +219,8 @@ NORMAL = (
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
-    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum test this sum, so
-    # wider cases have two rows, and neither is flat.
+    # From 65520 classes on, the sum of exponentials of a flat row overflows float16. The cases named float16_row_sum
+    # test this sum, so wider cases have two rows, and neither is flat.
     *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
     *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
     # With enough rows, a block that torch extends over ignored rows causes an error in float32 too.

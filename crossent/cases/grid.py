@@ -66,8 +66,8 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 
-# The choices that are combined with the size ranges. The size range of the number of classes, the size range of the
-# number of rows, and the number of dimensions are three axes. The cases use the numbers of a size range in turn.
+# The choices of the arrays with size ranges. Three axes determine the sizes: the size range of the number of classes,
+# the size range of the number of rows, and the number of dimensions. The cases use the numbers of a size range in turn.
 SIZED: dict[str, tuple[Any, ...]] = {
     "class_size": tuple(CLASS_SIZES),
     "row_size": tuple(ROW_SIZES),
@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) from two size ranges that do not give too many logits for a case."""
+    """Return each pair (classes, rows) of numbers from two size ranges, except pairs that give too many logits."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -133,13 +133,13 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """Cases in which each possible combination of choices on `strength` axes occurs; `around` may limit the axes.
+    """A list of cases in which each possible combination of choices on `strength` axes occurs.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: the names of some axes. If there are any, the array covers only combinations with at least one of these
-            axes. If there are none, the array covers all combinations.
+        around: by default (), so that the array covers all combinations. With names of axes, the array covers only
+            combinations of choices on sets of axes that contain at least one of these axes.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
@@ -176,7 +176,7 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hidden(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes on which a choice hides bugs."""
+        """Return the axes on which a choice in `chosen` hides bugs (see `hiding`)."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def shown(self, axis: str) -> list[Any]:
@@ -184,7 +184,7 @@ class CoveringArray:
         return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
 
     def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
-        """Return the combinations that a case covers, each with the axes and the choices."""
+        """Return the combinations of choices that a case covers, each as pairs (axis, choice)."""
         hidden = self.hidden({axis: getattr(case, axis) for axis in self.hiding})
         return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hidden <= set(axes)]
 
@@ -206,7 +206,7 @@ class CoveringArray:
         return {"sizes": sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the same choices, and with each combination of sizes from the size ranges of a case."""
+        """Yield the cases with the choices of `case`: one for each combination of numbers in its size ranges."""
         for classes, rows in numbers_of(case.class_size, case.row_size):
             yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
 
@@ -271,9 +271,9 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return how many different combinations of `strength` choices, on the axes `counted`, occur in these cases.
+    """Return how many different combinations of `strength` choices occur in these cases.
 
-    All cases have the same operation.
+    Only the axes of `Case.counted` count. All cases must have the same operation.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes

@@ -1,4 +1,4 @@
-"""The case or the bad input with an id."""
+"""Find the case or the bad input with an id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def case_of(id: str) -> Case | BadInput:
     """Return the case or the bad input with this id.
 
     Raises:
-        ValueError: there is no such case. The message is one line.
+        ValueError: no case and no bad input has this id. The message is one line.
 
     >>> case_of("class_huge").kind, case_of("float32-7x5-normal-int64-sum").reduction
     ('index_errors', 'sum')

@@ -50,9 +50,10 @@ class Inputs:
         return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
 
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
-        """Return the inputs with new leaves that require these gradients; and these leaves by name of the gradient.
+        """Return the inputs with new leaves, and these leaves by the names of their gradients.
 
-        The new tensors share the memory of the old tensors.
+        The leaves are the tensors whose gradients `gradients` names, and have requires_grad=True. The new tensors share
+        the memory of the old tensors.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
@@ -82,7 +83,7 @@ class Inputs:
 
 
 def not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return the reason why the inputs that `build` makes cannot be on a device: Metal has no float64; otherwise ""."""
+    """Return the reason why a device cannot hold the inputs that `build` makes, or "". Metal cannot hold float64."""
     if reason := lacks_float64(device):
         made = build()
         tensors = [made.input, made.target, made.upstream, *made.options.values()]

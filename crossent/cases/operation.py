@@ -1,4 +1,4 @@
-"""The operations that crossent checks: the name of each, its arguments and its gradients."""
+"""The operations that crossent checks, each with a name, arguments and gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The gradients of all operations: the name of each, and the argument that it belongs to.
+# The names of the gradients of all operations, each with the name of the argument.
 GRADIENTS = {
     "gradient": "input",
     "target_gradient": "target",
@@ -19,8 +19,8 @@ GRADIENTS = {
 class Operation:
     """A function of torch that subjects compute.
 
-    Inside crossent, every loss is called as `loss(input, target, **options)`. Tensors that only one operation has, such
-    as `linear_weight`, are options there.
+    Inside crossent, every loss is called as `loss(input, target, **options)`. A tensor that only one operation takes,
+    such as `linear_weight`, is an option in these calls.
 
     Attributes:
         name: the name, as `crossent check --operation` takes it.

@@ -20,12 +20,13 @@ LN2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Draw:
-    """The data that a kind of logits may use to draw the numbers.
+    """The data from which a kind of logits draws its numbers.
 
     Attributes:
         random: the source of random numbers.
         rows, classes: the shape of the logits as rows, (R, C).
-        hot: (R,), the true class, or the class of a one-hot target. With other class probabilities, a random class.
+        hot: (R,), the true class of each row, or the class of its one-hot target. If a row has other class
+            probabilities, its `hot` is a random class.
         ignored: (R,), True on ignored rows.
         format: the floating-point format of the logits.
     """
@@ -47,7 +48,7 @@ class Draw:
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
-        return total * 1.7320508075688772
+        return total * 1.7320508075688772  # √3, because the sum has the variance 4/12
 
     def row(self, low: int, high: int) -> Array:
         """Return random integers from `low` to `high`, (R, 1), one for each row."""
@@ -60,7 +61,8 @@ class Draw:
 
 
 def _confident(draw: Draw) -> Array:
-    # The true class leads by k+b times log 2: k is random, and 2^b > C-1. So the others have at most 2^-k in all.
+    # The true class leads by k+b times log 2: k is random, and 2^b > C-1. So the other classes together have less than
+    # 2^-k of the probability of the true class.
     return np.where(draw.is_hot, LN2 * (draw.row(0, 20) + max(draw.classes - 1, 0).bit_length()), 0.0)
 
 

@@ -80,10 +80,10 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     C library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
     place (tests/numerics/test_assumptions.py).
 
-    Fused steps leave out roundings to half precision that separate kernels make, and add none, which every contract
-    allows. Compiled code adds half-precision numbers `t` in float32, in any order. Over at most 2^13 rows, the error of
-    the sum is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows one addition in half
-    precision, whose error bound is at least as large: the unit roundoff of float16 is 2^-11.
+    Fused steps leave out some of the roundings to half precision that separate kernels make, and add no rounding. Every
+    contract allows fewer roundings. Compiled code adds half-precision numbers `t` in float32, in any order. Over at
+    most 2^13 rows, the error of the sum is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows
+    one addition in half precision, whose error bound is at least as large: the unit roundoff of float16 is 2^-11.
 
     Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and the code may compute a
     softmax in blocks.
@@ -119,7 +119,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
     if len(made) < len(calls) and not (made and isinstance(made[-1], Raised)):
-        raise ValueError(f"got {len(made)} results for {len(calls)} calls")
+        raise ValueError(f"results of the compiled loss: got {len(made)}; expected one for each of {len(calls)} calls")
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)

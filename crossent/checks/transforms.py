@@ -84,7 +84,8 @@ def vmap(trial: Trial) -> Found:
     if trial.subject.differentiable:
         results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
         if len(results[1]) != (3 if inputs.target.is_floating_point() else 2):
-            raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients")
+            due = "expected 2, or 3 with target probabilities"
+            raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients; {due}")
     for at, expected in enumerate(_samples(trial.case)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):

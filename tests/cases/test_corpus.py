@@ -156,9 +156,10 @@ def total_of_log_probs(inputs):
 
 
 def stored_outside(inputs):
-    """Return a mask of the ignored rows whose class -1 has the address of the true class of the row before.
+    """Return a mask of the ignored rows before which the memory holds the true class of another, kept row.
 
-    The mask has an entry for each row except the first. The memory before a row is the last class of the row before.
+    A write to class -1 of such a row changes this true class, which is the last class of the row before. The mask has
+    an entry for each row except the first.
     """
     kept_before, last = kept(inputs)[:-1], inputs.input.shape[1] - 1
     return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]
@@ -193,7 +194,7 @@ TRIGGERS = {
     "C17": lambda i: i.input.dtype == torch.float32,
     "C18": lambda i: i.upstream.dim() == 0 and i.upstream.item() != 1,
     "C19": lambda i: i.input.element_size() == 2 and losses(i).min() < 2**-8,
-    "C20": lambda i: i.input.element_size() == 2 and gap(i) > 9,  # 2^-12 is exp(-8.3)
+    "C20": lambda i: i.input.element_size() == 2 and gap(i) > 9,  # the bug drops p < 2^-12 = exp(-8.3)
     "C21": lambda i: stored_outside(i).any(),
     "C22": lambda i: i.input.shape[1] > 1,
     "C23": lambda i: (i.target.sum(1) - 1).abs().max() > 0.1,

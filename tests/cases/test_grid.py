@@ -169,7 +169,7 @@ def test_few_cases_have_each_choice_and_the_choices_of_other_cases_need_no_case(
     assert each_choice(cases, some[1:])[0] == some[0]
 
 
-# These values are about rounding. Only the soak test has them.
+# These kinds of logits are about rounding. Only the soak test has cases with them.
 ONLY_IN_THE_SOAK = {"scales", "extreme", "pair", "ramp", "ascending", "biased", "offsets"}
 
 

@@ -1,4 +1,4 @@
-"""The cases and the bad inputs of a linear cross-entropy."""
+"""Test the cases and the bad inputs of a linear cross-entropy."""
 
 import itertools
 from dataclasses import replace

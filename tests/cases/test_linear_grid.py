@@ -1,4 +1,4 @@
-"""The covering arrays of a linear cross-entropy: each possible pair or triple of choices occurs.
+"""Test the covering arrays of a linear cross-entropy: each possible pair or triple of choices occurs.
 
 The tests count the combinations independently of the search that made the arrays.
 """
@@ -65,7 +65,7 @@ def first_number(size):
     return known[size] if size in known else int(size.split()[0])
 
 
-# The easiest choices on the other axes.
+# The choices on the other axes that make the fewest combinations impossible.
 EASY = {
     **{"dtype": "float32", "row_size": "1 row", "class_size": "2 classes", "hidden_size": "1 hidden unit"},
     **{"target": "int64", "reduction": "none", "ignored": "kept", "upstream": "one"},
@@ -74,7 +74,7 @@ EASY = {
 
 
 def why_impossible(given):
-    """Return the reason why no case can have these choices, from the meaning of the choices; None without a reason."""
+    """Return the reason why no case can have these choices, or None. The reasons follow from the choices' meaning."""
     of_chunks = given.get("ignored") == "ignored_first_chunk"
     chosen = {**EASY, **({"row_size": "129 to 1024 rows"} if of_chunks else {}), **given}
     rows, classes, hidden = (first_number(chosen[size]) for size in ("row_size", "class_size", "hidden_size"))

@@ -29,7 +29,7 @@ def _with(name: str, *sizes: int, dtype: torch.dtype = torch.float32) -> Callabl
     return lambda: {name: torch.zeros(sizes, dtype=dtype)}
 
 
-# For a linear cross-entropy, ignore_index=None is the default.
+# A call that is right here, because ignore_index=None is the default of a linear cross-entropy.
 _RIGHT_HERE = ("ignore_index_that_is_none",)
 _INHERITED = (
     replace(bad, id=f"linear_{bad.id}", operation=LINEAR_CROSS_ENTROPY, right=_right)

@@ -19,8 +19,8 @@ from crossent.cases.operation import LINEAR_CROSS_ENTROPY, Operation
 from crossent.cases.values import Draw
 
 _LAYOUTS = ("contiguous", "transposed", "window", "strided", "offset")
-HIDDEN_LIMITS = (1, 16, 64, 256, 1024)  # the last length of a hidden state of each size range
-# The words of `Case` that are choices here too.
+HIDDEN_LIMITS = (1, 16, 64, 256, 1024)  # the largest length of a hidden state in each size range
+# The axes with the same choices as in `Case`.
 _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 
 
@@ -62,7 +62,7 @@ class LinearCase(Case):
         "a linear case is not tiled": lambda case: case.tiled == 1,
     }
 
-    # `LINEAR_VALUES` fit every dtype, with and without ignored rows.
+    # No constraint is on `values`: each kind of `LINEAR_VALUES` fits every dtype, with and without ignored rows.
     constraints: ClassVar[tuple[Constraint, ...]] = tuple(one for one in CONSTRAINTS if "values" not in one.axes)
     counted: ClassVar[tuple[str, ...]] = (
         *("row_size", "class_size", "hidden_size", "label_smoothing"),

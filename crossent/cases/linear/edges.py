@@ -33,14 +33,14 @@ _SMALL = (
         bias="bias",
     ),
     _case((7, 5), "integers", ignored="ignored", bias="bias"),
-    # Hidden states of one number, of an odd number, and of as many numbers as there are classes.
+    # Hidden states of one number, of three numbers, and of as many numbers as there are classes.
     _case((1, 2), hidden=1),
     _case((17, 3), reduction="sum", ignored="ignored_default", bias="bias", hidden=3),
     _case((17, 17), "flat", reduction="none", upstream="rows", hidden=17),
     # Class probabilities.
     _case((7, 5), target="probabilities", weight="weighted", bias="bias"),
     _case((7, 5), target="hard", reduction="sum", label_smoothing=0.1),
-    # No rows, one row, one class, and no row that counts.
+    # No rows, one row, one class, and only ignored rows.
     _case((0, 5), bias="bias"),
     _case((0, 5), reduction="sum"),
     _case((1, 5), bias="bias"),
@@ -84,9 +84,9 @@ _CHUNKS = (
     _case((33, 129), "confident", reduction="none", upstream="rows", hidden=129),
     # Exponentials overflow if only the largest logit of the first classes is subtracted.
     _case((33, 129), "large", hidden=31),
-    # Loss scaling: numbers of the gradient that float16 can store only after they are multiplied by upstream.
+    # Loss scaling: float16 can store some numbers of the gradient only after the product with the upstream gradient.
     _case((33, 1000), "decades", upstream="upstream_huge", bias="bias"),
-    # The rows of a whole chunk are ignored, and the denominator of the other chunks does not count them.
+    # All rows of the first chunk are ignored, so the denominator counts only the rows of the other chunks.
     _case((257, 100), ignored="ignored_first_chunk", bias="bias"),
     _case((130, 67), reduction="sum", ignored="ignored_16th", hidden=64),
     # A vocabulary of a language model.
@@ -104,7 +104,7 @@ _MANY_ROWS = (
 
 
 def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
-    """Return the cases of this module with these dtypes, with the random numbers of the seed.
+    """Yield the cases of this module with these dtypes and this seed.
 
     Example:
         >>> [case.id for case in linear_edges(["bfloat16"])][-1]

@@ -1,9 +1,9 @@
 """Cases of a linear cross-entropy from covering arrays: each possible combination of two choices, or three, occurs.
 
 The arrays have size ranges for the numbers of rows, classes and hidden units. A function that works in chunks changes
-its code path where a chunk ends. So the numbers are 1, primes, powers of two, and the numbers beside a power of two.
+its code path where a chunk ends. So most numbers are 1, a prime, a power of two, or next to a power of two.
 
-An empty batch, one class, ignored rows alone or an upstream gradient of 0 hide most bugs. A case with such a choice
+An empty batch, one class, only ignored rows or an upstream gradient of 0 hide most bugs. A case with such a choice
 covers only combinations that have this choice. So every other combination occurs in a case with results that can be
 wrong.
 
@@ -81,7 +81,7 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 @cache
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
-    """Return the numbers (classes, rows, hidden units) from three size ranges that do not cost too much."""
+    """Return each triple (classes, rows, hidden units) of numbers from three size ranges, except costly triples."""
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
@@ -98,7 +98,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return each combination of choices on `axes`, which are some of `_SIZE_AXES`, that a case can have."""
+    """Return the combinations of choices on `axes`, some of `_SIZE_AXES`, that a case can have."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 
@@ -149,7 +149,7 @@ class LinearArray(CoveringArray):
         return {"sizes": (rows, classes), "hidden": hidden}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the same choices, and with each combination of sizes from the size ranges of a case."""
+        """Yield the cases with the choices of `case`: one for each combination of numbers in its size ranges."""
         assert isinstance(case, LinearCase)
         for classes, rows, hidden in linear_numbers(case.dtype, case.class_size, case.row_size, case.hidden_size):
             yield replace(case, sizes=(rows, classes), hidden=hidden)

@@ -17,10 +17,10 @@ from crossent.numerics.formats import Array
 
 @dataclass(frozen=True)
 class LinearDraw:
-    """The data that a kind may use to draw its numbers.
+    """The data from which a kind of hidden states and weights draws its numbers.
 
     Attributes:
-        rows: the rows of the logits: their number, the number of classes, the true classes and the random numbers.
+        rows: the number of rows and of classes, the true classes, and the source of random numbers.
         hidden: the length of a hidden state, H.
     """
 

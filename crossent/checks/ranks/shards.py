@@ -67,9 +67,9 @@ def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def world_sizes(trial: Trial) -> Iterator[Difference]:
-    """The same call on a single rank, and on one rank less, has the exact loss and gradient, within the error bounds.
+    """On a single rank, and on one rank fewer, the same call gives the exact loss and gradient.
 
-    So the results on different numbers of ranks agree within these bounds.
+    So the results on different numbers of ranks agree up to the sum of their error bounds.
     """
     for ranks in sorted({1, max(1, trial.subject.ranks - 1)} - {trial.subject.ranks}):
         got = further_call(trial, trial.question.fresh(), evaluate_on, ranks)
@@ -168,7 +168,7 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 
 @check(cost=Cost.CALLS, applies=lambda case: case.rows > 1)
 def micro_batches(trial: Trial) -> Iterator[Difference]:
-    """The micro-batches of a batch, added up, have the loss and the gradient of the whole batch.
+    """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
     The check cuts the batch in up to three ways: into two halves, into the first row and the other rows, and, with few
     rows, into single rows. With class indices, the rows of the first half are ignored in a further call.
