@@ -21,8 +21,8 @@ from crossent.numerics.formats import FORMATS
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
-# In this order: probabilities that add up to one, in the logits' dtype; such probabilities in another dtype; one-hot
-# rows of floats; numbers of either sign with any sum.
+# "probabilities" add up to one and have the logits' dtype. "other_float" has probabilities of another dtype, "hard" has
+# one-hot rows of floats, and "unnormalised" has numbers of either sign with any sum.
 DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
 OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
 # The value of `ignore_index` for each choice. The choice also determines which rows are ignored. 255 is not a class,
@@ -40,9 +40,9 @@ IGNORED = {
     "ignored_minus_two": -2,
     "ignored_zero": 0,  # a class, and false in Python
 }
-# The memory layouts of a tensor, in this order: contiguous; with its axes reversed; with the class axis last, as in
-# channels_last; a window of a wider tensor; every second element of its storage; starting at the second element of its
-# storage; one entry expanded to the whole batch.
+# The memory layouts of a tensor. "transposed" has the axes in reversed order, "class_last" has the class axis last, as
+# channels_last does. "window" is a part of a wider tensor, "strided" has every second element of its storage, and
+# "offset" starts at the second element of its storage. "expanded" is one entry, expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
 # The choices on each axis whose choices are words. Each axis is an attribute of `Case`. An id always has its dtype,
 # values, target and reduction, in this order. On each other axis, the first word is the default, which the id leaves
@@ -57,9 +57,9 @@ AXES: dict[str, tuple[str, ...]] = {
         *("weight_balanced", "weight_huge"),  # weights that sum to 0, and weights above 10,000
     ),
     "ignored": tuple(IGNORED),
-    # The upstream gradient, in this order: 1; one random number; one number per row; one number expanded to every row
-    # with stride 0; 0; one number per row at every second element of the storage; one number per row, which differ by
-    # orders of magnitude; one number above 10,000.
+    # The upstream gradient. "scalar" is a random number, and "stride0" is a random number expanded to every row with
+    # stride 0. "rows" has a random number for each row, "rows_strided" has these numbers at every second element of the
+    # storage, and the numbers of "rows_large" differ by orders of magnitude. "upstream_huge" is a number above 10,000.
     "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large", "upstream_huge"),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
@@ -72,12 +72,12 @@ ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 
 
 def size_class(number: int, limits: Sequence[int], of: str) -> str:
-    """Return the size range of a number of classes or rows, as text.
+    """Return the size range of a number of classes, rows or hidden units, as text.
 
     Args:
-        number: The number of classes or rows.
+        number: The number of classes, rows or hidden units.
         limits: The last number of each size range, in ascending order.
-        of: "classes", "rows" or "hidden units".
+        of: "classes", "rows" or "hidden units", which follows the numbers in the text.
 
     >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -93,7 +93,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return the numbers by size range. The arguments are as in :func:`size_class`."""
+    """Return a dict from the text of each size range to its numbers. The arguments are as in :func:`size_class`."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)

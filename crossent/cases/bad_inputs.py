@@ -30,7 +30,7 @@ BAD_INPUT_KINDS = {
 
 @dataclass(frozen=True)
 class BadInput:
-    """One call that must raise.
+    """One call for which a subject must raise an error.
 
     Attributes:
         id: a name that says what is wrong with the call.

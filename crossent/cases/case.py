@@ -190,7 +190,7 @@ class Case:
         return len(self.sizes)
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
+        """Return the inputs of the case, or of one tile of a tiled case. The bits are the same on every machine."""
         # The random stream depends on neither the dtype nor the upstream gradient. So each dtype has the same numbers
         # before they are rounded, except for logits that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))

@@ -1,8 +1,8 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
 The table is in `corpus.toml`. Each bug lists the checks that must catch the bug, or the reason why no case can trigger
-the bug. Every level runs these checks on the cases of the bug, except checks of compiled code and cases with tiles
-(`Case.tiled`), which take seconds or more. Only level thorough runs all of them.
+the bug. Every level runs these checks on the cases of the bug, with two exceptions: checks of compiled code, and cases
+with tiles (`Case.tiled`). Both take seconds or more, so only level thorough runs all of them.
 """
 
 from __future__ import annotations

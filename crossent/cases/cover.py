@@ -56,7 +56,8 @@ def _cover_options(array: CoveringArray) -> list[Case]:
 def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
     """Return the cases, with some dtypes changed so that all dtypes have about equally many cases.
 
-    No combination of choices that the array needs is lost. If several dtypes are possible, covertable takes the first.
+    No combination of choices that the array needs is lost. Before this change, the first dtype has the most cases,
+    because covertable takes the first of several possible dtypes.
     """
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     many = Counter(case.dtype for case in cases)

@@ -41,7 +41,7 @@ _ALONE = (
     Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
     Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
     Case("float64", (17, 3), "nan_ignored", reduction="sum", ignored="ignored_zero", name="ignored_zero"),
-    # A negative ignore_index that is neither the default nor the last class.
+    # A negative ignore_index that is neither the default, -100, nor -1, which in Python is the last class.
     Case("float32", ignored="ignored_minus_two", name="ignored_minus_two"),
     Case(
         *("float64", (3, 5, 4), "normal", "int64", "none", "weighted", "ignored_minus_two"),
@@ -67,7 +67,7 @@ _ALONE = (
     Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
     Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
     Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
-    # The upstream gradient times the weight overflows float16, and the gradient does not.
+    # The upstream gradient times the weight overflows float16, but the gradient does not.
     Case("float16", (64, 50), "flat", "int64", "none", "weight_decades", upstream="rows_large", name="upstream"),
     # An upstream gradient above 10,000.
     Case("float32", upstream="upstream_huge", name="upstream"),
@@ -148,7 +148,7 @@ POLICIES = {
     "an ignore_index beyond 32 bits": _policy(ignored="ignored_huge"),
 }
 POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
-# The cases of level quick. For one subject, all of them take well below a second.
+# The cases of level quick. For one subject, these cases together take well below a second.
 QUICK = (
     *POLICIES.values(),
     *_ALONE,

@@ -138,8 +138,8 @@ class CoveringArray:
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: by default (), so that the array covers all combinations. With names of axes, the array covers only
-            combinations of choices on sets of axes that contain at least one of these axes.
+        around: by default (): the array covers all combinations. If `around` names axes, the array covers only
+            combinations with a choice on at least one of these axes.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.

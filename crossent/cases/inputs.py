@@ -52,8 +52,8 @@ class Inputs:
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
         """Return the inputs with new leaves, and these leaves by the names of their gradients.
 
-        The leaves are the tensors whose gradients `gradients` names, and have requires_grad=True. The new tensors share
-        the memory of the old tensors.
+        `gradients` names the gradients of the new leaves. Each new leaf has requires_grad=True, and no other tensor
+        has. The new tensors share the memory of the old tensors.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
@@ -83,7 +83,10 @@ class Inputs:
 
 
 def not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return the reason why a device cannot hold the inputs that `build` makes, or "". Metal cannot hold float64."""
+    """Return the reason why a device cannot hold the inputs that `build` makes, or "".
+
+    There is such a reason only for float64 tensors on Metal, which has no float64.
+    """
     if reason := lacks_float64(device):
         made = build()
         tensors = [made.input, made.target, made.upstream, *made.options.values()]

@@ -28,7 +28,8 @@ class Operation:
         arguments: the arguments that a subject takes by position.
         options: the keywords of the other arguments, with the defaults of torch.
         gradients: the names of the gradients, which are keys of `GRADIENTS`.
-        words: the words for arguments in messages, where they differ from their names.
+        words: the words for arguments in messages, by the names of the arguments. An argument without a word appears
+            with its name.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Operation:
         return hash(self.name)
 
     def word(self, argument: str) -> str:
-        """Return the word for an argument in messages."""
+        """Return the word for an argument in messages, which may be its name."""
         return self.words.get(argument, argument)
 
 

@@ -67,7 +67,7 @@ def _confident(draw: Draw) -> Array:
 
 
 def _near_ties(draw: Draw) -> Array:
-    # The logits differ by a few units in the last place of one format. They are ties in narrower formats.
+    # The logits differ by a few units in the last place of one format, and are ties in narrower formats.
     last_place = np.ldexp(1.0, -draw.random.choice([7, 10, 23, 52], size=(draw.rows, 1)))
     return np.asarray(1.0 + draw.random.randint(0, 4, size=draw.shape) * last_place)
 

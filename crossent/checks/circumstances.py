@@ -119,10 +119,10 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact for a Parameter, a hook, a negated view and create_graph, and in other modes of torch.
 
-    A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
-    detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
-    a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler relies on
-    this behaviour: the scaler skips a step only if a gradient is not finite.
+    A negated view is a tensor whose memory holds each number with the other sign (`Tensor.is_neg`). The modes are
+    anomaly detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each
+    number of a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler
+    relies on this behaviour: the scaler skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
@@ -164,7 +164,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 
     This is an act: a function that runs in the process of the subject.
 
-    If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function computes no gradient, and the check reports the shape.
     """
     circumstance = CIRCUMSTANCES[way]
     given, leaves = inputs.requiring(gradients)

@@ -85,8 +85,8 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     most 2^13 rows, the error of the sum is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows
     one addition in half precision, whose error bound is at least as large: the unit roundoff of float16 is 2^-11.
 
-    Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and the code may compute a
-    softmax in blocks.
+    Code for a CUDA device comes from Triton, with an approximate exp, log and division. Such code may compute a softmax
+    in blocks.
     """
     if backend == TRACER or device == "cpu":
         return own

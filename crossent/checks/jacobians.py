@@ -49,7 +49,7 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
     This is an act: a function that runs in the process of the subject.
 
     The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
-    a wrong shape, the function returns only the loss: :func:`misshapen` reports the shape.
+    a wrong shape, the function returns only the loss, and the check reports the shape.
     """
     function, tensors = _bind_options(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]

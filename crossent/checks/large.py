@@ -87,7 +87,7 @@ def memory(trial: Trial) -> Iterator[Problem]:
     """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
     The check repeats the rows and the classes of the case. On a CPU, the memory is the resident memory of the process
-    of the subject. A function that stores the logits usually takes three times their memory or more.
+    of the subject. A function that stores the logits usually takes at least three times the memory of the logits.
     """
     case, device = trial.case, trial.question.device
     grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device)
@@ -99,9 +99,11 @@ def memory(trial: Trial) -> Iterator[Problem]:
 
 
 def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:
-    """Return how many bytes the memory grows during a call of the subject on many rows and classes.
+    """Return by how many bytes the memory grows during a call of the subject on many rows and classes.
 
     This is an act: a function that runs in the process of the subject.
+
+    If the device has too little memory for the call, or its memory cannot be measured, return NotRun.
     """
     many = of_many_logits(inputs)
     need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
@@ -146,7 +148,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
         yield _compare_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
         yield _compare_reduced(trial, got.loss, _storing(promised, got.loss))
-    # The gradient of a mean is not compared: it depends on the number of rows, so the values of one tile are not valid.
+    # The gradient of a mean is not compared: this gradient is divided by the number of rows of all tiles.
     if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
         yield _compare_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)

@@ -23,7 +23,7 @@ _WORDS = {"gradient": "the logits", "target_gradient": "the target"}
 
 
 def has_target_gradient(inputs: Inputs) -> bool:
-    """Return whether the target may have a gradient."""
+    """Return whether the target can have a gradient."""
     return "target_gradient" in inputs.leaves
 
 
@@ -84,7 +84,7 @@ def _has_several_leaves(case: Case) -> bool:
 def alone(trial: Trial) -> Found:
     """If only some arguments require a gradient, their gradients are exact, and the other arguments get no gradient.
 
-    Liger-Kernel 0.8.5: the weight got no gradient if the hidden states required no gradient, as in a linear probe.
+    Liger-Kernel 0.8.5: the weight got no gradient if the hidden states required no gradient, as in a frozen network.
     """
     operation = trial.case.operation
     for way, names in ways_of(trial.question.inputs, trial.gradients).items():
@@ -109,7 +109,7 @@ def alone(trial: Trial) -> Found:
 
 
 def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return every selection of some, but not all, gradients, by the name of a call that computes only these gradients.
+    """Return each choice of some but not all gradients, by the name of the call that computes only these gradients.
 
     `gradients` are the names of the gradients that the subject can compute.
 

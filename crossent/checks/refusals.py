@@ -1,4 +1,7 @@
-"""The checks of bad calls: a subject must raise the right error, and change neither its arguments nor global state."""
+"""The checks of bad calls: a subject must raise the right error, and change neither its arguments nor global state.
+
+A bad call is a call for which a cross-entropy must raise an error: see `crossent.cases.bad_inputs`.
+"""
 
 from __future__ import annotations
 

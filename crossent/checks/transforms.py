@@ -49,7 +49,7 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
 
     This is an act: a function that runs in the process of the subject.
 
-    If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function computes no gradient, and the check reports the shape.
     """
     value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:

@@ -1,6 +1,6 @@
 """The kinds of hidden states and weights of a linear cross-entropy.
 
-As in :mod:`crossent.cases.values`, every number is computed from uniform random integers with operations that IEEE 754
+As in :mod:`crossent.cases.values`, every number is computed from uniform random numbers with operations that IEEE 754
 rounds correctly. So a case has the same bits on every machine.
 """
 
