@@ -14,12 +14,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format.
+    """A binary floating-point format, described by its precision and its range.
 
     Attributes:
         name: The name of the dtype, such as "float32".
         precision: The number of bits of the significand, with the implicit bit.
-        smallest_exponent: The exponent of the smallest normal number.
+        smallest_exponent: The exponent `k` of the smallest normal number, `2^k`.
         largest: The largest finite number.
         flushes: Whether an operation may treat a subnormal operand as 0, and may return 0 for a subnormal result.
     """
@@ -57,14 +57,18 @@ class Format:
         return self.smallest_subnormal / 2 or self.smallest_subnormal
 
     def last_place(self, value: float) -> float:
-        """Return one unit in the last place (ulp) of `value`; the smallest spacing if `value` is 0 or not finite."""
+        """Return the spacing of the numbers of this format near `value`: one unit in the last place (ulp).
+
+        If `value` is 0, infinite or NaN, return :attr:`smallest_subnormal`.
+        """
         exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether this format represents every number of the other format, so that nothing is rounded.
+        """Return whether a conversion from the other format to this format keeps every number exactly.
 
-        Return False if `other` is None (the format is not known), or if only this format flushes.
+        Return False if `other` is None, which means that the other format is not known. Also return False if this
+        format flushes and the other format does not.
         """
         return (
             other is not None
@@ -75,9 +79,9 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Return a mask of the magnitudes that may be too large for this format.
+        """Return a mask of the magnitudes in `sizes` that may be too large for this format.
 
-        A margin of 2^-20 covers the float64 roundings with which the caller computed the magnitudes.
+        The caller computed the magnitudes in float64. A relative margin of 2^-20 covers the rounding errors.
         """
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
@@ -86,8 +90,8 @@ class Format:
 
         Args:
             largest: The largest magnitude that each number can have.
-            under: Where `largest` is above 0 and below this limit, the number may underflow, and the error is at least
-                :attr:`underflow`. A format that flushes uses at most twice the smallest normal number as the limit.
+            under: A limit for underflow. Where `largest` is between 0 and this limit, the returned error is at least
+                :attr:`underflow`. In a format that flushes, the limit is at most twice the smallest normal number.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
@@ -98,17 +102,17 @@ class Format:
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
 
-        float64 represents every number of the format, so the result has no further error. Nothing is flushed, even if
-        the format flushes.
+        The result has the dtype float64, which represents every number of the format. Subnormal numbers are not flushed
+        to 0, even if the format flushes.
         """
         if self.precision == 53:
             return values
         if self == FLOAT32:
             with np.errstate(all="ignore"):
                 return values.astype(np.float32).astype(np.float64)
-        # Round the bits of float64 numbers as integers. Just under half a unit in the last kept place is added, which
-        # carries exactly if the number rounds up. Where the last kept bit is 1, one more is added, so ties go to even.
-        # Then the dropped bits are set to 0.
+        # Round the bits of the float64 numbers as integers. First add slightly less than half a unit in the last kept
+        # place: the addition carries into this place exactly if the number rounds up. Where the last kept bit is 1, add
+        # 1 more, so that ties go to even. Then set the dropped bits to 0.
         values = np.asarray(values, dtype=np.float64)
         bits, dropped = values.view(np.int64), 53 - self.precision
         rounded = bits >> dropped
@@ -119,7 +123,9 @@ class Format:
         nearest, size = rounded.view(np.float64), np.abs(values)
         with np.errstate(invalid="ignore"):
             under = size < self.smallest_normal
-            if under.any():  # one ulp of `spaced` is the smallest subnormal, so the sum is rounded to a multiple of it
+            if under.any():
+                # One ulp of `spaced` is the smallest subnormal number, so `size + spaced` is rounded to a multiple of
+                # the smallest subnormal number.
                 spaced = 1.5 * 2.0**52 * self.smallest_subnormal
                 nearest = np.where(under, np.copysign((size + spaced) - spaced, values), nearest)
             if not size.max(initial=0.0) < self.largest * (1 - self.unit_roundoff):
@@ -145,7 +151,7 @@ def flushing(format: Format) -> Format:
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
     """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere and has the shape of `b`.
 
-    Most masks in this package mark rare numbers, so the function often saves a copy.
+    In most calls, the mask is False everywhere, and the function saves a copy.
     """
     if mask.any() or mask.shape != b.shape:
         return np.where(mask, a, b)
@@ -153,5 +159,5 @@ def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
 
 
 def is_power_of_two(values: Array) -> NDArray[np.bool_]:
-    """Return whether the magnitude of each number is a power of two."""
+    """Return a mask of the numbers whose magnitude is a power of two."""
     return np.asarray(np.abs(np.frexp(values)[0]) == 0.5)

@@ -9,33 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The results of a call, in the order in which they are reported.
+# The results of a call, in the order in which a report lists the results.
 LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 
 
 @dataclass(frozen=True, eq=False)
 class LinearCall:
-    """The arguments of one call of `linear_cross_entropy`, laid out as `N` rows.
+    """The arguments of one call of `linear_cross_entropy`: `N` hidden states of length `H`, and `V` classes.
 
-    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. A
-    floating-point array has the dtype float64, or float32 if the tensor of the call was float32, bfloat16 or float16.
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. A float64
+    tensor of the call is a float64 array here. A float32, bfloat16 or float16 tensor is a float32 array.
 
     Attributes:
-        input: (N, H), the hidden states.
+        input: (N, H), one hidden state for each row.
         linear_weight: (V, H), one row for each class.
         linear_bias: (V,), or None.
         index: (N,), int64, the true classes; None for class probabilities.
         probabilities: (N, V); None for class indices.
-        weight: (V,), a factor for each class; None for ones.
+        weight: (V,), the class weights; None for ones.
         ignore_index: Rows with this index have the loss 0, add nothing to any gradient and do not count in the mean.
-            With class probabilities, the number must be negative and has no effect.
+            With class probabilities, `ignore_index` must be negative and has no effect.
         reduction: "none", "mean" or "sum".
         label_smoothing: `ε`, from 0 to 1.
         upstream: The upstream gradient of the loss: (N,) for "none", otherwise a number.
 
     Raises:
-        ValueError: A shape does not match, there is no class, or a number is not finite. The oracle checks the other
-            arguments (:class:`crossent.numerics.oracle.arguments.Arguments`).
+        ValueError: `input`, `linear_weight` or `linear_bias` has a wrong shape or dtype, or contains inf or NaN. Or
+            there is no class. :class:`crossent.numerics.oracle.arguments.Arguments` checks the other arguments.
     """
 
     input: NDArray[Any]
@@ -62,7 +62,7 @@ class LinearCall:
             if value is not None and value.dtype not in (np.float32, np.float64):
                 raise ValueError(f"{name}: got {value.dtype}; allowed are float32 and float64")
             if value is not None and not np.isfinite(value).all():
-                raise ValueError(f"{name}: got a number that is not finite; allowed are finite numbers")
+                raise ValueError(f"{name}: got inf or NaN; allowed are finite numbers")
 
     @property
     def rows(self) -> int:

@@ -1,13 +1,17 @@
 """The oracle: the exact value of every loss and every gradient element, with a proven error radius.
 
-This folder imports numpy, flint, and of crossent only `numerics.formats` and `numerics.linear_call`. It imports neither
-torch nor `numerics.bounds`, so that exact values do not depend on error bounds.
+A ball is a number with an error radius, and stands for every number within the radius. Each operation of ball
+arithmetic returns a ball that contains the exact result. The library flint computes in ball arithmetic.
+
+This folder imports numpy and flint. From crossent, the folder imports only `numerics.formats` and
+`numerics.linear_call`. The folder imports neither torch nor `numerics.bounds`, so that exact values depend neither on
+the code under test nor on the error bounds.
 
 arguments       Arguments: one call as numpy arrays; Denominator: the exact denominator of a mean
-arithmetic      Ball: numbers with an error radius; float64 and ball arithmetic behind one interface
-products        the product of two matrices of float64 numbers, far more accurate than float64
-formula         the formula on finite rows, with the proof of its error in float64
+arithmetic      Ball: numbers with an error radius; Float64 and Balls: the same operations in two arithmetics
+products        the product of two float64 matrices, with a much smaller error than one rounding of float64
+formula         the formula on rows whose largest logit is finite, with the proof of its error in float64
 special_values  the rules for values that are infinite, NaN or exactly 0
-answer          answer(): the exact loss and gradients of a call; the reduction
+answer          answer(): the exact loss and gradients of a call; the sum or mean over the rows
 linear          linear_answer(): the exact loss and gradients of a linear cross-entropy
 """
