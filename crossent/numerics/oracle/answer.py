@@ -1,18 +1,20 @@
 r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
-crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy,
-flint and :mod:`crossent.numerics.formats`. The oracle has three parts:
+crossent tests torch and the forms against the oracle, so the oracle must depend on neither. Three modules compute the
+exact value:
 
-* :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 if logits, class
-  probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
+* :mod:`crossent.numerics.oracle.formula` has the formula. The formula runs in float64 if logits, class probabilities
+  and weights are float32, and the magnitude of the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
   arrive as float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error radius.
   The oracle doubles the precision until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
-* This module reduces the losses, and computes a call in blocks of rows.
+* This module computes a call in blocks of rows, and reduces the losses.
 
-A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number, or a partial
-sum of the losses in a reduction, is beyond the range of float64; the weights of a mean cancel to exactly 0; the number
-is the tangent of a mean over no kept rows.
+A radius of inf means that the oracle does not know the exact value. There are three reasons:
+
+* the number, or a partial sum of the losses in a reduction, is beyond the range of float64;
+* the weights of a mean cancel to exactly 0;
+* the number is the tangent of a mean over no kept rows. (A row is kept if its target is not `ignore_index`.)
 
 Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where
 the documentation says nothing.
@@ -32,17 +34,17 @@ from crossent.numerics.oracle.arguments import EXACT_BITS, Arguments, Denominato
 from crossent.numerics.oracle.arithmetic import Ball, Balls
 from crossent.numerics.oracle.special_values import RowBlock
 
-# The largest number of logits in a block of several rows: BLOCK in float64, where an array then has 0.5 MiB, and
-# BALL_BLOCK in ball arithmetic, where it has 0.3 MiB.
+# The largest number of logits in a block, unless a single row is longer. An array of so many logits takes 0.5 MiB in
+# float64 (BLOCK), and 0.3 MiB in ball arithmetic (BALL_BLOCK).
 BLOCK, BALL_BLOCK = 2**16, 2**12
-# A call with at most this number of logits saves the exponentials of the loss for the gradient. In ball arithmetic, the
-# exponentials take up to 300 MiB.
+# If a call has at most this number of logits, the gradient uses the exponentials of the loss again. The saved
+# exponentials take up to 300 MiB in ball arithmetic.
 SAVED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The exact values of a call to cross-entropy, each with an error radius.
+    """The exact values of a call to cross-entropy with `R` rows and `C` classes, each with an error radius.
 
     Attributes:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
@@ -59,9 +61,9 @@ class Answer:
     _shape: tuple[int, ...]
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield a tuple for each block of `r` rows: the slice of rows, the gradients of the logits and of the target.
+        """Yield, for each block of rows, the slice of rows, the gradient of the logits and the gradient of the target.
 
-        Both gradients are (r, C). For class indices, the gradient of the target is None.
+        For a block of `r` rows, both gradients are (r, C). With class indices, the gradient of the target is None.
         """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
@@ -71,13 +73,14 @@ class Answer:
 
         The direction is (R, C). The tangent is (R,) for the reduction "none", otherwise 0-d.
 
-        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
-        over no kept rows has the radius inf, so the oracle makes no claim: such a mean is NaN for all logits, but torch
-        returns the gradient 0.
+        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient.
+
+        The tangent of a mean over no kept rows has the radius inf, because torch gives no consistent answer: the mean
+        is NaN for all logits, but its gradient is 0.
 
         Raises:
-            ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not
-                below 2^128, the range of float32.
+            ValueError: The direction does not have the shape of the logits. Or the direction contains inf, NaN, or a
+                magnitude of 2^128 or more, which is beyond the range of float32.
         """
         u = self._check(direction)
         return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
@@ -106,9 +109,9 @@ class Answer:
 def answer(arguments: Arguments) -> Answer:
     """Return the exact values of a call. The methods of the returned object compute the gradients.
 
-    The error radius of a number is relative to its size, the sum of the magnitudes of its terms. With float64 inputs,
-    the radius is below 2^-73 times the size, or as small as a pair of float64 numbers allows. With float32 inputs,
-    :class:`Formula` proves a radius of about 2^-48 times the size.
+    The error radius of a number is relative to the number's size: the sum of the magnitudes of its terms. With float32
+    inputs, the radius is about 2^-48 times the size, as :class:`crossent.numerics.oracle.formula.Formula` proves. With
+    float64 inputs, the radius is below 2^-73 times the size, or as small as a pair of float64 numbers allows.
 
     Example:
         >>> exact = answer(Arguments(np.array([[3.0, 1.0, -3.0]]), index=np.array([0])))
@@ -142,10 +145,11 @@ def answer(arguments: Arguments) -> Answer:
 
 
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """Reduce the losses or the tangents of the rows: return them for "none", otherwise their sum or mean, 0-d.
+    """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
 
-    The sum of all `hi` and `lo` is a pair of float64 numbers, in which only the second number is rounded. The error
-    radius is the sum of all radii, plus the rounding errors of the second number and of the division.
+    The function also reduces the tangents of the rows. The code computes the sum of all `hi` and `lo` as a pair of
+    float64 numbers: the rounded sum, and its rounding error. The rounding error is itself rounded. The error radius is
+    the sum of all radii, plus the errors of this second rounding and of the division.
     """
     if arguments.reduction == "none":
         return losses
@@ -162,8 +166,8 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
         lo = math.fsum([*terms, -hi])
     except OverflowError:
         return _scalar(np.nan, np.inf)
-    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. A sum of
-    # float64 numbers never underflows.
+    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. No term is
+    # for underflow, because a sum of float64 numbers is exact where the sum is subnormal.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
     if hi == radius == 0:  # every loss is exactly 0
         return _scalar(0.0, 0.0)
@@ -174,5 +178,5 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
 
 
 def _scalar(value: float, radius: float) -> Ball:
-    """Return a single number with an error radius, 0-d."""
+    """Return a 0-d ball that contains one number."""
     return Ball(np.array(value), np.array(0.0), np.array(radius))

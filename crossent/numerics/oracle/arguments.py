@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Mask
 
-# A precision in which sums of up to 2^63 float64 numbers are exact: the bits of such a sum range from 2^-1074 to
-# 2^1087.
+# The precision, in bits, in which a sum of up to 2^63 float64 numbers is exact: the bits of this sum range from 2^-1074
+# to 2^1087.
 EXACT_BITS = 2300
 
 
@@ -22,7 +22,7 @@ class Arguments:
     """The arguments of one call, laid out as `R` rows of `C` classes.
 
     Attributes:
-        logits: (R, C), float64; or float32 where the call had float32, bfloat16 or float16 logits.
+        logits: (R, C), float32 if the tensor of the call was float32, bfloat16 or float16, otherwise float64.
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
@@ -85,10 +85,10 @@ class Arguments:
 
     @cached_property
     def exact_in_float64(self) -> bool:
-        """Whether the oracle can compute in float64, because the proof of its error applies to this call.
+        """Whether the proof of the oracle's error in float64 applies to this call, so that float64 suffices.
 
-        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 arrays and an upstream gradient of
-        at most 2^128.
+        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 arrays, and an upstream gradient
+        whose magnitude is at most 2^128.
         """
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)
@@ -99,14 +99,18 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, and 1 for the other reductions.
 
-    A denominator of 0 makes the result NaN. With no kept rows, or if all their weights are 0, the result is 0/0, which
-    torch defines as NaN. The NaN then has the radius 0. If weights of both signs cancel, torch defines no result: the
-    result depends on how the sum of the weights is rounded. The NaN then has the radius inf.
+    The denominator of a mean is the sum of the class weights of the kept rows, or the number of kept rows if the call
+    has no class weights or has class probabilities. A denominator of 0 makes the mean NaN. There are two reasons:
+
+    * No row is kept, or the weights of all kept rows are 0. The mean is 0/0, for which torch returns NaN. The NaN is
+      the exact value, with the radius 0.
+    * Weights of both signs cancel. torch's result depends on how the sum of the weights is rounded, so there is no
+      exact value. The NaN has the radius inf.
 
     Attributes:
-        value: The exact denominator, or 1 where the exact denominator is 0.
-        ball: The exact denominator with an error radius.
-        undefined: The radius of the NaN if the exact denominator is 0; otherwise None.
+        value: The exact denominator, or 1 if the exact denominator is 0.
+        ball: The exact denominator as float64 numbers with an error radius.
+        undefined: The radius of the NaN if the exact denominator is 0, otherwise None.
     """
 
     value: flint.arb
@@ -115,7 +119,7 @@ class Denominator:
 
     @classmethod
     def of(cls, arguments: Arguments) -> Denominator:
-        """Return the denominator of a call."""
+        """Return the denominator of the mean of a call, or 1 for the other reductions."""
         exactly, undefined = Balls(EXACT_BITS), None
         with exactly.context():
             value = np.array(flint.arb(1), object)
