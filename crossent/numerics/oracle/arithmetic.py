@@ -1,7 +1,8 @@
 """The two arithmetics in which the oracle computes: float64 with compensated sums, and the ball arithmetic of flint.
 
-The classes :class:`Float64` and :class:`Balls` have the same few operations on arrays, so that a formula is written
-once and runs in either arithmetic. Both classes return results as a :class:`Ball`: numbers, each with an error radius.
+The classes :class:`Float64` and :class:`Balls` have the same methods for arrays, so that a formula is written once and
+runs in either arithmetic. The method `ball` of both classes returns results as a :class:`Ball`: numbers, each with an
+error radius.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Mask = NDArray[np.bool_]
 Elements = NDArray[Any]  # float64, or objects that are flint.arb
 
 UNIT_ROUNDOFF = 2.0**-53
-# The assumed error of numpy's exp and log1p, in ulps, where the result is a normal number. numpy's own tests allow 1
-# ulp, and test_oracle.py measures the error.
+# The largest error of numpy's exp and log1p, in ulps, that the oracle assumes where the result is a normal number.
+# numpy's own tests allow 1 ulp, and tests/numerics/test_oracle.py measures the error.
 EXP_LOG_ULP = 2
 
 
@@ -30,8 +31,8 @@ EXP_LOG_ULP = 2
 class Ball:
     """Numbers with an error radius: each exact value is within `radius` of `hi + lo`.
 
-    The three arrays have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact value is ±inf or NaN.
-    A radius of inf makes no claim about the exact value.
+    The three arrays have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where
+    the radius is inf, the exact value is not known.
 
     Example:
         >>> exact = Ball(np.array([2.0, np.inf]), np.array([2.0**-60, 0.0]), np.zeros(2))
@@ -46,11 +47,12 @@ class Ball:
     def distance(self, got: ArrayLike) -> Array:
         """Return the distance of each number from its exact value, `|got - (hi + lo)|`.
 
-        The distance is 0 if both numbers are the same infinity or both are NaN. The distance is inf for any other pair
-        with an infinity or a NaN.
+        If both numbers are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
+        or a NaN, the distance is inf.
 
-        `got - hi` is exact if the two numbers are within a factor of two of each other (Sterbenz), so a small distance
-        loses no digits. Otherwise the relative error of the distance is about `2 u` at most, for the unit roundoff `u`.
+        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma), so a small
+        distance loses no digits. Otherwise the relative error of the distance is about `2 u` at most, for the unit
+        roundoff `u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -61,7 +63,7 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """Return a ball with `value` and `radius` where the mask is True, and the numbers of this ball elsewhere."""
+        """Return this ball, with `value` and `radius` in place of the old numbers where the mask `where` is True."""
         if not where.any():
             return self
         pairs = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
@@ -71,7 +73,8 @@ class Ball:
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
         """Return the rows of all balls, one after another, as one ball.
 
-        `columns` is the shape of a row. The argument matters only if there are no balls: the result then has no rows.
+        If there are no balls, the result has no rows, and `columns` is the shape of a row. Otherwise `columns` has no
+        effect.
 
         Example:
             >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
@@ -102,15 +105,17 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def compensated_sum(terms: Array) -> Array:
     r"""Return the sum over the last axis, (..., n) to (...), nearly as accurate as with a single rounding.
 
-    The function adds the two halves of the terms by :func:`two_sum`, level by level. The errors of all levels are
-    summed in plain float64, and this sum is added at the end. For `n <= 2^30` terms the error of the result is at most
+    At each level, :func:`two_sum` adds the first half of the terms to the second half. The rounded sums are the terms
+    of the next level, until a single sum is left. The errors of all levels are summed in plain float64, and the result
+    is added to the last sum. For `n <= 2^30` terms, the error of the function is at most
     `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
 
-    Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the root and
-    all errors add up to `Σ terms`. The absolute errors of level l sum to at most `u (1 + u)^l Σ|terms|`, and there are
-    at most 30 levels. Summing the errors, in any order, has an error of at most `n u` times the sum of their absolute
-    values (Higham, section 4.2). This is at most `2^30·30 u² (1 + u)^31 Σ|terms|`, less than `2^-18 u Σ|terms|`. The
-    last addition adds one rounding. Additions that underflow are exact. ∎
+    Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the last sum
+    and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
+    `u (1 + u)^l Σ|terms|`, and there are at most 30 levels. Summing the errors, in any order, has an error of at most
+    `n u` times the sum of their absolute values (Higham, section 4.2). This is at most
+    `2^30·30 u² (1 + u)^31 Σ|terms|`, less than `2^-18 u Σ|terms|`. The last addition adds one rounding. Additions that
+    underflow are exact. ∎
 
     Example:
         >>> float(compensated_sum(np.array([1.0, 2.0**-70, -1.0]))) == 2.0**-70
@@ -128,13 +133,13 @@ def compensated_sum(terms: Array) -> Array:
 class Float64:
     """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
 
-    Assumptions: `+ - × ÷` round correctly (IEEE 754). The error of exp and log1p is at most `EXP_LOG_ULP` ulp, which is
-    at most `2·EXP_LOG_ULP u` relative to the result. If the result may be flushed to zero, the error is at most
-    2^-1022.
+    The proofs assume that `+ - × ÷` round correctly (IEEE 754), and that exp and log1p have an error of at most
+    `EXP_LOG_ULP` ulp. For the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the
+    processor may flush the result to 0, the proofs assume an error of at most 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that turns off numpy's warnings: the caller replaces inf and NaN."""
+        """Return a context manager that turns off numpy's warnings, because the caller replaces inf and NaN."""
         return np.errstate(all="ignore")
 
     def numbers(self, values: NDArray[Any]) -> Elements:
@@ -146,10 +151,11 @@ class Float64:
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest` and exp(a), where `largest` has the largest logit of each row.
+        """Return `a = logits - largest` and exp(a), both (r, C).
 
-        The error of `a` is at most `u |a|`. The exponential does not inherit this error: the code computes
-        `exp(a)·(1 + l)`, where `l` is the rounding error of the subtraction.
+        `logits` is (r, C), and `largest`, (r, 1), has the largest logit of each row. The error of `a` is at most
+        `u |a|`. The exponential does not inherit this error: the code computes `exp(a)·(1 + l)`, where `l` is the
+        rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
         exps = np.exp(shifted)
@@ -158,19 +164,19 @@ class Float64:
         return shifted, exps
 
     def total(self, terms: Elements) -> Elements:
-        """Return the sum over the last axis."""
+        """Return the sum over the last axis, by :func:`compensated_sum`."""
         return compensated_sum(terms)
 
     def ball(self, values: Elements, radius: Array) -> Ball:
-        """Return the values with the radius that the caller has proven."""
+        """Return the values as a ball, with the radius that the caller has proven."""
         return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
 class Balls:
     """The ball arithmetic of flint, with a precision of `bits`.
 
-    A ball is a midpoint and a radius. Every operation returns a ball that contains the exact result, by the inclusion
-    property that Arb proves. The class has the same operations as :class:`Float64`, on arrays of `flint.arb` objects.
+    A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball that
+    contains the exact result. The class has the same methods as :class:`Float64`, for arrays of `flint.arb` objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.
@@ -195,29 +201,29 @@ class Balls:
         return value
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest` and exp(a), where `largest` has the largest logit of each row."""
+        """Return `a = logits - largest` and exp(a), as :meth:`Float64.shifted_exp` does."""
         # float64 minus ball is fast: flint converts the float64 number exactly, and rounds the difference to `bits`.
         shifted = logits - self.numbers(largest)
         return shifted, np.asarray(_EXP(shifted), object)
 
     def total(self, terms: Elements) -> Elements:
-        """Return the sum over the last axis."""
+        """Return the sum over the last axis, as balls."""
         return np.asarray(np.add.reduce(terms, -1, initial=flint.arb(0)), object)
 
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
-        """Return the values as hi, lo and radius. The radius is inf for values beyond the range of float64.
+        """Return the balls of flint as a :class:`Ball`. The radius is inf for values beyond the range of float64.
 
-        The argument `radius` has no effect: flint knows the radius of each value.
+        The argument `radius` has no effect, because flint knows the radius of each value.
 
         flint converts a midpoint to one of the two nearest float64 numbers. The relative error is at most 2^-52, or the
-        absolute error at most 2^-1074. The ball `values - hi` contains the error of `hi`. So only the error of `lo` is
-        added to the radius.
+        absolute error at most 2^-1074. `lo` is the midpoint of `values - hi`, so the sum `hi + lo` corrects the error
+        of `hi`. The radius is the radius of `values - hi`, plus the error of `lo`.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)
         lo = left.astype(np.float64)
         radius = np.asarray(_RADIUS(left), np.float64) + 2.0**-52 * np.abs(lo)
-        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # covers the roundings of this line and the previous line
+        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # covers the roundings of this line and of the line before
         too_large = np.isinf(hi)
         return Ball(hi, np.where(too_large, 0.0, lo), np.where(too_large, np.inf, radius))
 

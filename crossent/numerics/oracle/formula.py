@@ -1,4 +1,4 @@
-r"""The formula of cross-entropy on rows of finite numbers, written once for both arithmetics of the oracle.
+r"""The formula of cross-entropy and its derivatives, written once for both arithmetics of the oracle.
 
 The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formula` has a proof of the error in float64.
 
@@ -10,8 +10,8 @@ class probabilities or the one-hot vector of the class index, and `ε` for the l
 
 The code computes `lp = a - log S` from `a = x - max x` and `S = Σ_c exp(a_c)`.
 
-For a direction `u`, write `m = Σ_c p_c u_c` for its mean. The derivatives of the loss and of the gradient along `u` are
-the tangent and the Hessian-vector product:
+A direction `u` of the logits has the mean `m = Σ_c p_c u_c`. The derivative of the loss along `u` is the tangent. The
+derivative of the gradient along `u` is the Hessian-vector product, called `second`:
 
     tangent = Σ_c v_c (m - u_c)        second_c = s·Σ_k v_k·p_c·(u_c - m)
 """
@@ -45,11 +45,11 @@ class FiniteRows:
     Attributes:
         logits: (r, C), float64.
         kept: (r,), False on ignored rows.
-        index: (r,), the true classes, and 0 on ignored rows; or None.
-        probabilities: (r, C), or None.
+        index: (r,), the true classes, and 0 on ignored rows; None for class probabilities.
+        probabilities: (r, C); None for class indices.
         weight: (C,), or None for ones.
         label_smoothing: `ε`, from 0 to 1.
-        upstream: (r,), the upstream gradient of each row's loss, before the division by the denominator.
+        upstream: (r,), the upstream gradient for each row. For "mean" and "sum", all rows have the same number.
         denominator: The exact denominator, not 0.
     """
 
@@ -69,16 +69,16 @@ class FiniteRows:
 
     @property
     def true(self) -> tuple[Any, Any]:
-        """The index that selects the number of each row's true class from an array of shape (r, C)."""
+        """The numpy index that selects, from an array (r, C), the number at the true class of each row."""
         return np.arange(len(self.logits)), self.index
 
 
 class Formula:
-    r"""Computes the losses and gradients of :class:`FiniteRows`, and their derivatives along a direction.
+    r"""The losses and gradients of :class:`FiniteRows`, and their derivatives along a direction, in one arithmetic.
 
-    In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of a second
-    derivative is at most `41 u·size + 2^-200`, and the error of every other result at most `28 u·size + 2^-200`, with
-    `u = 2^-53`.
+    The docstring of the module defines the symbols and the formulas. In ball arithmetic, every result contains the
+    exact value. In float64 with float32 inputs, the error of a result is at most `28 u·size + 2^-200`, with `u =
+    2^-53`. For a second derivative, the factor is 41 in place of 28.
 
     The size of a result is the sum of the magnitudes of its terms:
 
@@ -91,37 +91,47 @@ class Formula:
 
     With label smoothing, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
 
-    Proof. Each number below is the relative error, in units of `u`, of the quantity before it. The largest are 27.2
-    and, for a second derivative, 40. The terms of order u² fit between 27.2 and 28, and between 40 and 41.
+    Proof. The number after a quantity is the relative error of the quantity, in units of `u`. For example, "`S`: 7"
+    means that the computed S has a relative error of at most `7 u`. Write g for the upstream gradient, and D for the
+    denominator.
 
-    * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= u|a|`. `e = exp(a)·(1 + l)`: 4 from exp, 1
-      from the addition of the product: 5. (`l²/2 < 2^-87`, since `|a| < 709` where exp does not underflow.) For the
-      largest logit, `e = 1` exactly.
-    * `rest`, the sum of `e` over all other classes: 5 + 1.01, about 6. `S = 1 + rest`: 6 + 1 = 7.
-    * `log S = log1p(rest)`: 6 + 4 = 10, since `rest/(1 + rest) <= log1p(rest)`. The error is relative even where
-      `log S` is small. `-lp = log S - a`: both terms have the same sign, so the larger error counts. It is 10 for
-      `log S`, and 1 for `a`, because the code adds no `l` here. The difference adds 1: 11.
-    * Where the true class is the only term, `v` is the weight of this class, an input: 0. The loss `v·(-lp)`:
+    * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= u|a|`. The code computes
+      `e = exp(a)·(1 + l)`: 4 from exp and 1 from the addition of the product, together 5. The factor `1 + l` differs
+      from `exp(l)` by about `l²/2 < 2^-87`, since `|a| < 709` where exp does not underflow. For the largest logit,
+      `e = 1` exactly.
+    * `rest`, the sum of `e` without the class of the largest logit: 5 + 1.01, about 6. `S = 1 + rest`: 6 + 1 = 7.
+    * `log S = log1p(rest)`: 6 from `rest`, since `rest/(1 + rest) <= log1p(rest)`, and 4 from log1p, together 10. The
+      error is relative to `log S` even where `log S` is small.
+    * `-lp = log S - a`. Both terms have the same sign, so the larger relative error counts: 10 for `log S`, or 1 for
+      `a`, to which the code adds no `l` here. The subtraction adds 1, together 11.
+    * If only the true class has a term, `v` is the weight of this class, an input: 0. The loss `v·(-lp)`:
       0 + 11 + 1 = 12.
-    * Otherwise `v` has the operations `1 - ε`, `·t`, `+ ε/C`, `·w`: 4. `Σ v`: 5. The loss is `log S·Σ v - Σ v a`. For
-      each class, `v_c log S` and `-v_c a_c` have one sign, so their errors are relative to the size of the loss. The
-      first product: 10 + 5 + 1 = 16. The second sum: 4 + 1 + 1 + 1 = 7. The difference adds 1: 17.
-    * `s = g/D`: 2 for D and 1 for the division: 3. In the gradient, `s·Σv/S·e` has 3 + 5 + 7 + 5 and 3 operations: 23.
-      `s·v`: 3 + 4 + 1 = 8. The difference adds 1: 24.
-    * With one true class `y` as the only term, its element of the gradient is `-s·w/S·(S - e_y)`. If y has the largest
-      logit, `S - e_y` is `rest`: 6. If not, `e_y <= 1 <= S - e_y`, hence `S <= 2·(S - e_y)` and `rest <= S - e_y`: 6
-      from `rest`, 2 from the addition in S, 5 from `e_y`, and 1: 14. With 3 for s, 7 for S, 3 operations, and the
-      hundredths that the sums above leave out: 27.2. There is no cancellation.
-    * The gradient of the target, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations: 18.
-    * `m`, whose error is relative to M: `e·u` 6, their sum 7, and `/S` 7 + 7 + 1 = 15. The tangent `v·(m - u)` of the
-      true class: 15 and 2 operations, 17. With all classes as terms, the tangent is `m Σ v - Σ v u`: 15 + 5 + 1 = 21
-      for the first product, 4 + 1 + 1 = 6 for the second sum, and 1 for the difference: 22.
-    * `second`: 23 for `s·Σv/S·e`, as above. `u - m`: 15 + 1 = 16. The product: 23 + 16 + 1 = 40.
+    * Otherwise `v` has the four operations `1 - ε`, `·t`, `+ ε/C` and `·w`: 4. The sum `Σ v`: 5. The loss is
+      `log S·Σ v - Σ v a`. For each class, `v_c log S` and `-v_c a_c` have the same sign, so their errors are relative
+      to the size of the loss. The first product: 10 + 5 + 1 = 16. The second sum: 4 + 1 + 1 + 1 = 7. The subtraction
+      adds 1 to the larger error, together 17.
+    * `s = g/D`: 2 from D and 1 from the division, together 3. The gradient is `s·Σv/S·e - s·v`. The first term has 3
+      from s, 5 from `Σ v`, 7 from S, 5 from `e`, and 3 operations: 23. The second term: 3 + 4 + 1 = 8. The subtraction
+      adds 1, together 24.
+    * If only the true class y has a term, the gradient of the logit of y is `-s·w/S·(S - e_y)`. If y has the largest
+      logit, `S - e_y` is `rest`: 6. If not, `e_y <= 1 <= S - e_y`, hence `S <= 2·(S - e_y)` and `rest <= S - e_y`. Then
+      `S - e_y` has 6 from `rest`, 2 from the addition in S, 5 from `e_y`, and 1 from the subtraction: 14. The whole
+      product has 14, 3 from s, 7 from S, and 3 operations: 27. The hundredths that the sums above leave out make 27.2.
+    * The gradient of the target, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations, together 18.
+    * The mean m has an error relative to M. The products `e·u`: 6. Their sum: 7. The division by S: 7 + 7 + 1 = 15.
+    * The tangent. If only the true class has a term, the tangent is `v·(m - u)`: 15 and 2 operations, together 17.
+      Otherwise the tangent is `m Σ v - Σ v u`: 15 + 5 + 1 = 21 for the first product, 4 + 1 + 1 = 6 for the second sum,
+      and 1 for the subtraction, together 22.
+    * The second derivative `s·Σv/S·e·(u - m)`: 23 for `s·Σv/S·e`, as above, and 15 + 1 = 16 for `u - m`. The product:
+      23 + 16 + 1 = 40.
 
-    Underflow. An operation that underflows has an error of at most 2^-1022. Such errors enter one result in at most
-    `16 C² <= 2^64` places. In each place, the error is multiplied at most by three factors below 2^130 (`|w|`, `|t|`,
-    and `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32
-    number. Less than 2^-290 is left, and UNDERFLOW is 2^-200.
+    The largest numbers are 27.2 and, for a second derivative, 40. The terms of order u² fit between 27.2 and 28, and
+    between 40 and 41.
+
+    Underflow. An operation that underflows has an error of at most 2^-1022. One result contains at most
+    `16 C² <= 2^64` of these errors. Each error is multiplied at most by three factors below 2^130 (`|w|`, `|t|`, and
+    `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32 number.
+    The errors together are below 2^-290, and UNDERFLOW is 2^-200.
 
     Overflow. No result exceeds 2^(64 + 3·130 + 277), so nothing overflows. ∎
     """
@@ -150,22 +160,27 @@ class Formula:
 
     @cached_property
     def coefficients(self) -> Elements:
-        """The coefficients `v = w·q`, class weight times smoothed target, (r, C), which are 0 on ignored rows.
+        """The coefficients `v = w·q`, class weight times smoothed target, (r, C).
 
-        If only the true class of a row has a term, the array has the coefficients of the true classes, (r,).
+        If only the true class of a row has a term, the array has only the coefficient of the true class, (r,). The
+        coefficients of ignored rows are 0.
         """
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The coefficients computed from magnitudes, `|w|·((1 - ε)|t| + ε/C)`, so that no terms cancel."""
+        """The numbers `|w|·((1 - ε)|t| + ε/C)` for the sizes, in the shape of :attr:`coefficients`.
+
+        For a negative class probability `t`, the terms `(1 - ε)t` and `ε/C` of a coefficient can cancel. These numbers
+        do not cancel.
+        """
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
     def _coefficients(self, t: NDArray[Any] | None) -> Elements:
         """Return the coefficients `v` for the class probabilities `t`, or for the class indices if `t` is None.
 
-        Where only the true class has a term, the shape is (r,), otherwise (r, C).
+        The shape is (r, C); or (r,) if only the true class of a row has a term.
         """
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
@@ -181,13 +196,13 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return the values multiplied by the class weights. The last axis of the values has the classes."""
+        """Return the class weights times the values, (..., C) or (..., 1). Without class weights, return the values."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """The sum of the coefficients of each row, `Σ v`, (r,), for rows with a term for every class."""
+        """The sum of the coefficients of each row, `Σ v`, (r,). Used only if every class has a term."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:
@@ -260,8 +275,8 @@ class Formula:
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of results of the given sizes, which :class:`Formula` computed in float64.
+    """Return the error radius of results that :class:`Formula` computed in float64: `roundings·u·size + 2^-200`.
 
-    `roundings` is the factor of `u·size` in the error that the docstring of :class:`Formula` proves.
+    The docstring of :class:`Formula` proves this error, and defines the size of a result.
     """
     return roundings * UNIT_ROUNDOFF * size + UNDERFLOW
