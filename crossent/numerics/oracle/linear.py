@@ -3,34 +3,37 @@ r"""The exact loss and gradients of a linear cross-entropy, each number with a p
     z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
-Two functions compute these numbers independently:
+Here h are the hidden states, W is the weight and b the bias of the linear layer, and z are the logits. One of two
+functions computes a call:
 
 * :func:`_in_float64` computes the logits, their cross-entropy (:class:`crossent.numerics.oracle.formula.Formula`), and
   the three products. The proof below gives the error radius.
-* :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint. Ball arithmetic computes the
-  error radius itself. The oracle uses this function if an argument is float64, or if the logits are huge. For the
-  products with d, this function calls :func:`crossent.numerics.oracle.products.ball_product`, which takes less time.
+* :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint, which computes the error radius
+  itself. The oracle uses this function if an argument is float64, or if the error of a float64 logit may exceed
+  2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix products, because
+  it takes less time than flint.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
-* Logits. The product of two float32 numbers is exact in float64. A sum of H such products and a bias, in any order, has
+* Logits. The product of two float32 numbers is exact in float64. The sum of H products and a bias, in any order, has
   an error of at most `γ_H (Σ|h_k W_ck| + |b_c|)` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
   section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (|h| max_c |W_c| + max_c |b_c|)`, with Euclidean norms.
 * Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128, and float32 weights and
-  probabilities. It uses no other property of float32 logits. So the radii of `Formula` hold for the logits z'.
-* From z' to the exact z. Every logit moves by at most `e`. So `log p_c = -log Σ_i exp(z_i - z_c)` moves by at most
-  `log(p_c + (1 - p_c) exp(2e))`, because the term of class c does not move, and every other term by a factor of at most
-  `exp(2e)`. (The move downwards is smaller, since `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and
-  the arithmetic mean.) With `δ = expm1(2e)` this logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss
-  `-Σ v_c log p_c` moves by at most `Σ |v_c| (1 - p_c) δ`, the probability p_c by at most `p_c (1 - p_c) δ`, and
-  `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. These bounds are small for a class with `p_c` near 1.
+  probabilities. The proof uses no other property of float32 logits. So the radii of `Formula` hold for the logits z'.
+* From z' to the exact z. Every logit changes by at most `e`. In `log p_c = -log Σ_i exp(z_i - z_c)`, the term of class
+  c is always 1, and every other term changes by a factor of at most `exp(2e)`. So `log p_c` changes by at most
+  `log(p_c + (1 - p_c) exp(2e))` if the other terms grow. If they shrink, the change is smaller, since
+  `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the arithmetic mean. With `δ = expm1(2e)`, this
+  logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss `-Σ v_c log p_c` changes by at most
+  `Σ |v_c| (1 - p_c) δ`, the probability p_c by at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most
+  `|s Σv| p_c (1 - p_c) δ`. (`Formula` defines v and s.) These bounds are small for a class with `p_c` near 1.
 * Products. Let d' be the computed d, `ρ` its radius, and n the number of terms of a dot product. The computed `d' W`
-  differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`. The other two products have the same bound, with h or ones
+  differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`. The gradients of W and b have the same bound, with h or ones
   in place of W. The proof assumes that numpy's BLAS adds the terms of each dot product, in any order, with or without
   fused multiply-adds. The proof does not cover matrix algorithms that subtract, such as Strassen's.
 
-The radii are computed in float64 too. The factor `1 + 2^-20` covers their roundings for up to 2^30 terms, and 2^-1000
-covers products that underflow. ∎
+The radii are computed in float64 too. The factor `1 + 2^-20` covers the rounding errors of the radii for up to 2^30
+terms, and 2^-1000 covers products that underflow. ∎
 """
 
 from __future__ import annotations
@@ -51,20 +54,22 @@ from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, Balls, Elem
 from crossent.numerics.oracle.formula import FiniteRows, Formula, float64_radius
 from crossent.numerics.oracle.products import ball_product
 
-_BLOCK = 2**20  # logits in a block of float64: an array of 8 MiB. Smaller blocks read the weight more often.
+_BLOCK = 2**20  # logits in a block of float64: an array of 8 MiB. With smaller blocks, the weight is read more often.
 # The largest absolute radius of a logit in ball arithmetic: the oracle doubles the bits until no radius is larger.
 _LOGIT_RADIUS = 2.0**-85
-_BITS = 128
-_MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
+_BITS = 128  # the first precision of ball arithmetic
+_MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000  # for the errors of the radii: see the end of the proof
 
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
     """The exact values of a call to linear cross-entropy, each with an error radius.
 
+    The call has `N` hidden states of length `H`, and `V` classes.
+
     Attributes:
         loss: (N,) for the reduction "none", otherwise 0-d.
-        grad_input: (N, H).
+        grad_input: (N, H), the gradient of the hidden states.
         grad_weight: (V, H), the gradient of `linear_weight`.
         grad_bias: (V,), or None if the call has no bias.
     """
@@ -76,11 +81,11 @@ class LinearAnswer:
 
 
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
-    """Return the exact loss and gradients of a call.
+    """Return the exact loss and gradients of a call of a linear cross-entropy.
 
-    An ignored row has the loss 0 and adds exactly 0 to every gradient. If the weights of the kept rows sum to 0, a mean
-    is NaN. Its gradients are then NaN too, except the gradient of an ignored row's input. If every row is ignored, all
-    gradients are 0.
+    An ignored row has the loss 0 and adds exactly 0 to every gradient. If every row is ignored, all gradients are 0. If
+    the weights of the kept rows sum to 0, the mean and its gradients are NaN. The gradient of an ignored hidden state
+    is 0 even then.
 
     Args:
         call: The arguments.
@@ -96,7 +101,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
         >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
         ('0.3182', [[0.2627, -0.2774]])
     """
-    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; shows Arguments the shape
+    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # no memory; Arguments needs only the shape
     arguments = Arguments(
         standin,
         call.index,
@@ -130,7 +135,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
 
 
 def _logit_errors(call: LinearCall) -> Array:
-    """Return a bound on the float64 error of the logits of each row, (N,); inf where the logits may be huge."""
+    """Return a bound on the float64 error of the logits of each row, (N,); inf where a logit may reach 2^127."""
 
     def norms(rows: NDArray[Any]) -> Array:
         squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
@@ -148,9 +153,9 @@ def _gamma(n: int) -> float:
 
 
 def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
-    """Return the losses of the rows and the three gradients, computed in float64.
+    """Return the losses of the rows and the gradients of h, W and b, computed in float64.
 
-    `errors` has a bound on the error of each row's logits, (N,).
+    `errors`, (N,), bounds the errors of the logits of each row.
     """
     h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
     bias = 0.0 if call.linear_bias is None else call.linear_bias.astype(np.float64)
@@ -176,14 +181,14 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
 
 
 def _with_radius(values: Array, radius: Array) -> Ball:
-    """Return the values with the radius. First widen the radius, in place, by the errors of its own computation."""
+    """Return the values as a ball. Widen the array `radius`, in place, by the rounding errors of its computation."""
     radius *= _MARGIN
     radius += _TINY
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
 def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice) -> FiniteRows:
-    """Return some rows of a call, with their computed logits, as :class:`Formula` takes them."""
+    """Return the given rows of a call as :class:`FiniteRows`, with their logits computed in float64."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,
@@ -198,10 +203,10 @@ def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, lo
 
 
 def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
-    """Return the losses, (r,), and the gradient of the logits, (r, V).
+    """Return the losses, (r,), and the gradient of the logits, (r, V), with radii for logits that are not exact.
 
-    The radii cover the rounding errors of the formula and the errors of the logits. `moved` is the number `δ` in the
-    proof of this module, (r,).
+    The radii cover the rounding errors of the formula and the errors of the logits. `moved`, (r,), has the number `δ`
+    of the proof of this module for each row.
     """
     rows, every = formula.rows, np.arange(len(moved))
     with formula.arithmetic.context():
@@ -231,7 +236,7 @@ _WITH_RADIUS = np.frompyfunc(flint.arb, 2, 1)
 
 
 def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) -> list[Ball]:
-    """Return the losses of the rows and the three gradients, computed in ball arithmetic."""
+    """Return the losses of the rows and the gradients of h, W and b, computed in ball arithmetic."""
     bits, zeros = _BITS, np.zeros(call.input.shape)
     h, w = (factor.astype(np.float64) for factor in (call.input, call.linear_weight))
     product = ball_product(Ball(h, zeros, zeros), w.T)
@@ -252,7 +257,7 @@ def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) 
 def _from_logits(
     call: LinearCall, arguments: Arguments, denominator: Denominator, balls: Balls, logits: Elements
 ) -> list[Ball]:
-    """Return the losses of the rows and the three gradients, computed in ball arithmetic from the logits, (N, V)."""
+    """Return the losses of the rows and the gradients of h, W and b, from the balls of the logits, (N, V)."""
     every, kept = np.arange(call.rows), arguments.kept
     zero = balls.numbers(np.zeros(1))
     top = every, np.asarray(logits, np.float64).argmax(1)
@@ -275,7 +280,7 @@ def _from_logits(
             hot = balls.numbers(np.arange(call.classes) == call.index[:, None])
         v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
         losses, d = _total(v * (log_sum[:, None] - shifted)), scale * (p * _total(v)[:, None] - v)
-    else:  # the difference p - 1 of the true class, without cancellation
+    else:  # p - 1 of the true class is computed as minus the probability of the other classes, so nothing cancels
         true = every, np.where(kept, call.index, 0)
         v = weight[true[1]]
         exps[true] = zero[0]
@@ -293,7 +298,7 @@ def _from_logits(
 
 
 def _total(terms: Elements) -> Elements:
-    """Return the sum over the last axis."""
+    """Return the sum of balls over the last axis."""
     return np.asarray(_ADDED(terms, -1, initial=flint.arb(0)), object)
 
 

@@ -1,27 +1,33 @@
-r"""The product of two matrices of float64 numbers, far more accurate than float64, with a proven error radius.
+r"""The product of two float64 matrices, with a proven error radius far below the rounding error of float64.
 
 The method is the error-free split of K. Ozaki, T. Ogita, S. Oishi and S. M. Rump, "Error-free transformations of matrix
-multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. A matrix is split into
-parts with few bits. The product of two parts has no rounding error, so the fast matrix product of float64 is exact.
+multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. Each matrix is split
+into two matrices with few bits, A₁ and A₂, and the rest A'. (A is the sum `hi + lo` of a ball, so A' also contains
+`lo`.) The float64 product of two matrices with few bits has no rounding error, and is as fast as any other product.
 
     A B = (A₁ + A₂ + A') (B₁ + B₂ + B') = A₁B₁ + A₁B₂ + A₂B₁ + A₂B₂ + (A₁ + A₂) B' + A' B
 
 Proof. Write `u = 2^-53`, `γ_n = n u/(1 - n u)`, and k for the number of terms of a dot product.
 
-* A part. Let `|v| < 2^E` for all numbers v of a row, `β` the bits of a part, and `σ = 1.5·2^(E+52-β)`. For `β ≤ 50`,
-  the sum `v + σ` lies between `2^(E+52-β)` and twice this number, where float64 numbers are multiples of `2^(E-β)`. So
-  `t = (v + σ) - σ` is v rounded to a multiple of `2^(E-β)`, the second step is exact, and `|t| ≤ 2^E`. The rest `v - t`
-  is exact too: both are multiples of the last place of v or of `2^(E-β)`, and `|v - t| ≤ |v|`.
-* The product of two parts. The terms of a dot product are multiples of `g = 2^(E-β) 2^(F-β)`, and at most `2^(2β) g`.
-  If `2β + log k ≤ 53`, every sum of some of the terms is a multiple of g and at most `2^53 g`, so it is a float64
-  number. Every order of the additions is exact, with or without fused multiply-adds.
-* The other two products are computed in float64, with an error of at most `γ_k |A'| |B|` and `γ_k |A₁ + A₂| |B'|`
-  (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). A' and `A₁ + A₂` are rounded once.
-* The four exact products are added by `two_sum`, whose errors are exact. These three errors and the two other products
-  are added in float64: 4 additions of 5 numbers, with an error of at most `γ_4` times the sum of their magnitudes.
+* The split of a row of A, or of a column of B. Let `|v| < 2^E` for all its numbers v. Let `β` be the number of bits of
+  A₁, and `σ = 1.5·2^(E+52-β)`. For `β ≤ 50`, the sum `v + σ` lies between `2^(E+52-β)` and twice this number, where
+  float64 numbers are multiples of `2^(E-β)`. So `t = (v + σ) - σ` is v rounded to a multiple of `2^(E-β)`. The
+  subtraction of σ is exact, and `|t| ≤ 2^E`. The rest `v - t` is exact too: v and t are multiples of the last place of
+  v, or of `2^(E-β)` if this is smaller, and `|v - t| ≤ |v|`.
+* The product of two matrices with few bits. Let `2^F` be the limit for a column of B. The terms of a dot product are
+  multiples of `g = 2^(E-β) 2^(F-β)`, and at most `2^(2β) g`. If `2β + log₂ k ≤ 53`, every sum of some of the terms is a
+  multiple of g and at most `2^53 g`. So every partial sum is a float64 number, and no addition is rounded, in any order
+  of the additions, with or without fused multiply-adds.
+* The products `A' B` and `(A₁ + A₂) B'` are computed in float64, with an error of at most `γ_k |A'| |B|` and
+  `γ_k |A₁ + A₂| |B'|` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). The matrices A'
+  and `A₁ + A₂` are rounded once, so the code uses `γ_{k+1}`.
+* The sum of the six products. `two_sum` adds the four exact products, and returns three exact errors. The code adds
+  these three errors and the other two products in float64. These are 4 additions of 5 numbers, with an error of at most
+  `γ_4` times the sum of their magnitudes.
 * An underflow adds at most 2^-1074 for each term of each product. 2^-1000 covers all underflows.
 
-The radius is computed in float64. The factor `1 + 2^-20` covers its roundings for up to 2^30 terms. ∎
+The radius is computed in float64. The factor `1 + 2^-20` covers the rounding errors of the radius for up to 2^30
+terms. ∎
 """
 
 from __future__ import annotations
@@ -32,15 +38,18 @@ from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 
 _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
-# The largest radius of a result, as a share of the sum of the magnitudes of its terms: far below one rounding, 2^-53.
+# The largest radius of a number, divided by the sum of the magnitudes of its terms: far below one rounding, 2^-53.
 _LARGEST_RADIUS = 2.0**-80
 
 
 def ball_product(a: Ball, b: Array) -> Ball | None:
-    """Return the product of a matrix with radii, (m, k), and an exact matrix, (k, n); None if the radii are too large.
+    """Return the product of a matrix with radii and an exact matrix, or None if a radius of the product is too large.
 
-    A radius is too large above 2^-80 of the sum of the magnitudes of the terms. This happens if a row of `a`, or a
-    column of `b`, has a number far above the numbers that determine the result, or if a number overflows.
+    The matrix `a` with radii is (m, k), the exact matrix `b` is (k, n), and the product is (m, n).
+
+    A radius is too large if it is above 2^-80 times the sum of the magnitudes of the number's terms. This can have
+    three reasons. A row of `a`, or a column of `b`, has a number far above the numbers that determine the result. Or
+    `a` has a large radius. Or a number overflows.
 
     Example:
         >>> a = Ball(np.array([[1.0, 1.0, -1.0]]), np.array([[0.0, 2.0**-60, 0.0]]), np.zeros((1, 3)))
@@ -71,7 +80,10 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
 
 def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
-    """Return the leading parts of the values, with `bits` bits relative to the largest along an axis; and the rest."""
+    """Return the values rounded to at most `bits` bits, and the exact rest.
+
+    The values along `axis` are rounded to multiples of `2^(E - bits)`, where `2^E` is above all their magnitudes.
+    """
     exponent = np.frexp(np.abs(values).max(axis, keepdims=True, initial=0.0))[1]
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift
@@ -79,5 +91,5 @@ def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
 
 
 def _gamma(n: int) -> float:
-    """Return `γ_n = n u/(1 - n u)`, the relative error of n roundings."""
+    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings."""
     return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)

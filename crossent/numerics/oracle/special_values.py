@@ -1,9 +1,8 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
-The contract of cross-entropy is torch's documentation, and torch's behaviour where the documentation says nothing. The
-contract says when a value is infinite, NaN or exactly 0. These values replace the results of
-:mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only the NaN of a mean whose weights cancel has the
-radius inf.
+The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. The values that the
+rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only the NaN of a mean
+whose weights cancel has the radius inf.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from crossent.numerics.oracle.arguments import Arguments, Denominator
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
-# The wanted radius of a number in ball arithmetic, divided by the number's size: 2^-20 times the unit roundoff of
+# In ball arithmetic, the largest radius of a number divided by the number's size: 2^-20 times the unit roundoff of
 # float64. The size is the sum of the magnitudes of the number's terms.
 RELATIVE_RADIUS = 2.0**-73
-BITS = 128  # the first precision of ball arithmetic. flint is hardly faster with fewer bits than two machine words
+BITS = 128  # the first precision of ball arithmetic: two machine words. With fewer bits, flint is hardly faster
 
 
 class RowBlock:
@@ -62,13 +61,13 @@ class RowBlock:
     def _widen(self, values: NDArray[Any] | None) -> Any:
         """Return the values unchanged. If the call has no classes, return zeros for a single class instead.
 
-        The loss is 0 in both cases: an empty sum for no classes, and `log 1` for a single class with a finite logit.
+        With no classes, the loss is an empty sum. With one class and a finite logit, the loss is `-log 1`. Both are 0.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
     @cached_property
     def _float64(self) -> Formula:
-        """The formula in float64. The sizes of the results are always computed in float64."""
+        """The formula in float64, which computes the sizes of the results in every call."""
         return Formula(self._finite, Float64())
 
     @cached_property
@@ -81,7 +80,7 @@ class RowBlock:
         kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
             infinite = self._infinite & kept[:, None] & (self._finite.dense or self._one_hot())
-            with np.errstate(invalid="ignore"):  # the contract defines 0·inf and inf - inf as NaN
+            with np.errstate(invalid="ignore"):  # as in torch, 0·inf and inf - inf are NaN
                 values = np.where(infinite, self._signs() * np.inf, 0.0).sum(1)
 
         def with_rules(ball: Ball) -> Ball:
@@ -93,7 +92,7 @@ class RowBlock:
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of a row without a finite maximum is NaN, even if the row is ignored: the contract follows torch.
+        The gradient of a row without a finite maximum is NaN, even if the row is ignored, as in torch.
         """
         kept = self._finite.kept[:, None]
 
@@ -158,16 +157,16 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Compute results with their error radii. For a call without classes, an (r, C) result has no columns.
+        """Return results with their error radii.
 
-        In ball arithmetic, double the bits until each finite result has a radius of at most `RELATIVE_RADIUS` times its
-        size, or of about the precision of two float64 numbers.
+        In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
+        `RELATIVE_RADIUS` times the size of the result, or about the precision of two float64 numbers.
 
         Args:
             numbers: A function that computes the results from a formula.
-            sizes: A function that computes the size of each result, to which the error radius is relative.
-            with_rules: A function that replaces the results that are infinite, NaN or exactly 0 by contract.
-            roundings: For float64: the factor of unit roundoff times size in the error that :class:`Formula` proves.
+            sizes: A function that computes the size of each result from a formula.
+            with_rules: A function that replaces the results that are infinite, NaN or exactly 0 by a rule.
+            roundings: In float64, the factor of `u·size` in the error that :class:`Formula` proves.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -186,9 +185,10 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C), for logits of -inf. The caller uses no other signs.
+        """Return the sign of each coefficient `v_c`, (r, C). The signs are right only where the logit is -inf.
 
-        The signs do not come from `v_c` in float64, because `v_c` could underflow or cancel to 0.
+        The callers use no other signs. The code does not compute `v_c` in float64, where `v_c` could underflow or
+        cancel to 0.
         """
         smoothing, t = self._finite.label_smoothing, self._finite.probabilities
         if t is None:
