@@ -175,8 +175,9 @@ class Float64:
 class Balls:
     """The ball arithmetic of flint, with a precision of `bits`.
 
-    A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball that
-    contains the exact result. The class has the same methods as :class:`Float64`, for arrays of `flint.arb` objects.
+    A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball
+    that contains the exact result. The class has the same methods as :class:`Float64`, for arrays of `flint.arb`
+    objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.

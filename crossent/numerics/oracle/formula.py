@@ -77,8 +77,8 @@ class Formula:
     r"""The losses and gradients of :class:`FiniteRows`, and their derivatives along a direction, in one arithmetic.
 
     The docstring of the module defines the symbols and the formulas. In ball arithmetic, every result contains the
-    exact value. In float64 with float32 inputs, the error of a result is at most `28 u·size + 2^-200`, with `u =
-    2^-53`. For a second derivative, the factor is 41 in place of 28.
+    exact value. In float64 with float32 inputs, the error of a result is at most `28 u·size + 2^-200`, with
+    `u = 2^-53`. For a second derivative, the factor is 41 in place of 28.
 
     The size of a result is the sum of the magnitudes of its terms:
 
