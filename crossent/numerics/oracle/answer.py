@@ -34,8 +34,8 @@ from crossent.numerics.oracle.arguments import EXACT_BITS, Arguments, Denominato
 from crossent.numerics.oracle.arithmetic import Ball, Balls
 from crossent.numerics.oracle.special_values import RowBlock
 
-# The largest number of logits in a block, unless a single row is longer. An array of so many logits takes 0.5 MiB in
-# float64 (BLOCK), and 0.3 MiB in ball arithmetic (BALL_BLOCK).
+# The largest number of logits in a block, unless a single row is longer. An array of a block takes 0.5 MiB in float64
+# (BLOCK), and 0.3 MiB in ball arithmetic (BALL_BLOCK).
 BLOCK, BALL_BLOCK = 2**16, 2**12
 # If a call has at most this number of logits, the gradient uses the exponentials of the loss again. The saved
 # exponentials take up to 300 MiB in ball arithmetic.
@@ -166,8 +166,8 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
         lo = math.fsum([*terms, -hi])
     except OverflowError:
         return _scalar(np.nan, np.inf)
-    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. No term is
-    # for underflow, because a sum of float64 numbers is exact where the sum is subnormal.
+    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. A
+    # term for underflow is not needed, because a sum of float64 numbers is exact where the sum is subnormal.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
     if hi == radius == 0:  # every loss is exactly 0
         return _scalar(0.0, 0.0)

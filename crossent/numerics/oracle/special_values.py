@@ -98,7 +98,7 @@ class RowBlock:
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
-            if self._infinite.any():  # here `p_c` and `v_c` are exactly 0, so the gradient is 0
+            if self._infinite.any():  # at a logit of -inf, `p_c` is 0, so the gradient is 0 where `v_c` is exactly 0
                 ball = ball.replaced(self._infinite & (self._signs() == 0), 0.0)
             if self._undefined is not None:
                 ball = ball.replaced(kept, np.nan, self._undefined)
@@ -176,7 +176,7 @@ class RowBlock:
                 ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64):
                 break
-            # More bits change nothing at the precision of two float64 numbers, or if the size overflowed to NaN.
+            # More bits would not help if two float64 numbers cannot be more precise, or if the size overflowed to NaN.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
