@@ -6,8 +6,8 @@ rounding          Computed: a computed number with its error bound, and the rule
 contracts         Contract: the promises of an implementation about its arithmetic
 terms             Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
 inexact_logits    the softmax of logits that an implementation computes itself, with its error bound
-intermediates     softmax, coefficients of the target, and denominator, with their error bounds
-call              CallBounds: the part that all bounds of a call share, and the bounds of several calls together
+intermediates     softmax, coefficients (class weight times smoothed target) and denominator, with their error bounds
+call              CallBounds: the intermediates that all bounds share, and the computation of several calls together
 loss              Bounds: the error bounds of the loss and of the gradients
 derivatives       DerivativeBounds: the error bounds of the derivatives along a direction
 linear_contracts  LinearContract: the promises of a linear cross-entropy
@@ -15,8 +15,9 @@ linear            LinearBounds: the error bounds of a linear cross-entropy, and 
 unbounded         the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates`, `loss` or `derivatives`. To allow another order of
-operations, compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`. To allow
-other orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. To
-allow a step for some implementations only, add a field to `Contract`. To add an operation, add a method to `Computed`.
-Then run `nox -s mutants figures`, which shows whether a bug escapes.
+operations, compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`, which
+has the larger error of both. To allow other orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the
+order of the sum over the batch. To allow a step for some implementations only, add a field to `Contract`. To add an
+operation, add a method to `Computed`. After each change, run `nox -s mutants figures`, which shows whether the checks
+then miss a bug.
 """

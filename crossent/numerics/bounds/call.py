@@ -1,8 +1,8 @@
-"""The part that all error bounds of a call share: the intermediates, and the factor `g/D` of the gradients.
+"""The numbers that all error bounds of a call share: the intermediates, and the factor `g/D` of the gradients.
 
-Here `g` is the upstream gradient, and `D` is the denominator of a mean; without a mean, the factor is `g`. Several
-calls of the same structure can be computed together (:meth:`CallBounds.of_calls`). In shapes, R is the number of rows,
-C of classes and B of calls.
+Here `g` is the upstream gradient, and `D` is the denominator of a mean. Without a mean, the factor is `g`.
+:meth:`CallBounds.of_calls` computes several calls of the same structure together. In shapes, R is the number of rows, C
+of classes and B of calls.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class CallBounds:
         """Compute the bounds of many calls together, and store them in the objects of the calls.
 
         All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds have the same bits
-        as bounds computed for each call alone, so that a report does not depend on the division of a run. For a single
-        call, this method does nothing: the object computes a bound when the bound is first read.
+        as bounds computed for each call alone. So a report does not depend on how a run is divided among processes. For
+        a single call, this method does nothing: the object computes a bound when the bound is first read.
 
         Args:
             calls: One object for each call.
@@ -160,9 +160,9 @@ class CallBounds:
 
         Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
         absolute: :attr:`Format.underflow`, multiplied by the factors that remain after the underflow. After the first
-        multiplication, all factors but two remain. A partial product does not underflow if the product is above twice
-        the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two products. The
-        size of the sum says nothing about the two products, so both may underflow.
+        multiplication, all factors but two remain. A partial product does not underflow if the whole product is above
+        twice the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two
+        products. The size of the sum says nothing about the two products, so both may underflow.
 
         Args:
             product: The product or the sum of two products, (R, C), with its relative rounding errors.
@@ -193,7 +193,7 @@ class CallBounds:
     def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
         """Return the numbers divided by the denominator `D`.
 
-        A kernel may multiply by `1/D` instead. The error is the larger error of the two ways.
+        A kernel may multiply by `1/D` instead. The returned error is then the larger error of quotient and product.
         """
         c = self.contract
         divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)
@@ -220,10 +220,10 @@ class CallBounds:
 
 
 def _descending(factors: list[Array], count: int) -> list[Array]:
-    """Return the largest `count` factors in descending order, element by element; the factors broadcast.
+    """Return, for each element, the largest `count` factors in descending order; the factors broadcast.
 
-    A sort would need arrays of the whole shape. Here, an array has only the shape of the factors that it compares, and
-    the factors with few elements come first.
+    numpy's sort would need arrays of the whole shape. The arrays here have only the shape of the factors that they
+    compare, and the factors with few elements come first.
     """
     largest: list[Array] = []
     for factor in sorted(factors, key=np.size):
@@ -235,7 +235,7 @@ def _descending(factors: list[Array], count: int) -> list[Array]:
 
 
 def parts_of(numbers: Array) -> list[slice]:
-    """Return slices of the rows, each of at most 2^16 numbers or of one row; at least one slice."""
+    """Return slices that divide the rows into parts of one row or of at most 2^16 numbers; at least one slice."""
     step = max(1, 2**16 // max(1, numbers.shape[1]))
     return [slice(start, start + step) for start in range(0, max(1, len(numbers)), step)]
 
@@ -252,8 +252,8 @@ def effective(contract: Contract, terms: Terms) -> Contract:
     """Return the contract with fixed values of the fields that do not change the bounds of this call.
 
     The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the other two
-    change the bounds of some calls only. So two contracts that differ only in these fields often become equal, and
-    crossent computes their bounds once.
+    change the bounds of some calls only. Two contracts that differ only in these fields often become equal. crossent
+    then computes their bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

@@ -16,9 +16,9 @@ import numpy as np
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
-# The grade that a subject promises, and the grade that a run finds. A: all computation in float32, or in float64 for
-# float64 logits. B: the intermediates may have the precision of the logits' dtype. F: the results exceed the bounds of
-# both grades.
+# The grade that a subject promises, or that a run finds. At grade A, a subject computes in float32, or in float64 for
+# float64 logits. At grade B, the subject may also round intermediates to the precision of the logits' dtype. At grade F,
+# the results exceed the bounds of both other grades.
 Grade = Literal["A", "B", "F"]
 
 
@@ -30,9 +30,9 @@ class Functions:
         exp_ulps, log_ulps: The largest errors of exp and log: the distance from the exact result, not from the
             correctly rounded result.
         source: The documentation that states the errors.
-        exp_per_unit: For an exp that first multiplies its argument by a rounded constant: the relative error of this
-            product, in units of the unit roundoff.
-        log_absolute: The largest absolute error of log for arguments below two.
+        exp_per_unit: For an exp that first multiplies its argument by the rounded constant `log2 e`: the relative error
+            of this product, in units of the unit roundoff. 0 for any other exp.
+        log_absolute: The largest absolute error of log for arguments below two, or 0 if `log_ulps` bounds this error.
         division_ulps: The largest error of a division; one half if divisions are correctly rounded.
     """
 
@@ -81,7 +81,7 @@ class Contract:
             same format, except in a copy from :meth:`storing`.
         compute: The format in which the implementation computes.
         functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation also rounds intermediates, or None. This format is float16 or
+        stored: The format to which the implementation may also round intermediates, or None. This format is float16 or
             bfloat16 with the largest number of float32. So an implementation must not overflow float16 in a count of
             rows, or in a sum whose mean is small.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
@@ -144,7 +144,7 @@ class Contract:
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, numbers: Computed) -> Computed:
-        """Return an intermediate as the implementation stores it: rounded to the format `stored`, if there is one."""
+        """Return an intermediate rounded to the format `stored`, or unchanged if `stored` is None."""
         return numbers if self.stored is None else numbers.rounded(self.stored)
 
 
@@ -166,14 +166,14 @@ def contract(
 ) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: intermediates in float32 (in float64 for float64 logits), sums over classes in any order, one rounding to
-    the dtype of the result. A wider format only leaves roundings out.
+    Grade A: the implementation computes intermediates in float32 (in float64 for float64 logits), sums over classes in
+    any order, and rounds once to the dtype of the result. A wider format only leaves roundings out.
+
+    Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 
     Ranks. An all-reduce over ranks is a sum in blocks, in some order. The blocks have a common maximum, or each block
     has its own maximum. "kernel", "fast_kernel" and "logsumexp" allow any order, of classes and of rows, so these
-    contracts also hold on several ranks.
-
-    Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
+    contracts also cover an implementation on several ranks.
 
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks
     of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
@@ -181,26 +181,27 @@ def contract(
     contract of "torch" allows the depth of the deeper of these two orders. In half precision at grade B on a CPU,
     "eager", "blocked" and "torch" allow the depth of the first order. In the first order, an ignored row at the end of
     a block makes the block longer. The depth may then exceed the contract, and the check may fail. All other contracts
-    allow any order: on CUDA, torch adds blocks of rows to the result in storage precision, in the order in which the
-    blocks end.
+    allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in the order in
+    which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But
     if all logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as
-    large as in the same row shifted until the row contains zero: a larger offset must not add to the error. At grade B,
-    and for the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the implementation
-    may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
+    large as for the same row shifted until the row contains zero. A larger offset must not add to the error. At grade
+    B, and for the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the
+    implementation may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
-    Steps. A backward that torch's operations compute one after another, `(exp(log p) - hot) * scale` with the one-hot
-    target, stores each result in the dtype of the logits. For "stepwise" at grade B, the implementation may round the
-    probability and the difference too. For "eager" and "torch", which store only the gradient, it may not.
+    Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch
+    operations. Each operation stores its result in the dtype of the logits. So for "stepwise" at grade B, the
+    implementation may round the probability and the difference too. An implementation under "eager" or "torch" stores
+    only the gradient, and may not round the other two.
 
     Args:
         promise: The kind of implementation.
         grade: "A" or "B".
         dtype: The dtype of the logits.
         device: The device, such as "cpu" or "cuda:0".
-        rows: The number of rows.
+        rows: The number of rows, on which torch's order of summation depends.
         flushes: Whether the implementation may flush subnormal numbers to 0.
     """
     storage = flushing(FORMATS[dtype]) if flushes else FORMATS[dtype]
@@ -243,8 +244,8 @@ def _sum_depth(rows: int) -> int:
     """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
     The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
-    Then torch adds the four levels, the four accumulators, the lanes of a vector (16 at most), and the terms that fill
-    no vector.
+    Then torch adds the four levels, the terms that fill no group of four, the four accumulators, the lanes of a vector
+    (16 at most), and the terms that fill no vector.
     """
     block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
     return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)

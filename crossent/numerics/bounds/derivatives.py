@@ -61,9 +61,9 @@ class DerivativeBounds(Bounds):
         """The mean of the direction `u`, weighted by the probabilities, `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
-        `e_c = exp(x_c - max x)`. The error is the larger error of the two ways. If the contract stores no intermediate
-        in a narrower format, the sum has all roundings of the quotient, so the error of the sum suffices. Otherwise the
-        quotient has one rounding more, in the stored difference `x_c - max x`.
+        `e_c = exp(x_c - max x)`. The error is the larger error of the sum and the quotient. If the contract stores no
+        intermediate in a narrower format, the sum has all roundings of the quotient, so the error of the sum suffices.
+        Otherwise the quotient has one rounding more, in the stored difference `x_c - max x`.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -153,10 +153,10 @@ class DerivativeBounds(Bounds):
     def _parts_error(self, scale: Array, factor: Array) -> Array:
         """Return the additional error if a backward pass computes `second` in two parts, (R, 1).
 
-        The returned error is divided by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may compute the part
-        of the target and the uniform part separately, and add the two parts last. The addition is one more rounding.
-        The products and differences of each part have five roundings. If the parts cancel, these rounding errors do not
-        cancel.
+        The caller multiplies the returned error by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may
+        compute the part of the target and the uniform part separately (see :func:`parts` of `intermediates`), and add
+        the two parts last. The addition is one more rounding. The products and differences of each part have five
+        roundings. If the parts cancel, these rounding errors do not cancel.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).
@@ -176,10 +176,9 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return a product as the implementation stores it. The error covers every order of the factors.
+        """Return a product as the implementation stores it. The error covers underflows in every order of the factors.
 
-        Some orders make a partial product underflow. The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor
-        of magnitude `last`, (R, C) or (R, 1).
+        The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
         """
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
@@ -189,15 +188,16 @@ class DerivativeBounds(Bounds):
     def upstream_gradient(self) -> Array:
         """The bound of the derivative of `<gradient, direction>` with respect to the upstream gradient.
 
-        A second backward pass computes this derivative, which is equal to the tangent and has the same bound.
+        A second backward pass computes this derivative. The derivative is equal to the tangent and has the same bound.
         """
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong derivatives, which leave out all terms with `mean`, as if the softmax `p` were constant.
+        """Return a list with one wrong derivative, which has no terms with `mean`, as if the softmax `p` were constant.
 
-        If a wrong derivative is within the bounds, passing a comparison does not show that an implementation is right.
-        `check` is "second", "tangent" or "upstream_gradient".
+        If the wrong derivative is within the bounds, passing a comparison does not show that an implementation is
+        right. The wrong derivative is (R, C) for `check="second"`. For "tangent" and "upstream_gradient", the wrong
+        derivative is (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

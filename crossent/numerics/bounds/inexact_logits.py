@@ -1,4 +1,4 @@
-r"""The softmax of logits that have an error, because an implementation computes them, and its error bound.
+r"""The softmax of logits that have an error because an implementation computes them, and the softmax's error bound.
 
 An implementation of a linear cross-entropy computes logits `z'` with `|z' - z| ≤ e`, where `z` are the exact logits.
 Then the implementation computes the cross-entropy of z'. So the error of `log p_c` has two parts. This module bounds
@@ -18,13 +18,13 @@ treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the larg
 * The sum `s' = Σ exp(z'_i - max z')` is at least one. For the largest computed logit c, `log s' = -log p_c(z')`, and no
   class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the largest exact
   logit.
-* Divide the sum by s'. Its terms become `p_c(z')`, and its error becomes relative. The error bound of a sum is the sum
-  of the errors of the terms, and a multiple of `Ω(t)` for the sorted magnitudes t of the terms
+* Divide the sum by s'. The terms become `p_c(z')`, and the error of the sum becomes relative. The error bound of a sum
+  is the sum of the errors of the terms, plus a multiple of `Ω(t)` for the sorted magnitudes t of the terms
   (:meth:`Computed.sum`). Both grow with every term. The second bound of `Computed.sum` holds for any choice of the big
   terms, and grows with every term too. So the bound for the terms w_c holds.
-* A sum in blocks scales a term once for each larger logit that comes later, at most (:func:`in_blocks`). With terms in
-  descending order, the j-th term is scaled at most j-1 times. `Σ t_j f(j - 1)`, for an increasing f, is the least value
-  over all orders of the terms, so it grows with every term. The bound for the terms w_c holds again.
+* A sum in blocks scales a term at most once for each larger logit that comes later (:func:`in_blocks`). With terms in
+  descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is the least value
+  over all orders of the terms, so this sum grows with every term. So the bound for the terms w_c holds here too.
 
 ∎
 """
@@ -157,7 +157,8 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
 
     The function replaces all numbers by their magnitudes, and adds the two sums instead of subtracting. So every
     rounding error is at least as large as for the computed logits. The errors of the logits change the exact result by
-    at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`.
+    at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`. `logsumexp` is the third result of
+    :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))

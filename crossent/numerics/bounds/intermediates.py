@@ -1,8 +1,8 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
 The intermediates are softmax and its logarithm, the coefficients `w_c q_c`, and the denominator of a mean. A
-coefficient is the product of a class weight and the smoothed target. This module writes each intermediate once, with
-the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of the
+coefficient is the product of a class weight and the smoothed target. This module computes each intermediate with the
+operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of the
 derivatives along a direction use the intermediates.
 
 In all functions, `t` has the arguments of a call, and `c` is a contract. In the docstrings, `x` is a row of logits and
@@ -26,7 +26,7 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
 
     Let `m` be the maximum of a row and `s = Σ exp(x - m)`. An implementation may compute `p` as the exponential of
     `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error
-    of these ways. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
+    of these computations. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
 
     The log-sum-exp is `m + log s`. A kernel may subtract this number from the logits, which adds one rounding, of
     `u |m + log s|`. The returned log-sum-exp has :func:`offset` in place of `m`, which limits this error.
@@ -112,11 +112,11 @@ def offset(logits: Array, c: Contract) -> Array:
 
 
 def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
-    """Return the part of the target and the uniform part of the coefficients, each (R, C), without their factors.
+    """Return the part of the target and the uniform part of the coefficients, each (R, C).
 
+    The part of the target is the class weight times the target before smoothing. The uniform part is the class weight.
     With the label smoothing `ε`, a coefficient is `1 - ε` times the part of the target, plus `ε/C` times the uniform
-    part. The part of the target is the class weight times the target before smoothing. The uniform part is the class
-    weight.
+    part.
     """
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
@@ -181,8 +181,9 @@ def constant(value: Array | float, format: Format, c: Contract) -> Computed:
 def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
-    The denominator is the total weight of the kept rows' true classes, summed in the order of the losses. Without class
-    weights, and with class probabilities, the denominator is the number of kept rows.
+    The denominator is the sum of the class weights of the kept rows' true classes, in any order that the contract
+    allows for the sum of the losses. Without class weights, and with class probabilities, the denominator is the number
+    of kept rows.
     """
     if t.reduction != "mean":
         return None

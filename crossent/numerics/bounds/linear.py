@@ -8,25 +8,27 @@ of the format of the computation, and `γ_k = k u/(1 - k u)`.
 
 The bounds follow the computation, step by step:
 
-1. A dot product of n terms, in any order, with or without fused multiply-adds. Every term goes through at most n - 1
-   additions and one product. A term with k roundings is multiplied by `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is
-   at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`, or `k = n - 1` if products are exact (Higham,
-   Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). A sum in chunks is one such order. If a
-   contract limits the blocks of a dot product, k is smaller: see :meth:`LinearContract.roundings`. A fused multiply-add
-   leaves a rounding out.
-2. The logits. The bias is one more term. If an implementation keeps the logits in a format, it rounds the dot product
-   and the sum with the bias to this format. Let `e` be the error bound of a logit.
-3. The cross-entropy of logits with an error: :mod:`crossent.numerics.bounds.inexact_logits`, and then the same formula
-   as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss, and the error bound
-   `ε` of d.
-4. The three gradients. The error of d changes a dot product by at most `ε |W|`. The computed dot product has the error
-   of step 1 too, for terms of at most `(|d| + ε) |W|`. If an implementation computes separate dot products for the
-   softmax and the target of d, their magnitudes replace |d|, and one more addition joins the two products.
+1. An implementation adds the n terms of a dot product in any order, with or without fused multiply-adds. Every term
+   goes through at most n - 1 additions and one product. A term with k roundings is multiplied by
+   `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`,
+   or `k = n - 1` if products are exact (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
+   A sum in chunks is one of these orders. If a contract limits the blocks of a dot product, k is smaller: see
+   :meth:`LinearContract.roundings`. A fused multiply-add leaves a rounding out.
+2. A logit is a dot product, and the bias is one more term. If a contract allows a narrower format for the logits, an
+   implementation rounds the dot product and the sum with the bias to this format. Let `e` be the error bound of a
+   logit.
+3. The cross-entropy of logits with an error has the bounds of :mod:`crossent.numerics.bounds.inexact_logits`, and then
+   the same formula as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss,
+   and the error bound `ε` of d.
+4. The three gradients are dot products of d and a factor, for example W. The error of d changes such a dot product by
+   at most `ε |W|`. The computed dot product has the error of step 1 too, for terms of at most `(|d| + ε) |W|`. An
+   implementation may compute separate dot products for the two terms of d, the softmax and the target. The sum of the
+   magnitudes of both terms then replaces |d|, and one more addition joins the two dot products.
 5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
    multiply by the factor before or after the dot product. Step 3 counts the roundings for each element of d. After the
    dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes. A
    multiplication after step 6 counts separately (`scales_last`).
-6. One rounding to the storage format.
+6. An implementation rounds each gradient once to the storage format.
 
 This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
 `γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let D be the largest such error in a row. The
@@ -67,7 +69,7 @@ class LinearTerms:
         bias: (V,), or None.
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
-        own_error: (N, 1), twice the largest float64 error of the logits of a row in `rows`.
+        own_error: (N, 1), twice the largest float64 error of the logits in a row of `rows`: `2 D` in the module's text.
         rows: The arguments of the cross-entropy of the logits, without the error of the logits (`logits_error`).
     """
 
@@ -149,7 +151,7 @@ class LinearBounds:
         """The bound of each element of the gradient of the weight, (V, H)."""
         h = self.terms.input
         with np.errstate(all="ignore"):
-            # Transposed, which BLAS computes faster.
+            # BLAS computes the transposed product faster.
             value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._reach(self._kept)).T
             return self._product(value, error, h, self._kept, self._common_upstream)
 
@@ -236,7 +238,7 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If an implementation may multiply the softmax and the target of d separately, return the sum of both magnitudes.
+        If an implementation may multiply the softmax and the target of d separately, this property adds both magnitudes.
         """
         if not self.contract.splits:
             return self._gradient.largest

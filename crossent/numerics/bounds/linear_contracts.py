@@ -17,8 +17,9 @@ class LinearContract:
     Attributes:
         loss: The promises about the cross-entropy of the logits. `loss.storage` is the format of input, weight and
             results, and `loss.compute` the format in which an implementation computes the dot products.
-        logits: The format in which the logits are kept, or None if they stay in `loss.compute`.
-        logits_gradient: The format in which the gradient of the logits is kept, or None for `loss.compute`.
+        logits: The format in which the implementation may keep the logits, or None for `loss.compute`.
+        logits_gradient: The format in which the implementation may keep the gradient of the logits, or None for
+            `loss.compute`.
         block: None if an implementation may add the terms of a dot product in any order. Otherwise, the implementation
             adds blocks of at most this many terms, and then the sums of the blocks.
         scales_last: Whether an implementation may round a gradient to `loss.storage` before it multiplies by the
@@ -81,19 +82,20 @@ def linear_contract(
     float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
     rows and of classes. The sums over chunks must not be in the storage dtype.
 
-    Grade A: logits and their gradient stay in float32 or wider, and each result is rounded once.
+    Grade A: the implementation keeps the logits and their gradient in float32 or wider, and rounds each result once.
 
     Grade B: the implementation may also round the logits to the dtype, before and after it adds the bias, and round the
     gradient of the logits to the dtype. A kernel may round a result to the dtype before it multiplies by the upstream
-    gradient. For the promise "torch", every intermediate of the cross-entropy may be rounded to the dtype too, as torch
-    does on a CPU.
+    gradient. For the promise "torch", the implementation may round every intermediate of the cross-entropy to the dtype
+    too, as torch does on a CPU.
 
-    The promise "torch" covers chunks: in float32 and float64, a sum over rows may have any order, and a gradient may be
-    multiplied by the upstream gradient last. In half precision, this order may lose numbers that loss scaling saves. On
-    a CPU, "torch" also covers a bfloat16 matrix product that takes subnormal numbers for 0. The instruction VDPBF16PS
-    does so (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
+    The promise "torch" allows chunks. In float32 and float64, a sum over rows may have any order, and the
+    implementation may multiply a gradient by the upstream gradient last. "torch" forbids the last multiplication in
+    half precision, because this order loses small numbers that loss scaling would save. On a CPU, "torch" also allows a
+    bfloat16 matrix product that treats subnormal numbers as 0, as the instruction VDPBF16PS does (Intel 64 and IA-32
+    Architectures Software Developer's Manual, volume 2).
 
-    float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
+    In float32 and float64, both grades allow the same, since the computation is not wider than the dtype.
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
     however far the logits are from zero. The dot product of a logit has an error of the same size.
@@ -104,10 +106,10 @@ def linear_contract(
         dtype: The dtype of input and weight.
         device: The device, such as "cpu" or "cuda:0".
         rows: The number of rows, on which torch's order of summation depends.
-        flushes: Whether subnormal numbers may be flushed to 0.
+        flushes: Whether the implementation may flush subnormal numbers to 0.
         block: The size of the blocks in which the implementation adds a dot product: see :class:`LinearContract`.
-        recomputes: Whether the implementation may compute a logit again, in another order, as kernels do that store no
-            logits between loss and gradient.
+        recomputes: Whether the implementation may compute a logit again, in another order. Kernels that store no logits
+            between loss and gradient do this.
     """
     fused = promise in ("kernel", "fast_kernel")
     flushes = flushes or (promise == "torch" and dtype == BFLOAT16.name and device == "cpu")

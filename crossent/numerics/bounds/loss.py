@@ -82,9 +82,9 @@ class Bounds(CallBounds):
         return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is not an overflow: its size is 0
 
     def _expected(self, values: Computed) -> tuple[Computed, Array]:
-        """Return the weighted sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms.
+        """Return the sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms, both (R,).
 
-        Both are (R,). The weights are the products of class weight and smoothed target.
+        `values` are (R, C), such as `-log p` for the loss.
         """
         c = self.contract
         if not self._dense:
@@ -99,9 +99,9 @@ class Bounds(CallBounds):
         Stacked calls have one bound for each sum or mean, (B,).
 
         If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
-        the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
-        on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after the
-        division by D. The sum without the factor `ε/C` must then not overflow.
+        the uniform part (:func:`parts`). If weights have both signs, the parts may cancel. So the error of a sum over
+        rows depends on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and
+        after the division by D. The sum without the factor `ε/C` must then not overflow.
 
         Args:
             rows: `Σ_c w_c q_c values_c`, (R,).
@@ -143,10 +143,10 @@ class Bounds(CallBounds):
     def _gradient(self) -> Array:
         """Return the bound of the gradient of the logits, `s (p_c Σ_k v_k - v_c)` with `v = w q` and `s = g/D`, (R, C).
 
-        With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
-        more rounding of each term. A kernel may also compute the part of the target and the uniform part separately,
-        and add the two parts. The bound is the larger bound of the two ways. A kernel may multiply by `s` after this
-        addition, but then the error is not larger.
+        With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. The second
+        addition is one more rounding of each term. A kernel may also compute the part of the target and the uniform
+        part separately (:func:`parts`), and add the two parts. The larger of the two bounds counts. A kernel may
+        multiply by `s` after this addition, but then the error is not larger.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())

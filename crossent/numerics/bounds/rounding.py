@@ -13,8 +13,9 @@ multiply-add only leaves roundings out, so the bounds cover both. If a number ma
 infinite: the rules promise nothing.
 
 In the formulas, `a` and `b` are the values of two operands, `e_a` and `e_b` their errors, and `u` is the unit roundoff
-of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. The module
-computes the errors in float64. :func:`safe` widens the final error by more than the roundings of this computation.
+of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. An error of
+one ulp (unit in the last place) is at most `2u` times the result. The module computes the errors in float64.
+:func:`safe` widens the final error by more than the roundings of this computation.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Computed:
 
     Attributes:
         value: The exact values, an array of any shape.
-        error: The error bounds, of the shape of `value`. An infinite error promises nothing.
+        error: The error bounds, of the shape of `value`. An infinite error allows any computed number.
         format: The format of the computed numbers, or None if no format is known.
     """
 
@@ -58,10 +59,9 @@ class Computed:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Computed:
-        """Return numbers with the error 0: the computed number is the exact value.
+        """Return computed numbers that equal `value`, with the error 0.
 
-        If the format flushes, the computed number may be 0 where the exact value is subnormal. The error of a subnormal
-        number is then its magnitude.
+        In a format that flushes, a subnormal number may become 0, so its error is its magnitude.
         """
         value = np.asarray(value, dtype=np.float64)
         error = np.zeros_like(value)
@@ -98,8 +98,8 @@ class Computed:
         """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
 
         The rounding adds `u(|v| + e)` to the error. If `|v| + e` is positive and below twice the smallest normal
-        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number,
-        whose error is 0, instead adds its exact rounding error, unless the format may flush the number.
+        number, the rounding adds at least :attr:`Format.underflow`. For a known number and a format narrower than
+        float64, the rounding adds only the exact rounding error, unless the format may flush the number.
         """
         if format.contains(self.format):
             return self
@@ -114,8 +114,8 @@ class Computed:
     def _bounded(self, *operands: Computed) -> Computed:
         """Return the numbers with an infinite error where the format may overflow, and error 0 at infinite values.
 
-        If operands are given and all are finite, but a value is infinite, the float64 computation here overflowed. The
-        value then becomes the largest float64 number, with an infinite error.
+        If `operands` are given and finite, an infinite value means that the computation of the value overflowed
+        float64. The value then becomes the largest float64 number, with an infinite error.
         """
         assert self.format is not None
         top = self.largest.max(initial=0.0)
@@ -160,8 +160,8 @@ class Computed:
 
         A factor that is a power of two, with the error 0, causes no rounding if the format contains the other factor's
         format and the product is not near underflow. If both errors are 0, the rounding error is exact where
-        :meth:`rounded` has an exact error. Pass `known=False` if the product has more factors, in any order: the
-        implementation may then multiply two other factors first, and the worst rounding error counts.
+        :meth:`rounded` has an exact error. Pass `known=False` for a step of a product of more than two factors: the
+        implementation may multiply two other factors first, so the worst rounding error counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -190,7 +190,7 @@ class Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
         The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
-        with `ulps=0.5` is correctly rounded: the rules of :meth:`times` for exact rounding errors apply.
+        with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` for exact rounding errors apply.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -259,16 +259,16 @@ class Computed:
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`, or infinite if `hu ≥ 1/2`. Here `t_i` is the largest
-        magnitude of a term, `depth_i` the number of additions that the term goes through, `h` the largest depth, and
-        the maximum is over the allowed trees. In a format that flushes, each addition adds the smallest normal number.
+        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i`
+        and the largest magnitude `t_i`, and goes through `depth_i` additions. `h` is the largest depth. The maximum is
+        over the allowed trees. In a format that flushes, each addition adds the smallest normal number.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
-        Proof. Take any k leaves, and let `c_v` of them be below the inner node v. The sum of their depths is `Σ_v c_v`.
-        The k-1 nodes where these leaves meet contribute at most `k + (k-1) + … + 2`. The other n-k nodes contribute at
-        most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of its k largest
-        depths. Abel summation against the decreasing t gives the claim. ∎
+        Proof. Take any k leaves (terms), and let `c_v` of them be below the inner node (addition) v. The sum of their
+        depths is `Σ_v c_v`. The k-1 nodes where these leaves meet contribute at most `k + (k-1) + … + 2`. The other n-k
+        nodes contribute at most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of
+        its k largest depths. Abel summation against the decreasing t gives the claim. ∎
 
         An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
@@ -321,7 +321,7 @@ class Computed:
         return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return a mask of the sums that are exact in every order: the precision holds all bits up to `size`."""
+        """Return a mask of the sums that no order rounds. `size` is the sum of the magnitudes of the terms."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the largest error of one rounding; for a known number in a format below float64, the exact error."""
+    """Return the largest error of one rounding; for a known number, the exact error unless `format` is float64."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

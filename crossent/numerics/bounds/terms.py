@@ -66,7 +66,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return the given rows of a single call."""
+        """Return the arguments of a single call for the given rows."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -90,17 +90,17 @@ class Terms:
         return taken
 
     def lines(self, numbers: Array) -> list[Array]:
-        """Arrange the numbers of the rows, (R,), in arrays with one line for each call: (B_L, L) for each length L.
+        """Return the numbers of the rows, (R,), as arrays that have one line for each call.
 
-        Calls with different numbers of rows are in different arrays, and no line is filled up with zeros. So numpy adds
-        the numbers of a call in the same order, whatever other calls are in the stack.
+        All calls with L rows are in one array, (calls, L). The array of the shortest calls comes first. No line is
+        filled up with zeros, so numpy adds the numbers of a call in the same order whatever else is in the stack.
         """
         if self.lengths is None:
             return [numbers[None]]
         return [numbers[places] for places in self._places]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Return the numbers of all calls, (B,), from a number for each line of :meth:`lines`."""
+        """Return a number for each call, (B,), from arrays that have a number for each line of :meth:`lines`."""
         if self.lengths is None:
             return sums[0]
         made = np.empty(len(self.lengths))
@@ -111,7 +111,7 @@ class Terms:
 
     @cached_property
     def _places(self) -> list[NDArray[np.int64]]:
-        """The indices of the rows of each call, (B_L, L) for each length L, from the shortest calls to the longest."""
+        """The indices of the rows of each call, in arrays of the shapes that :meth:`lines` returns."""
         lengths = np.array(self.lengths)
         starts = np.cumsum(lengths) - lengths
         return [starts[lengths == length][:, None] + np.arange(length) for length in np.unique(lengths)]
