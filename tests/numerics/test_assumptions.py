@@ -1,8 +1,8 @@
 """The accuracy of exp and log that `crossent.numerics.bounds.contracts.FUNCTIONS` assumes, measured on this device.
 
-The tests measure the functions that subjects call: `torch.exp` and `torch.log`, which may use a vector library, and the
-functions inside the kernels of log_softmax, which are other functions. By default the tests measure every 101st float32
-number, in a second. With `--crossent-exhaustive` they measure every number, in a minute.
+The tests measure the functions that subjects call: `torch.exp` and `torch.log`, which may use a vector library, and exp
+and log inside the kernels of log_softmax, which have other code. By default, the tests measure every 101st float32
+number, in a second. With `--crossent-exhaustive`, the tests measure every number, in a minute.
 """
 
 import itertools
@@ -25,8 +25,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def exp_of_log_softmax(x, dim, width=None):
     """Return the exp(x) that the backward kernel of log_softmax computes, for `x ≤ 0`.
 
-    The kernel computes `grad - exp(output) Σ grad`. If one element of `grad` is 1 and all others are 0, the result at
-    the others is `-exp(output)`.
+    The kernel computes `grad - exp(output) Σ grad`. If one element of `grad` is 1 and all others are 0, the result of
+    each other element is `-exp(output)`.
 
     Args:
         x: the numbers, as a vector.
@@ -59,8 +59,9 @@ LOG = {"torch.log": torch.log, "torch.log, strided": lambda s: torch.stack([s, s
 def log_of_log_softmax(x, dim):
     """Return `s = fl(1 + exp(x))` and the log(s) that the kernel of log_softmax computes, for `x ≤ 0`.
 
-    For a row `0, x`, the first element of log_softmax is `-log s`. The exp in `s` is measured in the backward kernel.
-    If the forward kernel had another exp, `s` would be another number, and the logarithm would be wrong by many ulps.
+    For a row `0, x`, the first element of log_softmax is `-log s`. The exp in `s` comes from the backward kernel. If
+    the forward kernel had another exp, the forward `s` would be another number, and the measured error of log would be
+    many ulps.
     """
     s = 1 + exp_of_log_softmax(x, dim)
     rows = torch.stack([torch.zeros_like(x), x], dim)
@@ -68,9 +69,9 @@ def log_of_log_softmax(x, dim):
 
 
 class Worst:
-    """Records the largest error of each way to compute exp or log, in ulps of the exact result, and its argument.
+    """The largest error of each path that computes exp or log, in ulps of the exact result, and its argument.
 
-    A way is named by a `path`, such as "torch.exp, strided".
+    A path is a function of torch, called on one layout of numbers, such as "torch.exp, strided".
     """
 
     def __init__(self, name):
@@ -95,7 +96,10 @@ class Worst:
         self.seen[path] = (*max(before[:2], (float(ulps[at]), float(x[at]))), before[2] + len(ulps))
 
     def within(self, ulps, least_share=0.0):
-        """Print the largest errors, and assert that they are between `reached * ulps` and the assumed `ulps`."""
+        """Print the largest error of each path, and assert that the largest of all is as assumed.
+
+        The largest of all must be above `least_share * ulps`, and at most the assumed `ulps`.
+        """
         for path, (worst, at, count) in self.seen.items():
             print(f"{path}: {worst:.4f} ulp at {at!r}, of {count} {self.format.name} numbers; assumed {ulps}")
         assert least_share * ulps < max(worst for worst, _, _ in self.seen.values()) <= ulps, self.seen
@@ -122,13 +126,14 @@ def functions(device, dtype):
 def least_share(device):
     """Return the share of the assumed error that the largest error must exceed.
 
-    On a CPU, the assumption cannot be tightened by half. On CUDA, nothing has been measured yet.
+    On a CPU, this share is a half, so half the assumed error would be too small an assumption. On CUDA, nobody has
+    measured the errors yet, so this share is 0.
     """
     return 0.5 if device == "cpu" else 0.0
 
 
 def test_exp_in_float32_is_as_near_as_assumed(device, stride):
-    """Measure from -2^-25, where exp is 1, to -104, where exp is 0."""
+    """Measure exp from -2^-25, where the result rounds to 1, to -104, where the result rounds to 0."""
     worst = Worst("float32")
     for x in floats(2.0**-25, 104.0, stride):
         exact = np.exp(-x.astype(np.float64))  # the error of float64 is negligible: 2^-29 times an ulp of float32
@@ -141,7 +146,7 @@ def test_exp_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def test_log_in_float32_is_as_near_as_assumed(device, stride):
-    """Measure from 1 to 2^20. No row of a case has a larger sum of exponentials."""
+    """Measure log from 1 to 2^20. No row of a case has a larger sum of exponentials."""
     worst = Worst("float32")
     for s in floats(1.0, 2.0**20, stride):
         exact = np.log(s.astype(np.float64))
@@ -231,7 +236,10 @@ def test_log_in_float64_is_as_near_as_assumed(device, stride):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_short_and_odd_lengths_are_no_worse(device, dtype):
-    """Other code may compute the last elements of a tensor. Test every length up to 63, with numbers in all places."""
+    """torch may compute the last elements of a tensor, which fill no vector, with other code than the rest.
+
+    Test every length up to 63, from each of eight first elements.
+    """
     assumed = functions(device, dtype)
     x = -np.float32([0.011, 0.34657, 0.34658, 1.0397, 7.3, 20.1, 87.2, 3e-5] * 9).astype(np.float64)
     s = 2 - np.expm1(x)
@@ -250,7 +258,7 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
 
 
 def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
-    """Measure code that torch compiled for a CPU: full vectors, and the remaining elements, which use the C library."""
+    """Measure code that torch compiled for a CPU: full vectors, and the last elements, which use the C library."""
     if reason := unusable(INDUCTOR, device):
         pytest.skip(reason)
     if device != "cpu":
@@ -282,7 +290,7 @@ def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_that_the_bounds_assume_exact_are_exact(device, dtype):
-    """exp(0) = 1, exp(-inf) = 0 and log(1) = 0, in tensors of every length up to 39."""
+    """Check exp(0) = 1, exp(-inf) = 0 and log(1) = 0 in tensors of every length up to 39."""
     assert functions(device, dtype)
     for length in range(1, 40):
         zero = torch.zeros(length, dtype=DTYPES[dtype], device=device)

@@ -1,4 +1,9 @@
-"""Each clause of the error bounds is needed: without the clause, a correct cross-entropy exceeds its bound."""
+"""Each clause of the error bounds is needed: without the clause, a correct cross-entropy exceeds its bound.
+
+A clause is code in `crossent/numerics/bounds/` that allows one rounding or one order of operations. In the docstrings,
+`v` are the coefficients (class weight times smoothed target), `t` is a target, `w` a class weight, `g` the upstream
+gradient, `ε` the label smoothing and `C` the number of classes.
+"""
 
 import functools
 from dataclasses import replace
@@ -33,7 +38,7 @@ def differences(loss, given, grade="A", promise="eager"):
 
 
 def without(clause):
-    """Return a monkeypatch that removes a clause from the error bounds."""
+    """Remove a clause, given by its name, from the error bounds. Return the monkeypatch, which `undo` reverts."""
     patch = pytest.MonkeyPatch()
     plain, times = Computed.sum, Computed.times
     leave_out = {
@@ -104,7 +109,7 @@ def test_a_sum_over_the_classes_may_overflow_before_its_product_with_the_smoothi
         assert bool(got.isfinite().all()) == finite
         assert differences(FORM_SUBJECTS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
     assert_needed("factors come in any order", crossent.formula, "loss", given)
-    # A sum of a thousandth does not overflow, and has a bound.
+    # A thousandth of this sum does not overflow, and has a bound.
     given = inputs((np.array(logits) / 1000).tolist(), [0], label_smoothing=0.1)
     for subject in EAGER:
         assert not differences(subject.loss, given)["loss"].not_judged
@@ -119,7 +124,7 @@ def test_a_product_may_overflow_before_its_last_factor_which_is_zero():
 
 
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
-    """Σ v is 0. If an implementation scales and rounds each term before the sum, the sum is not 0."""
+    """The coefficients v of the row add up to 0. If torch scales and rounds each before the sum, the sum is not 0."""
     target = [[1.0, -52.0, 48.0, 15.0, 50.0, -31.0, -84.0, -23.0, 76.0]]
     given = inputs([[6.0, *[0.0] * 8]], target, "bfloat16")
     given = replace(given, upstream=torch.tensor([1.015625], dtype=torch.bfloat16))
@@ -164,7 +169,10 @@ def test_an_underflow_is_multiplied_by_the_remaining_factors():
 
 
 def test_the_parts_of_a_smoothed_loss_may_be_summed_separately_although_they_cancel():
-    """The two parts of each row are about 1000 and -1000. The sums of the parts have much larger rounding errors."""
+    """The part of the target of each row is about 500, and the uniform part about -500.
+
+    The separate sums of the two parts have much larger rounding errors than the sum of the whole rows.
+    """
 
     def summed_separately(input, target, **options):
         rows = lay_out(input, target, options.get("weight"), -100, "sum", options["label_smoothing"])
@@ -194,8 +202,8 @@ def test_numbers_computed_from_label_smoothing_are_stored_like_other_numbers():
 def test_the_bound_does_not_grow_with_a_common_offset(promise):
     """A loss computed as `x - (max + log s)` fails with an offset, because `max + log s` loses digits.
 
-    A kernel may compute the loss in this way for a row that spans or touches zero. For such rows, the bound allows a
-    few roundings of the spread.
+    A kernel may compute the loss in this way if the logits of a row have both signs, or contain 0. The bound then
+    allows a few roundings of the row's spread.
     """
     spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
 
@@ -244,6 +252,6 @@ def test_an_infinite_bound_has_a_reason():
     given = inputs([[0.0, -float("inf")]], [[1.0, 0.0]])
     assert reasons("loss", given, **eager) == {"a step may multiply zero by infinity": 1}
     assert differences(crossent.formula, given)["loss"].not_judged == {}
-    # If the weights cancel to 0, the result is 0/0, or x/0 after a rounding of their sum.
+    # If the weights cancel to 0, the denominator is 0, and the gradient has no exact value.
     given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
     assert differences(crossent.formula, given)["gradient"].not_judged == {"there is no exact value": 4}

@@ -37,7 +37,7 @@ def times(a, a_error, b, b_error):
 def added(*terms, sizes=None):
     """Return the error of a sum of terms (value, error) in the worst order, which adds the largest terms first.
 
-    `sizes` may replace the magnitudes of the terms.
+    `sizes` replaces the largest magnitudes of the terms, if given.
     """
     sizes = sorted(sizes or [abs(value) + error for value, error in terms], reverse=True)
     depth = len(terms) - 1
@@ -49,7 +49,7 @@ LOG2 = math.log(2)
 # The errors of these numbers for two equal logits:
 LOG = rounded(LOG2, 2 * U * LOG2)  # log p: one ulp of log 2, and the rounding of 0 - log 2
 P = 0.5 * math.expm1(LOG) + 2 * U * 0.5 * math.exp(LOG)  # p = exp(log p): the error of log p, and one ulp of exp
-HARD, UNIFORM = 2 * U * 0.5, 2 * U * 0.25  # 1 - ε of a hard target, and ε/C, for ε = 1/2: two roundings each
+HARD, UNIFORM = 2 * U * 0.5, 2 * U * 0.25  # errors of 1 - ε and ε/C, for ε = 1/2: two roundings each
 TRUE, OTHER = rounded(0.75, rounded(0.5, HARD) + UNIFORM), rounded(0.25, UNIFORM)  # q of the true and the other class
 
 
@@ -59,7 +59,7 @@ def bounds_of(given, promise="eager", grade="A", **changes):
 
 
 def assert_worked_out(bound, by_hand):
-    """Assert that a bound is the number worked out by hand, up to the margin 2^-30 that `safe` adds."""
+    """Assert that a bound is the number worked out by hand, or larger by at most twice the margin of `safe`."""
     by_hand = np.broadcast_to(by_hand, bound.shape)
     assert ((by_hand <= bound) & (bound <= by_hand * (1 + 2.0**-29))).all(), (bound, by_hand)
 
@@ -98,17 +98,23 @@ def test_a_mean_over_a_power_of_two_adds_no_rounding():
 
 
 def divided(value, error, by, ulps=0.5):
-    """Return the error of a rounded quotient by a known number. The bound adds a rounding of float64."""
+    """Return the error of a number divided by the known number `by`, and rounded.
+
+    The number has the given value and error. The bound adds a rounding of float64.
+    """
     return error / by + (2 * ulps * U + 2.0**-52) * (abs(value) + error) / by
 
 
 def inverted(value, error, by, ulps=0.5):
-    """Return the error of a rounded product with the rounded inverse of a known number."""
+    """Return the error of a number multiplied by the rounded inverse of the known number `by`, and rounded."""
     return times(value, error, 1 / by, (2 * ulps * U + 2.0**-52) / by)
 
 
 def mean_errors(rows, by, ulps=0.5, sizes=None, divide=divided):
-    """Return two errors of a mean: if the sum of the rows is divided, and if each row is divided before the sum."""
+    """Return two errors of a mean of rows (value, error): for one division after the sum, and one per row before it.
+
+    `sizes` are the magnitudes of the rows, as in `added`. `divide` is `divided` or `inverted`.
+    """
     after = divide(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
     each = [(value / by, divide(value, error, by, ulps)) for value, error in rows]
     before = added(*each, sizes=sizes and [size / by for size in sizes])
@@ -126,7 +132,7 @@ def test_a_mean_may_be_divided_before_or_after_its_sum():
 
 
 def test_the_division_of_a_fast_kernel_has_an_error_of_two_and_a_half_ulps():
-    """The error of log at 2 is 2^-21.41, and the kernel rounds once more. A product with 1/5 has one more rounding."""
+    """The error of log at 2 is 2^-21.41, and two roundings follow. A product with 1/5 has one rounding more."""
     log = rounded(LOG2, rounded(LOG2, 2.0**-21.41))
     given = equal_logits(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
     rows = [(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)]
@@ -167,7 +173,7 @@ def test_a_smoothed_loss_has_the_errors_of_its_shares_and_of_their_sum(weight):
 
 
 def test_the_parts_of_smoothed_rows_may_be_summed_separately():
-    """With the weights 1 and -3, the loss of each row is 0, but its two parts are not."""
+    """With the weights 1 and -3, the loss of each row is 0, but the two terms of the loss are not 0."""
     value, row, size = smoothed_loss(1, -3)
     assert value == 0
     given = equal_logits(2, [0, 0], weight=[1.0, -3.0], label_smoothing=0.5, reduction="sum")
@@ -192,10 +198,10 @@ def test_the_loss_of_probabilities_has_the_errors_of_its_products_and_of_their_s
 
 
 def gradient_error(p, scale, coefficient):
-    """Return the error of the gradient `s·p - s·v` of the true class, where `p` stands for the error of p = 1/2.
+    """Return the error of the gradient `s (v p - v)` of the true class, where the softmax 1/2 has the error `p`.
 
     An implementation may multiply by the scale `s` before the difference or after it. `s`, the coefficient `v` and
-    their product are known numbers.
+    their product are known numbers, which have no error.
     """
     scaled = times(0.5, p, scale * coefficient, 0)
     before = rounded(scale * coefficient / 2, scaled)
@@ -334,7 +340,7 @@ def test_a_kernel_subtracts_the_logsumexp_before_it_multiplies_by_the_weight():
 
 
 def test_a_common_offset_adds_no_error_in_a_kernel_that_smooths_with_unshifted_logits():
-    """At grade A, the bound is the bound of the row that is shifted to zero. Each row has its own shift."""
+    """At grade A, the bound is the same as for the row shifted until it contains zero. Each row has its own shift."""
     given = inputs(
         [[3.0, 0.0, 1.0], [1003.0, 1000.0, 1001.0], [10003.0, 10000.0, 10001.0]], [0] * 3, label_smoothing=0.1
     )
@@ -362,7 +368,10 @@ ETA = 2.0**-149  # the smallest subnormal number of float32; the smallest normal
 
 
 def underflow_error(product, *factors, of=None, **options):
-    """Return the error that underflows of partial products add to a product, with the factors in any order."""
+    """Return the error that underflows of partial products add to a product, with the factors in any order.
+
+    `of` are the bounds of a call, whose contract says which format underflows; by default, float32.
+    """
     computed = Computed(np.array([product]), np.zeros((1, len(product))), FLOAT32)
     of = of or bounds_of(equal_logits(1, [0]))
     result = of._in_any_order(computed, [np.reshape(factor, (1, -1)) for factor in factors], **options)
@@ -535,7 +544,7 @@ def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order)
     logits, target = [[0.0, 1.0]] * 127 + [[0.0, -INF]], [[1.0, 0.0]] * 128
     given = inputs(logits, target, "bfloat16", reduction="sum")
     assert reasons("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
-    # The reason needs a sum over rows, and an order in which a term passes many additions.
+    # The reason needs a sum over rows, and an order in which a term goes through many additions.
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16")
     assert reasons("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16", reduction="sum")

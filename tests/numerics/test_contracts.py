@@ -92,7 +92,8 @@ def pairwise(terms):
     return terms[0] if len(terms) == 1 else pairwise(terms[: len(terms) // 2]) + pairwise(terms[len(terms) // 2 :])
 
 
-# Ways to sum a row of logits: a function that returns the blocks in their order, and a function that sums a block.
+# Ways to sum the exponentials of a row of logits. Each is a function that returns the blocks of classes in their order,
+# and a function that sums a block.
 BLOCKS = {
     "one block": (lambda x: [np.arange(len(x))], running),
     "reversed": (lambda x: [np.arange(len(x))[::-1]], running),
@@ -258,7 +259,7 @@ def cases(dtype, values):
 
 @functools.cache
 def expected(case):
-    """Return the exact values of a case. They are cached, since they take longer than a kernel."""
+    """Return the exact values of a case. The cache saves time, since the exact values take longer than a kernel."""
     return solve(case.build())
 
 
@@ -289,7 +290,10 @@ PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 
 
 def kernels(promise, **options):
-    """Yield a kernel for each way to sum. Its errors go up, down or alternate; every second kernel divides for p."""
+    """Yield a kernel for each way to sum.
+
+    The errors of exp, log and division go up, go down or alternate. Every second kernel computes `p` by a division.
+    """
     for at, blocks in enumerate(BLOCKS):
         sign = list(SIGNS)[at % len(SIGNS)]
         yield Kernel(PROMISES[promise][sign], blocks, quotient=bool(at % 2), **options)
@@ -314,8 +318,8 @@ def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
                 assert max(found) <= 1, (case.id, kernel, way)
                 largest = np.maximum(largest, found)
     print(f"largest share of a bound: tangent {largest[0]:.3f}, second derivative {largest[1]:.3f}")
-    # The errors of a tangent partly cancel if the direction has many bits: with twelve seeds, the largest share of the
-    # bound in float64 was 0.12 to 0.18. The soak test comes nearer to the bound, with weight on one class alone.
+    # The errors of a tangent partly cancel if the direction has many bits. With twelve seeds, the largest share of the
+    # bound in float64 was 0.12 to 0.18. The soak test has cases where only one class has a weight, and comes nearer.
     assert largest[0] > 0.1
     assert largest[1] > 0.3
 
@@ -361,7 +365,7 @@ def test_approximate_functions_fail_under_the_contract_of_accurate_functions():
 @pytest.mark.parametrize("wrong", ["loss", "inside the log", "last class"])
 @pytest.mark.parametrize("promise", PROMISES)
 def test_defects_are_found_under_the_widest_contracts(promise, wrong):
-    """The loss or the gradient exceeds its bound in more than 70 % of the cases."""
+    """With each defect, the loss or the gradient exceeds its bound in more than 70 % of the cases."""
     chosen = list(cases("float32", ("normal", "integers", "near_ties")))
     found = [max(ratios(Kernel(PROMISES[promise]["up"], wrong=wrong), case, promise, "B")) > 1 for case in chosen]
     assert sum(found) > 0.7 * len(found)

@@ -1,4 +1,9 @@
-"""Each clause of the bounds of derivatives is needed: without the clause, correct code exceeds its bound."""
+"""Each clause of the bounds of derivatives is needed: without the clause, correct code exceeds its bound.
+
+A clause is code in `crossent/numerics/bounds/derivatives.py` that allows one rounding or one order of operations. In
+the docstrings, `p` is the softmax, `v` are the coefficients (class weight times smoothed target), and `u` is the
+direction.
+"""
 
 import functools
 from dataclasses import replace
@@ -29,7 +34,7 @@ def difference(of, got, given, direction, promise="eager", grade="A"):
 
 
 def without(clause):
-    """Return a monkeypatch that removes a clause from the bounds."""
+    """Remove a clause, given by its name, from the bounds. Return the monkeypatch, which `undo` reverts."""
     patch = pytest.MonkeyPatch()
     leave_out = {
         "p is stored": ("_kept_probs", property(lambda self: self._probs)),
@@ -73,7 +78,7 @@ def of_torch(id):
 
 @float16
 def test_autograd_may_store_p():
-    """p is 6.8e-7 and is rounded to a multiple of 6e-8 in float16. Upstream, weight and direction are large."""
+    """float16 rounds p, 6.8e-7, to a multiple of 6e-8. Upstream gradient, weight and direction multiply this error."""
     given = inputs([[0.0, -14.2]], [0], "float16", weight=[8.0, 8.0])
     given = replace(given, upstream=torch.tensor([8.0], dtype=torch.float16))
     direction = torch.tensor([[4.0, -4.0]], dtype=torch.float16)
@@ -86,13 +91,13 @@ def test_autograd_may_store_p():
 
 @float16
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
-    """Σ v is nearly 0. If an implementation scales the terms before the sum, the sum is mostly rounding errors."""
+    """Σ v is nearly 0. If torch scales the coefficients v before the sum, the sum is mostly rounding errors."""
     case = "float16-1x7x16-offset-unnormalised-sum-scalar-seed1010624409"
     assert_needed("terms are scaled before they are summed", "second", *of_torch(case), **IN_TORCH)
 
 
 def test_an_underflow_is_multiplied_by_the_remaining_factors():
-    """p·g is 1e-42, for which float32 has three digits, and then the weight is 1e30."""
+    """p times the upstream gradient is 1e-42, where float32 has three digits. The weight 1e30 multiplies its error."""
     given = inputs([[0.0, -75.0, -1.0]], [0], weight=[1e30, 1.0, 1.0])
     given = replace(given, upstream=torch.tensor([3e-10]))
     direction = torch.tensor([[1.0, -2.0, 2.0]])

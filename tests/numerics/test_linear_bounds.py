@@ -34,7 +34,7 @@ def judge_of(number, dtype, grade="A", **fixed):
 
 
 def shares(judge, results):
-    """Return the largest share of its bound for each result."""
+    """Return, for each result, the largest share of the bound: error ÷ bound. `judge` comes from `judge_of`."""
     _, exact, bounds = judge
     found = {}
     for name in LINEAR_RESULTS:
@@ -98,12 +98,12 @@ LOG_SOFTMAX = 10 * 16 * 2.0**-53
 
 
 def growth(roundings):
-    """Return the relative error of a number that goes through so many roundings, `n u / (1 - n u)`."""
+    """Return `n u / (1 - n u)`, the largest relative error of a number after `n = roundings` roundings."""
     return roundings * U / (1 - roundings * U)
 
 
 def one_dot(dtype, features=4, **given):
-    """Return the terms of a call with one row and one class of ones."""
+    """Return the terms of a call with one row and one class, whose input and weight are all ones."""
     array = np.ones((1, features), "f8" if dtype == "float64" else "f4")
     return LinearTerms.of(LinearCall(array, array, index=np.array([0]), **given))
 
@@ -137,7 +137,7 @@ def test_blocks_make_the_bound_of_a_long_dot_product_26_times_tighter():
         LinearBounds(terms, linear_contract("kernel", "A", "bfloat16", block=block)).logits_error
         for block in (None, 32)
     )
-    float64 = 4096 * 2.0**-52  # the rounding errors of the exact logits, which are sums in float64
+    float64 = 4096 * 2.0**-52  # the rounding errors of the bound's own logits, which are sums in float64
     assert any_order / blocks == pytest.approx((growth(4095) + float64) / (growth(158) + float64), rel=WIDENED)
 
 
@@ -201,7 +201,7 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promise, grade):
-    """The logits no longer count as known, so no error bound may shrink. Each bound grows by less than a half."""
+    """Logits with an error are not known, so no error bound may shrink. Each bound grows by less than a half."""
     terms = rows_with_error(np.random.RandomState(0), rows=4, classes=30, error=1e-30)
     contract = linear_contract(promise, grade, "bfloat16", rows=4).loss
     contract = replace(contract, storage=FLOAT32)
@@ -216,7 +216,7 @@ def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promi
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_the_logits(promise, grade):
-    """The logits are nearly equal, and their errors are large: the computed logits have far larger magnitudes."""
+    """The logits are nearly equal and have large errors. So computed logits may have far larger magnitudes."""
     random = np.random.RandomState(1)
     terms = rows_with_error(random, rows=4, classes=6, error=4.0)
     logits = (0.1 * random.standard_normal((4, 6))).astype("f4").astype("f8")
@@ -359,7 +359,7 @@ def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
 
 
 def test_gradients_have_no_bound_if_rounded_class_weights_may_add_up_to_zero_even_where_a_factor_is_zero():
-    # The class weights add up to 1/64. A sum of so many numbers in bfloat16 may be off by more.
+    # The class weights add up to 1/64. Their sum in bfloat16 may have a larger error, and may be 0.
     large = np.float32([1 + k / 128 for k in range(16)])
     weight = np.concatenate([large, -large, np.float32([1 / 64])])
     arrays = np.float32([[1, 0]] * 33), np.float32([[0, 1]] * 33)

@@ -1,4 +1,4 @@
-"""The exact value of a linear cross-entropy: two ways that must agree, and values worked out by hand."""
+"""Check the exact value of a linear cross-entropy, in float64 and in ball arithmetic, and against values by hand."""
 
 from dataclasses import replace
 
@@ -14,14 +14,17 @@ from crossent.numerics.oracle.linear import linear_answer
 
 
 def pairs(one, other):
-    """Yield the name and both balls of each result that a call has."""
+    """Yield each result that a call has: its name, and the balls (numbers with a radius) of both answers."""
     for name in LINEAR_RESULTS:
         if getattr(one, name) is not None:
             yield name, getattr(one, name), getattr(other, name)
 
 
 def shares(call):
-    """Yield for each result the distance of the two ways as a share of their radii."""
+    """Yield, for each result, its name and the largest share: distance ÷ sum of both radii.
+
+    The distance is between the values of float64 arithmetic and of ball arithmetic.
+    """
     for name, one, other in pairs(linear_answer(call), linear_answer(call, in_balls=True)):
         distance, radius = other.distance(one.hi), one.radius + other.radius
         with np.errstate(all="ignore"):
@@ -43,7 +46,8 @@ def test_without_the_radius_of_the_logits_the_two_ways_disagree(monkeypatch):
     assert max(found) > 1
 
 
-# numpy's exp and log1p are within one ulp, two roundings u = 2^-53 each; with the other steps, at most 8 u.
+# numpy's exp and log1p have an error of at most one ulp, which is 2 u for u = 2^-53. All steps together have an error
+# of at most 8 u.
 EIGHT = 8 * 2.0**-53
 
 

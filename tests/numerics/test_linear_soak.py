@@ -1,8 +1,9 @@
 """Random right implementations of a linear cross-entropy stay within the error bounds, and come near them.
 
-`nox -s soak` runs 20,000 cases in each dtype. On each case run two random implementations, one at each grade, and the
-two forms and torch's composition, each under its contract. `--crossent-write-figures` writes the worst and the median
-share of the bounds to benchmarks/results/linear_soak.json (with `-n 0`, in one process).
+`nox -s soak` runs 20,000 cases in each dtype. Five implementations run on each case: two random implementations, one at
+each grade, the two forms, and `F.cross_entropy` of `F.linear`. Each implementation has its own contract.
+`--crossent-write-figures` writes the worst and the median share of the bounds to benchmarks/results/linear_soak.json.
+Pass `-n 0` too, since only one process may write.
 """
 
 import functools
@@ -25,8 +26,8 @@ from crossent.numerics.linear_call import LINEAR_RESULTS
 from crossent.numerics.oracle.linear import linear_answer
 
 PART = 250  # the number of cases in one test; several processes can run several tests
-WHOLE = 1000  # from so many cases on, the results must come near the bounds in half precision
-REACHED = 0.9
+WHOLE = 1000  # with so many cases or more, the largest share of each result must be near 1 in half precision
+REACHED = 0.9  # the least share that counts as near 1
 FIGURES = RESULTS / "linear_soak.json"
 
 
@@ -39,7 +40,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def found(pytestconfig):
-    """The shares of the bounds, one of each case, by dtype, contract and result; checked when all tests have run."""
+    """Collect the largest share of a bound on each case, by dtype, contract and result.
+
+    When all tests have run, check that the largest share of each result is near 1 in half precision.
+    """
     shares_of = {}
     yield shares_of
     if pytestconfig.getoption("--crossent-write-figures"):
@@ -52,7 +56,7 @@ def found(pytestconfig):
 
 
 def write(shares_of):
-    """Write the worst and the median share by dtype, contract and result, and keep the figures of other dtypes."""
+    """Write the worst and the median share by dtype, contract and result. Keep the figures of all other dtypes."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     for dtype, by_contract in shares_of.items():
         figures[dtype] = {contract: summary(of) for contract, of in by_contract.items()}
@@ -75,7 +79,7 @@ def terms_of(case):
 
 
 def implementations(number, case):
-    """Yield right implementations: a name, the contract, and a function that returns the results by name."""
+    """Yield the five implementations of a case: a name, the contract, and a function that returns the results."""
     dtype, rows = case.dtype, case.call.rows
     for at, grade in enumerate("AB"):
         made = RightLinear(2 * number + at, dtype, grade, recomputes=number % 2 > 0)
@@ -88,7 +92,7 @@ def implementations(number, case):
 
 
 def shares(case, implementations):
-    """Yield for each implementation and result: its name, the result's name, its largest share of a bound."""
+    """Yield, for each implementation and each result, both names and the largest share of the bound."""
     exact, terms, allowed = linear_answer(case.call), terms_of(case), {}
     for title, contract, run in implementations:
         results = run()
@@ -129,7 +133,10 @@ def test_no_right_implementation_exceeds_an_error_bound(part, seed, found):
 
 
 def titled(case, contract=None):
-    """Return a function that turns a random implementation into an argument of `shares`: number, contract and call."""
+    """Return a function that makes an implementation for `shares`, of a random implementation: number, contract, call.
+
+    `contract` replaces the contract of the random implementation, if given.
+    """
     return lambda one: (one.number, contract or one.contract, lambda: one(case.call))
 
 

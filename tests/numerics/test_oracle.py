@@ -1,8 +1,9 @@
-"""Compare the oracle with a second oracle, which computes each element with 100 digits or more, and with the contract.
+"""Compare the oracle with a second oracle, which computes each element with 100 digits or more, and with known values.
 
-The second oracle, `by_definition`, has the formulas of the contract in mpmath, whose infinities and NaN give the
-special values. Every number of every case is compared. The second oracle's number must be within the oracle's radius.
-The radius must be below 2^-20 times the rounding error of the number's terms in the dtype of the call.
+The contract of cross-entropy is torch's documentation, and torch's behaviour where the documentation says nothing. The
+second oracle, `by_definition`, has the formulas of the contract in mpmath, whose infinities and NaN give the special
+values. The tests compare every number of every case. The second oracle's number must be within the oracle's radius. The
+radius must be below 2^-20 times the rounding error of the number's terms in the dtype of the call.
 """
 
 import itertools
@@ -23,8 +24,8 @@ from crossent.numerics.oracle.arithmetic import EXP_LOG_ULP, Ball, compensated_s
 
 INF, NAN = math.inf, math.nan
 UNIT_ROUNDOFF = {np.float32: 2.0**-24, np.float64: 2.0**-53}
-# A radius below this number is small enough, whatever the terms. For float32 it is half the smallest subnormal number.
-# Two float64 numbers cannot express a number below 2^-1074.
+# A radius below this number is small enough, whatever the terms. For float32, the number is half the smallest subnormal
+# number. The oracle returns two float64 numbers, which cannot express a number below 2^-1074.
 NEGLIGIBLE = {np.float32: 2.0**-150, np.float64: 2.0**-1050}
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
@@ -34,7 +35,7 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["fl
 
 
 def by_definition(a, direction=None):
-    """Return losses, loss, gradients and their sizes for arguments `a`, as mpf numbers in a namespace.
+    """Return losses, loss, gradients and their sizes for the arguments `a`, as mpf numbers in a namespace.
 
     With a direction, also return the derivatives along the direction. The size of a number is the sum of the magnitudes
     of its terms. Each row must have a finite maximum.
@@ -97,9 +98,10 @@ def by_definition(a, direction=None):
 
 
 class Comparison:
-    """Compares numbers of the oracle with exact mpf numbers, and counts them.
+    """A comparison of the oracle's numbers with exact mpf numbers, over many cases.
 
-    The oracle returns balls: numbers, each with a radius. `worst` is the largest share of a radius.
+    The oracle returns balls: numbers, each with a radius. `count` is the number of compared numbers, and `special` how
+    many of them are infinite or NaN. `worst` is the largest share of a radius.
     """
 
     def __init__(self, dtype):
@@ -122,7 +124,7 @@ class Comparison:
                 assert hi == z or (math.isnan(hi) and mp.isnan(z)), (index, hi, lo, radius, z)
                 continue
             error = abs(mpf(hi) + lo - z)
-            allowed = radius + sizes[index] * mpf(10) ** (25 - mp.dps)  # the second term is for roundings in mpmath
+            allowed = radius + sizes[index] * mpf(10) ** (25 - mp.dps)  # the second term covers roundings in mpmath
             assert error <= allowed, (index, hi, lo, radius, z)
             limit = UNIT_ROUNDOFF[self.dtype] * sizes[index] + NEGLIGIBLE[self.dtype] / denominator
             assert radius <= limit * 2.0**-20, (index, hi, lo, radius, z)
@@ -130,7 +132,7 @@ class Comparison:
                 self.worst = max(self.worst, float(error / allowed))
 
     def case(self, a, digits=100):
-        """Compare the losses and the gradients of one case."""
+        """Compare the losses and the gradients of the call with the arguments `a`."""
         with mp.workdps(digits):
             exact, got = by_definition(a), answer(a)
             self.compare(got.losses, exact.losses, exact.loss_sizes)
@@ -153,7 +155,7 @@ class Comparison:
             assert rows == len(a.logits)
 
     def along(self, a, direction, digits=100):
-        """Compare the derivatives of loss and gradient of one case along a direction."""
+        """Compare the derivatives of loss and gradient along a direction, for the call with the arguments `a`."""
         with mp.workdps(digits):
             exact, got = by_definition(a, direction), answer(a)
             self.compare(got.second(direction), exact.second, exact.second_sizes)
@@ -304,7 +306,10 @@ def as_wrong_as_assumed(function, x, direction):
 
 
 def test_with_the_largest_assumed_errors_of_exp_and_log_a_quarter_of_the_radius_is_reached(seed, monkeypatch):
-    """The error never exceeds the radius. Two exponentials are too large and all others too small, or conversely."""
+    """The error never exceeds the radius, even if two exponentials are too large and all others too small.
+
+    The test also takes the opposite errors.
+    """
     rng = np.random.default_rng(seed)
     comparison, along = Comparison(np.float32), Comparison(np.float32)
     for _ in range(50):
@@ -363,7 +368,7 @@ def test_float32_and_float64_arithmetic_agree_on_fifty_thousand_classes(seed):
 
 
 def assert_exact(ball, expected):
-    """Assert that the ball is exactly these numbers, with radius 0."""
+    """Assert that the ball has exactly the expected numbers, with radius 0."""
     assert ball.hi.shape == np.shape(expected)
     np.testing.assert_array_equal(ball.hi, expected)
     np.testing.assert_array_equal(ball.lo, np.zeros(np.shape(expected)))
@@ -491,7 +496,10 @@ def test_an_ignored_row_without_a_finite_maximum_has_loss_0_but_a_gradient_of_na
 @pytest.mark.parametrize("target", [[0], [2], [[0.5, 0.5, 0.0]], [[0.5, 0.0, 0.5]]], ids=str)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 def test_derivatives_are_finite_where_a_masked_class_makes_the_loss_infinite_or_nan(label_smoothing, target, dtype):
-    """The derivatives have the terms p and v, and no logarithm. The masked class only adds its v·u to the tangent."""
+    """The derivatives have no logarithm, which is infinite here. The masked class only adds `v u` to the tangent.
+
+    `v` is the coefficient of the class (class weight times smoothed target), and `u` its direction.
+    """
     got = answers(dtype, [[0.0, 1.0, -INF]], target, weight=[1, 2, 3], label_smoothing=label_smoothing)
     p = 1 / (1 + math.e), 1 / (1 + 1 / math.e)
     t = np.array(target[0]) if np.ndim(target) == 2 else np.eye(3)[target[0]]
@@ -531,7 +539,7 @@ def test_the_derivatives_of_a_mean_over_weights_that_are_all_0_are_nan(label_smo
 
 @each_dtype
 def test_a_mean_over_no_rows_has_a_tangent_of_radius_inf_and_second_derivatives_of_0(dtype):
-    """The loss is NaN, but the gradient is 0 by contract. So forward mode may return NaN or 0."""
+    """The contract says that the loss is NaN and the gradient is 0. So forward mode may return NaN or 0."""
     got = answers(dtype, [[0.0, 1.0], [2.0, -INF]], [-100, -100], reduction="mean")
     assert got.tangent.radius == INF
     assert np.isnan(got.tangent.hi)
@@ -688,7 +696,7 @@ def test_the_denominator_is_exact(dtype):
     for ball, expected in (
         (of([0, 1, -100]), 2),
         (of([0, 1, -100], [0.5, 4]), 4.5),
-        (of([0, 1, 1], [2.0**100, 1]), 2.0**100),  # the exact sum has 2 more, in lo
+        (of([0, 1, 1], [2.0**100, 1]), 2.0**100),  # the exact sum is larger by 2, which `lo` holds
         (of(None, [0.5, 4]), 3),
         (of([0, 1, 1], [2, -1]), 0),
         (of([-100] * 3), 0),
@@ -748,7 +756,7 @@ def test_a_call_with_few_logits_keeps_its_blocks_from_loss_to_gradient(most, kep
 
 
 def test_memory_does_not_grow_with_the_rows(seed):
-    """A further row adds at most 200 bytes, for its loss. So (4096, 128256) needs less than 512 MiB."""
+    """A further row adds at most 200 bytes, for its loss. So logits (4096, 128256) need less than 512 MiB."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((40, 128_256), dtype=np.float32)
     index = rng.integers(0, x.shape[1], 40)
@@ -805,7 +813,10 @@ def test_a_sum_and_its_error_are_exact(seed):
     ids=["exp", "log1p"],
 )
 def test_the_errors_of_exp_and_log1p_in_numpy_are_within_the_assumption(numpys, flints, smallest, largest, seed):
-    """exp is tested for negative numbers. numpy chooses its code by processor, so the test measures this machine."""
+    """Test exp for negative numbers and log1p for positive numbers.
+
+    numpy chooses its code by processor, so the test measures this machine.
+    """
     rng = np.random.default_rng(seed)
     x = np.exp(rng.uniform(np.log(smallest), np.log(largest), 40_000))
     x[:20_000] = rng.uniform(0, min(largest, 750), 20_000)

@@ -1,4 +1,4 @@
-"""The product of two matrices with few rounding errors: its errors are within the radius, and parts are exact."""
+"""Test the product of two matrices that is far more accurate than float64: the errors are within the radius."""
 
 from fractions import Fraction
 
@@ -29,7 +29,7 @@ def exact(a, b):
 
 
 def shares(a, b):
-    """Yield the error of each element as a share of its radius."""
+    """Yield the share of the radius, error ÷ radius, of each element of the product."""
     product = ball_product(a, b)
     assert product is not None
     for row, expected in enumerate(exact(a, b)):
@@ -39,7 +39,10 @@ def shares(a, b):
 
 
 def drawn(random, m, k, n, *, decades=0):
-    """Return a matrix with a low part, (m, k), and an exact matrix, (k, n), whose numbers differ by powers of two."""
+    """Return a matrix with a low part, (m, k), and an exact matrix, (k, n).
+
+    Random powers of two, from `2^-decades` to `2^decades`, scale the numbers.
+    """
     a, b = random.standard_normal((m, k)), random.standard_normal((k, n))
     a, b = (np.ldexp(x, random.randint(-decades, decades + 1, x.shape)) for x in (a, b))
     return ball(a, a * random.uniform(-1, 1, a.shape) * 2.0**-54), b

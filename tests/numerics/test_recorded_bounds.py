@@ -1,7 +1,7 @@
 """Compare the error bounds of small calls under every promise with recorded bounds, so that no change goes unnoticed.
 
-`nox -s figures` writes recorded_bounds.json again. Look at its diff: a bound that grew needs a derivation, and a test
-in test_bounds_by_hand.py or test_right_implementations.py that fails without the derived term.
+`nox -s figures` writes recorded_bounds.json again. Look at the diff of this file. A bound that grew needs a derivation,
+and a test in test_bounds_by_hand.py or test_right_implementations.py that fails without the derived term.
 """
 
 import json
@@ -18,8 +18,8 @@ from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
 from crossent.trials.exact import rows_of, terms_of
 
-# The roundings in the computation of a bound differ between machines. `safe` adds 2^-30 for them, so the bounds of two
-# machines differ by less than twice this number.
+# The roundings in the computation of a bound differ between machines. `safe` adds 2^-30 to a bound for these roundings,
+# so the bounds of two machines differ by less than 2^-29.
 ROUNDINGS = 2.0**-29
 FILE = Path(__file__).parent / "recorded_bounds.json"
 OPTIONS = {

@@ -33,7 +33,8 @@ def pytest_generate_tests(metafunc):
 def applies(case):
     """Return whether the implementations can run on a case.
 
-    They have no rules for infinities, and none for a target of another dtype. The case must not have too many logits.
+    The implementations have no rules for infinities, or for a target of another dtype than the logits. They are slow,
+    so the case must not have more than `LARGEST` logits.
     """
     if case.target == "other_float" or case.rows * case.classes > LARGEST:
         return False
@@ -42,7 +43,10 @@ def applies(case):
 
 
 def shares(case, implementations):
-    """Yield for each implementation and result: the implementation, the result's name, its largest share of a bound."""
+    """Yield, for each implementation and result, the implementation, the result's name and the largest share.
+
+    A share is error ÷ bound.
+    """
     inputs = case.build()
     exact, along = solve(inputs), solve_along(inputs, case.direction())
     promised = contract("kernel", "A", case.dtype)
@@ -77,7 +81,7 @@ def test_no_right_implementation_exceeds_an_error_bound(part, seed, record_prope
     assert not alarms, "\n".join(alarms)
 
 
-# On these cases, a former bound was too small for a gradient computed as `s (p - 1)` with `s = g w`.
+# On these cases, a gradient computed as `s (p - 1)` with `s = g w` exceeds a bound that covers only `s p - s`.
 EXCEEDED = (
     "float32-2x3x2x2x3-integers-int64-none-weight_decades-ignored_class-window-target_strided-seed12",
     "float32-17x3-offset-int64-sum-weighted-ignored_16th-transposed-target_strided-seed15",
@@ -94,8 +98,8 @@ def test_every_implementation_is_within_the_bounds_where_a_former_bound_was_too_
     assert len(found) == IMPLEMENTATIONS * 4
 
 
-# The softmax is 4e-307, so its products with the scale are subnormal in float64. A former bound left their rounding
-# errors out, because half the smallest subnormal number of float64 is 0 in float64.
+# The softmax is 4e-307, so its products with the scale are subnormal in float64. The bound must count their rounding
+# errors, although half the smallest subnormal number of float64 is 0 in float64.
 SUBNORMAL = "float64-2223x15-scales-uint8-mean-weight_decades-ignored_class-scalar-smooth0.1-seed70194570"
 
 

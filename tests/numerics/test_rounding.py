@@ -1,4 +1,4 @@
-"""Compare the rules of `Computed` with arithmetic that rounds: no error exceeds its bound, and no bound is too wide."""
+"""Compare the rules of `Computed` with rounded arithmetic: no error exceeds its bound, and no bound is too wide."""
 
 import itertools
 from fractions import Fraction
@@ -182,7 +182,7 @@ def _depths(n):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_the_caterpillar_with_its_largest_terms_deepest_is_the_worst_tree(n):
-    """Test the lemma of `Computed.sum` for sums in any order, with every tree."""
+    """Test the claim about sums in any order in the docstring of `Computed.sum`, with every tree of n terms."""
     random = np.random.RandomState(n)
     trees = {
         tuple(sorted(depths, reverse=True)) for depths in _depths(n)
@@ -226,7 +226,7 @@ def test_sums_in_any_order_stay_within_their_bound(format):
 
 
 def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
-    """Rounding errors are not independent. The error is more than ten times a bound that grows with the root of n."""
+    """Rounding errors are not independent. The error is over ten times an estimate that grows with the root of n."""
     n, term = 20000, np.float32(1 / 3)
     got = np.cumsum(np.full(n, term, np.float32))[-1]
     computed = Computed.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)

@@ -1,6 +1,6 @@
-"""Several calls whose bounds are computed together have the same bounds as each call by itself, bit for bit.
+"""Bounds that are computed for several calls together equal the bounds of each call alone, bit for bit.
 
-Otherwise the last digits of a report would depend on the cases that a process judges together.
+Otherwise the last digits of a report would depend on which cases a process judges together.
 """
 
 from collections import defaultdict
@@ -48,7 +48,7 @@ def test_stacked_calls_have_the_bounds_of_each_call(dtype, promise, grade):
 
 
 def test_a_row_of_nan_changes_no_bound_of_other_rows():
-    """The product of scale, coefficients and a small p underflows in one row, and p is NaN in another row."""
+    """In one call, the product of scale, coefficients and a small p underflows. In the other call, p is NaN."""
     promised = contract("kernel", "B", "float16", rows=7)
     rows = Question(Case.of("float16-7x5-decades-int64-mean")).exact.terms
     rows = replace(rows, upstream=np.full(7, 2.0**-20))

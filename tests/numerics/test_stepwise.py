@@ -13,19 +13,22 @@ from crossent.cases.case import Case
 from crossent.trials.call import Result
 from crossent.trials.exact import solve
 
-BITS = {dtype: bits for dtype, bits in (("float16", 11), ("bfloat16", 8)) if computes(dtype)}  # of its numbers
+BITS = {dtype: bits for dtype, bits in (("float16", 11), ("bfloat16", 8)) if computes(dtype)}  # of the significand
 CASES = [f"{dtype}-{one}" for dtype in BITS for one in ("7x5-normal-int64-mean-weighted", "7x5-wide-int64-none-rows")]
 CASES += [f"width/{dtype}-4x{size}-assorted-int64-none-rows" for dtype in BITS for size in (7, 63, 129, 781)]
 
 
 def in_bits(numbers, bits):
-    """Return numbers rounded to fewer bits."""
+    """Return numbers rounded to significands of `bits` bits, in their own dtype."""
     mantissa, exponent = torch.frexp(numbers.float())
     return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent).to(numbers.dtype)
 
 
 def result_of_steps(inputs, store=lambda step, numbers: numbers):
-    """Return loss and gradient. Each line rounds to the dtype of the logits. `store` changes the result of a step."""
+    """Return loss and gradient, computed in the steps of loss_parallel. Each line rounds to the dtype of the logits.
+
+    `store` replaces the result of a step, which it gets with the name of the step.
+    """
     x, y, weight = inputs.input.detach(), inputs.target, inputs.options.get("weight")
     log_probs = x.float().log_softmax(1).to(x.dtype)
     of_target = torch.ones_like(x[:, 0]) if weight is None else weight[y]
@@ -39,7 +42,7 @@ def result_of_steps(inputs, store=lambda step, numbers: numbers):
 
 
 def ratios(name, promise, store=lambda step, numbers: numbers):
-    """Return the shares of the bounds of loss and gradient at grade B: error ÷ bound."""
+    """Return the share of the bound, error ÷ bound, of loss and gradient at grade B."""
     inputs = Case.of(name).build()
     found = compare(result_of_steps(inputs, store), solve(inputs), "B", promise)
     return {one.of: one.ratio for one in found}
@@ -53,7 +56,7 @@ def test_the_steps_keep_their_contract(name):
 
 
 def test_the_contract_of_torch_does_not_allow_the_steps():
-    """So `stepwise` is no wider name for "eager" or "torch"."""
+    """So "stepwise" allows more than "eager" and "torch"."""
     for promise in ("eager", "torch"):
         assert max(ratios(name, promise)["gradient"] for name in CASES) > 1
 

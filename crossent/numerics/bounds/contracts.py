@@ -17,8 +17,8 @@ from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
 # The grade that a subject promises, or that a run finds. At grade A, a subject computes in float32, or in float64 for
-# float64 logits. At grade B, the subject may also round intermediates to the precision of the logits' dtype. At grade F,
-# the results exceed the bounds of both other grades.
+# float64 logits. At grade B, the subject may also round intermediates to the precision of the logits' dtype. At grade
+# F, the results exceed the bounds of both other grades.
 Grade = Literal["A", "B", "F"]
 
 

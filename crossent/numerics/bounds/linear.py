@@ -238,7 +238,8 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If an implementation may multiply the softmax and the target of d separately, this property adds both magnitudes.
+        If an implementation may multiply the softmax and the target of d separately, this property adds the magnitudes
+        of both.
         """
         if not self.contract.splits:
             return self._gradient.largest
