@@ -1,8 +1,8 @@
 """Each clause of the error bounds is needed: without the clause, a correct cross-entropy exceeds its bound.
 
 A clause is code in `crossent/numerics/bounds/` that allows one rounding or one order of operations. In the docstrings,
-`v` are the coefficients (class weight times smoothed target), `t` is a target, `w` a class weight, `g` the upstream
-gradient, `ε` the label smoothing and `C` the number of classes.
+`v` are the coefficients (class weight times smoothed target) and `t` is a target. `w` is a class weight, `g` the
+upstream gradient, `ε` the label smoothing and `C` the number of classes.
 """
 
 import functools

@@ -256,7 +256,7 @@ def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
 
 
 def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
-    """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`; the other fifteen weights are -4."""
+    """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`. The other fifteen weights are -4."""
     p, hard = p_error_of_sixteen(), rounded(0.5, HARD + U / 2)  # a kernel also rounds ε and scales both shares
     scaled = times(3, 0, 0.5, hard)
     softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, hard), times(1 / 16, p, 1.5, scaled))

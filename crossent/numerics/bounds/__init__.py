@@ -15,9 +15,9 @@ linear            LinearBounds: the error bounds of a linear cross-entropy, and 
 unbounded         the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates`, `loss` or `derivatives`. To allow another order of
-operations, compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`, which
-has the larger error of both. To allow other orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the
-order of the sum over the batch. To allow a step for some implementations only, add a field to `Contract`. To add an
+operations, compute both orders in the function that bounds the number. Then return `intermediates.wider(a, b)`, which
+has the larger error of both. To allow other orders of a sum, pass another `rounding.Order`. The order of the sum over
+the batch is `Contract.row_order`. To allow a step for some implementations only, add a field to `Contract`. To add an
 operation, add a method to `Computed`. After each change, run `nox -s mutants figures`, which shows whether the checks
 then miss a bug.
 """

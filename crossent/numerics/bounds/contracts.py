@@ -85,15 +85,15 @@ class Contract:
             bfloat16 with the largest number of float32. So an implementation must not overflow float16 in a count of
             rows, or in a sum whose mean is small.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
-        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
-            subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread of a
-            row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
-            autograd. So a kernel may multiply by the factors in any order, before or after the difference of softmax
-            and target, and may multiply by a reciprocal where torch divides.
+        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
+            may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the
+            spread of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient
+            without autograd. So a kernel may multiply by the factors in any order, before or after the difference of
+            softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
-        keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
-        keeps_probs: Whether the implementation stores the probabilities `p`, and their difference from the target,
-            `p - 1` for the true class, so that `stored` rounds both too.
+        keeps_logsumexp: Whether the implementation also rounds the log-sum-exp of a row to `stored`.
+        keeps_probs: Whether the implementation also rounds to `stored` the probabilities `p`, and their difference from
+            the target, which is `p - 1` for the true class.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether the implementation smooths float32 class probabilities in float32, even with float64
@@ -166,8 +166,8 @@ def contract(
 ) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: the implementation computes intermediates in float32 (in float64 for float64 logits), sums over classes in
-    any order, and rounds once to the dtype of the result. A wider format only leaves roundings out.
+    Grade A: the implementation computes in float32, or in float64 for float64 logits. The implementation sums over
+    classes in any order, and rounds once to the dtype of the result. A wider format only leaves roundings out.
 
     Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 
@@ -244,8 +244,8 @@ def _sum_depth(rows: int) -> int:
     """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
     The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
-    Then torch adds the four levels, the terms that fill no group of four, the four accumulators, the lanes of a vector
-    (16 at most), and the terms that fill no vector.
+    Then torch adds the four levels, the terms that fill no group of four, and the four accumulators. Last, torch adds
+    the lanes of a vector (16 at most), and the terms that fill no vector.
     """
     block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
     return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)

@@ -154,8 +154,8 @@ class DerivativeBounds(Bounds):
         """Return the additional error if a backward pass computes `second` in two parts, (R, 1).
 
         The caller multiplies the returned error by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may
-        compute the part of the target and the uniform part separately (see :func:`parts` of `intermediates`), and add
-        the two parts last. The addition is one more rounding. The products and differences of each part have five
+        compute the part of the target and the uniform part (`intermediates.parts`) separately, and add the two parts
+        last. The addition is one more rounding. The products and differences of each part have five
         roundings. If the parts cancel, these rounding errors do not cancel.
 
         Args:

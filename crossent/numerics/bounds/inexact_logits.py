@@ -8,8 +8,8 @@ each part, and adds the two bounds:
 
 The second part is the change of the exact softmax: :func:`largest_move`. The first part is the rounding error for the
 logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows with the magnitudes of the
-numbers. So this module applies the rules to magnitudes that are at least as large as for any z' within the error, and
-treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
+numbers. So this module applies the rules to magnitudes that are at least as large as for any z' within the error. The
+module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
 `E = max_c e_c`. Then, for every z' within the error:
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
@@ -52,9 +52,9 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
-    The move is small if `p_c` is near one. If the implementation computes a logit again, in another order, for the
-    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log Σ exp(z_i)`
-    moves by at most `log1p(Σ p_i expm1(e_i))`, and the other logit by at most e_c.
+    The move is small if `p_c` is near one. Under `contract.recomputes`, an implementation may compute a logit again, in
+    another order, for the gradient or for the true class. The two computed logits need not be equal. So
+    `log Σ exp(z_i)` moves by at most `log1p(Σ p_i expm1(e_i))`, and the second logit by at most e_c.
     """
     assert t.logits_error is not None
     p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)

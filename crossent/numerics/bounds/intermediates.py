@@ -76,12 +76,12 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     """Return the exponentials, (R, C), with the errors that they have if a kernel sums them in blocks of classes.
 
     A kernel may subtract the largest logit so far from the logits of a block. If a later block has a larger logit, the
-    kernel scales the sum so far by `exp(before - after)`, the exponential of the difference of the two maxima. This is
-    one exponential and one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
+    kernel scales the sum so far by `exp(before - after)`, for the maxima `before` and `after` this block. The scaling
+    has one exponential and one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
 
-    The differences that a term goes through add up to `x - max`, and their rounding errors add up to at most
-    `u |x - max|`. The blocks and their order decide how often a term is scaled. The largest logit grows at each
-    scaling, so a term is scaled at most once for each different larger logit.
+    A term becomes a product of exponentials, whose arguments add up to `x - max`. The rounding errors of the arguments
+    add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest logit
+    grows at each scaling, so a kernel scales a term at most once for each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
@@ -181,9 +181,9 @@ def constant(value: Array | float, format: Format, c: Contract) -> Computed:
 def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
-    The denominator is the sum of the class weights of the kept rows' true classes, in any order that the contract
-    allows for the sum of the losses. Without class weights, and with class probabilities, the denominator is the number
-    of kept rows.
+    The denominator is the sum of the class weights of the kept rows' true classes. The contract allows the same orders
+    as for the sum of the losses. Without class weights, and with class probabilities, the denominator is the number of
+    kept rows.
     """
     if t.reduction != "mean":
         return None

@@ -10,8 +10,8 @@ The bounds follow the computation, step by step:
 
 1. An implementation adds the n terms of a dot product in any order, with or without fused multiply-adds. Every term
    goes through at most n - 1 additions and one product. A term with k roundings is multiplied by
-   `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`,
-   or `k = n - 1` if products are exact (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
+   `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`.
+   If products are exact, `k = n - 1` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
    A sum in chunks is one of these orders. If a contract limits the blocks of a dot product, k is smaller: see
    :meth:`LinearContract.roundings`. A fused multiply-add leaves a rounding out.
 2. A logit is a dot product, and the bias is one more term. If a contract allows a narrower format for the logits, an
@@ -35,10 +35,10 @@ This module computes the logits in float64, with rounding errors. These logits d
 logits of an implementation differ from the logits here by at most `e + D`, and the exact logits by at most D. The
 bounds cover both differences with the error `e + 2 D` in place of e.
 
-Proof. The largest move of `log p_c` is `f(y) = log Σ p_i exp(y_i)` with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
-all y_i grow by 2 D, f grows by the integral of `2 (1 - q_c)`, where q_c is the share of class c in the sum. This share
-shrinks where y grows, so f grows by at least as much as from 0 to 2 D. Hence `f(e + 2 D)` is at least the sum of the
-two moves, `f(e + D) + f(D)`. The magnitudes are at least as large as well. All other roundings of float64 are relative,
+Proof. The largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
+each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the share of class c in the sum,
+which shrinks as e grows. So f grows by at least as much as for e from 0 to D. Hence `f(e + 2 D)` is at least the sum of
+the two moves, `f(e + D) + f(D)`. The magnitudes are at least as large too. All other roundings of float64 are relative,
 and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
@@ -294,7 +294,7 @@ class LinearBounds:
 
 
 def _gamma(roundings: int, format: Format) -> float:
-    """Return `γ_k = k u/(1 - k u)`, a bound of the relative error of k roundings, or inf if `k u` is 1/2 or more."""
+    """Return `γ_k = k u/(1 - k u)`, a bound of the relative error of k roundings; inf if `k u ≥ 1/2`."""
     grown = roundings * format.unit_roundoff
     return grown / (1 - grown) if grown < 0.5 else np.inf
 

@@ -84,21 +84,22 @@ def linear_contract(
 
     Grade A: the implementation keeps the logits and their gradient in float32 or wider, and rounds each result once.
 
-    Grade B: the implementation may also round the logits to the dtype, before and after it adds the bias, and round the
-    gradient of the logits to the dtype. A kernel may round a result to the dtype before it multiplies by the upstream
-    gradient. For the promise "torch", the implementation may round every intermediate of the cross-entropy to the dtype
-    too, as torch does on a CPU.
+    Grade B: the implementation may also round the logits to the dtype, before and after the addition of the bias. The
+    implementation may round the gradient of the logits to the dtype too. A kernel may round a result to the dtype
+    before the multiplication by the upstream gradient. For the promise "torch", the implementation may also round every
+    intermediate of the cross-entropy to the dtype, as torch does on a CPU.
 
     The promise "torch" allows chunks. In float32 and float64, a sum over rows may have any order, and the
     implementation may multiply a gradient by the upstream gradient last. "torch" forbids the last multiplication in
     half precision, because this order loses small numbers that loss scaling would save. On a CPU, "torch" also allows a
-    bfloat16 matrix product that treats subnormal numbers as 0, as the instruction VDPBF16PS does (Intel 64 and IA-32
+    bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and IA-32
     Architectures Software Developer's Manual, volume 2).
 
     In float32 and float64, both grades allow the same, since the computation is not wider than the dtype.
 
-    The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit,
-    however far the logits are from zero. The dot product of a logit has an error of the same size.
+    The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit.
+    This error grows with the distance of the logits from zero. The dot product of a logit has an error of the same
+    size.
 
     Args:
         promise: The kind of implementation.

@@ -37,8 +37,8 @@ class Terms:
             reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
-        logits_error: (R, C), how far the logits of an implementation may be from `logits`, for an implementation that
-            computes its own logits; None if the logits are given.
+        logits_error: None if the logits are given. If an implementation computes the logits: (R, C), how far its logits
+            may be from `logits`.
     """
 
     logits: Array
