@@ -79,7 +79,7 @@ def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
     assert differences(loss, given, grade, promise)[check].ratio <= 1
     patch = without(clause)
     try:
-        assert differences(loss, given, grade, promise)[check].ratio > 1, f"{clause}: the clause is not needed"
+        assert differences(loss, given, grade, promise)[check].ratio > 1, f"{clause}: a correct loss is within its bound without this clause"
     finally:
         patch.undo()
 
@@ -101,7 +101,7 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
 
 @pytest.mark.parametrize("classes", [10_000, 50_000])
 def test_a_sum_over_the_classes_may_overflow_before_its_product_with_the_smoothing(classes):
-    """The log-probabilities of all classes add up to -1e39, which overflows float32; ε/C times the sum does not."""
+    """The log-probabilities of all classes add up to -1e39, which overflows float32. ε/C times the sum does not."""
     logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
     given = inputs(logits, [0], label_smoothing=0.1)
     for name, finite in (("formula", False), ("log_softmax_nll", False), ("one_hot", True)):
@@ -124,7 +124,7 @@ def test_a_product_may_overflow_before_its_last_factor_which_is_zero():
 
 
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
-    """The coefficients v of the row add up to 0. If torch scales and rounds each before the sum, the sum is not 0."""
+    """The coefficients v of the row add up to 0. If torch scales and rounds each v before the sum, the sum is not 0."""
     target = [[1.0, -52.0, 48.0, 15.0, 50.0, -31.0, -84.0, -23.0, 76.0]]
     given = inputs([[6.0, *[0.0] * 8]], target, "bfloat16")
     given = replace(given, upstream=torch.tensor([1.015625], dtype=torch.bfloat16))

@@ -181,7 +181,7 @@ def test_the_parts_of_smoothed_rows_may_be_summed_separately():
 
 
 def test_the_parts_of_a_smoothed_mean_may_be_divided_and_summed_separately():
-    """With the weights 3 and -4, the sign of one row differs from the other three, and the denominator is 5."""
+    """With the weights 3 and -4, one of four losses has another sign than the others, and the denominator is 5."""
     value, row, size = smoothed_loss(3, -4)
     last_value, last_row, last_size = smoothed_loss(-4, 3)
     rows, sizes = [(value, row)] * 3 + [(last_value, last_row)], [size] * 3 + [last_size]
@@ -297,7 +297,7 @@ def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
 
 @pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
 def test_a_scale_has_the_error_of_its_division(promise, ulps):
-    """The scale is 1/3. The bound does not use its known rounding error: other factors may be multiplied first."""
+    """The scale is 1/3. The bound does not use the known rounding error of 1/3: other factors may come first."""
     bounds = bounds_of(equal_logits(3, [0, 1, 1], reduction="mean"), promise)
     scale = (2 * ulps * U + 2.0**-52) / 3
     assert_worked_out(safe(bounds._scale().error), scale)
@@ -417,7 +417,7 @@ def test_both_products_of_a_large_sum_may_underflow():
 
 
 def test_a_product_that_is_stored_in_a_narrow_format_underflows_earlier():
-    """The smallest number of bfloat16 is 2^-133."""
+    """The smallest positive number of bfloat16 is 2^-133."""
     of = bounds_of(equal_logits(1, [0], dtype="bfloat16"), grade="B")
     assert underflow_error([2.0**-120], 2.0**-3, 2.0**10, 2.0**4, of=of) == [2.0**-134 * 2.0**10]
 
@@ -488,7 +488,7 @@ def test_all_rows_may_be_summed_before_the_product_with_the_smoothing():
 
 
 def test_a_mean_may_be_divided_before_its_product_with_the_smoothing():
-    """A division by the weight 2^-24 overflows. So does the sum of the rows, 4e38, before its division by 2."""
+    """A division by the weight 2^-24 overflows. The sum of the rows, 4e38, overflows before the division by 2."""
     small = {"label_smoothing": SHARE, "reduction": "mean"}
     assert has_infinite_bound([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True
     assert has_infinite_bound([[0.0, -1e35]], [0], weight=[1.0, 1.0], **small) is False
@@ -537,7 +537,7 @@ def test_an_infinity_in_an_ignored_row_is_no_reason():
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
 def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order):
-    """In a format with eight bits, a running sum of 129 terms may lose most terms; a sum of 128 terms cannot."""
+    """In a format with eight bits, a running sum of 129 terms may lose most terms. A sum of 128 terms cannot."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
     assert reasons("loss", given, **stored) == {TOO_SHORT: True}

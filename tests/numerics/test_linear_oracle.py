@@ -1,4 +1,4 @@
-"""Check the exact value of a linear cross-entropy, in float64 and in ball arithmetic, and against values by hand."""
+"""Compare the exact values of linear cross-entropies: float64 with ball arithmetic, and both with values by hand."""
 
 from dataclasses import replace
 

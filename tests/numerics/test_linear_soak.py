@@ -133,7 +133,7 @@ def test_no_right_implementation_exceeds_an_error_bound(part, seed, found):
 
 
 def titled(case, contract=None):
-    """Return a function that makes an implementation for `shares`, of a random implementation: number, contract, call.
+    """Return a function that turns a random implementation into an item for `shares`: (number, contract, call).
 
     `contract` replaces the contract of the random implementation, if given.
     """

@@ -80,8 +80,8 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     has one exponential and one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
 
     A term becomes a product of exponentials, whose arguments add up to `x - max`. The rounding errors of the arguments
-    add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest logit
-    grows at each scaling, so a kernel scales a term at most once for each different larger logit.
+    add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest
+    logit grows at each scaling, so a kernel scales a term at most once for each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
