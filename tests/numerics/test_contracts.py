@@ -1,6 +1,6 @@
 """Contracts of kernels: kernels with the largest allowed errors pass, and kernels with a defect fail.
 
-numpy simulates the kernels, with the largest errors of exp, log and division that the documentation of CUDA allows.
+numpy simulates the kernels, with the largest errors of exp, log and division that the documentation of CUDA states.
 """
 
 import functools
@@ -111,7 +111,7 @@ class Kernel:
 
     Attributes:
         arithmetic: exp, log and division.
-        blocks: the name of a way to sum, a key of `BLOCKS`.
+        blocks: a key of `BLOCKS`, which says in which blocks and order the kernel sums.
         adds_back: whether the log-probability is `x - (max + log s)` instead of `(x - max) - log s`.
         smooths_logits: whether the loss is `Σ w q · (max + log s) - Σ w q x`.
         quotient: whether `p` is `exp(x - max) / s` instead of `exp(log p)`.

@@ -61,7 +61,7 @@ def assert_needed(clause, *compared, **promised):
     assert difference(*compared, **promised).ratio <= 1
     patch = without(clause)
     try:
-        assert difference(*compared, **promised).ratio > 1, f"{clause}: a correct derivative is within its bound without this clause"
+        assert difference(*compared, **promised).ratio > 1, f"{clause}: the derivative passes without it"
     finally:
         patch.undo()
 
