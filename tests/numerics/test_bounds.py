@@ -79,7 +79,7 @@ def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
     assert differences(loss, given, grade, promise)[check].ratio <= 1
     patch = without(clause)
     try:
-        assert differences(loss, given, grade, promise)[check].ratio > 1, f"{clause}: the loss passes without this clause"
+        assert differences(loss, given, grade, promise)[check].ratio > 1, f"{clause}: the loss passes without it"
     finally:
         patch.undo()
 

@@ -1,4 +1,4 @@
-"""The contract of torch's loss_parallel, whose backward pass stores the probability, and its difference from the target.
+"""The contract of torch's loss_parallel, whose backward stores the probability, and its difference from the target.
 
 `result_of_steps` has the steps of torch/distributed/tensor/parallel/loss.py in one process. The contract of
 nn.CrossEntropyLoss, whose backward stores only its result, is too narrow for these steps.
