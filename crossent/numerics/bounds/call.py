@@ -203,7 +203,7 @@ class CallBounds:
         return wider(divided, numbers.times(inverse, c.compute, known=False))
 
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
-        """Return the sum over the rows of each call, (B,), in the order of the contract.
+        """Return the sum over the rows of each call, (B,), in the orders that the contract allows.
 
         `rows` and `sizes` are (R,). In the error of the sum, `sizes` replaces the magnitudes of `rows`, as in
         :meth:`Computed.sum`.
@@ -249,9 +249,9 @@ def _joined(parts: Sequence[Computed]) -> Computed:
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract with fixed values of the fields that do not change the bounds of this call.
+    """Return the contract with a fixed value for each field that does not change the bounds of this call.
 
-    The fields are `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the other two
+    Such fields may be `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the other two
     change the bounds of some calls only. Two contracts that differ only in these fields often become equal. crossent
     then computes their bounds once.
     """

@@ -158,8 +158,8 @@ class Computed:
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
         """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding.
 
-        A known factor that is a power of two causes no rounding, unless the product is near underflow or `format` does
-        not contain the format of the other factor. If both errors are 0, the rounding error is exact where
+        A known factor that is a power of two causes no rounding. The exceptions are a product near underflow, and a
+        `format` narrower than the format of the other factor. If both errors are 0, the rounding error is exact where
         :meth:`rounded` has an exact error. Pass `known=False` for a step of a product of more than two factors: the
         implementation may multiply two other factors first, so the worst rounding error counts.
 

@@ -25,7 +25,7 @@ class Terms:
     """The arguments of a call, or of B stacked calls, as R rows of C classes. All numbers are float64.
 
     Attributes:
-        logits: (R, C), exact.
+        logits: (R, C), exact unless `logits_error` is given.
         log_sum: (R,), `log Σ exp(x - max x)`, computed in float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
         kept: (R,), False on ignored rows.
@@ -37,8 +37,8 @@ class Terms:
             reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
-        logits_error: None if the logits are given. If an implementation computes the logits: (R, C), how far its logits
-            may be from `logits`.
+        logits_error: (R, C), how far the logits that an implementation computes may be from `logits`. None if the
+            logits are an argument of the call, and so exact.
     """
 
     logits: Array
