@@ -1,11 +1,12 @@
 """The subjects: the loss functions under test.
 
-This folder loads a loss function, and records what the function promises about its arithmetic and which features it
-lacks. The forms (the reference implementations in `crossent.forms`) and torch are the built-in subjects. All other
-subjects are functions of the user.
+This folder loads a loss function. A `Subject` holds the loss function, its promise about its arithmetic, and the
+features that the loss lacks, such as class weights. The forms (the reference implementations in `crossent.forms`) and
+torch are the built-in subjects. All other subjects are functions of the user.
 
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
-`crossent.words`, `crossent.choices` and `crossent.state`. No module imports the oracle, which computes exact values.
+`crossent.words`, `crossent.choices`, `crossent.machine` and `crossent.state`. No module imports the oracle, which
+computes exact values.
 
 subject      Subject: one loss function under test, with its promise and the features that it lacks
 contracts    the contracts that a user can choose, by name
@@ -14,7 +15,7 @@ features     the features that a subject may lack
 callables    a subject from a callable, or from a class with the options of nn.CrossEntropyLoss
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
 remote       a function of the user whose code the main process never imports
-confinement  limits on a process that runs the user's code, so that this process cannot reach other processes
+confinement  limits on a process that runs the user's code, which keep the process away from other processes
 ranks/       losses on several ranks: processes of one torch.distributed group, each with a shard of the logits
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

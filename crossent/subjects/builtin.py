@@ -22,7 +22,7 @@ from crossent.subjects.subject import Loss, Subject
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """Call `scalar`, which takes one row of Python numbers, with the tensors of a case."""
+    """Call the form `scalar`, which takes one row of Python numbers, with tensors. Return the loss as a tensor."""
     if isinstance(weight := options.get("weight"), Tensor):
         options["weight"] = weight.tolist()
     loss = scalar(input.tolist(), target.tolist(), **options)
@@ -38,7 +38,7 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     return loss
 
 
-# A form promises the arithmetic of torch's operations ("eager"), unless this table has another promise.
+# The forms that do not promise the arithmetic of torch's operations ("eager"), with their promises.
 _PROMISES: dict[str, Promise] = {"blocked": "blocked", "linear_blocked": "kernel"}
 
 
@@ -69,7 +69,7 @@ def _why_not_on_path(path: str, inputs: Inputs) -> str | None:
     return None if path_of(inputs.input.device.type) == path else _NEEDED[path]
 
 
-# With a gradient of the target, no case with class probabilities would run the kernel.
+# The subject lacks `target_gradient`, so that cases with class probabilities run the kernel instead of `formula`.
 _ONLY_OF_LOGITS = "calls formula instead of its kernel if the target requires a gradient"
 
 
@@ -81,7 +81,8 @@ def _fused(name: str, path: str, promise: Promise) -> Subject:
     )
 
 
-# What `fused` runs, by :func:`crossent.forms.fused.path_of`. The names differ, so that a report says which code ran.
+# `fused` has three paths (see `crossent.forms.fused.path_of`). `_NEEDED` says what each path needs. Each path has its
+# own subject, whose name says in a report which code ran.
 _NEEDED = {
     "kernel": "needs CUDA and the package triton, without TRITON_INTERPRET=1",
     "interpreter": "needs the package triton and TRITON_INTERPRET=1",
@@ -108,7 +109,8 @@ def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **op
     """Compute the loss with log_softmax over the last axis, and nll_loss.
 
     The function moves the class axis last for log_softmax, and back for nll_loss. So for logits (N, C, d1, …), nll_loss
-    gets a view that is not contiguous. F.cross_entropy passes a contiguous tensor to nll_loss (pytorch#175084).
+    gets a view that is not contiguous, which shows pytorch#175084. F.cross_entropy passes a contiguous tensor to
+    nll_loss.
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -122,7 +124,7 @@ def _why_not_nll(inputs: Inputs) -> str | None:
     return "has no label_smoothing" if inputs.options["label_smoothing"] != 0 else None
 
 
-# On a CPU torch stores the log-probabilities of float16 and bfloat16 in that dtype, so torch cannot reach grade A.
+# For float16 and bfloat16 logits on a CPU, torch stores log-probabilities in the same dtype, and cannot reach grade A.
 _AS_TORCH: dict[str, Any] = {"promise": "torch", "grades": in_halves("B"), "contract": TORCH_CONTRACT}
 TORCH = Subject("torch", _torch, source="torch", **_AS_TORCH)
 TORCH_NLL = Subject(
@@ -138,9 +140,10 @@ TORCH_NLL = Subject(
 def _torch_linear(
     chunks: Mapping[str, Any] | None, input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Tensor:
-    """Call F.linear_cross_entropy. `chunks` are the arguments of its LinearCrossEntropyOptions, or None.
+    """Return the loss of F.linear_cross_entropy.
 
-    The option `batch_chunk_size` becomes one of these arguments.
+    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions, or is None for a call without such options. If
+    the call has the option `batch_chunk_size`, the option becomes one of these arguments.
     """
     if "batch_chunk_size" in options:
         chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
@@ -161,7 +164,7 @@ def _why_not_linear(inputs: Inputs) -> str | None:
 
 
 def _accepts(chunks: Mapping[str, Any]) -> bool:
-    """Return whether LinearCrossEntropyOptions takes these arguments: torch 2.14 removed the policy "balanced"."""
+    """Return whether LinearCrossEntropyOptions takes these arguments. torch 2.14 removed acc_policy="balanced"."""
     try:
         torch.nn.LinearCrossEntropyOptions(**chunks)
     except ValueError:
@@ -220,21 +223,22 @@ TORCH_LINEAR = Subject(
     **_AS_TORCH_LINEAR,
 ).lacking({"memory": _STORES_LOGITS})
 LINEAR_ALIAS = "torch.nn.functional:linear_cross_entropy"
-# What torch computes, by operation. The composition of two functions is in every torch.
+# The loss of torch for each operation. The linear cross-entropy is a composition of F.linear and F.cross_entropy, since
+# torch before 2.13 has no F.linear_cross_entropy.
 REFERENCES = {
     CROSS_ENTROPY: TORCH,
     LINEAR_CROSS_ENTROPY: Subject("torch_composed", _composed, source="torch_composed", **_AS_TORCH_LINEAR),
 }
-# The subjects of each name that a user can give. The name "torch" stands for two subjects, and "fused" for the one of
-# three that `subjects_of` returns.
+# The built-in subjects of each name that a user can give. The name "torch" stands for two subjects. The name "fused"
+# stands for one of three subjects, which `subjects_of` chooses.
 NAMED = {
     **{name: (form,) for name, form in FORM_SUBJECTS.items()},
     "fused": tuple(_FUSED.values()),
     "torch": (TORCH, TORCH_NLL),
 }
 # The subjects of torch's linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions`
-# that changes the computation on a CPU. "chunked" has the default of each option, and computes float16 and bfloat16 in
-# float32. "accurate" computes in the dtype of the input, since acc_dtype is not given.
+# that changes the computation on a CPU. torch_linear_chunked has the default of each option, and computes float16 and
+# bfloat16 in float32. torch_linear_accurate computes in the dtype of the input, since acc_dtype is not given.
 LINEAR_NAMED = {
     **{name: (form,) for name, form in LINEAR_FORM_SUBJECTS.items()},
     LINEAR_ALIAS: (
@@ -268,7 +272,9 @@ def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
 
 
 def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
-    """Return the built-in subjects with a name of `EVERY_NAMED`, on a device such as "cuda:0".
+    """Return the built-in subjects that a name stands for, on a device such as "cuda:0".
+
+    `name` is a key of `EVERY_NAMED`. For "fused", the subject depends on the device, which decides the code that runs.
 
     >>> [subject.name for subject in subjects_of("torch", "cpu")]
     ['torch', 'torch_nll']
@@ -277,16 +283,19 @@ def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
 
 
 def by_default(operation: Operation, device: str) -> list[str]:
-    """Return the names of the subjects of a run for which the user names none: the forms and torch.
+    """Return the names of the subjects that a run checks if the user names no subject: the forms and torch.
 
-    `fused` is among them only where its kernel runs.
+    The form `fused` is left out on a device where its kernel does not run.
     """
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
     return [name for name in named(operation) if name != "fused" or runs]
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return `subject` before its compilation, if it is a built-in subject; None for a function of the user."""
+    """Return the built-in subject from which a subject was made; None for a function of the user.
+
+    For example, return the subject `formula` for `formula+compile`, and for `formula` under a chosen contract.
+    """
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 

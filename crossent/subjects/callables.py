@@ -30,21 +30,20 @@ Parameter = inspect.Parameter
 
 
 def as_subject(given: object, name: str = "", source: str = "", operation: Operation = CROSS_ENTROPY) -> Subject:
-    """Return a subject that calls a callable with input and target, and with the options in its signature.
+    """Return a subject that calls a loss function, or makes instances of a class and calls the instances.
 
-    The subject passes input and target by position, so their names do not matter. If the signature lacks an option,
-    the subject does not pass the option, and lacks the option's features. If Python cannot read the signature, for
-    example of a function written in C++, the subject passes all options.
+    The subject passes input and target by position, so their names do not matter. The subject passes each option by
+    keyword, if the signature has the option. Otherwise, the subject lacks the option's features. If Python cannot read
+    the signature, for example of a function written in C++, the subject passes all options.
 
-    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too. For
-    a linear cross-entropy, an attribute `chunks` names the keywords that set the size of a chunk. A function without
-    such an attribute or keyword need not work in chunks, so it lacks the feature `memory`.
+    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
     If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
     then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
 
-    For a linear cross-entropy, the callable gets input, weight and target by position. A class is not accepted, because
-    its instances have their own weight.
+    For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
+    instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk. A function
+    with neither such an attribute nor such a keyword may store all logits, so the subject lacks the feature `memory`.
 
     Args:
         given: the callable or the class.
@@ -109,7 +108,7 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
     "chunk" or "block" in their name, and with None or an int as the default.
 
     Raises:
-        TypeError: the attribute names no keyword of the object.
+        TypeError: the attribute has a name that is not a keyword of the object.
     """
     keywords = [name for name in parameters if _has(parameters, name) and name not in KEYWORDS]
     says = getattr(given, "chunks", None)
@@ -146,7 +145,7 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that a callable lacks if TRITON_INTERPRET=1 makes Triton run kernels in its interpreter.
+    """Return the features that a callable lacks because Triton runs kernels in its interpreter, or {}.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
@@ -168,7 +167,7 @@ def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **op
 def with_weight(
     loss: Callable[..., Any], input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Any:
-    """Call a linear cross-entropy with its arguments in the order of `F.linear_cross_entropy`."""
+    """Call `loss` with input, weight and target by position, in the order of `F.linear_cross_entropy`."""
     return loss(input, linear_weight, target, **options)
 
 
@@ -200,7 +199,10 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
 
 
 def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
-    """Return why a signature does not accept the arguments by position and the options by keyword, or ""."""
+    """Return why a subject cannot call a function that has these parameters; "" if a subject can.
+
+    `arguments` has the names of the arguments that the subject passes by position, such as "input" and "target".
+    """
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]
@@ -209,6 +211,6 @@ def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) ->
     by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
     others = [*by_position[places:], *by_keyword]
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
-    # The third argument of F.linear_cross_entropy is the target.
+    # A function whose third argument is `target` is probably a linear cross-entropy.
     hint = " (a linear cross-entropy needs --operation linear_cross_entropy)" if needed == ["target"] else ""
     return f"requires the argument {quoted(needed[0])}{hint}" if needed else ""

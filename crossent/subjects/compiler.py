@@ -35,7 +35,8 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to kee
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     """Yield a loss that torch compiles into one graph at its first call.
 
-    If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of the first call.
+    `backend` is `TRACER` or `INDUCTOR`. If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of
+    the first call.
 
     Before and after the block, `torch._dynamo.reset` drops all compiled graphs, because torch limits their number. So a
     function that other code has compiled is compiled again at its next call.
@@ -55,7 +56,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return a function compiled by torch.compile, after a call of :func:`keep_headers_with_code`."""
+    """Return a function compiled by torch.compile. Its headers are written beside its compiled code."""
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
@@ -64,10 +65,10 @@ def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Call
 
 
 def keep_headers_with_code() -> None:
-    """Move torch's precompiled C++ headers into the folder that TORCHINDUCTOR_CACHE_DIR names, if the variable is set.
+    """Let torch write its precompiled C++ headers to the folder in TORCHINDUCTOR_CACHE_DIR, if this variable is set.
 
-    By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs share this
-    folder, so a subject of another run could have changed the headers there.
+    By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs of a user
+    share this folder, so a subject of another run could have changed the headers there.
     """
     codecache: Any = sys.modules.get("torch._inductor.codecache")
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):
@@ -100,7 +101,7 @@ def unusable(backend: str, device: str) -> str:
     """Return why torch cannot compile for this type of device on this machine, or ""."""
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
-    # If disabled, torch.compile returns the loss itself, so a check of compiled code would test plain code.
+    # If torch.compile is disabled, it returns the loss itself, so a check of compiled code would test plain code.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         return "needs torch.compile, which is disabled"
     if backend == INDUCTOR and device == "cpu":
@@ -157,7 +158,10 @@ _OF_COMPILED = {
 
 
 def as_compiled(subject: Subject, device: str) -> Subject:
-    """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks."""
+    """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks.
+
+    `device` is the device on which the subject runs, such as "cpu".
+    """
     return replace(
         subject,
         name=f"{subject.name}{COMPILE_SUFFIX}",
@@ -184,7 +188,7 @@ def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loss compiled by torch.compile. A second call returns the same function, which keeps its graphs."""
+    """Return a loss compiled by torch.compile. Every call with one loss returns the same function with its graphs."""
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
@@ -192,8 +196,8 @@ def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
     return _compile(call, backend=INDUCTOR, fullgraph=True)
 
 
-# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled and logs a warning, which
-# `quiet` silences, or raises an error with `fullgraph=True`.
+# The settings that limit the number of graphs of one function. Beyond a limit, torch runs the function uncompiled and
+# logs a warning, which `quiet` silences. With `fullgraph=True`, torch raises an error instead.
 _LIMITS = ("cache_size_limit", "accumulated_cache_size_limit", "recompile_limit", "accumulated_recompile_limit")
 
 
@@ -206,7 +210,7 @@ def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **op
 
 @contextmanager
 def without_limits() -> Iterator[None]:
-    """Let torch make any number of graphs of one function, if its compiler is imported.
+    """Let torch.compile make any number of graphs of one function. Do nothing if torch's compiler is not imported.
 
     The cases have many shapes. With torch's limit of 8 graphs, a function that compiles itself with `fullgraph=True`
     would raise an error at the ninth graph.

@@ -1,12 +1,13 @@
-"""Confinement: limits on a process that runs the user's code, so that this process cannot reach other processes.
+"""Confinement: limits on a process that runs the user's code, which keep the process away from other processes.
 
 The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
 process that judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process
-cannot signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
-process cannot signal other processes even without a namespace. SECURITY.md lists what each system grants.
+cannot signal a process that it has not started. When the process ends, all processes that it has started end too. From
+Linux 6.12 on, the process cannot signal other processes even without a namespace. SECURITY.md lists the limits that
+each system grants.
 
-The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems these functions do
-nothing.
+The limits use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems the process runs without
+these limits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, wi
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
 _SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _PRLIMIT = {"x86_64": (0xC000003E, 302), "aarch64": (0xC00000B7, 261)}  # the processor, and the number of `prlimit64`
-# Root keeps these two capabilities, to open files of other users: the file of a subject may be one of them.
+# Root keeps these two capabilities, because the file of a subject may belong to another user.
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take longer inside a system call of a driver
 
@@ -67,7 +68,7 @@ def drop_privileges() -> None:
     if libc is None:
         return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    data = ctypes.create_string_buffer(24)  # masks of capabilities: effective, permitted, inheritable, twice
+    data = ctypes.create_string_buffer(24)  # two sets of 32-bit masks: effective, permitted, inheritable capabilities
     if libc.capget(header, data) == 0:
         now = struct.unpack("6I", data.raw)
         mask = sum(1 << capability for capability in kept)
@@ -127,9 +128,10 @@ def prefer_for_memory() -> None:
 
 
 def end_with_parent(by: int = signal.SIGKILL) -> None:
-    """Have the system kill this process when its parent ends, even if this process is stopped.
+    """Have the system end this process by a signal when its parent ends.
 
-    With another signal, such as SIGTERM, the process may do something before it ends.
+    The default, SIGKILL, also ends a stopped process. On another signal, such as SIGTERM, a process can clean up before
+    it ends.
     """
     _prctl(_SET_PDEATHSIG, by)
 
@@ -158,8 +160,8 @@ class Confined:
     def end(self) -> None:
         """End the process and all processes that it has started.
 
-        Without a PID namespace, some of these processes may survive. This happens if /proc has no list of children, or
-        if the supervisor does not end in time, for example because a subject stopped the supervisor.
+        Without a PID namespace, some of these processes may survive: if /proc has no list of children, or if the
+        supervisor does not end in time. For example, a subject may have stopped the supervisor.
         """
         with suppress(OSError):
             os.write(self._end, b"x")
@@ -214,7 +216,10 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. Do nothing for an id below 2, which stands for init or for many processes."""
+    """Kill the process with this id, and its process group.
+
+    Do nothing for an id below 2, because such an id stands for init or for many processes.
+    """
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -235,7 +240,7 @@ def close_all_but(kept: Collection[int]) -> None:
 def _kill_descendants() -> None:
     """Kill the children of this process until none is left, for `_SECONDS_TO_END` at most.
 
-    This process inherits the children of a killed child.
+    When a child is killed, its own children become children of this process, and are killed next.
     """
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:

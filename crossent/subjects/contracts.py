@@ -1,6 +1,7 @@
 """The contracts that a user can choose with `--contract`: what a subject promises about its arithmetic.
 
-The error bounds follow from the contract. Only the user chooses a contract: no attribute of a callable can name one.
+The error bounds follow from the contract. Only the user can choose the contract of a callable: the callable itself
+cannot, for example by an attribute.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class NamedContract:
         promise: the promise about the arithmetic, from which :mod:`crossent.numerics.bounds.contracts` derives bounds.
         grade: the grade in float16 and bfloat16, unless the user chooses another grade.
         sentence: the promise in words.
-        only_grade: whether a user cannot choose another grade.
+        only_grade: True if a user must not choose another grade.
     """
 
     promise: Promise
@@ -31,7 +32,7 @@ class NamedContract:
     only_grade: bool = False
 
 
-# The contract of torch, which also makes the known failures of torch known failures of the subject.
+# The contract of torch. Under this contract, the known failures of torch are also known failures of the subject.
 TORCH_CONTRACT = "torch"
 # The contract of a function of the user, unless the user chooses another contract.
 DEFAULT_CONTRACT = "kernel"
@@ -80,8 +81,8 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
     """Return the subject under a contract and a grade. None stands for the default.
 
-    Code that torch.compile made for CUDA promises "fast_kernel" (an approximate exp, log and division), and keeps this
-    promise under every contract.
+    A subject with the promise "fast_kernel" (approximate exp, log and division) keeps this promise under every
+    contract. Such a subject is, for example, code that torch.compile made for CUDA.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT

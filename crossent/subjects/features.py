@@ -32,13 +32,14 @@ def _never(inputs: Inputs) -> bool:
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that a loss function may not support.
+    """A capability that a loss function may lack, such as class weights or a second derivative.
 
     Attributes:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
-        needs: a function that returns whether a call with given inputs needs the feature.
-        instead: what the checks expect of a loss without the feature; "" if they only skip the cases that need it.
+        needs: a function that returns whether a call with the given inputs needs the feature.
+        instead: what the checks expect of a loss without the feature; "" if the checks skip the inputs that need the
+            feature.
         operations: the operations that have the feature.
     """
 
@@ -71,9 +72,9 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Return whether the class probabilities of a row have a sum that differs from 1 by more than `torch.finfo.eps`.
+    """Return whether the class probabilities of some row have a sum that differs from 1 by more than `torch.finfo.eps`.
 
-    Rounding the probabilities of a row to the dtype changes their sum of 1 by at most the unit roundoff, half of `eps`.
+    If a sum is 1, rounding the probabilities to the dtype changes the sum by at most the unit roundoff, half of `eps`.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -88,7 +89,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Return whether a call needs ignore_index: the option is not -100, the default, or a class index is -100."""
+    """Return whether a call needs ignore_index: the option differs from its default, -100, or a class index is -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -179,7 +180,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return what the checks expect of a loss without these features, in place of torch's behaviour.
+    """Return what the checks expect of a loss without these features instead of torch's behaviour.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']
@@ -200,17 +201,17 @@ KEYWORDS = {
 
 
 def keywords_of(operation: Operation) -> tuple[str, ...]:
-    """Return the keywords of an operation that are keys of `KEYWORDS`."""
+    """Return the keywords of an operation that a subject may lack, such as "weight"."""
     return tuple(keyword for keyword in KEYWORDS if keyword in operation.options)
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of features, each once, in the order of `FEATURES`.
+    """Check the names of features, and return each name once, in the order of `FEATURES`.
 
-    If `names` has `reduction_none` and `reduction_sum`, add `reduction`, since such a loss may ignore the option.
+    If `names` has `reduction_none` and `reduction_sum`, add `reduction`: a loss that lacks both may ignore the option.
 
     Raises:
-        ValueError: no feature has one of the names.
+        ValueError: a name is not the name of a feature.
 
     >>> require_features({"vmap", "gradient"})
     ('gradient', 'vmap')

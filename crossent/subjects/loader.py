@@ -42,7 +42,7 @@ def load(
     ranks: int | None = None,
     timeout: float = 300.0,
 ) -> tuple[Subject, ...]:
-    """Return the subjects that a description names. A description may stand for two subjects, as `torch` does.
+    """Return the subjects that a description names. A description may stand for several subjects, as `torch` does.
 
     Args:
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
@@ -54,13 +54,13 @@ def load(
             Without a contract, the forms and torch keep their own grades.
         device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
         operation: the operation that a subject of the user computes.
-        ranks: the number of ranks of a subject on several ranks: see :mod:`crossent.subjects.ranks`.
-        timeout: the time limit of a case, in seconds. A call on several ranks has a tenth of it.
+        ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
+        timeout: the time limit of a case, in seconds. Each pass on several ranks may take a tenth of this time.
 
     Raises:
         ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
             contradicts the contract. The message is one line.
-        TypeError: the object is neither a description nor callable as a cross-entropy.
+        TypeError: the object is neither a description nor a callable that crossent can call as a cross-entropy.
 
     Example:
         >>> [subject.name for subject in load("torch")]
@@ -118,10 +118,10 @@ def _load_one(description: str, device: str, operation: Operation) -> Subject:
 
 
 def import_object(description: str) -> object:
-    """Return the object that a description names.
+    """Return the object that a description names, such as package.module:NAME.
 
     Raises:
-        ValueError: there is no such object.
+        ValueError: there is no such object, or its import fails.
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
@@ -171,8 +171,8 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 def _nearest(name: str, lacking: object) -> str:
     """Return the end of a message about a missing attribute, such as "; did you mean cross_entropy?".
 
-    `name` is the name of the attribute, and `lacking` the object. If no attribute has a similar name, name some
-    callables of the object.
+    `name` is the name of the attribute, and `lacking` is the object without the attribute. If the object has no
+    attribute with a similar name, the message names some callables of the object.
     """
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
@@ -227,7 +227,8 @@ def _file(place: str) -> Path:
 def _module_of(path: Path) -> str:
     """Import a file, and return the name of its module.
 
-    The name is the file name without ".py". If Python cannot import the file under this name, the name is generated.
+    The name is the file name without ".py". If Python cannot import the file under this name, the name has an
+    underscore in front and a checksum of the path at the end.
     """
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):

@@ -1,7 +1,7 @@
 """A user's loss function, whose code the main process never imports: another process loads and describes the function.
 
 The import of a user's file may change torch, numpy or this package. So only the processes that describe or call the
-function import its file. The process that compares the results with exact values does not import the file.
+function import the file. The main process, which compares the results with exact values, does not import the file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from crossent.subjects.ranks.protocol import require_normalization, require_spli
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, quoted, said
 
-LONGEST = 2**20  # bytes of a description
-_LONGEST_LINE = 1000  # characters of a name or of a reason
+LONGEST = 2**20  # the most bytes that the main process reads from a process that describes a subject
+_LONGEST_LINE = 1000  # the most characters of a name or of a reason
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def load_remote(
         ranks: as for `load`.
 
     Raises:
-        ValueError: `load` raised, the process that loads ended, or loading took too long. The message is one line.
+        ValueError: `load` raised an error, or the process that called `load` ended or took too long. The message is one
+            line.
     """
     require_contract(contract, grade)
     load_here = partial(load, description, without=without, operation=operation, ranks=ranks, timeout=seconds)
@@ -97,7 +98,7 @@ def load_remote(
     if "error" in reply:
         raise ValueError(one_line(str(reply["error"])[:_LONGEST_LINE]))
     try:
-        (facts,) = reply["subjects"]  # one, since only a built-in name stands for several subjects
+        (facts,) = reply["subjects"]  # exactly one, since only a built-in name stands for several subjects
         loss = RemoteLoss(source_of(description), operation, ranks, seconds)
         described = _subject(facts, loss)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -26,8 +26,8 @@ class Subject:
         name: the name in the report.
         loss: the function: a callable with the signature of `F.cross_entropy`.
         differentiable: whether the loss has a gradient.
-        not_applicable: a function that takes inputs, and returns why the subject cannot take them, or None.
-        dtype: the dtype of the loss, if it is not the dtype that the arguments imply.
+        not_applicable: a function that returns why the subject cannot take the given inputs, or None if it can.
+        dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
         promise: what the subject promises about its arithmetic; by default, the promise of a fused kernel.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
@@ -40,7 +40,8 @@ class Subject:
         chunks: the keywords of the loss that set the size of its chunks.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
         split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
-        normalization: "tokens" for a loss on ranks that divides by the kept rows of all ranks and micro-batches.
+        normalization: "tokens" for a loss on ranks that divides by the number of kept rows of all ranks and
+            micro-batches; "" for any other loss.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Subject:
     normalization: str = ""
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""
+        """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason."""
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -75,7 +76,7 @@ class Subject:
         return self.grades.get(dtype, "A")
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
-        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for these arguments."""
+        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call."""
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied

@@ -1,4 +1,4 @@
-"""The ranks of a subject, as the calling process sees them: start them, ask them all, and end them after a fault."""
+"""Start the ranks of a subject, send requests to all of them, wait for the replies, and end the ranks after a fault."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from crossent.words import one_line
 
 # The time limit of the start: the import of the user's file, and the first messages between the ranks.
 _SECONDS_TO_START = 180.0
-# A rank blocks if it sleeps for this long while all other ranks sleep too, or have answered. A rank that computes, or
-# that waits for a processor of a busy machine, does not sleep.
+# A rank counts as blocked if it sleeps for this long while each other rank sleeps too, or has answered. A rank that
+# computes, or that waits for a processor of a busy machine, does not sleep.
 _SECONDS_ASLEEP = 10.0
 _SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
-_PATIENCE = 4  # how often the limit of a request is given again to ranks that get no processor
+_PATIENCE = 4  # how often the time limit of a request is extended for ranks that get no processor
 _LOOK = 0.1  # seconds between two looks at the ranks
 _BUSY = 0.02  # the share of a processor that the threads of gloo use while a rank waits
 
 
 @dataclass
 class _Rank:
-    """One rank, as the calling process sees it."""
+    """The state of one rank, in the calling process."""
 
     stream: socket.socket
-    process: int = 0  # its id in /proc, or 0
+    process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
     answer: dict[str, Any] | None = None  # the reply to the current request
-    ended: str = ""  # how the rank ended
-    status: int | None = None  # its exit status, if a keeper has sent it
+    ended: str = ""  # how the rank ended; "" for a rank that runs
+    status: int | None = None  # its exit status, which only the keeper of a torchrun job sends (see `job`)
 
 
 class Ranks:
-    """The ranks of one subject. The first request starts the ranks, as does a request after a fault.
+    """The ranks of one subject. The first request starts the ranks, and the request after a fault starts new ranks.
 
     Args:
-        load: a function that returns the user's class or function. It is called in each rank.
+        load: a function that returns the user's class or function. Each rank calls `load`.
         count: the number of ranks.
-        description: a description from which a new Python can load the same object; "" if there is none.
+        description: a description from which a new Python process can load the same object; "" if there is none.
         seconds: the time limit of a request.
         backend: the backend of torch.distributed. By default, "nccl" if each rank has its own CUDA device,
             otherwise "gloo".
@@ -65,19 +65,19 @@ class Ranks:
         self._load, self.count, self._description = load, count, description
         self._seconds, self._backend = seconds, backend
         self._launcher: Launcher | None = None
-        self._end_launcher = weakref.finalize(self, int)  # replaced by the end of the launcher, when it starts
+        self._end_launcher = weakref.finalize(self, int)  # does nothing; `_start` replaces it by `Launcher.close`
         self._ranks: list[_Rank] = []
         self._device = ""
         self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
         self.group = 0
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
-        """Send a request to all ranks, and return their replies.
+        """Send a request to all ranks, and return their replies. If no ranks run, start them on `device`.
 
         Raises:
             RankEndedError: a rank ended, or did not answer in time.
             RanksDifferError: some ranks raised an exception, and others did not.
-            Exception: all ranks raised. The exception is the first one, of the same builtin class.
+            Exception: all ranks raised an exception. The builtin class and the message are from one of these.
         """
         with self._lock:
             if not self._ranks or self._launcher is None or self._launcher.owner != os.getpid():
@@ -112,7 +112,7 @@ class Ranks:
         backend = self._backend or ("nccl" if nccl else "gloo")
         others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
         store = f"crossent/{secrets.token_hex(8)}" if others else ""
-        limit = collective_limit((1 + _PATIENCE) * self._seconds)  # longer than that of a request: the judge decides
+        limit = collective_limit((1 + _PATIENCE) * self._seconds)  # so long that `_answers` finds a blocked rank first
         places = [Place(rank, self.count, backend, device, store, self.group, limit) for rank in range(self.count)]
         pairs = [socket.socketpair() for _ in range(self.count - len(others))]
         self._ranks = [_Rank(ours) for ours, _ in pairs]
@@ -132,9 +132,10 @@ class Ranks:
             rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Wait until all ranks have answered or ended, or until the silent ranks are blocked; return the answers.
+        """Wait for the answers of all ranks, and return them. After a fault, raise an error (see :meth:`_checked`).
 
-        With `strict`, silent ranks also count as blocked before the time limit, if all of them sleep for some seconds.
+        Every rank has `seconds` to answer. With `strict`, the wait is shorter if all ranks that have not answered sleep
+        for some seconds. The wait is longer if these ranks get no processor.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
@@ -164,7 +165,10 @@ class Ranks:
             rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
 
     def _checked(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the answers of all ranks. After a fault, end the ranks, and raise an error that names the fault."""
+        """Return the answers of all ranks. After a fault, raise an error that names the fault.
+
+        If all ranks raised the same exception, the ranks continue to run. After any other fault, end the ranks.
+        """
         answers = [rank.answer for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
         ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
@@ -193,7 +197,10 @@ class Ranks:
         raise RanksDifferError(text if said else f"rank {min(raised)} raised {_said(raised[min(raised)])}")
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks. Return the exit status of each rank that had ended before, and how each rank ended."""
+        """End all ranks. Return the exit status of each rank that had already ended, and how each rank ended.
+
+        `ended` has the numbers of the ranks that had already ended. The status of any other rank is None.
+        """
         how = [rank.ended for rank in self._ranks]
         statuses = [rank.status for rank in self._ranks]
         assert self._launcher is not None
@@ -210,7 +217,7 @@ class Ranks:
 
 
 class _Watch:
-    """Measures for how long all silent ranks have slept."""
+    """A watch over the ranks: how long those that have not answered sleep, and whether they get a processor."""
 
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
@@ -218,9 +225,13 @@ class _Watch:
         self._first = dict(self._used)
 
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
-        """Return whether a rank waits for a processor, and none of these ranks has had one for half of this time."""
+        """Return whether the ranks in `silent` are late because they get no processor.
+
+        This is true if a rank is awake, and each rank has computed for at most half of `seconds`. Return False if
+        /proc does not have a rank.
+        """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
-            return False  # all sleep
+            return False  # all ranks sleep
         for rank in silent:
             before, now = self._first.get(rank.process), _processor_time(rank.process)
             if before is None or now is None or now[1] - before[1] > seconds / 2:
@@ -228,7 +239,7 @@ class _Watch:
         return True
 
     def asleep(self, silent: Sequence[_Rank]) -> float:
-        """Return for how many seconds all of these ranks have slept; 0 if a rank is awake or /proc does not have it."""
+        """Return for how many seconds all ranks in `silent` have slept; 0 if a rank is awake, or missing in /proc."""
         now = time.monotonic()
         for rank in silent:
             before, after = self._used.get(rank.process), _processor_time(rank.process)
@@ -258,7 +269,7 @@ def _processor_time(process: int) -> tuple[str, float] | None:
 
 
 def _stat(file: Path) -> list[str]:
-    """Return the words of a stat file of /proc from the state on. The name before the state may have spaces."""
+    """Return the words of a stat file of /proc that follow the name of the process. The name may have spaces."""
     return file.read_text().rpartition(")")[2].split()
 
 
@@ -287,7 +298,10 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 
 
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
-    """Return an exception of the first class of the original that is in `_BUILTIN`, otherwise a RuntimeError."""
+    """Return an exception with the message of the exception that a rank raised, and `more` at the end.
+
+    The class is the first of the original class and its base classes that is in `_BUILTIN`, otherwise RuntimeError.
+    """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _said(raised)
     with suppress(TypeError):

@@ -1,12 +1,16 @@
-"""The ranks of a torchrun job: the first process of the job judges, and each other process runs the rank of its number.
+"""The processes of a torchrun job: the first runs the checks, and each other process runs the rank with its number.
 
     torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
 
-The first process starts rank 0 as without a job. Each other process is a server. It listens on a port, whose address
-the judge reads from the store of the job. For each group of ranks, the judge connects to all servers; a server forks a
-keeper, and the keeper forks the rank, whose messages go through this connection. If the connection is closed, the
-keeper ends the rank. If the rank ends, the keeper sends its exit status. A further connection, the control connection,
-says that the judge still runs: without it, a server ends.
+The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server. A server
+listens on a port, and writes the address to the store of the job, where the judge reads the address.
+
+For each group of ranks, the judge opens a connection to every server. The server forks a keeper, and the keeper forks
+the rank. The messages of the rank go through this connection. If the judge closes the connection, the keeper ends the
+rank. If the rank ends, the keeper sends the exit status of the rank to the judge.
+
+The judge also keeps a control connection to each server open. When the judge ends, this connection closes, and the
+server ends too.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from crossent.subjects.confinement import close_all_but, end_with_parent, kill_g
 from crossent.subjects.ranks.messages import pack
 from crossent.subjects.ranks.rank import Place, run_rank
 
-_SERVERS = "CROSSENT_SERVERS"  # the variable with the addresses of the servers, for the processes of the subjects
+_SERVERS = "CROSSENT_SERVERS"  # the environment variable that tells child processes the addresses of the servers
 _SECONDS_TO_START = 180.0  # until all processes of the job have imported torch
 _SECONDS_TO_CONNECT = 60.0
 _LOOK = 0.1  # seconds between two looks at a rank
@@ -37,14 +41,17 @@ _store: Any = None  # the store of the job, which this process may host
 
 
 def join_job(ranks: int | None) -> None:
-    """Use the ranks of the torchrun job in which this process runs, if there is one.
+    """Join the torchrun job in which this process runs. Do nothing without a job.
 
     In the first process of the job, return when all servers are known. In any other process, serve ranks until the
     judge ends, and then end this process.
 
+    Args:
+        ranks: the number of ranks of the run; None for a run without ranks, which needs a job of one process.
+
     Raises:
-        ValueError: the job has another number of processes, or several processes and the run has no ranks, so that each
-            process would judge; or a process does not start. The message is one line.
+        ValueError: the job has another number of processes, or a process of the job does not start. The message is one
+            line.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -53,10 +60,10 @@ def join_job(ranks: int | None) -> None:
         return
     if ranks != size:
         if rank:
-            time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first one has printed its line
+            time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first process has printed its line
             sys.exit(2)
-        given = "no number" if ranks is None else ranks
-        raise ValueError(f"ranks: got {given}, but the number of processes of the torchrun job is {size}")
+        given, job = "no number" if ranks is None else ranks, f"the number of processes of the torchrun job is {size}"
+        raise ValueError(f"ranks: got {given}, but {job}; give this number")
     store = _join_store(rank)
     if rank:
         _serve(store, rank)
@@ -77,7 +84,7 @@ def servers() -> list[dict[str, Any]]:
 
 
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
-    """Start a rank in another process of the job, and return the connection to the rank.
+    """Start a rank on a server, and return the connection to the rank.
 
     Raises:
         OSError: the server cannot be reached.
@@ -116,7 +123,7 @@ def _connect(server: dict[str, Any], request: dict[str, Any]) -> socket.socket:
 
 
 def _watch() -> None:
-    """End this process with a line if a server ends, since no case can run any more."""
+    """Wait until a server ends. Then print a line and end this process, because no further case can run."""
     ended = select.select(_controls, [], [])[0]
     numbers = " and ".join(str(at) for at, one in enumerate(_controls, 1) if one in ended)
     sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended\n")
@@ -151,12 +158,15 @@ def _serve(store: Any, rank: int) -> NoReturn:
             if listener in ready:
                 control = _accept(listener, address["token"]) or control
             with suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)  # a keeper that has ended
+                os.waitpid(-1, os.WNOHANG)  # reap a keeper that has ended
     sys.exit(0 if control else 1)  # the keepers end with this process
 
 
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
-    """Accept a connection. Return it if it is the control connection; for any other one, fork a keeper."""
+    """Accept a connection, and return a control connection. For the connection of a rank, fork a keeper.
+
+    Close a connection without the right token. Return None for any connection but a control connection.
+    """
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)
     try:
@@ -183,7 +193,10 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 
 
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
-    """Fork a rank. End the rank when the judge closes the connection; send its exit status if it ends before."""
+    """Fork a rank, and end the rank when the judge closes the connection. If the rank ends first, send its exit status.
+
+    `stream` is the connection, which the rank also uses for its messages.
+    """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.ranks))

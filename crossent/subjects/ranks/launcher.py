@@ -4,8 +4,8 @@
 from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher itself never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
-An isolated process knows no exact value, so it forks its launcher. Any other process starts a new Python for its
-launcher.
+An isolated process knows no exact value, so it can fork its launcher. Any other process may know exact values, so it
+starts its launcher in a new Python process.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Launcher:
     """The handle of a launcher process, in the process that starts the launcher.
 
     Args:
-        load: a function that returns the user's class or function. It is called in each rank.
-        description: a description from which a new Python can load the same object; "" if there is none.
+        load: a function that returns the user's class or function. Each rank calls `load`.
+        description: a description from which a new Python process can load the same object; "" if there is none.
 
     Raises:
-        TypeError: a new Python cannot load the user's object.
+        TypeError: the launcher needs a new Python process, and `description` is "".
     """
 
     def __init__(self, load: Callable[[], Any], description: str) -> None:
@@ -57,7 +57,7 @@ class Launcher:
                 self._process = self._python.pid
 
     def start(self, places: Sequence[Place], streams: Sequence[socket.socket]) -> None:
-        """Start a rank for each place, with a socket for its messages.
+        """Start a rank for each place in the group. `streams` has the sockets for the messages of these ranks.
 
         Raises:
             OSError, EOFError: the launcher has ended.
@@ -66,9 +66,9 @@ class Launcher:
         self._ask(content, [stream.fileno() for stream in streams])
 
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
-        """End all ranks, and return the exit status of each rank that had ended before; None for the others.
+        """End all ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-        `ended` lists the ranks that have closed their sockets: their processes are about to end.
+        `ended` has the numbers of the ranks that have closed their sockets. Their processes end soon by themselves.
         """
         reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
         statuses: list[int | None] = json.loads(reply)
@@ -126,7 +126,10 @@ def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[byt
 
 
 def serve_new(control: int, description: str) -> None:
-    """Serve as the launcher in a new Python, for a subject that is loaded from a description."""
+    """Run the launcher in a new Python process, for a subject that is loaded from a description.
+
+    `control` is the file descriptor of the socket to the process that uses the launcher.
+    """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
     _serve(socket.socket(fileno=control), partial(import_object, description))
@@ -165,7 +168,10 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
 
 
 def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str, control: int) -> Any:
-    """Start the ranks, and return torch's object for their processes."""
+    """Start a rank for each place, and return torch's object for the processes of the ranks.
+
+    `streams` has the file descriptors of the sockets of the ranks. `folder` is a new folder for the group.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     os.mkdir(folder)
@@ -185,7 +191,11 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the variables that torchrun sets for a worker, and the loopback interface for gloo outside of a job."""
+    """Return environment variables for a rank: the variables that torchrun sets, and the network interface of gloo.
+
+    `local` is the number of the rank among the `count` ranks of this launcher. If these are all ranks of the group,
+    gloo uses the loopback interface.
+    """
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
@@ -201,9 +211,9 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 
 
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
-    """End the ranks, and return the exit status of each rank that had ended before.
+    """End the ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-    First wait a short time for the ranks in `ended`, whose sockets close before their processes end.
+    First wait a short time for the ranks in `ended`, because the socket of a rank closes before its process ends.
     """
     if context is None:
         return []
