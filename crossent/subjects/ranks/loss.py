@@ -30,7 +30,10 @@ _ONE_BACKWARD = "has its own backward, which need not work twice"
 
 
 def lacks_of(given: object) -> dict[str, str]:
-    """Return the features that a loss on several ranks lacks, with the reasons. The loss may add some in `lacks`."""
+    """Return the features that a loss on several ranks lacks, with the reasons.
+
+    These are the features that no such loss has, and the features in the attribute `lacks` of the loss.
+    """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
     lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"
     if hasattr(given, "backward"):
@@ -46,17 +49,17 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call, and stay until they are closed or the process ends.
+    The ranks start at the first call, and run until :meth:`close` or the end of this process.
 
     Args:
         given: the user's class or function.
         ranks: the number of ranks.
-        description: a description from which a new Python can load `given`; "" if there is none.
+        description: a description from which a new Python process can load `given`; "" if there is none.
         seconds: the time limit of a forward or a backward pass.
         backend: the backend of torch.distributed, or None: see :class:`crossent.subjects.ranks.group.Ranks`.
 
     Raises:
-        TypeError: `given` does not follow the protocol.
+        TypeError: `given` does not follow the protocol (:mod:`crossent.subjects.ranks.protocol`).
     """
 
     def __init__(
@@ -80,16 +83,17 @@ class RankLoss:
         return self._ranks.count
 
     def on(self, ranks: int) -> RankLoss:
-        """Return the same loss on another number of ranks. These ranks also stay until the loss is closed."""
+        """Return the same loss on another number of ranks. :meth:`close` of this loss also ends these ranks."""
         how: dict[str, Any] = {"seconds": self._seconds, "backend": self._backend}
         if ranks not in self._others:
             self._others[ranks] = RankLoss(self._given, ranks, description=self._description, **how)
         return self._others[ranks]
 
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], way: str) -> list[str] | None:
-        """Use the context of the loss on all ranks, and return what went wrong there; None if there is no context.
+        """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
 
-        If `way` is "twice", each rank enters the context twice. If it is "exception", an exception ends the context.
+        If `way` is "twice", each rank enters the context twice. If `way` is "exception", an exception ends the context
+        on each rank, and then each rank calls the loss with these arguments.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -107,7 +111,7 @@ class RankLoss:
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Return the loss, which all ranks have computed."""
+        """Compute the loss on all ranks, and return the loss."""
         options = {
             "weight": weight,
             "ignore_index": ignore_index,
@@ -124,15 +128,17 @@ class RankLoss:
         self._ranks.close()
 
     def take_changed_state(self) -> list[str]:
-        """Return the parts of the global state that a rank has changed since the last call of this method.
+        """Return the names of the parts of the global state that a rank has changed since the last call of this method.
 
-        Each rank has restored them.
+        The rank has restored these parts.
         """
         changed, self._state = self._state, []
         return list(dict.fromkeys(changed))
 
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
-        """Return the loss, and the key by which the ranks find its graph.
+        """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
+
+        `differentiable` says whether the call needs a gradient of the logits.
 
         Raises:
             RanksDifferError: two ranks return different losses.
@@ -156,15 +162,16 @@ class RankLoss:
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """Return the gradient of the logits, joined from the shards that the ranks compute."""
+        """Return the gradient of the logits, of the given shape, joined from the shards that the ranks compute."""
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
 
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the loss and the gradient of a batch in micro-batches with these numbers of rows.
+        """Return the loss and the gradient of a batch, computed in micro-batches. `sizes` has their numbers of rows.
 
-        The loss has normalization="tokens". The parts of all ranks and micro-batches are added up.
+        The loss, which must have normalization="tokens", is the sum of the parts of all ranks and micro-batches. If
+        `differentiable` is False, the gradient is None.
         """
         logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
         request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
@@ -179,7 +186,7 @@ class RankLoss:
         return loss, torch.cat(joined).to(logits.device)
 
     def free(self, key: int) -> None:
-        """Tell the ranks, in the next request, that a graph is no longer needed."""
+        """Let the ranks free the graph with this key. The next request tells the ranks."""
         self._freed.append(key)
 
     def _load(self) -> Any:
@@ -191,7 +198,10 @@ class RankLoss:
         return replies
 
     def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
-        """Copy what a rank wrote into its arguments to the arguments of this call, so that a check sees the change."""
+        """If a rank wrote into its arguments, write the same numbers into `tensors`, the arguments of this call.
+
+        So a check can find the change.
+        """
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():
                 with torch.no_grad():
@@ -202,7 +212,7 @@ class RankLoss:
 
 
 def _description_of(given: Any) -> str:
-    """Return package.module:NAME of an object, if a new Python can import the object by this name; "" otherwise."""
+    """Return package.module:NAME of an object; "" if a new Python process cannot import the object by this name."""
     module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
     if module == "__main__" or not name:
         return ""
@@ -242,7 +252,7 @@ class _Graph:
 
 
 def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a request that has the arguments of a call."""
+    """Return the arguments of a call as entries of a request."""
     return {
         "input": _plain(input),
         "target": _plain(target),
@@ -251,7 +261,7 @@ def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dic
 
 
 def _dtype_of(input: Tensor, target: Tensor) -> torch.dtype:
-    """Return the dtype of the loss of these arguments."""
+    """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
     return torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
 
 
@@ -259,7 +269,7 @@ def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the sum of the parts of a loss. The sum is computed in float64, and rounded to the dtype once.
 
     Raises:
-        RuntimeError: a part is no number.
+        RuntimeError: a part has dimensions, so it is not a single number.
     """
     if wrong := [tuple(part.shape) for part in parts if part.dim()]:
         raise RuntimeError(f"the part of a loss has the shape {wrong[0]}; expected a number")
@@ -267,7 +277,10 @@ def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor that can be sent to a rank: on the CPU, without a graph, not negated lazily, of class Tensor."""
+    """Return a copy or view of a tensor that can be sent to a rank.
+
+    The result is on the CPU, has the class Tensor, and has neither a graph nor the negative bit of a lazy negation.
+    """
     return tensor.detach().resolve_neg().cpu().as_subclass(Tensor)
 
 

@@ -20,10 +20,10 @@ else:
 
 
 class LossParallel:
-    """torch's own loss on several ranks, of a DTensor with `Shard(axis)`. Target probabilities are replicated.
+    """torch's own loss on several ranks: `F.cross_entropy` of a DTensor of logits, sharded along the class axis.
 
-    `F.cross_entropy` computes the loss of each class index from the shards, without gathering the logits. Each entry of
-    `lacks` was seen with torch 2.13.0.
+    For class indices, `F.cross_entropy` computes the loss from the shards, without gathering the logits. Target
+    probabilities are replicated. Each entry of `lacks` describes torch 2.13.0.
     """
 
     lacks: ClassVar = {
@@ -42,12 +42,12 @@ class LossParallel:
         self._mesh = init_device_mesh(kind, (ranks,))
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return torch's context, in which a loss of a sharded DTensor is computed from the shards."""
+        """Return torch's context, in which `F.cross_entropy` computes the loss of a sharded DTensor from the shards."""
         made: AbstractContextManager[Any] = loss_parallel()
         return made
 
     def forward(self, local_logits: Tensor, target: Tensor, shape: torch.Size, axis: int, options: Any) -> Tensor:
-        """Return the loss, a replicated DTensor."""
+        """Return the loss as a replicated DTensor. The arguments are explained in `protocol`."""
         stride = torch.empty(shape, device="meta").stride()
         logits = DTensor.from_local(
             local_logits, self._mesh, [Shard(axis)], run_check=False, shape=shape, stride=stride

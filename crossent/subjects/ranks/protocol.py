@@ -11,22 +11,23 @@ The user writes a class. Each rank makes one instance, without arguments, after 
 
 A function with the arguments of `forward` is enough for a loss that needs no context.
 
-`local_logits` is the shard of this rank, a leaf that requires a gradient if the call needs one. `target` and the
-options (`weight`, `ignore_index`, `reduction`, `label_smoothing`) are those of the whole call. `shape` is the shape of
-all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. A DTensor is
-replaced by its full tensor.
+`local_logits` is the shard of this rank. This tensor is a leaf, and requires a gradient if the call needs a gradient.
+Every rank gets the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape`
+is the shape of all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same
+bits. If the loss is a DTensor, crossent takes its full tensor.
 
-A loss of data-parallel training declares that it divides by the number of kept rows, "tokens", of the whole batch:
+A loss for data-parallel training divides by the number of kept rows of the whole batch, called `tokens`:
 
     class TokenMean:
         split = "batch"
         normalization = "tokens"
 
-        def count(self, targets, options): ...  # optional: returns `tokens`; `targets` has one of each micro-batch
+        def count(self, targets, options): ...  # optional: returns `tokens`; `targets` has a tensor per micro-batch
         def forward(self, local_logits, target, shape, axis, options, tokens): ...
 
-Here `target` is the shard of this rank too, and each rank returns its own part: the sum of the parts of all ranks and
-micro-batches is the loss. Without `count`, `tokens` is the number of kept rows of all ranks and micro-batches.
+Here `target` is only the shard of this rank, and each rank returns its own part of the loss. The loss is the sum of the
+parts of all ranks and micro-batches. Without `count`, `tokens` is the number of kept rows of all ranks and
+micro-batches.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.machine import can_fork
 from crossent.words import cut, quoted
 
-# The rules for the shards. The numbers in the padding belong to no class: a loss must not use them.
+# The rules by which the logits are cut into shards. The padding belongs to no class, so a loss must ignore the padding.
 SPLITS = {
     "classes": "the class axis, cut as torch.chunk does; the last ranks may have fewer classes, or none",
     "padded": "the class axis, padded with further logits so that all shards have the same size",
     "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer rows, or none",
 }
-# What the mean of a loss divides by: the divisor of `F.cross_entropy` for one call, or the kept rows of a whole batch.
+# The divisor of a loss: "" for the divisor of `F.cross_entropy`, "tokens" for the number of kept rows of a whole batch.
 NORMALIZATIONS = ("", "tokens")
 MOST_RANKS = 64
 _PADDING = 10_000.0  # a finite number in every dtype, far above most logits
@@ -122,14 +123,14 @@ class OnRank:
     def forward(
         self, local: Tensor, target: Tensor, shape: torch.Size, axis: int, options: dict[str, Any], tokens: Any = None
     ) -> Any:
-        """Call the user's code, and return the loss that it returns, or the part of this rank."""
+        """Call the user's `forward`, and return its result: the loss, or this rank's part of the loss."""
         return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
 
     def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
-        """Return the divisor of the loss: the result of `count` or, without `count`, the kept rows of the whole batch.
+        """Return the divisor of the loss: the result of `count` or, without `count`, the number of kept rows.
 
-        `own` has the targets of this rank, one tensor for each micro-batch. `whole` has the targets of the whole batch,
-        and `logits` its logits.
+        `own` has this rank's targets, one tensor for each micro-batch. `whole` and `logits` are the target and the
+        logits of the whole batch.
         """
         count = getattr(self._made, "count", None)
         if count is not None:
@@ -139,7 +140,7 @@ class OnRank:
         return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
-        """Run the backward pass, so that the shard of the logits has its gradient."""
+        """Run the backward pass, which sets the `.grad` of the shard of the logits."""
         own = getattr(self._made, "backward", None)
         if own is not None:
             own(loss, upstream)
@@ -155,7 +156,7 @@ class OnRank:
 
 
 def require_protocol(given: object) -> None:
-    """Check that an object is a loss on several ranks.
+    """Check that an object is a loss on several ranks, as this module describes.
 
     Raises:
         TypeError: the object is neither a class with a method `forward` nor a function, or its signature or its rule
@@ -188,18 +189,18 @@ def require_protocol(given: object) -> None:
 
 
 def forward_arguments(given: object) -> tuple[str, ...]:
-    """Return the names of the arguments of `forward`."""
+    """Return the names of the arguments that the user's `forward` must take."""
     return (*_FORWARD, "tokens") if normalization_of(given) == "tokens" else _FORWARD
 
 
 def normalization_of(given: object) -> str:
-    """Return what the mean of a loss on several ranks divides by: a word of `NORMALIZATIONS`."""
+    """Return the divisor of a loss on several ranks, by its attribute `normalization`: a word of `NORMALIZATIONS`."""
     word: str = getattr(given, "normalization", "")
     return word
 
 
 def split_of(given: object) -> str:
-    """Return the rule for the shards that a loss on several ranks has in its attribute `split`."""
+    """Return the rule for the shards of a loss on several ranks, by its attribute `split`: a key of `SPLITS`."""
     rule: str = getattr(given, "split", "classes")
     return rule
 
@@ -227,14 +228,15 @@ def require_split(rule: object) -> str:
 
 
 def cut_axis(rule: str, dimensions: int) -> int:
-    """Return the axis of the logits that a rule cuts."""
+    """Return the axis that a rule cuts, for logits with this number of dimensions."""
     return 0 if rule == "batch" else min(1, dimensions - 1)
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot run on these inputs, or None: a rank has no classes, and the loss needs some.
+    """Return why a loss cannot run on these inputs: a rank would have no classes. Return None if the loss can run.
 
-    The loss says so by the feature `one_class`: on two ranks, a call with one class leaves the second rank none.
+    A loss that needs classes on every rank lacks the feature `one_class`: on two ranks, one class leaves the second
+    rank without classes. `lacks` maps the features that the loss lacks to the reasons.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
@@ -243,7 +245,7 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
-    """Return the shard of a rank: a view of the logits, or with padding a copy.
+    """Return a rank's shard of the logits, which may share the memory of the logits.
 
     The shard of contiguous logits is contiguous, like the logits that a rank of a real model computes.
     """
@@ -260,7 +262,7 @@ def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
 
 
 def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of this shape from the shards of all ranks.
+    """Join the shards of all ranks, and return the whole tensor, of the given shape, without padding.
 
     Raises:
         RuntimeError: a shard has a number other than 0 in the padding.
@@ -277,7 +279,7 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
 
 
 def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
-    """Write the shard of a rank into the logits, without its padding."""
+    """Write a rank's shard, `content`, into the logits, without the padding."""
     axis = cut_axis(rule, logits.dim())
     shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))
@@ -288,7 +290,7 @@ _knows_nothing = False
 
 
 def allow_fork() -> None:
-    """Say that this process knows no exact value, so that ranks may be forked from it."""
+    """Record that this process knows no exact value, so that ranks may be forked from this process."""
     global _knows_nothing
     _knows_nothing = True
 

@@ -105,7 +105,7 @@ def run_rank(place: Place, stream: int, load: Callable[[], Any]) -> NoReturn:
         close_all_but({0, 1, 2, stream})
         read_nothing()
         connection = socket.socket(fileno=stream)
-        with ambient():  # the first rank is forked in a forward pass, in which autograd is off
+        with ambient():  # a rank may be forked inside `_OnRanks.forward`, where autograd is off
             connection.sendall(pack(_start(place, load)))
             _serve(connection)
     except OSError:  # the calling process has ended
@@ -128,7 +128,10 @@ def _serve(connection: socket.socket) -> None:
 
 @dataclass
 class _Here:
-    """The state of this rank: its place, the user's loss, and the graphs of earlier forward passes, by their keys."""
+    """The state of this rank: its place, the rule for the shards, the user's loss, and graphs of forward passes by key.
+
+    A graph is the loss of a forward pass, with this rank's shard of the logits.
+    """
 
     place: Place
     rule: str
@@ -140,7 +143,10 @@ _HERE: _Here | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
-    """Join the group and make the user's loss. Return the first message, which has the id of this process in /proc."""
+    """Join the group, make the user's loss, and return the first message.
+
+    The message has the id of this process in /proc. If an exception occurs, the message describes the exception.
+    """
     global _HERE
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
@@ -171,7 +177,10 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
-    """Call the loss on the shard of this rank, and keep its graph for the backward pass."""
+    """Call the loss on the shard of this rank, and keep its graph for the backward pass.
+
+    Return the loss and, under the key "written", each argument that the call changed.
+    """
     for key in request["freed"]:
         here.graphs.pop(key, None)
     logits, target, options = _arguments_on(here.place.own_device, request)
@@ -195,9 +204,9 @@ def _arguments_on(device: torch.device, request: dict[str, Any]) -> tuple[Tensor
 
 
 def _loss_of(here: _Here, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
-    """Return the loss of a call, or with normalization="tokens" the part of this rank.
+    """Return the loss of a call or, with normalization="tokens", this rank's part of the loss.
 
-    `local` is the shard of this rank of the logits.
+    `local` is this rank's shard of the logits.
     """
     axis = cut_axis(here.rule, logits.dim())
     if not here.loss.of_tokens:
@@ -210,8 +219,8 @@ def _loss_of(here: _Here, local: Tensor, logits: Tensor, target: Tensor, options
 def _accumulate(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """Run a forward and a backward pass for each micro-batch of a batch, one after another.
 
-    Return the parts of this rank of the loss, and the gradients of its shards, each a list with one for each
-    micro-batch. The loss has normalization="tokens".
+    Return two lists with an entry for each micro-batch: this rank's part of the loss, and the gradient of this rank's
+    shard of the logits. The loss has normalization="tokens".
     """
     device, place = here.place.own_device, here.place
     logits, target, options = _arguments_on(device, request)
@@ -239,7 +248,7 @@ def _full(loss: Any) -> Tensor:
 
 
 def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
-    """Run the backward pass of an earlier call, and return the shard of the gradient."""
+    """Run the backward pass of an earlier call, and return the gradient of this rank's shard."""
     if request["key"] not in here.graphs:
         raise RuntimeError("the ranks were started again after the forward pass, so its graph is lost")
     loss, local = here.graphs[request["key"]]
@@ -247,7 +256,11 @@ def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gradient_after(here: _Here, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
-    """Run the backward pass, and return the gradient of the shard of this rank."""
+    """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits.
+
+    Raises:
+        TypeError: the backward pass gives a shard with elements no gradient.
+    """
     local.grad = None
     with here.loss.context():
         here.loss.backward(loss, upstream.to(loss.dtype) if here.loss.of_tokens else upstream)
@@ -266,9 +279,9 @@ class _ProbeError(Exception):
 
 
 def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
-    """Enter the context twice, or end it by an exception, and return what went wrong.
+    """Enter the context twice, or end the context by an exception, and return the problems.
 
-    After the exception, a call outside of the context must do the same as before: return the same bits, or raise the
+    A call outside of the context must do the same before and after the exception: return the same bits, or raise the
     same error.
     """
     if request["way"] == "twice":
@@ -287,7 +300,7 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(here: _Here, request: dict[str, Any]) -> str:
-    """Call the loss outside of the context, and return what happens, in words."""
+    """Call the loss outside of the context, and return words for the result: a checksum, or an exception."""
     local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
     try:
         loss = _loss_of(here, local, request["input"], request["target"], request["options"])
@@ -309,5 +322,5 @@ _ACTIONS: dict[str, Callable[[_Here, dict[str, Any]], dict[str, Any]]] = {
 
 
 def collective_limit(seconds: float) -> float:
-    """Return the time limit of a collective operation, given the limit of a whole call, in seconds."""
+    """Return the time limit of a collective operation, given the time limit of a whole call. Both are in seconds."""
     return max(1.0, math.ceil(seconds))

@@ -75,7 +75,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def keeping_promise(subject: Subject) -> Subject:
-    """Return a subject that has a name with the promise and the grade of `loss_parallel`."""
+    """Return a named subject, such as `loss_parallel`, with its own promise and grade (see `RANK_PROMISE`)."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=in_halves(RANK_GRADE))
 
 
