@@ -37,7 +37,7 @@ class Raised:
 
     Attributes:
         message: the class of the exception and the first line of its message.
-        first: the class and the first line of the exception at the start of the chain of `__cause__` and `__context__`.
+        first: as `message`, for the first exception in the chain of `__cause__` and `__context__`.
         text: all lines of the message, shortened if the message is very long.
         classes: the full names of the class and of its base classes.
     """
@@ -80,7 +80,7 @@ class Performed(Generic[T]):
 
 
 class Host(Protocol):
-    """The place where a subject runs: this process, an isolated process, or a fresh process for each call."""
+    """The process in which a subject runs: this process, an isolated process, or a fresh process for each call."""
 
     @property
     def isolated(self) -> bool:

@@ -2,7 +2,8 @@
 
 Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. If a
 number has no bound in one of the results, the number is not compared. There is one exception: if the exact value and
-the reference result (`other`) are NaN, the compared result must be NaN too. Other exact values are not used.
+the reference result (`other`) are NaN, the compared result must be NaN too. The comparison uses exact values for no
+other purpose.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """Return an object that computes error bounds for other inputs than the inputs of the case.
 
-    Do not read the exact values in the returned object: they belong to the inputs of the case.
+    Do not read the exact values in the returned object, because these belong to the inputs of the case.
 
-    All subjects share the object, which is stored by question and `name`. So for one question, the same `name` must
-    always stand for the same inputs.
+    The function stores the object by question and `name`, so that all subjects share the object. So for one question,
+    the same `name` must always stand for the same inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -74,9 +75,9 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 
 
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
-    """Return the loss and the gradients of a result by name, with their error bounds as radii.
+    """Return the loss and the gradients of a result by name, with the error bound of each number as its radius.
 
-    A radius of inf means that a number has no bound.
+    The radius is inf for a number without a bound.
 
     Args:
         trial: the subject on the case.
@@ -102,13 +103,13 @@ def compare_results(
         other: the other result, with error bounds as radii. The differences are from `other`, not from exact values.
         got: the result to compare; by default, the result of the first call.
         exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
-        way: a phrase that says how `other` was computed, if a check computes several results. The function appends the
+        way: a phrase about the computation of `other`, if a check computes several results. The function appends the
             phrase to the names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
     for name, numbers in other.items():
-        value = getattr(of_case, name)  # where both are NaN, `got` must be NaN, even with an infinite bound
+        value = getattr(of_case, name)  # where `value` and `numbers` are NaN, `got` must be NaN, with any bound
         parts[name] = replace(numbers, radius=np.where(np.isnan(value.hi), value.radius, numbers.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_rename(difference, way) for difference in compared]
@@ -125,10 +126,10 @@ def _rename(difference: Difference, way: str) -> Difference:
 
 
 def times(factor: Fraction, numbers: Ball) -> Ball:
-    """Return the numbers multiplied by a factor. Each number must have `lo` 0, unless the factor is 1.
+    """Return the numbers and their radii multiplied by a factor. Unless the factor is 1, `lo` of `numbers` must be 0.
 
     The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
-    `3 u` times the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
+    `3 u` times the product, where `u` is the unit roundoff of float64. An underflow can add an error of 2^-1074.
     """
     if factor == 1:
         return numbers
@@ -141,8 +142,8 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is infinite or NaN, the
-    radius is 0 or inf (:func:`_with_special_radius`).
+    `lo` of `a` and `b` must be 0. The radius is the sum of both radii. If a sum is infinite or NaN, the radius is 0 or
+    inf (:func:`_with_special_radius`).
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)

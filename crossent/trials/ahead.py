@@ -1,7 +1,8 @@
 """Compute the error bounds of many cases together, ahead of the calls.
 
-An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So the operations on a
-hundred cases of one structure cost little more time than on one case (:mod:`crossent.numerics.bounds.terms`).
+An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So an operation on a hundred
+stacked cases takes little more time than on one case. Only cases of the same structure can be stacked: with the same
+number of classes, the same reduction, and so on (:attr:`crossent.numerics.bounds.terms.Terms.structure`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from crossent.trials.act import Here
 from crossent.trials.exact import name_of
 from crossent.trials.trial import Question, Trial
 
-# The most logits of a stack of calls. Larger arrays do not fit the cache of a core: computing the calls one by one is
-# then faster.
+# The most logits of a stack of calls. Larger arrays do not fit the cache of a core, so it is faster to compute larger
+# calls one by one.
 _MOST = 2**14
 
 
@@ -28,17 +29,17 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    Later comparisons read the stored values, and compute the missing bounds themselves. Bounds are missing for a
-    question with more than `_MOST` logits, and for a question whose structure no other question has.
+    A question is a case on a device. Comparisons read the stored values later, and compute any missing bounds. Bounds
+    are missing for a question with more than `_MOST` logits, and for a question whose structure no other question has.
 
     Args:
-        questions: the cases, each on a device.
-        subjects: the subjects. The error bounds are for their contracts.
+        questions: the questions.
+        subjects: the subjects. The error bounds follow from their contracts.
         differentiated: the questions for which checks also compare derivatives along a direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
-        if question.case.operation is LINEAR_CROSS_ENTROPY:  # stacks save no time: its bounds are matrix products
+        if question.case.operation is LINEAR_CROSS_ENTROPY:  # its bounds are matrix products: a stack saves no time
             continue
         terms = question.exact.terms
         for subject in subjects:
@@ -72,7 +73,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups. A group of several calls has at most `_MOST` logits in total."""
+    """Yield the calls in groups with at most `_MOST` logits in total. A larger call is a group of its own."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

@@ -17,8 +17,8 @@ from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import ExactAlong, name_of
 from crossent.trials.trial import Problem, Trial
 
-# The most logits of a case on which the checks of derivatives along a direction run. These checks test the formula, for
-# which a few thousand logits suffice. The checks of loss and gradient test long sums.
+# The checks of derivatives along a direction run on cases with at most this number of logits. These checks test the
+# formula, for which a few thousand logits suffice. The checks of loss and gradient test long sums.
 MOST_LOGITS = 4096
 
 
@@ -53,13 +53,14 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Yield the difference of a derivative from its exact value.
+    """Yield the difference of a derivative from its exact values.
 
-    Yield a problem instead if the derivative is missing, or has a wrong shape or dtype.
+    If the derivative is missing, or has a wrong shape or dtype, yield a problem instead.
 
     Args:
         of: the name of the derivative: "second", "upstream_gradient" or "tangent".
-        got: the derivative that the subject computed. None is allowed only if every exact number may be 0.
+        got: the derivative that the subject computed. None stands for zeros, and is a problem if an exact value is not
+            0.
         along: the exact derivatives.
         trial: the subject on the case.
     """

@@ -59,7 +59,7 @@ class Result:
 
 
 def digest_of(got: Result) -> str:
-    """Return the checksum of a result, or "" if the result has no data, such as a tensor on the meta device."""
+    """Return the checksum of a result, or "" if the result has no data, as on the meta device."""
     try:
         return got.digest
     except RuntimeError:
@@ -67,7 +67,7 @@ def digest_of(got: Result) -> str:
 
 
 DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must return, in words for a message
-# The names of results in messages.
+# The words for results in messages.
 RESULT_NAMES = {
     "gradient": "gradient of the logits",
     "target_gradient": "gradient of the target probabilities",
@@ -77,7 +77,7 @@ RESULT_NAMES = {
     "upstream_gradient": "derivative of the gradient with respect to the upstream gradient",
     "tangent": "tangent of the loss",
 }
-# The names of calls that need more words in messages.
+# The short names of some calls, and the words for these calls in messages.
 _CALLS = {
     "reversed along": "with rows reversed along",
     "of a Parameter": "with a Parameter as logits",
@@ -130,13 +130,13 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     Args:
         loss: the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. The result has no gradients if "gradient" is not among the
-            names, or if the loss has a wrong shape. A name has no effect if the inputs lack the tensor, such as
+        gradients: the names of the gradients to compute. Without the name "gradient", or if the loss has a wrong shape,
+            the function computes no gradients. The function ignores a name if the inputs lack the tensor, such as
             "target_gradient" for class indices.
 
     Raises:
-        TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
-            requested.
+        TypeError: the loss is not a dense tensor of real numbers, or autograd finds no path from the loss to a tensor
+            whose gradient is requested.
         Exception: the subject may raise any exception.
     """
     # The leaves share the memory of the inputs, so `make_call` can detect a write into them.
@@ -159,8 +159,8 @@ def as_loss(value: object) -> Tensor:
     """Check that a value is a dense tensor of real numbers, and return the value.
 
     Raises:
-        TypeError: the value is not such a tensor. A subclass of Tensor is not allowed: its methods could return
-            anything.
+        TypeError: the value is no tensor, or a sparse or complex tensor. An instance of a subclass of Tensor is refused
+            too, because its methods could return anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
@@ -176,10 +176,9 @@ class Call:
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the name of the first input that the forward pass changed (:func:`written`); "" if there is
-            none.
-        marked: a sentence about an argument whose .grad or requires_grad the call changed; "" if there is none.
-        shared: a sentence about a result that shares memory with an argument; "" if there is none.
+        written_forward: the name of the first input that the forward pass changed (:func:`written`), or "".
+        marked: a sentence about an argument whose .grad or requires_grad the call changed (:func:`marks`), or "".
+        shared: a sentence about a result that shares memory with an argument (:func:`shared`), or "".
     """
 
     result: Result
@@ -233,7 +232,7 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
     """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
 
-    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
+    An isolated process could leave out a gradient, and crossent compares only the gradients that a result has.
 
     Args:
         value: the value of the act.
@@ -261,9 +260,9 @@ def _each(kind: type[S], value: object) -> list[S]:
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
     """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
 
-    Also return True if the loss has a wrong shape: :func:`misshapen` reports the shape.
+    Return True also if the loss has a wrong shape, because `trial.misshapen` reports the shape.
     """
-    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
+    if result.loss.shape != inputs.upstream.shape:
         return True
     leaves = inputs.leaves if "gradient" in gradients else {}
     parts = {name: result.parts.get(name) for name in leaves if name in gradients}

@@ -40,17 +40,17 @@ class Check:
 
     Attributes:
         name: the name of the check in a report.
-        body: the function that runs the check. The function yields each problem and each difference, within the bound
-            or not, and may raise the errors of :mod:`crossent.trials.trial`.
+        body: the function that runs the check. The function yields every problem, and every difference, even a
+            difference within its bound. The function may raise the errors of :mod:`crossent.trials.trial`.
         cost: the cost of the check.
-        needs: the features that the check may need, each with a function that takes the inputs of a case and returns
-            whether the check needs the feature for these inputs.
+        needs: the features that the check may need, by name. The function of a feature returns whether the check needs
+            the feature for the given inputs.
         applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
         versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
             the subject.
-        sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. Below the level
-            thorough, the check runs on samples only.
+        sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. At the levels quick
+            and normal, the check runs on samples only.
         sentence: the property, as one sentence.
         operations: the operations that have the property.
     """
@@ -67,7 +67,7 @@ class Check:
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
     def said_of(self, operation: Operation) -> str:
-        """Return the sentence for an operation. For `linear_cross_entropy`, "input" replaces "logits"."""
+        """Return the sentence of the check for an operation. For `linear_cross_entropy`, "input" replaces "logits"."""
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:
@@ -81,7 +81,7 @@ class Check:
             yield Problem("wrong", str(error))
 
     def not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why the check skips a subject, or "" if the check runs.
+        """Return the reason why the check skips these inputs of a subject, or "" if the check runs.
 
         The reason is a phrase that follows the name of the subject, such as "is not differentiable".
         """

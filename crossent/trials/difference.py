@@ -30,25 +30,25 @@ class Difference:
     """The element of a result with the largest share of its error bound, and counts over all elements.
 
     Attributes:
-        of: the name of the result: "loss", "gradient", "target_gradient" or the name of a derivative. A check of
-            several calls appends a phrase about a call: "gradient reversed along dimension 2" compares the gradient
-            with the gradient of a call whose inputs are reversed along dimension 2.
+        of: the name of the result: "loss", the name of a gradient, such as "target_gradient", or the name of a
+            derivative. A check of several calls appends a phrase about a call. For example, "gradient reversed along
+            dimension 2" compares the gradient of a call whose inputs are reversed along dimension 2.
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
         exact: the exact value of the worst element, rounded to float64.
         radius: the error radius of the exact value.
         bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite for any other pair
-            with an infinity or a NaN.
+        error: the distance of `got` from `exact`. Equal infinities and two NaN have the distance 0. Any other pair with
+            an infinity or a NaN has an infinite distance.
         ratio: the share of the bound, error ÷ bound. The check fails above 1.
         ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
-        vacuous: whether a wrong result would pass too, so that passing is not evidence. The wrong results are zeros, a
-            constant, a gradient that leaves out the softmax, and a derivative that treats the softmax as constant.
-            Also True if the result has no elements.
+        vacuous: whether a certain wrong result would pass too, so that passing is no evidence. The wrong results are
+            zeros, a constant, a gradient that leaves out the softmax, and a derivative that treats the softmax as
+            constant. Also True if the result has no elements.
     """
 
     of: str
@@ -129,7 +129,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
     """Compare a result with the exact values, and return the difference at the worst element.
 
     The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
-    the element must be the same infinity or NaN.
+    the element must be the same infinity, or also NaN.
 
     Args:
         check: the name of the result, which is also the name of an attribute of `bounds`.
@@ -138,7 +138,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
         bounds: the error bounds.
 
     Raises:
-        ValueError: the result has another number of elements than the exact values.
+        ValueError: the result and the exact values have different numbers of elements.
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).cpu().double().numpy() if by_row else rows_of(tensor)
@@ -153,7 +153,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
 
 
 def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return the error bounds, whether a wrong result would pass too, and the counts of numbers without a bound.
+    """Return the error bounds, whether a wrong result would pass too (`vacuous`), and counts (`not_judged`).
 
     All subjects with the same contract share these three values, so the function computes them once.
     """
@@ -184,8 +184,8 @@ def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, b
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
     """Yield constant results that could pass: zeros, and the median of the exact values if there are several.
 
-    The median leaves out exact values that are infinite or NaN. If all exact values are finite, and no constant is
-    within the bound of every number, yield nothing.
+    Infinite and NaN values do not count for the median. If all exact values are finite, and no constant is within the
+    bound of every number, yield nothing.
     """
     if exact.hi.size and not special.any():
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()

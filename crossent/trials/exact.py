@@ -2,6 +2,9 @@
 
 The exact values come from the oracle and not from torch, because torch rounds. For example, for the bfloat16 logits
 `[[7, 0]]` and class 0, torch returns the loss 0. The exact loss is about 0.0009.
+
+In the shapes, R is the number of rows, and C the number of classes. Logits (N, C, d1, …) have `R = N · d1 · …` rows. A
+linear cross-entropy has N hidden states, each of H numbers, and V classes.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ AnyContract = Contract | LinearContract
 
 
 class LinearPartBounds:
-    """The error bounds of a linear cross-entropy, with the names and the shapes that the exact values have in `Exact`.
+    """The error bounds of a linear cross-entropy, with the same names and shapes as the exact values in `Exact`.
 
     Attributes:
         terms: the arguments of the cross-entropy of the logits.
@@ -68,7 +71,10 @@ class LinearPartBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return a wrong gradient, computed without the softmax; [] for a loss (see :meth:`Bounds.vacuous_results`)."""
+        """Return a list with a wrong gradient, which leaves out the softmax; [] for a loss.
+
+        If the wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
+        """
         if check == "loss":
             return []
         factors = self._factors

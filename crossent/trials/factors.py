@@ -1,4 +1,4 @@
-"""Write lines about a wrong number that may show the bug: a factor, a narrower dtype, or an infinity."""
+"""Return lines about a wrong number that may point to the bug: a factor, a narrower dtype, or an infinity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from crossent.numerics.formats import FORMATS
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
 
-# The largest ratio of the error bound to the number. With a larger bound, one of the fifty factors may fit by chance.
+# The largest ratio of the error bound to the number for which a factor is named. With a larger bound, one of the fifty
+# factors may fit by chance.
 _NARROW = 2.0**-10
 
 
@@ -45,7 +46,7 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def narrower_dtype_of(difference: Difference) -> str:
-    """Return a line that names a narrower dtype that represents a wrong number exactly; "" if there is none.
+    """Return a line that names a narrower dtype in which a wrong number is exact; "" if there is none.
 
     An example of the line, which begins with a line break::
 
@@ -65,7 +66,7 @@ def narrower_dtype_of(difference: Difference) -> str:
 
 
 def infinity_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the exponentials that may make a loss infinite; "" if there are none.
+    """Return a line that names the exponentials that may make a loss infinite; "" if the function finds none.
 
     Examples of the line, which begins with a line break::
 
@@ -88,7 +89,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
-    """Yield the factors by which a bug may multiply a loss or a gradient, each as a name and a number."""
+    """Yield pairs of a name and a number: the factors by which a bug may multiply a loss or a gradient."""
     sizes = {words: number for words, number in _sizes(inputs).items() if number != 0}
     for one, two in permutations(sizes, 2):
         yield f"{one} / {two}", sizes[one] / sizes[two]
@@ -99,7 +100,7 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
 
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
-    """Return the sizes of a call by the names that a message uses, such as "kept rows" and "classes"."""
+    """Return the numbers from which factors are formed, by their names in messages, such as "kept rows"."""
     first, target, options = inputs.input, inputs.target, inputs.options
     width, classes = first.shape[min(1, first.dim() - 1)], inputs.classes
     sizes = {}

@@ -21,7 +21,7 @@ def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """Return the whole storage of a tensor as bytes, even if the tensor is a view of a part."""
+    """Return the whole storage of a tensor as bytes, even if the tensor is a view of a part of the storage."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 
 
@@ -68,8 +68,8 @@ def poison(inputs: Inputs) -> None:
     """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill the blocks, and free the blocks.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
-    elements are probably NaN (pytorch#20406). The function allocates eight blocks of one size before it frees them, so
-    that they cover different memory.
+    elements are probably NaN (pytorch#20406). The function allocates eight blocks of a size before it frees any of
+    them, so that the blocks cover different memory.
     """
     dtype, device = inputs.input.dtype, inputs.input.device
     results = [leaf.shape for leaf in inputs.leaves.values()]

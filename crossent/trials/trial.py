@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class RefusedError(Exception):
-    """The subject raised an exception. The message is the class and the first line of that exception."""
+    """The subject raised an exception. The message has the class and the first line of the subject's exception."""
 
     def __init__(self, raised: Raised, message: str = "") -> None:
         super().__init__(message or raised.message)
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 class MisshapenError(Exception):
-    """A later call of the subject, not the first, returned a loss of the wrong shape or dtype."""
+    """A call after the first call of the subject returned a loss of the wrong shape or dtype."""
 
 
 class EndedError(Exception):
@@ -105,9 +105,9 @@ class Question:
 
     @cached_property
     def here(self) -> Inputs:
-        """The inputs of the case on the CPU, with the same bits. The exact values and the error bounds come from them.
+        """The inputs of the case on the CPU, with the same bits, for the exact values and the error bounds.
 
-        The judge can read them without a wait for the device, and even if a call made the device unusable.
+        The judge can read these inputs without a wait for the device, and even if a call made the device unusable.
         """
         return self.inputs if self.device == "cpu" else self.case.build()
 
@@ -129,7 +129,7 @@ class Question:
 
 @dataclass(eq=False)
 class Trial:
-    """One subject on one case. All checks share the first call of the subject, and the differences of its result.
+    """One subject on one case. All checks share the first call of the subject, and the differences of the first result.
 
     Attributes:
         question: the case, with its exact values.
@@ -210,7 +210,7 @@ class Trial:
 
     def _wanted_in(self, dtype: str) -> Grade:
         """Return the grade that the subject must reach with logits of this dtype."""
-        # A case with a grade shows a known failure of torch. The grade counts only for subjects with torch's contract.
+        # A case with a grade shows a known failure of torch. This grade counts only for subjects with torch's contract.
         of_case = self.case.grade if self.subject.contract == TORCH_CONTRACT else None
         return "A" if (of_case or self.subject.grade(dtype)) == "A" else "B"
 
@@ -265,7 +265,7 @@ class Trial:
 
     @property
     def grade(self) -> Grade:
-        """The best grade whose error bounds the first result does not exceed: A, B, or F for neither."""
+        """The best grade that the first result reaches: A or B if no error exceeds the bounds of this grade, else F."""
         exact = self.question.exact
         wanted = self.promised(exact)
         for grade in ("A", "B"):
@@ -280,7 +280,7 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The differences of the first result from the exact values, by name: "loss", "gradient", "target_gradient"."""
+        """The differences of the first result from the exact values, by name: "loss" and the names of the gradients."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
@@ -294,7 +294,7 @@ def misshapen(
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
         device: the device on which the loss must be; by default, the device of the inputs.
-        way: a phrase that says which call returned the loss, for the message, if a check makes several calls.
+        way: a phrase about the call that returned the loss, for the message, if a check makes several calls.
     """
     name = in_words(f"loss {way}".rstrip())
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:

@@ -1,4 +1,4 @@
-"""torch.compile: where its files lie."""
+"""The files that torch.compile writes: precompiled headers lie beside the compiled code."""
 
 import pytest
 import torch

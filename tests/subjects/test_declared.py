@@ -1,4 +1,4 @@
-"""Declared features: the checks expect the declared behaviour of a loss, and judge everything else as before."""
+"""Features declared missing: the checks expect what the loss does instead, and still find all other bugs."""
 
 import contextlib
 import subprocess
@@ -69,7 +69,7 @@ def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message
 
 
 def zero_mean(input, target, reduction="mean", **options):
-    """Return a mean that divides by at least 1."""
+    """Return the right loss, but 0 instead of NaN as the mean over no rows."""
     if reduction != "mean" or target.is_floating_point():
         return crossent.formula(input, target, reduction=reduction, **options)
     kept = target.long() != options.get("ignore_index", -100)
@@ -164,7 +164,7 @@ def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
     report = judged(overwrites, case, ["arguments"])
     assert kinds(report) == set()
     assert report.subjects[0].not_run["arguments"] == {"is declared without arguments": 1}
-    # A bad call may write into its arguments too.
+    # A call with a bad input may write into its arguments too.
     bad = BAD_INPUTS[0]
     assert ("arguments", "changed_input") in kinds(judged(overwrites, bad))
     assert kinds(judged(overwrites, bad, ["arguments"])) == set()
@@ -245,7 +245,7 @@ def test_logsumexp_minus_the_logit_passes_under_its_contract_alone(dtype):
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=waits.float16), "bfloat16"])
 def test_logsumexp_in_half_precision_passes_at_grade_b(dtype):
-    """torch.logsumexp rounds `max + log Σ` to the dtype of the logits, which is then the error of the loss."""
+    """torch.logsumexp rounds `max + log Σ` to the dtype of the logits, and this rounding is an error of the loss."""
     cases = [Case(dtype, (4, 2), values, reduction="none") for values in ("normal", "offset", "assorted")]
     assert kinds(judged(by_logsumexp, cases, contract="logsumexp", grade="B")) == set()
     assert ("loss", "wrong") in kinds(judged(by_logsumexp, cases, contract="logsumexp"))
@@ -315,7 +315,7 @@ def test_no_option_is_called_without_effect_on_one_class():
 
 
 def test_subnormal_is_not_proposed_for_an_ordinary_number():
-    """In a sum over 4,096 rows, numbers that may be flushed would excuse any error."""
+    """If 4,096 terms of a sum may be replaced by 0, the error bound in float16 is so large that any result passes."""
 
     def loss(input, linear_weight, target, reduction="mean"):
         cut_off = linear_weight.detach() + 0 * linear_weight  # the gradient of the weight is 0
@@ -383,7 +383,7 @@ def test_every_declaration_says_what_the_loss_does_instead():
 
 
 def test_an_option_that_changes_nothing_is_not_named_if_the_loss_has_another_cause():
-    """A function that always returns the sum does not lack `reduction`, without which a loss returns the mean."""
+    """A loss without the feature `reduction` always returns the mean. This loss always returns the sum."""
 
     def sums(input, target, reduction="sum"):
         return crossent.formula(input, target, reduction="sum")
@@ -395,7 +395,7 @@ def test_an_option_that_changes_nothing_is_not_named_if_the_loss_has_another_cau
 
 
 def test_the_declaration_with_the_smallest_error_bound_is_named():
-    """In bfloat16, grade B allows more than the error of a float32 logsumexp beside a large maximum."""
+    """Two declarations allow this loss: grade B, and the contract logsumexp, which has the smaller bound."""
 
     def wide(input, target, reduction="mean"):
         return by_logsumexp(input.float(), target, reduction)

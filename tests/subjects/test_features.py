@@ -35,7 +35,7 @@ CASES = [
     Case("float32", layout="transposed"),
     Case("float32", (3, 4, 2), target_layout="target_transposed"),
 ]
-# The checks of graphs and of compiled code take seconds, and the checks that run here exclude them.
+# The checks of graphs and of compiled code take seconds, so `PLAIN_CHECKS` leaves them out.
 GRAPHS = [
     *COMPILED_CODE,
     *LARGE,
@@ -80,7 +80,7 @@ def not_contiguous(input, target, options):
 
 
 def sums_to_one(probabilities):
-    """Return whether each sum is within 0.01 of 1: closer than in cases with unnormalised probabilities."""
+    """Return whether each sum differs from 1 by less than 0.01. Unnormalised probabilities differ by more."""
     sums = probabilities.double().sum(min(1, probabilities.dim() - 1))
     return bool(((sums - 1).abs() < 0.01).all())
 
@@ -152,7 +152,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
     assert part.findings == []
     taken = [bad for bad in BAD_INPUTS if bad.build().options["reduction"] != "mean"]
     assert part.not_applicable == {"is a mean": len(taken)}
-    for feature in lacks:  # a function with another reduction must refuse a wrong one
+    for feature in lacks:  # a function that has another reduction must refuse an unknown reduction
         del loss.lacks
         found = judged(loss, {feature}, cases=BAD_INPUTS, checks=()).findings
         assert {finding.kind for finding in found} == {"accepted"}

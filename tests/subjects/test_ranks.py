@@ -228,7 +228,7 @@ def test_a_rank_is_told_its_place_and_no_exact_value():
 
 
 class GivesThePart:
-    """Return the number of tokens that crossent counts, or a part that is no number."""
+    """A loss whose part is the number of tokens; a tensor with dimensions if ignore_index is 7."""
 
     split, normalization = "batch", "tokens"
 

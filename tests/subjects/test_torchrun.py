@@ -21,7 +21,7 @@ SELECTED = ["--check", "loss", "--case", "float32-7x5-normal-int64-mean", "--no-
 
 
 def torchrun(folder, *words):
-    """Run `crossent check` as a job of two processes. Return its exit status, its output, and what is left of it."""
+    """Run `crossent check` as a job of two processes. Return its status, its output and its remaining processes."""
     mark = f"{folder}{os.getpid()}"
     own = {"CROSSENT_TEST": mark, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
     how = {"capture_output": True, "text": True, "cwd": folder, "env": {**os.environ, **own}, "timeout": 240}
@@ -43,7 +43,8 @@ def _running(mark):
     return found
 
 
-# On rank 1, the loss of a job has the variables of torchrun. The ranks that crossent starts have another run id.
+# The ranks that torchrun starts have the run id of the job, "of-a-test". The ranks that crossent's own launcher starts
+# have another run id, so `of_a_job` raises if such a rank runs as rank 1.
 OF_A_JOB = """
 import os
 
@@ -83,7 +84,7 @@ def test_the_ranks_of_a_job_run_the_loss_and_a_fault_is_a_finding(folder):
 def test_a_job_of_another_size_is_an_error_of_one_line(folder):
     status, output, left = torchrun(folder, "mine.py:right", "--ranks", "3")
     assert "--ranks: got 3, but the number of processes of the torchrun job is 2" in output
-    assert "exitcode  : 2" in output  # of the judge; torchrun itself has no other status than 0 and 1
+    assert "exitcode  : 2" in output  # the exit status of the judge; torchrun itself exits with 0 or 1
     assert status == 1
     assert left == []
 

@@ -1,4 +1,4 @@
-"""Test the message that names the factor between a wrong number and the exact value."""
+"""Test the lines about a wrong number: the factor to the exact value, a narrower dtype, and infinite exponentials."""
 
 import re
 
@@ -41,7 +41,7 @@ def summed(input, target, **options):
         (summed, "float64-7x5-normal-int64-mean", "7: .*rows.*"),
         (
             lambda x, y, **o: crossent.formula(x, y, **o) / x.shape[1],
-            "float64-5x5-normal-int64-mean",  # four names
+            "float64-5x5-normal-int64-mean",  # 5 rows and 5 classes, so the factor 0.2 has four names
             "0.2: .*1 / classes",
         ),
         (

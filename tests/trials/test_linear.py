@@ -114,7 +114,7 @@ def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would
 
 
 def test_the_bounds_of_another_dtype_are_those_of_its_case():
-    """`widened` compares float32 with bfloat16: its bound has the numbers of the bfloat16 case."""
+    """The check `widened` compares a float32 result with a bfloat16 result, for the same numbers as inputs."""
     case = LinearCase("bfloat16", (17, 5), bias="bias")
     check = checks_of(LINEAR_CROSS_ENTROPY)["widened"]
     question = Question(case)

@@ -1,4 +1,4 @@
-"""The mistakes that a finding about a linear cross-entropy names: for each a function that makes the mistake."""
+"""A finding about a linear cross-entropy names the mistake: each test plants bugs, and reads the finding."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ class Planted(torch.autograd.Function):
 
 
 def with_bug(bug, case):
-    """Return a loss with a planted bug. Its gradients have the upstream gradient of the case."""
+    """Return a loss with a planted bug. The gradients are computed with the upstream gradient of the case."""
     inputs = case.build()
 
     def loss(input, target, *, linear_weight, linear_bias=None, **options):

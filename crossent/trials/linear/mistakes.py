@@ -1,8 +1,8 @@
 """Name the mistake that explains a wrong result of a linear cross-entropy.
 
-Each mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake
-fits if all numbers of the wrong result are as near to the result of the mistake as rounding allows for the right
-result. So a line about a mistake states a fact, although another mistake may have the same result.
+A mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake fits
+if each number of the wrong result differs from the result of the mistake by no more than rounding can cause. Another
+mistake may have the same result, so a line only says that the numbers fit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
-_MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many
+_MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many again
 _NARROW = 2.0**-10  # as in `crossent.trials.factors`: with a larger bound, one of many chunk sizes may fit by chance
 _HALVES = ("float16", "bfloat16")
 _TF32 = Format("TF32", 11, -126, 2.0**127)
@@ -31,13 +31,14 @@ class _Numbers:
     """The arguments of a call as float64 numbers, and the steps of the formula that a mistake changes.
 
     Attributes:
-        hidden, weight, bias: the hidden states, (N, H), and the linear layer, (V, H) and (V,).
+        hidden: the hidden states, (N, H).
+        weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
         q: the target probabilities after label smoothing, times the class weights, (N, V).
         counted: whether a row counts, (N,).
         factor: the factor of the loss of each row, (N,): `1/D` of a mean, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
-        of_target: the factor of the target in the gradient of the logits.
+        of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
     """
 
     hidden: Array
@@ -58,7 +59,7 @@ class _Numbers:
         return np.asarray(logits - top - np.log(total))
 
     def losses(self) -> Array:
-        """Return the loss of each row, (N, 1), times its factor."""
+        """Return the loss of each row times its factor, (N, 1)."""
         of_rows = -np.where(self.q == 0, 0.0, self.q * self.log_p()).sum(1)
         return np.where(self.counted, of_rows * self.factor, 0.0)[:, None]
 
@@ -115,7 +116,7 @@ def mistake_of(trial: Trial, of: str) -> str:
                 for words, changed in mistakes
                 if _fits(changed.result(of, reduced=reduced), got, value.hi, allowed, storage)
             )
-            # A mistake without a parameter is enough. Zeros may have a further cause.
+            # Skip the chunk sizes if a mistake without a parameter fits. Zeros may have a further cause.
             if not found or "zeros in" in found[0]:
                 found += islice(fitting, 2 - len(found))
         if not found and reduced and storage.name in _HALVES:
@@ -155,7 +156,7 @@ def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake that has no parameter, as words that follow "a result", with its numbers."""
+    """Yield each mistake that has no parameter, as a pair: words that follow "a result", and the changed numbers."""
     rows, n = terms.rows, len(right.counted)
     if terms.bias is not None:
         yield "without linear_bias", replace(right, bias=np.zeros_like(right.bias))
@@ -192,7 +193,7 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake about a chunk of rows, as in :func:`_mistakes`."""
+    """Yield the mistakes about chunks of rows, for each size of a chunk, in the same form as :func:`_mistakes`."""
     n, at = len(right.counted), np.arange(len(right.counted))
     for size in _chunk_sizes(n):
         yield f"without the last {_rows(size)}", replace(right, counted=right.counted & (at < n - size))
@@ -227,11 +228,11 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield a phrase for each chunk size with which a sum, rounded to the dtype after each chunk, gives `got`.
+    """Yield a phrase for each chunk size that explains `got`: a sum that is rounded to the dtype after each chunk.
 
     For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function
-    compares only the worst numbers. If a number is far from its exact value, the last digits need not agree, since an
-    implementation rounds the terms too.
+    compares only the 64 numbers with the largest shares of their bounds. If a number is far from its exact value, the
+    last digits need not agree, since an implementation rounds the terms too.
     """
     if of == "gradient":
         return
@@ -260,7 +261,7 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield words for the rows or classes whose gradient is exactly 0, though their exact values exceed the bound."""
+    """Yield words about the last rows or classes if their gradient is 0, but an exact value exceeds its bound."""
     if of == "loss":
         return
     if of == "bias_gradient":
