@@ -86,7 +86,7 @@ def _fused(name: str, path: str, promise: Promise) -> Subject:
 _NEEDED = {
     "kernel": "needs CUDA and the package triton, without TRITON_INTERPRET=1",
     "interpreter": "needs the package triton and TRITON_INTERPRET=1",
-    "blocked": "runs only where neither CUDA nor TRITON_INTERPRET=1 lets its kernel run",
+    "blocked": "runs only where the kernel of fused cannot run",
 }
 _FUSED = {
     "kernel": _fused("fused", "kernel", "fast_kernel"),
@@ -109,8 +109,8 @@ def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **op
     """Compute the loss with log_softmax over the last axis, and nll_loss.
 
     The function moves the class axis last for log_softmax, and back for nll_loss. So for logits (N, C, d1, …), nll_loss
-    gets a view that is not contiguous, which shows pytorch#175084. F.cross_entropy passes a contiguous tensor to
-    nll_loss.
+    gets a view that is not contiguous, and its backward pass refuses some such views (pytorch#175084). F.cross_entropy
+    passes a contiguous tensor to nll_loss.
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -173,7 +173,7 @@ def _accepts(chunks: Mapping[str, Any]) -> bool:
 
 
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
-    """Return the reason why torch does not compute these inputs in chunks; None if torch does.
+    """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does.
 
     For some inputs, torch raises an error. For others, torch warns that it ignores the options, and uses no chunks.
     """
@@ -194,7 +194,7 @@ def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
 
 
 _AS_TORCH_LINEAR = {**_AS_TORCH, "operation": LINEAR_CROSS_ENTROPY}
-_ONE_PASS = "computes its gradients in the forward pass, where torch sees no operations"
+_ONE_PASS = "computes its gradients in the forward pass, where autograd records no operations"
 
 
 def _chunked(name: str, **chunks: Any) -> Subject:

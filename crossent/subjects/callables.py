@@ -96,7 +96,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
 
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
-    """Return why a subject lacks the option `keyword`. If a parameter has a similar name, the reason names it."""
+    """Return why a subject lacks the option `keyword`. The reason names a parameter with a similar name, if any."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
 
@@ -191,7 +191,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options but neither input nor target, and so must return a loss function."""
+    """Return whether a function takes options without input and target. Such a function must return a loss function."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]

@@ -56,7 +56,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return a function compiled by torch.compile. Its headers are written beside its compiled code."""
+    """Return a function compiled by torch.compile, after :func:`keep_headers_with_code`."""
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
@@ -78,10 +78,10 @@ def keep_headers_with_code() -> None:
 
 @contextmanager
 def _guards_not_timed() -> Iterator[None]:
-    """Keep torch from timing the guards of each graph for its log.
+    """Keep torch from timing the guards of each graph, until the `with` block ends.
 
-    To time guards, newer versions of torch flush the processor's caches. For a small graph, this takes a tenth of the
-    compile time.
+    Guards are the conditions under which torch may call a graph again. To time the guards for its log, torch flushes
+    the processor's caches. For a small graph, the flush takes a tenth of the compile time.
     """
     import torch._dynamo.guards
 
@@ -181,14 +181,14 @@ def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str 
 
     Args:
         own: returns why the uncompiled subject cannot take the inputs, or None.
-        inputs: the inputs.
+        inputs: the inputs of the call.
     """
     return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loss compiled by torch.compile. Every call with one loss returns the same function with its graphs."""
+    """Return a loss compiled by torch.compile. For the same loss, return the same function, which keeps its graphs."""
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)

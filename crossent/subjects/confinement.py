@@ -111,7 +111,7 @@ def keep_to_own_limits() -> bool:
         (load, 0, 0, 0),  # the number of the call
         (at_least, 4, 0, 0x40000000),  # calls of the x32 ABI have numbers from here on
         (equal, 0, 2, number),
-        (load, 0, 0, 16),  # the first argument: whose limits, 0 for this process
+        (load, 0, 0, 16),  # the first argument: the process that has the limits, 0 for this process
         (equal, 0, 1, 0),
         (end, 0, 0, 0x7FFF0000),  # allow the call
         (end, 0, 0, 0x00050000 | errno.EPERM),  # refuse the call
@@ -222,7 +222,7 @@ def kill_group(process: int) -> None:
     """
     if process < 2:
         return
-    for kill in (os.killpg, os.kill):  # the process may not have made its group yet
+    for kill in (os.killpg, os.kill):  # also the process alone, which may not have made its group yet
         with suppress(ProcessLookupError, PermissionError):
             kill(process, signal.SIGKILL)
 

@@ -92,7 +92,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def in_halves(grade: str) -> Mapping[str, Grade]:
-    """Return the grade of each dtype whose grade is not A, for a value of `--grade`.
+    """Return the grade of each dtype whose grade is not A. `grade` is a value of `--grade`, such as "B".
 
     >>> in_halves("float16=B")
     {'float16': 'B'}

@@ -180,7 +180,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return what the checks expect of a loss without these features instead of torch's behaviour.
+    """Return phrases for the behaviour that the checks expect of a loss without these features.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']

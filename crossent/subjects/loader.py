@@ -154,7 +154,13 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with a dotted name in an imported module. `where` is the module's name in messages."""
+    """Return the object with the dotted name `attribute` in an imported module.
+
+    `where` is the module's name in messages.
+
+    Raises:
+        ValueError: the module has no such object, or raises an exception. The message is one line.
+    """
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(
             f"{quoted(attribute)} is not a Python name; allowed is a name in {cut(where)}, which may have dots"

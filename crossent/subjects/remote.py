@@ -81,7 +81,7 @@ def load_remote(
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
-        seconds: the time limit for loading, and of a case.
+        seconds: the time limit for loading, in seconds. A case has the same time limit.
         without: as for `load`.
         contract: as for `load`.
         grade: as for `load`.
@@ -154,7 +154,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
     Args:
-        describe: the function, which loads a subject and describes it.
+        describe: the function, which loads a subject and returns a description of the subject.
         description: the description of the subject, for messages.
         seconds: the time limit.
 

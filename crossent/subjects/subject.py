@@ -24,11 +24,11 @@ class Subject:
 
     Attributes:
         name: the name in the report.
-        loss: the function: a callable with the signature of `F.cross_entropy`.
+        loss: the function, which is called with input and target by position, and with the options by keyword.
         differentiable: whether the loss has a gradient.
         not_applicable: a function that returns why the subject cannot take the given inputs, or None if it can.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
-        promise: what the subject promises about its arithmetic; by default, the promise of a fused kernel.
+        promise: the promise of the subject about its arithmetic; by default, the promise of a fused kernel.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable

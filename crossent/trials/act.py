@@ -37,7 +37,7 @@ class Raised:
 
     Attributes:
         message: the class of the exception and the first line of its message.
-        first: as `message`, for the first exception in the chain of `__cause__` and `__context__`.
+        first: the class and the first line of the exception that began the chain of `__cause__` and `__context__`.
         text: all lines of the message, shortened if the message is very long.
         classes: the full names of the class and of its base classes.
     """
@@ -69,7 +69,7 @@ class Performed(Generic[T]):
         raised: the exception that ended the act, if there is one.
         ended: "crashed" if the act ended its process, "hung" if the act blocked its process, "" otherwise.
         how: a description of the end of the process, if `ended` is not "".
-        changed_state: the names of the parts of the global state that the act changed. crossent has restored them.
+        changed_state: the names of the parts of the global state that the act changed and crossent restored.
     """
 
     value: T | None = None

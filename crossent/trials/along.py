@@ -41,7 +41,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
         batch: whether to compute a batch of derivatives, one for each direction.
 
     Returns:
-        The two derivatives. A derivative is None if, for autograd, the gradient does not depend on the tensor.
+        The two derivatives. A derivative is None if the gradient does not depend on the tensor in autograd's graph.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)

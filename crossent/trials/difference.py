@@ -21,7 +21,7 @@ from crossent.trials.call import Result
 from crossent.trials.exact import AnyContract, Exact, LinearPartBounds, name_of, rows_of
 
 AnyBounds = Bounds | LinearPartBounds
-# The results with one number for each row, or with a single number. All other results have a number for each logit.
+# The results with one number for each row, or with a single number. All other results have rows of several numbers.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
 
 
@@ -153,7 +153,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
 
 
 def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return the error bounds, whether a wrong result would pass too (`vacuous`), and counts (`not_judged`).
+    """Return the results of :func:`largest_errors` and :func:`not_judged`: the bounds, `vacuous`, and the counts.
 
     All subjects with the same contract share these three values, so the function computes them once.
     """
@@ -199,8 +199,8 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
     """Return the difference at the worst element of `got`, which has the largest share of its error bound.
 
-    `check` is the name of the result. `got`, `exact` and the error bounds `allowed` are (R, K), and the index in the
-    difference is (row, column).
+    `check` is the name of the result. `got`, `exact` and the error bounds `allowed` have R rows of K numbers, (R, K).
+    The index in the difference is (row, column).
     """
     if got.size == 0:
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)

@@ -4,7 +4,7 @@ The exact values come from the oracle and not from torch, because torch rounds. 
 `[[7, 0]]` and class 0, torch returns the loss 0. The exact loss is about 0.0009.
 
 In the shapes, R is the number of rows, and C the number of classes. Logits (N, C, d1, …) have `R = N · d1 · …` rows. A
-linear cross-entropy has N hidden states, each of H numbers, and V classes.
+linear cross-entropy has `R = N` rows, hidden states of H numbers, and V classes.
 """
 
 from __future__ import annotations

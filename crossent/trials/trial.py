@@ -135,7 +135,7 @@ class Trial:
         question: the case, with its exact values.
         subject: the subject.
         host: the host on which the subject runs.
-        changed_state: the names of the parts of the global state that the subject changed. crossent has restored them.
+        changed_state: the names of the parts of the global state that the subject changed and crossent restored.
     """
 
     question: Question
@@ -167,7 +167,7 @@ class Trial:
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-        """Return the result of the subject for these inputs. Raises the errors of :meth:`perform`.
+        """Return the result of the subject for these inputs. May raise the errors of :meth:`perform`.
 
         Args:
             inputs: the inputs.

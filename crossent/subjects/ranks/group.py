@@ -31,7 +31,7 @@ _SECONDS_TO_START = 180.0
 # computes, or that waits for a processor of a busy machine, does not sleep.
 _SECONDS_ASLEEP = 10.0
 _SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
-_PATIENCE = 4  # how often the time limit of a request is extended for ranks that get no processor
+_PATIENCE = 4  # how many times the time limit of a request is extended for ranks that get no processor
 _LOOK = 0.1  # seconds between two looks at the ranks
 _BUSY = 0.02  # the share of a processor that the threads of gloo use while a rank waits
 
@@ -77,7 +77,8 @@ class Ranks:
         Raises:
             RankEndedError: a rank ended, or did not answer in time.
             RanksDifferError: some ranks raised an exception, and others did not.
-            Exception: all ranks raised an exception. The builtin class and the message are from one of these.
+            Exception: all ranks raised an exception. This exception has the builtin class and the message of one of
+                them.
         """
         with self._lock:
             if not self._ranks or self._launcher is None or self._launcher.owner != os.getpid():
@@ -185,7 +186,7 @@ class Ranks:
             raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
         said = [f"rank {at} raised {_said(one)}" for at, one in own.items()]
         said += [f"rank {at} {_how(how[at], statuses[at])}" for at in ended]
-        limit = f"did not return (time limit: {seconds:g} s, or {_SECONDS_ASLEEP:g} s of sleep)"
+        limit = f"did not return (no result in {seconds:g} s, or asleep for {_SECONDS_ASLEEP:g} s)"
         said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
         returned = set(range(self.count)) - {*raised, *ended, *silent}
         said += [f"rank {at} returned" for at in sorted(returned)]
@@ -217,7 +218,7 @@ class Ranks:
 
 
 class _Watch:
-    """A watch over the ranks: how long those that have not answered sleep, and whether they get a processor."""
+    """A watch over the ranks that have not answered: for how long they sleep, and whether they get a processor."""
 
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
@@ -227,8 +228,8 @@ class _Watch:
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
         """Return whether the ranks in `silent` are late because they get no processor.
 
-        This is true if a rank is awake, and each rank has computed for at most half of `seconds`. Return False if
-        /proc does not have a rank.
+        The result is True if a rank is awake, and each rank has computed for at most half of `seconds`. The result is
+        False if /proc does not have a rank.
         """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep

@@ -33,7 +33,7 @@ from crossent.subjects.ranks.messages import pack
 from crossent.subjects.ranks.rank import Place, run_rank
 
 _SERVERS = "CROSSENT_SERVERS"  # the environment variable that tells child processes the addresses of the servers
-_SECONDS_TO_START = 180.0  # until all processes of the job have imported torch
+_SECONDS_TO_START = 180.0  # the time limit until all processes of the job have imported torch
 _SECONDS_TO_CONNECT = 60.0
 _LOOK = 0.1  # seconds between two looks at a rank
 _controls: list[socket.socket] = []  # the control connections, which stay open until this process ends
@@ -63,7 +63,7 @@ def join_job(ranks: int | None) -> None:
             time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first process has printed its line
             sys.exit(2)
         given, job = "no number" if ranks is None else ranks, f"the number of processes of the torchrun job is {size}"
-        raise ValueError(f"ranks: got {given}, but {job}; give this number")
+        raise ValueError(f"ranks: got {given}, but {job}; use this number of ranks")
     store = _join_store(rank)
     if rank:
         _serve(store, rank)

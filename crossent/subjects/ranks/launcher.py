@@ -68,7 +68,7 @@ class Launcher:
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
         """End all ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-        `ended` has the numbers of the ranks that have closed their sockets. Their processes end soon by themselves.
+        `ended` has the numbers of the ranks that have closed their sockets. Their processes are about to end.
         """
         reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
         statuses: list[int | None] = json.loads(reply)
@@ -115,7 +115,7 @@ def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[byt
         got = "a class or function that cannot be imported by its name"
         raise TypeError(f"ranks: got {got}; give path/to/file.py:NAME")
     code = f"from crossent.subjects.ranks import launcher; launcher.serve_new({theirs.fileno()}, {description!r})"
-    # `python -c` puts the current directory first in sys.path; a copy of this package may be found through sys.path.
+    # The new process gets this sys.path, since it may find this package only there. "" is the current directory.
     path = os.pathsep.join(one or os.getcwd() for one in sys.path)
     return subprocess.Popen(
         [sys.executable, "-c", code],

@@ -24,7 +24,7 @@ from crossent.subjects.ranks.protocol import (
     write_shard,
 )
 
-_REASON = "runs on several ranks, whose operations torch cannot see here"
+_REASON = "runs on several ranks, whose operations torch does not see in this process"
 _TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast", "large")
 _ONE_BACKWARD = "has its own backward, which need not work twice"
 
@@ -92,8 +92,8 @@ class RankLoss:
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], way: str) -> list[str] | None:
         """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
 
-        If `way` is "twice", each rank enters the context twice. If `way` is "exception", an exception ends the context
-        on each rank, and then each rank calls the loss with these arguments.
+        If `way` is "twice", each rank enters the context twice. If `way` is "exception", each rank calls the loss with
+        these arguments, ends a context by an exception, and calls the loss again.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -198,7 +198,7 @@ class RankLoss:
         return replies
 
     def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
-        """If a rank wrote into its arguments, write the same numbers into `tensors`, the arguments of this call.
+        """Write into `tensors`, the arguments of this call, the numbers that a rank wrote into its own arguments.
 
         So a check can find the change.
         """
@@ -294,6 +294,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _differing(one: Tensor, other: Tensor, rank: int) -> str:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return f"rank 0 {one.dtype} {tuple(one.shape)}, rank {rank} {other.dtype} {tuple(other.shape)}"
+        return f"rank 0 returns {one.dtype} {tuple(one.shape)}, rank {rank} {other.dtype} {tuple(other.shape)}"
     at = (bits(one) != bits(other)).reshape(-1).argmax()
-    return f"rank 0 {one.reshape(-1)[at].item()!r}, rank {rank} {other.reshape(-1)[at].item()!r}"
+    return f"rank 0 returns {one.reshape(-1)[at].item()!r}, rank {rank} {other.reshape(-1)[at].item()!r}"

@@ -1,4 +1,4 @@
-"""The messages between the process that calls a loss and the ranks, each a dict of tensors, numbers and strings.
+"""The messages between the calling process and the ranks. A message is a dict of tensors, numbers and strings.
 
 `torch.save` writes a message, and `torch.load(weights_only=True)` reads it. So the calling process runs no code that a
 rank has sent.

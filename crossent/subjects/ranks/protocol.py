@@ -159,8 +159,8 @@ def require_protocol(given: object) -> None:
     """Check that an object is a loss on several ranks, as this module describes.
 
     Raises:
-        TypeError: the object is neither a class with a method `forward` nor a function, or its signature or its rule
-            for the shards is wrong. The message is the end of a sentence that begins with "got".
+        TypeError: the object is neither a class with a method `forward` nor a function, or has a wrong signature or a
+            wrong `split` or `normalization`. The message is the end of a sentence that begins with "got".
     """
     if isinstance(given, type):
         what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)

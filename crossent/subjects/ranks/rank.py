@@ -38,7 +38,7 @@ _SECONDS_TO_START = 180.0
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a rank in its group.
+    """The place of a rank in its group: all data with which a process joins the group as this rank.
 
     Attributes:
         rank: the number of the rank.
@@ -47,7 +47,7 @@ class Place:
         device: the device of the tensors, such as "cpu".
         store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job.
         group: the number of the group, counted from the first ranks that the calling process started.
-        seconds: the time limit of a collective.
+        seconds: the time limit of a collective operation, in seconds.
     """
 
     rank: int
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def own_device(self) -> torch.device:
-        """The device of this rank. With NCCL, each rank has its own device; otherwise all ranks share the first."""
+        """The device of this rank. With NCCL, each rank has its own GPU; otherwise all ranks share the first GPU."""
         if self.device == "cpu":
             return torch.device("cpu")
         count = torch.cuda.device_count()
@@ -97,7 +97,7 @@ def run_rank(place: Place, stream: int, load: Callable[[], Any]) -> NoReturn:
     status = 0
     try:
         with suppress(OSError):
-            os.setpgid(0, 0)  # processes that the user's code starts are ended with this process
+            os.setpgid(0, 0)  # so that the launcher can also end the processes that the user's code starts
         end_with_parent()
         faulthandler.disable()  # the report says how a rank ended
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -250,7 +250,8 @@ def _full(loss: Any) -> Tensor:
 def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """Run the backward pass of an earlier call, and return the gradient of this rank's shard."""
     if request["key"] not in here.graphs:
-        raise RuntimeError("the ranks were started again after the forward pass, so its graph is lost")
+        lost = "the ranks were started again after the forward pass, so its graph is lost"
+        raise RuntimeError(f"{lost}; run the forward pass again")
     loss, local = here.graphs[request["key"]]
     return {"gradient": _gradient_after(here, loss, local, request["upstream"].to(here.place.own_device))}
 
@@ -259,7 +260,7 @@ def _gradient_after(here: _Here, loss: Any, local: Tensor, upstream: Tensor) -> 
     """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits.
 
     Raises:
-        TypeError: the backward pass gives a shard with elements no gradient.
+        TypeError: the shard has elements, but no gradient after the backward pass.
     """
     local.grad = None
     with here.loss.context():
@@ -295,7 +296,8 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     with suppress(_ProbeError), here.loss.context():
         raise _ProbeError
     after = _outside(here, request)
-    wrong = f"after an exception in the context, a call outside of the context {after}\nbefore, the call {before}"
+    of_after = f"after an exception in the context, a call outside of the context {after}"
+    wrong = f"{of_after}\nbefore the exception, the call {before}"
     return {"problems": [] if before == after else [wrong]}
 
 

@@ -23,8 +23,8 @@ RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossPar
 #   function computes in float32, with an all-reduce of float32 sums, and rounds log p to the dtype once.
 # - `_nll_loss_forward` stores the product with the weight, the sum over the rows, the divisor and the mean.
 # - `_nll_loss_and_log_softmax_backward` computes `(hot + exp(log p)) * grad_output`, with `hot` -1 at the true class.
-#   It stores the exponential, the sum, `grad_output / divisor`, its product with the weight, and the result. The
-#   backward of torch's log_softmax stores the result alone.
+#   The function stores the exponential, the sum, `grad_output / divisor`, the product of this quotient with the weight,
+#   and the result. The backward of torch's log_softmax stores the result alone.
 RANK_PROMISE: Promise = "stepwise"
 RANK_GRADE = "B"
 # Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
@@ -57,7 +57,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
             raise TypeError(f"subject: got {one_line(str(error))}") from None
         if loss.count != ranks:
             own = f"{quoted(loss.__name__)} runs on {loss.count} ranks"
-            raise ValueError(f"ranks: got {ranks}, but {own}; give this number of ranks")
+            raise ValueError(f"ranks: got {ranks}, but {own}; use ranks={loss.count}")
         return _subject(loss.__name__, loss, "")
     description = RANK_SUBJECTS.get(given, given)
     if ":" not in description:

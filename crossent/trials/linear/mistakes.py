@@ -35,7 +35,7 @@ class _Numbers:
         weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
         q: the target probabilities after label smoothing, times the class weights, (N, V).
         counted: whether a row counts, (N,).
-        factor: the factor of the loss of each row, (N,): `1/D` of a mean, otherwise 1.
+        factor: the factor of the loss of each row, (N,): for a mean 1 divided by the denominator, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
@@ -125,7 +125,10 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
-    """Return whether the numbers `got` fit the result of a mistake. The result must differ from the exact value."""
+    """Return whether the numbers `got` fit the result of a mistake, which must differ from the exact values.
+
+    `allowed` has the error bounds of the right result, and `storage` is the format of `got`.
+    """
     # A larger result has larger rounding errors. Where the exact value is 0, the result may have a rounding error too.
     sizes = float(np.abs(result).max()), float(np.abs(exact).max())
     grown = max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
