@@ -38,8 +38,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
     If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
-    If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
-    then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
+    A class, or a function that takes only options, is called with the options. The subject then calls the result with
+    input and target. An instance of `nn.Module` is refused, because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
     instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk. A function

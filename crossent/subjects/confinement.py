@@ -1,10 +1,10 @@
 """Confinement: limits on a process that runs the user's code, which keep the process away from other processes.
 
 The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
-process that judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process
-cannot signal a process that it has not started. When the process ends, all processes that it has started end too. From
-Linux 6.12 on, the process cannot signal other processes even without a namespace. SECURITY.md lists the limits that
-each system grants.
+process that judges the results, even if both run as root. If the system grants a PID namespace, the process cannot
+signal a process that it has not started. When the process ends, all processes that it has started end too. From Linux
+6.12 on, the process cannot signal other processes even without a namespace. SECURITY.md lists the limits that each
+system grants.
 
 The limits use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems the process runs without
 these limits.

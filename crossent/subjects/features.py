@@ -1,7 +1,7 @@
 """The features that a loss function may lack, such as `weight`.
 
-If a subject (a loss function under test) lacks a feature, the inputs and checks that need the feature are skipped, and
-counted with the reason. For a few features, such as `nan_mean`, the checks expect another result instead
+If a subject (a loss function under test) lacks a feature, a run skips the inputs and checks that need the feature. The
+report counts them with the reason. For a few features, such as `nan_mean`, the checks run, and expect another result
 (`Feature.instead`).
 
 A subject lacks a feature for one of these reasons: the signature has no such keyword; the subject is compiled; the user

@@ -233,8 +233,8 @@ def _file(place: str) -> Path:
 def _module_of(path: Path) -> str:
     """Import a file, and return the name of its module.
 
-    The name is the file name without ".py". If Python cannot import the file under this name, the name has an
-    underscore in front and a checksum of the path at the end.
+    The name is the file name without ".py". If Python cannot import the file under this name, the name is generated
+    from the file name and a checksum of the path.
     """
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):

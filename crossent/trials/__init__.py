@@ -1,9 +1,8 @@
 """Trials: run one subject, a loss function under test, on one case, an input with its options.
 
-This room owns the calls of a subject, the exact values and error bounds of a case, and the comparison of results with
-exact values. This room also owns the declaration of a check. The modules import torch, numpy, `crossent.subjects`,
-`crossent.cases`, `crossent.numerics`, `crossent.words` and `crossent.state`. No module imports `crossent.report` or a
-check.
+This room calls subjects, computes the exact values and error bounds of a case, and compares results with exact values.
+The class of a check is here too. The modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
+`crossent.numerics`, `crossent.words` and `crossent.state`. No module imports `crossent.report` or a check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
 act         acts, the functions that call a subject and return plain data; hosts, which call acts where a subject runs

@@ -152,8 +152,8 @@ def plus(a: Ball, b: Ball) -> Ball:
 def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
     """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is infinite or NaN.
 
-    An infinite or NaN `hi` is exact, with the radius 0, if an operand is infinite or NaN and all operands have a finite
-    radius. Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
+    An infinite or NaN `hi` has the radius 0 if an operand is infinite or NaN and all operands have a finite radius.
+    Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
     """
     bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
     infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])

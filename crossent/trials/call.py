@@ -135,8 +135,8 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
             "target_gradient" for class indices.
 
     Raises:
-        TypeError: the loss is not a dense tensor of real numbers, or autograd finds no path from the loss to a tensor
-            whose gradient is requested.
+        TypeError: the loss is not a dense tensor of real numbers, or the loss is detached from a tensor whose gradient
+            is requested.
         Exception: the subject may raise any exception.
     """
     # The leaves share the memory of the inputs, so `make_call` can detect a write into them.

@@ -52,8 +52,8 @@ def narrower_dtype_of(difference: Difference) -> str:
 
         The number is exact in float16: a step may be computed in float16
 
-    The function names a narrower dtype only if the exact value is finite, and the number agrees with the exact value in
-    half of the digits of this dtype.
+    The exact value must be finite, and the number must agree with the exact value in half of the digits of the narrower
+    dtype.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
