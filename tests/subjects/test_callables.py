@@ -1,4 +1,4 @@
-"""Subjects from callables: the options of a signature."""
+"""Subjects from callables: the reason for a missing option names a parameter with a similar name."""
 
 import crossent
 from crossent.subjects.callables import as_subject

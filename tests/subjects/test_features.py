@@ -52,7 +52,7 @@ def judged(loss, without=(), cases=(*CASES, *BAD), checks=PLAIN_CHECKS):
 
 
 def refusing(needs):
-    """Return a right loss that raises an error for calls that need the missing feature."""
+    """Return a loss that raises an error for calls that need the missing feature, and is right for all other calls."""
 
     def loss(input, target, **options):
         if needs(input, target, options):
@@ -80,7 +80,7 @@ def not_contiguous(input, target, options):
 
 
 def sums_to_one(probabilities):
-    """Return whether each sum differs from 1 by less than 0.01. Unnormalised probabilities differ by more."""
+    """Return whether each sum differs from 1 by less than 0.01. Unnormalised cases have other sums."""
     sums = probabilities.double().sum(min(1, probabilities.dim() - 1))
     return bool(((sums - 1).abs() < 0.01).all())
 
@@ -123,7 +123,10 @@ def test_a_kernel_without_a_feature_passes_if_the_feature_is_declared_missing_an
 
 
 def forgiving(needs):
-    """Return a right loss that returns zeros for every call, bad or not, that needs the missing feature."""
+    """Return a loss with the value 0 for calls that need the missing feature, and the right value for all other calls.
+
+    The inputs of a call that needs the feature may be bad inputs.
+    """
 
     def loss(input, target, **options):
         if needs(input, target, options):
@@ -287,7 +290,7 @@ def test_the_error_of_an_unknown_feature_names_the_features():
 
 
 def test_each_feature_removes_the_checks_that_need_it():
-    """Each entry has the checks that need a feature: first for class indices, then for probabilities.
+    """Each entry of `expected` has the checks that need a feature: first for class indices, then for probabilities.
 
     If a check did not declare a feature that it needs, correct code without the feature would fail.
     """

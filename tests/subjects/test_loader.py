@@ -46,7 +46,7 @@ def __getattr__(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return a folder with a file, a module beside it and a package, which no other test can import."""
+    """Return a folder with mine.py, neighbour.py and a package, which only this test can import."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")

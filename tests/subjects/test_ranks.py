@@ -228,7 +228,7 @@ def test_a_rank_is_told_its_place_and_no_exact_value():
 
 
 class GivesThePart:
-    """A loss whose part is the number of tokens; a tensor with dimensions if ignore_index is 7."""
+    """A loss whose part is `tokens`. If ignore_index is 7, the part is wrong: a tensor with dimensions."""
 
     split, normalization = "batch", "tokens"
 

@@ -32,7 +32,7 @@ def differences(loss, case, grade="A", promise="eager"):
 
 
 def sample(dtype, every=23):
-    """Return every `every`-th case of a dtype, without uint8 targets, because torch refuses some of them."""
+    """Return one of each `every` cases of a dtype. Leave out uint8 targets, because torch refuses some such targets."""
     return [case for case in grid([dtype]) if case.target != "uint8"][::every]
 
 

@@ -31,7 +31,7 @@ def in_double(input, target, *, linear_weight, linear_bias=None, **options):
 
 
 def composed(input, target, *, linear_weight, linear_bias=None, **options):
-    """Compose torch's two functions, in the dtype of the input."""
+    """Return the loss of F.linear and F.cross_entropy, computed in the dtype of the input."""
     return F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
 
 
@@ -114,7 +114,7 @@ def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would
 
 
 def test_the_bounds_of_another_dtype_are_those_of_its_case():
-    """The check `widened` compares a float32 result with a bfloat16 result, for the same numbers as inputs."""
+    """The check `widened` compares the result for bfloat16 inputs with the result for the same inputs in float32."""
     case = LinearCase("bfloat16", (17, 5), bias="bias")
     check = checks_of(LINEAR_CROSS_ENTROPY)["widened"]
     question = Question(case)

@@ -49,7 +49,7 @@ def with_bug(bug, case):
 
 
 def lines_of(bug, case):
-    """Return, for each wrong result of a planted bug, what its finding says about the mistake."""
+    """Return the words about the mistake in the finding of each wrong result, by the name of the result."""
     subject = with_bug(bug, case)
     trial = trial_of(Question(case), subject)
     wrong = [name for name, difference in trial.differences.items() if not difference.ratio <= 1]
