@@ -56,7 +56,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return a function compiled by torch.compile, after :func:`keep_headers_with_code`."""
+    """Call :func:`keep_headers_with_code`, and return the function compiled by torch.compile."""
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()

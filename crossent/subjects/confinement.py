@@ -228,7 +228,7 @@ def kill_group(process: int) -> None:
 
 
 def close_all_but(kept: Collection[int]) -> None:
-    """Close every file descriptor of this process except these."""
+    """Close every file descriptor of this process that is not in `kept`."""
     start = 0
     for descriptor in sorted(kept):
         if start < descriptor:  # os.closerange(0, 0) closes every descriptor

@@ -83,7 +83,7 @@ class Subject:
 
     @property
     def dtype_name(self) -> str | None:
-        """The name of `dtype`, such as "float64", or None."""
+        """The name of `dtype`, such as "float64"; None if `dtype` is None."""
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
 

@@ -23,7 +23,7 @@ MOST_LOGITS = 4096
 
 
 def is_small(case: Case) -> bool:
-    """Return whether a case is small enough for the checks of derivatives along a direction."""
+    """Return whether a case is small enough for the checks of derivatives along a direction (`MOST_LOGITS`)."""
     return case.rows * case.classes <= MOST_LOGITS
 
 

@@ -287,7 +287,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 
 def terms_of(inputs: Inputs) -> Terms:
-    """Return the arguments of a case as rows of float64 numbers. The conversion is exact; only `log_sum` is rounded."""
+    """Return the arguments of a case as rows of float64 numbers. All numbers are exact, except `Terms.log_sum`."""
     logits = rows_of(inputs.input)
     options = inputs.options
     index = probabilities = None

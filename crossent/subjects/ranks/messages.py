@@ -31,7 +31,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def receive(stream: socket.socket, until: float = math.inf) -> bytes:
-    """Return the content of the next message. `until` is the latest time, by `time.monotonic`.
+    """Return the content of the next message. `until` is the time limit, as a value of `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
@@ -41,7 +41,7 @@ def receive(stream: socket.socket, until: float = math.inf) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return a message from its content.
+    """Return the message that has this content: the bytes after the length.
 
     Raises:
         DamagedMessageError: the content is not a message.

@@ -74,7 +74,10 @@ class _Numbers:
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
     def result(self, of: str, *, reduced: bool) -> Array:
-        """Return the result with the name `of`, such as "loss", in the shape of its exact value."""
+        """Return the result with the name `of`, such as "loss", in the shape of its exact value.
+
+        If `reduced` is True, the loss is the sum over the rows.
+        """
         if of == "loss":
             return self.losses().sum(0, keepdims=True) if reduced else self.losses()
         if of == "gradient":
@@ -231,11 +234,12 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield a phrase for each chunk size that explains `got`: a sum that is rounded to the dtype after each chunk.
+    """Yield a phrase for each chunk size that explains `got`.
 
-    For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function
-    compares only the 64 numbers with the largest shares of their bounds. If a number is far from its exact value, the
-    last digits need not agree, since an implementation rounds the terms too.
+    A chunk size explains `got` if `got` is the sum that is rounded to the dtype after each chunk of this size. For a
+    mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function compares
+    only the 64 numbers with the largest shares of their bounds. If a number is far from its exact value, the last
+    digits need not agree, since an implementation rounds the terms too.
     """
     if of == "gradient":
         return
