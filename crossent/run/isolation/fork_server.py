@@ -1,7 +1,7 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-The judge is the process that runs the checks. The judge starts the fork server before the judge computes any exact
-value, so no isolated process inherits an exact value.
+An isolated process calls a subject. The judge is the process that runs the checks. The judge starts the fork server
+before the judge computes any exact value, so no isolated process inherits an exact value.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from crossent.subjects.confinement import (
     scope_signals,
 )
 
-_MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
+_MOST_WRITTEN = 2**30  # the most bytes of one file, so that output without end does not fill the disk
 _SECONDS = 10.0  # the time limit of a reply of the fork server; a fork or a kill takes milliseconds
 # The function that an isolated process runs. Its arguments are the number of the subject, and two file descriptors: of
 # the socket to the judge, and of the file for the output.
 Serve = Callable[[int, int, int], None]
-# Stands for torch in place of the number of a subject. The judge repeats an act in torch's process if the process of a
-# subject replies that the act cannot run on this machine.
+# Stands for torch where a function takes the number of a subject. If the process of a subject replies that a call
+# cannot run on this machine, the judge repeats the call with torch in another isolated process.
 OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended, does not reply, or sends a wrong reply.
+    """The fork server has ended, does not reply, or sends a wrong reply.
 
-    The process that runs the checks must not fork another server, which would inherit the computed exact values.
+    The process that runs the checks must not start another fork server, which would inherit the computed exact values.
     """
 
 
@@ -47,8 +47,8 @@ class ForkServer:
     """A process that forks isolated processes, and returns their exit statuses.
 
     Args:
-        serve: the function that runs in each isolated process.
-        memory: the limit of the memory of an isolated process, in bytes.
+        serve: the function that each isolated process runs; the comment on `Serve` lists the arguments.
+        memory: the memory limit of each isolated process, in bytes.
     """
 
     def __init__(self, serve: Serve, memory: int) -> None:
@@ -59,9 +59,15 @@ class ForkServer:
             self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
-        """Fork a process for the subject with this number, and return the process id.
+        """Fork an isolated process for a subject, and return the process id.
 
-        The process gets the socket `stream` for messages, and the file descriptor `output` for its output.
+        Args:
+            subject: the number of the subject in the run, or `OWN` for torch.
+            stream: the socket through which the process receives requests and sends replies.
+            output: the descriptor of the file to which the process prints.
+
+        Raises:
+            ForkServerError: the fork server has ended, does not reply, or sends a wrong reply.
         """
         process = self._ask(f"start {subject}", stream.fileno(), output)
         if process < 2:
@@ -69,7 +75,13 @@ class ForkServer:
         return process
 
     def end(self, process: int) -> int:
-        """Kill a process with its process group, unless the process has ended, and return its exit status."""
+        """Return the exit status of an isolated process; -N if signal N ended the process.
+
+        If the process still runs, the fork server kills the process and its process group first.
+
+        Raises:
+            ForkServerError: the fork server has ended, or does not reply.
+        """
         return self._ask(f"end {process}")
 
     def close(self) -> None:
@@ -90,17 +102,17 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Answer the requests of the judge (start or end a process) until the judge closes its socket.
+    """Start and end isolated processes, as the judge requests, until the judge closes its socket.
 
     This function runs in the fork server.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
+    prefer_for_memory()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
     drop_privileges()
     drop_semaphores()
     limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}
     for limit, to in limits.items():
-        with suppress(ValueError, OSError):  # the limit is lower already
+        with suppress(ValueError, OSError):  # the limit is already lower
             resource.setrlimit(limit, (to, to))
     ended: dict[int, int] = {}  # the exit status of each process that ended without a request, by process id
     while True:
@@ -142,7 +154,7 @@ def _kill(process: int) -> int:
 def _reap(ended: dict[int, int]) -> None:
     """Add to `ended` the exit status of each child process that has ended, by process id.
 
-    In a PID namespace, processes that a subject started can become child processes of the fork server.
+    In a PID namespace, a process that a subject started can become a child process of the fork server.
     """
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:

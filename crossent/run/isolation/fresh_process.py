@@ -1,10 +1,10 @@
 """A fresh process for each call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process, which gets the loss as a pickle, makes the call. Several calls are made by processes
-that one new Python process forks (:func:`perform_each`).
+process. So a new Python process makes the call; it receives the loss as a pickle. For several calls, one new Python
+process forks a process for each call (:func:`perform_each`).
 
-In this module, an act is a function that calls a loss, and a host runs an act (:mod:`crossent.trials.act`).
+An act is a function that calls a loss. A host is an object that runs an act (:mod:`crossent.trials.act`).
 """
 
 from __future__ import annotations
@@ -35,22 +35,31 @@ from crossent.trials.act import Host, NotRun, Performed, perform
 from crossent.words import said
 
 T = TypeVar("T")
-_CALLS_AT_ONCE = 8  # processes that share a device, each with a context of half a gigabyte
-# The time limit, in seconds, for a new process to import torch and the subject, and to initialize a device. This takes
-# long if other programs use the device.
+_CALLS_AT_ONCE = 8  # the most processes that use a device at once: the context of each process takes half a gigabyte
+# The time limit, in seconds, for a new process to import torch and the subject, and to initialize a device. The
+# initialization takes long if other programs use the device.
 _STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
-# With -m, Python would import this module twice. __import__ defines no name in the main module of the new process.
-# There pickle looks for the functions of the caller's main module, and must not find anything else.
+# The code of a new process, which calls a function of this module. With -m, Python would import this module twice. An
+# import statement would define a name in the main module. There pickle looks for the functions of the caller's main
+# module, and must not find any other object.
 _CODE = f"__import__('{__name__}', fromlist=['{{function}}']).{{function}}(*__import__('sys').argv[1:])"
-_LOOK = 0.02  # seconds after which a process looks at another process again
+_LOOK = 0.02  # the seconds between two looks at a running process
 # The names of files in a folder that both processes use.
 _REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"
 
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """Runs each act, a function that calls the loss, in a new process. This process must be able to import the loss."""
+    """A host that runs each act, a function that calls the loss, in a new process.
+
+    Attributes:
+        loss: the loss, which the new process must be able to import.
+        device: the device of the tensors.
+        seconds: the time limit of a call.
+        isolated: True, as :class:`crossent.trials.act.Host` requires.
+        not_run: "", since every act is run.
+    """
 
     loss: Loss
     device: str = "cpu"
@@ -61,8 +70,8 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
-        The process is started by `subprocess`, since `multiprocessing` would import the caller's main module again,
-        which may be a script that starts a run.
+        `subprocess` starts the process. `multiprocessing` would import the caller's main module again, which may be a
+        script that starts a run.
         """
         try:
             request = _request(self.loss, act, arguments, self.device)
@@ -88,7 +97,7 @@ def _not_sent(error: Exception) -> Performed[Any]:
 
 
 def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
-    """Start a new Python that calls a function of this module with words."""
+    """Start a new Python process that calls a function of this module with `words`, its string arguments."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _CODE.format(function=function), *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
@@ -99,7 +108,7 @@ def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 class _Patience:
-    """The time limits of a process: to start, and then for its call."""
+    """The two time limits of a process: `_STARTING` seconds to start, and then `seconds` for its call."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._started, self._seconds = folder / _STARTED, seconds
@@ -107,7 +116,7 @@ class _Patience:
         self._running = False
 
     def late(self) -> str:
-        """Return a sentence about the time limit that the process exceeds, or ""."""
+        """Return a sentence that names the exceeded time limit; "" if the process is in time."""
         if not self._running and self._started.exists():
             self._end, self._running = time.monotonic() + self._seconds, True
             self._late = f"the call did not return within {self._seconds:g} s"
@@ -115,7 +124,7 @@ class _Patience:
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
-    """Wait until the process ends, and return "". If the process exceeds a time limit, return a sentence about it.
+    """Wait until the process ends, and return "". After a time limit, return a sentence that names the limit.
 
     Args:
         process: the process.
@@ -131,7 +140,15 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
 
 
 def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
-    """Return the outcome of a process: its reply, if there is one, or else how it ended."""
+    """Return the outcome of `act`: the reply in the folder or, without a reply, how the process ended.
+
+    Args:
+        folder: the folder into which the process writes its reply.
+        act: the act that the process called.
+        arguments: the arguments of the act.
+        late: a sentence that names the exceeded time limit, or "".
+        status: the exit status of the process.
+    """
     reply = folder / _REPLY
     if reply.exists():
         try:
@@ -145,14 +162,20 @@ def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], la
 
 @dataclass(frozen=True)
 class Made:
-    """A host for one act that a process has performed already."""
+    """A host that returns the outcome of an earlier call, and calls nothing.
+
+    Attributes:
+        performed: the outcome.
+        isolated: True, as :class:`crossent.trials.act.Host` requires.
+        not_run: "", since the call has been made.
+    """
 
     performed: Performed[Any]
     isolated: bool = True
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Return the outcome."""
+        """Return the outcome of the earlier call. The arguments are ignored."""
         return self.performed
 
 
@@ -161,8 +184,8 @@ def perform_each(
 ) -> list[Performed[T]]:
     """Call `act(loss, *arguments)` for each loss with its arguments, each in a new process; return the outcomes.
 
-    A new Python takes seconds to import torch. So one new Python imports torch once, and forks a process for each call,
-    before anything has used the device. Up to `jobs` calls run at the same time.
+    A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
+    each call. The forking process never uses the device. At most `jobs` calls run at the same time.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]
@@ -187,7 +210,7 @@ def perform_each(
             if (end := own / _END).exists():
                 late, status = json.loads(end.read_text(encoding="utf-8"))
                 made[at] = _outcome(own, act, given, late, status)
-            else:  # the process that forks has ended
+            else:  # the forking process ended too early
                 made[at] = FreshProcess(loss, device).perform(act, *given)
     return [made[at] for at in range(len(losses))]
 
@@ -195,11 +218,11 @@ def perform_each(
 def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
     """Call each subject with bad inputs that may make the device unusable, and return hosts with the outcomes.
 
-    One new process imports torch for all these calls (:func:`perform_each`). On a system without fork, return {}: then
-    each call has a new process.
+    One new process imports torch for all these calls (:func:`perform_each`).
 
     Returns:
-        For each id of a bad input, the hosts by the name of the subject.
+        For each id of a bad input, the hosts by the name of the subject. The result is empty for fewer than two calls,
+        and on a system without fork. Each call then starts its own new process later.
     """
     calls = [(bad, one) for bad in cases for one in subjects if not why_not_badly(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
@@ -214,9 +237,10 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request in a folder, and write down how each process ended.
+    """Fork a process for each request in a folder, and write to a file how each process ended.
 
-    The new process of :func:`perform_each` runs this function.
+    The new process of :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is
+    the time limit of a call. All arguments are strings, since they come from a command line.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
     running: dict[int, tuple[Path, _Patience]] = {}
@@ -244,9 +268,9 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
 
 
 def main(folder: str) -> None:
-    """Read a function and its arguments from a folder, call the function, and write the reply to the folder.
+    """Read an act and its arguments from a folder, call the act, and write the reply to the folder.
 
-    The new process runs this function.
+    A new process of :class:`FreshProcess` runs this function, and so does each process that :func:`serve` forks.
     """
     performed: Performed[Any]
     most = 0

@@ -1,7 +1,7 @@
-"""An isolated process: the loop that runs in this process, and the host through which the judge calls the subject.
+"""An isolated process: the loop that runs in the process, and the host through which the judge calls the subject.
 
-An act is a function that calls a subject, and a host runs an act where the subject runs (:mod:`crossent.trials.act`).
-The judge is the process that runs the checks.
+The judge is the process that runs the checks. An act is a function that calls a subject. A host is an object that runs
+an act where the subject runs (:mod:`crossent.trials.act`).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
 _MOST_PRINTED = 2**20  # bytes that a subject may print in one act
-_MOST_HUNG = 3  # after three acts that exceed the time limit, the subject is no longer called: an act can take minutes
+_MOST_HUNG = 3  # after three acts over the time limit, the subject is no longer called, since each act can take minutes
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act (a function that calls the loss), call the act and reply, until the judge closes its socket.
+    """Read acts from the judge, call each act with the loss, and send the outcomes back.
 
-    Then end the process.
+    An act is a function that calls the loss. This process ends when the judge closes its socket.
 
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: a function that returns the loss, and is called before the first act.
+        load: a function that returns the loss. The loop calls `load` before the first act.
     """
     faulthandler.disable()  # the report says how the process ended
     allow_fork()  # this process knows no exact value, and neither do ranks that are forked from it
-    # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
+    # Copy the descriptor: if the caller closed stdout or stderr, `stream` may be 1 or 2, which are replaced below.
     stream = os.dup(stream)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     connection = socket.socket(fileno=os.dup2(stream, 3))
-    close_all_but({0, 1, 2, 3})  # this closes pipes of other processes
+    close_all_but({0, 1, 2, 3})  # among them are pipes of other processes
     sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
     known = _own_names()  # read before the subject can change the modules
     loss: Loss | None = None
@@ -69,7 +69,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """Runs acts, functions that call a subject, in an isolated process.
+    """A host that runs acts, functions that call a subject, in an isolated process.
 
     If the process has ended, the next act starts a new process.
 
@@ -95,15 +95,18 @@ class IsolatedProcess:
 
     @property
     def not_run(self) -> str:
-        """The reason why the subject is no longer called, or ""."""
+        """The reason why the subject is no longer called; "" if the subject is still called."""
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Start a case. From now on, all calls of `perform` together have the whole time limit again."""
+        """Start a case. The calls of `perform` on this case may take `timeout` seconds together."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in the isolated process, and return the outcome, or how the process ended."""
+        """Call `act(loss, *arguments)` in the isolated process, and return the outcome.
+
+        The outcome says how the process ended, if the process crashed or exceeded the time limit.
+        """
         started, left = time.monotonic(), self._left
         performed = self._perform(act, arguments, started + left)
         self._left -= time.monotonic() - started
@@ -170,7 +173,7 @@ class IsolatedProcess:
         return performed
 
     def close(self) -> None:
-        """End the process, and the process for torch if there is one."""
+        """End the isolated process, and also torch's process if a call was repeated with torch."""
         if self._torch is not None:
             self._torch.close()
         if self._stream is not None:
@@ -184,7 +187,7 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """Kill the process with its process group, unless the process has ended, and return its exit status."""
+        """Return the exit status of the process. If the process still runs, kill its process group first."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
@@ -192,11 +195,14 @@ class IsolatedProcess:
 
 
 def status_in_words(status: int) -> str:
-    """Return an exit status in words, such as "exit status 1" or, for -11, "SIGSEGV"."""
+    """Return an exit status in words: "exit status 1" for 1, and "SIGSEGV" for -11."""
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return the objects that a request may use: the contents of the imported modules of this package, by name."""
+    """Return the objects that a request may use: all contents of the imported modules of crossent.
+
+    The key of an object is the pair of its module's name and its own name.
+    """
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

@@ -1,11 +1,11 @@
 """The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject.
+A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject, and
+the arguments of the act.
 
 A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
 JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
-the act declares. Reading a reply executes no code of the reply, and allocates memory only for sizes that have been
-checked.
+the act declares. Reading a reply executes no code of the reply. Memory is allocated only after its size was checked.
 
 The process that :mod:`crossent.run.isolation.fresh_process` starts for a single call sends its reply in the same form.
 """
@@ -37,22 +37,23 @@ from crossent.words import LONGEST_TEXT, one_line, said
 
 _LENGTH = 8  # bytes of the number that says the length of a message, or of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
-_MOST_STATE = 100  # names of changed state in a reply; crossent.state has some forty
-# The largest reply has ten calls with three results each, in a dtype four times as wide as the dtype of the inputs.
+_MOST_STATE = 100  # the most names of changed state that are read from a reply; crossent.state has some forty
+# The limit of the bytes in a reply, for each byte of the tensors in the request. The largest reply has ten calls with
+# three results each, in a dtype four times as wide as the dtype of the inputs.
 _REPLIES_PER_REQUEST = 120
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, Reaction)}
 
 
 class DamagedError(Exception):
-    """A reply is malformed, too large, or has a value that the called function cannot return.
+    """A reply is malformed, too large, or has a value that the act cannot return.
 
     The message is the end of a sentence "its process sent …", for example "a malformed reply: …".
     """
 
 
 def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
-    """Send a message. `until` is the latest time, by `time.monotonic`.
+    """Send a message before the deadline `until`, which is a time of `time.monotonic`.
 
     Raises:
         TimeoutError: the other process does not take the message in time.
@@ -63,7 +64,7 @@ def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None
 
 
 def receive(stream: socket.socket, most: float = math.inf, until: float = math.inf) -> bytes:
-    """Return the next message, of at most `most` bytes. `until` is the latest time, by `time.monotonic`.
+    """Return the next message, of at most `most` bytes. The deadline `until` is a time of `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
@@ -101,7 +102,7 @@ def most_of_reply(arguments: tuple[Any, ...]) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value, also in the fields of a dataclass, and in a mapping, a tuple or a list."""
+    """Return all tensors in a value, which may be nested: dataclasses, mappings, tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -121,13 +122,13 @@ def write(value: Any) -> bytes:
 def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
     """Return the value of a pickle from :func:`write`. The pickle may use only the objects in `known`.
 
-    `known` has each object by the name of its module and its name in the module.
+    The key of an object in `known` is the pair of its module's name and its own name.
     """
     return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a tensor as the whole memory that it is a view of, with its dtype, shape, strides, offset and device."""
+    """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -136,7 +137,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles a message. The message may use only names for which `find(module, name)` returns an object."""
+    """An unpickler of messages. `find(module, name)` returns the named object, or None if the name is forbidden."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)
@@ -167,14 +168,14 @@ def _tensor(
     of: torch.dtype = getattr(torch, dtype)
     if raw is None:
         return torch.empty_strided(shape, stride, dtype=of, device="meta")
-    stored = torch.empty(len(raw), dtype=torch.uint8)  # torch allocates it, so the data are aligned
+    stored = torch.empty(len(raw), dtype=torch.uint8)  # torch allocates this memory, so the data are aligned
     if raw:
         stored.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
     return torch.empty(0, dtype=of, device=device).set_(stored.to(device).untyped_storage(), offset, shape, stride)
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Return the outcome of an act, the function that called the subject, as the bytes of a reply.
+    """Return the bytes of a reply with the outcome of an act, the function that called the subject.
 
     Raises:
         DamagedError: the value has a tensor of more than `most` bytes.
@@ -229,7 +230,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
 
 
 class _Reader:
-    """Reads values from a header in JSON.
+    """A reader of the values in the JSON header of a reply.
 
     Args:
         raw: the bytes after the header: the data of the tensors, in the order in which the header names them.
@@ -277,7 +278,7 @@ class _Reader:
 
 @cache
 def _return_type(act: Callable[..., Any]) -> Any:
-    """Return the declared return type of a function."""
+    """Return the declared return type of an act."""
     return _hints(act)["return"]
 
 
@@ -287,7 +288,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value has the declared type `type_`, also in all its elements and attributes."""
+    """Return whether a value has the declared type `type_`, and so have all its elements and attributes."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
