@@ -13,7 +13,7 @@ from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.features import FEATURES
 from crossent.words import printable, shell_word
 
-# The settings that the command or the line of Python may name, with their defaults.
+# The settings that the command or the line of Python may name, and the defaults of all settings.
 _NAMED = ("level", "device", "operation", "ranks", "without", "contract", "grade")
 _DEFAULTS = {option.name: option.default for option in fields(Settings)}
 
@@ -44,7 +44,7 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
         given |= {name: value for name, value in promises.items() if value}
         arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
         return f"crossent.check({', '.join(arguments)})"
-    promises["without"] = [name for name in options["without"] if FEATURES[name].instead]  # the others only skip checks
+    promises["without"] = [name for name in options["without"] if FEATURES[name].instead]  # others only skip checks
     given = {name: value for name, value in promises.items() if value}
     if options["ranks"] is not None:
         words = ["crossent", "check", relative_source(source), "--ranks", str(options["ranks"])]
@@ -61,7 +61,7 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
 def relative_source(source: str) -> str:
     """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
 
-    A path inside the current directory becomes a relative path. Any other source is unchanged.
+    The path of a file inside the current directory becomes a relative path. Any other source is unchanged.
     """
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()

@@ -38,12 +38,12 @@ from crossent.trials.trial import EndedError, NotRunError, Problem, Question, Re
 from crossent.words import as_options, said
 
 DAMAGED = "its process returned a damaged reply"
-Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
+Enough = Callable[[Sequence[Finding]], bool]  # returns whether these findings on a case are enough to end the run
 
 # If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
-# Begins a line of a message that names an option under which the check would pass.
+# The beginning of a line, in the message of a finding, that names an option under which the check would pass.
 _IF_INTENDED = "If this is intended, declare it:"
 
 # Contracts and grades with wider bounds than the default.
@@ -62,10 +62,10 @@ def judge_case(
     Args:
         question: the case, with its exact values.
         subject: the subject.
-        host: the object through which the checks call the subject, in this process or in another process.
+        host: the object through which the checks call the subject, in this process or in another one.
         checks: the checks to run.
-        enough: a function that returns whether the run can end with these findings. If so, no further check of the case
-            runs.
+        enough: a function that returns whether the findings on this case are enough to end the run. If they are, no
+            further check of the case runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -110,7 +110,7 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options that do not change the loss of the subject; "" if there are none.
+    """Return a line that names the options of the call that do not change the loss of the subject, or "".
 
     A function whose signature has `**options` is called with every option, and may ignore some options. If the loss is
     also wrong for a call without these options, return "", since the bug has another cause.
@@ -127,7 +127,7 @@ def _unused_options(trial: Trial) -> str:
     upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
     try:
         exact = solve(replace(inputs, options=others, upstream=upstream))
-    except IndexError:  # without its ignore_index, a target may have an index that is not a class
+    except IndexError:  # without the ignore_index, a target may have an index that is not a class
         return ""
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
@@ -149,9 +149,9 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 
 
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings, with a note in some messages if the check `repeat` found different bits.
+    """Return the findings. If the check `repeat` found different bits, add a note to the other findings about results.
 
-    The note says that the result depends on earlier calls. All other findings about results get the note.
+    The note says that the result depends on earlier calls.
     """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
@@ -168,7 +168,7 @@ def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
 def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
     """Run a check, and return its differences and problems.
 
-    If the subject raises an exception, crashes or hangs, the result is a single problem.
+    If the subject raises an exception, crashes or hangs, return a single problem instead.
     """
     try:
         return list(check.run(trial))
@@ -206,7 +206,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def why_not_badly(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
-    """Return the reason why a subject is not called with a bad input, which `inputs` has; "" if there is none."""
+    """Return the reason why a subject is not called with a bad input, whose arguments are `inputs`; otherwise ""."""
     return subject.not_applicable(inputs) or subject.lacks.get("errors") or subject.lacks.get(bad.kind) or ""
 
 
@@ -242,8 +242,8 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also describes the arguments of the call. Some checks, such as `loss` and `gradient`, compare the first
-    call with the exact value. Their findings also have torch's value, unless the subject is torch.
+    The finding describes the arguments of the call. Some checks, such as `loss` and `gradient`, compare the first call
+    with the exact value. A finding of these checks also has torch's value, except if the subject is torch.
     """
     inputs, of, numbers, of_torch = trial.question.here, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -282,8 +282,8 @@ def _bits(value: float, dtype: str) -> str:
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element, in words, and the hint `_AS_TORCH` or "".
 
-    If torch raises an exception, return the exception in place of the value. Return the hint if the result of the
-    subject is wrong but has the bits of torch's result, and the subject has another contract than torch.
+    If torch raises an exception, return the exception in place of the value. Return the hint if a wrong result of the
+    subject has the bits of torch's result, and the subject has another contract than torch.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:
@@ -303,9 +303,10 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 
 
 def _declaration(trial: Trial, of: str) -> str:
-    """Return a line with an option under which the wrong result `of` would pass; "" if there is no such option.
+    """Return a line with an option under which the wrong result would pass; "" if no option fits.
 
-    If several options fit, the line has the option with the smallest error bound.
+    `of` is the name of the result, such as "loss". If several options fit, name the option with the smallest error
+    bound.
     """
     subject, exact = trial.subject, trial.question.exact
     flushed = abs(trial.differences[of].exact) < FORMATS[trial.differences[of].dtype].smallest_normal

@@ -2,10 +2,12 @@
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
 wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` lists the first cases of a linear cross-entropy, for
-the mutants of `tests/mutants/linear/`. `nox -s mutants` chooses the cases one after another. The next case is the case
-that finds the most mutants that no chosen case finds. The session chooses cases with a name and bad inputs before cases
-of the covering arrays, which `nox -s cover` may replace. A run ignores an id that is not in its plan, and an id of a
-case whose checks need torch's compilers.
+the mutants of `tests/mutants/linear/`.
+
+`nox -s mutants` chooses the first cases one after another. Each time, the session chooses the case that finds the most
+mutants which no chosen case finds. Named cases and bad inputs are chosen before cases of the covering arrays, because
+`nox -s cover` may replace the covering arrays. A run ignores an id that is not in its plan. A run also ignores the id
+of a case whose checks need torch's compilers, since importing the compilers takes seconds.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ from crossent.trials.check import Check, Cost
 
 # The file that lists the first cases of an operation.
 FIRST_CASES = {CROSS_ENTROPY: "first_cases.txt", LINEAR_CROSS_ENTROPY: "first_linear_cases.txt"}
-PARTS_PER_WORKER = 32  # at most; with fewer and larger parts, most workers would wait for the last part
-SECONDS_OF_A_PART = 0.5  # at least; small parts are slow, because a worker computes the error bounds of a part together
-SUBJECTS_AT_ONCE = 8  # at most, in a part with isolated processes: each process of a worker takes memory
+PARTS_PER_WORKER = 32  # the most; with fewer and larger parts, most workers would wait for the last part
+SECONDS_OF_A_PART = 0.5  # the least; small parts are slow, since a worker computes the error bounds of a part together
+SUBJECTS_AT_ONCE = 8  # the most subjects of a part with isolated processes, since each process takes memory
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
 # are many parts.
 _SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}
 _GRAPH = 0.3  # for a check of cost STRUCTURE that makes a graph of the subject
 _ELEMENT = 4e-8  # CPU seconds of a check for each element of the logits
-_BAD_INPUT = 0.001
+_BAD_INPUT = 0.001  # CPU seconds of a bad input
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run: some cases on some subjects. One worker process runs the part.
+    """A part of a run: some cases on some subjects. A part runs in one worker process.
 
     Attributes:
         cases: the indices of the cases in the plan.
@@ -60,7 +62,12 @@ class Part:
 
 @dataclass
 class Step:
-    """A finished piece of work: its estimated CPU seconds, and its findings that are not known failures."""
+    """A finished step of a run, for a progress bar.
+
+    Attributes:
+        cost: the estimated CPU seconds of the step.
+        findings: the findings of the step that are not known failures.
+    """
 
     cost: float = 0.0
     findings: Sequence[Finding] = field(default_factory=list)
@@ -68,14 +75,14 @@ class Step:
 
 @cache
 def first_cases(operation: Operation) -> tuple[str, ...]:
-    """Return the ids of the cases of an operation that run first."""
+    """Return the ids of the first cases of an operation, in the order in which the cases run."""
     return tuple((files("crossent.run") / FIRST_CASES[operation]).read_text(encoding="utf-8").split())
 
 
 def imports_compilers(checks: Iterable[Check]) -> bool:
-    """Return whether torch imports its compilers, which takes seconds, for one of these checks.
+    """Return whether torch may import its compilers, which takes seconds, for one of these checks.
 
-    A check that transforms the subject may need the compilers. Forward mode needs the compilers for log_softmax.
+    A check that transforms the subject may need the compilers. Forward-mode differentiation of log_softmax needs them.
     """
     return any(check.transforms or check is forward_ad for check in checks)
 
@@ -83,7 +90,7 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
     """Return the indices of the cases in three lists: first cases, other cases, and cases that need torch's compilers.
 
-    The first cases have the order of their file. In the other lists, cases of the same structure follow each
+    The first cases have the order of their file. In the other lists, cases of the same structure are next to each
     other, because their error bounds are computed together.
     """
     places = {name: at for operation in FIRST_CASES for at, name in enumerate(first_cases(operation))}
@@ -102,7 +109,7 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return the properties of a case. Error bounds are computed together for cases with equal properties."""
+    """Return the structure of a case. Error bounds are computed together for cases of equal structure."""
     if isinstance(case, BadInput):
         return ("no case",)
     of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0
@@ -125,14 +132,14 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
-    Each of the first cases is a separate part, so that its findings are reported at once. The other parts have about
-    equal cost, except the parts of a single expensive case, and the most expensive cases start first. In a run that may
-    end soon, the cases that need torch's compilers come last. Most cases of the same structure are in one part, whose
-    worker computes their error bounds together.
+    Each of the first cases is a separate part, so that its findings are reported at once. The other cases are divided
+    into parts of about equal cost, except that an expensive case is a part by itself. The parts with the most expensive
+    cases start first. In a run that may end soon, the cases that need torch's compilers come last. Most cases of the
+    same structure are in one part, whose worker computes their error bounds together.
 
-    With isolated processes, at most `SUBJECTS_AT_ONCE` subjects are in a part, and all parts of the first subjects come
-    before the parts of the next subjects. Random numbers divide the other cases into parts and order the cases of each
-    part, so that a subject cannot predict the next case.
+    With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of the first subjects come before
+    the parts of the next subjects. Random numbers divide the other cases into parts, and order the cases of each part.
+    So a subject cannot predict the next case.
 
     Args:
         planned: the plan.
@@ -171,7 +178,8 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
     """Return the items in about `count` bins of about equal cost. The bins with the most expensive items come first.
 
-    An item is alone in its bin if it costs more than a third of the total cost divided by `count`.
+    The items are indices of cases, and `costs` has the cost of each index. An item is alone in its bin if its cost is
+    more than a third of the average bin's cost, which is the total cost divided by `count`.
     """
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]
@@ -187,11 +195,11 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The work of a run, for a progress bar: each iteration does a part of the work and yields a :class:`Step`.
+    """The steps of a run, for a progress bar. Each iteration runs one step and yields a :class:`Step`.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: the most expensive of the running cases and its most expensive check, in words.
+        running: the most expensive of the running cases and its most expensive check, in words; "" if none runs.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

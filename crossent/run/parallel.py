@@ -1,4 +1,4 @@
-"""Run the cases of a plan, either in this process or in worker processes that share the cases."""
+"""Run the cases of a plan, either in this process, or divided among worker processes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from crossent.trials.check import Check, Cost
 from crossent.trials.trial import Question
 from crossent.words import said
 
-Progress = Callable[[Any], Iterable[Any]]
-Placed = tuple[int, Verdict]  # the index of a subject, and the verdict on it
+Progress = Callable[[Any], Iterable[Any]]  # wraps an iterable, for a progress bar
+Placed = tuple[int, Verdict]  # the index of a subject, and a verdict on this subject
 Known = tuple[ExpectedList, ExpectedList]  # two lists of known failures: torch's, and the user's
 _CASES_AT_ONCE = 100  # cases whose error bounds are computed together
 # Adds verdicts to the report, and returns their findings that are not known failures.
@@ -67,8 +67,8 @@ def run(
         known: the lists of known failures.
 
     Returns:
-        False if the run ended after `settings.max_findings` findings, not counting known failures, or because a call
-        made the device unusable; True if all cases ran.
+        True if all cases ran; False if the run ended early. A run ends after `settings.max_findings` findings, not
+        counting known failures, or when a call makes the device unusable.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -102,7 +102,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in this process. Each step is the work on one case."""
+    """Yield the steps of a run in this process. Each step judges all subjects on one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -133,8 +133,8 @@ def judge_each(
 ) -> Iterator[Verdict]:
     """Yield the verdict on each subject on one case. Inputs and exact values are computed once for all subjects.
 
-    If a subject in this process makes the device unusable, for example by a device-side assert, the verdict says so,
-    and no verdict on a further subject follows.
+    A subject in this process may make the device unusable, for example by a device-side assert. Its verdict then has
+    the finding "crashed", and is the last verdict.
 
     Args:
         case: the case or the bad input.
@@ -143,10 +143,10 @@ def judge_each(
         hosts: for each subject, the host through which the checks call the subject. A call with bad input that may
             make the device unusable runs in a fresh process instead.
         device: the device of the tensors.
-        enough: a function that returns whether the run can end with these findings of a subject on the case.
+        enough: a function that returns whether these findings of a subject on the case are enough to end the run.
         question: the case with its exact values; None to compute the exact values here.
-        made: for a bad input that may make the device unusable, the hosts that have called subjects already, by the
-            name of the subject.
+        made: for a bad input that may make the device unusable, the hosts with the outcomes of calls that were made
+            earlier, by the name of the subject.
     """
     for subject, host in zip(subjects, hosts, strict=True):
         if reason := not_on_device(case.build, device):
@@ -160,7 +160,7 @@ def judge_each(
             question = question or Question(case, device)
             judge = partial(judge_case, question, subject, host, checks, partial(enough, subject))
         verdict = _judge_safely(judge, case, subject, host, device)
-        # A bad call may raise an allowed error and yet make the device unusable.
+        # A call with bad input may raise an allowed error and yet make the device unusable.
         suspect = verdict.findings or isinstance(case, BadInput)
         if suspect and not host.isolated and (why := lost(device)):
             yield judge_ended(case, subject.name, "crashed", f"the call made {device} unusable: {why}")
@@ -173,7 +173,7 @@ def _judge_safely(
 ) -> Verdict:
     """Call `judge`, and return its verdict.
 
-    If a reply of an isolated process, or a device that became unusable, makes `judge` raise an exception, return a
+    A wrong reply of an isolated process, or an unusable device, can make `judge` raise an exception. Then return a
     verdict with the finding "crashed".
     """
     if isinstance(host, IsolatedProcess):
@@ -197,8 +197,8 @@ class _Work:
     settings: Settings
     enough: Callable[[Subject, Sequence[Finding]], bool]
     lost: bool = False  # whether a call made the device unusable
-    server: ForkServer | None = None
-    processes: dict[int, IsolatedProcess] = field(default_factory=dict)
+    server: ForkServer | None = None  # the fork server of this worker, which is started for its first isolated part
+    processes: dict[int, IsolatedProcess] = field(default_factory=dict)  # by the index of the subject
 
     @cached_property
     def cases(self) -> list[Case | BadInput]:
@@ -210,8 +210,8 @@ class _Work:
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
         """Judge the cases at the indices `places` of the plan. Yield each index, with one verdict for each subject.
 
-        Exact values, and most error bounds, are computed for up to `_CASES_AT_ONCE` cases together, before the first of
-        these cases is judged.
+        Up to `_CASES_AT_ONCE` cases form a group. Exact values and most error bounds of a group are computed together,
+        before its first case is judged.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
@@ -229,7 +229,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part of the run, and return the verdicts. Stop if the findings on a case end the run."""
+        """Judge the cases of a part of the run, and return the verdicts. Stop if findings are enough to end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -247,7 +247,7 @@ class _Work:
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
-            use_new_compile_cache()  # a subject may have written into the old folder
+            use_new_compile_cache()  # a subject may have written into the current folder
         # If torch's compiler is imported already, its headers are in a folder into which other subjects can write.
         keep_headers_with_code()
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
@@ -268,15 +268,15 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run, which run in worker processes. Each step is the work on one part: cases and subjects.
+    """Yield the steps of a run in worker processes. Each step judges one part: some cases on some subjects.
 
     If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
-    Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on
-    each subject is a further step, in an isolated process.
+    Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again in isolated
+    processes. Each case on each subject is then a separate step.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
-    _import("torch.fx.experimental.symbolic_shapes")  # every backward pass imports it, in half a second
+    _import("torch.fx.experimental.symbolic_shapes")  # in half a second; each worker would import it in a backward pass
     isolated = not all(map(is_named, subjects))
     # torch's compilers import Triton, but the file of a subject may have to set TRITON_INTERPRET before that import.
     leaves_triton = isolated and find_spec("triton") is not None
@@ -310,7 +310,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
 
 
 def _import_compilers(planned: Plan) -> None:
-    """Import torch's compilers once, before the fork, if a check of the plan uses the compilers."""
+    """Import torch's compilers if a check of the plan uses them. Workers that are forked later then need no import."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
     if imports_compilers(checks):
@@ -325,5 +325,5 @@ def _import(module: str) -> None:
 
 
 def _loss_of(subject: Subject) -> Loss:
-    """Return the loss function of a subject. Load the code of the function in this process if necessary."""
+    """Return the loss function of a subject. Load the code of a :class:`RemoteLoss` in this process."""
     return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss

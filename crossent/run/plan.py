@@ -1,10 +1,11 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
-:mod:`crossent.cases` has the sources of the cases: the corpus of published bugs, the edges (cases at limits), and the
-covering arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
-:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. Each
-level also runs the rows of the levels above it in this table, except that level thorough does not run the row
-`samples`:
+The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edges (cases at limits), and the covering
+arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
+:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. "Other
+circumstances" means calls without gradients, in other threads, or in modes of torch
+(:mod:`crossent.checks.circumstances`). Each level also runs the rows of the levels above it in this table, except that
+level thorough does not run the row `samples`:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
@@ -65,15 +66,15 @@ from crossent.trials.check import Check, Cost
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
 # How often the covering arrays run at each level, each time with another seed.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
-# A dependence on earlier calls shows with any numbers. So the long covering arrays need no second call, and at level
-# quick only the sizes and the corpus have a second call.
+# A second call finds a result that depends on earlier calls. Such a bug shows with any numbers. So the long covering
+# arrays need no second call, and at level quick only the sizes and the corpus have a second call.
 _TWICE = (Cost.CALL, Cost.AGAIN)
 # The checks that trace a graph, which takes a tenth of a second or more. The graphs of level normal cover each choice,
 # and the graphs of level thorough cover each pair of choices.
 _GRAPHS = (compiled_code.trace, transforms.export)
 _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.cost is Cost.CODE)}
-# The only case with a graph at level quick. A wrong graph may take the ignore_index -1 for the last class, or may read
-# the logit of an ignored target before the row is masked.
+# The only case with a graph at level quick. The case finds a graph that takes the ignore_index -1 for the last class,
+# and a graph that reads the logit of an ignored target before the row is masked.
 _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 
 # Level quick calls a subject in other circumstances on one case of each dtype.
@@ -89,8 +90,8 @@ _QUICK_CALLS = (
     ),
 )
 
-# Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options takes the
-# plain cases alone.
+# Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options can run the
+# plain cases among them.
 _QUICK_LINEAR_CALLS = (
     *(LinearCase(dtype) for dtype in DTYPES),
     *(LinearCase(dtype, bias="bias") for dtype in ("float32", "float16")),
@@ -114,7 +115,7 @@ _RANK_CASES = tuple(
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
-    """Return the cases of a level in these dtypes, each with the checks that run on it.
+    """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
     - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
     - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases. The
@@ -123,8 +124,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
       minutes. The traced graphs cover all pairs of choices.
 
     A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
-    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover the
-    pairs with this range. The other levels cover these pairs, but not the triples with this range.
+    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover its
+    pairs. The other levels cover its pairs, but not its triples.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -137,7 +138,10 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 
 
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
-    """Return a plan with the checks of ranks too, on a few cases of each dtype."""
+    """Return a plan that also runs the checks of ranks on a few cases of each dtype.
+
+    If `planned` lacks one of these cases, the case also has the checks of the cost CALL.
+    """
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
         case: (*planned.get(case, of_cost(Cost.CALL)), *own)
@@ -148,7 +152,7 @@ def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
 
 @cache
 def of_cost(*costs: Cost) -> tuple[Check, ...]:
-    """Return the checks of these costs."""
+    """Return all checks that have one of these costs."""
     return tuple(check for check in CHECKS.values() if check.cost in costs)
 
 
@@ -199,8 +203,9 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and the bug's own checks.
 
-    Checks that compile code take seconds. Below level thorough, `trace` runs in place of such checks: at level normal
-    on the first case of each bug that names such a check or `trace`, and at level quick on a single case of all bugs.
+    Checks that compile code take seconds, so they run only at level thorough. At level normal, `trace` runs in their
+    place, on the first case of each bug whose own checks compile code or trace it. At level quick, `trace` runs on a
+    single case of the whole corpus.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)
@@ -221,9 +226,9 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield, for each check of the cost CODE, the first case that the check accepts as a sample.
+    """Yield, for each check of the cost CODE, the first case that the check accepts as a sample (`Check.sample`).
 
-    A case with an empty batch or a uint8 target is not a sample.
+    A case with an empty batch or a uint8 target is never a sample.
     """
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):

@@ -27,7 +27,7 @@ from crossent.trials.act import Here
 from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
-# pytest has its own options for processes, -n of pytest-xdist, and for an early end, -x.
+# The settings that a test can have. pytest itself has options for processes (-n of pytest-xdist) and an early end (-x).
 _OPTIONS = [
     option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings", "shard")
 ]
@@ -36,11 +36,12 @@ _OPTIONS = [
 def parametrize(
     subject: str | Callable[..., Any], **options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
+    """Return a decorator that makes one pytest test for each check on each case. The test calls its argument `check`.
 
-    `check()` raises AssertionError with the finding if the check fails. `check()` marks a known failure as xfail, and
-    skips the test if the check does not run. The test ids are `check[case]`, on CUDA with the device, as in
-    `check[case]@cuda`. Options on the command line, such as `--crossent-level`, override the options given here.
+    `check()` runs the check, and raises AssertionError with the finding if the check fails. `check()` marks a known
+    failure as xfail, and skips the test if the check does not run. The test ids are `check[case]`; on another device
+    than the CPU, the device follows, as in `check[case]@cuda`. Options on the command line, such as
+    `--crossent-level`, override the options given here.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -74,7 +75,7 @@ class CaseRun:
     Attributes:
         subject: the subject.
         case: the case or the bad input.
-        checks: the checks to run; empty for a bad input.
+        checks: the checks to run; empty for a bad input, which has only the check `errors`.
         settings: the settings of the run.
         known: the lists of known failures, as :meth:`Settings.expected` returns them.
     """
@@ -87,7 +88,7 @@ class CaseRun:
 
     @cached_property
     def part(self) -> SubjectReport:
-        """The results of the checks, which run at the first access."""
+        """The results of the checks. The checks run at the first access to this attribute."""
         part, device = SubjectReport(self.subject.name), self.settings.device
         with ambient():
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
@@ -103,9 +104,9 @@ class CheckTest:
 
     Attributes:
         check: the name of the check.
-        run: the checks of the case that run together with this check.
+        run: the run of this check, and of the checks of the case that share its first call.
         id: the id of the test, as :func:`parametrize` documents it.
-        record: the result, or None before the test ran.
+        record: the result; None until the test has run.
         command: the command that runs this test alone; "" until the plugin sets it.
     """
 
@@ -147,17 +148,17 @@ class CheckTest:
 
 @dataclass
 class CheckRecord:
-    """The result of one test. The process that ran the test sends the record to the process that reports.
+    """The result of one test. The process that runs the test sends this record to the process that makes the report.
 
     Attributes:
         subject: the name of the subject.
         case: the id of the case.
         settings: the settings of the run.
-        contract: the contract that the user chose, or "".
+        contract: the contract that the user chose; "" without a choice.
         declared: the declared differences from torch, as phrases such as "returns float32 for half precision".
         outcome: the outcome of the check, or None if the case is not applicable.
         findings: the findings of the check.
-        not_applicable: the reason why the case is not applicable, or "".
+        not_applicable: the reason why the case is not applicable; "" if the case is applicable.
     """
 
     subject: str
@@ -175,18 +176,18 @@ class CheckRecord:
         return self.outcome is not None and bool(self.outcome.checks)
 
     def packed(self) -> str:
-        """Return the record as a string, because pytest-xdist sends only plain data."""
+        """Return the record as a string. pytest-xdist sends only plain data from one process to another."""
         return base64.b64encode(pickle.dumps(self)).decode()
 
 
 def unpacked(text: str) -> CheckRecord:
-    """Return the record that :meth:`CheckRecord.packed` turned into this string."""
+    """Return the record of a string that :meth:`CheckRecord.packed` returned."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield a test for each check on each case of the level in the settings.
+    """Yield the tests of a subject: a test for each check on each case of the plan of the settings.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
@@ -215,7 +216,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return one report from the records of all tests, which may come from several processes."""
+    """Return one report of the records of all tests. The records may come from several processes."""
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
@@ -238,7 +239,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
         part.findings += one.findings
-    for name, chosen in contracts.items():  # several, if tests of one subject have different contracts
+    for name, chosen in contracts.items():  # tests of one subject may have different contracts
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
     return report

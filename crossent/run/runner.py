@@ -53,24 +53,25 @@ def check(
     checks of `crossent list checks` must pass, and bad input must raise the right error.
 
     Args:
-        subjects: the functions to check. Give a form by name, "torch" for `nn.CrossEntropyLoss`,
-            "package.module:NAME" or "path/to/file.py:NAME", each also with "+compile"; or a callable with the
-            signature of `F.cross_entropy`; or a class with the constructor of `nn.CrossEntropyLoss`. Without
-            subjects, every form and torch are checked.
+        subjects: the functions to check. A subject is a callable with the signature of `F.cross_entropy`, a class with
+            the constructor of `nn.CrossEntropyLoss`, or a string: the name of a form, "torch" for
+            `nn.CrossEntropyLoss`, "package.module:NAME" or "path/to/file.py:NAME". A string that ends in "+compile"
+            names the compiled function. Without subjects, every form and torch are checked.
         device: the device of the tensors: "cpu", "cuda", "cuda:0", "xpu", "mps", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
         seed: the seed of the numbers in the cases, 0 or more. The seed does not change the options of the cases.
             "random" draws a seed.
         without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
-            such a feature are skipped. For a few features, the expectation changes instead: `crossent list features`
-            says how.
-        contract: what each subject promises about its arithmetic, by the names of `crossent list contracts`. "torch"
+            a missing feature are skipped. For a few features, the checks expect another result instead;
+            `crossent list features` names that result.
+        contract: the promise of each subject about its arithmetic, by the names of `crossent list contracts`. "torch"
             judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. With None, the forms and torch have
             their own contracts, and other subjects have "kernel".
-        grade: the precision that a callable must reach in float16 and bfloat16: "A" computes in float32 and rounds
-            once, "B" computes in the dtype itself, and "float16=B" does so in float16 alone. None stands for "B" under
-            the contract "torch", otherwise "A". With a contract, the grade also applies to the forms and torch.
+        grade: the precision that a callable must reach in float16 and bfloat16. "A": the result is computed in float32
+            or wider, and rounded once. "B": each step may be rounded to the dtype. "float16=B" chooses B in float16
+            alone. None stands for "B" under the contract "torch", otherwise for "A". The forms and torch have their own
+            grades, except if a contract is given.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. With None, on a
             GPU, and on a system without fork, all cases run in this process.
@@ -78,19 +79,20 @@ def check(
             longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
-        cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A case with a full id
-            runs even if the level lacks it. A mapping from cases to names of checks gives each case its own checks.
-        max_findings: the number of findings after which the run ends; known failures do not count. The report then
-            has the cases that were done, and is not ok.
-        operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
-            "linear_cross_entropy", with hidden states and a weight. The default is the operation of the built-in
-            subjects that you give, otherwise "cross_entropy".
+        cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A full id also chooses
+            a case that the level lacks. A mapping from cases to names of checks gives each case its own checks.
+        max_findings: the number of findings after which the run ends; known failures do not count. The report of a run
+            that ended early has the cases that were done, and is not ok.
+        operation: the function of torch that the subjects compute: "cross_entropy", of logits, or
+            "linear_cross_entropy", of hidden states and a weight. By default, the operation of the forms and losses of
+            torch among the subjects, otherwise "cross_entropy".
         ranks: the number of ranks, for subjects that run on several ranks, such as "loss_parallel". Each rank is a
             process with a shard of the logits. See "On several ranks" in the docs. None for subjects in one process.
-        shard: a part of the run: (2, 8) runs the second of eight shards of about equal cost. All shards need the same
-            arguments and the same versions. :func:`crossent.merge` makes the report of the run from their reports.
-        progress: a function that wraps an iterable, for a progress bar. The iterable has a length. Iterating does the
-            work.
+        shard: the part of the run that this call runs: (2, 8) is the second of eight shards of about equal cost. All
+            shards need the same arguments and the same versions. :func:`crossent.merge` makes the report of the run
+            from the reports of the shards.
+        progress: a function that wraps an iterable with a length, for a progress bar, such as `tqdm.tqdm`. Reading the
+            next item runs the next cases.
 
     Returns:
         The report. `report.ok` is True if the run is complete, every failed check is a known failure, and every result
@@ -123,7 +125,13 @@ def check(
 def run(
     settings: Settings, subjects: Sequence[Subject], planned: Plan | None = None, progress: Progress = iter
 ) -> Report:
-    """Run the cases of a plan, or of the settings' level, on subjects, and return the report.
+    """Run cases on subjects, and return the report.
+
+    Args:
+        settings: the settings of the run.
+        subjects: the subjects.
+        planned: a plan, from which the settings may choose a part; by default, the plan of the settings.
+        progress: as for :func:`check`.
 
     Raises:
         Interrupted: the user interrupted the run. The exception has the report of the cases that were done.
@@ -158,7 +166,7 @@ class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt
     """The user interrupted a run.
 
     Attributes:
-        report: the report of the cases that were done: a Report, or a SoakReport.
+        report: the report of the cases that were done: a Report or, from `crossent.soak`, a SoakReport.
     """
 
     def __init__(self, report: Any) -> None:
@@ -175,8 +183,8 @@ def _finish(
 ) -> Report:
     """Complete the report of a run, and return the report.
 
-    Mark known failures. Add the commands that repeat findings, the checks that the level left out, and the number of
-    combinations of three options in the cases that ran.
+    Mark the known failures in the lists `known`. Add the commands that repeat findings, the checks that the level left
+    out, and the number of combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject.source, options_of(settings))

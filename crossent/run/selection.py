@@ -15,7 +15,7 @@ from crossent.words import quoted
 
 # These checks run before any other check, since the others need a loss of the right shape and dtype.
 BEFORE = (single.call, single.result)
-# For each level, the costs of the checks that run on a case which the plan lacks, and which a full id chooses.
+# A full id can choose a case that the plan lacks. For each level, the costs of the checks that run on such a case.
 _COSTS = {
     "quick": (Cost.CALL, Cost.AGAIN),
     "normal": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE),
@@ -31,20 +31,21 @@ def select(
     cases: Mapping[str, Collection[str]],
     every: Mapping[str, Check] | None = None,
 ) -> Plan:
-    """Return a part of a plan.
+    """Return the chosen cases of a plan, each with its chosen checks.
 
     Args:
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
-            is empty, all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A
-            pattern matches ids of the plan, with or without their seed. A case with a full id runs even if the plan
-            lacks the case or its checks.
+            is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
+            pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
+            lacks, and checks that the plan does not run on the case.
         every: the checks that may run, by name; by default, the checks of the operation of the case.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
+            The message is one line.
     """
     wanted: dict[Case | BadInput, set[str]] = {}
     by_full_id: set[Case | BadInput] = set()
@@ -55,7 +56,7 @@ def select(
             by_full_id |= {case} if full else set()
     if not cases:
         wanted = {case: set(checks) for case in planned}
-    own_case = {case: case for case in planned}  # an equal case of the plan has the name of its bug
+    own_case = {case: case for case in planned}  # the plan's own object of an equal case also has the name of a bug
     part = {
         own_case.get(case, case): tuple(_checks(case, names, planned.get(case), case in by_full_id, level, every))
         for case, names in wanted.items()
@@ -79,7 +80,7 @@ def _case(id: str) -> Case | BadInput:
     """Return the case or the bad input with this id.
 
     Raises:
-        ValueError: there is no such case. The message is one line.
+        ValueError: no case has this id. The message is one line.
     """
     try:
         return case_of(id)
@@ -100,7 +101,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with and without its seed. The user may not know the seed, which may be random."""
+    """Yield the id of a case, with and without its seed. A user cannot know a random seed."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -113,7 +114,7 @@ def _runs(
     whole: bool,
     every: Mapping[str, Check] | None,
 ) -> bool:
-    """Return whether a check with one of these names runs on a case. Without names, return True.
+    """Return whether at least one check with one of these names runs on a case. Without names, return True.
 
     Args:
         case: the case or the bad input.
@@ -139,10 +140,10 @@ def _checks(
 ) -> Iterator[Check]:
     """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks with these names.
 
-    If the user did not choose the case by its full id, a named check runs only if the plan has the check on this case.
-    Without names, yield the checks of the case in the plan or, if the plan lacks the case, the checks of the level. A
-    case whose batch is repeated to more than 2^31 elements (`Case.tiled`) has only the checks of cost TILES. A bad
-    input has no checks here.
+    A named check must also be among the checks that the plan runs on the case, except if the user chose the case by its
+    full id. Without names, yield the checks that the plan runs on the case. If the plan lacks the case, yield the
+    checks of the level. Some cases repeat their batch to more than 2^31 elements (`Case.tiled`); only checks of cost
+    TILES run on these. For a bad input, yield nothing.
 
     `level` is the level of the plan. The other arguments are those of :func:`_runs`.
     """

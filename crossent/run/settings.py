@@ -41,8 +41,8 @@ MOST_SHARDS = 100_000  # more than any level has cases
 class Settings:
     """The options of a run, which :func:`crossent.check` documents. The constructor validates most of the options.
 
-    `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number. The
-    features, the ids of cases and the file of known failures are validated later, by the methods that use them.
+    `dtypes`, `without` and `checks` become tuples. `cases` becomes a dict, and the seed "random" a number. The methods
+    that use the features, the ids of cases and the file of known failures validate these options later.
 
     Raises:
         ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
@@ -114,7 +114,7 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether worker processes run the cases: with `jobs` or `ranks`, on a CPU, on a system that can fork."""
+        """Whether worker processes run the cases. This needs `jobs` or `ranks`, a CPU, and a system that can fork."""
         return (self.jobs is not None or self.ranks is not None) and self.device == "cpu" and can_fork()
 
     @property
@@ -123,7 +123,7 @@ class Settings:
 
     @property
     def every_check(self) -> dict[str, Check]:
-        """The checks of the operation by name, in the order of a report; with `ranks` also those of ranks."""
+        """The checks of the operation by name, in the order of a report; with `ranks`, also the checks of ranks."""
         return checks_of(self._operation) | (RANK_CHECKS if self.ranks is not None else {})
 
     @property
@@ -217,7 +217,7 @@ class Settings:
 
         Args:
             names: the subjects that the user's list may name; None for any name.
-            cases: the ids of cases that the list may name, besides the cases of all levels; None for any id.
+            cases: the ids that the user's list may name, besides the cases of all levels; None for any id.
 
         Raises:
             ValueError: the file cannot be read, is damaged, or has an entry that can match no finding.
@@ -239,7 +239,7 @@ class Settings:
 
 
 def _several(words: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the words as a tuple without repetitions. A string counts as one word."""
+    """Return an option with several words as a tuple without repetitions. A string counts as one word."""
     return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
 
 
@@ -255,7 +255,7 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 
 
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
-    """Return the name of the operation of a run: `operation`, or else the operation of the built-in subjects.
+    """Return the name of the operation of a run: `operation`, if given, or else the operation of the built-in subjects.
 
     Without `operation` and without built-in subjects, return "cross_entropy".
 
@@ -276,18 +276,17 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_named(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. The subject may lack features."""
+    """Return whether the subject is a form or torch, and not compiled. Features that it lacks do not matter."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
 def mark_expected(
     report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
 ) -> list[tuple[str, str]]:
-    """Mark known failures in a report.
+    """Mark the known failures in a report, and return the states of the entries of both lists.
 
-    torch's list of known failures applies only to subjects with torch's contract, and to torch's `loss_parallel`.
-
-    Return the state of each entry of both lists: see :func:`crossent.report.expected_findings.mark`.
+    :func:`crossent.report.expected_findings.mark` documents the states. torch's list applies only to subjects with
+    torch's contract, and to torch's `loss_parallel`.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -324,9 +323,9 @@ def _is_of_torch(subject: Subject) -> bool:
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name that a subject with torch's contract has in the list of torch's known failures.
+    """Return the name under which the list of torch's known failures has the failures of a subject.
 
-    For torch itself, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
+    For a loss of torch, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
     cross-entropy. If the subject is compiled, the name ends in "+compile".
     """
     if _is_of_torch(subject):
@@ -338,7 +337,7 @@ def _name_in_list(subject: Subject) -> str:
 
 
 def _numbered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Return the subjects with unique names. Two subjects named "loss" become "loss" and "loss#2"."""
+    """Return the subjects with unique names. Two subjects with the name "loss" become "loss" and "loss#2"."""
     seen: Counter[str] = Counter()
     made = []
     for subject in subjects:

@@ -31,9 +31,9 @@ from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
 
-# The entries of the environment that change no result, so that they may differ. A run sets its own number of threads.
+# The entries of the environment that may differ, since they change no result. A run sets its own number of threads.
 _NO_CONDITION = ("threads",)
-_PARTS = ("checks", "cases")
+_PARTS = ("checks", "cases")  # the keys that `only` of a report may have
 _SHOWN = 20  # the most differences that are printed
 
 
@@ -42,7 +42,7 @@ class Verification:
     """The result of running a report again: the differences between the new run and the report.
 
     Attributes:
-        claim: the report, whose results the new run confirms or contradicts.
+        claim: the report whose results the new run confirms or contradicts.
         conditions: the differences in device, machine and versions, one text each.
         cases: the first difference of each case that differs, by subject and case id.
         others: the other differences, which belong to no case.
@@ -60,7 +60,7 @@ class Verification:
 
     @property
     def lines(self) -> list[str]:
-        """The comparison as text."""
+        """The comparison as lines of text. The last line is the verdict."""
         lines = [f"other conditions: {one}" for one in self.conditions]
         differing = [f"{name}: {case}: {what}" for (name, case), what in self.cases.items()] + [*self.others]
         lines += [f"DIFFERS {one}" for one in differing[:_SHOWN]]
@@ -72,9 +72,12 @@ class Verification:
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
-    """Check, before a run on these subjects, that the run can be compared with the report `old`.
+    """Check, before a run, that the results of the run can be compared with the report `old`.
 
-    `subjects` are the descriptions of the subjects, as `crossent check` takes them.
+    Args:
+        old: the report.
+        settings: the settings of the run.
+        subjects: the descriptions of the subjects of the run, as `crossent check` takes them.
 
     Raises:
         ValueError: the run cannot be compared with the report. The message is one line.
@@ -102,7 +105,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
 
 
 def _names(description: str) -> list[str]:
-    """Return the names of the subjects for a description such as "torch", without loading the subjects."""
+    """Return the names of the subjects that a description such as "torch" stands for. No subject is loaded."""
     base = description.removesuffix(COMPILE_SUFFIX)
     own = [one.name for one in EVERY_NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
     return [name + description.removeprefix(base) for name in own]
@@ -124,7 +127,7 @@ def verify(
     Args:
         claim: the report.
         subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
-        file: the name of the report's file, for messages.
+        file: the name of the report's file, for error messages.
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
         timeout: as for `check`.
@@ -135,8 +138,8 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: the report has a subject that is neither a form, nor torch, nor in `subjects`; a given subject is
-            not in the report; or the report cannot be verified here. The message is one line.
+        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch; a given subject is not in
+            the report; or the report cannot be verified here. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -180,7 +183,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats a report.
 
     Raises:
-        ValueError: no run has such settings, or no case of the report ran. The message is one line.
+        ValueError: no single run can repeat the report, or no case of the report ran. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -216,7 +219,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
 
 
 def _operation_of(ids: Iterable[str]) -> str:
-    """Return the name of the operation that has the cases with these ids."""
+    """Return the name of the operation of the first valid case id; "cross_entropy" if no id is valid."""
     for one in ids:
         with suppress(ValueError):
             return case_of(one).operation.name
@@ -228,7 +231,13 @@ def _is_own(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Return the subjects with these names: the forms and torch by name, the others from the descriptions `given`."""
+    """Return the subjects with these names.
+
+    The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
+
+    Raises:
+        ValueError: no description names the code of a subject, or a description stands for none of the names.
+    """
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
@@ -243,13 +252,19 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _whole(report: Report) -> dict[str, Any]:
-    """Return the values of a report that belong to no single case, by name."""
+    """Return the values of a report that belong to no single case, by the names that a message shows."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
-    """Yield each case whose results differ, with the first difference."""
+    """Yield the id of each case whose results differ, with the first difference as text.
+
+    Args:
+        claim: the report.
+        then: the results of one subject in the report.
+        now: the results of this subject in the new run.
+    """
     # With --last-failed, each case has its own checks. A run that stopped early left out checks of its last cases.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
     new = {(finding.case, finding.check) for finding in now.findings}
@@ -270,14 +285,17 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
 
 
 def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the change between two outcomes of a case, as the end of a line; "" if the outcomes are equal."""
+    """Return the two different outcomes of a case in words, for the end of a line; "" if the outcomes are equal.
+
+    `before` and `after` are the entries of the case in the report and in the new run.
+    """
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
     return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
 
 
 def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
-    """Return the report `part` with only the cases and checks that the report `to` has."""
+    """Return the results `part` of a subject, with only the cases and checks that the results `to` also have."""
     outcomes = {
         case: replace(
             outcome,
@@ -292,10 +310,10 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 
 
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
-    """Return, for each case, its entry in the JSON document of a report, with the findings on the case.
+    """Return the entry of each case in the JSON document of a report, with the findings on the case, by case id.
 
-    `stopped` says whether the run ended early. The entries of such a run have no grade, which needs all checks of a
-    case.
+    `stopped` says whether the run ended early. The entries of a stopped run have no grade, since a grade needs all
+    checks of a case.
     """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]

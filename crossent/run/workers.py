@@ -28,15 +28,21 @@ from crossent.run.order import Part
 from crossent.subjects.confinement import end_with_parent
 
 T = TypeVar("T")
-LOOK = 0.5  # seconds after which the parent looks at its workers again
-# Seconds beyond the time limit of a call, for the exact values and error bounds that a worker computes before it calls.
+LOOK = 0.5  # the seconds between two looks of the parent at its workers
+# The seconds that a worker gets in addition to the time limit of a call. Before the call, the worker computes exact
+# values and error bounds.
 _GRACE = 60.0
-_SIGN = struct.Struct("I")
+_SIGN = struct.Struct("I")  # the format of a sign of life: the number of the part that the worker runs
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker ended without a result. `kind` is the kind of the finding, "crashed" or "hung"."""
+    """The end of a worker that returned no result.
+
+    Attributes:
+        kind: the kind of the finding, "crashed" or "hung".
+        message: the message of the finding.
+    """
 
     kind: str
     message: str
@@ -44,12 +50,14 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of workers. To give a sign of life, a worker writes the number of its part into a pipe: see :func:`alive`.
+    """A pool of worker processes, each of which runs one part of a run at a time.
+
+    A worker regularly gives a sign of life: it writes the number of its part into a pipe (:func:`alive`).
 
     Attributes:
         pool: the processes.
-        patience: the seconds without a sign of life after which :meth:`ended` ends a worker.
-        signs: the file descriptor of the pipe with the signs of life, to read from.
+        patience: the seconds without a sign of life after which :meth:`ended` kills a worker.
+        signs: the file descriptor from which the signs of life are read.
         last: the time of the last sign of life, by `time.monotonic`, for each number of a part.
         parts: the number of each part, by its future.
     """
@@ -61,14 +69,17 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, and return the future result. `timeout` is the time limit in seconds, or None."""
+        """Let a worker run a part, and return the future of the result.
+
+        The worker is killed after `timeout` seconds. With None, there is no such limit.
+        """
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
         return future
 
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
-        """Yield each future when it ends. Meanwhile call `running` with the running parts, and end silent workers.
+        """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers.
 
         A worker is silent if the last sign of life for its part, or else the first look at the part, was more than
         `patience` seconds ago.
@@ -92,7 +103,7 @@ class Workers(Generic[T]):
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part of the run or, if its worker ended without a result, how the worker ended."""
+    """Return the result of a part of the run. If its worker ended without a result, return how the worker ended."""
     try:
         return future.result()
     except TimeoutError:
@@ -105,11 +116,11 @@ def result(future: Future[T]) -> T | Ended:
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
+    """Fork `jobs` workers, which call `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. This
-            process kills a worker that does not respond for `timeout` seconds and a grace period.
+        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
+            worker without a sign of life for `timeout` + `_GRACE` seconds is killed.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """
@@ -121,8 +132,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
         end_threads()
-        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: torch's threads
-        # have ended, and before a worker calls a subject, it sets torch to one thread.
+        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent. torch's threads
+        # have ended, and a worker sets torch to one thread before the first call of a subject.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)
@@ -136,7 +147,13 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that forked workers inherit. No pickle is sent to a worker, since some functions cannot be pickled."""
+    """The data that a worker inherits when it is forked. They are not sent, since some functions cannot be pickled.
+
+    Attributes:
+        share: the function that runs a part.
+        alive_at: the file descriptor to which a worker writes its signs of life.
+        number: the number of the part that the worker runs.
+    """
 
     share: Callable[[Part], Any]
     alive_at: int
@@ -147,7 +164,7 @@ _SHARED: _Shared | None = None
 
 
 def alive() -> None:
-    """Tell the parent of this worker that the worker is alive."""
+    """Tell the parent of this worker that the worker is alive. In any other process, do nothing."""
     if _SHARED is not None:
         with suppress(BlockingIOError):  # the pipe is full: the parent has enough signs to read
             os.write(_SHARED.alive_at, _SIGN.pack(_SHARED.number))
@@ -163,9 +180,10 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare a worker: it ends with its parent, ignores Ctrl-C, prints to stderr, and keeps freed memory for reuse.
+    """Prepare this worker: let it end with its parent, ignore Ctrl-C, print to stderr, and keep freed memory for reuse.
 
-    Returning memory to the system and getting it again took a tenth of the time of a run.
+    Without the reuse of memory, a tenth of the time of a run went into returning memory to the system and getting
+    memory again.
     """
     end_with_parent()  # even during a call of a subject, which may take as long as the time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
