@@ -1,11 +1,11 @@
-"""A soak: any number of random cases, of whose results a report keeps the sums, the worst cases and some findings.
+"""A soak: any number of random cases. Its report keeps the sums of the results, the worst cases and some findings.
 
 The memory of a soak and the size of its report do not grow with the number of cases.
 
-draws      the cases, each drawn from its number and the seed
-sums       what a report keeps of the results of a subject
+draws      the random cases, each of which follows from its number and the seed
+sums       the sums, the worst cases and the findings of a subject that a report keeps
 report     SoakReport: one soak, as text and as a JSON document
-document   read a report from its file, and require that its numbers are possible
-merge      the report of a soak from the reports of its shards; reports of `check` or of soaks
+document   read a report from its file, and refuse a report with impossible numbers
+merge      merge the reports of shards, of `crossent check` or of `crossent soak`
 runner     soak(): draw cases, judge them as `crossent check` does, and add up the results
 """

@@ -1,8 +1,8 @@
 """Read the report of a soak from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. The counts must add up to the number of calls,
-and the case of each finding, and each worst case, must be the case with this number: the reader draws the case again.
-So a shard cannot pass as another shard, and its calls cannot count twice.
+The reader does not run, import or open anything that the file names. The counts must add up to the number of calls.
+Each finding and each worst case has the number and the id of its case. The reader draws the case with this number
+again, and compares the ids. So a shard cannot pass as another shard, and the calls of a shard cannot count twice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_either(path: str | os.PathLike[str]) -> Report | SoakReport:
 
 
 def soak_of(document: dict[str, Any]) -> SoakReport:
-    """Return the report that a JSON document of a soak describes.
+    """Return the report of a soak from its JSON document.
 
     Raises:
         LookupError, TypeError, ValueError: a key is missing, or a value is impossible.
@@ -64,7 +64,7 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     )
     require_contract(made.promises["contract"], made.promises["grade"])
     if unknown := [name for name in strings(promises["without"], "without") if name not in FEATURES]:
-        raise ValueError(f"without: got the feature {quoted(unknown[0])}")
+        raise ValueError(f"without: got the feature {quoted(unknown[0])}; `crossent list features` has all features")
     for reason in _impossible(made):
         raise ValueError(reason)
     for place in unlike(document, made.to_json()):
@@ -103,16 +103,17 @@ def _tally(entry: Any, check: str) -> SoakTally:
 
 
 def _impossible(made: SoakReport) -> Iterator[str]:
-    """Yield a text for each value that a soak cannot have."""
+    """Yield the reasons why no soak can have made this report. After an impossible setting, no sums are examined."""
     number, count = (1, 1) if made.shard is None else (made.shard.number, made.shard.count)
     if type(number) is not int or type(count) is not int or not 1 <= number <= count:
-        yield f"shard: got {quoted(number)}/{quoted(count)}"
+        yield f"shard: got {quoted(number)}/{quoted(count)}; allowed are 1/N to N/N"
     elif not 1 <= made.cases <= MOST_CASES or not 0 <= made.seed < 2**32:
-        yield f"got {quoted(made.cases)} cases with the seed {quoted(made.seed)}"
+        allowed = f"allowed are 1 to {MOST_CASES:,} cases, and seeds from 0 to {2**32 - 1:,}"
+        yield f"got {quoted(made.cases)} cases with the seed {quoted(made.seed)}; {allowed}"
     elif list(made.dtypes) != [dtype for dtype in DTYPES if dtype in made.dtypes]:
-        yield f"dtypes: got {quoted(list(made.dtypes))}"
+        yield f"dtypes: got {quoted(list(made.dtypes))}; allowed are {', '.join(DTYPES)}, in this order"
     elif len({subject.name for subject in made.subjects}) < len(made.subjects):
-        yield "two subjects have one name"
+        yield "two subjects have the same name"
     else:
         for subject in made.subjects:
             for reason in _impossible_sums(made, subject):
@@ -123,20 +124,21 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
     calls = {dtype: subject.calls(dtype) for dtype in made.dtypes}
     done = sum(calls.values()) + subject.not_applicable.total()
     if done != made.planned if made.complete else done > made.planned:
-        yield f"{done} calls, of {made.planned} cases of this shard"
+        yield f"the sums have {done} calls, but the report is of {made.planned} cases"
     found: Counter[tuple[str, str]] = Counter()
     for (check, dtype, kind), failures in subject.failures.items():
         found[check, dtype] += failures.count
         numbers = [number for number, _ in failures.first]
         if kind not in KINDS or sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
-            yield f"{cut(check)}: {failures.count} findings of kind {quoted(kind)}, and {len(numbers)} of them"
+            listed = f"the report counts {failures.count} findings of kind {quoted(kind)}, and lists {len(numbers)}"
+            yield f"{cut(check)}: {listed} in a wrong order or number"
         for number, finding in failures.first:
             yield from _other_case(made, number, dtype, finding.case)
             if (finding.check, finding.kind) != (check, kind) or finding.expected is not None:
-                yield f"{cut(finding.id)} is among the findings of {cut(check)}, {cut(kind)}"
+                yield f"{cut(finding.id)} is among the findings of the check {cut(check)} and the kind {cut(kind)}"
     for (check, dtype), tally in subject.tallies.items():
         if check not in checks_of(made.operation) or dtype not in calls:
-            yield f"the check {quoted(check)} in {quoted(dtype)}"
+            yield f"got sums of the check {quoted(check)} in {quoted(dtype)}, which this soak does not run"
             continue
         counts = (
             tally.failed,
@@ -151,17 +153,18 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
             yield f"the counts of {check} in {dtype} do not fit together"
         if tally.ratio is not None:
             if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0) or (tally.ratio > 1 and not tally.failed):
-                yield f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+                worst = f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+                yield f"{worst}, which is impossible with {tally.failed} findings"
             yield from _other_case(made, tally.number, dtype, tally.case)
     if +found or subject.known.total() != sum(tally.expected for tally in subject.tallies.values()):
         yield "the counts of findings do not fit together"
     if min((*subject.known.values(), *subject.not_applicable.values()), default=1) < 1:
-        yield "a reason has no calls"
+        yield "a reason in `known` or `not_applicable` counts no calls"
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield a text if the case does not have this number, or if the number belongs to another shard."""
+    """Yield a text if the number belongs to another shard, or if its case has another id than `case`."""
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:
-        yield f"the case number {number} is {quoted(case)}, but the seed gives another"
+        yield f"the case number {number} is {quoted(case)}, but the seed gives another case"

@@ -1,7 +1,7 @@
 """The cases of a soak: any number of random and adversarial cases, each drawn from its number and the seed.
 
 Most cases are small, so that many can run. Some cases have up to 50,000 classes or 5,000 rows, where errors of sums are
-large. A linear cross-entropy has the choices and size ranges of its covering arrays, in random combinations.
+large. The cases of a linear cross-entropy combine the choices and size ranges of its covering arrays at random.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crossent.cases.linear.grid import LINEAR_ARRAYS, linear_numbers
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 
 _MOST_CLASSES, _MOST_ROWS = 50_000, 5_000
-MOST_CASES = 2**32  # the most numbers of cases, which have 32 bits like seeds
+MOST_CASES = 2**32  # the most cases of a soak: the number of a case has 32 bits, as numpy's RandomState requires
 _SEEDS = 2**31 - 1
 
 
@@ -40,10 +40,10 @@ def draws(
 
 
 def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_ENTROPY) -> Case:
-    """Return the case with a number, which follows from the number, the dtype and the seed.
+    """Return the case with this number. The case follows from the number, the dtype and the seed.
 
-    For logits, all dtypes have the same case, unless a dtype cannot represent its numbers: above 65504, float16 gets
-    another case.
+    A cross-entropy of logits usually has the same case in all dtypes. If a dtype cannot represent the numbers of the
+    case, such as float16 a number above 65504, the dtype has another case.
     """
     random = np.random.RandomState([seed, number])
 
@@ -58,9 +58,10 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
-    """Return a case with random choices, which may be impossible together."""
-    # In float16, torch overflows under an upstream gradient above 10,000: crossent/cases/edges.py has such cases.
-    # Keep the order of the keywords: the random numbers are drawn in this order. Repeated words are drawn more often.
+    """Return a case of logits with random choices, which may be impossible together."""
+    # No case has upstream_huge: in float16, torch overflows with an upstream gradient above 10,000, for which
+    # crossent/cases/edges.py has cases. Keep the order of the keywords, in which the random numbers are drawn. Words
+    # that are repeated are drawn more often.
     return Case(
         dtype,
         sizes=_sizes(random),
@@ -91,7 +92,7 @@ def _linear_choice(
 
 
 def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
-    """Return random sizes of logits, with 1 to 4 dimensions. Nine in ten cases have less than a few thousand logits."""
+    """Return random sizes of logits, with 1 to 4 dimensions. Almost nine in ten cases have fewer than 10,000 logits."""
     bits = min(random.randint(1, 20, size=2))
     class_bits = max(random.randint(0, bits + 1, size=2))
     classes = min(_width(random, class_bits), _MOST_CLASSES)
@@ -103,7 +104,7 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
         return (rows, classes)
     if family == 5:
         return (1, classes, rows)
-    # Split the rows over two or three dimensions, and leave out the remainder of the division.
+    # Split the rows into two or three dimensions. Rows that the division leaves over are left out.
     first = random.randint(1, 5)
     if family == 6:
         return (first, classes, max(1, rows // first))
@@ -112,6 +113,10 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
 
 
 def _width(random: np.random.RandomState, bits: int) -> int:
-    """Return a random number next to `2^bits`, where vectors, blocks and tiles end, or up to twice as large."""
+    """Return a random number of classes or rows, from `2^bits - 1` (at least 1) to `2^(bits + 1)`.
+
+    At least half of the numbers differ from `2^bits` by at most 1, because vectors, blocks and tiles of kernels end
+    there.
+    """
     near = random.randint(2)
     return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

@@ -1,4 +1,4 @@
-"""Merge reports of shards: of `crossent check`, or of `crossent soak`."""
+"""Merge the reports of the shards of one run. All reports are of `crossent check`, or all are of `crossent soak`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from crossent.words import cut
 def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | SoakReport:
     """Return the report of a whole run, from the reports of all its shards in any order.
 
-    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
-    and the kernel of the system come from the first shard.
+    The JSON document of the report equals the document of a run without shards, byte for byte. Only the number of
+    threads and the version of the operating system's kernel may differ between shards; they come from the first shard.
 
     Args:
         reports: the reports of the shards: the results of :func:`crossent.check` or :func:`crossent.soak`, or the paths
@@ -46,7 +46,10 @@ def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | So
 
 
 def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakReport:
-    """Return the report of a whole run. Each report of a shard has a name, such as its file, for error messages.
+    """Return the report of a whole run, from the reports of all its shards.
+
+    Args:
+        named: each report with a name for error messages, such as the name of its file.
 
     Raises:
         ValueError: as for :func:`merge`.
@@ -54,7 +57,8 @@ def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakRep
     soaks = [(name, report) for name, report in named if isinstance(report, SoakReport)]
     checks = [(name, report) for name, report in named if isinstance(report, Report)]
     if soaks and checks:
-        raise ValueError(f"{checks[0][0]}: a report of `crossent check`, but {soaks[0][0]} is of `crossent soak`")
+        other = f"{soaks[0][0]} is of `crossent soak`"
+        raise ValueError(f"{checks[0][0]}: a report of `crossent check`, but {other}; merge the reports of one command")
     return _merged_soaks(soaks) if soaks else merged_reports(checks)
 
 
@@ -71,7 +75,7 @@ def _merged_soaks(named: Sequence[tuple[str, SoakReport]]) -> SoakReport:
 
 
 def _conditions(report: SoakReport) -> Mapping[str, Any]:
-    """Return everything that the shards of a soak have in common, by name."""
+    """Return the values that must be equal in all shards of a soak, by the names that a message shows."""
     return {
         **machine_conditions(report.environment),
         "number of cases": report.cases,

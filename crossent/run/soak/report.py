@@ -32,16 +32,17 @@ class SoakReport:
     """One soak: its settings, and the sums of each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the soak is complete, has no findings except known
-    failures, and has evidence for every result, as for :class:`crossent.Report`.
+    failures, and has evidence for every result. A result has no evidence if a wrong result would pass on every case. A
+    shard needs no evidence, since the merged report judges the evidence of all shards.
 
     Attributes:
         environment: the versions and the device.
         subjects: the sums of each subject.
-        cases: the number of cases in each dtype; of the whole soak, if this is a shard.
+        cases: the number of cases in each dtype. In the report of a shard, the number for the whole soak.
         seed: the seed from which the cases are drawn.
         dtypes: the dtypes of the logits.
         operation: the function of torch that the subjects compute.
-        promises: the chosen "without", "contract" and "grade".
+        promises: the values of the options "without", "contract" and "grade", by the name of the option.
         expected_findings: a checksum of the lists of known failures.
         shard: the number of the shard, or None for a whole soak.
         complete: whether all cases ran.
@@ -62,28 +63,31 @@ class SoakReport:
 
     @property
     def numbers(self) -> range:
-        """The numbers of the cases of this soak or shard."""
+        """The numbers of the cases that belong to this soak or shard, also of cases that did not run."""
         number, count = (1, 1) if self.shard is None else (self.shard.number, self.shard.count)
         return range((number - 1) * self.cases // count, number * self.cases // count)
 
     @property
     def planned(self) -> int:
-        """The number of calls of each subject, when all cases have run."""
+        """The number of calls of each subject in a complete soak or shard: one call for each number and dtype."""
         return len(self.numbers) * len(self.dtypes)
 
     @property
     def ran(self) -> int:
-        """The number of judged calls, over all subjects."""
+        """The number of judged calls of all subjects together."""
         return sum(subject.calls(dtype) for subject in self.subjects for dtype in self.dtypes)
 
     @property
     def failed(self) -> int:
-        """The number of findings that are not known failures."""
+        """The number of findings of all subjects that are not known failures."""
         return sum(subject.failed for subject in self.subjects)
 
     @property
     def ok(self) -> bool:
-        """Whether the soak is complete, has no findings except known failures, and has evidence for every result."""
+        """Whether the soak is complete, has no findings except known failures, and has evidence for every result.
+
+        A shard needs no evidence.
+        """
         if self.shard is not None:
             return self.complete and not self.failed
         unproven = self.unchecked or any(any(subject.without_evidence) for subject in self.subjects)
@@ -107,17 +111,17 @@ class SoakReport:
             yield with_commands(kept, subject.source, {**options, "ranks": None, **self.promises}), failures.count
 
     def _sorted(self, entries: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-        """Return entries whose key begins with a check and a dtype, in the order of the checks and dtypes."""
+        """Return the entries of a mapping, sorted by check and dtype. Each key begins with a check and a dtype."""
         checks, dtypes = list(checks_of(self.operation)), list(DTYPES)
         return sorted(entries.items(), key=lambda of: (checks.index(of[0][0]), dtypes.index(of[0][1]), *of[0][2:]))
 
     def render(self, verbosity: int = 0) -> list[RenderableType]:
-        """Return the report as parts that rich prints, for `crossent soak`.
+        """Return the report as a list of texts, which `crossent soak` prints with rich.
 
         Args:
-            verbosity: 0 gives the worst case of each subject in each dtype, and one finding of each check, dtype and
-                kind. 1 gives the worst case of each check, all findings that the report keeps, and the known failures.
-                -1 gives the verdict alone.
+            verbosity: 0 shows the worst case of each subject in each dtype, and one finding of each check, dtype and
+                kind. 1 or more shows the worst case of each check, all findings that the report keeps, and the known
+                failures. A negative number shows the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -141,7 +145,10 @@ class SoakReport:
         return [*parts, Text(), self._verdict()]
 
     def _table(self, by_check: bool) -> Iterator[Text]:
-        """Yield the lines of a table, which are not wrapped, so that a user can copy the ids of cases."""
+        """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
+
+        With `by_check`, each check has a row in each dtype. Otherwise only the check with the worst case has a row.
+        """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
             for dtype in self.dtypes:
@@ -165,7 +172,7 @@ class SoakReport:
     def summary(self) -> str:
         """The result of the soak in one line."""
         planned, findings = self.planned * len(self.subjects), counted(self.failed, "finding")
-        some = f"{self.ran:,} of {counted(planned, 'call')}"  # the subjects lack features of the other cases
+        some = f"{self.ran:,} of {counted(planned, 'call')}"  # the other cases need features that the subjects lack
         calls = counted(self.ran, "call") if self.ran == planned else some
         if not self.complete:
             return f"INTERRUPTED after {some}, with {findings}"
@@ -195,7 +202,7 @@ class SoakReport:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
+        """Return the report as a JSON document. Numbers that JSON cannot write are strings: "nan", "inf" and "-inf"."""
         made: dict[str, Any] = jsonable(
             {
                 "schema": SOAK_SCHEMA,
@@ -246,5 +253,5 @@ class SoakReport:
         }
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report to a JSON file. If writing fails, the file is not changed."""
+        """Write the report to a JSON file. If writing fails, an existing file keeps its content."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -33,7 +33,8 @@ from crossent.subjects.subject import Subject
 from crossent.trials.check import Cost
 from crossent.words import quoted
 
-# The cases of a part, whose results are in memory together. Each part starts new workers, which takes some 0.2 seconds.
+# The most cases of a part. The results of a part are in memory together. Starting the workers of a part takes about 0.2
+# seconds.
 _PART = 1000
 
 
@@ -55,20 +56,21 @@ def soak(
 ) -> SoakReport:
     """Check cross-entropy functions on random cases, and return the sums of the results.
 
-    Each case follows from its number and the seed. On each case run the checks of the first call: `loss`, `gradient`,
-    `target_gradient`, for a linear cross-entropy `weight_gradient` and `bias_gradient`, and also `call`, `result`,
-    `arguments`, `state`, `sign`, `row_sums` and `ignored_rows`. The report has their counts, the worst case of each
-    check and dtype, and some findings. Its size and the memory of the soak do not grow with the number of cases.
+    Each case follows from its number, its dtype and the seed. The checks of the first call run on each case: `call`,
+    `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`, `sign`, `row_sums` and `ignored_rows`. A
+    linear cross-entropy also has the checks `weight_gradient` and `bias_gradient`. The report has the counts of each
+    check, the worst case of each check and dtype, and some findings. The size of the report and the memory of the soak
+    do not grow with the number of cases.
 
     Args:
         subjects: the functions to check, as for :func:`crossent.check`.
         cases: the number of cases in each dtype.
         seed: the seed from which the cases are drawn, from 0 to 2³²-1. "random" draws a seed.
-        device: as for `check`, and so are `dtypes`, `without`, `contract`, `grade`, `expected_findings`, `jobs`,
-            `timeout`, `operation` and `progress`. A step is a part of the cases.
+        device: the device of the tensors. :func:`crossent.check` explains this argument and the following arguments,
+            except `shard`.
         dtypes: the dtypes of the logits.
         without: features that the subjects lack.
-        contract: what each subject promises about its arithmetic.
+        contract: the promise of each subject about its arithmetic.
         grade: the precision that a callable must reach in float16 and bfloat16.
         expected_findings: a TOML file of known failures.
         jobs: the number of worker processes.
@@ -76,13 +78,19 @@ def soak(
         operation: the function of torch that the subjects compute.
         shard: the part to run: (2, 8) is the second of eight shards. :func:`crossent.merge` makes the report of the
             whole soak from the reports of all shards.
-        progress: a function that wraps an iterable, for a progress bar.
+        progress: a function that wraps an iterable, for a progress bar. Each item stands for up to 1000 cases.
+
+    Returns:
+        The report. `report.ok` is True if all cases ran, every failed check is a known failure, and every result has
+        evidence. `print(report)` shows the worst cases and the findings.
 
     Raises:
-        ValueError: no subject is given, `cases` or `seed` is out of range, or as for `check`.
+        ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong, as for
+            `check`.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
-        KeyboardInterrupt: the user interrupted the soak. The exception has a `report` of the cases that were done.
+        KeyboardInterrupt: the user interrupted the soak. The attribute `report` of the exception is the report of the
+            cases that were done.
 
     Example:
         >>> import crossent
@@ -135,13 +143,13 @@ def _empty(subject: Subject) -> SubjectSums:
 
 
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
-    """Run the cases part by part, and add the results to the report. Yield a step for each part."""
+    """Run the cases of a soak part by part, and add the results to the report. Yield a step after each part."""
     checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
     for numbers in _parts(report):
         of = Report(report.environment, [SubjectReport(one.name, declared=one.declared) for one in report.subjects])
         try:
             report.complete = parallel.run(dict.fromkeys(numbers, checks), subjects, of, settings, iter, known)
-        finally:  # after an interrupt, the cases that are done count
+        finally:  # also after an interrupt, so that the report has the cases that were done
             mark_expected(of, known, subjects)
             by_id = {case.id: number for case, number in numbers.items()}
             for sums, part in zip(report.subjects, of.subjects, strict=True):
@@ -153,7 +161,7 @@ def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, 
 
 
 def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
-    """Yield the cases of a soak in parts, each case with its number. No part has a case twice."""
+    """Yield the cases of a soak in parts, each case with its number. No part has a case twice, as no plan can."""
     part: dict[Case, int] = {}
     for number in report.numbers:
         for dtype in report.dtypes:

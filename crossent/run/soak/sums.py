@@ -1,7 +1,10 @@
-"""What the report of a soak keeps of the results of a subject. Its size does not grow with the number of cases.
+"""The sums that the report of a soak keeps of the results of a subject.
 
-Two parts of a soak are added up by `join`. The sums have no rounding, and the number of a case decides between equally
-bad cases. So the sums do not depend on how the cases are divided, or on the order of the parts.
+The size of the sums does not grow with the number of cases.
+
+The methods `join` add up the results of two parts of a soak. The sums are integers, so nothing is rounded. Of equally
+bad cases, the case with the lowest number is kept. So the sums do not depend on the division of the cases into parts,
+or on the order of the parts.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field, fields
 
 from crossent.report.findings import NUMBERS, Finding, SubjectReport, Tally
 
-# The most findings that a report keeps of each check, dtype and kind: those with the lowest numbers of cases.
+# The most findings that a report keeps of each check, dtype and kind. Findings with the lowest case numbers are kept.
 FINDINGS_KEPT = 3
 
 
@@ -20,16 +23,17 @@ FINDINGS_KEPT = 3
 class SoakTally(Tally):
     """The sums of one check in one dtype, and the worst case.
 
-    `ran` counts the cases on which the check ran, `skipped` the others. `failed` and `expected` count findings and
-    known failures. `ratio` is the largest error as a share of its bound, and `case` and `number` are the case; of
-    equally bad cases, the case with the lowest number counts. The other attributes are those of a tally of a report.
+    `ran` counts the cases on which the check ran, and `skipped` the cases on which it did not run. `failed` counts
+    findings, and `expected` counts known failures. `ratio` is the largest error as a share of its bound. `case` and
+    `number` are the id and the number of the worst case, whose error this is. Of equally bad cases, the case with the
+    lowest number is kept. :class:`crossent.report.findings.Tally` documents the other attributes.
     """
 
     skipped: int = 0
     number: int = 0
 
     def join(self, other: SoakTally) -> None:
-        """Add the sums of other cases."""
+        """Add the sums of other cases, and keep the worse of the two worst cases."""
         for name in ("ran", "failed", "expected", "vacuous", "elements", "not_judged", "skipped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         if other.ratio is not None and self._place < other._place:
@@ -42,16 +46,18 @@ class SoakTally(Tally):
 
 @dataclass
 class Failures:
-    """The findings of one check, dtype and kind: their count, and the first of them, each with the number of its case.
+    """The findings of one check, dtype and kind, without known failures.
 
-    Known failures do not count.
+    Attributes:
+        count: the number of findings.
+        first: up to `FINDINGS_KEPT` findings with the lowest case numbers, each as a pair of case number and finding.
     """
 
     count: int = 0
     first: list[tuple[int, Finding]] = field(default_factory=list)
 
     def join(self, other: Failures) -> None:
-        """Add other findings, and keep those with the lowest numbers."""
+        """Add other findings, and keep the findings with the lowest case numbers."""
         self.count += other.count
         self.first = sorted([*self.first, *other.first], key=lambda one: one[0])[:FINDINGS_KEPT]
 
@@ -63,9 +69,9 @@ class SubjectSums:
     Attributes:
         name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
         source: the description from which the subject is loaded; "" for a callable that was passed as an object.
-        code: the checksum of its file, or "".
+        code: the checksum of the subject's file; "" if the subject does not come from a file.
         tallies: the sums by check and dtype.
-        not_applicable: the number of calls that were not made, by reason.
+        not_applicable: the number of cases that are not applicable, by reason.
         known: the number of known failures, by reason.
         failures: the findings by check, dtype and kind.
     """
@@ -81,7 +87,7 @@ class SubjectSums:
     failures: dict[tuple[str, str, str], Failures] = field(default_factory=dict)
 
     def join(self, other: SubjectSums) -> None:
-        """Add the sums of other cases."""
+        """Add the sums of this subject on other cases."""
         for key, tally in other.tallies.items():
             self.tallies.setdefault(key, SoakTally()).join(tally)
         for group, failures in other.failures.items():
@@ -90,7 +96,7 @@ class SubjectSums:
         self.known += other.known
 
     def calls(self, dtype: str) -> int:
-        """Return the number of judged calls in a dtype."""
+        """Return the number of judged calls in a dtype: the cases that are applicable."""
         tally = self.tallies.get(("call", dtype), SoakTally())
         return tally.ran + tally.skipped
 
@@ -101,7 +107,10 @@ class SubjectSums:
 
     @property
     def without_evidence(self) -> Iterator[str]:
-        """The results without evidence, by the rule of `crossent.report.findings.SubjectReport.without_evidence`."""
+        """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
+
+        `crossent.report.findings.SubjectReport.without_evidence` documents the exceptions.
+        """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
             refused = self.tallies.get(("call", dtype), SoakTally()).expected
             for check in NUMBERS:
@@ -112,7 +121,7 @@ class SubjectSums:
 
 
 def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:
-    """Return the sums of a report of some cases. `numbers` has the number of each case, by its id."""
+    """Return the sums of the results of one subject on some cases. `numbers` maps each case id to the case number."""
     sums = SubjectSums(part.name, not_applicable=part.not_applicable)
     for key, tally in part.tallies.items():
         kept = {one.name: getattr(tally, one.name) for one in fields(tally)}

@@ -44,7 +44,7 @@ SUMS = ("subjects", 1, "checks")
 @pytest.mark.parametrize(
     ("keys", "value", "reason"),
     [
-        (("cases",), 10, "calls, of"),
+        (("cases",), 10, "calls, but the report is of"),
         (("cases",), 0, "cases with the seed"),
         (("cases",), "8", "cases is '8'; it must be an int"),
         (("seed",), 4, "but the seed gives another"),
@@ -55,13 +55,13 @@ SUMS = ("subjects", 1, "checks")
         (("shard",), [3, 2], "shard: got 3/2"),
         (("shard",), [True, 2], "shard: got True/2"),
         (("shard",), [1], "missing"),
-        (("shard",), None, "calls, of"),
+        (("shard",), None, "calls, but the report is of"),
         (("operation",), "addition", "addition"),
         (("promises", "contract"), "none", "contract: got 'none'"),
         (("promises", "without"), ["gravity"], "got the feature 'gravity'"),
         (("complete",), 1, "complete is 1"),
-        (("subjects", 1, "name"), "off_by_a_percent", "two subjects have one name"),
-        ((*SUMS, "call", "float32", "ran"), lambda ran: 2 * ran, "calls, of"),
+        (("subjects", 1, "name"), "off_by_a_percent", "two subjects have the same name"),
+        ((*SUMS, "call", "float32", "ran"), lambda ran: 2 * ran, "calls, but the report is of"),
         ((*SUMS, "loss", "float32", "ran"), lambda ran: 2 * ran, "counts of loss in float32 do not fit together"),
         ((*SUMS, "loss", "float32", "failed"), 1, "counts of loss in float32 do not fit together"),
         ((*SUMS, "loss", "float32", "expected"), 1, "counts of findings do not fit together"),
@@ -83,7 +83,7 @@ SUMS = ("subjects", 1, "checks")
         (("subjects", 0, "failures", 0, "first", 0, "check"), "state", "is among the findings of"),
         (("subjects", 0, "failures"), [], "do not fit together"),
         (("subjects", 0, "known"), {"a reason": 1}, "counts of findings do not fit together"),
-        (("subjects", 0, "not_applicable"), {"a reason": 0}, "a reason has no calls"),
+        (("subjects", 0, "not_applicable"), {"a reason": 0}, "counts no calls"),
     ],
 )
 def test_a_forged_value_is_refused(shards, keys, value, reason):
@@ -117,7 +117,7 @@ def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkey
         "cut.json": (text[: len(text) // 2], "cut.json: not a report of crossent"),
         "other.json": (json.dumps({**shards[0], "schema": "soak-2"}), "got schema 'soak-2'; allowed is a report"),
         "twice.json": (json.dumps(changed(shards[0], "shard", value=[2, 2])), "does not belong to this shard"),
-        "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "calls, of 8 cases"),
+        "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "but the report is of 8 cases"),
         "key.json": (json.dumps({k: v for k, v in shards[0].items() if k != "cases"}), "the key 'cases' is missing"),
     }
     for name, (content, reason) in damaged.items():
