@@ -1,9 +1,9 @@
-"""Commands of `crossent`, each in its own module, and reading reports; `crossent.cli` has the other commands.
+"""Three commands of `crossent`, each in its own module. `crossent.cli` has the other commands.
 
-Each command imports torch only when it runs, so that `crossent --help` is fast.
+Each command imports torch only when the command runs, so that `crossent --help` is fast.
 
-explain  the loss of one row, step by step
-merge    the report of a run from the reports of its shards
-reports  read the reports that the commands name
-soak     functions on any number of random cases, and the sums of the results
+explain  `crossent explain`: the loss of one row, step by step
+merge    `crossent merge`: the report of a run from the reports of its shards
+reports  read the report files that the user names in a command
+soak     `crossent soak`: check functions on any number of random cases, and add up the results
 """

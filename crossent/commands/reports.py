@@ -1,4 +1,7 @@
-"""Read the reports that the commands name. An error is one line, which begins with the argument or option."""
+"""Read the report files that the user names in a command.
+
+An error message is one line, which begins with the argument or option that names the file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ T = TypeVar("T")
 
 
 def recorded(path: str, argument: str) -> Report:
-    """Read a report of `crossent check`. `argument` is the argument or option that names the file, such as "OLD".
+    """Return the report of `crossent check` from a file.
+
+    Args:
+        path: the path of the file.
+        argument: the argument or option that names the file, such as "OLD".
 
     Raises:
         ClickException: the file cannot be read, or is not a report. The message is one line.
@@ -27,7 +34,7 @@ def recorded(path: str, argument: str) -> Report:
 
 
 def recorded_shard(path: str, argument: str) -> Report | SoakReport:
-    """Read a report of `crossent check` or of `crossent soak`, as :func:`recorded` does."""
+    """Return the report of `crossent check` or `crossent soak` from a file. See :func:`recorded` for the arguments."""
     from crossent.run.soak.document import read_either
 
     return _read(read_either, path, argument)
@@ -44,6 +51,9 @@ def _read(read: Callable[[str], T], path: str, argument: str) -> T:
 
 
 def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file."""
+    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file.
+
+    The message is one line, with the reason that the operating system gives in `error`.
+    """
     reason = f"this file cannot be read: {error.strerror}"
     return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

@@ -1,4 +1,4 @@
-"""The command `crossent soak`: functions on any number of random cases, and the sums of the results."""
+"""The command `crossent soak`: check functions on any number of random cases, and add up the results."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def soak(
 ) -> int:
     """Check each SUBJECT on random cases, and add up the results.
 
-    A SUBJECT is as in `crossent check`. Each case follows from its number and the seed. On each case run the checks of
-    the first call: call, result, arguments, state, loss, gradient, target_gradient, sign, row_sums and ignored_rows;
-    for a linear cross-entropy also weight_gradient and bias_gradient.
+    `crossent check --help` explains SUBJECT. Each case follows from its number, its dtype and the seed. The checks of
+    the first call run on each case: call, result, arguments, state, loss, gradient, target_gradient, sign, row_sums and
+    ignored_rows. A linear cross-entropy also has the checks weight_gradient and bias_gradient.
 
-    The report has counts, the worst case of each check and dtype, and some findings. Its size does not grow with the
-    number of cases. With --shard, `crossent merge` makes the report of the whole soak.
+    The report has the counts of each check, the worst case of each check and dtype, and some findings. The size of the
+    report does not grow with the number of cases. After runs with --shard, `crossent merge` makes the report of the
+    whole soak.
 
     Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or no case ran
     on a subject, 2 wrong use, 3 nothing ran, 130 interrupted, 141 the output cannot be written. With --shard: 0 no

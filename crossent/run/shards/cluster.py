@@ -10,35 +10,39 @@ from crossent.run.shards.executor import over
 from crossent.words import cut, one_line, quoted
 
 _SECONDS_TO_CONNECT = 30
-_SHARDS_PER_THREAD = 2  # smaller shards: less work is lost with a worker, and the threads end at about the same time
+_SHARDS_PER_THREAD = 2  # with more and smaller shards, a lost worker loses less work, and threads end at similar times
 
 
 def check_on_dask(address: str, *subjects: str, shards: int | None = None, **options: Any) -> Report:
     """Run the shards of a run on the workers of the Dask scheduler at an address, such as "tcp://host:8786".
 
-    If Dask loses a worker, it sends the shard to another worker.
+    If a worker is lost, Dask sends the shard to another worker.
 
     Args:
         address: the address of the scheduler.
         subjects: as for :func:`crossent.over`.
         shards: the number of shards. By default, two shards for each thread of the workers.
-        options: as for :func:`crossent.over`.
+        options: other arguments of :func:`crossent.over`, such as `level`.
+
+    Returns:
+        The report of the whole run.
 
     Raises:
-        ValueError: the package distributed is missing, no scheduler answers at the address, or the scheduler has no
-            workers.
-        RuntimeError: as for :func:`crossent.over`.
+        ValueError: the package distributed is missing, no scheduler answers at the address, the scheduler has no
+            workers, or an argument is wrong.
+        RuntimeError: a shard failed too often.
     """
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("dask: the package distributed is missing: pip install 'crossent[dask]'") from None
+        raise ValueError("dask: the package distributed is missing; run pip install 'crossent[dask]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost worker needs no message: its shard runs again
     try:
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = one_line(str(error)) or type(error).__name__
-        raise ValueError(f"dask: got {quoted(address)}; no scheduler answers there: {cut(reason)}") from None
+        got = f"dask: got {quoted(address)}; no scheduler answers there: {cut(reason)}"
+        raise ValueError(f"{got}; start one with `dask scheduler`") from None
     try:
         threads = sum(client.nthreads().values())
         if not threads:
@@ -48,6 +52,6 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
         try:
             return over(executor, *subjects, shards=shards or _SHARDS_PER_THREAD * threads, **options)
         finally:
-            executor.shutdown(wait=False)  # cancels the running shards; each worker then ends its command
+            executor.shutdown(wait=False)  # cancels running shards; each worker then ends its command
     finally:
         client.close()

@@ -1,4 +1,4 @@
-"""The division of a run into shards of about equal cost, and the entries that must be equal in all shards."""
+"""The division of a run into shards of about equal cost, and the values that must be equal in all shards."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from crossent.run.settings import Settings
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 
-_LARGE = 1 / 3  # a case that costs more than this share of a shard is given to a shard before the other cases
+_LARGE = 1 / 3  # a case is expensive if it costs more than this fraction of the average shard
 
 
 def divide(planned: Plan, count: int) -> list[list[int]]:
     """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
 
-    The division depends only on the plan. Expensive cases come first: each goes to the shard that costs the least so
-    far. Then the other cases fill one shard after the other. Cases of the same structure follow each other, since their
-    error bounds are computed together. The cases whose checks import torch's compilers also follow each other, so few
-    shards import the compilers.
+    The division depends only on the plan and on `count`, the number of shards. Expensive cases are assigned first, each
+    to the shard that costs the least so far. Then the other cases fill one shard after another. Among these, cases of
+    the same structure are next to each other, since their error bounds are computed together. The cases whose checks
+    import torch's compilers are also next to each other, so that few shards import the compilers.
     """
     costs = [cost(case, checks)[0] for case, checks in planned.items()]
     goal = sum(costs) / count
@@ -48,14 +48,14 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
 
 
 def share(planned: Plan, shard: tuple[int, int]) -> Plan:
-    """Return the cases of one shard, with their checks. `shard` is the shard's number, from 1, and the shard count."""
+    """Return the cases of one shard, with their checks. `shard` has the shard's number, from 1, and the shard count."""
     number, count = shard
     cases = list(planned)
     return {cases[at]: planned[cases[at]] for at in divide(planned, count)[number - 1]}
 
 
 def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, part: Plan) -> Shard:
-    """Return the description of a shard, from which :func:`crossent.run.shards.merge.merged` merges the reports.
+    """Return the description of a shard, which :func:`crossent.run.shards.merge.merged` needs to merge the reports.
 
     Args:
         settings: the settings of the run, with the shard.
@@ -76,7 +76,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return entries that must be equal in all shards of a run, and that a report does not have elsewhere."""
+    """Return the values that must be equal in all shards of a run, and that no other entry of a report has."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}
@@ -89,7 +89,7 @@ def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapp
 
 
 def checksum_of_file(source: str) -> str:
-    """Return a checksum of the file of a subject; "" if the source of the subject is not the path of a file."""
+    """Return a checksum of the Python file in the source of a subject; "" if the source names no readable .py file."""
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):
         with suppress(OSError):

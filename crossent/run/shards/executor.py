@@ -50,28 +50,31 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
 ) -> Report:
     """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
 
-    The executor gets the command for each shard, which runs in a new process, and returns the bytes of a report.
-    This function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each
-    worker needs the same versions of crossent, torch and numpy, and the folder in which this function is called.
+    A worker of the executor runs the command for a shard in a new process, and returns the bytes of a report. This
+    function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each worker
+    needs the same versions of crossent, torch and numpy, and the folder in which this function is called.
 
     If a worker is lost, a command fails or a report is damaged, the shard is sent again, at most `attempts` times in
     all. A process pool of the standard library stops working when one of its processes is lost. If `executor` is a
-    function, this function then makes a new executor, and sends the unfinished shards to it.
+    function, :func:`crossent.over` then calls the function for a new executor, which gets the unfinished shards.
 
     Args:
-        executor: a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, the result of Dask's
-            `client.get_executor(pure=False)`, or another executor; or a function without arguments that returns a new
-            executor, which this function shuts down.
-        subjects: the functions to check, by name: see :func:`crossent.check`. Each worker imports them.
+        executor: an executor, such as a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, or the
+            result of Dask's `client.get_executor(pure=False)`. A function without arguments that returns a new executor
+            is allowed too. An executor from the function is shut down at the end.
+        subjects: the functions to check, by name: see :func:`crossent.check`. Each command imports the functions.
         shards: the number of shards, which have about equal cost. Each shard starts Python and imports torch.
-        attempts: the most times that a shard is sent.
-        device: as for `check`, and so are `dtypes`, `level`, `seed`, `without`, `contract`, `grade`,
-            `expected_findings`, `timeout`, `checks`, `cases`, `operation` and `ranks`.
+        attempts: the most times that a shard is sent to a worker.
+        device: the device of the tensors. :func:`crossent.check` explains this argument, and `dtypes`, `level`, `seed`,
+            `without`, `contract`, `grade`, `expected_findings`, `timeout`, `checks`, `cases`, `operation` and `ranks`.
         jobs: the number of worker processes of each command.
-        progress: as for `check`. A step is a shard.
+        progress: a function that wraps an iterable, for a progress bar. Each item stands for a shard.
+
+    Returns:
+        The report of the whole run.
 
     Raises:
-        ValueError: the command for a shard says that an argument is wrong, or `shards` or `attempts` is out of range.
+        ValueError: an argument is wrong, says the command for a shard; or `shards` or `attempts` is out of range.
         TypeError: a subject is not a string.
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
@@ -107,13 +110,13 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
             for _ in progress(Steps(run.steps(), shards, float(shards))):
                 pass
         finally:
-            os.unlink(alive)  # running commands on this machine end
+            os.unlink(alive)  # without this file, commands on this machine end
             run.end()
         return merged([(f"shard {number}/{shards}", run.reports[number]) for number in sorted(run.reports)])
 
 
 def _words(options: dict[str, Any]) -> list[str]:
-    """Return the options of `crossent check` as words. An option with several values is repeated."""
+    """Return options of `crossent check` as words for a command. An option with several values is repeated."""
     words = []
     for name, value in options.items():
         values = [value] if isinstance(value, (str, int, float, os.PathLike)) else value or []
@@ -126,13 +129,13 @@ class _Run:
     """The shards of a run on an executor.
 
     Attributes:
-        given: the executor, or a function that makes one.
+        given: the executor, or a function that makes an executor.
         task: the task that is sent to the workers.
         count: the number of shards.
-        attempts: the most times that a shard is sent.
+        attempts: the most times that a shard is sent to a worker.
         folder: a folder for the reports.
-        reports: the verified report of each shard, by its number.
-        waiting: the number of the shard, and of the attempt, of each future.
+        reports: the verified report of each finished shard, by the number of the shard.
+        waiting: for each unfinished future, the number of the shard, and the number of the attempt.
     """
 
     given: Executor | Callable[[], Executor]
@@ -148,10 +151,11 @@ class _Run:
         self.executor: Any = self.given() if self.makes else self.given  # type: ignore[operator]
 
     def steps(self) -> Iterator[Step]:
-        """Run all shards. Yield a step for each shard that is done.
+        """Run all shards. Yield a step after each shard.
 
         Raises:
-            ValueError, RuntimeError: as for :func:`over`.
+            ValueError: the command for a shard says that an argument is wrong.
+            RuntimeError: a shard failed too often, or the executor cannot go on.
         """
         for number in range(1, self.count + 1):
             self._send(number, 1)
@@ -193,7 +197,7 @@ class _Run:
         self.waiting[future] = number, attempt
 
     def _verified(self, number: int, content: bytes) -> Report:
-        """Return the report from the bytes that a worker returned.
+        """Return the report of shard `number` from the bytes that a worker returned.
 
         Raises:
             ValueError: the bytes are not a report of this shard.
@@ -209,10 +213,10 @@ class _Run:
         return report
 
     def _renew(self, error: BaseException) -> None:
-        """Replace a broken executor.
+        """Replace the executor, which `error` says is broken.
 
         Raises:
-            RuntimeError: the user gave an executor instead of a function that makes one.
+            RuntimeError: the user gave an executor, and no function that makes a new executor.
         """
         if not self.makes:
             done = f"{len(self.reports)} of {self.count} shards done"
@@ -224,7 +228,7 @@ class _Run:
         self.executor = self.given()  # type: ignore[operator]
 
     def end(self) -> None:
-        """Cancel the shards that have not started, and give the running shards time to end their commands."""
+        """Cancel the shards that have not started, and wait up to `_SECONDS_TO_END` for the running commands to end."""
         for future in self.waiting:
             future.cancel()
         wait(self.waiting, _SECONDS_TO_END)

@@ -1,4 +1,4 @@
-"""Whether reports of shards fit together: each shard is there exactly once, and all belong to one run."""
+"""Check that reports of shards fit together: each shard is given exactly once, and all shards belong to one run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Protocol, TypeVar
 from crossent.report.document import ShardNumber
 from crossent.words import cut, quoted
 
-# Entries of the environment that may differ between shards: a run sets its own number of threads. The release of the
-# kernel may differ too, since machines of a cluster often have several.
+# Entries of the environment that may differ between shards: a run sets its own number of threads. The version of the
+# operating system's kernel may differ too, since the machines of a cluster often have several versions.
 MAY_DIFFER = ("threads",)
 _SHOWN = 10  # the most numbers of shards that a message lists
 
 
 class OfShard(Protocol):
-    """A report that may be of a shard. `shard` is None in the report of a whole run."""
+    """A report of a shard or of a whole run: a `Report` or a `SoakReport`."""
 
     @property
     def shard(self) -> ShardNumber | None:
-        """The number of the shard."""
+        """The number of the shard, with the count of all shards; None for a whole run."""
 
 
 R = TypeVar("R", bound=OfShard)
@@ -28,7 +28,12 @@ Named = tuple[str, R]  # a report, and its name for messages, such as its file
 
 
 def shard_number(name: str, report: OfShard, command: str) -> ShardNumber:
-    """Return the number of a shard. `command` is the command that makes shards, such as "check".
+    """Return the number of the shard that a report is of.
+
+    Args:
+        name: the name of the report, for the error message.
+        report: the report.
+        command: the command that makes reports of shards, "check" or "soak".
 
     Raises:
         ValueError: the report is of a whole run.
@@ -40,11 +45,11 @@ def shard_number(name: str, report: OfShard, command: str) -> ShardNumber:
 
 
 def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str]) -> list[Named[R]]:
-    """Return the reports in the order of the shards. Check that each shard is complete, and there exactly once.
+    """Return the reports in the order of the shards. Check that each shard is complete, and given exactly once.
 
     Args:
-        named: the reports.
-        command: the command that makes them, such as "check".
+        named: the reports, each with its name.
+        command: the command that makes the reports, "check" or "soak".
         early: a function that returns where a run ended early, such as "after 3 cases"; "" for a complete run.
 
     Raises:
@@ -71,17 +76,17 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         shown = islice((number for number in range(1, first.count + 1) if number not in found), _SHOWN)
         numbers = ", ".join(f"{number}/{first.count}" for number in shown)
         raise ValueError(
-            f"shards: {missing} of {first.count} are missing: {numbers}{more}; run them, or give their files"
+            f"shards: {missing} of {first.count} are missing: {numbers}{more}; run these shards, or give their files"
         )
     return [found[number] for number in sorted(found)]
 
 
 def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mapping[str, Any]]) -> None:
-    """Check that all shards belong to one run: versions, processor, seed and all other options.
+    """Check that all shards belong to one run, with the same versions, processor, seed and other options.
 
     Args:
-        named: the reports.
-        conditions: a function that returns everything that the shards of a run have in common, by name.
+        named: the reports, each with its name.
+        conditions: a function that returns the values that must be equal in all shards of a run, by name.
 
     Raises:
         ValueError: a shard belongs to another run. The message is one line.
@@ -93,12 +98,13 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
         for what in {**was, **now}:
             if was.get(what) != now.get(what):
                 values = f"{quoted(now.get(what))} here, and {quoted(was.get(what))} in {first_name}"
-                hint = "; set ATEN_CPU_CAPABILITY to choose it" if what == "cpu_capability" else ""
-                raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}{hint}")
+                same = "set ATEN_CPU_CAPABILITY to one value for all shards"
+                hint = same if what == "cpu_capability" else "give the shards of one run"
+                raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}; {hint}")
 
 
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of an environment that all shards of a run have in common."""
+    """Return the entries of an environment that must be equal in all shards of a run."""
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
 

@@ -1,6 +1,6 @@
 """Merge the reports of the shards of a run into the report of the run.
 
-A shard may come from another machine. So the reader checks each report, and :func:`merge` checks that the shards belong
+A shard may come from another machine. So the reader validates each report. :func:`merged` checks that the shards belong
 to one run, and that each case of the plan is in exactly one shard. No code from a report is run or imported.
 """
 
@@ -28,7 +28,10 @@ from crossent.words import cut, quoted
 
 
 def merged(named: Sequence[tuple[str, Report]]) -> Report:
-    """Return the report of a whole run. Each report of a shard has a name, such as its file, for error messages.
+    """Return the report of a whole run, from the reports of all its shards.
+
+    Args:
+        named: each report with a name for error messages, such as the name of its file.
 
     Raises:
         ValueError: a report is not of a complete shard, or belongs to another run; or a shard is missing or given
@@ -46,7 +49,7 @@ def _shard(report: Report) -> Shard:
 
 
 def _conditions(report: Report) -> Mapping[str, Any]:
-    """Return everything that the shards of a run have in common, by name."""
+    """Return the values that must be equal in all shards of a run, by the names that a message shows."""
     shard = _shard(report)
     parts = {part.name: (part.contract, list(part.declared), _needs(part)) for part in report.subjects}
     return {
@@ -55,7 +58,7 @@ def _conditions(report: Report) -> Mapping[str, Any]:
         "seed": report.seed,
         "without": list(report.without),
         "grade": report.grade,
-        "choice of a part": {what: list(names) for what, names in report.only.items()},
+        "choice of checks and cases": {what: list(names) for what, names in report.only.items()},
         **shard.run,
         "number of cases": shard.planned,
         "list of subjects": list(parts),
@@ -65,12 +68,16 @@ def _conditions(report: Report) -> Mapping[str, Any]:
 
 
 def _needs(part: SubjectReport) -> dict[str, list[str]]:
-    """Return the features that checks need, as in a JSON document: without the checks that need none."""
+    """Return the features that each check needs, by check. As in a JSON report, checks without needs are left out."""
     return {check: list(names) for check, names in part.needs.items() if names}
 
 
 def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
-    """Check that each case of the plan is in one shard, and that each shard has a verdict on each of its cases."""
+    """Check that each case of the plan is in exactly one shard, and that each shard has a verdict on each of its cases.
+
+    Raises:
+        ValueError: a report is damaged, or the shards together lack a case.
+    """
     owner: dict[int, str] = {}
     for name, report in shards:
         shard = _shard(report)
@@ -90,12 +97,12 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
 
 
 def _damaged(name: str, why: str) -> ValueError:
-    """Return the error that a file, or the files of all shards (`name` is "shards"), cannot be what a run wrote."""
+    """Return the error for a damaged report. `name` is its name, or "shards" if the reports do not fit together."""
     return ValueError(f"{name}: damaged: {why}; run {'them' if name == 'shards' else 'this shard'} again")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report of all shards, which are in order and belong to one run."""
+    """Return one report from the reports of all shards, which are in order. `description` describes the first shard."""
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
         raise _damaged("shards", f"crossent has no operation {quoted(description.run.get('operation'))}")

@@ -1,7 +1,7 @@
-"""The work of a worker of an executor: run the command for one shard in a new process, and return its report.
+"""The work of an executor's worker: run the command for one shard in a new process, and return its report.
 
 A worker may have threads that change global state while a subject is called. The check `state` would blame the subject
-for this change. So the worker itself checks nothing: it starts `crossent check` in a new process, and waits. This
+for this change. So the worker calls no subject: the worker starts `crossent check` in a new process, and waits. This
 module imports no other module of crossent, so that a worker need not import torch.
 """
 
@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-_LOOK = 0.5  # seconds after which the worker looks again whether the run goes on
-_SECONDS_TO_END = 20.0  # for the command to end its own processes and to remove its files
+_LOOK = 0.5  # the seconds between two looks of the worker whether the run goes on
+_SECONDS_TO_END = 20.0  # the time in which the command must end its own processes and remove its files
 _MOST_WORDS = 2000  # the most characters of an error message
 # The exit status of `crossent check` for wrong use. The command would fail in the same way on every worker.
 _WRONG_USE = 2
-# The command ends itself when its worker ends, even by SIGKILL. SIGTERM lets it remove its files.
+# The command for a shard. When the worker ends, even by SIGKILL, the system sends SIGTERM to the command, which then
+# removes its files and ends.
 _COMMAND = """
 import os, sys
 parent = int(sys.argv.pop(1))
@@ -37,7 +38,7 @@ sys.exit(script())
 
 
 class ShardError(Exception):
-    """The command for a shard returned no report. If `final`, the shard would fail again."""
+    """The command for a shard returned no report. If `final` is True, another attempt is useless."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message, final)
@@ -54,7 +55,7 @@ class Task:
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
         subjects: the subjects, by name.
-        folder: the folder of the run. The command runs there, so that it finds the files of subjects.
+        folder: the folder in which the command runs, and from which it reads the files of subjects.
         environment: environment variables of the command, in addition to the variables of the worker.
         run: the path of a file that exists as long as the run goes on, and the name of the machine with this file.
     """
@@ -77,7 +78,7 @@ class Task:
         """
         if not os.path.isdir(self.folder):
             host, missing = socket.gethostname(), f"has no folder {self.folder}, in which the run was started"
-            raise ShardError(f"the worker on {host} {missing}; every worker needs this folder", True)
+            raise ShardError(f"the worker on {host} {missing}; give every worker this folder", True)
         received, sent = os.pipe()
         words = [*self.options, "--shard", f"{number}/{count}", "--json", f"/dev/fd/{sent}", "--quiet"]
         command = [sys.executable, "-c", _COMMAND, str(os.getpid()), "check", *words, "--", *self.subjects]
@@ -112,9 +113,13 @@ class Task:
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
-        """Return the report and the error messages of the command, when it has ended."""
+        """Wait until the command ends, and return the bytes of its report and of its error messages.
+
+        Raises:
+            ShardError: the run has ended, so that nobody needs the report.
+        """
         assert process.stderr is not None
-        # A task may also start after the run has ended: a process pool cannot cancel a task in its queue.
+        # A process pool cannot cancel a task in its queue, so this task may start after the end of the run.
         local = self.run[1] == socket.gethostname()
         parts: dict[int, list[bytes]] = {received: [], process.stderr.fileno(): []}
         left = list(parts)
@@ -132,9 +137,9 @@ class Task:
 
 
 def _wanted_by_dask() -> bool:
-    """Return whether Dask still wants the result of the task that runs in this thread; True outside of Dask.
+    """Return whether Dask still wants the result of the task in this thread. Outside of Dask, return True.
 
-    Dask does not stop a cancelled task that already runs, so the task must stop itself.
+    Dask does not stop a cancelled task that already runs, so the task must look for itself.
     """
     if (distributed := sys.modules.get("distributed")) is None:
         return True
@@ -146,7 +151,7 @@ def _wanted_by_dask() -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the command to end and to remove its files. Kill the command if it takes too long."""
+    """Ask the command to remove its files and end. Kill the command if it still runs after `_SECONDS_TO_END`."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

@@ -245,7 +245,7 @@ def test_shards_of_other_versions_or_vector_instructions_are_wrong_use(shards, c
         (("--dtype", "float32"), "dtypes is 'float32' here"),
         (("--without", "label_smoothing"), "without is "),
         (("--contract", "torch"), "promises of loss is "),
-        (("--check", "loss"), "choice of a part is "),
+        (("--check", "loss"), "choice of checks and cases is "),
         (("--expected-findings", "known.toml"), "list of known failures is "),
     ],
 )

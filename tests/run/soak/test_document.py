@@ -117,7 +117,7 @@ def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkey
         "cut.json": (text[: len(text) // 2], "cut.json: not a report of crossent"),
         "other.json": (json.dumps({**shards[0], "schema": "soak-2"}), "got schema 'soak-2'; allowed is a report"),
         "twice.json": (json.dumps(changed(shards[0], "shard", value=[2, 2])), "does not belong to this shard"),
-        "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "but the report is of 8 cases"),
+        "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "report is of 8 cases"),
         "key.json": (json.dumps({k: v for k, v in shards[0].items() if k != "cases"}), "the key 'cases' is missing"),
     }
     for name, (content, reason) in damaged.items():
