@@ -4,10 +4,10 @@
 wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` lists the first cases of a linear cross-entropy, for
 the mutants of `tests/mutants/linear/`.
 
-`nox -s mutants` chooses the first cases one after another. Each time, the session chooses the case that finds the most
-mutants which no chosen case finds. Named cases and bad inputs are chosen before cases of the covering arrays, because
-`nox -s cover` may replace the covering arrays. A run ignores an id that is not in its plan. A run also ignores the id
-of a case whose checks need torch's compilers, since importing the compilers takes seconds.
+`nox -s mutants` chooses the first cases one after another. Each time, the session adds the case that finds the most
+mutants among the mutants not found so far. The session chooses named cases and bad inputs before cases of the covering
+arrays, because `nox -s cover` may replace the covering arrays. A run ignores an id that is not in its plan. A run also
+ignores the id of a case whose checks need torch's compilers, since importing the compilers takes seconds.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def parametrize(
     """Return a decorator that makes one pytest test for each check on each case. The test calls its argument `check`.
 
     `check()` runs the check, and raises AssertionError with the finding if the check fails. `check()` marks a known
-    failure as xfail, and skips the test if the check does not run. The test ids are `check[case]`; on another device
-    than the CPU, the device follows, as in `check[case]@cuda`. Options on the command line, such as
+    failure as xfail, and skips the test if the check does not run. The id of a test is `check[case]`. On a device other
+    than the CPU, the id also has the device, as in `check[case]@cuda`. Options on the command line, such as
     `--crossent-level`, override the options given here.
 
     Args:
@@ -49,7 +49,7 @@ def parametrize(
             cases and operation, as :func:`crossent.check` takes them.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: an option is not in this list.
 
     Example::
 
@@ -187,7 +187,7 @@ def unpacked(text: str) -> CheckRecord:
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield the tests of a subject: a test for each check on each case of the plan of the settings.
+    """Yield the tests of a subject: a test for each check on each case. The settings choose the cases and checks.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.

@@ -161,7 +161,7 @@ class Settings:
 
     @property
     def only(self) -> dict[str, list[str]]:
-        """The choice of a part of the level, for the report; empty if the whole level runs.
+        """The chosen checks and cases, for the report; empty if the whole level runs.
 
         The key "checks" has the names of the chosen checks, and the key "cases" the chosen ids and patterns. A key with
         nothing chosen is absent.
@@ -257,7 +257,7 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     """Return the name of the operation of a run: `operation`, if given, or else the operation of the built-in subjects.
 
-    Without `operation` and without built-in subjects, return "cross_entropy".
+    The built-in subjects are the forms and the losses of torch. Without any of these, the default is "cross_entropy".
 
     Raises:
         ValueError: two subjects compute different operations, or a subject does not compute `operation`.
@@ -323,7 +323,7 @@ def _is_of_torch(subject: Subject) -> bool:
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name under which the list of torch's known failures has the failures of a subject.
+    """Return the name by which the list of torch's known failures identifies a subject.
 
     For a loss of torch, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
     cross-entropy. If the subject is compiled, the name ends in "+compile".

@@ -91,7 +91,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     hint = "; --force compares them anyway" if reasons else ""
     if not parts:
         reasons.append("the two runs have no subject in common")
-        hint = ""
+        hint = "; check a subject of the baseline"
     elif not any(
         part.outcomes[case.id].inputs == case.build(settings.device).digest
         for case in settings.plan()
@@ -99,7 +99,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         if case.id in part.outcomes
     ):
         reasons.append("the two runs have no case in common whose inputs have the same bits")
-        hint = ""
+        hint = "; run the cases of the baseline"
     if reasons:
         raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}{hint}")
 
@@ -168,9 +168,9 @@ def verify(
     for part in claim.subjects:
         cases |= {(part.name, case): what for case, what in _differing(claim, part, again[part.name])}
         if {check: [*names] for check, names in again[part.name].needs.items() if names} != part.needs:
-            others.append(f"{cut(part.name)}: the features that the checks need differ")
+            others.append(f"{cut(part.name)}: the features that the checks need differ from the report")
         if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
-            others.append(f"{cut(part.name)}: the numbers of cases that are not applicable differ")
+            others.append(f"{cut(part.name)}: the numbers of not applicable cases differ from the report")
     if claim.planned is None:
         then, now = _whole(claim), _whole(made)
         others += [

@@ -81,8 +81,8 @@ class Workers(Generic[T]):
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
         """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers.
 
-        A worker is silent if the last sign of life for its part, or else the first look at the part, was more than
-        `patience` seconds ago.
+        A worker is silent if it has given no sign of life for `patience` seconds. Before the first sign of life, the
+        time is counted from the first look at the running part.
         """
         left = set(futures)
         while left:
@@ -147,7 +147,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that a worker inherits when it is forked. They are not sent, since some functions cannot be pickled.
+    """The data that a worker inherits when it is forked. Sending them would fail for functions that cannot be pickled.
 
     Attributes:
         share: the function that runs a part.
@@ -182,8 +182,7 @@ def _share(part: Part, number: int) -> Any:
 def _start() -> None:
     """Prepare this worker: let it end with its parent, ignore Ctrl-C, print to stderr, and keep freed memory for reuse.
 
-    Without the reuse of memory, a tenth of the time of a run went into returning memory to the system and getting
-    memory again.
+    Returning memory to the system, and requesting memory again, would take a tenth of the time of a run.
     """
     end_with_parent()  # even during a call of a subject, which may take as long as the time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)

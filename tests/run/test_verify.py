@@ -190,8 +190,8 @@ def test_a_report_that_cannot_run_is_an_error_of_one_line(key, value, reports, c
     ("subject", "inputs", "end"),
     [
         ("formula", None, "; --force compares them anyway"),
-        ("one_hot", None, "; the two runs have no subject in common"),
-        ("formula", "00000000", "; the two runs have no case in common whose inputs have the same bits"),
+        ("one_hot", None, "; the two runs have no subject in common; check a subject of the baseline"),
+        ("formula", "00000000", "whose inputs have the same bits; run the cases of the baseline"),
     ],
     ids=["another processor", "another subject", "other inputs"],
 )

@@ -152,7 +152,7 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that the check {performed.value.reason}; torch's process did not",
+                    how=f"its process replied that the check {performed.value.reason}; torch's process gave another reply",
                 )
             self._confirmed.add(reason)
         return performed
@@ -202,7 +202,7 @@ def status_in_words(status: int) -> str:
 def _own_names() -> dict[tuple[str, str], Any]:
     """Return the objects that a request may use: all contents of the imported modules of crossent.
 
-    The key of an object is the pair of its module's name and its own name.
+    Each key is a pair: the name of a module, and the name of an object in this module.
     """
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

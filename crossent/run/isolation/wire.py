@@ -5,7 +5,7 @@ the arguments of the act.
 
 A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
 JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
-the act declares. Reading a reply executes no code of the reply. Memory is allocated only after its size was checked.
+the act declares. Reading a reply executes no code of the reply. The reader checks each size before it allocates memory.
 
 The process that :mod:`crossent.run.isolation.fresh_process` starts for a single call sends its reply in the same form.
 """
@@ -122,7 +122,7 @@ def write(value: Any) -> bytes:
 def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
     """Return the value of a pickle from :func:`write`. The pickle may use only the objects in `known`.
 
-    The key of an object in `known` is the pair of its module's name and its own name.
+    Each key of `known` is a pair: the name of a module, and the name of an object in this module.
     """
     return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
 
@@ -288,7 +288,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value has the declared type `type_`, and so have all its elements and attributes."""
+    """Return whether a value has the declared type `type_`. Also check the types of all elements and attributes."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True

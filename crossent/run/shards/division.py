@@ -76,7 +76,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return the values that must be equal in all shards of a run, and that no other entry of a report has."""
+    """Return values that must be equal in all shards of a run, and that are not in every report anyway."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}

@@ -74,7 +74,7 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
         The report of the whole run.
 
     Raises:
-        ValueError: an argument is wrong, says the command for a shard; or `shards` or `attempts` is out of range.
+        ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range.
         TypeError: a subject is not a string.
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
@@ -154,7 +154,7 @@ class _Run:
         """Run all shards. Yield a step after each shard.
 
         Raises:
-            ValueError: the command for a shard says that an argument is wrong.
+            ValueError: the command for a shard refuses an argument.
             RuntimeError: a shard failed too often, or the executor cannot go on.
         """
         for number in range(1, self.count + 1):

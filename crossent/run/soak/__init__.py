@@ -2,7 +2,7 @@
 
 The memory of a soak and the size of its report do not grow with the number of cases.
 
-draws      the random cases, each of which follows from its number and the seed
+draws      the random cases, each of which follows from its number, its dtype and the seed
 sums       the sums, the worst cases and the findings of a subject that a report keeps
 report     SoakReport: one soak, as text and as a JSON document
 document   read a report from its file, and refuse a report with impossible numbers

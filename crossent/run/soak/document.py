@@ -130,8 +130,8 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
         found[check, dtype] += failures.count
         numbers = [number for number, _ in failures.first]
         if kind not in KINDS or sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
-            listed = f"the report counts {failures.count} findings of kind {quoted(kind)}, and lists {len(numbers)}"
-            yield f"{cut(check)}: {listed} in a wrong order or number"
+            got = f"got {failures.count} findings of kind {quoted(kind)}, of which {len(numbers)} are listed"
+            yield f"{cut(check)}: {got}; the kind, the order or a number is impossible"
         for number, finding in failures.first:
             yield from _other_case(made, number, dtype, finding.case)
             if (finding.check, finding.kind) != (check, kind) or finding.expected is not None:

@@ -1,7 +1,8 @@
-"""The cases of a soak: any number of random and adversarial cases, each drawn from its number and the seed.
+"""The cases of a soak: any number of random cases, each drawn from its number, its dtype and the seed.
 
-Most cases are small, so that many can run. Some cases have up to 50,000 classes or 5,000 rows, where errors of sums are
-large. The cases of a linear cross-entropy combine the choices and size ranges of its covering arrays at random.
+Some choices are adversarial, such as infinite logits. Most cases are small, so that many can run. Some cases have up to
+50,000 classes or 5,000 rows, where errors of sums are large. The cases of a linear cross-entropy combine the choices
+and size ranges of its covering arrays at random.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def draws(
 def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_ENTROPY) -> Case:
     """Return the case with this number. The case follows from the number, the dtype and the seed.
 
-    A cross-entropy of logits usually has the same case in all dtypes. If a dtype cannot represent the numbers of the
-    case, such as float16 a number above 65504, the dtype has another case.
+    For the operation cross_entropy, the case is usually the same in all dtypes. A dtype that cannot represent the
+    numbers of the case has another case. For example, float16 cannot represent a number above 65504.
     """
     random = np.random.RandomState([seed, number])
 
