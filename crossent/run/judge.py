@@ -40,7 +40,7 @@ from crossent.words import as_options, said
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether these findings on a case are enough to end the run
 
-# If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
+# If one of these checks fails, the other checks lack what they need: a loss of the right shape and dtype.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 # The beginning of a line, in the message of a finding, that names an option under which the check would pass.
@@ -127,13 +127,13 @@ def _unused_options(trial: Trial) -> str:
     upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
     try:
         exact = solve(replace(inputs, options=others, upstream=upstream))
-    except IndexError:  # without the ignore_index, a target may have an index that is not a class
+    except IndexError:  # without its ignore_index, the call has an ignored target that is not a class
         return ""
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
     without = unused
     if "reduction" in unused and _checksum_without("reduction", trial, reduction="sum") != checksum(trial.got.loss):
-        without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" makes a difference
+        without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" changes the loss
     return f"\nThe loss is the same without {' and '.join(unused)}. {_IF_INTENDED} {as_options(without=without)}"
 
 

@@ -36,7 +36,7 @@ SUBJECTS_AT_ONCE = 8  # the most subjects of a part with isolated processes, sin
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
 # are many parts.
 _SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}
-_GRAPH = 0.3  # for a check of cost STRUCTURE that makes a graph of the subject
+_GRAPH = 0.3  # CPU seconds of a check of cost STRUCTURE that makes a graph of the subject
 _ELEMENT = 4e-8  # CPU seconds of a check for each element of the logits
 _BAD_INPUT = 0.001  # CPU seconds of a bad input
 

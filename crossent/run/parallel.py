@@ -43,7 +43,7 @@ from crossent.words import said
 Progress = Callable[[Any], Iterable[Any]]  # wraps an iterable, for a progress bar
 Placed = tuple[int, Verdict]  # the index of a subject, and a verdict on this subject
 Known = tuple[ExpectedList, ExpectedList]  # two lists of known failures: torch's, and the user's
-_CASES_AT_ONCE = 100  # cases whose error bounds are computed together
+_CASES_AT_ONCE = 100  # the most cases whose error bounds are computed together
 # Adds verdicts to the report, and returns their findings that are not known failures.
 Enter = Callable[[Sequence[Placed]], list[Finding]]
 
@@ -276,7 +276,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
-    _import("torch.fx.experimental.symbolic_shapes")  # in half a second; each worker would import it in a backward pass
+    _import("torch.fx.experimental.symbolic_shapes")  # else each worker imports it in a backward pass, in half a second
     isolated = not all(map(is_named, subjects))
     # torch's compilers import Triton, but the file of a subject may have to set TRITON_INTERPRET before that import.
     leaves_triton = isolated and find_spec("triton") is not None

@@ -60,7 +60,7 @@ def parametrize(
         def test_cross_entropy(check):
             check()
     """
-    import pytest  # only tests need it
+    import pytest  # here, since only tests need pytest
 
     if unknown := sorted(options.keys() - set(_OPTIONS)):
         allowed = f"allowed are {', '.join(_OPTIONS)}"
@@ -239,7 +239,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
         part.findings += one.findings
-    for name, chosen in contracts.items():  # tests of one subject may have different contracts
+    for name, chosen in contracts.items():  # tests of one subject may have several contracts
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
     return report

@@ -197,7 +197,7 @@ def _finish(
     every = settings.every_check
     report.left_out = [name for name in report.only.get("checks", every) if name in every and name not in ran]
     if "cases" in report.only:
-        report.left_out = []  # the choice of cases left them out, not the level
+        report.left_out = []  # the choice of cases left out these checks, not the level
     done = {case for part in report.subjects for case in part.outcomes}
     report.triples = met(case for case in planned if isinstance(case, Case) and case.id in done)
     return report

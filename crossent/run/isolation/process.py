@@ -26,7 +26,7 @@ from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
-_MOST_PRINTED = 2**20  # bytes that a subject may print in one act
+_MOST_PRINTED = 2**20  # the most bytes that a subject may print in one act
 _MOST_HUNG = 3  # after three acts over the time limit, the subject is no longer called, since each act can take minutes
 
 
@@ -47,7 +47,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     connection = socket.socket(fileno=os.dup2(stream, 3))
-    close_all_but({0, 1, 2, 3})  # among them are pipes of other processes
+    close_all_but({0, 1, 2, 3})  # also closes inherited pipes of other processes
     sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
     known = _own_names()  # read before the subject can change the modules
     loss: Loss | None = None
@@ -89,7 +89,7 @@ class IsolatedProcess:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._stream: socket.socket | None = None
         self._pid = self._hung = 0
-        self._left = timeout  # seconds for the further acts of the case
+        self._left = timeout  # the seconds that further acts of this case may take
         self._torch: IsolatedProcess | None = None
         self._confirmed: set[tuple[Any, ...]] = set()
 
@@ -152,7 +152,7 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that the check {performed.value.reason}; torch's process gave another reply",
+                    how=f"its process replied that the check {performed.value.reason}, but torch's process did not",
                 )
             self._confirmed.add(reason)
         return performed

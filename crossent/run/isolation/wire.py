@@ -35,8 +35,8 @@ from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
 from crossent.words import LONGEST_TEXT, one_line, said
 
-_LENGTH = 8  # bytes of the number that says the length of a message, or of a header
-_MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
+_LENGTH = 8  # the bytes of the number that says how long a message or a header is
+_MOST_HEADER = 2**20  # the most bytes of a header; the texts of exceptions are cut at a few thousand characters
 _MOST_STATE = 100  # the most names of changed state that are read from a reply; crossent.state has some forty
 # The limit of the bytes in a reply, for each byte of the tensors in the request. The largest reply has ten calls with
 # three results each, in a dtype four times as wide as the dtype of the inputs.

@@ -24,7 +24,7 @@ from crossent.run.shards.merge import merged
 from crossent.run.shards.task import ShardError, Task
 from crossent.words import cut, one_line, quoted
 
-_SECONDS_TO_END = 30.0  # for the commands of running shards, after an interrupt
+_SECONDS_TO_END = 30.0  # the time that the commands of running shards have to end after an interrupt
 
 
 def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments

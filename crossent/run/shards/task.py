@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-_LOOK = 0.5  # the seconds between two looks of the worker whether the run goes on
+_LOOK = 0.5  # the seconds between two checks of the worker whether the run goes on
 _SECONDS_TO_END = 20.0  # the time in which the command must end its own processes and remove its files
 _MOST_WORDS = 2000  # the most characters of an error message
 # The exit status of `crossent check` for wrong use. The command would fail in the same way on every worker.

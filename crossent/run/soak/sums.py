@@ -115,7 +115,7 @@ class SubjectSums:
             refused = self.tallies.get(("call", dtype), SoakTally()).expected
             for check in NUMBERS:
                 tally = self.tallies.get((check, dtype), SoakTally())
-                compared = tally.ran or check == NUMBERS[0]  # the subject may not have a gradient, but has a loss
+                compared = tally.ran or check == NUMBERS[0]  # a subject without a gradient still has a loss
                 if compared and tally.vacuous == tally.ran and (tally.ran or 1) > refused:
                     yield f"{check} in {dtype}"
 
