@@ -53,10 +53,10 @@ def check(
     checks of `crossent list checks` must pass, and bad input must raise the right error.
 
     Args:
-        subjects: the functions to check. A subject is a callable with the signature of `F.cross_entropy`, a class with
-            the constructor of `nn.CrossEntropyLoss`, or a string: the name of a form, "torch" for
-            `nn.CrossEntropyLoss`, "package.module:NAME" or "path/to/file.py:NAME". A string that ends in "+compile"
-            names the compiled function. Without subjects, every form and torch are checked.
+        subjects: the functions to check, as objects or as strings. An object is a callable with the signature of
+            `F.cross_entropy`, or a class with the constructor of `nn.CrossEntropyLoss`. A string is the name of a form,
+            "torch" for `nn.CrossEntropyLoss`, "package.module:NAME" or "path/to/file.py:NAME". A string that ends in
+            "+compile" names the compiled function. Without subjects, every form and torch are checked.
         device: the device of the tensors: "cpu", "cuda", "cuda:0", "xpu", "mps", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
@@ -99,11 +99,11 @@ def check(
         has evidence. `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
-            not exist; the number of ranks is not from 1 to 64, or differs from the ranks of a subject; the subjects
-            compute different operations; the grade contradicts the contract; `seed` is below 0; `jobs` or
-            `max_findings` is below 1; `timeout` is not positive; `shard` is not from (1, N) to (N, N), or has a random
-            seed or `max_findings`; or the file of known failures is damaged.
+        ValueError: an argument is wrong. A subject cannot be loaded, or the subjects compute different operations. A
+            dtype, level, feature, contract, grade, check, case or operation does not exist. `seed` is below 0, `jobs`
+            or `max_findings` is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or differs from the
+            number of ranks of a subject. `shard` is not from (1, N) to (N, N), or is given together with a random seed
+            or `max_findings`. The grade contradicts the contract, or the file of known failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 

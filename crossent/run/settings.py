@@ -45,9 +45,10 @@ class Settings:
     that use the features, the ids of cases and the file of known failures validate these options later.
 
     Raises:
-        ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
-            contract; `seed` is neither "random" nor an integer of 0 or more; `jobs` or `max_findings` is below 1;
-            `timeout` is not positive; or `shard` is not from (1, N) to (N, N), or contradicts another option.
+        ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
+            contradicts the contract. `seed` is not "random" or an integer of 0 or more, `jobs` or `max_findings` is
+            below 1, or `timeout` is not positive. `shard` is not from (1, N) to (N, N), or contradicts another option.
+        RuntimeError: this machine does not have the device.
     """
 
     device: str = "cpu"
