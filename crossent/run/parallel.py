@@ -61,7 +61,7 @@ def run(
     Args:
         planned: the cases, each with its checks.
         subjects: the subjects.
-        report: the report of the run, with a part for each subject.
+        report: the report of the run, with a `SubjectReport` for each subject.
         settings: the settings of the run.
         progress: a function that wraps the steps of the run, for a progress bar.
         known: the lists of known failures.

@@ -183,7 +183,7 @@ def _finish(
 ) -> Report:
     """Complete the report of a run, and return the report.
 
-    Mark the known failures in the lists `known`. Add the commands that repeat findings, the checks that the level left
+    Mark the findings that are known failures. Add the commands that repeat findings, the checks that the level left
     out, and the number of combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):

@@ -185,8 +185,8 @@ def perform_each(
     """Call `act(loss, *arguments)` for each loss with its arguments, each in a new process; return the outcomes.
 
     A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
-    each call. The forking process never uses `device`; each forked process initializes it. At most `jobs` calls run at
-    the same time.
+    each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
+    at the same time.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]
