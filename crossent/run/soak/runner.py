@@ -161,7 +161,7 @@ def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, 
 
 
 def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
-    """Yield the cases of a soak in parts, each case with its number. A part is a plan, so no case is in a part twice."""
+    """Yield the cases of a soak in parts, each case with its number. A part is a plan, so no part has a case twice."""
     part: dict[Case, int] = {}
     for number in report.numbers:
         for dtype in report.dtypes:
