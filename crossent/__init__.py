@@ -12,14 +12,14 @@ The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blo
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
     linear_formula   the logits, and their cross-entropy
-    linear_blocked   some rows at a time, so that the logits are never in memory together
+    linear_blocked   some rows at a time, so that memory never holds all logits at once
 
 The checker:
 
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: makes a test for each check on each case
     soak         check functions on any number of random cases; returns sums
-    merge        make the report of a run from the reports of its shards, the parts that run as separate commands
+    merge        combine the reports of shards, which are parts of a run as separate commands, into one report
     over         check functions in shards, on an executor such as a pool of processes or Dask
     diff         compare two reports, for example of two versions of torch
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
@@ -43,8 +43,8 @@ imports only modules on the same line of this list, or on a line above:
     option_types, options, console, commands, cli   the command, its options, and its output
     plugin                  the pytest plugin
 
-The import of a public name, or of the module `adapters`, happens at the first use of the name. pytest loads the plugin
-in every project where crossent is installed, so an import of torch here would delay every test run.
+This module imports a public name, or the module `adapters`, when the name is first used. The reason: pytest loads the
+plugin in every project where crossent is installed, so an import of torch here would delay every test run.
 """
 
 from importlib import import_module

@@ -16,16 +16,16 @@ def main() -> int:
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
-        # After a KeyboardInterrupt inside exec() or eval(), which for example namedtuple() calls, `python -m` loses the
-        # exit status. Another exec() prevents the loss.
+        # After a KeyboardInterrupt inside exec() or eval(), for example during namedtuple(), `python -m` loses the exit
+        # status. Another exec() prevents the loss.
         exec("")
 
 
 def script() -> int:
     """Run the command as a program, and return its exit status. Ctrl-C after the end of the command changes nothing.
 
-    Python takes half a second to end, because torch does. Without this function, Ctrl-C during this time prints a
-    traceback, or ends Python without the exit status.
+    After the command, Python needs half a second to shut down torch. Without this function, Ctrl-C during this time
+    prints a traceback, or ends Python without the exit status.
     """
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -128,7 +128,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
             return made
 
         def jaxs(tensor: Tensor) -> Any:
-            # Copy, because JAX may keep numpy's memory. jax.numpy.array would compile a copy for each shape.
+            # Copy, because a JAX array may share numpy's memory. jax.numpy.array would compile its copy for each shape.
             return jax.numpy.asarray(_array(tensor).copy())
 
         words = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
@@ -160,7 +160,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
-    """Adapt an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss.
+    """Adapt an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss, so that you can call it with tensors.
 
     ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. The evaluator computes no
     gradients.
@@ -214,14 +214,15 @@ def from_ranks(
 ) -> Callable[..., Tensor]:
     """Adapt a loss on several ranks, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
-    Each rank is a process of one torch.distributed group. The ranks start at the first call, and end with the callable.
-    See "On several ranks" in the docs for the class or function that you write.
+    Each rank is a process of one torch.distributed group. The ranks start at the first call. They end when the callable
+    is closed or deleted. The page "On several ranks" of the docs shows how to write the class or function.
 
     Args:
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: The seconds that ten forward or backward passes may take. A call that takes longer raises an error.
+        timeout: A time limit in seconds for ten forward or backward passes. A pass that takes more than a tenth of this
+            time, and more than 1 second, raises an error.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
     Returns:
@@ -229,7 +230,7 @@ def from_ranks(
 
     Raises:
         ValueError: The loss cannot be loaded.
-        TypeError: The class or function does not follow the protocol.
+        TypeError: The class or function lacks what the page "On several ranks" requires.
 
     Example:
         >>> loss = from_ranks("loss_parallel", ranks=2)  # doctest: +SKIP
@@ -259,8 +260,9 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
-    The attribute contains the features of the argument `lacks`, the transforms of torch, such as vmap, and bfloat16 if
-    ml_dtypes is not installed. The reason for the transforms begins with `reason`, such as "is a JAX function".
+    The attribute has the features in the argument `lacks`, and torch's transforms, such as vmap. If ml_dtypes is not
+    installed, the attribute also has bfloat16. The reason for the transforms begins with `reason`, such as "is a JAX
+    function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
@@ -323,7 +325,10 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(value: Any, device: torch.device) -> Tensor:
-    """Return an array or a number as a tensor of the same dtype on the device, in the same memory if possible."""
+    """Return an array or a number as a tensor of the same dtype on the device, in the same memory if possible.
+
+    Raise TypeError for values that are not real numbers.
+    """
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
         raise TypeError(f"the function returned {array.dtype}; it must return an array of real numbers")

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit as end:  # click raises it after a completion, and if its output is a closed pipe
+    except SystemExit as end:  # click raises SystemExit after a completion, and if the output is a closed pipe
         return NOT_WRITTEN if end.code else PASSED
     except OSError as error:
         # The output cannot be written, for example because a pipe is closed: write nothing more, not even at exit.
@@ -124,10 +124,10 @@ def check(
     Loss and gradients must be within the derived error bounds, on cases that combine the options of the loss and on
     inputs from published bugs. Bad input must raise the right error. Your functions run in isolated processes.
 
-    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, no case ran on
-    a subject, or the baseline shows a regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the
-    output cannot be written. With --shard: 0 no check failed in this shard, 1 a check failed; `crossent merge` gives
-    the verdict on the run.
+    Exit status: 0: all checks passed. 1: a check failed; or in some dtype, a wrong result would pass every case; or no
+    case ran on a subject; or the baseline shows a regression. 2: wrong use. 3: nothing ran, or nothing was compared.
+    130: interrupted. 141: the output cannot be written. With --shard: 0: no check failed in this shard. 1: a check
+    failed. `crossent merge` gives the verdict on the run.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
@@ -219,12 +219,12 @@ def _status(moved: Diff, strict: bool) -> int:
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    The command compares each check on each case that both reports have with the same input. The result is, for example,
-    same bits, better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed behaviour
-    (another shape, dtype, kind of value or class of error).
+    The command compares each check on each case, if both reports have the case with the same input. The result is, for
+    example: same bits, better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed
+    behaviour (another shape, dtype, kind of value or class of error).
 
-    Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
-    cannot be compared, 3 nothing was compared (with --force), 141 the output could not be written.
+    Exit status: 0: no regression. 1: a regression, a new refusal or changed behaviour. 2: wrong use, or reports that
+    cannot be compared. 3: nothing was compared (with --force). 141: the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -251,15 +251,15 @@ def verify(
     timeout: float,
     force: bool,
 ) -> int:
-    """Run the cases of a REPORT again, and compare every digest and verdict with the report.
+    """Run the cases of a REPORT again, and compare the bits and the verdict of each result with the report.
 
     REPORT is the file that `crossent check --json` wrote, with the level, seed, device, contract and other options.
 
     SUBJECT names your function, as in `crossent check`. A report cannot choose code to run: without a SUBJECT, only the
     forms and torch run.
 
-    Exit status: 0 every result equals the result in the report, findings included, 1 a result differs, 2 wrong use, or
-    a report that cannot be verified here, 130 interrupted.
+    Exit status: 0: every result equals the result in the report, findings included. 1: a result differs. 2: wrong use,
+    or a report that cannot be verified here. 130: interrupted.
     """
     from rich.text import Text
 
@@ -318,9 +318,9 @@ def repro(
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
     REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
-    A script for torch needs torch alone; any other script needs crossent too, and with --subject your function. The
-    exit status of the script is 1 if the finding happens, 0 if not, 2 if the script cannot tell. With --passed, the
-    exit status is 0 if the number is within its bound.
+    A script for torch needs torch alone. Any other script needs crossent too, and with --subject also your function.
+    The exit status of the script is 1 if the finding happens, 0 if not, and 2 if the script cannot tell. With --passed,
+    the exit status is 0 if the number is within its error bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")

@@ -24,7 +24,7 @@ from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
-    """A console that fits tables and prose to the terminal, but to at least 80 columns, and never wraps other lines."""
+    """A console that fits tables and prose to the terminal's width, at least 80 columns, and wraps no other lines."""
 
     NARROWEST = 80  # columns; in a narrower table, rich would cut digits
 
@@ -78,7 +78,7 @@ class Running(ProgressColumn):
 class Remaining(ProgressColumn):
     """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
 
-    The column is empty until the finished steps make up the share `LEAST` of the total cost.
+    The column is empty until the finished steps have the fraction `LEAST` of the total cost.
     """
 
     LEAST = 0.05
@@ -95,7 +95,7 @@ class Remaining(ProgressColumn):
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
     """Print a warning to stderr if --grade applies only to some of the subjects.
 
-    Without --contract, the forms and torch keep their own grades. If a run has no other subjects, print nothing.
+    Without --contract, the forms and torch keep their own grades. If the run has only these subjects, print nothing.
     """
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
@@ -106,7 +106,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 def listed(what: str, level: str, operation: str | None) -> list[str]:
     """Return the lines that `crossent list WHAT --operation OPERATION` prints.
 
-    Without an operation, list the subjects and features of every operation, but the checks and cases of cross_entropy.
+    Without an operation, list the subjects and features of every operation, and the checks and cases of cross_entropy.
     """
     every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
     of = every[0]

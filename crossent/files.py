@@ -1,4 +1,4 @@
-"""Write files in one step, check before a run that files can be written, and print an error for each that cannot."""
+"""Write files in one step, and refuse a file that cannot be written, if possible before the run."""
 
 from __future__ import annotations
 

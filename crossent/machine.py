@@ -1,4 +1,4 @@
-"""The machine: its devices, versions and free memory, and the state of torch in which a run takes place."""
+"""The machine: its devices, versions and free memory, and the state of torch during a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ambient() -> Iterator[None]:
     """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
 
     Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
-    have tiny tensors: on a busy machine, a run with several threads took three times as long. numpy's matrix products
+    have tiny tensors. On a busy machine, a run with several threads took three times as long. numpy's matrix products
     have one thread too, because the last bits of a product depend on the number of threads.
     """
     threads = torch.get_num_threads()
@@ -43,7 +43,7 @@ def ambient() -> Iterator[None]:
 
 
 def end_threads() -> None:
-    """End the threads in which torch has computed for this thread. torch starts new threads when it needs them.
+    """End the threads that GNU OpenMP has started for this thread. torch starts new threads when it needs them.
 
     Call this function before a fork, in the thread that forks. A forked process has none of its parent's threads, but
     its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever.
@@ -75,7 +75,7 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
 
 
 def _kinds_with_autocast() -> Iterator[str]:
-    """Yield the types of the devices that this machine has. torch warns about autocast on others."""
+    """Yield the types of the devices that this machine has. On any other device, torch warns about autocast."""
     yield "cpu"
     for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
         if module is not None and module.is_available():
@@ -87,7 +87,7 @@ DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
 
 @contextmanager
 def _one_thread_of_openblas() -> Iterator[None]:
-    """Return a context manager in which numpy's OpenBLAS has one thread. With another library, nothing changes."""
+    """Return a context manager in which numpy's OpenBLAS has one thread. If numpy has another BLAS, change nothing."""
     found = _thread_functions()
     if found is None:
         yield
@@ -115,7 +115,7 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
 
 
 def require_device(device: str) -> None:
-    """Raise RuntimeError, in one line, if the device is none of `DEVICES`, or if torch cannot use the device."""
+    """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device."""
     if not re.fullmatch(r"cpu|(cuda|xpu)(:\d+)?|mps", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are {DEVICES}")
     try:
@@ -126,7 +126,7 @@ def require_device(device: str) -> None:
 
 
 def lacks_float64(device: str) -> str:
-    """Return the reason why no tensor of float64 can be on a device, as a phrase after a name; otherwise ""."""
+    """Return the reason why a device has no float64, as a phrase after a name; "" if the device has float64."""
     return "needs float64, which Metal does not have" if device.startswith("mps") else ""
 
 
@@ -245,10 +245,10 @@ def available(device: str) -> int:
 
 
 def memory_growth(call: Callable[[], object], device: str) -> int | None:
-    """Return how many bytes the memory of this process grows at most during a call; None if it cannot be measured.
+    """Return how many bytes the memory of this process grows at most during a call; None if no counter is available.
 
-    On CUDA, torch counts the memory of its tensors. On a CPU, Linux counts the resident memory of the process, whatever
-    library allocates the memory.
+    On CUDA, torch counts the memory of its tensors. On a CPU, Linux counts the resident memory of the process, which
+    includes the memory of every library.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

@@ -77,12 +77,12 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a shard: its number and the number of shards, as in "2/8"."""
+    """The type of an option whose value is a shard: the number of the shard and the number of shards, as in "2/8"."""
 
     name = "shard"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        """Return both numbers."""
+        """Return the number of the shard and the number of shards."""
         number, slash, count = str(value).partition("/")
         if not (slash and all(part.isascii() and part.isdigit() and len(part) <= 6 for part in (number, count))):
             self.fail(f"got {quoted(value)}; allowed are 1/N to N/N, as in 2/8", parameter, context)

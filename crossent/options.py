@@ -265,7 +265,8 @@ soak_options = _add_options(
 def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Return the subjects, and the features after --without.
 
-    In `--without weight vmap`, click takes `vmap` for a subject, and no subject has the name of a feature.
+    In `--without weight vmap`, click takes `vmap` for a subject. No subject has the name of a feature, so this function
+    moves each name of a feature from the subjects to the features.
     """
     more = [name for name in subjects if without and name in FEATURE_NAMES]
     return tuple(name for name in subjects if name not in more), [*without, *more]
@@ -302,8 +303,8 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The arguments are the values of the options. If --last-failed is given, but the last run stored no failure of these
-    checks, print a line about this to stderr, and choose as if --last-failed were not given.
+    The parameters are the values of the options. If --last-failed is given, but the last run stored no failure of these
+    checks, print a line to stderr that says so, and choose as if --last-failed were not given.
 
     Raises:
         UsageError: two options contradict each other.

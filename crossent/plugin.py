@@ -164,7 +164,7 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
 
 
 class Subjects(pytest.Collector):
-    """Collects the tests of `--crossent-subject`, which are in no file."""
+    """The collector of the tests of `--crossent-subject`, which are in no file."""
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield a test for each check on each case."""
@@ -173,7 +173,7 @@ class Subjects(pytest.Collector):
 
 
 class CheckItem(pytest.Item):
-    """A test of `--crossent-subject`."""
+    """A test of `--crossent-subject`, which runs one check on one case."""
 
     def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -212,7 +212,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Set the pytest command that repeats a test.
+    """Store the pytest command that repeats a test, for the findings of the test.
 
     A finding shows this command if its subject was given as an object. If the subject has a name or a file, the finding
     shows `crossent repro` instead.
@@ -249,7 +249,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 class RecordCollector:
-    """Collects the records, which are the results of checks.
+    """A pytest plugin that collects records, the results of checks.
 
     With pytest-xdist, the main process gets the records of all workers, and makes crossent's report.
     """

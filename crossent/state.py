@@ -90,7 +90,7 @@ def _set_autocast(to: tuple[Any, ...]) -> None:
 
 
 def _set_default_device(to: torch.device) -> None:
-    torch.set_default_device(None)  # None removes the mode, which makes every call slower
+    torch.set_default_device(None)  # None removes a mode of torch that makes every call slower
     if torch.empty(0).device != to:
         torch.set_default_device(to)
 
@@ -137,7 +137,7 @@ def _set_hooks(to: Any) -> None:
         _autograd._push_saved_tensors_default_hooks(*to)
 
 
-# The parts of the global state: for each, a function that reads it and a function that sets it.
+# The parts of the global state: for each part, a function that reads the part and a function that sets the part.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (lambda: torch.empty(0).device, _set_default_device),

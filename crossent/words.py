@@ -1,4 +1,4 @@
-"""Text for messages: text from other code, made safe and short for a terminal; numbers, options and shell words."""
+"""Text for messages: foreign text, made safe and short for a terminal; numbers, options and shell words as text."""
 
 from __future__ import annotations
 
