@@ -7,7 +7,7 @@ textbook        formula, log_softmax_nll, one_hot and scalar: the body of each f
 linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
 blocks          blocked: the same loss, computed some rows at a time, with a gradient written by hand
 fused           fused: the same loss in one kernel for CUDA
-kernel          the kernel of fused, in Triton; only fused imports this module, when it needs the kernel
+kernel          the kernel of fused, in Triton; the module fused imports this module when a call needs the kernel
 rows            Rows: the arguments of one call, laid out as rows of logits
 validation      the checks of the arguments, and the error messages
 explain         the worked example: one loss, step by step

@@ -3,8 +3,8 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
-allocates three buffers of the logits' size, and reads or writes such a buffer six times. A read of the logits and a
-write of the gradient are enough.
+allocates three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the
+logits and one write of the gradient are enough.
 
 This form keeps a block of rows in the cache while it computes on the block, in float32 for float16 and bfloat16 logits.
 The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
@@ -48,10 +48,14 @@ def blocked(
     gradient, for an unreduced loss, and in a second backward pass, the backward pass computes the gradient from the
     logits. On CUDA, the backward pass always does so, because reading the upstream gradient would wait for the device.
 
-    In these cases, the function calls :func:`crossent.formula` instead: `input` is empty; `target` or `weight` requires
-    a gradient; torch transforms, traces or compiles the call; an argument is of a subclass of `Tensor` other than
-    `nn.Parameter`, is a lazily negated view, or has a forward-mode tangent; the gradient itself is differentiated, or
-    computed for a batch of upstream gradients.
+    The function calls :func:`crossent.formula` instead if
+
+    - `input` is empty,
+    - `target` or `weight` requires a gradient,
+    - torch transforms, traces or compiles the call,
+    - an argument is a lazily negated view, has a forward-mode tangent, or has a subclass of `Tensor` as its type (other
+      than `nn.Parameter`), or
+    - the caller differentiates the gradient, or passes a batch of upstream gradients.
 
     Args:
         input: Logits, as for :func:`crossent.formula`.
@@ -60,9 +64,9 @@ def blocked(
         ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
-        block_size: The most logits in a block, 1 or more. A block always has at least one row. The default is the
-            number that fills the second-level cache of the device (on a CPU, one cache for each thread), but at least
-            2^19.
+        block_size: The largest number of logits in a block, 1 or more. A block always has at least one row. The default
+            is the number that fills the second-level cache of the device (on a CPU, one cache for each thread), but at
+            least 2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
@@ -108,7 +112,8 @@ class _Blocked(torch.autograd.Function):
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
-            # A probability near the smallest normal number, or below, has lost digits, so its logarithm is inaccurate.
+            # A subnormal probability has lost digits, so its logarithm is inaccurate. The probability of a loss up to
+            # `most` is at least e^10 times the smallest normal number.
             most = -math.log(torch.finfo(rows.compute).tiny) - 10
             if not losses.amax().item() <= most:  # the maximum is NaN if a loss is NaN
                 losses = torch.where(losses > most, _losses(rows, block_size), losses)
@@ -133,7 +138,7 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call: reduce the losses of the rows. Weigh them first if :func:`_losses` did not."""
+    """Return the result of the call from the losses of its rows, which :func:`_losses` and others return."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
@@ -154,8 +159,8 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    If only the true class has a term, a loss is the logarithm of a probability. This logarithm is inaccurate for a tiny
-    probability.
+    If only the true class has a term, a loss is minus the logarithm of a probability. This logarithm is inaccurate for
+    a tiny probability.
 
     The gradient of an ignored row is 0. The gradient of another row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and
     `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, and `D` is the
@@ -202,14 +207,14 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return the most rows of a block, which has at most `block_size` logits; at least 1."""
+    """Return how many rows fit into a block of `block_size` logits, but at least 1."""
     if block_size is None:
         block_size = _count_in_cache(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
-    """Computes the softmax of blocks in the dtype `compute`. All blocks share one buffer."""
+    """An object that computes the softmax of blocks in the dtype `compute`, with one buffer for all blocks."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
@@ -220,7 +225,7 @@ class _Work:
 
         The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
         """
-        # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its place there.
+        # torch's softmax is fast if the axes are in memory order, so move the class axis of x to where memory has it.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
         moved = axis < x.dim() - 1
         x = x.movedim(-1, axis) if moved else x
@@ -231,7 +236,7 @@ class _Work:
             result = self._memory[: x.numel()].view(x.shape)
             out = result.movedim(axis, -1) if moved else result
         if x.dtype != self._compute or not x.is_contiguous():
-            x = result.copy_(x)  # softmax can work in place: it reads a number for the last time before it writes it
+            x = result.copy_(x)  # in place is right, because softmax writes over a number only after its last read
         (torch.log_softmax if log else torch.softmax)(x, axis, out=result)
         assert out is not None
         return out
@@ -259,8 +264,9 @@ def _is_plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors.
 
     The result is False if torch transforms, traces or compiles the call. The result is also False if a tensor has a
-    forward-mode tangent, stands for a batch of upstream gradients, or is a lazily negated view: `copy_` of such a view
-    of float16 into float32 does not negate (torch 2.13).
+    subclass other than `nn.Parameter` as its type, has a forward-mode tangent, or stands for a batch of upstream
+    gradients. A lazily negated view is not ordinary either: `copy_` of a float16 view into float32 does not negate
+    (torch 2.13).
     """
     if compiling() or _transforming() or _modes():
         return False

@@ -43,9 +43,8 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
     """Return the steps from one row of logits to the loss, with their numbers, as text for a rich console.
 
-    Of many classes, only the first `MOST_CLASSES` and the true class are shown.
-
-    The last step is a table that compares the loss of each form with the loss of torch.
+    A table of many classes shows only the first `MOST_CLASSES` and the true class. The table of the last step compares
+    the loss of each form with the loss of torch.
 
     Args:
         logits: One finite number for each class.
@@ -73,7 +72,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
     )
 
 
-# A step: its title, its formula, and the parts below.
+# A step: its title, its formula, and the paragraphs and tables below.
 _Step = tuple[str, str, list[RenderableType]]
 _MEANING = (
     "A larger logit means more confidence in the class. The loss is one number that says how wrong the classifier is."
@@ -91,7 +90,7 @@ def _require_row(logits: Sequence[float], target: int) -> None:
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:
-    """Return the parts of the steps, each step under its number."""
+    """Return the titles, paragraphs and tables of the steps, and number the titles from 1."""
     made: list[RenderableType] = []
     for number, (title, mathematics, parts) in enumerate(steps, 1):
         made += [_step(str(number), title, mathematics), *parts]
@@ -219,7 +218,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 
 
 def _losses_table(of_torch: str, torchs: float, losses: Mapping[str, float]) -> Table:
-    """Return a table that compares the loss of each form with the loss of torch."""
+    """Return a table that compares the loss of each form with `torchs`, the loss of torch's function `of_torch`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut

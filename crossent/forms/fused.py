@@ -2,7 +2,8 @@ r"""Cross-entropy in one Triton kernel, for CUDA: two reads of the logits and on
 
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
-The kernel is in :mod:`crossent.forms.kernel`. Without CUDA, the form computes as :func:`crossent.blocked`.
+Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. The kernel is in
+:mod:`crossent.forms.kernel`. Without CUDA, the form computes as :func:`crossent.blocked`.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from crossent.forms.rows import Rows
 
-_TILE, _IN_A_THREAD = 4096, 16  # the logits that a program holds at a time, and how many of them each thread holds
+_TILE, _IN_A_THREAD = 4096, 16  # how many logits a program of the kernel, and each thread, holds at a time
 _LOCK = threading.Lock()
 
 
 @triton.jit
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
-    """Return `v_c = w_c q_c` without the term of a class index, and 0 outside of the mask."""
+    """Return `w_c q_c`, class weight times smoothed target, without the term of a class index; 0 outside the mask."""
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
         q += hit * tl.load(t_at + c * t_step, mask, 0).to(F)
@@ -35,20 +35,20 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
                    divisor, upstream, u_step, losses, N, D, C, SMOOTHING: tl.constexpr, DENSE: tl.constexpr,
                    DONE: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     # fmt: on
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits, as all offsets
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits, because all offsets need 64 bits
     exists = row < N
     counts = exists if kept is None else tl.load(kept + row, exists, 0) != 0  # False on ignored rows
     g = tl.full([ROWS], 1, F)
     if upstream is not None:
         g = tl.load(upstream + row * u_step, exists, 1).to(F)
-        if DONE and tl.sum((g != 1).to(tl.int32)) == 0:  # the gradient is there already
+        if DONE and tl.sum((g != 1).to(tl.int32)) == 0:  # the forward pass has written this gradient
             return
     if divisor is not None:
         g /= tl.load(divisor)
     n, d = row // D, row % D
     x_at = (logits + n * x_steps[0] + d * x_steps[1])[:, None]
     t_at = None if probabilities is None else (probabilities + n * t_steps[0] + d * t_steps[1])[:, None]
-    # In F: the quotient of a Python number and an integer is float32.
+    # Divide in the dtype F, because the quotient of a Python number and an integer is float32.
     uniform, hit = tl.full([], SMOOTHING, F) / C, tl.full([], 1 - SMOOTHING, F)
 
     m, s, v_sum = tl.full([ROWS], float("-inf"), F), tl.zeros([ROWS], F), tl.zeros([ROWS], F)
@@ -87,11 +87,11 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
                 g_at = (gradient + n * g_steps[0] + d * g_steps[1])[:, None] + c * g_steps[2]
                 tl.store(g_at, tl.where(counts[:, None], slope, 0), exists[:, None] & (c < C))
     if losses is not None:
-        tl.store(losses + row, loss, exists)  # an ignored row gets a number that is not used
+        tl.store(losses + row, loss, exists)  # also for an ignored row, whose loss Rows.reduce replaces by 0
 
 
 def flat(rows: Tensor) -> Tensor:
-    """Return a tensor (..., C) as (N, D, C), so that three strides are enough to find a row; a view if possible."""
+    """Return a tensor (..., C) in the shape (N, D, C), as a view if possible. The kernel takes only three strides."""
     return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
 
 
@@ -105,7 +105,8 @@ def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream:
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)
     n, d, classes = x.shape
-    tile = _TILE if classes <= 4 * _TILE else 4 * _TILE  # fewer long rows at a time: the cache keeps more of each
+    # For long rows, use larger programs: the GPU then works on fewer rows at a time, and the cache keeps more of each.
+    tile = _TILE if classes <= 4 * _TILE else 4 * _TILE
     spread = d > 1 and x.stride(1) < x.stride(2)  # neighbours in memory are in different rows
     block = min(triton.next_power_of_2(classes), 64 if spread else tile)
     together = min(triton.next_power_of_2(n * d), tile // block)

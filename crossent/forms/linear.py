@@ -3,7 +3,10 @@ r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight
     z = h Wᵀ + b,   loss = -log p_y,   p = softmax(z)
     d = g (p - e_y),   ∂loss/∂h = d W,   ∂loss/∂W = dᵀ h,   ∂loss/∂b = Σ_n d_n
 
-The last layer of a language model has so many classes V that the logits z, (N, V), need more memory than the model's
+Here `h` is the input, `W` and `b` are the weight and the bias of the linear layer, `g` is the upstream gradient, and
+`e_y` is the one-hot vector of the true class `y`.
+
+The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than the model's
 other tensors. :func:`linear_formula` is the composition of the two steps, for reading. :func:`linear_blocked` computes
 some rows at a time and never stores all logits. The idea is from Hsu et al., "Liger Kernel", arXiv:2410.10989.
 
@@ -25,10 +28,10 @@ from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
 from crossent.forms.validation import _has_autocast, as_int, check_linear
 
-# The least number of logits and of rows in a block, by default. Every block reads the whole weight, so small blocks
-# take long.
+# By default, a block has at least this many logits, and at least this many rows. Every block reads the whole weight, so
+# many small blocks would take long.
 _LOGITS, _ROWS = 2**22, 64
-# The most numbers of the weight that are converted to the dtype of the computation together, as a share of a block.
+# The most numbers of the weight to convert to the dtype of the computation at a time, as a fraction of a block.
 _SHARE = 1 / 16
 
 
@@ -116,15 +119,20 @@ def linear_blocked(
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
     multiplies these gradients by the upstream gradient. Without a reduction, the backward pass computes the logits
-    again. The loss and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient
-    that no tensor requires is not computed.
+    again. The loss and the gradients are summed in float32, or in float64 for float64 inputs, and rounded once. The
+    function computes a gradient only for the tensors that require a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
 
-    The function calls :func:`crossent.linear_formula` instead in four cases: `target` or `weight` requires a gradient;
-    the input is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or
-    compiles the call; or the gradient itself is differentiated, or computed for a batch of upstream gradients.
+    The function calls :func:`crossent.linear_formula` instead if
+
+    - `input` has no rows or is not `(N, H)`, or `linear_weight` is not `(C, H)`,
+    - `target` or `weight` requires a gradient,
+    - torch transforms, traces or compiles the call,
+    - an argument is a lazily negated view, has a forward-mode tangent, or has a subclass of `Tensor` as its type (other
+      than `nn.Parameter`), or
+    - the caller differentiates a gradient, or passes a batch of upstream gradients.
 
     Args:
         input: The hidden states. All arguments except `block_size` are as for :func:`crossent.linear_formula`.
@@ -230,8 +238,9 @@ def _differentiate(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss of each row, (N,), and the wanted gradients of input, weight and bias of the linear layer.
 
-    The dtype is the dtype of the computation. If only the true class has a term, the losses are not yet multiplied by
-    the class weight: `_weigh_and_reduce` does this. An ignored row adds nothing to any gradient.
+    `leaves` are these three tensors. The results have the dtype of the computation. If only the true class has a term,
+    the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row adds nothing
+    to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -265,14 +274,14 @@ def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits of a block to `out`, (r, C), in its dtype, and return `out`."""
+    """Write the logits of a block of r rows to `out`, (r, C), and return `out`. `parts` are slices of the classes."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write the gradient of the input of a block, `d @ w`, to `out`, (r, H)."""
+    """Write the gradient of the input of a block of r rows, `d @ w`, to `out`, (r, H). `parts` slice the classes."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -280,9 +289,9 @@ def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) ->
 
 
 def _parts(w: Tensor, work: Tensor) -> list[slice]:
-    """Return slices of the classes, so that a copy of a part of the weight is small beside a block of logits.
+    """Return slices of the classes, so that a converted slice of the weight is small beside a block of logits.
 
-    Without a conversion to another dtype, there is one part. `work` is the memory of a block.
+    If the weight needs no conversion to the dtype of `work`, there is one slice. `work` is the memory of a block.
     """
     classes, features = w.shape
     step = classes if w.dtype == work.dtype else max(1, int(_SHARE * work.numel()) // max(1, features))
@@ -292,8 +301,9 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
     """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
 
-    The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
-    the weight of the true class if only this class has a term. The written loss is not yet multiplied by this weight.
+    The gradient of a row is `g/D (p Σ_c v_c - v)`. `crossent.forms.blocks._differentiate` defines the symbols.
+    `factor` is `g/D`. If only the true class has a term, `factor` includes the weight of this class, but the written
+    loss does not.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
@@ -315,7 +325,7 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 
 
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
-    """Check the arguments, and return them as rows whose logits are zeros that take no memory.
+    """Check the arguments, and return them as rows with zeros in place of the logits, which need no memory.
 
     `tensors` are input, weight and bias of the linear layer, target and class weight.
     """
@@ -331,5 +341,5 @@ def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context manager under which autocast computes no matrix product in half precision."""
+    """Return a context manager that turns autocast off, so that no matrix product is in half precision."""
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()

@@ -87,9 +87,9 @@ class Rows:
         return self._with(self.logits.to(self.compute), self.index, self.kept, probabilities, self.target_weight)
 
     def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
-        """Yield tuples: a block of at most `most` rows, then the same rows of each of `others`.
+        """Yield tuples: a block of at most `most` rows, then the same rows of each element of `others`.
 
-        Each of `others` is a tensor, (...) or (..., K), or a single number, which all blocks share.
+        An element of `others` is a tensor, (...) or (..., K), or a single number, which all blocks share.
         """
         count = math.prod(self.logits.shape[:-1])
         if count <= most:
@@ -109,7 +109,7 @@ class Rows:
             block = self._with(logits, index, kept, probabilities, target_weight)
             if step:
                 yield block, *rest
-            else:
+            else:  # one entry of the first dimension has more than `most` rows
                 yield from block.blocks(most, *rest)
 
     def _with(
@@ -181,8 +181,9 @@ def lay_out(
     The arguments are documented in :func:`crossent.formula`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, except
-            that it accepts a `label_smoothing` that is negative or NaN, and complex weights with class probabilities.
+        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, with two
+            exceptions. torch accepts a `label_smoothing` that is negative or NaN, and accepts complex weights with
+            class probabilities.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: `input` has no class axis, or a target is outside `[0, C)` and is not `ignore_index`. For such a
             target, CUDA stops with a device-side assert, as in torch: the host never waits for the device.
@@ -243,7 +244,7 @@ def arrange(
     if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
-    kept = kept & (ones > 0)  # always True; but the result now depends on the look-up, so no compiler removes it
+    kept = kept & (ones > 0)  # ones > 0 is always True, but a compiler cannot remove a look-up that the result needs
     if class_weight is None:
         target_weight = kept.to(compute)
     else:
@@ -255,7 +256,7 @@ def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
     """Return True only if every target is a class and no row is ignored.
 
     The function reads only the least and the greatest target. If `ignore_index` lies between these two, the function
-    returns False, even if no row is ignored. There must be a target.
+    returns False, even if no row is ignored. `index` must have at least one target.
     """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
@@ -287,5 +288,5 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
         ) from None
 
 
-# torch's tracers replace this call by True. The first versions of torch that can compile lack the function.
+# torch's tracers replace this call by True. The oldest versions of torch that can compile lack the function.
 compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)

@@ -62,9 +62,9 @@ def formula(
         weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
         ignore_index: Rows with this target have the loss 0 and do not count in the mean. The number need not be a
             class. With class probabilities, the number must be negative and has no effect.
-        reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
-            weight of the true classes of the rows that are not ignored; with class probabilities, by the number of
-            rows. A mean over no rows, or over a total weight of 0, is NaN.
+        reduction: `"none"` returns the loss of each row, and `"sum"` the sum of these losses. `"mean"` divides the sum
+            by the total weight of the true classes of the rows that are not ignored. With class probabilities, `"mean"`
+            divides by the number of rows. A mean over no rows, or over a total weight of 0, is NaN.
         label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
 
     Shape:
@@ -84,9 +84,9 @@ def formula(
         RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
             Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
-        IndexError: `input` has no class axis, or a target is outside 0 to C - 1 and is not `ignore_index`. As in torch,
-            compiled code raises RuntimeError for such a target, and CUDA stops with a device-side assert: no form makes
-            the host wait for the device.
+        IndexError: `input` has no class axis, or a target is outside 0 to C - 1 and is not `ignore_index`. For such a
+            target, compiled code raises RuntimeError, and CUDA stops with a device-side assert, as in torch. No form
+            makes the host wait for the device to check the targets.
 
     Example:
         >>> import torch, crossent
@@ -129,8 +129,8 @@ def log_softmax_nll(
     if rows.dense:
         return rows.reduce(-rows.expect(log_probs))
     assert rows.index is not None  # because rows.dense is False
-    # F.nll_loss gets flat rows and no reduction. Its own sums lose accuracy where every 16th row is ignored, and
-    # its backward refuses some four-dimensional views (pytorch#175084).
+    # F.nll_loss gets flat rows and no reduction. The sums of F.nll_loss lose accuracy if every 16th row is ignored, and
+    # its backward pass refuses some four-dimensional views (pytorch#175084).
     losses = F.nll_loss(
         log_probs.reshape(-1, log_probs.shape[-1]), rows.index.reshape(-1), rows.weight, reduction="none"
     )
@@ -187,7 +187,7 @@ def scalar(
         ignore_index: If the target is this number, the loss is 0 and the mean is 0/0, NaN. With class probabilities
             the number must be negative and has no effect.
         reduction: `"none"` and `"sum"` return the loss of the row. `"mean"` divides the loss by the weight of the
-            true class, and is NaN for a weight of 0; with class probabilities, `"mean"` divides by one.
+            true class, and is NaN for a weight of 0. With class probabilities, `"mean"` returns the loss of the row.
         label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
 
     Returns:

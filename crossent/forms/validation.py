@@ -47,16 +47,16 @@ def as_int(name: str, value: object) -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Check types, options, and layout and device of target and weight; return `ignore_index` and `label_smoothing`.
+    """Check the types of the arguments, the values of the options, and layout and device of target and weight.
 
-    The returned numbers are an int and a float.
+    Return `ignore_index` as an int, and `label_smoothing` as a float.
     """
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
-    if type(ignore_index) is not int:  # for the reason given below for label_smoothing
+    if type(ignore_index) is not int:  # Dynamo cannot trace as_int on an int that it traces
         ignore_index = as_int("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
@@ -146,7 +146,7 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
     if input.layout != torch.strided:
         raise NotImplementedError(f"input: got layout {input.layout}; allowed is a dense tensor")
     if weight is not None and tuple(weight.shape) != (classes,):
-        raise RuntimeError(f"weight: got shape {tuple(weight.shape)}; allowed is {(classes,)}, one for each class")
+        raise RuntimeError(f"weight: got shape {tuple(weight.shape)}; allowed is {(classes,)}, a weight for each class")
     dtype = _dtype_under_autocast(input)
     if probabilities is not None:
         dtype = _promote(dtype, _dtype_under_autocast(probabilities))

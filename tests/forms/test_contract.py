@@ -938,7 +938,7 @@ BAD = [
     ),
     *(
         option(
-            RuntimeError, "weight", torch.ones(shape), f"shape {shape}", "allowed is (3,), one for each class", target
+            RuntimeError, "weight", torch.ones(shape), f"shape {shape}", "allowed is (3,), a weight for each", target
         )
         for shape, target in itertools.product([(2,), (4,), (), (1,), (1, 3)], [Y, P])
     ),
