@@ -138,7 +138,10 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call from the losses of its rows, which :func:`_losses` and others return."""
+    """Return the result of the call from the losses of its rows.
+
+    If only the true class has a term, the losses are unweighted, and this function multiplies them by class weights.
+    """
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 

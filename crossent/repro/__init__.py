@@ -3,9 +3,10 @@
 A script for torch needs torch alone. A script for most other subjects needs crossent too.
 
 A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject.
-For a wrong number, the script then calls a function `judge_…`, which compares this number with the exact value, or with
-other results. The exit status is 1 if the finding happens, 0 if the finding does not happen, and 2 if the script cannot
-tell, for example because the call cannot run. A recipe names the functions and values for the scripts of a check.
+For a wrong number, the script then calls a function `judge_…`. This function compares the number with the exact value,
+or with other results. The exit status is 1 if the finding happens, 0 if the finding does not happen, and 2 if the
+script cannot tell, for example because the call cannot run. A recipe names the functions and values for the scripts of
+a check.
 
 The modules of this folder may import every other folder of crossent. No other folder imports this folder.
 

@@ -21,8 +21,8 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: for the name of a function, the function to copy in its place.
-        functions: the text of each function, by its name. A function comes after the functions that it uses.
+        instead: a dict from the name of a function to the function that is copied in its place.
+        functions: the text of each function, by name. A function comes after the functions that the text uses.
         imports: the names of the modules that the functions use, except torch.
         values: the names of the values of `scripts/case.py` that the functions use.
     """

@@ -27,7 +27,7 @@ class Equation:
     """An equation: each number of a result equals a weighted sum of numbers of other results of the subject.
 
     Attributes:
-        inputs: the inputs of the result, then the inputs of the other results.
+        inputs: the inputs of the call that gives the result, then the inputs of the calls that give the other results.
         terms: a function that returns the terms of the sum for one number of the result. The arguments are the part of
             the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None, there is
             one other result, and the two results must differ.
@@ -57,14 +57,14 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
 
-    There is an equation for each way to choose the numbers. The logits, or the bias, are rounded first, so that each
-    sum is exact.
+    For logits, one equation adds the same number to all rows, and another equation adds a separate number to each row.
+    The logits, or the bias, are rounded first, so that each sum is exact.
     """
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension but the classes: if the inputs are flipped, the result is flipped."""
+    """Return an equation for each dimension but the classes: if the inputs are flipped along it, so is the result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:

@@ -16,7 +16,7 @@ from crossent.words import printable
 
 
 def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a script that define the inputs of the case, then the further values."""
+    """Yield the lines of a script that define the inputs of the case, then each of the other `values`, by name."""
     first = inputs.operation.word("input")
     tensors = {first: inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
@@ -48,7 +48,7 @@ def _tensor(tensor: Tensor) -> str:
 def _literal(value: Any, given: Inputs | None = None) -> str:
     """Return a value as a Python expression.
 
-    `given` are the inputs of the case, which become the name `given`. Any other inputs become a tuple.
+    `given` are the inputs of the case, for which the expression is the name `given`. Other inputs become a tuple.
     """
     if value is given is not None:
         return "given"

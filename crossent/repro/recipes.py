@@ -71,7 +71,7 @@ class Recipe:
 
     Attributes:
         kinds: the kinds of findings that the check may have, except "crashed" and "hung".
-        step: the function that calls the subject. A step may end the script if anything but a number is wrong.
+        step: the function that calls the subject. A step may end the script itself, for example if a shape is wrong.
         number: the function that judges one number in the result of `step`.
         whole: the function that judges a whole result, for a finding that is not about one number.
         numbers: a function that returns the shapes of the results in which a number can be wrong, by `Focus.of`.

@@ -85,7 +85,7 @@ def script_of(
 def _no_script(id: str, ranks: str) -> str:
     subject, check, case = _parts(id)
     command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
-    return f"finding: {cut(id)} is of several ranks, and a script has one process; `{command}` repeats it"
+    return f"finding: {cut(id)} needs several ranks, but a script has one process; run `{command}` instead"
 
 
 def _load(source: str, id: str) -> Subject:
@@ -184,8 +184,8 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
     """Return whether a report declares that the subject of a finding returns float32 for half precision.
 
-    `document` is a report in JSON. Nothing has checked the subjects after the finding, so this function ignores damaged
-    subjects.
+    `document` is a report in JSON. :func:`crossent.report.reader.find` has read the subjects only up to the finding, so
+    this function ignores damaged subjects.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]

@@ -67,7 +67,7 @@ device = {device}
 {steps}
 '''
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
-_CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # a call of the check `chunks`, with the size of the chunks
+_CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # how the check `chunks` names a call, as in "with chunk_size=8"
 LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
 # Stands for the subject of a report whose code is unknown here.
@@ -283,7 +283,10 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the form or torch with this name, otherwise `ANOTHER`; compiled if the name ends in "+compile"."""
+    """Return the form or the subject of torch with this name; for any other name, return `ANOTHER`.
+
+    If the name ends in "+compile", return the compiled subject.
+    """
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
     return subject if base == name else as_compiled(subject, device)

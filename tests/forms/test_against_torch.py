@@ -32,7 +32,7 @@ AXES = {
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test with each combination of the AXES among its arguments. The root's conftest.py adds `device`."""
+    """Run a test with each combination of the AXES among its arguments. The top conftest.py adds `device`."""
     for name, values in AXES.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=readable)
@@ -75,13 +75,13 @@ def compare(form, logits, target, **options):
 
 
 def why_no_kernel(form, logits):
-    """Return why the kernel of a form cannot run here, or "" if it can, or if the form has no kernel."""
+    """Return why the kernel of a form cannot run here; "" if the kernel can run, or if the form has no kernel."""
     if form not in KERNEL_FORMS.values():
         return ""
     (subject,) = subjects_of(form.__name__, str(logits.device))
     if subject.promise == "blocked":
         return "without CUDA, fused computes as blocked; TRITON_INTERPRET=1 lets the package triton run its kernel"
-    return subject.not_applicable(Inputs(logits, logits, {}, logits)) or ""  # its interpreter truncates to bfloat16
+    return subject.not_applicable(Inputs(logits, logits, {}, logits)) or ""  # Triton's interpreter truncates bfloat16
 
 
 def test_class_indices(form, logits, target, reduction):

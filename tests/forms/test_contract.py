@@ -1383,7 +1383,7 @@ def test_one_graph_has_the_loss_and_its_gradient(form, target, shape, label_smoo
 
 
 class WithLayout(torch.autograd.Function):
-    """A copy of the values in another layout. The backward pass returns the upstream gradient unchanged."""
+    """An autograd function that copies values into another layout. Its gradient is the upstream gradient."""
 
     @staticmethod
     def forward(ctx, values, layout):

@@ -223,7 +223,7 @@ def test_a_class_weight_and_a_target_need_not_be_contiguous():
 @interpreted
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_offsets_have_64_bits(dim, monkeypatch):
-    """The last logit is more than 2^31 elements behind the first. Of the memory in between, no page is used."""
+    """The last logit is more than 2^31 elements behind the first. The memory in between is reserved, but never used."""
     step = 2**30 + 3
     logits = torch.empty(2 * step + 100, dtype=torch.float16)
     strides = [7, 1, 2]
@@ -335,4 +335,4 @@ def test_the_kernel_compiles_for_an_h100(dtype, target, upstream):
     options = {"num_warps": 8, "enable_fp_fusion": True}
     made = compile_(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert made.asm["cubin"]
-    assert ("ex2.approx" in made.asm["ptx"]) == (wide == "fp32")  # so the contract of the subject is fast_kernel
+    assert ("ex2.approx" in made.asm["ptx"]) == (wide == "fp32")  # an approximate exp: contract fast_kernel

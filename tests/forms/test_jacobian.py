@@ -1,4 +1,4 @@
-"""Compare the Jacobian of each form and of torch with exact gradients. `jacobian(vectorize=True)` computes it."""
+"""Compare the Jacobian of each form and of torch, by `jacobian(vectorize=True)`, with exact gradients."""
 
 from dataclasses import replace
 

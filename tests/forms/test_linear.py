@@ -1,4 +1,4 @@
-"""The forms of linear cross-entropy: against exact values, beside torch, and in every way that programs call a loss."""
+"""The forms of linear cross-entropy: against exact values and torch, with frozen tensors, vmap and bad calls."""
 
 import functools
 import inspect
@@ -44,7 +44,7 @@ def composition(input, linear_weight, target, *, linear_bias=None, **options):
 
 
 def worst_share(case, loss, promise, grade="A"):
-    """Return the largest share of a bound that an error has, and the name of the result."""
+    """Return the largest share of the bound, error ÷ bound, in any result, and the name of this result."""
     exact = linear_answer(case.call)
     terms = LinearTerms.of(case.call, FORMATS[case.dtype] if case.call.index is None else None)
     bounds = LinearBounds(terms, linear_contract(promise, grade, case.dtype, rows=case.call.rows))

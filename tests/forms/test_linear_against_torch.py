@@ -31,7 +31,7 @@ def composition(input, linear_weight, target, *, linear_bias=None, **options):
     return torch.nn.CrossEntropyLoss(**options)(F.linear(input, linear_weight, linear_bias), target)
 
 
-# The same function in torch. Before torch 2.13, only the composition.
+# The same function in torch. Before torch 2.13, torch has only the composition.
 torch_loss = getattr(F, "linear_cross_entropy", composition)
 
 

@@ -152,7 +152,7 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
 def test_a_finding_of_several_ranks_has_no_script_but_a_command(tmp_path, capsys):
     finding = "loss_parallel:nested_context:float32-7x5-normal-int64-mean"
     command = f"crossent check loss_parallel --ranks 2 --check nested_context --case {finding.rpartition(':')[2]}"
-    line = f"{finding} is of several ranks, and a script has one process; `{command}` repeats it"
+    line = f"{finding} needs several ranks, but a script has one process; run `{command}` instead"
     assert main(["repro", finding]) == 2
     assert line in capsys.readouterr().err
     report = str(tmp_path / "report.json")

@@ -25,7 +25,7 @@ seconds: float = 60.0  # the time limit of a call in a separate process
 # The number that the finding is about.
 part: str = "loss"  # or "gradient", "target_gradient", "second", …
 index: tuple[int, ...] = ()
-found: float | None = None  # the number that the run found: the same number is wrong again; None for no such number
+found: float | None = None  # the wrong number of the run, which counts as wrong here too; None for no such number
 exact: float = 1.3  # the exact value
 allowed: float = 1.0  # the error bound
 versus: str = "exact"  # or "other", if the number is compared with another result of the subject
@@ -38,7 +38,7 @@ equations: Any = ((given, given),)
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
 # The names of several calls.
 calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
-# Calls in which only some arguments require a gradient: the name of each, and these arguments by name of the gradient.
+# Calls in which only some arguments require a gradient: the name of the call, and these arguments by their gradients.
 wanted_of: tuple[tuple[str, dict[str, str]], ...] = (("of the logits alone", {"gradient": "input"}),)
 chunk_sizes: tuple[tuple[str, str, int], ...] = ()  # calls with a size of the chunks: name, keyword and size
 which_call: Any = "in a thread"  # the name or the position of the call that gave the number

@@ -30,7 +30,7 @@ def judge_one_call(results):
 
 
 def judge_every_try(tries):
-    """Judge one number of a call in each try, and end the script: with status 1 if the number is wrong in any try."""
+    """Judge one number of a call in each try, and end the script. The status is 1 if any try has a wrong number."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
@@ -170,8 +170,8 @@ def call_in_circumstances():
 
     An example of a circumstance is "under anomaly detection".
 
-    Also call the subject with an upstream gradient of NaN. Each number of a gradient that is not 0 in the usual call
-    must then be NaN. If not, end the script with status 1.
+    Also call the subject with an upstream gradient of NaN. In this call, a number of a gradient must be NaN if the
+    number is not 0 with the upstream gradient of the case. Otherwise, end the script with status 1.
     """
 
     def hooked(logits):

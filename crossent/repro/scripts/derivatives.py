@@ -12,8 +12,8 @@ from crossent.repro.scripts.functions import judged, verdict
 def differentiate_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, by name.
 
-    The derivative "second" is with respect to the logits, "upstream_gradient" with respect to the upstream gradient. A
-    derivative is None if autograd finds that the inner product does not depend on the tensor.
+    The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
+    upstream gradient. A derivative is None if autograd finds that the inner product does not depend on the tensor.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)

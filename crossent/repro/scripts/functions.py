@@ -49,7 +49,7 @@ def end_unknown():
 
 
 def cannot_run(message):
-    """End the script with status 2: the call cannot run here."""
+    """Print that the script cannot run here, with the first line of the message, and end the script with status 2."""
     first_line = str(message).partition("\n")[0]
     print(f"torch {torch.__version__}: the script cannot run here: {first_line}", flush=True)
     raise SystemExit(2)
@@ -95,7 +95,7 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call as a dict, for a subject without gradients. The arguments are those of `evaluate`."""
+    """Return the loss of a call as a dict, for a subject without gradients. Take the same arguments as `evaluate`."""
     loss = (loss_of or subject)(logits, target, **options)
     is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
     assert is_dense, type(loss)

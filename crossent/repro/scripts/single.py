@@ -69,12 +69,12 @@ def show_call():
 
 
 def check_shape():
-    """Check dtype, shape and device of the loss."""
+    """Check the dtype, the shape and the device of the loss."""
     shaped(evaluate(*given)["loss"], *given)
 
 
 def arguments():
-    """Return the shape, strides, offset and all bytes of the memory of each argument, by name."""
+    """Return a dict from the name of each argument to its shape, strides and offset, and the bytes of its memory."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
@@ -82,7 +82,7 @@ def arguments():
 
 
 def changed(before, after, when=""):
-    """End the script with status 1 if a call changed a value. `before` and `after` have the values by name.
+    """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
 
     `when` names the part of the call, for the message.
     """

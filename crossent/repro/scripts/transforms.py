@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, judged, shape
 
 
 def loss_of(logits, target):
-    """Call the subject with the options of the case."""
+    """Return the loss of a call with the options of the case."""
     return subject(logits, target, **options)
 
 
@@ -119,7 +119,8 @@ def pushed(function):
 def differentiate_batch_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
-    The derivative "second" is with respect to the logits, "upstream_gradient" with respect to the upstream gradient.
+    The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
+    upstream gradient.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -169,7 +170,7 @@ class Module(torch.nn.Module):
         self.loss, self.names, self.options = loss, names, options
 
     def forward(self, logits, target, *tensors):
-        """Call the loss. `tensors` are the values of the options in `names`."""
+        """Return the loss of a call. `tensors` are the values of the options in `names`."""
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
 
 
