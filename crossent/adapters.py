@@ -5,7 +5,8 @@ a tensor. A numpy function gets arrays that share the memory and the strides of 
 function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
 
 The adapted callable has the signature of the function, and an attribute `lacks`. The attribute is a dict from each
-missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
+missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the signature and
+the attribute.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
     Args:
         function: The loss, `function(logits, target, **options) -> array`. `logits` is an array of shape (C), (N, C) or
             (N, C, d1, …, dK). `target` is an array of class indices, or of class probabilities in the shape of
-            `logits`. The signature may have the options `weight`, an array of shape (C), `ignore_index`, `reduction`
+            `logits`. The signature may have the options `weight` (an array of shape (C)), `ignore_index`, `reduction`
             and `label_smoothing`, as in :func:`crossent.formula`.
         gradient: The gradient of the logits, `gradient(upstream, logits, target, **options) -> array`, in the shape of
             `logits`. `upstream` is the upstream gradient, in the shape of the loss. None for a loss without a gradient.
@@ -81,9 +82,9 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
             JAX arrays. If you compile the function with `jax.jit` yourself, name `reduction` in `static_argnames`.
 
     Returns:
-        A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
-        by `jax.vjp`. A call with float64, or with integers beyond 32 bits, computes with JAX's 64-bit mode on. Any
-        other call uses the mode that you have set. No call changes your setting.
+        A callable on tensors, `loss(input, target, **options)`. `jax.vjp` computes the gradients of the logits and of
+        class probabilities. A call with float64, or with integers beyond 32 bits, turns on JAX's 64-bit mode. Any other
+        call uses the mode that you have set. After a call, your setting is unchanged.
 
     Raises:
         ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.

@@ -253,7 +253,8 @@ def verify(
 ) -> int:
     """Run the cases of a REPORT again, and compare the bits and the verdict of each result with the report.
 
-    REPORT is the file that `crossent check --json` wrote, with the level, seed, device, contract and other options.
+    REPORT is the file that `crossent check --json` wrote. The level, the seed, the device, the contract and the other
+    options of the run come from the REPORT.
 
     SUBJECT names your function, as in `crossent check`. A report cannot choose code to run: without a SUBJECT, only the
     forms and torch run.
@@ -316,7 +317,7 @@ def repro(
     """Print a script that repeats a FINDING.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
-    REPORT, the finding comes from the last runs in this folder, or the case runs here.
+    REPORT, the finding comes from the last runs in this folder. If these runs lack the finding, the check runs again.
 
     A script for torch needs torch alone. Any other script needs crossent too, and with --subject also your function.
     The exit status of the script is 1 if the finding happens, 0 if not, and 2 if the script cannot tell. With --passed,

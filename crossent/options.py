@@ -26,12 +26,12 @@ from crossent.choices import (
 from crossent.option_types import Positive, Seed, ShardOption, Whole, Word, Words
 from crossent.words import LONGEST_VALUE, cut, printable
 
-# The last two are as in a shell: 128 plus the number of the signal, SIGINT and SIGPIPE.
+# INTERRUPTED and NOT_WRITTEN are as in a shell: 128 plus the number of the signal, which is SIGINT or SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
-    """Return a message of click as one printable line, with long command-line arguments cut."""
+    """Return a message of click as one printable line, in which long command-line arguments are cut."""
     for argument in arguments:
         for word in (argument, argument.partition("=")[2]):  # `--option=word`
             for shown in (word, repr(word)[1:-1]):

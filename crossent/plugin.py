@@ -126,7 +126,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument, except `without`: the features of both are combined.
+    An option on the command line overrides the argument. Only the features of `without` are combined.
     """
     from crossent.run.settings import Settings
 

@@ -228,7 +228,7 @@ class _Work:
 
         The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
         """
-        # torch's softmax is fast if the axes are in memory order, so move the class axis of x to where memory has it.
+        # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its memory position.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
         moved = axis < x.dim() - 1
         x = x.movedim(-1, axis) if moved else x

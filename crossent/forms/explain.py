@@ -86,7 +86,7 @@ def _require_row(logits: Sequence[float], target: int) -> None:
     if not 0 <= target < len(logits):
         raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
     if not math.isfinite(max(logits) - min(logits)):
-        raise ValueError("logits: got a difference that overflows; allowed are numbers whose differences are finite")
+        raise ValueError("logits: got logits whose difference overflows; allowed are logits with finite differences")
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:
@@ -245,8 +245,8 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     """Return a sentence with the loss that follows from the probability rounded to two decimals.
 
-    Return "" if the rounded probability is 0 or 1, or if that loss and `loss` show the same digits. If `seed` is True,
-    a second sentence says what the article of the example prints.
+    Return "" if the rounded probability is 0 or 1, or if the sentence would show the digits of `loss`. If `seed` is
+    True, a second sentence says what the article of the example prints.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):

@@ -31,15 +31,15 @@ def fused(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` in one Triton kernel, with the gradient written by hand.
 
-    The loss and the arguments are the same as in :func:`crossent.formula`. The forward pass of a reduced loss also
-    computes the gradient for an upstream gradient of 1. In the backward pass, the kernel reads the upstream gradient on
-    the device, and computes the gradient again if the upstream gradient is not 1. So the host never waits for the
-    device, and each number of the gradient is rounded once.
+    The loss, the arguments and the errors are the same as in :func:`crossent.formula`. The forward pass of a reduced
+    loss also computes the gradient for an upstream gradient of 1. In the backward pass, the kernel reads the upstream
+    gradient on the device, and computes the gradient again if the upstream gradient is not 1. So the host never waits
+    for the device, and each number of the gradient is rounded once.
 
     Without CUDA or the package `triton`, the function calls :func:`crossent.blocked`. If the environment variable
     `TRITON_INTERPRET` is 1, the kernel runs in Triton's interpreter instead, also on a CPU. The interpreter is slow,
-    and truncates to bfloat16 where a GPU rounds. Where :func:`crossent.blocked` calls :func:`crossent.formula`, this
-    function does so too.
+    and truncates numbers to bfloat16 where a GPU rounds. This function calls :func:`crossent.formula` in the same cases
+    as :func:`crossent.blocked`.
 
     Example:
         >>> import torch, crossent

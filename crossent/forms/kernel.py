@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossent.forms.rows import Rows
 
-_TILE, _IN_A_THREAD = 4096, 16  # how many logits a program of the kernel, and each thread, holds at a time
+_TILE, _IN_A_THREAD = 4096, 16  # how many logits a program of the kernel holds at a time, and a thread of the program
 _LOCK = threading.Lock()
 
 
@@ -98,9 +98,9 @@ def flat(rows: Tensor) -> Tensor:
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
     """Launch the kernel, which writes the losses of the rows, (...), and the gradient, (N, D, C).
 
-    If `losses` or `gradient` is None, the kernel does not write it. If `upstream` is None, the upstream gradient is 1.
-    If `done`, `gradient` already has the values for an upstream gradient of 1. Then a program of the kernel writes
-    nothing if the upstream gradient is 1 in all its rows.
+    If `losses` is None, the kernel writes no losses. If `gradient` is None, the kernel writes no gradient. None for
+    `upstream` means an upstream gradient of 1. If `done` is True, `gradient` already has the values for an upstream
+    gradient of 1. A program of the kernel then writes nothing if the upstream gradient is 1 in all its rows.
     """
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)
@@ -120,7 +120,7 @@ def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream:
     tensors = [x, _steps(x), t, _steps(t), gradient, _steps(gradient), *of_row, weight, divisor]
     options = {"SMOOTHING": rows.label_smoothing, "DENSE": rows.dense, "DONE": done, "ROWS": together, "BLOCK": block}
     options["F"] = tl.float64 if rows.compute == torch.float64 else tl.float32
-    # A fused multiply-add leaves out a rounding, which every error bound allows.
+    # A fused multiply-add has one rounding less than the error bounds assume, so the bounds still hold.
     options |= {"num_warps": tile // (32 * _IN_A_THREAD), "enable_fp_fusion": True}
     with torch.cuda.device(x.device) if x.device.type == "cuda" else _interpreting():
         u_step = 0 if upstream is None else upstream.stride(0)
@@ -130,7 +130,8 @@ def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream:
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
-    # Triton's interpreter replaces functions of Triton while it runs. It computes with numpy, which would warn of 1/0.
+    # Only one thread at a time, because Triton's interpreter replaces functions of Triton during a run. The interpreter
+    # computes with numpy, which would warn of 1/0.
     with _LOCK, np.errstate(all="ignore"):
         yield
 

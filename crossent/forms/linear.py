@@ -10,8 +10,8 @@ The last layer of a language model has so many classes C that the logits z, (N, 
 other tensors. :func:`linear_formula` is the composition of the two steps, for reading. :func:`linear_blocked` computes
 some rows at a time and never stores all logits. The idea is from Hsu et al., "Liger Kernel", arXiv:2410.10989.
 
-Both forms have the signature and the contract of `torch.nn.functional.linear_cross_entropy` of torch 2.13, without its
-option `options`.
+Both forms have the signature and the contract of `torch.nn.functional.linear_cross_entropy` of torch 2.13, without the
+argument `options`. `linear_blocked` also takes `block_size`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def linear_formula(
         - input: `(H)` or `(N, H)`.
         - linear_weight: `(C, H)`, or `(C, d1, …, dK, H)` with a batch of inputs.
         - linear_bias: the shape of `linear_weight` without its last dimension.
+        - weight: `(C)`.
         - target: with class indices `()`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of the logits,
           `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
         - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
@@ -143,7 +144,8 @@ def linear_blocked(
         reduction: `"none"`, `"mean"` or `"sum"`.
         ignore_index: The target of ignored rows.
         label_smoothing: `ε`, from 0 to 1.
-        block_size: The number of logits in a block, 1 or more. A block has at least one row.
+        block_size: The largest number of logits in a block, 1 or more. A block always has at least one row. The default
+            is 2^22, or the number of logits in 64 rows if this number is larger.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.linear_formula`.

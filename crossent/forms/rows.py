@@ -207,7 +207,7 @@ def arrange(
     errors are as in :func:`lay_out`.
 
     Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and the call is not transformed, traced
-    or compiled. If :func:`_all_kept` is then True, the call takes a shorter path.
+    or compiled. Then, if :func:`_all_kept` is True, the rows have no mask `kept`, and later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape

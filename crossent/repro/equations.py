@@ -64,7 +64,7 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension but the classes: if the inputs are flipped along it, so is the result."""
+    """Return an equation for each dimension except the classes: inputs flipped along the dimension flip the result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -97,7 +97,7 @@ def _reverse(index: Index, shape: Index, axis: int) -> Index:
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: the result of a batch follows from the results of two parts of the batch.
 
-    Return {} if, for every split of the batch, the mean over one part would divide by 0.
+    Return {} if every split of the batch gives a mean that divides by 0.
     """
     try:
         parted = changes.parted(given, terms_of(given))

@@ -110,7 +110,7 @@ def script(
     Args:
         finding: the finding of a run.
         device: the device of that run.
-        digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
+        digest: the checksum of the inputs in that run, to compare with the inputs here; None for no comparison.
         passed: whether the check passed. If so, the script judges the number by its error bound alone.
         widened: whether the report says that the subject returns float32 for half precision.
         loaded: the user's function, which the script loads from the same source; None for any other subject.
@@ -244,7 +244,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
         name = cut(subject.name)
         raise ValueError(f"{where} {name} and {cut(case.id)}, since {name} {reason}; choose another check or case")
     if check.name == "stream" and torch.device(device).type != "cuda":
-        raise ValueError(f"{where} {device}; it needs a CUDA device, as in --device cuda")
+        raise ValueError(f"{where} {device}; the check needs a CUDA device, as in --device cuda")
 
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:

@@ -109,7 +109,7 @@ def test_the_logarithm_of_a_probability_is_within_the_bound_of_the_contract_bloc
 def test_the_loss_is_not_the_logarithm_of_a_probability_near_underflow(dtype, gaps):
     """`blocked` does not take the logarithm of a probability that is 0, or that is subnormal and so has few digits.
 
-    In float32, these are the probabilities below exp(-87).
+    In float32, the probabilities below exp(-87) are subnormal or 0.
     """
     for gap in gaps:
         logits = torch.tensor([[0.3, -gap, -1.7]], dtype=dtype, requires_grad=True)
@@ -146,7 +146,7 @@ def test_a_second_backward_gives_the_same_bits_after_a_write_into_the_first_grad
 
 
 def test_an_upstream_that_is_not_one_is_rounded_into_the_gradient_once():
-    """Loss scaling needs this: in float16 the gradient of a mean over many rows is a subnormal number, or 0."""
+    """Loss scaling needs this rounding: in float16, the gradient of a mean over many rows is subnormal, or 0."""
     logits, target = batch((512, 40), torch.float16)
     logits.requires_grad_()
     scaled = gradients_of(crossent.blocked(logits, target), logits, torch.tensor(2.0**10, dtype=torch.float16))
@@ -251,7 +251,7 @@ def test_only_the_gradient_has_a_buffer_of_the_size_of_the_logits(shape, dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_lazily_negated_view_has_the_loss_of_its_numbers(dtype):
-    """`copy_` of such a view of float16 into float32 does not negate in torch 2.13."""
+    """In torch 2.13, `copy_` of a lazily negated view in float16 into float32 does not negate the numbers."""
     logits, target = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0]], dtype=dtype), torch.tensor([0, 2])
     negated = torch._neg_view(-logits)
     assert negated.is_neg()

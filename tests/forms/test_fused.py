@@ -284,7 +284,7 @@ def test_a_second_backward_gives_the_same_bits_after_a_write_into_the_first_grad
 
 @interpreted
 def test_the_host_reads_no_number_of_a_tensor():
-    """On CUDA, such a read would wait for the device."""
+    """On CUDA, reading a number would make the host wait for the device."""
     logits, target = batch((6, 5))
     logits.requires_grad_()
     crossent.fused(logits, target).backward()

@@ -142,7 +142,7 @@ def test_a_script_of_the_check_stream_is_made_for_cuda_alone():
     text = script(finding, "cuda")
     compile(text, "repro.py", "exec")
     assert "torch.cuda.Stream(" in text
-    with pytest.raises(ValueError, match="check stream does not run on cpu; it needs a CUDA device"):
+    with pytest.raises(ValueError, match="check stream does not run on cpu; the check needs a CUDA device"):
         script(finding)
 
 

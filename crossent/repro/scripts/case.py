@@ -40,7 +40,7 @@ terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
 calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
 # Calls in which only some arguments require a gradient: the name of the call, and these arguments by their gradients.
 wanted_of: tuple[tuple[str, dict[str, str]], ...] = (("of the logits alone", {"gradient": "input"}),)
-chunk_sizes: tuple[tuple[str, str, int], ...] = ()  # calls with a size of the chunks: name, keyword and size
+chunk_sizes: tuple[tuple[str, str, int], ...] = ()  # for each call: its name, and keyword and size of the chunks
 which_call: Any = "in a thread"  # the name or the position of the call that gave the number
 direction: Tensor = torch.ones_like(logits)  # the direction of the derivatives
 shape: tuple[int, ...] = ()  # the shape of a derivative

@@ -1,4 +1,4 @@
-"""Functions that most scripts use: call the subject, judge one number of its result, end the script."""
+"""Functions that most scripts use: call the subject, judge one number of the result, end the script."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
