@@ -1,7 +1,7 @@
 """The claims of the article from which this project grew, one test for each.
 
 The article takes the logits (3, 1, -3) of an image of class 0, and explains softmax and cross-entropy with these
-numbers. It then compares a formula in a loop with `nn.CrossEntropyLoss` on one random row.
+numbers. The article then compares a formula in a loop with `nn.CrossEntropyLoss` on one random row.
 """
 
 import math

@@ -61,7 +61,7 @@ def assert_equal(got, expected):
 
 
 def assert_within_bounds(loss, inputs, gradient=True):
-    """Assert that the loss and, with `gradient`, its gradients are within their error bounds of the exact values."""
+    """Assert that the loss, and its gradients if `gradient` is True, are within their error bounds."""
     expected = solve(inputs)
     got = evaluate(loss, inputs, tuple(GRADIENTS) if gradient else ())
     assert tuple(got.loss.shape) == expected.shape
@@ -107,13 +107,13 @@ def smoothed(rows, label_smoothing):
 
 
 def row_losses(target, label_smoothing=0.0, weight=WEIGHT):
-    """Return the exact losses of the saturated rows: `-Σ_c w_c q_c lp_c`."""
+    """Return the exact losses of the saturated rows: `-Σ_c w_c q_c lp_c`, where `lp` are the log-probabilities."""
     q = smoothed(target, label_smoothing)
     return [-sum(map(math.prod, zip(weight, q[i], LOG_PROBS[i], strict=True))) for i in range(3)]
 
 
 def row_gradients(target, label_smoothing=0.0, weight=WEIGHT):
-    """Return the exact gradients of the saturated rows: `p·Σ_c w_c q_c - w·q`."""
+    """Return the exact gradients of the saturated rows: `p·Σ_c w_c q_c - w·q`, where `p` is the softmax."""
     rows = []
     for log_probs, q in zip(LOG_PROBS, smoothed(target, label_smoothing), strict=True):
         v = [w * q_c for w, q_c in zip(weight, q, strict=True)]

@@ -1,6 +1,6 @@
-"""Compare each form and `nn.CrossEntropyLoss` in float64 with the exact values, on cases from a pairwise array.
+"""Compare each form and `nn.CrossEntropyLoss` in float64 with the exact values, on cases of a covering array.
 
-`crossent check` uses a 3-way array.
+In the array of this test, each pair of choices is in a case. The array of `crossent check` has each triple of choices.
 """
 
 from dataclasses import replace

@@ -29,7 +29,7 @@ every_form = pytest.mark.parametrize("loss", LINEAR_FORMS.values(), ids=LINEAR_F
 
 
 def without_ignore_index(loss):
-    """Return a loss that takes no `ignore_index` with class probabilities."""
+    """Return a loss that calls `loss`, without `ignore_index` if the target has class probabilities."""
 
     def called(input, linear_weight, target, **options):
         if target.is_floating_point():
