@@ -1,4 +1,4 @@
-"""Group the findings of a subject by probable cause: similar findings, on cases with common words (see `words_of`)."""
+"""Group findings by probable cause: similar findings, on cases that `words_of` describes with the same words."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Cause:
     """Findings that probably have one cause.
 
     Attributes:
-        findings: the findings, by group. In each group the clearest finding is first.
+        findings: one or more groups of similar findings. In each group, the clearest finding is first.
         common: the words that tell the failing cases from the passing cases; None if there are no such words.
         feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
-        lacks: the missing feature that may explain wrong results; "" if there is none.
+        lacks: a missing feature that may explain why results are wrong; "" if there is none.
     """
 
     findings: list[Finding]
@@ -68,7 +68,7 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0.
 
-        If several messages name the same factor, prefer one with the most frequent factor and few other factors.
+        Then prefer a message with the factor that most messages name, and with few other factors: see `factor_names`.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -93,10 +93,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        Two causes must have the same missing feature, or both none, and two declarations must be equal. Refused and
-        accepted calls never join wrong results. Nearly all findings of `other` must be on cases of this cause, or on
-        cases with its common words. The words do not count if only this cause has a declaration, or if the numbers of
-        both causes have no kind (NaN, infinite, finite) in common.
+        Causes with a missing feature belong together if the feature is the same. Refused and accepted calls never join
+        wrong results. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
+        findings of `other` must be on cases of this cause, or on cases with its common words. The words do not count if
+        this cause has a declaration, or if the causes have no kind of number (NaN, infinite, finite) in common.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -113,10 +113,10 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-# Findings with NaN, infinite and finite numbers are separated only if the cases of one kind can be chosen in at least
-# this many ways. With fewer ways, one of the many words of a case may distinguish the kinds by chance.
+# With fewer ways to choose the cases of one kind of number (NaN, infinite, finite) among all failing cases, a word may
+# distinguish the kinds by chance. Then the findings are not separated by kind.
 _LEAST_WAYS = 1000
-_LEAST_OF = 0.25  # the least share of the findings that makes a separate cause
+_LEAST_OF = 0.25  # a smaller share of the findings does not become a separate cause in place of vague words
 _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
@@ -141,7 +141,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return the causes in two lists, as a report shows them: without and with a missing feature."""
+    """Return two lists of causes, in the order of a report: causes without, and causes with a missing feature."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
@@ -165,11 +165,11 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
+    """Return a cause for each missing feature that explains some of the findings. All are of one check and one kind.
 
-    - Refused calls: a feature of `lacking` explains the calls of cases with its word. Other calls get further causes.
-    - Findings without numbers of a check that no case passes: the missing feature is a feature that the check needs.
-    - Bad inputs: the feature is the kind of the bad input, or `error_classes` if the class of the error is wrong.
+    - A word of `lacking`, the result of `_lacking`, explains the refused calls of cases with the word.
+    - A feature that the check needs explains other findings without numbers, if no case passes the check.
+    - The kind of a bad input explains an accepted call, and `error_classes` explains an error of the wrong class.
     """
     first = findings[0]
     if first.check == "errors":
@@ -190,7 +190,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return the first feature that a check needs and no passing check needs; "" if none, or if the check passes."""
+    """Return a feature that the check needs, if no case passes any check that needs this feature; otherwise ""."""
     works = {name for outcome in subject.outcomes.values() for name in outcome.checks if _passes(outcome, name)}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
     needs = () if check in works else subject.needs.get(check, ())
@@ -200,8 +200,8 @@ def _of_check(subject: SubjectReport, check: str) -> str:
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
     """Return the cases in four lists, by the result of the first call: "right", "wrong", "misshapen" and "refused".
 
-    The last check of `call`, `result` and `loss` that ran decides: a failed `loss` is wrong, any other failure is
-    misshapen. A known failure is never in "refused". A case that passes without evidence is in no list.
+    The last of the checks `call`, `result` and `loss` that ran decides. A failed `loss` is "wrong", any other failure
+    "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence is in no list.
     """
     refused = {one.case for one in subject.findings if (one.check, one.kind, one.expected) == ("call", "refused", None)}
     found: dict[str, list[str]] = {"right": [], "wrong": [], "misshapen": [], "refused": []}
@@ -216,9 +216,9 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features that a subject may lack, each with the number of first calls that failed.
+    """Return the words for features that a subject may lack, and for each word the number of failed first calls.
 
-    Nearly all calls with such a word failed, for a reason in `failed`. Most calls with a right result lack the word.
+    Nearly all calls with such a word are in the lists `failed` of `_by_result`, and most right calls lack the word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -228,7 +228,7 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return the words for features that the subject seems to lack. The word of the most refused calls is first.
 
-    Nearly all calls of cases with such a word are wrong or refused, and at least half of these calls are refused.
+    Nearly all calls of cases with such a word are wrong or refused. At least half of these failed calls are refused.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -251,7 +251,7 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a missing feature that may explain wrong results, because few right results need the feature; or ""."""
+    """Return a missing feature that may explain wrong results, since few right results need the feature; or ""."""
     if cause.feature or "--without" in cause.example.message:
         return ""
     unused = _unused(_by_result(subject), "wrong", "misshapen", "refused")
@@ -291,10 +291,10 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    If there are no such words, or if they are `vague`, look for one or two words with which nearly all cases fail. The
-    words of the most failing cases give the first cause. Separate the remaining findings in the same way. In place of
-    vague words, the new words must describe at least the share `_LEAST_OF` of the findings. Findings with a declaration
-    are one cause. `other` is as in `common`.
+    If there are no such words, or the words are `vague`, search for one or two words such that nearly all cases with
+    these words fail. The words of the most failing cases give the first cause. Separate the other findings in the same
+    way. New words replace vague words if at least the share `_LEAST_OF` of the findings has the new words. Findings
+    with a declaration are one cause. `other` is as in `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -311,10 +311,10 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups: first a group for each kind of number that a word distinguishes.
+    """Return the findings of one check in groups: one for each kind of number that a word distinguishes, and the rest.
 
     A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no case with
-    another kind. The last group has all other findings. Few findings are not separated: see `_LEAST_WAYS`.
+    another kind has the word. A small number of findings is not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield the counts of cases with the word `DEPENDS`, which fail the check `repeat`; nothing for `repeat` itself."""
+    """Yield how many failing and passing cases also fail the check `repeat`; yield nothing if `check` is `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -28,10 +28,10 @@ _DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
 _OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")  # only the dtype is wrong
 _FACTOR = re.compile(r"^The number is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
-_KEPT = 2**15  # the cases whose words are kept; a soak may have millions of failing cases
+_KEPT = 2**15  # the largest number of cases whose words are cached; a soak may have millions of failing cases
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
-# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
-# "row_offsets" and "offsets" add an offset of random sign to each row, so one of two rows is probably far below zero.
+# The kinds of logits with rows far below zero, and the most rows that may precede the first such row. "row_offsets" and
+# "offsets" add an offset of random sign to each row, so one of two rows is probably far below zero.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
@@ -105,10 +105,10 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return two reasons why a finding shows its failure less clearly, each as True or False.
+    """Return two truth values: whether each of two reasons makes a finding less clear.
 
-    The first reason is an exact value that is infinite, NaN or 0. The second is a wrong gradient of a linear
-    cross-entropy. Such a gradient often has thousands of numbers with a small error. A wrong loss shows the bug better.
+    The first reason is an exact value that is infinite, NaN or 0. The second is a linear cross-entropy in a check other
+    than `loss`. Its gradients often have thousands of numbers with a small error. A wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -116,7 +116,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return whether a cause is only about target gradients, and whether its example is a less clear gradient."""
+    """Return a sort key: causes with a less clear gradient come late, and causes with target gradients alone last."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -195,7 +195,7 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: the words, as `words_of` returns them; or only `findings.DEPENDS`, a text that describes no case.
+        words: the words, as `words_of` returns them; or only `DEPENDS`, for cases that fail the check `repeat`.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -213,7 +213,7 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether a case with default options has all the words, and more passing than failing cases have all of them.
+        """Whether a case with default options has all the words, and fewer failing than passing cases have the words.
 
         Such words do not say what is special about the failing cases.
         """
@@ -283,9 +283,9 @@ def same_trigger(
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases on which the check of the first finding fails, of all these findings.
+        failing: the cases of those findings that are of the same check as the first finding.
         passing: the cases on which this check passes, and on which a wrong result such as zeros would fail.
-        ran: the checks that ran, by case.
+        ran: for each case, the checks that ran.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
     telling = set(words) - _PLAIN_WORDS
@@ -310,8 +310,8 @@ def same_trigger(
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
     """Return whether the failed checks of a case fit the bug.
 
-    Two conditions must be true. At least one of the checks that the bug names fails. Of the checks of numbers that ran
-    (`loss`, `gradient` and the other gradients), exactly the checks that the bug names fail.
+    At least one of the checks that the bug names must fail. Of the checks of numbers that ran (`loss`, `gradient` and
+    the other gradients), exactly the checks that the bug names must fail.
     """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
@@ -331,7 +331,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return two sets of words: all words that every case of a bug has, and the unusual words among them.
+    """Return two sets: the words that all cases of a bug have in common, and the unusual words of this first set.
 
     Here, a word is unusual if no case with default options and the sizes of one of the bug's cases has the word.
     """

@@ -1,4 +1,4 @@
-"""The results of a run: findings, outcomes, and the report of one subject, which has its findings and outcomes."""
+"""Classes for the results of a run, from one failed check (`Finding`) to the report of a subject (`SubjectReport`)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Finding:
     """A failed check of one subject on one case.
 
     Attributes:
-        subject, check, case: the names of the subject, the check and the case.
-        kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
-            "changed_input" (a call wrote into its arguments), "aliased" (a result shares memory with an argument),
-            "changed_state" (a call changed global state), "not_repeated" (a repeated call or backward pass gives other
-            bits), "disturbed" (two losses of the same logits change each other); for an isolated process also "crashed"
-            and "hung".
+        subject, check, case: the names of the subject and the check, and the id of the case.
+        kind: how the check failed: "wrong" (a wrong result or class of error), "refused" (the subject raised),
+            "accepted" (the subject must raise, but did not), "changed_input" (a call wrote into its arguments),
+            "aliased" (a result shares memory with an argument), "changed_state" (a call changed global state),
+            "not_repeated" (a repeated call or backward pass gives other bits), "disturbed" (two losses of the same
+            logits change each other), "crashed" (the isolated process ended) or "hung" (the call did not return).
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
-        torch: torch's own value of this element with its error, or torch's exception, in words; otherwise "".
+        torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
         expected: the reason of a known failure, or None.
-        of: the name of the wrong result, and of the call if the check makes several: "gradient reversed along dimension
-            2"; "" if the finding is not about one result, for example because the subject raised.
+        of: the name of the wrong result, such as "gradient". If the check makes several calls, the name of the call
+            follows. "" if the finding is not about one result, for example because the subject raised.
         repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 
@@ -73,15 +73,16 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        return "\n".join(map(printable, [*lines, f"  repeat  {self.command}"]))  # a file may hold any character
+        return "\n".join(map(printable, [*lines, f"  repeat  {self.command}"]))  # a file may have control characters
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result: its index, its value, the exact value with its error radius, and the error bound.
+    """The worst element of a result: its index, its value `got`, and its error.
 
-    `bits` has the bits of the value in hexadecimal. `ulp` and `ratio` are the error in ulp and as a share of the bound.
-    If `versus` is "other", `exact` is the value that follows from other calls of the subject.
+    `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` and
+    `ratio` are the error, in ulp and as a share of the error bound, `bound`. If `versus` is "other" instead of "exact",
+    `exact` is a value that follows from other calls of the subject.
     """
 
     index: tuple[int, ...]
@@ -101,8 +102,7 @@ class Measured:
 
     Attributes:
         failed: whether the check failed.
-        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no numbers were
-            compared.
+        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None without compared numbers.
         vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is not evidence.
         not_judged: for each reason, the number of elements without a finite bound.
         elements: the number of elements, including elements without a finite bound.
@@ -144,8 +144,7 @@ class Outcome:
         grade: the grade that the subject reached on this case; "" if no grade was computed.
         checks: the result of each check that ran, by the name of the check.
         not_run: the reason for each skipped check, by the name of the check.
-        results: the results of the first call, by their names, such as "loss" and "gradient"; empty if the call
-            returned no result.
+        results: the results of the first call, by name, such as "loss" and "gradient"; empty without a result.
         raised: the error that a call with bad input raised; "" for any other call.
     """
 
@@ -161,11 +160,11 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """The counts of one check in one dtype, and the worst case.
+    """The counts of one check in one dtype, summed over the cases, and the worst case.
 
-    `ran` and the other counts are sums over the cases. `expected` counts known failures. `case` is the worst case,
-    whose error is the largest share of its bound. `ulp` and `ratio` are this error in ulp and as a share of its bound;
-    None if no numbers were compared, except in known failures.
+    `expected` counts known failures, and `failed` the other failures. `case` is the case with the largest error as a
+    share of its bound. `ulp` and `ratio` are this error, in ulp and as a share. A known failure is never the worst
+    case. If no case is the worst case, `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -222,7 +221,7 @@ class SubjectReport:
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
     contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
-    such as "returns float32 for half precision". `not_applicable` has the number of cases not applicable, by reason.
+    such as "returns float32 for half precision". `not_applicable` counts the cases that are not applicable, by reason.
     """
 
     name: str
@@ -258,7 +257,7 @@ class SubjectReport:
 
     @property
     def not_run(self) -> dict[str, Counter[str]]:
-        """For each check, the numbers of cases that skipped the check, by reason."""
+        """For each skipped check, the number of its cases by reason."""
         reasons: dict[str, Counter[str]] = {}
         for outcome in self.outcomes.values():
             for check, reason in outcome.not_run.items():
@@ -267,7 +266,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason, the number of cases that skipped each check. The largest number is first."""
+        """For each reason to skip checks, the number of cases of each check. The largest number is first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():
@@ -276,12 +275,14 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
+        """The findings that are not known failures, in groups of similar findings. In a group, the clearest is first.
 
-        The first finding of a group is the clearest. These rules order the groups, the first rule first: wrong results
-        before refused and accepted calls; the first group of each check and kind before other groups; errors against
-        the exact value before errors against another result; larger errors, in powers of ten of the bound, before
-        smaller errors; the order of the checks.
+        The first of these rules that distinguishes two groups decides their order:
+        1. Wrong results come before refused and accepted calls.
+        2. The first group of each check and kind comes before any further group.
+        3. Errors against the exact value come before errors against another result.
+        4. Larger errors come before smaller errors, in powers of ten of the bound.
+        5. Other groups have the order of their checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -311,7 +312,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """For each dtype, the lowest grade on any case: A is the best, F the worst. Known failures do not count."""
+        """For each dtype, the lowest grade: A is the best, F the worst. Cases with a known failure do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():
@@ -335,9 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. The list leaves out a dtype that the subject refuses as a
-        known failure. Refusing means that at least half of the calls raised an error. For example, torch 2.0 refuses
-        float16 on a CPU, except for an empty batch.
+        A loss that was never compared has no evidence either. The list leaves out a dtype if at least half of its calls
+        raise, as known failures. For example, torch 2.0 raises for float16 on a CPU, except for an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:
