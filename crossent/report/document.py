@@ -1,4 +1,4 @@
-"""A report as a JSON document of schema 1, and the values of such a document by their types."""
+"""Convert parts of a report to JSON, in a document of schema 1; and check the types of values in such a document."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class ShardNumber:
 
 @dataclass(frozen=True)
 class Shard(ShardNumber):
-    """The description of a shard: which part of a run its report has, and other facts that the merged report needs.
+    """The description of a shard, a part of a run. `crossent merge` needs the description to merge the reports.
 
     Attributes:
-        run: entries that must be equal in all shards of the run, and that the report does not have elsewhere.
+        run: properties of the whole run, such as its dtypes, that must be equal in all its shards.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
-        sources: the description from which each subject is loaded, by the name of the subject.
-        known: each known failure, in the order of the lists: its text, and "happened", "absent" (its checks ran, and
-            did not fail in this way) or "not run".
+        sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
+        known: for each known failure that applies, its text and its state: "happened", "absent" (its checks ran, and
+            did not fail in this way) or "not run". The order is the order of the lists.
     """
 
     run: Mapping[str, str]
@@ -48,12 +48,12 @@ class Shard(ShardNumber):
 
 
 def shard_json(shard: Shard) -> dict[str, Any]:
-    """Return the part of the JSON document about the shard."""
+    """Return a shard as a JSON object, the value of the key "shard" in the document."""
     return asdict(shard)
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
-    """Return the part of the JSON document about one subject."""
+    """Return the report of a subject as a JSON object, an entry of the list "subjects" in the document."""
     checks: dict[str, dict[str, Any]] = {}
     for (check, dtype), tally in subject.tallies.items():
         worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
@@ -99,14 +99,14 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the numbers of a check on a case as a JSON object. The document's findings say which checks failed."""
+    """Return the numbers of a check on a case as a JSON object. Whether the check failed follows from the findings."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
-    """Return the part of the JSON document about one finding."""
+    """Return a finding as a JSON object, an entry of the list "findings" of its subject in the document."""
     n = finding.numbers
     names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus")
     return {
@@ -135,9 +135,9 @@ def jsonable(value: Any) -> Any:
 
 
 def typed(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if its type is exactly `kind`. Otherwise raise TypeError. `what` names the value in the message.
+    """Return the value if its type is exactly `kind`. Otherwise raise TypeError, with `what` as the name of the value.
 
-    True and False are not an int here.
+    Here, True and False are not of the type int.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
@@ -161,7 +161,7 @@ def each(kind: type[T], value: Any, what: str) -> dict[str, T]:
 
 
 def real(value: Any, what: str) -> float:
-    """Return a number of a JSON document; "nan", "inf" and "-inf" are numbers. Raise TypeError for other values."""
+    """Return a number of a JSON document as a float, also "nan", "inf" and "-inf". Raise TypeError for other values."""
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
     return float(value)

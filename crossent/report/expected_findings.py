@@ -1,9 +1,9 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-A complete run reports an entry as fixed if a check of the entry ran on a case of the entry, and no finding matches the
-entry. Entries marked `sometimes` are never reported as fixed. An entry for a subject, check, result or case that does
-not exist is an error. The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have
-the id of one finding instead of subject, checks and cases; then the kind may be left out.
+The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding
+instead of subject, checks and cases. Then the entry needs no kind. An entry for a subject, check, result or case that
+does not exist is an error. A complete run reports an entry as fixed if a check of the entry ran on a case of the entry,
+and no finding matches the entry. Entries marked `sometimes` are never reported as fixed.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ class ExpectedFinding:
     """One entry of a list: a known failure.
 
     Attributes:
-        subject, device: patterns for the names, with the wildcards of a shell.
+        subject, device: patterns for the name of the subject and of the device, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. "" stands for any kind.
         results: names of results, such as "loss". The entry also matches a finding of any other check that compares
-            such a result with the exact value, for example the loss of a call under no_grad.
+            such a result with the exact value. An example is the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
         got: the values that the worst element may have, as Python prints them; any value if empty.
         sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
-        reason, issue: an explanation for the reader of a report, and the address or number of an issue.
+        reason: an explanation for the reader of a report.
+        issue: the address or number of an issue, or "".
     """
 
     subject: str
@@ -71,7 +72,7 @@ class ExpectedFinding:
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Return whether one of the checks, or the check named after one of the results, ran on a case of the entry."""
+        """Return whether a check of the entry, or a check with the name of a result, ran on a case of the entry."""
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
@@ -84,14 +85,14 @@ class ExpectedFinding:
         """
         try:
             release = Version(torch).base_version
-        except InvalidVersion:  # a custom name for a build, which no version specifier matches
+        except InvalidVersion:  # a build with a custom name, which no version specifier matches
             return not self.torch and fnmatchcase(device, self.device)
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
         """Return whether the finding is this known failure, on any device and with any version of torch.
 
-        `subject` is the name of the subject in the list.
+        `subject` is the name that the list has for the subject of the finding.
         """
         numbers, result = finding.numbers, finding.of.partition(" ")[0]
         again = result in self.results and numbers is not None and numbers.versus == "exact"
@@ -105,7 +106,7 @@ class ExpectedFinding:
 
 
 def read_list(path: str | Path) -> list[ExpectedFinding]:
-    """Return the known failures that a file lists.
+    """Return the known failures that a TOML file lists.
 
     Raises:
         ValueError: the file is not a list of known failures. The message is one line that says where the error is.
@@ -167,14 +168,14 @@ def require_about(
 def mark(
     report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Mark the findings that are known failures, and add the entries that no longer happen to `report.fixed`.
+    """Mark the findings of a report that are known failures, and add the fixed entries of a list to `report.fixed`.
 
     Args:
         report: the report.
         entries: a list of known failures.
-        names: for each subject that the list is about, the name of the subject in the list. None stands for all
-            subjects, each under its own name. Only a subject under its own name can show that an entry no longer
-            happens.
+        names: the subjects to which the list applies: for each name in the report, the name in the list. None stands
+            for all subjects, with the same names in both. Only a subject with the same name in both can show that an
+            entry is fixed.
 
     Returns:
         For each entry that applies, its text, and "happened", "absent" or "not run": see
@@ -201,10 +202,10 @@ def mark(
 
 
 def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """Return the texts of the known failures that are absent from a run, from the states that :func:`mark` returns.
+    """Return the texts of the known failures that are "absent" in a part of the run, and "happened" in no part.
 
     Args:
-        shards: the states of each part of the run, for the same known failures in the same order.
+        shards: the result of :func:`mark` for each part of the run, with the same known failures in the same order.
     """
     made = []
     for states in zip(*shards, strict=True):
@@ -267,7 +268,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry with its key `id`, the id of a finding, replaced by the keys subject, checks and cases."""
+    """Return a copy of an entry with the keys subject, checks and cases in place of the key `id`, a finding's id."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

@@ -1,8 +1,8 @@
 """A report as one HTML page that needs no network.
 
 This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
-define its look; `notebook.html.jinja` is a shorter page for a notebook. The template engine escapes all texts
-from outside, such as the name and the exceptions of a subject, and their control characters. The content
+define its look. `notebook.html.jinja` is a shorter page for a notebook. The template engine escapes all texts from
+outside, such as the name and the exceptions of a subject, and also control characters in these texts. The content
 security policy of the page allows only the style and script of this package.
 """
 
@@ -38,10 +38,10 @@ MOST_FURTHER_OF_ALL = 144  # further findings of all causes shown in full, with 
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
 LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
-_LONGEST_TEXT = 1000
-LONGEST_NAME = 80
-LONGEST_COMMAND = 4000
-STEPS = 5  # colours of the heat map, from 0 to the bound
+_LONGEST_TEXT = 1000  # characters
+LONGEST_NAME = 80  # characters
+LONGEST_COMMAND = 4000  # characters
+STEPS = 5  # colours of the heat map, for errors from 0 to the error bound
 # An issue, a pull request or a discussion. The characters before and after must not belong to a longer address.
 _ISSUE = re.compile(
     r"(?<![\w./:#@%-])(?:https://github\.com/\w[\w.-]*/\w[\w.-]*/(?:issues|pull|discussions)/\d+|\w[\w.-]*/\w[\w.-]*#\d+)"
@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: one example in full, and the commands of `more` findings.
+    """A cause on the page: one example in full, and the commands of the findings `more`.
 
     `corpus` is a sentence about the published bug that fails on the same inputs, or "".
     """
@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line about the coverage or the gaps of a run: a number, a noun, an explanation, and whether to highlight it."""
+    """A line about the coverage or a gap of a run: number, noun and explanation. A line with `loud` is highlighted."""
 
     count: str
     what: str
@@ -103,9 +103,9 @@ class Figure:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `rows` is the heat map, by check. `strips` are the plots of the errors. The page shows each group of `causes` in
-    full, and each group of `lines` in one line. `hidden` counts the findings of all further causes, by check and kind.
-    `features` has the groups whose findings a missing feature would explain.
+    `verdict` is a key of `HEADLINES`. `rows` is the heat map, by check. `strips` are the plots of the errors. The page
+    shows each group of `causes` in full, and each group of `lines` in one line. `hidden` counts the findings of further
+    causes, by check and kind. `features` has the groups whose findings a missing feature would explain.
     """
 
     subject: SubjectReport
@@ -163,7 +163,7 @@ def _document(template: str, report: Report, parts: Sequence[SubjectPart]) -> st
 
 
 def verdict(report: Report) -> str:
-    """Return the verdict on a run, a key of `HEADLINES`."""
+    """Return the verdict on a run: "passed", "failed", "unproven" or "nothing"."""
     if not report.ran:
         return "nothing"
     return "passed" if report.ok else "failed" if report.failed else "unproven"
@@ -245,7 +245,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield the lines about what the verdict on one subject does not cover, such as skipped checks, with reasons."""
+    """Yield the lines about the gaps in the verdict on one subject, such as skipped checks, with the reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -261,7 +261,7 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 def _cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of its bound, and how many comparisons are evidence.
 
-    `missing` is the number of cases that skipped the check. A comparison is evidence if zeros, for example, would fail.
+    `missing` counts the skipped cases. A comparison is evidence if a wrong result, such as zeros, would fail.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
@@ -285,7 +285,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page, made from a template in this folder and the style and script that all pages share.
+    """Return the HTML of a page, made from a template of this folder, and the style and script of all pages.
 
     The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
     """
@@ -330,7 +330,7 @@ def command(line: str) -> Markup:
 
 
 def linked(text: str) -> Markup:
-    """Return a text as escaped HTML. A GitHub issue, an address or `owner/repository#number`, becomes a link."""
+    """Return a text as escaped HTML, with a link for each GitHub issue: an address, or `owner/repository#number`."""
     made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
@@ -340,7 +340,7 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return a number, and its noun followed by `what`, such as ("1", "case") or ("2,243", "calls checked")."""
+    """Return a number, and the noun followed by `what`, such as ("1", "case") or ("2,243", "calls checked")."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 

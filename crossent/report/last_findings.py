@@ -25,9 +25,11 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
-    """Return the path of the file for these arguments of `crossent check`.
+    """Return the path of the file for a run of `crossent check` with these arguments.
 
-    If `subjects` is empty, the run was on all built-in subjects of the operation.
+    Args:
+        subjects: the arguments SUBJECT. If there are none, the run is on all built-in subjects of the operation.
+        operation: the option `--operation`, or None.
     """
     names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
@@ -35,9 +37,9 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report into the folder, without the cases that have no finding. Writing all cases could take seconds.
+    """Write a report into the folder. Leave out cases without findings, since writing all cases could take seconds.
 
-    Do nothing if the folder cannot be written.
+    If the folder cannot be written, do nothing.
 
     Args:
         report: the report of the run.
@@ -55,9 +57,9 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with the finding `id` from this version of `torch`; None without such a file.
+    """Return the path of the newest file with the finding `id` and this version of torch; None if there is no file.
 
-    Damaged files are ignored.
+    Ignore damaged files.
     """
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):
@@ -70,16 +72,16 @@ def kept(id: str, torch: str) -> str | None:
 
 
 def _with_findings(part: SubjectReport) -> SubjectReport:
-    """Return a copy of the report of a subject that has only the cases with findings."""
+    """Return a copy of a subject's report, without the outcomes of cases that have no findings."""
     cases = {finding.case for finding in part.findings}
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
 def last_failed(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
-    """Return the failed checks of each case that failed in the last run on these subjects.
+    """Return, for each case that failed in the last run with these arguments, the names of the failed checks.
 
-    Known failures, and cases that this version of crossent lacks, are left out. The result is empty if nothing failed,
-    or if there is no readable file.
+    Leave out known failures, and cases that this version of crossent does not have. Return an empty dict if nothing
+    failed, or if no file of the run can be read. The arguments are as for :func:`path_of`.
     """
     try:
         report = read_report(path_of(subjects, operation))

@@ -1,8 +1,7 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
 The reader does not run, import or open anything that the file names. Some values of a report, such as counts, follow
-from its cases and findings. So the reader makes the document again from the cases and findings, and compares this
-document with the file.
+from its cases and findings. So the reader computes these values again, and refuses a file with other values.
 """
 
 from __future__ import annotations
@@ -49,7 +48,11 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 
 
 def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[dict[str, Any]], T]]) -> T:
-    """Return what a JSON file describes. `makers` maps each allowed schema to a function from the document.
+    """Return the object that a JSON file describes, such as a report.
+
+    Args:
+        path: the file.
+        makers: for each allowed schema, the function that makes the object from the JSON document.
 
     Raises:
         ValueError, OSError: as for :func:`read_report`.
@@ -87,7 +90,7 @@ def report_of(document: dict[str, Any]) -> Report:
     )
     names = [part.name for part in made.subjects]
     if len(set(names)) < len(names):
-        raise ValueError(f"two subjects have the name {quoted(max(names, key=names.count))}")
+        raise ValueError(f"two subjects have the name {quoted(max(names, key=names.count))}; each name may occur once")
     for place in unlike(document, made.to_json()):
         raise ValueError(f"the value of {cut(place)} contradicts the cases and findings")
     return made
@@ -98,13 +101,13 @@ def _shard(entry: Any) -> Shard:
     number, count, planned = (typed(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
     places = each(int, data["places"], "shard: places")
     if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
-        raise ValueError("shard: the number or the places are impossible")
+        raise ValueError("shard: number must be from 1 to count, and each of places from 0 to below planned")
     known = [
         (reason, state)
         for reason, state in (strings(one, "shard: known") for one in typed_list(data["known"], "known"))
     ]
     if any(state not in (HAPPENED, ABSENT, NOT_RUN) for _, state in known):
-        raise ValueError("shard: known has an impossible state")
+        raise ValueError(f"shard: known has another state than {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}")
     run, sources = (each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
     return Shard(number, count, run, planned, places, sources, known)
 
@@ -135,8 +138,10 @@ def _subject(entry: Any) -> SubjectReport:
 def _features(value: Any, what: str) -> list[str]:
     """Return the value if it is a list of names of features.
 
+    A page shows the names in a command that users may copy into a shell, so no other text may pass.
+
     Raises:
-        TypeError, ValueError: the value is anything else. A page shows the names in a command, which a user may copy.
+        TypeError, ValueError: the value is anything else.
     """
     names = strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
@@ -208,10 +213,10 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield a text for each place where two JSON documents differ.
+    """Yield the path of each key at which the JSON documents `data` and `made` differ, such as "subjects[0].name".
 
-    The text is the path of the key, such as "subjects[0].name". If both documents have the key, the text also has the
-    value in the first document.
+    If both documents have the key, the value in `data` follows the path. `where` is the path of `data` and `made`
+    themselves in larger documents.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
@@ -228,11 +233,11 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
         yield f"{where}, {json.dumps(data)[:80]},"
 
 
-LARGEST = 2**29  # the most bytes of a report; a report of five subjects at level thorough has a tenth of this size
+LARGEST = 2**29  # the most bytes of a report; a report on five subjects at level thorough has a tenth of this size
 
 
 def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
-    """Return the JSON document of a report file. Check only its size, its JSON syntax, its schema and its device.
+    """Return the JSON document of a report file. Check only the size, the JSON syntax, the schema and the device.
 
     Raises:
         ValueError: the file is not a report. The message is one line.
@@ -266,7 +271,7 @@ def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHE
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError for a repeated key, since programs disagree on its value."""
+    """Return a JSON object as a dict. Raise ValueError if a key occurs twice, since programs disagree on its value."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,7 +1,7 @@
 """Plots of the error as a share of its bound, with a row for each regime.
 
-The regime of a case is the kind of its logits, such as "normal": a word on the axis `values`. Each regime has its own
-row, because a small error on normal logits says nothing about logits with an offset of 1e8.
+The regime of a case is the kind of its logits, `Case.values`, such as "normal". Each regime has its own row, because a
+small error on normal logits says nothing about logits with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ PLOTTED = ("loss", "gradient")
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark of a plot, for one kind of logits in one dtype: the known failures, or all other results.
+    """A mark in a plot. The mark stands for all known failures, or for all other results, of one regime in one dtype.
 
     Attributes:
-        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence, since a wrong result
-            such as zeros would pass too.
+        dtype: the dtype of the logits.
+        kind: "passed", "failed", "known" for known failures, or "none" for passes without evidence: there, a wrong
+            result such as zeros would pass too.
         count: the number of results. Results without evidence count only for the kind "none".
         ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
@@ -43,14 +44,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """The plot of one check of a subject: for each regime (kind of logits), the marks in the order of the dtypes."""
+    """The plot of one check of a subject: for each regime, its marks in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The kind of logits and the mark of the worst result, or None. Only evidence counts, and no known failures."""
+        """The regime and the mark of the worst result, except known failures and passes without evidence; or None."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -60,7 +61,7 @@ class Strip:
 class Scale:
     """An axis from `low` to `high`, for shares of a bound. Shares beyond the ends are drawn at the ends.
 
-    The axis is logarithmic, with one scale below 100% of the bound and a narrower scale above.
+    The axis is logarithmic. Below 100% of the bound, a factor of ten takes more width than above.
     """
 
     low: float
@@ -69,7 +70,7 @@ class Scale:
     def at(self, ratio: float) -> float:
         """Return the position of a share of the bound on the axis, in percent of the width.
 
-        The part below 100% of the bound takes most of the width, since right results are there.
+        Shares below 100% of the bound take most of the width, since right results have such shares.
         """
         bound = 72.0 if self.high > 10 else 88.0
         if ratio <= 1:
@@ -93,7 +94,7 @@ def scale(strips: Iterable[Strip]) -> Scale:
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return a plot for the loss and a plot for the gradient of the subject. A check without numbers has no plot."""
+    """Return a plot for the loss of a subject and a plot for its gradient, or fewer if no numbers were compared."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():

@@ -1,4 +1,4 @@
-"""Report: one run, with its findings and with everything that did not run."""
+"""`Report`, the result of one run: its findings, and the cases and checks that did not run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from crossent.report.html import notebook, page
 from crossent.report.text import LEGEND, NO_EVIDENCE, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import DECLARED, counted, cut, duration
 
-MOST_CAUSES = 3  # the causes that a report shows for each subject, with one finding each
+MOST_CAUSES = 3  # the most causes that a report in short shows for each subject, with one finding each
 
 
 @dataclass
@@ -41,8 +41,10 @@ class Report:
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: if the user chose a part of the level, the chosen "checks" and "cases" under these keys; otherwise empty.
-        without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
+        only: the checks that the user chose under the key "checks", and the chosen cases under the key "cases". Empty
+            if the user chose no part of the level.
+        without: the features that the user declared as missing.
+        grade: the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
         shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
             findings. The merged report of all shards says whether every result has evidence.
@@ -84,7 +86,7 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """Two counts of different combinations in the cases: (size, option) pairs; (size, option, dtype) triples."""
+        """The number of different (size, option) pairs in the cases, and of different (size, option, dtype) triples."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
@@ -97,7 +99,7 @@ class Report:
 
     @property
     def compared(self) -> Tally:
-        """One tally with the sums of the counts of all checks that compare numbers, over all subjects and dtypes."""
+        """The counts of all checks that compare numbers, summed over all subjects and dtypes."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
@@ -105,8 +107,8 @@ class Report:
     def findings(self) -> list[Finding]:
         """The findings that are not known failures, in the order of the printed report.
 
-        The findings are sorted by subject, then by cause. Each cause starts with its example, the clearest finding. The
-        JSON document has the findings of each subject in the order of the cases.
+        The findings are sorted by subject, then by cause. Each cause starts with its example, the clearest finding. In
+        contrast, the JSON document has the findings of each subject in the order of the cases.
         """
         return [finding for subject in self.subjects for finding in clearest_first(subject)]
 
@@ -170,7 +172,8 @@ class Report:
     def sort(self, cases: list[str]) -> None:
         """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case.
 
-        Reasons why cases are not applicable are sorted as text. The report does not depend on the order of the work.
+        Reasons why cases are not applicable are sorted as text. So a report does not depend on the order in which the
+        cases ran.
         """
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
@@ -229,7 +232,7 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield a line with versions, device, level and seed; if `verbosity` is above 1, with the whole environment."""
+        """Yield one line: versions, device, level and seed, or the whole environment if `verbosity` is above 1."""
         of = self.environment
         if verbosity > 1:
             yield "  ".join(f"{name} {value}" for name, value in of.items())
@@ -266,7 +269,7 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a text for each thing that the verdict does not cover, such as checks that the level does not run."""
+        """Yield a text for each gap in the coverage, such as checks that the level does not run."""
         if self.level == "quick":
             yield "some combinations of three options, since level quick combines two"
         if self.left_out:
@@ -278,7 +281,7 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines about combinations of sizes, checks that the level does not run, and numbers not judged."""
+        """Yield lines with the covered combinations of sizes, the checks not run, and the numbers not judged."""
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
@@ -297,9 +300,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        Some keys keep the names of earlier versions, so that their files can be read. The key "mended" lists the known
-        failures that are fixed. The key "held" lists the checks without numbers that passed. A case that passed has
-        the outcome "held", and a known failure the outcome "expected".
+        Some keys keep their names from earlier versions of crossent, so that old files can still be read. The key
+        "mended" lists the known failures that are fixed. The key "held" lists the checks without numbers that passed. A
+        case that passed has the outcome "held", and a case with known failures only has the outcome "expected".
         """
         document = {
             "schema": SCHEMA,
@@ -331,6 +334,6 @@ class Report:
 
 
 def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Return at most `most` of the names as one text, with the number of further names: "a, b and 2 more"."""
+    """Return the first `most` names as one text, with the number of further names: "a, b and 2 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""A report as text for a terminal."""
+"""Show the parts of a report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return a text that rich wraps at the width of the terminal. The other lines of a report are never wrapped."""
+    """Return a text that rich wraps at the width of the terminal. rich wraps no other line: see `is_one_line`."""
     return Text(text, overflow="fold")
 
 
 def is_one_line(part: RenderableType) -> bool:
-    """Return whether a part of a report consists of lines that rich must not wrap, so that a user can copy commands."""
+    """Return whether rich must not wrap the lines of a part of a report, so that a user can copy commands."""
     return isinstance(part, Text) and part.overflow is None
 
 
@@ -43,7 +43,7 @@ LEGEND = "in a dtype: the grade, and the largest error as a share of its error b
 
 
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
-    """Return a table with one row for each subject: its result, and its grade and worst share for each dtype.
+    """Return a table with a row for each subject: its result, and for each dtype the grade and the worst share.
 
     Args:
         subjects: the reports of the subjects.
@@ -94,8 +94,8 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the lines about each probable cause of findings, with one example for each cause.
 
-    The largest cause is first. Causes that a missing feature would explain are last. Of the other causes, show at most
-    `most`; None shows all. If `ids` is true, add the id of every finding.
+    Causes that a missing feature would explain are last. Of the other causes, show only the first `most`. None shows
+    all causes. If `ids` is true, add the id of every finding.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -144,7 +144,7 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:
-    """Yield the table of a subject by check and dtype, its contract and declarations, and its known failures."""
+    """Yield a subject's contract and declarations, its table by check and dtype, and its known failures."""
     yield Text()
     yield Text(subject.name, "bold")
     if subject.contract:
@@ -183,7 +183,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "✗ 3/40" with failures, else "40 12%" or, without numbers, "40 passed"."""
+    """Return the cell of a check in a dtype: "40 12%", or "40 passed" without numbers, or "✗ 3/40" with failures."""
     if tally is None:
         return Text("")
     if tally.failed:
@@ -194,10 +194,10 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield the lines of a table: for each check, the case nearest to its bound, and the comparisons without evidence.
+    """Yield a table with the case nearest to a bound, and the number of comparisons without evidence, for each check.
 
     The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes. A check
-    without errors has no line.
+    without numbers, or with errors of 0 only, has no line.
     """
     of_all: dict[str, Tally] = {}
     vacuous: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The changes between two runs: for each check on each case, what changed.
+"""The changes between two runs, for each check on each case: `crossent diff`.
 
 This folder compares two reports. Of the rest of crossent, its modules import only `crossent.report`,
 `crossent.cases`, `crossent.files` and `crossent.words`.

@@ -1,4 +1,4 @@
-"""Compare the conditions of two runs: machine, versions and options; and list the results that only one run has."""
+"""Compare the machines, versions and options of two runs, and list the results that only one of the runs has."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from crossent.report.report import Report, first_names
 from crossent.words import quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
-# Entries of the environment that change the bits of results. If one of them differs, changes may not come from torch.
+# The entries of the environment that can change the bits of results. If one differs, changes may not come from torch.
 MACHINE = ("device", "device_name", "cpu_capability", "ranks")
 UNKNOWN = "unknown"
 _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the reasons why two runs cannot be compared: the differences in machine and seed, one text each."""
+    """Return the reasons why two runs cannot be compared: a text for each difference in machine or seed."""
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
@@ -31,7 +31,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences in versions, options and coverage. Each has a name, the old value and the new value.
+    """Return the differences in versions, options and coverage: for each, a name, the old value and the new value.
 
     A missing value is "".
     """
@@ -112,7 +112,8 @@ def _notes_on(
 ) -> Iterator[tuple[str, str]]:
     """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
-    `explained` is as for :func:`notes`. `partial` has the results of :func:`is_partial`, first for the new run.
+    `explained` is as for :func:`notes`. `partial` has the results of :func:`is_partial`: first for the new run, since
+    a partial new run explains why only the old run has a case.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

@@ -1,7 +1,7 @@
 """diff() and Diff: compare two runs, for example with two versions of torch, and name the changes.
 
-The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A failed check remains a
-finding in the report of its run. So you can keep the new run as the next baseline without losing a failure.
+The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A failed check is also a
+finding in the report of its run. So if you keep the new run as the next baseline, you lose no failure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
-# The results that a check uses, for the checks that need only the first call. Each result also has a separate check.
+# For each check that needs only the first call: the results that the check uses. Each result also has a separate check.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -48,10 +48,10 @@ def diff(
     have the same bits in both runs.
 
     Args:
-        old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
+        old: a report, or a file that :meth:`Report.write_json` wrote.
         new: another report or file.
-        force: whether to compare runs on different devices, machines or seeds.
-        files: the names of the files of two reports, for the commands that repeat a change.
+        force: whether to compare runs with different devices, machines or seeds too.
+        files: the names of the files of `old` and `new`, if these are reports, for the commands that repeat a change.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
@@ -116,7 +116,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of every check on every case that both runs have, also the comparisons without a change."""
+        """The comparisons of each check on each case that both runs have, also the comparisons without a change."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -128,7 +128,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. The kind "same bits" has a sum over all checks."""
+        """The number of comparisons for each kind, check and dtype. The kind "same bits" counts all checks together."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -138,7 +138,7 @@ class Diff:
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
         """Return the dtypes of the table, and its rows by kind. A row has a name, and a count for each dtype.
 
-        `name` returns the name of the row for a kind and a check. Checks with the same name share a row.
+        `name` returns the name of the row of a kind and a check. Checks with the same name share a row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -152,7 +152,7 @@ class Diff:
 
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """The number of cases of each kind, for each subject. A case has the most serious kind of its checks."""
+        """For each subject, the number of cases of each kind. A case has the most serious kind of all its checks."""
         order = list(Kind)
         worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
@@ -192,7 +192,7 @@ class Diff:
     def sorts(self) -> dict[Kind, list[list[Move]]]:
         """The changes of each kind, in groups of similar changes of one subject and check.
 
-        The changes on a case that shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are one group.
+        Changes on cases that show the same decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are similar.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
@@ -205,7 +205,7 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of a change in the new run, or None if the check passed.
+        """Return the finding of a change in the new run, or None if the check passed in the new run.
 
         If the call raised in the old run, and returns a wrong result in the new run, return the first finding about
         this result.
@@ -216,7 +216,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return lines with the known failures that a change is about, of the old run and then of the new run."""
+        """Return a line about the known failure of a change in the old run, and a line about the new run, if any."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -224,7 +224,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats the finding of the new run, or else of the old run.
+        """Return the shell command that repeats a change: the finding of the new run, otherwise of the old run.
 
         If the check passed in both runs, the command shows the number nearest to its error bound.
         """
@@ -238,9 +238,9 @@ class Diff:
         return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """Return the text as parts that rich prints.
+        """Return the comparison as parts that rich prints.
 
-        Of each kind, the text shows every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
+        For each kind of change, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
         and at most `most` other groups of similar changes.
         """
         return list(rendered(self, most))
@@ -299,7 +299,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
         if before is None or before.inputs != now.inputs:
             continue
         both = before.checks.keys() & now.checks.keys()
-        # NaN is not equal to NaN, but their repr is.
+        # NaN is not equal to NaN, but both have the same repr.
         alike = before.results == now.results or repr(before.results) == repr(now.results)
         for check in [check for check in now.checks if check in both]:
             was = _side(check, before, findings[0].get((case, check)), both, alike)
@@ -319,7 +319,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return one side of a comparison: a check on a case in one run.
+    """Return a check on a case in one run, as one side of a comparison.
 
     Args:
         check: the name of the check.

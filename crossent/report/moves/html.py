@@ -1,4 +1,4 @@
-"""The changes between two runs, as an HTML page with the style and script of a report's page."""
+"""Show the changes between two runs as an HTML page, with the style and script of a report's page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The rules that name the change of one check on one case between two runs.
 
-No rule is a tolerance for a result. Both runs were compared with the exact values when they ran; these rules only
-describe the difference between the runs.
+No rule is a tolerance for a result. Each run has already compared its results with the exact values. These rules only
+describe the difference between the two runs.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Side:
     """One check on one case in one run.
 
     Attributes:
-        measured: the numbers of the check.
+        measured: the result of the check.
         finding: the finding, or None if the check passed.
         shown: the results of the first call that this comparison shows, by name. A check such as "gradient" has the
-            result of the same name, and the check "call" has the results that no check compares. Otherwise empty.
+            result of the same name. The check "call" has the results that no check compares. Other checks have none.
         raised: the error that a call with bad input raised, or "".
         digest: the checksums of other results of the first call that the check uses, as one text, or "".
         grade: the grade that the subject reached, for the check "result"; otherwise "".
@@ -103,8 +103,8 @@ class Side:
 class Move:
     """The comparison of one check on one case of one subject in two runs.
 
-    `policy` is the name of a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) if the case shows one. If
-    the call raised in the old run, `also` has the checks that find a wrong result in the new run.
+    If the case shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), `policy` is the decision's name.
+    If the call raised in the old run, `also` has the checks that find a wrong result in the new run.
     """
 
     kind: Kind
@@ -146,13 +146,13 @@ class Move:
 
     @property
     def growth(self) -> float:
-        """The absolute change of the error in ulp. The report sorts changes of one kind by this number."""
+        """The absolute change of the error in ulp. `Diff.moves` sorts the changes of one kind by this number."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """Return the kind of change of a check on a case whose inputs have the same bits in both runs.
+    """Return the kind of the change of a check on a case. The inputs have the same bits in both runs.
 
     `policy` says whether the case shows a decision of torch.
     """
@@ -175,12 +175,12 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Return whether all bits, numbers and messages of the two sides are equal. NaN equals NaN."""
+    """Return whether all checksums, numbers and messages of the two sides are equal. NaN counts as equal to NaN."""
     return repr(_comparable(old)) == repr(_comparable(new))
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether both sides have checksums of results, and the checksums are equal."""
+    """Return whether the two sides have equal checksums of results. Without checksums, return False."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
@@ -189,9 +189,9 @@ def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
 
     Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
-    number change, the first three decimals of its error change. If only the library for the exact value changes, the
-    first three decimals stay the same. The function does not notice a change in other numbers. If a side has checksums,
-    return False, since :func:`_same_bits` compares the checksums.
+    element change, the first three decimals of its error change. If only the library for the exact value changes, the
+    first three decimals stay the same. A change in other elements has no effect. If a side has checksums, return False,
+    since :func:`_same_bits` compares the checksums.
     """
     before, now = old.measured.ulp, new.measured.ulp
     has_checksums = any((old.shown, old.digest, new.shown, new.digest))
@@ -199,9 +199,9 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side for a comparison by `==`: sides with equal results have equal copies.
+    """Return a copy of a side. The copies of two sides with equal results have the same `repr`.
 
-    The copy lacks the command that repeats the finding, and has `Measured.not_judged` sorted by reason.
+    The copy has no command that repeats the finding, and has `Measured.not_judged` sorted by reason.
     """
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
@@ -211,8 +211,8 @@ def _comparable(side: Side) -> Side:
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
     """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
 
-    A check that passed and now fails because a finite result became NaN or infinite is a regression instead, unless
-    `policy` says that the case shows a decision of torch. A wrong NaN that became a right number has the kind `FIXED`.
+    If the check passed and now fails, since a finite result became NaN or infinite, the change is a regression instead.
+    The exception is a case that shows a decision of torch (`policy`). A wrong NaN that became right is `FIXED`.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -231,7 +231,7 @@ def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
 
 
 def _within(old: Side, new: Side) -> Kind:
-    """Return the kind of change between two sides that differ, if the check passed in both runs."""
+    """Return the kind of the change between two different sides of a check that passed in both runs."""
     if old.raised != new.raised:
         return Kind.WORDS
     if old.grade != new.grade:
@@ -244,7 +244,7 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _has_grown(less: Measured, more: Measured) -> bool:
-    """Return whether the error of `more` exceeds the error of `less` by more than the limits of "worse".
+    """Return whether the error of `more` is so much larger than the error of `less` that the change counts as worse.
 
     The limits are `TIMES` and `LAST_PLACES`. Return False if the check compares no numbers.
     """
@@ -256,8 +256,8 @@ def _has_grown(less: Measured, more: Measured) -> bool:
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    Show a change of dtype or shape. Otherwise, for a single element, show a change of the value if `alone` is true. For
-    several elements, show a change of the numbers of NaN and infinities.
+    Show a change of dtype or shape. Without such a change, show for a single element a change of the value, if `alone`
+    is true. For several elements, show a change of how many are NaN or infinite.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"

@@ -1,4 +1,4 @@
-"""The changes between two runs, as text for a terminal."""
+"""Show the changes between two runs as text for a terminal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
     """Yield the conditions of the runs, a table of the changes, and the largest change of some groups of each kind.
 
-    Show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), and at most `most` other
-    groups. Of a kind in `QUIET`, show a single group.
+    Of a kind in `QUIET`, show a single group. Of any other kind, show every group about a decision of torch (`POLICIES`
+    of :mod:`crossent.cases.edges`), and at most `most` other groups.
     """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
