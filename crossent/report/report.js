@@ -1,5 +1,5 @@
 "use strict";
-// Without scripts, only these buttons are missing: a click on a command selects all of it.
+// Without scripts, the page lacks only these buttons. A click on a command still selects the whole command.
 for (const line of document.querySelectorAll(".command")) {
   const code = line.querySelector("code");
   const button = document.createElement("button");
