@@ -1,13 +1,13 @@
 """Reports: everything that a run found, as text, as an HTML page and as JSON.
 
-This folder has the data of a report, its output formats, and the lists of known failures. Of the rest of crossent, its
-modules import only `crossent.cases`, `crossent.choices`, `crossent.files` and `crossent.words`. No module runs a
-subject, which is the loss function under test.
+This folder has the data of a report, its output formats, and the lists of known failures. No module runs a subject, the
+loss function under test. Of the rest of crossent, the modules import only `crossent.cases`, `crossent.choices`,
+`crossent.files`, `crossent.machine` and `crossent.words`.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first and last lines as text
 expected_findings  lists of known failures, with their reasons (torch_findings.toml and others)
-causes             the findings of a subject by their probable causes
+causes             the findings of a subject, grouped by probable cause
 clarity            how clearly a finding shows its failure; words for a case; published bugs with the same inputs
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks

@@ -68,7 +68,7 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0.
 
-        Then prefer a message with the factor that most messages name, and with few other factors: see `factor_names`.
+        Then prefer a message that names the most frequent factor and few other factors: see `factor_names`.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -141,7 +141,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return two lists of causes, in the order of a report: causes without, and causes with a missing feature."""
+    """Return the causes in two lists, in the order of a report: first without, then with a missing feature."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
@@ -165,7 +165,7 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some of the findings. All are of one check and one kind.
+    """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
 
     - A word of `lacking`, the result of `_lacking`, explains the refused calls of cases with the word.
     - A feature that the check needs explains other findings without numbers, if no case passes the check.

@@ -278,7 +278,7 @@ def same_trigger(
     - Most failing cases, but few passing cases, have both `words` and the unusual words that all cases of the bug have.
       Here, words about the sizes of these cases are not unusual.
 
-    If several bugs have the same trigger, choose the bug for which the last condition is clearest.
+    If several bugs have the same trigger, choose the bug with the largest difference in the last condition.
 
     Args:
         findings: findings that probably have one cause.

@@ -18,7 +18,7 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class ShardNumber:
-    """The number of a shard, from 1, and the number of shards of its run."""
+    """The number of a shard, counted from 1, and the number of all shards of the run."""
 
     number: int
     count: int

@@ -116,7 +116,7 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
 
 
 def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
-    """Return the known failures of torch itself, in its function for an operation."""
+    """Return the known failures of torch's function for an operation."""
     names = _LISTS_OF_TORCH[operation]
     return [entry for name in names for entry in _parse((files("crossent.report") / name).read_bytes(), name)]
 

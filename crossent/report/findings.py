@@ -164,7 +164,7 @@ class Tally:
 
     `expected` counts known failures, and `failed` the other failures. `case` is the case with the largest error as a
     share of its bound. `ulp` and `ratio` are this error, in ulp and as a share. A known failure is never the worst
-    case. If no case is the worst case, `case` is "", and `ulp` and `ratio` are None.
+    case. Without a worst case, `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -257,7 +257,7 @@ class SubjectReport:
 
     @property
     def not_run(self) -> dict[str, Counter[str]]:
-        """For each skipped check, the number of its cases by reason."""
+        """For each skipped check and each reason, the number of cases."""
         reasons: dict[str, Counter[str]] = {}
         for outcome in self.outcomes.values():
             for check, reason in outcome.not_run.items():
@@ -266,7 +266,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason to skip checks, the number of cases of each check. The largest number is first."""
+        """For each reason and each skipped check, the number of cases. The largest number is first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():

@@ -1,6 +1,6 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-The folder has one file for each set of subjects. The next run on the same subjects replaces the file.
+The folder has one file for each set of subjects and each operation. The next run on the same set replaces the file.
 """
 
 from __future__ import annotations

@@ -215,8 +215,8 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     """Yield the path of each key at which the JSON documents `data` and `made` differ, such as "subjects[0].name".
 
-    If both documents have the key, the value in `data` follows the path. `where` is the path of `data` and `made`
-    themselves in larger documents.
+    If both documents have the key, the value in `data` follows the path. For the recursion, `where` is the path of
+    `data` and `made` in the whole documents.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:

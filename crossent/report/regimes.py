@@ -94,7 +94,7 @@ def scale(strips: Iterable[Strip]) -> Scale:
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return a plot for the loss of a subject and a plot for its gradient, or fewer if no numbers were compared."""
+    """Return the plots of a subject: one for the loss and one for the gradient, if their numbers were compared."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():

@@ -302,7 +302,7 @@ class Report:
 
         Some keys keep their names from earlier versions of crossent, so that old files can still be read. The key
         "mended" lists the known failures that are fixed. The key "held" lists the checks without numbers that passed. A
-        case that passed has the outcome "held", and a case with known failures only has the outcome "expected".
+        case that passed has the outcome "held". A case with only known failures has the outcome "expected".
         """
         document = {
             "schema": SCHEMA,

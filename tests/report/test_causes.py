@@ -1,4 +1,4 @@
-"""The probable causes of findings, and the options that failing cases have in common."""
+"""The probable causes of findings, and the words, such as options, that failing cases have in common."""
 
 import math
 import zlib
@@ -27,7 +27,7 @@ NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
 def without_its_weights(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """Compute the loss, but ignore the weights in label_smoothing."""
+    """Compute the loss, but without the weight in the part that label_smoothing adds."""
     options = {"ignore_index": ignore_index, "reduction": "sum" if reduction == "mean" else reduction}
     loss = crossent.formula(input, target, weight, **options)
     if label_smoothing:
@@ -99,7 +99,7 @@ def is_unnormalised(input, target, ignore_index):
 
 
 def reported(condition):
-    """Return the report of a subject that is wrong if a condition on logits, target and ignore_index is true."""
+    """Return the report of a subject whose loss is wrong if a condition on logits, target and ignore_index is true."""
     subject = SubjectReport("mine")
     for case in [*grid(["float32"], array="pairs"), *list(grid(["float32"], array="size_triples"))[::2]]:
         inputs = case.build()
@@ -141,7 +141,7 @@ def test_the_size_and_the_inputs_that_a_bug_needs_are_named(condition, expected)
 
 @pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
 def test_most_cases_with_the_word_of_a_feature_need_the_feature(word):
-    """Most of these cases need the feature. A case of one row may have no ignored row, or contiguous logits."""
+    """Not all of these cases need the feature. For example, a case of one row may have no ignored row."""
     needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
     assert sum(needs) > 0.5 * len(needs) > 0
     others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word not in words_of(case.id)]
@@ -197,7 +197,7 @@ def test_the_feature_that_a_message_suggests_is_named_and_not_an_earlier_one_tha
 
 
 def reported_by(wrong):
-    """Return the report of a subject with several checks. `wrong` returns the checks that fail on a case."""
+    """Return the report of a subject with three checks. `wrong` returns the names of the checks that fail on a case."""
     subject = SubjectReport("mine", order=("loss", "gradient", "row_sums"))
     for case in PAIRS:
         failed = wrong(case)
@@ -228,7 +228,7 @@ def test_two_bugs_are_two_causes_though_one_check_finds_both():
 
 
 def test_a_wrong_loss_comes_before_more_wrong_target_gradients():
-    """A wrong loss shows the bug; the gradient of the target is one of its effects, on more cases."""
+    """A wrong loss shows the bug best, even if the gradient of the target is wrong on more cases."""
     subject = SubjectReport("mine", order=("loss", "target_gradient"))
     for case in PAIRS:
         failed = ["loss"] * (case.dtype == "float64") + ["target_gradient"] * (case.reduction == "mean")
@@ -242,7 +242,7 @@ def test_a_wrong_loss_comes_before_more_wrong_target_gradients():
 
 
 def with_numbers(subject, got):
-    """Return the report with a wrong number for each finding, which `got` returns for its case."""
+    """Change the wrong number of each finding to the value that `got` returns for its case, and return the report."""
     for at, finding in enumerate(subject.findings):
         number = got(Case.of(finding.case))
         subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=number))
@@ -314,7 +314,7 @@ def test_the_example_of_a_cause_has_its_choices_and_a_finite_exact_value():
 
 
 def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
-    """The largest cause comes first, although a smaller cause is on an earlier case."""
+    """The cause with the most findings comes first, although another cause has an earlier case."""
     subject = reported_by(
         lambda case: ["loss"] * (case.dtype == "float64") + ["row_sums"] * (case.label_smoothing == 1.0)
     )

@@ -49,7 +49,7 @@ def test_the_first_of_a_group_and_the_first_group_are_the_plainest():
     subject = SubjectReport("mine", findings=[refused, loss, faint, plain, relation])
     subject.order = ("call", "loss", "gradient", "shift")
     assert subject.sorts == [[plain, faint], [loss], [relation], [refused]]
-    assert subject.findings == [refused, loss, faint, plain, relation]  # as in the document
+    assert subject.findings == [refused, loss, faint, plain, relation]  # the JSON document keeps the given order
 
 
 def test_by_plainness_reads_the_count_of_wrong_numbers_from_the_message():
@@ -64,7 +64,7 @@ CASES = list(dict.fromkeys([*grid(["float32"], array="pairs"), *(case for bug in
 
 
 def sentence_about(wrong, checks=("loss", "gradient")):
-    """Return the sentence about the largest cause of a subject for which `checks` fail where `wrong` is true."""
+    """Return the sentence about the first cause of a subject for which `checks` fail if `wrong(case)` is true."""
     subject = SubjectReport("mine")
     for case in CASES:
         failed = case.tiled == 1 and wrong(case)
@@ -99,9 +99,9 @@ def test_a_cause_names_the_bug_whose_trigger_distinguishes_the_failing_cases(wro
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda case: True,  # no choice distinguishes the failing cases
-        lambda case: case.reduction == "mean",  # all bugs of the mean need more
-        lambda case: case.classes % 2 == 1,  # as in most cases of the corpus
+        lambda case: True,  # no word distinguishes the failing cases
+        lambda case: case.reduction == "mean",  # every bug of the mean needs a further option
+        lambda case: case.classes % 2 == 1,  # most cases of the corpus have an odd number of classes
         lambda case: is_weighted_mean(case) and case.target == "int64" and case.label_smoothing > 0,
     ],
 )

@@ -44,7 +44,7 @@ def entry(**changed):
 
 
 def report(*findings, torch="2.13.0", device="cpu", ran=()):
-    """Return a run with these findings, and with further cases, as (subject, case), on which the loss passed."""
+    """Return a report with these findings. `ran` has further cases, as (subject, case), on which the loss passed."""
     made = Report({"torch": torch, "device": device})
     for name in dict.fromkeys([*(finding.subject for finding in findings), *(subject for subject, _ in ran)]):
         own = [finding for finding in findings if finding.subject == name]
@@ -146,7 +146,7 @@ def test_a_list_is_read_as_it_is_written(tmp_path):
         ({"subject": "torch_*"}, False),
         ({"checks": ["gradient", "loss"]}, True),
         ({"checks": ["gradient"]}, False),
-        ({"checks": ["lo*"]}, False),  # the name of a check is no pattern
+        ({"checks": ["lo*"]}, False),  # the names of checks are not patterns
         ({"kind": "refused"}, False),
         ({"cases": ["a1"]}, True),
         ({"cases": ["b*", "?1"]}, True),
@@ -176,7 +176,7 @@ def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, ma
         ("<=2.13", "2.13.0+cpu", True),
         ("<2.13", "2.13.0+cpu", False),
         ("<2.1", "2.0.1+cu117", True),
-        ("<2.10", "2.9.0", True),  # by number, not by letter
+        ("<2.10", "2.9.0", True),  # 9 is less than 10, although the text "9" comes after "10"
         # A nightly build counts as its release: a bug that 2.14 fixes is fixed in 2.14.0a0.
         (">=2.14", "2.14.0a0+git1234", True),
         (">=2.14", "2.14.0.dev20260101+cpu", True),
@@ -233,7 +233,7 @@ def test_an_entry_about_a_result_describes_it_in_every_check(changed, numbers, m
 
 @waits.float16
 def test_a_wrong_number_of_torch_is_known_in_every_check_that_calls_the_loss():
-    """A sum of this float16 case overflows, under no_grad and with non-leaf logits as well."""
+    """A float16 sum overflows on this case, also under no_grad and with non-leaf logits."""
     case = Case.of("float16-5x5-large-probabilities-mean-weighted-expanded-target_strided-smooth1-seed4066419307")
     report = run(TORCH, case, (*SINGLE, *CIRCUMSTANCES), known=SHIPPED)
     found = {one.check for one in report.subjects[0].findings}
@@ -281,7 +281,7 @@ def test_a_known_failure_that_happens_only_sometimes_is_not_reported_as_fixed():
 
 @pytest.mark.parametrize("sums", ["mean", "sum"])
 def test_sums_of_torch_on_cuda_may_differ_from_call_to_call(sums):
-    """pytorch#46024: only for further dimensions and a reduction."""
+    """pytorch#46024: the order of a sum varies only with logits of three or more dimensions and a reduction."""
     known = next(one for one in SHIPPED if "repeat" in one.checks)
     assert known.sometimes
     assert known.applies("2.13.0", "cuda:0")
@@ -341,7 +341,7 @@ def test_the_shipped_list_is_about_torch_and_nothing_else():
 
 
 def chosen(known):
-    """Return some cases that an entry describes, with the plan of the lowest level that has one."""
+    """Return some cases that an entry describes, and the plan of the lowest level that has such cases."""
     planned = PLANNED if described_of(known, PLANNED) else THOROUGH
     of = described_of(known, planned)
     applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
@@ -350,7 +350,7 @@ def chosen(known):
 
 
 def described_of(known, planned):
-    """Return the cases of a plan that an entry describes."""
+    """Return the cases of a plan that a known failure matches, and on which the plan runs a check of the failure."""
     return [
         case
         for case, checks in planned.items()
@@ -387,13 +387,13 @@ def test_every_entry_of_the_list_for_ranks_happens_here(known):
         if known.covers(known.subject, case.id) and checks & {check.name for check in of_case}
     ]
     cases = [case for case in cases if "-smooth" not in case]  # loss_parallel has no label_smoothing
-    some = cases[:: max(1, len(cases) // 3)]  # so that the test takes seconds: a blocked rank is noticed after ten
+    some = cases[:: max(1, len(cases) // 3)]  # few cases, since noticing a blocked rank takes ten seconds
     made = crossent.check(known.subject, ranks=2, level="normal", checks=checks, cases=some)
     assert known.sometimes or str(known) in {found.expected for found in made.subjects[0].findings}
 
 
 def reasons_not_run(known, made):
-    """Return the reasons why no check of an entry ran on this machine; an empty set if a check ran."""
+    """Return the reasons why this version of torch ran no check of an entry; an empty set if a check ran."""
     if any(known.ran(part) for part in made.subjects):
         return set()
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
@@ -406,7 +406,7 @@ def reasons_not_run(known, made):
 def test_every_entry_of_the_list_for_linear_cross_entropies_happens_here(known):
     planned = plan("normal" if known.sometimes else "quick", tuple(DTYPES), 0, LINEAR_CROSS_ENTROPY)
     matching = [case for case in planned if any(fnmatchcase(case.id, pattern) for pattern in known.cases)]
-    if "split" in known.checks:  # a few cases, so that the test takes seconds
+    if "split" in known.checks:  # few cases, so that the test takes only seconds
         matching = [case for case in matching if case.sizes[0] == 33]
     subjects = [subject for subject in LINEAR if fnmatchcase(subject.name, known.subject)]
     made = run(subjects, matching, planned.get, known=[known])

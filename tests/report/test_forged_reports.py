@@ -1,6 +1,6 @@
-"""Forged and damaged reports: each command reads them as data, and says what is wrong in one line.
+"""Forged and damaged reports: no command executes what a report contains, and a message about damage is one line.
 
-`nox -s hostile` reads 10,000 of them.
+`nox -s hostile` tests 10,000 such reports.
 """
 
 import copy
@@ -31,14 +31,14 @@ CASES = (
     "class_negative",
 )
 SECONDS = 60
-MOST_CASES = 30  # the limit of a run in this test, since a report may claim a whole level
-# Values of a subject's report that follow from other values, like "cases" and "elements" in "coverage".
+MOST_CASES = 30  # the most cases that a run in this test may have, since a forged report may demand a whole level
+# The keys of a subject's report whose values follow from other values. So do "cases" and "elements" in "coverage".
 DERIVED = ("counts", "grades", "checks", "not_run")
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
 
 
 class Watch:
-    """Collect started programs and connections while `on` is true. Python cannot remove an audit hook."""
+    """Collect started programs and connections while `on` is true. `on` is needed, as audit hooks cannot be removed."""
 
     on, seen = False, []
 
@@ -55,7 +55,7 @@ def watched():
 
 @pytest.fixture(scope="module")
 def true(tmp_path_factory):
-    """Return a true report with findings, and its file."""
+    """Return the report of a real run, with findings, and its file."""
 
     def off(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
@@ -78,7 +78,7 @@ def canary(tmp_path_factory):
 
 
 def values(random, canary):
-    """Return a value that is wrong in a report, or wrong in this place."""
+    """Return a random value that is wrong everywhere in a report, or at most keys."""
     return random.choice(
         [
             *(None, True, False, 0, -1, 1, 3, 1.5, -0.5, 10**400, -(10**30), 2**63, 1e308, 5e-324),
@@ -122,7 +122,7 @@ def values(random, canary):
 
 
 def places(part, before=()):
-    """Yield each place of a document."""
+    """Yield the path of each value in a document, as a tuple of keys and indices."""
     keys = list(part) if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
     for key in keys:
         yield (*before, key)
@@ -130,7 +130,7 @@ def places(part, before=()):
 
 
 def mutate(document, random, canary):
-    """Change a document in one place."""
+    """Change a random value or key of a document in place."""
     depth = random.randint(1, 7)
     place = [random.choice(list(document))]
     part = document
@@ -166,7 +166,7 @@ def mutate(document, random, canary):
 
 
 def forged(document, random, canary):
-    """Return the text of a forged or damaged report, and its document; None if the text is damaged."""
+    """Return the bytes of a forged or damaged report, and its document; None for the document if it is damaged JSON."""
     document = copy.deepcopy(document)
     if random.random() < 0.2:
         part = random.choice(document["subjects"])
@@ -191,15 +191,15 @@ def forged(document, random, canary):
 
 
 def parsed(content):
-    """Return the document of a text, or None if the text is not JSON. Damage within a string leaves JSON."""
+    """Return the JSON document, or None if the text is not JSON. After damage within a string, the text may be JSON."""
     try:
-        return json.loads(content, parse_constant=int)  # int("NaN") raises
+        return json.loads(content, parse_constant=int)  # int("NaN") raises ValueError, as NaN is not JSON
     except (ValueError, RecursionError):
         return None
 
 
 def sources(document):
-    """Return a document without the values that follow from other values."""
+    """Return a copy of a document without the values that follow from other values."""
     document = copy.deepcopy(document)
     for name in ("cases", "elements") if isinstance(document.get("coverage"), dict) else ():
         document["coverage"].pop(name, None)
@@ -216,12 +216,12 @@ def hung(signal, frame):
 
 @pytest.fixture
 def short(monkeypatch, true, tmp_path):
-    """Run few cases in this process, and compare the baseline with the true report."""
+    """Let `verify` run at most `MOST_CASES` in this process, and let `check` return the true report without a run."""
     run = verification.run
 
     def run_few(chosen, subjects, progress=iter):
         planned = chosen.plan()
-        # torch.compile calls a C++ compiler: of a compiled form, and for a check of level thorough.
+        # torch.compile calls a C++ compiler, which takes too long. Compiled subjects and some checks use torch.compile.
         compiles = any(check.cost is Cost.CODE for checks in planned.values() for check in checks)
         if compiles or any(subject.name.endswith(COMPILE_SUFFIX) for subject in subjects):
             raise ValueError("too slow for this test")
@@ -284,13 +284,13 @@ def test_a_forged_report_is_refused_or_is_data(random, true, canary, short, tmp_
         assert status != 0
     elif name != "repro":
         if list(unlike(document, whole)) and not list(unlike(sources(document), sources(whole))):
-            assert status == 2  # inconsistent
+            assert status == 2  # the derived values contradict the others
         if name == "verify" and status == 0:
             assert [*unlike(document["subjects"], true_subjects(whole, document))] == []
 
 
 def true_subjects(whole, document):
-    """Return the subjects of the true report, in the order of another report."""
+    """Return the subjects of the true report `whole`, in the order of another report `document`."""
     order = [part["name"] for part in document["subjects"]]
     return sorted(whole["subjects"], key=lambda part: order.index(part["name"]))
 
@@ -301,7 +301,7 @@ def test_the_true_report_is_verified(true, short, capsys):
 
 
 def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp_path):
-    """The report of a run proposes features, and you may copy the line into a shell."""
+    """A report proposes features for the option --without, and users may copy the option into a shell."""
     document = true[0].to_json()
     document["subjects"][0]["needs"] = {"double_backward": ["gradient", "; rm -rf ~"]}
     file = tmp_path / "forged.json"

@@ -78,7 +78,7 @@ def measured_report(*measured, **options):
 
 
 class Document(html.parser.HTMLParser):
-    """Collect the tags with their attributes and the text, and check that every opened tag is closed."""
+    """Parse a page into its `tags` with their attributes and its `text`, and check that every opened tag is closed."""
 
     VOID = ("meta", "base", "br", "rect", "line", "use", "circle", "path")
 
@@ -117,7 +117,7 @@ def test_hostile_text_changes_no_tag_and_no_attribute_except_title_and_aria_labe
         Document(page(report_with("plain"))),
         Document(page(report_with(text, text if everywhere else "mine"))),
     )
-    if 0 < len(text) < LONGEST_COMMAND:  # else a row is missing, or there is a line in the place of a command
+    if 0 < len(text) < LONGEST_COMMAND:  # for other texts, a row is missing, or a note replaces a command
         assert shape(hostile) == shape(plain)
     assert hostile.open == []
     assert all(char.isprintable() or char == "\n" for char in hostile.text)
@@ -270,7 +270,7 @@ def test_a_command_quotes_control_characters_for_bash():
 
 
 def failing(*causes):
-    """Return a subject with these causes, as (number of findings, check, message). No two causes share a case."""
+    """Return the report of a subject with these causes: each has a number of findings, a check and a message."""
     part = SubjectReport("mine")
     for count, check, message in causes:
         for _ in range(count):
@@ -281,7 +281,7 @@ def failing(*causes):
 
 
 def page_text(report):
-    """Return the text of the page, with single spaces."""
+    """Return the text of a report's page, with single spaces in place of all white space."""
     return " ".join(Document(page(report)).text.split())
 
 
@@ -374,7 +374,7 @@ def test_issues_are_links_and_nothing_else_is(text, addresses):
 
 
 class OnceDifferentiable(torch.autograd.Function):
-    """A mean over rows whose gradient has no gradient."""
+    """The mean cross-entropy, with a gradient that autograd cannot differentiate again."""
 
     @staticmethod
     def forward(context, logits, target):
@@ -389,7 +389,7 @@ class OnceDifferentiable(torch.autograd.Function):
 
 
 def test_a_page_from_a_file_is_the_page_of_the_run(tmp_path):
-    """Only the commands may differ, because a file does not say where the user's code is."""
+    """The commands are left out, because a file does not say where the user's code is."""
 
     def loss(input, target, reduction="mean"):
         return OnceDifferentiable.apply(input, target)
@@ -415,11 +415,11 @@ def test_the_issues_of_reasons_and_of_the_corpus_are_links():
     links = set(re.findall(r'href="(https:[^"]*)"', text))
     assert links >= {f"https://github.com/a/b/issues/{at}" for at in (1, 2, 3)}
     assert "https://github.com/mit-han-lab/tinyengine/issues/107" in links
-    assert "c/d/issues" not in text  # a message is not a reason
+    assert "c/d/issues" not in text  # only reasons and sentences of the corpus have links, and "c/d#1" is a message
 
 
 class Frame(html.parser.HTMLParser):
-    """Collect the attributes of the only tag in the output for a notebook."""
+    """Collect the tags in the output for a notebook with their attributes. Text outside of tags is an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -469,7 +469,7 @@ def test_the_output_for_a_notebook_is_small_and_shows_failed_subjects_first():
 
 
 def measured_on(*regimes):
-    """Return a subject with these (regime, dtype, ratio, vacuous) in its loss."""
+    """Return the report of a subject with a loss for each given regime, dtype, share of the bound, and `vacuous`."""
     part = SubjectReport("mine")
     for seed, (regime, dtype, ratio, vacuous) in enumerate(regimes):
         case = Case(dtype, values=regime, seed=seed).id
@@ -534,7 +534,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_text_can_be_read_on_its_background(dark):
-    """WCAG 2.2 requires a contrast of 4.5 for text (1.4.3), and of 3 for marks in a plot (1.4.11)."""
+    """WCAG 2.2 requires a contrast ratio of 4.5 for text (1.4.3), and of 3 for marks in a plot (1.4.11)."""
     of = colours(dark) | {"white": "#ffffff"}
     grounds = ["ground", "surface", "cell-passed", "cell-known", *(f"step{step}" for step in range(5))]
     texts = [("ink", ground) for ground in grounds]
@@ -564,7 +564,7 @@ def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == page(measured_report(LOSS))
 
 
-# The browser must not send any request.
+# Options so that the browser itself sends no request.
 OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 OFFLINE += ("--disable-sync", "--no-first-run")
 
@@ -583,7 +583,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Return a function that opens the page of a report, and collects its `requests` and its `messages` of errors."""
+    """Return a function that opens a report's page, and collects its `requests`, and errors and other `messages`."""
     contexts = []
 
     def show(report, width=375, **options):
@@ -604,7 +604,7 @@ def shown(browser, tmp_path):
 
 
 def everything():
-    """Return a report with a subject for each text from outside."""
+    """Return a report with a subject for each text of `HOSTILE`, and a subject with plain texts."""
     made = report_with("plain")
     made.subjects += [part for text in HOSTILE for part in report_with(text, text).subjects]
     return made
@@ -656,7 +656,7 @@ def every_move():
         enter(1, "loss", wrong if new else small, bits)  # a regression
         for seed in range(2, 20):
             enter(seed, "call", Measured(new), "", "RuntimeError: not for this", "refused")
-        enter(20, "loss", small, bits, dtype="float64" if new else "float16")  # another behaviour
+        enter(20, "loss", small, bits, dtype="float64" if new else "float16")  # changed behaviour
         enter(21, "loss", large if new else small, bits)
         enter(22, "loss", replace(wrong, ulp=1e6) if new else wrong, bits)
         enter(23, "loss", small if new else wrong, bits)
@@ -728,7 +728,7 @@ def test_every_table_scrolls_in_itself_and_a_keyboard_reaches_it(shown, of):
 
 @pytest.mark.parametrize("of", ["failed", "passed", "diff"])
 def test_nothing_is_cut_on_a_phone(shown, of):
-    """No text is wider than its box, except in the table of errors in ulp, which scrolls."""
+    """No text is wider than its box, except in the table of errors in ulp, which a user can scroll."""
     opened = shown({"failed": failed, "passed": lambda: measured_report(LOSS), "diff": every_move}[of]())
     opened.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
     cut = opened.evaluate("""
@@ -796,7 +796,7 @@ def test_a_dark_screen_gets_a_dark_page(shown):
 
 
 def report_with_shell_name(name="$(x)\n'y' <b>"):
-    """Return a report with one finding on a subject whose name a shell must not execute."""
+    """Return a report with one finding. A shell must not execute the name of its subject."""
     return Report(ENVIRONMENT, [SubjectReport(name, findings=[Finding(name, "loss", CASE, "wrong", "")])])
 
 

@@ -1,4 +1,4 @@
-"""The features whose lack explains findings, and findings that share a declaration, a dtype or a factor."""
+"""Missing features that explain findings, and findings with the same declaration, dtype or factor."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
 def with_calls(judge):
-    """Return the report of a subject. `judge` returns the check that fails on a case and the message, or None."""
+    """Return a subject's report. For a case, `judge` returns the failed check and its message, or None for a pass."""
     subject = SubjectReport("mine", order=("call", "result", "loss"))
     for case in PAIRS:
         check, message = judge(case) or ("", "")
@@ -35,7 +35,7 @@ def is_index(case):
 
 
 def only_probabilities(case):
-    """Refuse most class indices, with two messages, and return a wrong loss for the others."""
+    """Judge a subject without class indices: most calls raise, with two messages, and unbatched losses are wrong."""
     if is_index(case):
         message = "no pixels" if len(case.sizes) > 2 else "no rows"
         return ("loss", "") if len(case.sizes) == 1 else ("call", f"ValueError: {message}")
@@ -117,7 +117,7 @@ def test_the_example_names_the_factor_that_the_most_findings_share_and_few_other
 
 
 def test_vague_words_give_way_to_words_of_which_nearly_all_cases_fail():
-    """The plain cases of a run may fail more often by chance than the others."""
+    """Cases with default options may fail more often than other cases by chance, but their words are vague."""
     plain = [Case("float32", seed=seed) for seed in range(40)]
     weighted = [Case("float32", weight="weighted", seed=seed) for seed in range(8)]
     other = [Case("float64", sizes=(9, 4, 2), reduction="sum", seed=seed) for seed in range(60)]

@@ -71,7 +71,7 @@ def numbers(index=(1,), got=0.5, exact=0.25):
 
 
 def written(tmp_path, *findings):
-    """Return the file of a report with these findings."""
+    """Write a report with these findings to a file, and return the path of the file."""
     part = SubjectReport("mine", {finding.case: Outcome("float32", "00000001") for finding in findings}, list(findings))
     Report(ENVIRONMENT, [part]).write_json(tmp_path / "report.json")
     return tmp_path / "report.json"
@@ -161,7 +161,7 @@ def test_a_finding_is_read_back_as_it_was_written(tmp_path, finding):
     part = SubjectReport(finding.subject, {finding.case: Outcome("float32", "0123abcd")}, [finding])
     Report(ENVIRONMENT, [part]).write_json(tmp_path / "r")
     again, digest = find(read_json(tmp_path / "r"), finding.id)
-    assert repr(again) == repr(finding)  # nan is not equal to itself, and -0.0 is to 0.0
+    assert repr(again) == repr(finding)  # by ==, NaN differs from itself, and -0.0 equals 0.0
     assert digest == "0123abcd"
 
 
@@ -255,7 +255,7 @@ def test_a_full_device_is_an_os_error_and_stays_a_device():
 @pytest.mark.skipif(not pathlib.Path("/dev/stdout").exists(), reason="needs a system with /dev/stdout")
 def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tmp_path):
     before = os.lstat("/dev/stdout")
-    # The script imports neither the package nor torch, so a second is enough.
+    # An empty module stands for the package, so that the script does not import torch, and takes less than a second.
     code = textwrap.dedent(f"""
         import importlib.machinery, importlib.util, sys
         print("first", flush=True)
@@ -306,7 +306,7 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, content, mess
 
 
 def test_a_seed_below_0_is_damage_of_the_file(tmp_path):
-    """A run would refuse this seed too, but its message would name an option that the user did not give."""
+    """A run with this seed would raise too, but with a message about an option that the user did not give."""
     made = report_on(TORCH)
     made.seed = -1
     made.write_json(tmp_path / "r")
@@ -332,13 +332,13 @@ def test_the_counts_add_up():
         assert failed == sum(finding.expected is None for finding in part.findings)
         assert known == sum(finding.expected is not None for finding in part.findings)
     assert made.ran == sum(part.counts["ran"] for part in made.subjects)
-    assert made.subjects[0].counts["expected"] == 5  # half_sure, three negative smoothings, and a smoothing of NaN
+    assert made.subjects[0].counts["expected"] == 5  # half_sure, and label_smoothing: three negative values and NaN
     assert made.subjects[1].counts["ran"] == sum(bad.build().input.dim() == 1 for bad in BAD_INPUTS)
     assert not made.ok
 
 
 def part_of(*entries):
-    """Return the report of a subject with entries (case, check, measured), and without findings."""
+    """Return the report of a subject without findings. An entry has a case, a check and the result of the check."""
     made = SubjectReport("mine")
     for case, check, measured in entries:
         made.outcomes.setdefault(case, Outcome("float32", "")).checks[check] = measured
@@ -420,7 +420,7 @@ def test_a_report_without_any_case_is_not_ok():
 
 
 def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
-    """`--check memory --without memory` calls the subject, but does not run the chosen check."""
+    """For example, `--check memory --without memory` runs the check `call`, but not the chosen check."""
     made = SubjectReport("mine", {"a": Outcome("float32", 0, checks={"call": Measured(False)})})
     for chosen, left_out, ok in (
         (["memory"], ["memory"], False),
@@ -536,7 +536,7 @@ def test_the_table_keeps_its_digits_at_any_width(width):
                 assert re.search(rf"^  {check} {dtype} +\d+% +\S+ ulp +{tally.vacuous}  {tally.case}$", text, re.M)
     table = [line for line in text.splitlines() if line.startswith("  loss ") and " ulp " not in line]
     assert max(map(len, table)) <= max(width, Output.NARROWEST)
-    if width == 200:  # in a wide terminal, the ids are whole and can be copied
+    if width == 200:  # a wide terminal shows each id in one line, so that users can copy the id
         assert all(tally.case in text for part in made.subjects for tally in part.tallies.values())
 
 

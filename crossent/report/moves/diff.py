@@ -216,7 +216,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return a line about the known failure of a change in the old run, and a line about the new run, if any."""
+        """Return lines about the known failures of a change, of the old run and then of the new run, each once."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:

@@ -211,7 +211,7 @@ def _comparable(side: Side) -> Side:
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
     """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
 
-    If the check passed and now fails, since a finite result became NaN or infinite, the change is a regression instead.
+    If the check passed and now fails because a finite result became NaN or infinite, the change is a regression.
     The exception is a case that shows a decision of torch (`policy`). A wrong NaN that became right is `FIXED`.
     """
     passed, passes = old.finding is None, new.finding is None

@@ -29,7 +29,7 @@ from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 
 PLAIN, PER_ROW = "float32-7x5-normal-int64-mean", "float32-3x5x4-normal-probabilities-none-rows"
-REFUSED = "policy/float32-3x4x5-normal-uint8-mean"  # by torch
+REFUSED = "policy/float32-3x4x5-normal-uint8-mean"  # torch raises on this case
 CASES = [
     *(Case.of(name) for name in (PLAIN, PER_ROW, "bfloat16-7x5-normal-int64-mean", REFUSED)),
     POLICIES["mean over no rows"],
@@ -44,7 +44,7 @@ BAD = "class_beyond_the_last"
 def report_on(*subjects, chosen=CASES):
     """Return the report of these subjects at level quick, with the known failures of torch marked."""
     made = run(subjects, chosen, known=torch_list())
-    made.environment["cpu_capability"] = "AVX2"  # torch 2.0 does not name this entry
+    made.environment["cpu_capability"] = "AVX2"  # torch 2.0 does not know the instructions
     made.level = "quick"
     return made
 
@@ -65,20 +65,20 @@ def changes_of(made, kind):
 
 
 def only_move(made):
-    """Return the only change."""
+    """Return the only change of a comparison."""
     (move,) = made.moves
     return move
 
 
 def remeasure(report, case, check, **changes):
-    """Change a measurement of formula on a case, and return the outcome of the case."""
+    """Change the result of a check of formula on a case, and return the outcome of the case."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks[check] = replace(outcome.checks[check], **changes)
     return outcome
 
 
 def change_bits(outcome, of="loss", **changes):
-    """Change the digest of a result, and further attributes of its summary."""
+    """Change the checksum of the result `of`, as if its bits changed, and set further attributes of its summary."""
     outcome.digest = f"{int(outcome.digest, 16) ^ 1:08x}"
     outcome.results[of] = replace(outcome.results[of], digest=outcome.digest, **changes)
 
@@ -130,7 +130,7 @@ def test_other_bits_within_the_bound_are_of_kind_moved(before, after):
     [
         (1.0, 2.0, Kind.MOVED),
         (1.0, 2.01, Kind.WORSE),
-        (0.1, 1.09, Kind.MOVED),  # many times larger, and less than an ulp
+        (0.1, 1.09, Kind.MOVED),  # the error grew by a factor of ten, but by less than an ulp
         (50.0, 99.0, Kind.MOVED),
         (2.01, 1.0, Kind.BETTER),
         (0.0, 1.5, Kind.WORSE),
@@ -189,7 +189,7 @@ def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accept
     assert only_move(made).kind is Kind.REFUSED
     assert only_move(made).says == "right → RuntimeError: not for this"
     assert not made.ok
-    assert not made.notes  # a part of the run needs no further note
+    assert not made.notes  # the refused call explains the checks that only the old run has
     other = diff(after, before)
     assert only_move(other).kind is Kind.ACCEPTED
     assert other.ok
@@ -315,7 +315,7 @@ def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     ],
 )
 def test_an_error_that_is_the_same_but_for_the_digits_of_another_numpy_is_judged_anew(now, kind):
-    """A report has no digest of a check of several calls. If results differ, their errors differ by whole ulps."""
+    """A report has no checksum for a check of several calls. If results differ, their errors differ by whole ulps."""
     before = Side(Measured(ulp=12.20795169658959, ratio=0.221), digest="0" if now.digest else "")
     assert kind_of("func_grad", before, now) is kind
 
@@ -424,7 +424,7 @@ def test_json_has_the_words_of_the_text(before, after):
 
 
 def test_cpu_capability_names_the_vector_instructions_for_every_version_of_torch(monkeypatch):
-    """Torch 2.0 names the instructions only in its configuration, and uses AVX2 where later versions use AVX512."""
+    """Torch 2.0 names the vector instructions only in its configuration, which has "NO AVX" in place of "DEFAULT"."""
     known = cpu_capability()
     monkeypatch.delattr(torch.backends, "cpu", raising=False)
     expected = {"DEFAULT": "NO AVX"}.get(known, known)
@@ -472,7 +472,7 @@ def test_markup_and_control_characters_of_a_message_are_shown_as_text(before, af
 
 
 def places(value, at=()):
-    """Yield each place of a JSON document, as the tuple of keys that lead to it."""
+    """Yield the path of each value in a JSON document, as a tuple of keys and indices."""
     yield at
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
@@ -480,7 +480,7 @@ def places(value, at=()):
 
 
 def damaged(document, at, way, generator):
-    """Return a copy with one damaged place, or None if this kind of damage changes nothing."""
+    """Return a copy of a document, damaged in the given way at the path `at`; None if this damage is impossible."""
     made = copy.deepcopy(document)
     *path, last = at
     parent = made
@@ -514,7 +514,7 @@ def damaged(document, at, way, generator):
 
 
 def compared(good, bad):
-    """Return the message about a file that cannot be compared, or the changes."""
+    """Return "" and the changes between a report and a file, or the error message and None."""
     try:
         return "", diff(good, bad)
     except ValueError as error:
@@ -530,7 +530,7 @@ def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_have_changes(b
     generator.shuffle(everywhere)
     ways = ("another value", "gone", "another kind", "another name", "twice")
     made = refusals = 0
-    # Damage each field once by its name, then random places.
+    # First damage one value for each path of keys (without indices and ids of cases), then random values.
     named = {tuple(key for key in at if isinstance(key, str) and key not in CASE_IDS): at for at in everywhere}
     for at in (*named.values(), *everywhere):
         for way in ways:
