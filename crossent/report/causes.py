@@ -84,7 +84,7 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of `other`. For a missing feature, keep the common words of the cause with more findings."""
+        """Add the findings of `other`. For a missing feature, take the common words of the cause with more findings."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings

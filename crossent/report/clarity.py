@@ -105,10 +105,10 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return two truth values: whether each of two reasons makes a finding less clear.
+    """Return whether the first and whether the second of two reasons makes a finding less clear.
 
-    The first reason is an exact value that is infinite, NaN or 0. The second is a linear cross-entropy in a check other
-    than `loss`. Its gradients often have thousands of numbers with a small error. A wrong loss shows the bug better.
+    The first reason is an exact value that is infinite, NaN or 0. The second is a check other than `loss` on a linear
+    cross-entropy, whose gradients often have thousands of small errors. A wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)

@@ -341,7 +341,7 @@ class SubjectReport:
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:
-            tallies.setdefault((NUMBERS[0], dtype), Tally())  # no loss was compared
+            tallies.setdefault((NUMBERS[0], dtype), Tally())  # a dtype without a compared loss
         refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}
         return [
             f"{check} in {dtype}"

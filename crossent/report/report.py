@@ -22,7 +22,7 @@ from crossent.report.html import notebook, page
 from crossent.report.text import LEGEND, NO_EVIDENCE, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import DECLARED, counted, cut, duration
 
-MOST_CAUSES = 3  # the most causes that a report in short shows for each subject, with one finding each
+MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, with one finding each
 
 
 @dataclass
@@ -261,7 +261,7 @@ class Report:
         if self.shard is not None:
             cases = f"{len(self.shard.places):,} of {self.shard.planned:,} cases"
             yield f"ONLY A PART RAN: shard {self.shard}, with {cases}"
-        part = self.only or self.shard is not None  # a part needs no evidence for every result
+        part = self.only or self.shard is not None  # a run of a part needs no evidence for its results
         for subject in self.subjects if not part else ():
             for result in subject.without_evidence:
                 yield f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}"

@@ -583,7 +583,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Return a function that opens a report's page, and collects its `requests`, and errors and other `messages`."""
+    """Return a function that opens a report's page. The page lists its `requests`, and its `messages` of any kind."""
     contexts = []
 
     def show(report, width=375, **options):

@@ -14,9 +14,9 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp, since another
-# order of summation changes the last bit. The share of the bound must also have grown by more than TIMES, since the
-# worst element of the new run may be closer to zero, where the same error is more ulp.
+# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp. The second limit
+# is needed because another order of summation changes the last bit. The share of the bound must also grow by more than
+# TIMES: the worst element of the new run may be closer to zero, where the same error is more ulp.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
