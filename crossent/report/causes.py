@@ -291,10 +291,10 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    If there are no such words, or the words are `vague`, search for one or two words such that nearly all cases with
-    these words fail. The words of the most failing cases give the first cause. Separate the other findings in the same
-    way. New words replace vague words if at least the share `_LEAST_OF` of the findings has the new words. Findings
-    with a declaration are one cause. `other` is as in `common`.
+    If no words do, or if the words are `vague`, search for one or two words such that nearly all cases with these words
+    fail. The words of the most failing cases give the first cause. Separate the other findings in the same way. New
+    words replace vague words if at least the share `_LEAST_OF` of the findings has the new words. Findings with a
+    declaration are one cause. `other` is as in `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -313,8 +313,8 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
     """Return the findings of one check in groups: one for each kind of number that a word distinguishes, and the rest.
 
-    A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no case with
-    another kind has the word. A small number of findings is not separated: see `_LEAST_WAYS`.
+    A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no other case has
+    the word. A small number of findings is not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings

@@ -36,8 +36,8 @@ class Shard(ShardNumber):
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
-        known: for each known failure that applies, its text and its state: "happened", "absent" (its checks ran, and
-            did not fail in this way) or "not run". The order is the order of the lists.
+        known: for each known failure that applies, in the order of the lists, its text and its state. The state is
+            "happened", "absent" (its checks ran, and did not fail in this way) or "not run".
     """
 
     run: Mapping[str, str]

@@ -2,8 +2,8 @@
 
 The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding
 instead of subject, checks and cases. Then the entry needs no kind. An entry for a subject, check, result or case that
-does not exist is an error. A complete run reports an entry as fixed if a check of the entry ran on a case of the entry,
-and no finding matches the entry. Entries marked `sometimes` are never reported as fixed.
+does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a check of the entry
+ran on a case of the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def diff(
 ) -> Diff:
     """Compare two runs, and return the changes between them.
 
-    A check on a case is compared if both runs have the subject, the case and the check, and if the inputs of the case
+    A check on a case is compared if both runs have the subject, the case and the check. The inputs of the case must
     have the same bits in both runs.
 
     Args:
