@@ -636,7 +636,7 @@ def failed():
 
 
 def every_move():
-    """Return the comparison of two runs with a change of every kind and 18 similar changes."""
+    """Return the comparison of two runs, with a change of every kind, and twice with 18 similar changes."""
     runs = []
     for new in (False, True):
         part = SubjectReport("mine")

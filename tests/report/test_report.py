@@ -402,7 +402,7 @@ def test_a_check_that_zeros_would_pass_on_every_case_is_no_evidence_and_not_ok()
 
 
 def test_a_run_with_a_subject_on_which_nothing_ran_is_not_ok():
-    """Otherwise one right subject would hide that the other subject was not checked at all."""
+    """If such a run were ok, one right subject would hide that the other subject was not checked."""
     made = part_of(("a", "loss", Measured(False, 1.0, 0.5)))
     whole = Report({}, [made, SubjectReport("other")])
     assert not whole.ok
