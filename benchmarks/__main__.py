@@ -170,7 +170,7 @@ def _title(machine: dict[str, Any]) -> str:
 
 
 def _shown(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
-    """Print a line about each result, the text that `words` returns for it, and yield the result."""
+    """Yield each result, after printing the line that `words` returns for the result."""
     for result in found:
         say(words(result))
         yield result
@@ -215,7 +215,7 @@ def _of_bare(one: dict[str, Any]) -> str:
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Write results and plots; for results in benchmarks/results, also the tables of the pages."""
+    """Write the results and the plot of a part; after a full run on a CPU into benchmarks/results, also its tables."""
     from benchmarks import hot_path, linear, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}

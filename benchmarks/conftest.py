@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.limits import allocator, processor
 
-# The default of torch, or OMP_NUM_THREADS. The conftest.py in the root sets one thread, but later than this line runs.
+# The default of torch, or OMP_NUM_THREADS. The conftest.py in the root sets one thread, but only after this line.
 THREADS = torch.get_num_threads()
 
 

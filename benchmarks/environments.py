@@ -1,7 +1,7 @@
-"""Environments for `nox -s upgrade`: one for each version of torch, and the report of `crossent check` in each.
+"""Make an environment for each version of torch, and run `crossent check` in each, for `nox -s upgrade`.
 
-nox cannot make these environments: a session has only one, and the versions come from the command line. This module
-imports only the standard library, since torch may be missing where it runs.
+nox cannot make these environments: a nox session has only one environment, and the versions come from the command line.
+This module imports only the standard library, since torch may be missing in the environment that runs the module.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def slug(spec: str) -> str:
     >>> slug("torch>=2.14,<3")
     'torch_2.14_3'
 
-    For a path: its last part and a checksum of the whole path, since many environments are called `.venv`.
+    For a path, the name has the last part of the path and a checksum of the whole path, since many environments are
+    called `.venv`.
 
     Raises:
         CannotError: the name would be empty, or would be the name of the reports' folder.
@@ -115,7 +116,10 @@ def other_requirements() -> list[str]:
 
 
 def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = (), nth: int = 1) -> Environment:
-    """Return the environment of a version. Make it, unless `reuse` is true and a finished one exists.
+    """Return the environment of a version of torch.
+
+    If `spec` is the folder of an environment, return this environment. Otherwise make a new environment. With `reuse`,
+    or with `nth` above 1, return a finished environment of this version in place of a new one.
 
     Raises:
         CannotError: the environment cannot be made.
@@ -213,7 +217,10 @@ def follow(
 
 @contextlib.contextmanager
 def started(command: list[str], output: Any, stderr: int | None, env: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that ends with the block. After an interrupt, it has five seconds to delete unfinished files."""
+    """Start a process, and end the process after the `with` block.
+
+    After an interrupt, the process has five seconds to delete unfinished files.
+    """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=stderr, env=env)
     try:
         yield process

@@ -20,8 +20,8 @@ from benchmarks import memory, paired
 from benchmarks.hot_path import Numbers
 from benchmarks.peers import forms
 
-# The sizes of the axis that grows. The other axis has the size FIXED: 40 thousand logits, which fit a cache, to 40
-# million.
+# The sizes of the axis that grows. The other axis has the size FIXED. So the smallest input has 40 thousand logits,
+# which fit a cache, and the largest has 40 million.
 SIZES = (160, 500, 1600, 5000, 16000, 50000, 160000)
 FIXED = 256
 AXES = ("rows", "classes")

@@ -25,7 +25,7 @@ from benchmarks.peers import NAMES, Call, Maker, forms, host_waits, limits, peer
 # vocabularies of LLaMA and Llama 3; segmentation with the classes of Pascal VOC, where the class axis is not the last.
 SHAPES = ((32, 10), (4096, 1000), (1024, 32000), (512, 128256), (8, 21, 256, 256))
 DTYPES = ("float32", "bfloat16")
-# The least bytes of logits for which resident memory is measured. With fewer, most of it is the interpreter's.
+# Resident memory is measured from this many bytes of logits. With fewer, the interpreter uses most of the memory.
 LARGE = 2**24
 
 
@@ -61,8 +61,8 @@ TARGETS = {
 }
 # The targets of `blocked` for the forward pass alone, in any dtype: time / torch's time.
 FORWARD_TARGETS = {(1024, 32000): 0.5, (512, 128256): 0.5, (4096, 1000): 1.1}
-# Each share is the time to move the memory that a pass must move, divided by the time of the pass. The moves are a sum,
-# which reads the logits, and a copy into allocated memory or a clone into new memory, which writes the gradient.
+# Each share is the time to move the memory that a pass must move, divided by the time of the pass. A sum reads the
+# logits. A copy into allocated memory, or a clone into new memory, writes as much as the gradient has.
 SHARES = {"share_of_limit": ("sum", "copy"), "share_in_new_memory": ("sum", "clone")}
 # The least number of rounds. Quartiles need five, and some may be discarded.
 ROUNDS = 7
@@ -164,7 +164,7 @@ def _memories(
 ) -> dict[str, dict[str, int]]:
     """Return the peak memory of each call in bytes, as torch and the operating system report it.
 
-    torch does not see the memory of JAX, so optax has no such number.
+    torch does not see the memory of JAX, so optax has no number from torch.
     """
     found: dict[str, dict[str, int]] = {}
     for name, make in known.items():

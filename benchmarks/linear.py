@@ -5,10 +5,10 @@
 A call computes the loss, and the gradients of input and weight. All calls of a round get the same new inputs and take
 turns, as in :mod:`benchmarks.paired`. The time of `linear_blocked` is divided by the time of each other call.
 
-torch computes the loss in three ways. "composition" is F.linear and F.cross_entropy. "torch" is F.linear_cross_entropy
-without options, and "torch, chunked" with the options that torch has by default. The limits are calls that a form of
-grade A cannot do without: "products" has the three products of matrices in the dtype of the computation, and "function"
-has these products in an autograd function, which a gradient written by hand needs.
+torch computes the loss by three calls. "composition" is F.linear and F.cross_entropy. "torch" is F.linear_cross_entropy
+without options, and "torch, chunked" is the same function with a default LinearCrossEntropyOptions. The limits are
+calls that a form of grade A cannot do without. "products" computes the three products of matrices, in the dtype of the
+computation. "function" computes them in an autograd function, which a gradient written by hand needs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from benchmarks.limits import Clock
 from crossent.forms import LINEAR_FORMS
 from crossent.forms.linear import rows_of_block
 
-# N, H and C. In this order: few numbers, which show the overhead of a call; a small head; a language model with a
-# small, and with a large vocabulary.
+# Rows N, hidden size H and classes C. In this order: few numbers, which show the overhead of a call; a small head; a
+# language model with a small, and with a large vocabulary.
 SHAPES = ((32, 16, 10), (512, 128, 1000), (2048, 512, 8192), (1024, 256, 32000))
 DTYPES = ("float32", "bfloat16")
 FORM = "linear_blocked"
 LIMITS = ("products", "function")
 # The targets of `linear_blocked`: time / time of each other call, and extra memory / (gradients and one block).
 TIME, MEMORY = 1.0, 1.1
-# The target of memory is for blocks that are large beside the hidden states of their rows.
+# The target of memory applies if H / C is at most this: then a block is large beside the hidden states of its rows.
 MOST_HIDDEN = 1 / 16
 ROUNDS = 7
 
@@ -43,7 +43,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def composition(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Return the loss of the logits, all of which are stored."""
+    """Return the loss that F.linear and F.cross_entropy compute, with all logits in memory."""
     return F.cross_entropy(F.linear(input, weight), target)
 
 
@@ -63,7 +63,7 @@ def compute(dtype: torch.dtype) -> torch.dtype:
 
 
 def products(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the three products of matrices, and return arrays of the size of the two gradients."""
+    """Compute the three products of matrices, and return two tensors with the shapes of the gradients."""
     h, w = input.detach().to(compute(input.dtype)), weight.detach().to(compute(input.dtype))
     z = h @ w.T
     return z @ w, z.T @ h
@@ -110,7 +110,7 @@ def drawn(shape: tuple[int, int, int], dtype: str) -> Callable[[], tuple[Tensor,
 def measure(
     shapes: tuple[tuple[int, int, int], ...] = SHAPES, dtypes: tuple[str, ...] = DTYPES, *, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a dict for each shape and dtype, in the format of the result file. Each takes about `seconds`."""
+    """Yield a dict for each shape and dtype, in the format of the result file. Each dict takes about `seconds`."""
     for shape in shapes:
         for dtype in dtypes:
             yield _cell(shape, dtype, seconds)
@@ -150,7 +150,7 @@ def _cell(shape: tuple[int, int, int], dtype: str, seconds: float) -> dict[str, 
 
 
 def share_of_memory(cell: dict[str, Any]) -> float:
-    """Return the extra memory of `linear_blocked`, over the memory of the gradients and one block."""
+    """Return the extra memory of `linear_blocked`, divided by the memory of the gradients and one block."""
     extra: int = cell["found"][FORM]["extra_memory"]
     return extra / (cell["gradients"] + cell["block"])
 

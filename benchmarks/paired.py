@@ -30,8 +30,8 @@ Call = Callable[[], object]
 
 # A turn makes enough calls to last this many seconds. In a shorter turn, reading the clock takes too large a share.
 TURN = 1e-3
-# A turn is disturbed if it waits for a core for more than this share of its time. Waiting makes a ratio of other turns
-# wrong by at most this share.
+# A turn is disturbed if it waits for a core for more than this share of its time. A shorter wait makes a ratio wrong by
+# at most this share.
 WAITED = 0.01
 # The least number of undisturbed rounds. With fewer, all rounds count, and the ratio is marked as disturbed.
 LEAST = 5
@@ -110,7 +110,7 @@ def measure(
     wait: Call = lambda: None,
     seed: int = 0,
 ) -> Rounds:
-    """Let calls take turns for some seconds, and for `least` rounds or more.
+    """Let calls take turns for some seconds, and for `least` rounds or more, and return the turns.
 
     Args:
         fresh: makes the calls of a round, by name, on new inputs; its own time does not count.
@@ -156,7 +156,7 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
 
 
 def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
-    """Return the number of calls in a turn, by name. The first call loads libraries, compiles and allocates memory."""
+    """Return the number of calls in a turn, by name. First call once untimed, to load, compile and allocate memory."""
     calls = {}
     for name, call in made.items():
         turn(call, 1, wait)
@@ -166,7 +166,7 @@ def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _no_collector() -> Iterator[None]:
-    """Switch off garbage collection, which would interrupt any turn."""
+    """Switch off garbage collection in the `with` block, since a collection would interrupt a turn."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -23,7 +23,8 @@ Call = Callable[[], object]
 Maker = Callable[[Tensor, Tensor, bool], Call]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# The largest size in bytes of a C × C identity matrix. With 32,000 classes, the matrix would have 4 GB.
+# The largest size in bytes of a C × C identity matrix, the weight with which F.linear_cross_entropy takes logits. With
+# 32,000 classes, the matrix would have 4 GB.
 IDENTITY = 2**28
 
 # The forms that take tensors.
@@ -56,8 +57,8 @@ def forms() -> dict[str, Maker]:
 def limits(backward: bool) -> dict[str, Maker]:
     """Return makers of calls that only move the memory that every implementation must move.
 
-    "sum" reads all logits. "copy" writes as many numbers into allocated memory, and "clone" into new memory, as a
-    gradient does.
+    "sum" reads all logits. "copy" and "clone" write as many numbers as a gradient has: "copy" into allocated memory,
+    "clone" into new memory.
 
     The forward pass reads the logits once: one sweep can compute the maximum and the sum of exponentials (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads the logits again, since they do not fit a cache, and writes a
@@ -78,7 +79,7 @@ def limits(backward: bool) -> dict[str, Maker]:
 
 
 def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
-    """Return the maker of each function of another library, or the reason why it does not run on these logits."""
+    """Return the maker of each peer, by name, or the reason why the peer does not run on logits of this shape."""
     return {
         "torch.compile": _compiled(),
         "linear_cross_entropy": _linear(shape, device),

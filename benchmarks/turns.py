@@ -18,8 +18,8 @@ from typing import IO
 
 from benchmarks.paired import Spread, spread
 
-# One thread, so that ratios depend less on other processes. One process that compiles: a process that was forked from
-# another cannot use the other's compile workers.
+# One thread, so that ratios depend less on other processes. One compile thread, since a forked process cannot use the
+# compile workers of its parent.
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 BLOCKS = 9  # an odd number, so that the median is a measured ratio
 

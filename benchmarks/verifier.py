@@ -95,7 +95,7 @@ class Workload:
 WORKLOADS = (
     Workload(1000, 1000, "float32"),
     Workload(8, 128_256, "float32"),  # Llama 3's vocabulary
-    Workload(32, 128_256, "float32"),  # too many logits: their exponentials are computed again for the gradient
+    Workload(32, 128_256, "float32"),  # so many logits that the gradient computes their exponentials again
     Workload(100_000, 10, "float32"),
     Workload(500_000, 2, "float32"),  # many rows, few classes
     Workload(1000, 1000, "float32", label_smoothing=0.1),

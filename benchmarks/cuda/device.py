@@ -50,7 +50,7 @@ def _cuda(torch: Any, at: int) -> dict[str, Any]:
 
 
 def _driver(at: int) -> dict[str, str]:
-    """Return what nvidia-smi says about a device; nothing if there is no nvidia-smi."""
+    """Return properties of a device from nvidia-smi, by name; an empty dict if nvidia-smi is missing or fails."""
     command = ["nvidia-smi", f"--id={at}", f"--query-gpu={','.join(_OF_DRIVER)}", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         line = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout

@@ -22,7 +22,7 @@ class NoDeviceError(Exception):
 
 @dataclass(frozen=True)
 class Device:
-    """The device of a session.
+    """The device on which a session runs its steps.
 
     Attributes:
         use: the device as torch names it, such as "cuda:0". A dry run uses "cpu".
@@ -51,7 +51,7 @@ class Device:
 
 
 def pretended() -> Device:
-    """Return the device of a dry run."""
+    """Return the CPU, as the device of a dry run."""
     return Device("cpu", PRETENDED, {"torch": version("torch"), "cores": os.cpu_count()}, pretended=True)
 
 
@@ -61,7 +61,7 @@ def find(wanted: str | None, facts: dict[str, Any] | None = None) -> tuple[Devic
     `facts` is the output of :mod:`benchmarks.cuda.device`. By default, this function runs that module.
 
     Raises:
-        NoDeviceError: torch sees no such device, or cannot be imported.
+        NoDeviceError: torch sees no device, does not see `wanted`, or cannot describe its devices.
     """
     facts = _ask() if facts is None else facts
     devices = {one["device"]: one for one in facts["devices"]}

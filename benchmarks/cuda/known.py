@@ -1,7 +1,7 @@
 """Print which findings of reports are known failures of torch on a CPU: `python -m benchmarks.cuda.known REPORT...`.
 
-The list of torch's known failures was made on a CPU, and many entries apply to the CPU alone. If such a failure also
-happens on CUDA, it is a new finding there. The result of a step says which findings are known failures on a CPU.
+The list of torch's known failures was made on a CPU, and many entries apply to the CPU alone. A failure of such an
+entry is a new finding on CUDA. So the result of a step says which findings are known failures on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from crossent.subjects.builtin import BY_NAME
 
 
 def known_on_cpu(path: Path) -> dict[str, str]:
-    """Return the reason of each finding of a report that would be a known failure on a CPU, by the finding's id."""
+    """Map the id of each finding of a report that would be a known failure on a CPU to the reason of the failure."""
     report = read_json(path)
     found: dict[str, str] = {}
     for subject in report["subjects"]:

@@ -1,7 +1,7 @@
-"""The processes of a step. A step may run several parts at once; each part is a chain of commands.
+"""Run the processes of a step. A step may run several parts in parallel; each part is a chain of commands.
 
-No process outlives its step: each command has its own process group, and a process that leaves its group becomes
-a child of the session (:func:`adopt_orphans`), which ends the process.
+No process outlives its step. Each command has its own process group, which the session ends. If a process leaves its
+group, it becomes a child of the session (:func:`adopt_orphans`), which ends the process too.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Part:
 def run(parts: Sequence[Part], folder: Path, limit: float, at_once: int, env: Mapping[str, str], cwd: Path) -> None:
     """Run the parts, at most `at_once` of them at a time, and set their outcomes. The output goes to `folder/NAME.log`.
 
-    After `limit` seconds, or at a KeyboardInterrupt, all processes get an interrupt, and after `GRACE` seconds a kill.
+    After `limit` seconds, or at a KeyboardInterrupt, interrupt all processes. After `GRACE` more seconds, kill them.
 
     Raises:
         KeyboardInterrupt: the user interrupted the session. The outcome of unfinished parts is "interrupted".
@@ -102,7 +102,7 @@ def run(parts: Sequence[Part], folder: Path, limit: float, at_once: int, env: Ma
 
 
 class _Running:
-    """A part that is running."""
+    """A part that is running: the process of its current command, and its log."""
 
     def __init__(self, part: Part, folder: Path, env: Mapping[str, str], cwd: Path) -> None:
         self.part, self._env, self._cwd = part, env, cwd
@@ -164,7 +164,7 @@ def _signal(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-_adopts = False  # whether all children of this process belong to the session
+_adopts = False  # whether this process runs a session, to which all its children belong
 
 
 def adopt_orphans() -> None:
@@ -175,9 +175,10 @@ def adopt_orphans() -> None:
 
 
 def end_orphans() -> None:
-    """Kill all processes that descend from this process, and wait for their ends, if :func:`adopt_orphans` was called.
+    """Kill all processes that descend from this process, and wait until they have ended, for `GRACE` seconds at most.
 
-    A session calls this function when no command should be running. Outside Linux, the function does nothing.
+    A session calls this function when no command should be running. The function does nothing outside Linux, or if
+    :func:`adopt_orphans` was not called.
     """
     if not _adopts:
         return

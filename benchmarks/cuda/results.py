@@ -1,4 +1,4 @@
-"""The facts of a step, read from its reports, its test results and its output, for the JSON file.
+"""Read the facts of a step, such as counts and findings, from its reports and its output, for the JSON file.
 
 Each function takes the parts of a step, and the folder with their output. If the time ran out, the output of a part may
 be missing. The facts then name this part.
@@ -96,7 +96,11 @@ def _known_on_cpu(reports: Sequence[Path]) -> dict[str, str]:
 
 
 def of_isolation(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return the facts of a check of the asserting loss, and the spoiled cases: those with a finding, but no "sum"."""
+    """Return the facts of a check of the asserting loss, and the spoiled cases.
+
+    A case is spoiled if it has a finding, although its reduction is not "sum". The step fails if a case is spoiled, or
+    if no case has a finding.
+    """
     facts = of_checks(parts, folder)
     cases = sorted({one["id"].rpartition(":")[2] for one in facts["findings"]})
     spoiled = [case for case in cases if "-sum" not in case]
@@ -124,7 +128,7 @@ def of_tests(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
 
 
 def of_assumptions(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return the facts of the tests, and the largest error of each way to compute exp and log, in ulps."""
+    """Return the facts of the tests, and the largest error in ulps of each function that computes exp or log."""
     errors = [
         found.groupdict()
         for part in parts
@@ -144,7 +148,7 @@ def of_both(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
 
 
 def of_comparison(parts: Sequence[Part], folder: Path) -> dict[str, Any]:
-    """Return, for each part, the largest shares of the bounds on the CPU and on the device, and how results differ."""
+    """Return for each part the largest shares of the bounds, on the CPU and on the device, and the changed cases."""
     facts: dict[str, Any] = {}
     for part in parts:
         on_device, on_cpu, diff = (_read(folder / f"{part.name}{suffix}.json") for suffix in ("", "-cpu", "-diff"))

@@ -1,4 +1,4 @@
-"""Run the steps of a session within its minutes, write the result of each step at once, and go on where it stopped."""
+"""Run the steps of a session within its time. A second call runs the steps for which the first had no time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.cuda.steps import Step
 
 # A step with one of these outcomes has ended: a second call shows its result, and does not run the step again.
 ENDED = ("passed", "failed", "broken")
-# The outcome of a step is the first of these that one of its parts has.
+# The outcome of a step is the first of these words that is the outcome of one of its parts.
 _DECIDES = ("interrupted", "broken", "failed", "out of time", "passed")
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _PATIENCE = 20  # the factor by which a dry run, on a busy CPU, raises the time limit of a step
@@ -30,7 +30,7 @@ _RESERVE = processes.GRACE + 1  # seconds that are kept to end the commands of t
 
 @dataclass
 class Session:
-    """A session on one device.
+    """A run of the steps on one device, within a time limit.
 
     Attributes:
         device: the device.
@@ -55,7 +55,7 @@ class Session:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The device, the versions and the code. A result counts only if they are the same as in this session."""
+        """The device, the versions and a checksum of the code. A result with another identity does not count."""
         facts = {name: self.device.facts.get(name) for name in ("torch", "cuda", "hip", "triton")}
         return {"device": self.device.name, **facts, "code": code_checksum()}
 
@@ -97,7 +97,7 @@ class Session:
         return status_of(outcomes)
 
     def _before(self, step: Step, identity: Mapping[str, Any]) -> str:
-        """Return the outcome of a step in an earlier call, on this device and with this code, or ""."""
+        """Return the outcome of a step in an earlier call with the same identity, or ""."""
         try:
             old = json.loads(self.path(step).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -147,7 +147,7 @@ class Session:
         return outcome, took
 
     def _environment(self, threads: int) -> dict[str, str]:
-        """Return the environment variables of the commands: they import this checkout, and share the cores."""
+        """Return environment variables, with which the commands import this checkout and share the cores."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         shared = str(max(1, threads))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": shared}
@@ -204,7 +204,7 @@ def status_of(outcomes: Mapping[str, int]) -> int:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step: a reader, or a second call, sees the old content or the complete new content."""
+    """Write a JSON file, of which a reader sees either the old content or the complete new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
     with os.fdopen(handle, "w", encoding="utf-8") as file:

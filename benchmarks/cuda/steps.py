@@ -17,21 +17,21 @@ from benchmarks.cuda.processes import ENDS, Command, Part
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of their value
 FORMS = ("formula", "log_softmax_nll", "one_hot", "blocked")
 LINEAR = ("linear_formula", "linear_blocked", "torch.nn.functional:linear_cross_entropy")
-# A dry run takes these cases: small, with findings of torch that are known failures, and with a bad input.
+# The cases of a dry run. They are small, and include a known failure of torch and a bad input.
 SMALL = ("--case", "policy/float32-6x4-normal-int64-mean*")
 SMALL_LINEAR = ("--case", "linear-float32-7x5-normal-int64-mean-hidden16")
-MINIMAL = ("pytest", "hypothesis")  # what the tests of the steps need besides the package
+MINIMAL = ("pytest", "hypothesis")  # packages that the tests of the steps need besides those of crossent
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a session.
+    """One step of a session: its commands, its time limit and its results.
 
     Attributes:
         name: the name, which is part of the name of the result file.
         about: what the step shows, in a phrase.
         seconds: the time limit.
-        parts: the parts, which run at once. Each is a name with its commands.
+        parts: the parts, which run in parallel. Each part is a pair of a name and a chain of commands.
         read: the function that returns the facts of the parts, from the folder with their output.
         least: the step does not start if fewer seconds are left; by default, `seconds`.
         packages: the packages that the step needs besides those of crossent.
@@ -58,7 +58,7 @@ def check(
     device: str = "{device}",
     ends: Mapping[int, str] = ENDS,
 ) -> Command:
-    """Return the command `crossent check` on the device. It writes its report into the folder of the step."""
+    """Return the command `crossent check` on the device, which writes its report into the folder of the step."""
     always = ("{python}", "-m", "crossent", "check", *words, "--device", device, "--json", "{folder}/" + json)
     return Command(always, tuple(small), tuple(full), ends)
 
@@ -73,7 +73,8 @@ def run_tests(path: str, *words: str, small: Sequence[str] = (), full: Sequence[
 def in_parts(*words: str, small: Sequence[str] = SMALL) -> tuple[tuple[str, tuple[Command, ...]], ...]:
     """Return a check in eight parts, by dtype and by subjects, so that eight processes share the device.
 
-    A device-side assert then ends only one of the parts. Shards of the cases would divide the work more evenly.
+    A device-side assert then ends only one of the parts. Shards of the cases would divide the work more evenly, but
+    an assert would then end a shard of every subject.
     """
     groups = {"torch": ("torch",), "forms": FORMS}
     return tuple(
@@ -90,7 +91,7 @@ def _no_triton() -> str:
 _ASSUMPTIONS = "tests/numerics/test_assumptions.py"
 _ASSUMED = ("exp_in_float32", "log_in_float32", "exp_in_float64", "log_in_float64")
 _USE_DEVICE = Command(("{python}", "-c", "import torch; print(torch.ones(2, device='{device}').sum().item())"))
-# The check of the asserting loss must find something: with status 0, it would have missed the assert.
+# The check of the asserting loss must have a finding: exit status 0 means that the check has missed the assert.
 _FINDS = {0: "failed", 1: "passed"}
 _COMPARES = {0: "passed", 1: "passed"}
 _HOT = (

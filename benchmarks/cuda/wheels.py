@@ -1,4 +1,4 @@
-"""The packages that a machine lacks, and a folder of wheels for a machine without a network: the wheelhouse.
+"""Find the packages that a machine lacks, and collect a wheelhouse: a folder of wheels for a machine without a network.
 
     python -m benchmarks.cuda.wheels --python 3.12 --into wheelhouse    # or: nox -s wheelhouse
     pip install --no-index --find-links wheelhouse -r wheelhouse/requirements.txt
@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.cuda.devices import ROOT
 
 ON_THE_MACHINE = ("torch", "numpy", "triton")  # a machine with a GPU has them already
-OF_TESTS = ("pytest", "hypothesis")  # what the tests of a session need, from the extra `test`
+OF_TESTS = ("pytest", "hypothesis")  # packages of the extra `test` that the tests of a session need
 FOLDER, LIST = "wheelhouse", "requirements.txt"
 ADVICE = (
     f"on a machine with a network, `nox -s wheelhouse` collects the wheels in the folder {FOLDER}; here, "
@@ -33,14 +33,14 @@ _GLIBCS = (28, 27, 26, 24, 17, 12, 5)  # minor versions of glibc 2, for the name
 
 
 def requirements() -> list[str]:
-    """Return the packages that a session needs, from pyproject.toml, without those that the machine has."""
+    """Return the requirements of a session, from pyproject.toml, except the packages of `ON_THE_MACHINE`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     tests = [one for one in project["optional-dependencies"]["test"] if name_of(one) in OF_TESTS]
     return [one for one in [*project["dependencies"], *tests] if name_of(one) not in ON_THE_MACHINE]
 
 
 def name_of(requirement: str) -> str:
-    """Return the name of the package that a requirement names.
+    """Return the package of a requirement, without the versions.
 
     >>> name_of("python-flint>=0.7")
     'python-flint'
@@ -49,7 +49,7 @@ def name_of(requirement: str) -> str:
 
 
 def missing(packages: Iterable[str] = ()) -> list[str]:
-    """Return the names of the packages that are not installed, of those that crossent needs and of `packages`."""
+    """Return which of crossent's dependencies, and which of `packages`, are not installed."""
     named = [name_of(one) for one in requirements()]
     needed = [*(name for name in named if name not in OF_TESTS), "torch", "numpy", *packages]
     return [name for name in dict.fromkeys(needed) if not _installed(name)]
@@ -64,14 +64,15 @@ def _installed(name: str) -> bool:
 
 
 def platforms() -> list[str]:
-    """Return the names of the platforms whose wheels run on the machine."""
+    """Return the platform tags of the wheels that run on the machine."""
     return [f"manylinux_2_{minor}_x86_64" for minor in _GLIBCS] + ["manylinux2014_x86_64", "manylinux2010_x86_64"]
 
 
 def collect(into: Path, python: str, names: Sequence[str]) -> list[Path]:
     """Download the wheels of the packages and of their dependencies, for a version of Python; return their paths.
 
-    pip resolves the dependencies for that Python. This function deletes torch and numpy, if pip downloaded them.
+    pip resolves the dependencies for that Python. If pip also downloads packages of `ON_THE_MACHINE`, this function
+    deletes their wheels.
 
     Raises:
         subprocess.CalledProcessError: pip finds no wheel, or has no network.
@@ -91,7 +92,7 @@ def collect(into: Path, python: str, names: Sequence[str]) -> list[Path]:
 def tried(into: Path, python: str) -> str:
     """Install the wheels into a new environment of this version of Python, without an index; return the outcome.
 
-    Without this version on this machine, return a sentence that says so: only the tags of the wheels were compared.
+    If this machine does not have this version, return a sentence which says that only the tags of the wheels fit.
 
     Raises:
         subprocess.CalledProcessError: a package is missing in the folder, or its wheel is for another platform.
@@ -103,7 +104,7 @@ def tried(into: Path, python: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
         pip = [str(Path(folder, "bin", "pip")), "--disable-pip-version-check", "install", "--quiet", "--no-index"]
-        # --no-deps, since torch and numpy are not in the folder: each wheel must be there by itself.
+        # --no-deps, since torch and numpy are not in the folder. So the command names each wheel.
         subprocess.run([*pip, "--no-deps", "--find-links", str(into), *_names(into)], check=True)
     return f"tried: pip installed the wheels into a new environment of Python {python}, without an index"
 

@@ -43,7 +43,7 @@ class Evaluated:
 
 
 def evaluate(function, logits, target, **options):
-    """Call a form or `torch_loss`; return loss, gradient of the sum of the losses, and the error bounds of both.
+    """Call a form or `torch_loss`; return the loss, the gradient of its sum, and the error bounds of both.
 
     Skip the test if this version of torch does not compute the loss in this dtype on this device.
     """
@@ -95,7 +95,7 @@ class LinearEvaluated:
 
 
 def evaluate_linear(function, call):
-    """Call a form or a function of torch; return loss, gradients of the sum of the losses, and the error bounds."""
+    """Call a form or a function of torch; return the loss, the gradients of its sum, and the error bounds of all."""
     leaves = {"input": call["input"], "linear_weight": call["linear_weight"], "linear_bias": call.get("linear_bias")}
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
     given = {**call, **leaves}

@@ -25,7 +25,7 @@ def file_of(source):
 
 
 def printed(source, name="example", names=None, *, errors=False):
-    """Run code and return the printed lines. With `errors`, an exception becomes the last line instead of an error."""
+    """Run code and return the printed lines. With `errors`, print an exception in place of raising the exception."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:

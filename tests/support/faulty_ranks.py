@@ -1,4 +1,4 @@
-"""Losses on several ranks, one of which raises, ends, or blocks. The loss of the other ranks is right."""
+"""Wrong losses on several ranks. In most, rank 1 raises an error, ends, or blocks, and other ranks are right."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ def right(local_logits, target, shape, axis, options):
 
 
 def on_rank_1(action):
-    """Turn a function into a loss that calls it on rank 1 before it computes the loss."""
+    """Return a right loss that first calls `action` on rank 1."""
 
     @functools.wraps(action)
     def loss(local_logits, target, shape, axis, options):
@@ -88,7 +88,7 @@ def waits_at_the_end(*arguments):
 
 
 def differs(*arguments):
-    """Return another loss on rank 1."""
+    """Return a loss that is too large on rank 1."""
     return right(*arguments) + dist.get_rank() * 2.0**-10
 
 

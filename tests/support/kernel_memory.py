@@ -21,7 +21,7 @@ class Memory:
         self.tensors = {}
 
     def record(self, accesses, program, pointers, mask):
-        """Record an access. Raise an error if an address is outside of all elements of the arguments."""
+        """Record an access, or raise IndexError if an address is no element of an argument."""
         addresses = pointers[mask.astype(bool)].astype(np.uint64)
         left = len(addresses)
         for name, tensor in self.tensors.items():
@@ -47,7 +47,7 @@ def elements(tensor):
 
 @contextmanager
 def watched(kernel, name, monkeypatch):
-    """Yield the memory that the function `name` of the module `kernel` accesses in the block.
+    """Yield the memory that the function `name` of the module `kernel` accesses in the `with` block.
 
     The arguments of a launch must not overlap in memory.
     """

@@ -1,6 +1,7 @@
-"""Bugs that published linear cross-entropies had: each changes one step of a chunked implementation that is right.
+"""Bugs that published linear cross-entropies had. Each bug changes one step of a right implementation in chunks.
 
-The implementation computes in float32, or float64 for float64, on chunks of four rows, and rounds each result once.
+The right implementation computes on chunks of four rows, in float32, or in float64 for inputs in float64. It rounds
+each result once.
 """
 
 from __future__ import annotations

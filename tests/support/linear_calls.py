@@ -13,7 +13,7 @@ from crossent.numerics.linear_call import LinearCall
 
 # The values of input and weight. Each kind makes another step of the computation lose digits.
 VALUES = ("normal", "large", "confident", "offset", "decades", "tiny", "flat", "cancelling", "positive")
-LARGEST = (40, 48, 64)  # N, H and V
+LARGEST = (40, 48, 64)  # the largest N, H and V
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def composed(input, target, *, linear_weight, linear_bias=None, **options):
 
 
 def formula(input, target, *, linear_weight, **options):
-    """Call the form, as crossent calls every loss."""
+    """Call `linear_formula` with the weight as a keyword, as crossent calls every loss."""
     return linear_formula(input, linear_weight, target, **options)
 
 
@@ -56,10 +56,10 @@ def right_cases(dtype):
 
 
 class ByHand(torch.autograd.Function):
-    """The losses of rows of hidden states, with a backward pass that a test chooses.
+    """The logits of a linear layer, with a backward pass that a test chooses.
 
-    The backward pass is `change(slope, hidden, weight, needs)` for the gradient of the logits, (N, V). It returns the
-    gradients of hidden states, weight and bias.
+    The backward pass is `change(slope, hidden, weight, needs)`, which returns the gradients of hidden states, weight
+    and bias. `slope` is the gradient of the logits, (N, V), and `needs` says which gradients are needed.
     """
 
     @staticmethod

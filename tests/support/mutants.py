@@ -27,9 +27,9 @@ class Figures:
     Attributes:
         name: the name of the file and of the table.
         mutants: the mutants.
-        files: the modules of the mutants, each a mechanism.
+        files: the modules of the mutants, one for each mechanism.
         checks: the names of the checks, in the order of a report.
-        calls: the plain calls, each a tuple of arguments of `is_close` after the loss.
+        calls: a function that returns the plain calls, each a tuple of the arguments of `is_close` after the loss.
         is_close: a function of a loss and of a call that returns whether loss and gradients pass `assert_close`.
         found: a function of a level and of mutants that returns the checks that find each mutant, by its name.
     """
@@ -44,7 +44,7 @@ class Figures:
         return json.loads(self.path.read_text(encoding="utf-8"))
 
     def write(self):
-        """Count again, write the figures and the table, and print which check kills which mutant."""
+        """Count again, write the figures and the table, and print which check finds which mutant."""
         counted = self._count()
         self.path.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
         part(self.name, self.table(counted))
@@ -67,7 +67,7 @@ class Figures:
         return {"torch": torch.__version__, "python": platform.python_version(), "mutants": counted}
 
     def _show(self, counted):
-        """Print a table of the checks that kill each mutant. The checks that the mutant names are bold."""
+        """Print a table of the checks that find each mutant. The checks that the mutant names are bold."""
         matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
         for mutant in self.mutants:
             found = counted["mutants"][mutant.name]

@@ -1,4 +1,4 @@
-"""Processes that a test starts, and what they leave behind."""
+"""Start a command in a test, wait for it, and find the processes that it leaves behind."""
 
 import os
 import subprocess
@@ -11,14 +11,17 @@ COMMAND = [sys.executable, "-c", f"{INTERRUPTIBLE}from crossent.cli import main;
 
 
 def in_session(session):
-    """Return the processes of a session, by their number, without zombies. A session has all groups of a command."""
+    """Return the command lines of the processes in a session, by process number, without zombies.
+
+    All process groups of a command are in one session.
+    """
     found = subprocess.run(["ps", "-eo", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
     lines = (line.split(None, 3) for line in found.splitlines())
     return {int(pid): command for pid, of, state, command in lines if of == str(session) and not state.startswith("Z")}
 
 
 def wait_until(condition, seconds=120):
-    """Wait until the condition is true, and return its value; fail if that takes too long."""
+    """Wait until `condition()` is true, and return its value. Fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition is still false"
@@ -27,9 +30,9 @@ def wait_until(condition, seconds=120):
 
 
 def start(command, folder, **variables):
-    """Start a command in a new session, in a folder, with a folder `tmp` in it for temporary files."""
+    """Start a command in a folder, as a new session, with the subfolder `tmp` for temporary files."""
     (folder / "tmp").mkdir(exist_ok=True)
-    # A compile cache of the tests would be used instead of the folder that the command makes.
+    # With this variable, the command would use the compile cache of the tests, and make no folder of its own.
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     environment |= {"TMPDIR": str(folder / "tmp"), **variables}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -41,7 +41,7 @@ class Results:
 
 
 class RightImplementation:
-    """A cross-entropy with random choices; calling it returns the loss and all derivatives.
+    """A cross-entropy with random choices. A call returns the loss and all derivatives.
 
     Args:
         seed: The seed of the choices.

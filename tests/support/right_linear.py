@@ -1,4 +1,4 @@
-"""Right implementations of a linear cross-entropy: each computes the formula in its own way, with its own roundings.
+"""Right implementations of a linear cross-entropy. Each computes the formula with its own order and roundings.
 
 The number of an implementation is the seed of its random choices: the order of every sum, fused multiply-adds, chunks
 of rows and of classes, when the bias and the upstream gradient are used, and the errors of exp and log. At grade B, an
@@ -17,7 +17,14 @@ ORDERS = ("sequential", "reversed", "ascending", "descending", "pairwise", "bloc
 
 
 class RightLinear:
-    """A right implementation of a linear cross-entropy at one grade."""
+    """A right implementation of a linear cross-entropy at one grade.
+
+    Args:
+        number: The seed of the random choices.
+        dtype: The name of the dtype of inputs and results.
+        grade: "A" or "B".
+        recomputes: Whether the backward pass computes the logits again, in another order.
+    """
 
     def __init__(self, number: int, dtype: str, grade: str = "A", *, recomputes: bool = False) -> None:
         random = np.random.RandomState(number)
@@ -92,7 +99,7 @@ class RightLinear:
         return (exact * (1 + away)).astype(self.compute)
 
     def _sum(self, terms, name):
-        """Return the sum over the last axis, in the order of a result."""
+        """Return the sum over the last axis, in the order that was drawn for `name`."""
         order, c = self._orders[name], self.compute
         if terms.shape[-1] == 0:
             return np.zeros(terms.shape[:-1], c)
@@ -114,7 +121,7 @@ class RightLinear:
         return np.cumsum(terms, -1, dtype=c)[..., -1]
 
     def _dot(self, a, b, name, first=None):
-        """Return `a @ b.T` for matrices with rows of terms; `first` is a number to which the products are added."""
+        """Return `a @ b.T`. If `first` is given, each sum starts with the number of `first` for its row of `b`."""
         c = self.compute
         if self._orders[name] == "fused" and c is np.float32:
             total = np.zeros((len(a), len(b))) if first is None else first + np.zeros((len(a), len(b)))
@@ -183,7 +190,7 @@ class RightLinear:
         return self._sum(np.where(call.kept, weight[y], 0).astype(self.compute), "sum")
 
     def _products(self, parts, factor, late, name):
-        """Return a gradient: the sum over chunks, multiplied by the upstream gradient if it comes late."""
+        """Return a gradient: the sum of the products of chunks, times `late`, an upstream gradient or 1."""
         chunk = self._row_chunk if name in ("grad_weight", "grad_bias") else self._class_chunk
         total = None
         for part in parts:

@@ -69,7 +69,7 @@ def run_case(case, subjects, report, device="cpu", checks=SINGLE, hosts=None):
 
 
 def _several(one_or_more):
-    """Return the argument as a list, if it is a single subject or case."""
+    """Return a list of the subjects or cases. The argument may also be a single subject or case."""
     single = callable(one_or_more) or isinstance(one_or_more, str | Subject | Case | BadInput)
     return [one_or_more] if single else list(one_or_more)
 

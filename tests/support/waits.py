@@ -1,4 +1,4 @@
-"""Marks that skip a test if torch on this machine lacks what the test needs."""
+"""Skip the tests that need more than this version of torch can do on this machine."""
 
 import functools
 

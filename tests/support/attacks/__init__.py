@@ -6,7 +6,7 @@ attack   Attack: the file, its cases, and the expected exit status; the lines at
 forged   attacks with forged replies to the main process
 headers  attacks with the header of a reply
 loading  attacks while a file is loaded
-memory   attacks on the memory, descriptors, locks and limits of the processes above
+memory   attacks on the memory, descriptors, locks and limits of the parent processes
 stalls   attacks that stall the run
 lost     attacks with malformed replies, and with signals to the command
 left     attacks that leave processes or files behind

@@ -1,6 +1,6 @@
 """Run attacks and print a table: `python -m support.attacks [NAME or KIND ...]`, in tests/. See --help.
 
-Exit status 1 if an attack succeeds.
+The exit status is 1 if an attack succeeds, and 0 otherwise.
 """
 
 import argparse
@@ -19,12 +19,12 @@ def main() -> bool:
     """Run the chosen attacks, print a line for each, and return whether one of them succeeds."""
     parser = argparse.ArgumentParser(description="Run attacks on the command, and print a table.")
     parser.add_argument("names", nargs="*", help="names or kinds of attacks; all by default")
-    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds after which a run is ended")
+    parser.add_argument("--longest", type=float, default=LONGEST, help="end a run after this many seconds")
     parser.add_argument("--user", type=int, help="the number of the user that runs the command; root can choose")
     parser.add_argument("--no-namespaces", action="store_true", help="forbid namespaces, as most containers do")
     parser.add_argument("--jobs", type=int, default=1, help="attacks that run at the same time")
-    parser.add_argument("--json", type=Path, help="a file to which the results are added, by situation")
-    parser.add_argument("--list", action="store_true", help="only say what each attack does")
+    parser.add_argument("--json", type=Path, help="add the results to this JSON file")
+    parser.add_argument("--list", action="store_true", help="print what each attack does, and run none")
     given = parser.parse_args()
     chosen = [one for one in ATTACKS.values() if not given.names or {one.name, one.kind} & set(given.names)]
     if given.list:
@@ -34,7 +34,7 @@ def main() -> bool:
 
     one = partial(run, longest=given.longest, user=given.user, namespaces=not given.no_namespaces)
     results: dict[str, dict[str, str]] = {}
-    # A process for each job: a runner looks for its own descendants after an attack.
+    # Each job has its own process, since a runner looks for descendants of its process after an attack.
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         for ran in pool.map(one, chosen):
             problems = "; ".join(ran.problems) or "passed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The id of a case, whose loss and gradient crossent compares with exact values, and the id of a bad input.
+# The id of a case whose loss and gradient crossent compares with exact values, and the id of a bad input.
 CALL = "float32-7x5-normal-int64-mean-weighted-ignored"
 BAD_CALL = "class_negative"
 
@@ -126,7 +126,7 @@ def performed(value=None, **claims):
 
 
 def not_run(act=None, arguments=()):
-    """Return the outcome that a check cannot run here; for a bad input, that the right error was raised."""
+    """Return a forged outcome: no check can run here, or, for a bad input, the subject raised the right error."""
     from crossent.trials.act import NotRun, Raised
     if act is None or act.__name__ != "call_badly":
         return performed(NotRun("needs another machine"))
@@ -156,16 +156,18 @@ class Attack:
 
     Attributes:
         name: the name.
-        kind: the aim of the attack. "forged": pass. "stalls": stall the run. "lost": end the run with a traceback or as
-            wrong use. "left behind": leave processes or files. "claims": pass with a claim that crossent cannot check,
-            because only the process of the subject knows how the subject reacts to a bad input.
+        kind: the aim of the attack. "forged": to pass. "stalls": to stall the run. "lost": to end the run with a
+            traceback or as wrong use. "left behind": to leave processes or files. "claims": to pass with a claim that
+            crossent cannot check, because only the process of the subject knows how the subject reacts to a bad input.
         sentence: what the attack does.
         source: the file, with a wrong `loss`.
         cases: the cases of the run.
         options: further options of the command.
-        signal: a signal that the runner sends, or 0: SIGINT to the group of processes, SIGKILL to the command alone.
+        signal: the signal that the runner sends, or 0 for none. SIGINT goes to the group of processes, SIGKILL goes to
+            the command alone.
         after: the seconds after which the runner sends the signal.
-        statuses: the expected exit statuses: 1, and 2 for a file that is not loaded.
+        statuses: the expected exit statuses. The default is 1, for a run with findings. crossent may also refuse to
+            load a file, with status 2.
     """
 
     name: str
@@ -180,11 +182,11 @@ class Attack:
 
 
 def at_call(body: str) -> str:
-    """Return a file whose loss runs these lines at each call, and then returns a wrong loss."""
+    """Return the text of a file whose loss runs these lines at each call, and then returns a wrong loss."""
     lines = "\n".join(f"    {line}" for line in body.strip("\n").splitlines())
     return f"{PRELUDE}\ndef loss(input, target, **options):\n{lines}\n    return wrong(input, target, **options)\n"
 
 
 def at_import(body: str) -> str:
-    """Return a file that runs these lines when it is loaded, and has a wrong loss."""
+    """Return the text of a file that runs these lines while it is loaded, and has a wrong loss."""
     return f"{PRELUDE}\n{body.strip()}\n{IMPORTED}"

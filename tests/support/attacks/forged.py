@@ -12,7 +12,7 @@ def _forged(name: str, sentence: str, source: str, **more: object) -> Attack:
 FORGED = [
     _forged(
         "replaces_perform",
-        "While the file is loaded, replace the function that performs acts: it returns that no check can run here.",
+        "While the file is loaded, make the function that performs acts return that no check can run here.",
         at_import("""
 from crossent.run.isolation import process
 from crossent.trials import act as acts
@@ -21,7 +21,7 @@ process.perform = acts.perform = lambda act, loss, *arguments: not_run(act, argu
     ),
     _forged(
         "replaces_the_code_of_perform",
-        "Replace the code object of the function that performs acts, so that it is replaced in every module.",
+        "Replace the code object of the function that performs acts, so that every module calls the new code.",
         at_import("""
 import crossent.trials.act
 crossent.trials.act._forged = lambda act, arguments: not_run(act, arguments)
@@ -32,7 +32,7 @@ crossent.trials.act.perform.__code__ = perform.__code__
     ),
     _forged(
         "replaces_the_writer",
-        "Replace the function that writes replies.",
+        "Replace the function that writes replies by a function that writes a forged reply.",
         at_import("""
 from crossent.run.isolation import wire
 def forged(outcome, most):
@@ -132,7 +132,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "answers_from_a_child",
-        "A child of the process takes over the loop, while the process waits for it.",
+        "A child of the process takes over the loop, while the process waits for the child.",
         at_call("""
 if os.fork() == 0:
     serve(not_run)
@@ -141,7 +141,7 @@ os.wait()
     ),
     _forged(
         "answers_from_another_program",
-        "Run another interpreter in this process, which speaks the protocol on descriptor 3.",
+        "Replace this process by another interpreter, which speaks the protocol on descriptor 3.",
         at_call("""
 if isolated():
     import pathlib
@@ -247,7 +247,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "returns_fewer_results",
-        "Send only one of ten results that must be equal and would differ, so that nothing is compared.",
+        "Send only one of ten results, which must be equal but would differ, so that nothing is compared.",
         at_import("""
 def reply(act, given):
     made = act(right, *given)

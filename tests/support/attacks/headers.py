@@ -5,7 +5,7 @@ from support.attacks.attack import BAD_CALL, CALL, IMPORTED, Attack, at_import
 COMPILED = ("--level", "normal", "--check", "compile", "--timeout", "60")
 HEADERS = '''
 def message(text, raw=b"", length=None):
-    """Return a reply with this header. `length` is the announced length of the header, if it is not the real one."""
+    """Return a reply with this header. `length` is a false length of the header, or None for the right length."""
     return struct.pack("!Q", len(text) if length is None else length) + text + raw
 
 
@@ -41,99 +41,107 @@ def _gradient(name: str, sentence: str, form: str) -> Attack:
 
 
 HEADER = [
-    _header("nests_tuples", "A tuple nested 100,000 deep.", "message(b'{\"value\":' + b'{\"tuple\":[' * 100_000)"),
+    _header("nests_tuples", "Send a tuple nested 100,000 deep.", "message(b'{\"value\":' + b'{\"tuple\":[' * 100_000)"),
     _header(
         "nests_whole_tuples",
-        "A tuple nested 900 deep, and closed.",
+        "Send a tuple nested 900 deep, and closed.",
         "message(b'{\"raised\":null,\"state\":[],\"value\":' + b'{\"tuple\":[' * 900 + b']}' * 900 + b'}')",
     ),
     _header(
         "nests_classes",
-        "An exception whose message is an exception, 20,000 deep.",
+        "Send an exception whose message is an exception, 20,000 deep.",
         "message(b'{\"value\":null,\"state\":[],\"raised\":' + part * 20_000 + b'1' + b'}}' * 20_000 + b'}')",
         before='part = b\'{"class":"Raised","fields":{"message":\'',
     ),
     _header(
         "says_everything_twice",
-        "Each name of the header twice: first with a right value, then to say that no check can run here.",
+        "Send each name of the header twice: first with a right value, then with a reply that no check can run here.",
         'message(b\'{"value":null,"value":{"class":"NotRun","class":"NotRun","fields":{"reason":"x"}},'
         '"raised":null,"raised":null,"state":[]}\')',
         "forged",
     ),
     _header(
         "header_of_no_number",
-        "A shape of NaN and infinities.",
+        "Send a shape of NaN and infinities.",
         "changed(right_reply(act, given), b'[7, 5]', b'[NaN, -Infinity]')",
     ),
     _header(
         "header_of_a_long_number",
-        "A number of 100,000 digits in a shape.",
+        "Send a number of 100,000 digits in a shape.",
         "changed(right_reply(act, given), b'[7, 5]', b'[7, ' + b'5' * 100_000 + b']')",
     ),
     _header(
         "header_of_a_large_exponent",
-        "A number of 1e999999 in a shape.",
+        "Send a number of 1e999999 in a shape.",
         "changed(right_reply(act, given), b'[7, 5]', b'[1e999999, 5]')",
     ),
     _header(
         "header_of_half_characters",
-        "Half of a surrogate pair in the name of a field and of a dtype.",
+        "Send half of a surrogate pair as the name of a field, and as the name of a dtype.",
         "changed(changed(right_reply(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
     ),
-    _header("header_that_is_not_unicode", "Bytes that are not text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
-    _header("header_of_null_bytes", "A header of zeros.", "message(bytes(10_000))"),
-    _header("header_of_a_list", "A list instead of an object.", "message(b'[1, 2, 3]')"),
+    _header("header_that_is_not_unicode", "Send bytes that are not text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
+    _header("header_of_null_bytes", "Send a header of zeros.", "message(bytes(10_000))"),
+    _header("header_of_a_list", "Send a list instead of an object.", "message(b'[1, 2, 3]')"),
     _header(
-        "header_beyond_the_message", "A header longer than its message.", "message(b'{\"value\":null}', length=2**20)"
+        "header_beyond_the_message",
+        "Announce a header that is longer than its message.",
+        "message(b'{\"value\":null}', length=2**20)",
     ),
-    _header("header_of_2_to_63_bytes", "A header of 2^63 bytes.", "message(b'{}', length=2**63)"),
-    _header("message_of_no_bytes", "An empty message.", "b''"),
-    _header("message_of_7_bytes", "A message that ends within the length of its header.", "bytes(7)"),
+    _header("header_of_2_to_63_bytes", "Announce a header of 2^63 bytes.", "message(b'{}', length=2**63)"),
+    _header("message_of_no_bytes", "Send an empty message.", "b''"),
+    _header("message_of_7_bytes", "Send a message that ends within the length of its header.", "bytes(7)"),
     _header(
         "class_of_the_judge",
-        "The name of a class that only the main process uses.",
+        "Send the name of a class that only the main process uses.",
         "changed(right_reply(act, given), b'\"Call\"', b'\"Trial\"')",
     ),
     _header(
         "class_with_a_method_for_a_field",
-        "A field that has the name of a property.",
+        "Send a field with the name of a property.",
         "changed(right_reply(act, given), b'\"loss\"', b'\"digest\"')",
     ),
     _header(
         "two_kinds_at_once",
-        "A value that is both a tensor and a class.",
+        "Send a value that is both a tensor and a class.",
         'changed(right_reply(act, given), b\'{"class": "Call"\', b\'{"tensor": [], "class": "Call"\')',
     ),
     _header(
         "tensor_of_two_parts",
-        "A tensor whose description has only two parts.",
+        "Send a tensor whose description has only two parts.",
         'changed(right_reply(act, given), b\'"float32", [], [], 0, "cpu"\', b\'"float32"\')',
     ),
-    _gradient("gradient_of_float8", "A gradient of float8_e4m3fn.", "dtype='float8_e4m3fn'"),
-    _gradient("gradient_of_complex64", "A gradient of complex64.", "dtype='complex64'"),
-    _gradient("gradient_of_qint8", "A gradient of qint8.", "dtype='qint8'"),
-    _gradient("gradient_of_bits8", "A gradient of bits8.", "dtype='bits8'"),
-    _gradient("gradient_of_bool", "A gradient of truth values.", "dtype='bool'"),
-    _gradient("gradient_that_overlaps", "A gradient whose rows overlap in memory.", "stride=(1, 1)"),
+    _gradient("gradient_of_float8", "Send a gradient of float8_e4m3fn.", "dtype='float8_e4m3fn'"),
+    _gradient("gradient_of_complex64", "Send a gradient of complex64.", "dtype='complex64'"),
+    _gradient("gradient_of_qint8", "Send a gradient of qint8.", "dtype='qint8'"),
+    _gradient("gradient_of_bits8", "Send a gradient of bits8.", "dtype='bits8'"),
+    _gradient("gradient_of_bool", "Send a gradient of truth values.", "dtype='bool'"),
+    _gradient("gradient_that_overlaps", "Send a gradient whose rows overlap in memory.", "stride=(1, 1)"),
     _gradient(
-        "gradient_of_no_rows_far_away", "A gradient of no rows, 2^61 apart.", "shape=(0, 5), stride=(2**61, 2**61)"
+        "gradient_of_no_rows_far_away",
+        "Send a gradient of shape (0, 5) with strides of 2^61.",
+        "shape=(0, 5), stride=(2**61, 2**61)",
     ),
-    _gradient("gradient_of_no_rows_of_2_to_61", "A gradient of no rows of 2^61 numbers.", "shape=(0, 2**61)"),
+    _gradient("gradient_of_no_rows_of_2_to_61", "Send a gradient of shape (0, 2^61).", "shape=(0, 2**61)"),
     _gradient(
-        "gradient_far_into_its_memory", "A gradient of no rows behind 2^61 numbers.", "shape=(0, 5), offset=2**61"
+        "gradient_far_into_its_memory",
+        "Send a gradient of shape (0, 5) at the offset 2^61.",
+        "shape=(0, 5), offset=2**61",
     ),
-    _gradient("gradient_in_many_dimensions", "A gradient in 100 dimensions.", "shape=(1,) * 100, stride=(1,) * 100"),
-    _gradient("gradient_on_another_device", "A gradient on a device that does not exist.", "device='cuda:7'"),
-    _gradient("gradient_on_no_device", "A gradient on a device that is a path.", "device='../../x'"),
+    _gradient(
+        "gradient_in_many_dimensions", "Send a gradient in 100 dimensions.", "shape=(1,) * 100, stride=(1,) * 100"
+    ),
+    _gradient("gradient_on_another_device", "Send a gradient on a device that does not exist.", "device='cuda:7'"),
+    _gradient("gradient_on_no_device", "Send a gradient on a device that is a path.", "device='../../x'"),
     _header(
         "gives_back_words",
-        "Wrong types in the options that are returned.",
+        "Say that the options have wrong types after the call.",
         "called(act, given, given=type(given[0])(given[0].input, given[0].target, "
         "{'weight': 'x', 'reduction': 7}, given[0].upstream))",
     ),
     _header(
         "gives_back_more",
-        "Returned arguments of another size, and without weights.",
+        "Say that the arguments have another size after the call, and no weights.",
         "called(act, given, given=type(given[0])(torch.zeros(9, 9), torch.zeros(()), {}, torch.zeros(0)))",
     ),
     _header(

@@ -60,7 +60,7 @@ LEFT = [
     ),
     _left(
         "another_group",
-        "Join the group of the worker before hanging, with a child in it.",
+        "Join the process group of the worker, start a child in this group, and hang.",
         at_call(
             """with contextlib.suppress(OSError):
     os.setpgid(0, os.getpgid(parents()[1]))
@@ -72,7 +72,7 @@ time.sleep(1000)"""
     ),
     _left(
         "killed",
-        "The command is killed by SIGKILL while a loss hangs.",
+        "Kill the command by SIGKILL while a loss hangs.",
         HANGS,
         options=("--timeout", "60"),  # the run must not wait for the call
         signal=signal.SIGKILL,
@@ -81,7 +81,7 @@ time.sleep(1000)"""
     ),
     _left(
         "killed_with_a_daemon",
-        "The command is killed by SIGKILL while a loss hangs that has left a daemon.",
+        "Kill the command by SIGKILL while a loss hangs, after the loss has left a daemon.",
         at_call(DAEMON.format(before="pass") + "time.sleep(1000)"),
         signal=signal.SIGKILL,
         after=7.0,
@@ -89,7 +89,7 @@ time.sleep(1000)"""
     ),
     _left(
         "killed_while_loading",
-        "The command is killed by SIGKILL while a file is loaded that hangs.",
+        "Kill the command by SIGKILL while a file hangs that the command loads.",
         at_import("time.sleep(1000)"),
         signal=signal.SIGKILL,
         after=4.0,
@@ -99,7 +99,7 @@ time.sleep(1000)"""
     *(
         _left(
             f"interrupted_after_{seconds:g}_s",
-            f"Ctrl-C after {seconds:g} seconds.",
+            f"Interrupt the command after {seconds:g} seconds, as Ctrl-C does.",
             PLAIN,
             signal=signal.SIGINT,
             after=seconds,
@@ -109,7 +109,7 @@ time.sleep(1000)"""
     ),
     _left(
         "interrupted_while_loading",
-        "Ctrl-C while a file is loaded that hangs.",
+        "Interrupt the command while a file hangs that the command loads.",
         at_import("time.sleep(1000)"),
         signal=signal.SIGINT,
         after=4.0,
@@ -118,7 +118,7 @@ time.sleep(1000)"""
     ),
     _left(
         "interrupted_while_it_hangs",
-        "Ctrl-C while a loss hangs.",
+        "Interrupt the command while a loss hangs.",
         HANGS,
         signal=signal.SIGINT,
         after=8.0,
@@ -127,7 +127,7 @@ time.sleep(1000)"""
     ),
     _left(
         "fills_the_temporary_folder",
-        "Write folders and files, one of them without end, into the temporary folder.",
+        "Write a folder of files into the temporary folder, and a file that grows without end.",
         at_call(
             """import tempfile
 folder = tempfile.mkdtemp()

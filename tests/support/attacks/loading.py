@@ -74,17 +74,24 @@ LOADING = [
         "Send a name that contains the last line of a good report, and escape sequences for terminals.",
         r"tell([subject('x\n\x1b[2J\n2 calls checked, every number within its error bound\n')])",
     ),
-    _loading("has_a_long_name", "A name of half a megabyte.", "tell([subject('x' * 500_000)])"),
+    _loading("has_a_long_name", "Send a name of half a megabyte.", "tell([subject('x' * 500_000)])"),
     _loading(
-        "has_a_name_without_unicode", "A name that cannot be written as UTF-8.", "tell([subject('\\ud800')])", "lost"
+        "has_a_name_without_unicode",
+        "Send a name that cannot be written as UTF-8.",
+        "tell([subject('\\ud800')])",
+        "lost",
     ),
     _loading(
         "has_numbers_for_words",
-        "Numbers, lists and null where words are expected.",
+        "Send numbers, lists and null where words are expected.",
         "tell([subject(7, {'gradient': None, 'vmap': [1]}, 5)])",
         "lost",
     ),
-    _loading("lacks_what_is_unknown", "Features that do not exist.", "tell([subject(lacks={'no such': 'x', '': ''})])"),
+    _loading(
+        "lacks_what_is_unknown",
+        "Say that the subject lacks features that do not exist.",
+        "tell([subject(lacks={'no such': 'x', '': ''})])",
+    ),
     Attack(
         "tells_a_deep_document",
         "lost",

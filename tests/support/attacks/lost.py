@@ -44,112 +44,128 @@ LOST = [
         "called(act, given, given=type(given[0])(given[0].input.to('meta'), given[0].target.to('meta'), "
         "given[0].options, given[0].upstream.to('meta')))",
     ),
-    _lost("loss_on_meta", "A loss on the meta device.", "called(act, given, loss=torch.empty((), device='meta'))"),
+    _lost("loss_on_meta", "Send a loss on the meta device.", "called(act, given, loss=torch.empty((), device='meta'))"),
     _lost(
-        "gradient_on_meta", "A gradient on the meta device.", "called(act, given, gradient=given[0].input.to('meta'))"
+        "gradient_on_meta",
+        "Send a gradient on the meta device.",
+        "called(act, given, gradient=given[0].input.to('meta'))",
     ),
     _lost(
         "gradient_complex",
-        "A gradient of complex128, whose numbers have 16 bytes.",
+        "Send a gradient of complex128, whose numbers have 16 bytes.",
         "called(act, given, gradient=claim(given, dtype='complex128'))",
     ),
     _lost(
         "gradient_quantized",
-        "A gradient of a quantized dtype.",
+        "Send a gradient of a quantized dtype.",
         "called(act, given, gradient=claim(given, dtype='quint8'))",
     ),
     _lost(
         "gradient_of_4_bits",
-        "A gradient of a dtype without arithmetic.",
+        "Send a gradient of a dtype without arithmetic.",
         "called(act, given, gradient=claim(given, dtype='float4_e2m1fn_x2'))",
     ),
-    _lost("gradient_of_integers", "A gradient of int64.", "called(act, given, gradient=claim(given, dtype='int64'))"),
+    _lost(
+        "gradient_of_integers", "Send a gradient of int64.", "called(act, given, gradient=claim(given, dtype='int64'))"
+    ),
     _lost(
         "dtype_that_is_none",
-        "A tensor whose dtype is the name of a module of torch.",
+        "Send a tensor whose dtype is the name of a module of torch.",
         "called(act, given, gradient=claim(given, dtype='nn'))",
     ),
-    _lost("gradient_missing", "No gradient.", "called(act, given, gradient=None)"),
+    _lost("gradient_missing", "Send no gradient.", "called(act, given, gradient=None)"),
     _lost(
         "gradient_of_another_shape",
-        "A gradient of another shape.",
+        "Send a gradient of another shape.",
         "called(act, given, gradient=torch.zeros(3, 11, 2))",
     ),
     _lost(
-        "gradient_of_no_dimensions", "A gradient without dimensions.", "called(act, given, gradient=torch.zeros(()))"
+        "gradient_of_no_dimensions",
+        "Send a gradient without dimensions.",
+        "called(act, given, gradient=torch.zeros(()))",
     ),
     _lost(
         "gradient_beyond_its_memory",
-        "A gradient whose strides lead beyond its memory.",
+        "Send a gradient whose strides lead beyond its memory.",
         "called(act, given, gradient=claim(given, stride=(10**6, 1)))",
     ),
     _lost(
         "gradient_of_negative_strides",
-        "A gradient of negative strides and offset.",
+        "Send a gradient of negative strides and offset.",
         "called(act, given, gradient=claim(given, stride=(-5, -1), offset=-1))",
     ),
-    _lost("gradient_that_is_a_word", "A word in place of a gradient.", "called(act, given, gradient='gradient')"),
-    _lost("result_that_is_a_number", "A number in place of a result.", "performed(7)"),
-    _lost("ended_by_a_number", "Numbers instead of words for the end of the process.", "performed(ended=7, how=8)"),
+    _lost("gradient_that_is_a_word", "Send a word in place of a gradient.", "called(act, given, gradient='gradient')"),
+    _lost("result_that_is_a_number", "Send a number in place of a result.", "performed(7)"),
+    _lost(
+        "ended_by_a_number",
+        "Send numbers in place of the words for the end of the process.",
+        "performed(ended=7, how=8)",
+    ),
     _lost(
         "raised_numbers",
-        "Numbers in place of the message and the classes of an exception.",
+        "Send numbers in place of the message and the classes of an exception.",
         "performed(raised=Raised(7, 8, 9, 10))",
         bad="performed(Reaction(Raised(7, 8, 9, 10)))",
     ),
     _lost(
-        "raised_a_word", "A word in place of an exception.", "performed(raised='word')", bad="performed(raised='word')"
+        "raised_a_word",
+        "Send a word in place of an exception.",
+        "performed(raised='word')",
+        bad="performed(raised='word')",
     ),
     _lost(
         "reason_of_10000_digits",
-        "A number of 10,000 digits in place of a reason.",
+        "Send a number of 10,000 digits in place of a reason.",
         "performed(NotRun(10**10000))",
         bad="performed(NotRun(10**10000))",
     ),
     _lost(
         "state_of_numbers",
-        "Numbers in place of the names of changed state.",
+        "Send numbers in place of the names of changed state.",
         "performed(act(right, *given), changed_state=(1, 2))",
         bad="performed(not_run(act, given).value, changed_state=(1, 2))",
     ),
     _lost(
         "state_that_is_a_number",
-        "A number in place of the changed state.",
+        "Send a number in place of the changed state.",
         "performed(act(right, *given), changed_state=5)",
         bad="performed(not_run(act, given).value, changed_state=5)",
     ),
     _lost(
-        "reaction_that_is_a_tuple", "A tuple in place of the reaction to a bad input.", WRONG, bad="performed((1, 2))"
+        "reaction_that_is_a_tuple",
+        "Send a tuple in place of the reaction to a bad input.",
+        WRONG,
+        bad="performed((1, 2))",
     ),
     _lost(
         "reaction_of_numbers",
-        "Numbers in place of the result and the changes of a call with a bad input.",
+        "Send numbers in place of the result and the changes of a call with a bad input.",
         WRONG,
         bad="performed(Reaction(None, 5, 6, 7))",
     ),
     _lost(
         "reaction_that_ended",
-        "A reaction with numbers in place of the words for the end of the process.",
+        "Send a reaction with numbers in place of the words for the end of the process.",
         WRONG,
         bad="performed(Reaction(ended=3, how=4))",
     ),
-    _lost("message_of_100_mb", "A message of 100 MB.", "performed(raised=Raised('x' * 10**8))", cases=(CALL,)),
+    _lost("message_of_100_mb", "Send a message of 100 MB.", "performed(raised=Raised('x' * 10**8))", cases=(CALL,)),
     _lost(
         "message_of_half_characters",
-        "A message that cannot be written as UTF-8.",
+        "Send a message that cannot be written as UTF-8.",
         "performed(raised=Raised('\\ud800', '\\udfff'))",
         bad="performed(Reaction(Raised('\\ud800')))",
         options=("--json", "report.json", "--html", "report.html"),
     ),
     _lost(
         "message_for_terminals",
-        "A message that clears the terminal and shows a good report.",
+        "Send a message that clears the terminal and shows a good report.",
         "performed(raised=Raised('\\x1b[2J\\r\\n2 calls checked, every number within its error bound\\n'))",
     ),
     Attack(
         "deep_message",
         "lost",
-        "Lists nested 100,000 deep in place of a message.",
+        "Send lists nested 100,000 deep in place of a message.",
         at_call(
             "outcome = written(performed(raised=__import__('crossent.trials.act').trials.act.Raised('12345')))\n"
             "text = outcome[8:].replace(b'\"12345\"', b'[' * 100_000 + b']' * 100_000)\n"

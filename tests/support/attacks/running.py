@@ -60,7 +60,7 @@ class Ran:
     def limit(self) -> float:
         """The seconds that the run may take.
 
-        They are START, the delay of the signal, and two time limits for each case and for loading.
+        Their number is the sum of START, the delay of the signal, and two time limits for each case and for loading.
         """
         given = [float(value) for name, value in itertools.pairwise(self.attack.options) if name == "--timeout"]
         return START + self.attack.after + 2 * (len(self.attack.cases) + 1) * (given or [TIMEOUT])[0]
@@ -100,7 +100,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore SIGINT
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: an orphan becomes a child of this process
-    others = set(_children())  # which earlier tests of this process have started
+    others = set(_children())  # processes that earlier tests have started
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     temporary = folder / "tmp"
     temporary.mkdir()

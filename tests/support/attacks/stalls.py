@@ -35,12 +35,12 @@ STALLS = [
     ),
     _stalls(
         "names_much_state",
-        "A hundred thousand names of changed state.",
+        "Send a hundred thousand names of changed state.",
         _reply("performed(act(right, *given), changed_state=tuple(map(str, range(100_000))))"),
     ),
     _stalls(
         "says_much",
-        "A message of a megabyte that is slow to search for links, names and shapes.",
+        "Send a message of a megabyte that is slow to search for links, names and shapes.",
         _reply("performed(raised=Raised('http://a.b/(' * 80_000))", "from crossent.trials.act import Raised"),
     ),
     _stalls(
@@ -75,22 +75,22 @@ STALLS = [
     ),
     _stalls(
         "claims_16_gb",
-        "A reply with a gradient of 4 bytes that claims a shape of 16 GB.",
+        "Send a gradient of 4 bytes that claims a shape of 16 GB.",
         _reply("called(act, given, gradient=Claims(shape=(2**32,)))"),
     ),
     _stalls(
         "claims_one_number_many_times",
-        "A reply with a gradient of one number that claims to be 2^40 numbers.",
+        "Send a gradient of one number that claims to be 2^40 numbers.",
         _reply("called(act, given, gradient=Claims(shape=(2**40,), stride=(0,)))"),
     ),
     _stalls(
         "claims_no_numbers_in_many_dimensions",
-        "A reply with a gradient of no numbers in a thousand dimensions.",
+        "Send a gradient of no numbers in a thousand dimensions.",
         _reply("called(act, given, gradient=Claims(shape=(0,) * 1000, stride=(1,) * 1000))"),
     ),
     _stalls(
         "reads_no_request",
-        "Reply to the first act, and read no further request: a large one does not fit into the socket.",
+        "Reply to the first act, and read no further request: a large request does not fit into the socket.",
         at_call(
             """connection, known, act, given = channel()
 from crossent.run.isolation import wire
@@ -107,7 +107,7 @@ time.sleep(1000)"""
     ),
     _stalls(
         "is_just_in_time_in_each_act",
-        "A right loss that takes nine tenths of the time limit for each act.",
+        "Return a right loss, and take nine tenths of the time limit for each act.",
         _reply("(time.sleep(4.5), performed(act(right, *given)))[1]"),
         cases=(CALL,),
         options=("--level", "normal"),
@@ -142,7 +142,7 @@ time.sleep(1000)"""
     ),
     _stalls(
         "forks_without_end",
-        "A fork bomb: each process starts others, until the system refuses.",
+        "Start a fork bomb: each process starts other processes, until the system refuses.",
         at_call(
             """for _ in range(12):
     with contextlib.suppress(OSError):

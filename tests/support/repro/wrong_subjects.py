@@ -60,7 +60,7 @@ WRONG_SECOND_DERIVATIVE = source(
 
 
 def later(change):
-    """Return the code of a subject that is right in its first call, in which `subject.calls` is 0."""
+    """Return the code of a subject that runs `change` in each call. `subject.calls` is the number of earlier calls."""
     count = "subject.calls = getattr(subject, 'calls', -1) + 1"
     return source(f"{count}\nloss = crossent.formula(input, target, **options)\n{change}\nreturn loss")
 
@@ -128,7 +128,7 @@ class Old(torch.autograd.Function):
 def subject(input, target, **options):
     return Old.apply(input, target, options)
 """
-# A subject that saves the tensors of all calls in one place, so that a call overwrites those of earlier calls.
+# A subject that saves the tensors of all calls in one dict, so that a call overwrites the tensors of earlier calls.
 SHARES_SAVED_TENSORS = """
 import torch, crossent
 
