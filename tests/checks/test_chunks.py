@@ -1,4 +1,4 @@
-"""The check of the size of chunks: every size that a function takes must give the exact result."""
+"""The check `chunks`: a function must give the exact result for each chunk size that the function takes."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="n
 
 
 def chunked(input, target, *, linear_weight, chunk_size=7, rows=lambda size, n: range(0, n, size), **options):
-    """Compute a mean over chunks of rows. `rows` returns the starts of the chunks."""
+    """Return the mean loss, computed on chunks of rows. `rows(chunk_size, N)` returns the starts of the chunks."""
     total = input.new_zeros(())
     for start in rows(chunk_size, len(input)):
         some = slice(start, start + chunk_size)

@@ -1,4 +1,7 @@
-"""Circumstances: each check catches its own kind of wrong cross-entropy and no other, and correct code passes."""
+"""Checks of a call in other circumstances, such as under no_grad or in a thread.
+
+Each check catches its own kind of wrong cross-entropy and no other kind, and correct code passes.
+"""
 
 import threading
 
@@ -37,7 +40,7 @@ def found(loss, case, checks):
 
 
 def where(condition, change):
-    """Return a cross-entropy whose result or input is changed if a condition holds, and that is right otherwise."""
+    """Return a right cross-entropy that lets `change` change the result or the input if `condition` is true."""
 
     def loss(input, target, **options):
         result = crossent.formula(input, target, **options)
@@ -227,7 +230,10 @@ def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, 
 
 @each_wrong_cross_entropy
 def test_no_check_of_plain_calls_finds_these_wrong_cross_entropies(check, wrong, case, kind, text):
-    """`two_backwards` may find losses that share data. Custom functions may lack second derivatives and tangents."""
+    """Among the checks of plain calls, only `two_backwards` and checks of second derivatives or tangents may fail.
+
+    `two_backwards` finds losses that share data. Custom functions may lack second derivatives and tangents.
+    """
     failed = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
     assert check in failed
     assert not failed & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}

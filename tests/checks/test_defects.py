@@ -94,8 +94,8 @@ def computed_in_float64(input, target, **options):
     return F.cross_entropy(input.double(), target, **wide).to(input.dtype)
 
 
-# Allowed under the promise "kernel", which may add the maximum back to the logarithm: the loss may then be off by a
-# unit in the last place of the logits.
+# These defects are within the bounds of the promise "kernel". A kernel may add the maximum back to the logarithm, and
+# its loss may then be off by a unit in the last place of the logits.
 LEGAL_IN_KERNELS = ("small_losses_are_zero", "gradient_from_logsumexp")
 LISTED = [(d, t, p) for d in DEFECTS for t in d.dtypes for p in ("eager", "kernel")]
 
@@ -106,7 +106,7 @@ LISTED = [(d, t, p) for d in DEFECTS for t in d.dtypes for p in ("eager", "kerne
     ids=str,
 )
 def test_a_subtle_defect_is_found(defect, dtype, promise):
-    assert first_difference(defect, dtype, promise) is not None, f"{defect.sentence} In {dtype} nothing shows it."
+    assert first_difference(defect, dtype, promise) is not None, f"{defect.sentence} No case shows this in {dtype}."
 
 
 @pytest.mark.parametrize("promise", ["eager", "kernel"])
@@ -157,7 +157,7 @@ def randn(dtype):
 
 
 def verdicts(loss, dtype):
-    """Return, for each way to use `assert_close`, a list that says for each case whether a loss passes."""
+    """Return, for each use of `assert_close`, a list that says for each case whether a loss passes."""
     cases = [(inputs, expected, evaluate(loss, inputs, ("gradient",))) for _, inputs, expected in cases_of(dtype)]
     plain = randn(dtype)
     return {
@@ -168,7 +168,7 @@ def verdicts(loss, dtype):
 
 
 def count(dtype):
-    """Return the defects of a dtype, and the defects that crossent and each way of `assert_close` miss.
+    """Return the defects of a dtype, and the defects that crossent and each use of `assert_close` miss.
 
     A case on which correct code fails too is no evidence against a defect, and is not counted.
     """

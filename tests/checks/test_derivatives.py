@@ -37,7 +37,7 @@ PART = 250  # cases of the soak that one test runs
 
 def pytest_generate_tests(metafunc):
     if "part" in metafunc.fixturenames:
-        # A case takes as long as in test_soak.py and tests less, so a quarter of its number of cases run.
+        # A case takes as long as in test_soak.py and tests less, so only a quarter as many cases run.
         count = metafunc.config.getoption("--crossent-soak") // 4
         parts = [(dtype, at, min(PART, count - at)) for dtype in DTYPES for at in range(0, count, PART)]
         metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc):
 
 @functools.cache
 def question(case):
-    """Return the case with its exact values and bounds, cached, since these take longer than a subject."""
+    """Return the question of a case. Its exact values are cached, since they take longer than a call."""
     return Question(Case.of(case) if isinstance(case, str) else case)
 
 
@@ -156,10 +156,10 @@ def test_a_bound_is_no_wider_than_three_times_what_a_correct_form_needs(dtype):
 
 @dataclass(frozen=True)
 class Call:
-    """A call as rows, in float64.
+    """The arguments of a call, and numbers of its formula in float64.
 
-    `p` (the softmax), `v` (weight times target probability) and `u` (the direction) have shape (…, C); `kept` and
-    `upstream` have shape (…); `denominator` is a number.
+    `p` (the softmax), `v` (weight times target probability) and `u` (the direction) have shape (…, C). `kept` and
+    `upstream` have shape (…). `denominator` is a number.
     """
 
     input: Tensor
@@ -210,13 +210,16 @@ class Call:
         return values.to(self.input.dtype).contiguous()
 
     def reduced(self, values):
-        """Return values of shape (…) under the reduction of the call; ignored rows count as 0."""
+        """Reduce values of shape (…) as the call does. Ignored rows count as 0."""
         values = torch.where(self.kept, values, 0.0)
         return values if self.options["reduction"] == "none" else values.sum() / self.denominator
 
 
 def second(call, g, u, *, v=None, scale=None, mean=None):
-    """Return `g/D Σ v·p (u - Σ p u)`, the second derivative. Arguments replace `v`, `g/D` and `Σ p u`."""
+    """Return `g/D Σ v·p (u - Σ p u)`, the second derivative, for upstream gradient g and denominator D.
+
+    The arguments `v`, `scale` and `mean` replace `v`, `g/D` and `Σ p u`.
+    """
     p = call.p
     v = call.v() if v is None else v
     scale = g / call.denominator if scale is None else scale
@@ -313,7 +316,7 @@ def not_recorded(x, g, call):
 
 
 class Once(Function):
-    """A function that cannot be differentiated twice, by `once_differentiable`."""
+    """A loss that cannot be differentiated twice, because of `once_differentiable`."""
 
     @staticmethod
     def forward(ctx, x, call):
@@ -337,7 +340,7 @@ def without_weight(call, u):
 
 
 def with_zero_times_infinity(call, u):
-    """Return a tangent with 0 times the log-probabilities, for a target without a tangent: optax#1762."""
+    """Return the tangent plus 0 times the log-probabilities, which may be infinite: optax#1762."""
     return tangent(call, u) + (0.0 * call.rows().logits.log_softmax(-1)).sum(-1)
 
 
@@ -427,7 +430,7 @@ def test_a_tangent_that_is_lost_is_found():
 
 
 def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
-    """pytorch#64256: for one row with a negative weight, torch's second derivative and finite differences disagreed."""
+    """Right code passes for one row of negative weight: pytorch#64256 reports a wrong second derivative of such rows."""
     case = Case.of("float64-1x2-normal-int64-sum-weight_negative-seed17")
     inputs = question(case).inputs
     assert inputs.options["weight"][inputs.target] < 0
@@ -463,7 +466,7 @@ def test_derivatives_of_nonfinite_rows_match_torch(values):
 
 @pytest.mark.parametrize("layout", ["expanded", "transposed", "strided", "window", "offset"])
 def test_every_layout_has_its_derivatives(layout):
-    """torch makes no dual number of an expanded tensor, so the check copies the tensor first."""
+    """Right code passes in each layout. torch makes no dual number of an expanded tensor, so the check copies it."""
     case = Case("float32", (7, 5), reduction="none", upstream="stride0", layout=layout)
     for correct in (*TENSOR_FORMS, TORCH):
         assert findings_by_check(correct, [case]) == {}
@@ -583,7 +586,7 @@ def test_a_direction_that_is_rounded_to_fewer_bits_is_found(dtype, case):
 
 
 def test_a_direction_of_small_integers_would_not_show_the_rounding(monkeypatch):
-    """Every format represents small integers exactly."""
+    """A loss that rounds the direction passes if the direction has small integers, which every format represents."""
     direction = Case.direction
     monkeypatch.setattr(Case, "direction", lambda case, device="cpu": direction(case, device).mul(2).round())
     question.cache_clear()

@@ -82,7 +82,7 @@ def test_other_bits_of_the_gradient_alone_are_found():
 
 
 def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding():
-    """torch raises an error: for `put_` on a CPU, as for nll_loss2d on CUDA."""
+    """If torch raises an error, the check is skipped: torch raises for `put_` on a CPU, and for nll_loss2d on CUDA."""
 
     def puts(input, target, **options):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
@@ -246,7 +246,7 @@ def test_every_layout_gets_its_values_back(stream_calls):
 
 
 def test_a_subject_that_reads_the_arguments_too_early_is_found(stream_calls):
-    """A kernel on the default stream reads zeros."""
+    """A kernel on the default stream reads zeros in place of the arguments, and its loss exceeds the error bound."""
 
     def too_early(input, target, **options):
         zeros = {name: torch.zeros_like(of) if torch.is_tensor(of) else of for name, of in options.items()}
@@ -283,7 +283,7 @@ def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
 
 
 def test_a_draw_from_a_generator_of_cuda_is_seen_and_set_back(monkeypatch):
-    """CUDA is simulated: a list has the state of the generator of each device."""
+    """A changed state is named and restored. A list simulates CUDA: it has the generator's state of each device."""
     states = [torch.tensor([1, 2]), torch.tensor([3, 4])]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [one.clone() for one in states])

@@ -112,7 +112,7 @@ def test_the_exact_values_of_the_second_element_are_those_of_the_first_times_min
 
 
 def hooked(change):
-    """Return a loss whose upstream gradient is changed by a function."""
+    """Return a loss that replaces its upstream gradient by `change(upstream)`."""
 
     def loss(input, target, **options):
         value = crossent.formula(input, target, **options)
@@ -124,7 +124,7 @@ def hooked(change):
 
 
 class _Changed(torch.autograd.Function):
-    """A copy whose tangent is changed by one function, and whose gradient by another."""
+    """A function that copies a tensor. `tangent` changes the tangent of the copy, and `gradient` the gradient."""
 
     generate_vmap_rule = True
 

@@ -1,7 +1,7 @@
-"""Mutants of the kernel of `fused`, in Triton's interpreter: each mutant is killed by the checks that it names.
+"""Mutants of the kernel of `fused`, in Triton's interpreter: the checks that a mutant names find the mutant.
 
-Every access of a kernel is watched. So a mutant that leaves its arguments raises an error, before it can end the
-process or read a number that happens to be right. `nox -s fused` runs these tests.
+Every access of a kernel is watched. A mutant that reads or writes outside of its arguments raises an error. So the
+mutant cannot end the process, or read a number that happens to be right. `nox -s fused` runs these tests.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ ALWAYS = {single.call.name, single.result.name}
 
 
 def changed(change, folder):
-    """Write the kernel to a file in the folder, with the change unless it is None; import and return the module."""
+    """Write the kernel to a file in the folder, with a change or, for None, as it is. Return the imported module."""
     text = KERNEL.read_text(encoding="utf-8")
     if change is not None:
         parts, at = text.split(change.old), 1 + (change.at or 0)
-        assert len(parts) == 2 or (change.at is not None and len(parts) > 1 + at), f"{change.old!r} is not there once"
+        assert len(parts) == 2 or (change.at is not None and len(parts) > 1 + at), f"{change.old!r} must be there once"
         text = change.old.join(parts[:at]) + change.new + change.old.join(parts[at:])
     path = folder / f"changed_{change}.py"
     path.write_text(text, encoding="utf-8")
@@ -92,8 +92,8 @@ def takes_strided_weight():
     return torch.equal(*losses)
 
 
-# What no case of crossent has: tensors of this size run at level thorough, torch has NaN in an ignored row, and no
-# layout is about the weight.
+# Calls that are no cases of crossent. Tensors of this size run only at level thorough, torch returns NaN for an ignored
+# row of NaN, and no layout changes the weight.
 CALLS = {
     "far_rows": lambda: far((2**30, 1)),
     "far_classes": lambda: far((1, 2**30)),

@@ -1,4 +1,4 @@
-"""Large cases: tiles of a small case, and a check that finds an index overflow. The cases here are small."""
+"""The check `large`, which finds an index overflow on the tiles of a case. The cases here are small."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def wrapped(*, forward=False, backward=False):
 
 @pytest.fixture(params=[TILE_BLOCK, 1000, 1], ids=lambda block: f"block{block}")
 def block(request, monkeypatch):
-    """Compare in one block, in many blocks, and one tile at a time."""
+    """Let the check compare in one block, in many blocks, and one tile at a time."""
     monkeypatch.setattr(large_check, "TILE_BLOCK", request.param)
 
 

@@ -33,7 +33,7 @@ def changed(change):
 
 
 def as_liger(of_input, of_weight, of_bias, needs):
-    """Give no gradient at all if the hidden states require none: Liger-Kernel 0.8.5."""
+    """Return no gradients if the hidden states require none, as Liger-Kernel 0.8.5 does."""
     return (of_input, of_weight, of_bias) if needs[0] else (None, None, None)
 
 
@@ -42,7 +42,7 @@ def bias_needs_weight(of_input, of_weight, of_bias, needs):
 
 
 def bias_in_place_of_the_weight(of_input, of_weight, of_bias, needs):
-    """Return the wanted gradients in the wrong places if the hidden states require none."""
+    """Return the gradient of the weight with reversed classes if the hidden states require none."""
     if needs[0] or of_weight is None or of_bias is None:
         return of_input, of_weight, of_bias
     return None, of_weight.flip(0), of_bias
@@ -53,7 +53,7 @@ def half_where_alone(of_input, of_weight, of_bias, needs):
 
 
 def adds_to_frozen(input, target, *, linear_weight, **options):
-    """Set a .grad of the weight although the weight requires none."""
+    """Set the .grad of the weight although the weight requires no gradient."""
     if not linear_weight.requires_grad:
         linear_weight.grad = torch.ones_like(linear_weight)
     return composed(input, target, linear_weight=linear_weight, **options)
@@ -109,7 +109,7 @@ def detaches_the_bias(input, target, *, linear_bias=None, **options):
     ids=["as Liger", "as Liger, mean", "bias needs weight", "wrong places", "half", "frozen", "detached"],
 )
 def test_a_gradient_that_is_wrong_where_others_are_frozen_is_found_and_named(loss, case, message):
-    """All three arguments together have right gradients, so no other check of the gradients can see it."""
+    """Only `alone` finds the gradient, since all gradients are right if all three arguments require one."""
     report = run(subject_of(by_hand()), case, (*FIRST, *BY_HAND))
     assert report.findings == []
     wanted = (*FIRST, single.loss, single.gradient, single.weight_gradient, single.bias_gradient, leaves.alone)
@@ -205,7 +205,7 @@ def test_a_gradient_that_is_wrong_under_a_transform_is_found():
 
 
 def test_the_checks_run_in_an_isolated_process():
-    """The gradients of an act go through the wire, also those that are missing."""
+    """The process sends the gradients of an act to the main process, also missing gradients."""
     checks = (*FIRST, *BY_HAND)
     for loss, failed in ((by_hand(), []), (changed(as_liger), ["alone"])):
         part = run_isolated(subject_of(loss), cases=[CASE], checks=checks).subjects[0]

@@ -1,4 +1,4 @@
-"""Mutants of a linear cross-entropy: the checks that a mutant names kill the mutant on its case, and right code passes.
+"""Mutants of a linear cross-entropy: the checks that a mutant names find the mutant on its case, and right code passes.
 
 `nox -s mutants` writes the totals of benchmarks/README.md, as for the mutants of a cross-entropy.
 """
@@ -27,7 +27,7 @@ from crossent.subjects.builtin import REFERENCES
 from crossent.subjects.callables import as_subject
 
 CHECKS = checks_of(LINEAR_CROSS_ENTROPY)
-# The checks that kill no mutant here, with the reasons.
+# The checks that find no mutant here, with the reasons.
 WITHOUT = {"func_grad": "transforms the function, and a chunked function with its gradient by hand lacks transforms"}
 ALWAYS = {single.call.name, single.result.name}
 
@@ -57,7 +57,7 @@ def test_right_code_survives(case):
 
 
 def test_a_mutant_differs_from_right_code_in_one_step():
-    """A mutant replaces a step, or is a function that calls the right code."""
+    """Most mutants replace a step of the right code. The others are functions that call the right code."""
     replaced = [mutant.loss.step for mutant in LINEAR_MUTANTS if hasattr(mutant.loss, "step")]
     assert len(replaced) > len(LINEAR_MUTANTS) / 2
     assert set(replaced) <= CHUNKED_STEPS

@@ -62,7 +62,7 @@ def reads_the_weight_as_contiguous(input, target, *, linear_weight, **options):
 
 
 def without_maximum(input, target, *, linear_weight, linear_bias=None, **options):
-    """Compute exp of the logits as they are."""
+    """Compute the loss without subtracting the maximum first."""
     logits = F.linear(input, linear_weight, linear_bias)
     losses = logits.exp().sum(1).log() - logits.gather(1, target[:, None])[:, 0]
     return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[options["reduction"]]()
@@ -92,7 +92,7 @@ def rows_above_four_are_missing(slope, hidden, of_input, of_weight, of_bias):
 
 
 class Scales(torch.autograd.Function):
-    """Scale the saved gradients in place in the backward pass: quack#209."""
+    """A loss whose backward pass scales the saved gradients in place: quack#209."""
 
     @staticmethod
     def forward(ctx, hidden, weight, target):

@@ -37,7 +37,10 @@ def test_the_memory_of_a_tensor_is_measured():
 
 
 def test_memory_that_the_process_has_freed_and_kept_hides_nothing():
-    """The code runs in a new process, since `mallopt` changes the whole process."""
+    """The growth includes memory that a call takes from freed memory of the process.
+
+    The code runs in a new process, since `mallopt` changes the whole process.
+    """
     skip_unless_measured()
     code = """
 import ctypes, torch

@@ -1,7 +1,7 @@
-"""Mutants: the check that a mutant names kills the mutant on its case, where correct code passes.
+"""Mutants: the checks that a mutant names find the mutant on its case, where correct code passes.
 
-`nox -s mutants` writes the totals of benchmarks/README.md, and prints which check kills which mutant and which mutants
-`torch.testing.assert_close` kills on plain inputs.
+`nox -s mutants` writes the totals of benchmarks/README.md. It also prints which check finds which mutant, and which
+mutants `torch.testing.assert_close` finds on plain inputs.
 """
 
 import inspect
@@ -37,7 +37,7 @@ CHECKS = checks_of(CROSS_ENTROPY)
 
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 FORMULA = Subject("formula", crossent.formula)
-# The checks that kill no mutant here, with the reasons.
+# The checks that find no mutant here, with the reasons.
 WITHOUT = {
     "stream": "runs on CUDA only",
     "compile": "finds what `trace` finds, and errors in the code that torch generates",
@@ -62,7 +62,7 @@ def not_run(report):
 def skip_if_not_wrong_here(mutant):
     """Skip a mutant that is right under this version of torch."""
     if mutant.name == "reads_the_upstream_gradient_under_jacrev" and older_than("2.1"):
-        pytest.skip("torch 2.0 computes it right")
+        pytest.skip("needs torch 2.1 or newer: torch 2.0 computes this mutant right")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
@@ -102,7 +102,7 @@ def test_right_code_survives(case):
 
 
 def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
-    """The check `large` is left out, since its cases need much memory. A small case kills the mutants of offsets."""
+    """Only `large` may be missing, since its cases need much memory. A small case shows the mutants of offsets."""
     planned = plan("normal", tuple(DTYPES), 0)
     for mutant in MUTANTS:
         planned_checks = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}
@@ -173,7 +173,7 @@ FIGURES = Figures("mutants", MUTANTS, FILES, CHECKS, plain_calls, is_close, foun
 
 
 def only_under_transforms():
-    """Yield each mutant that only checks with transforms find, by the figures, with its level and these checks."""
+    """Yield, from the figures, each mutant that only checks with transforms find, with its level and these checks."""
     figures = FIGURES.read()["mutants"]
     for mutant in MUTANTS:
         found = figures.get(mutant.name, {"checks": []})  # a new mutant has no figures yet
@@ -183,7 +183,7 @@ def only_under_transforms():
 
 @pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
 def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
-    """A level traces few graphs. They must still find each mutant that they found when the figures were written."""
+    """A level traces few graphs. These must still find each mutant that they found when the figures were written."""
     skip_if_not_wrong_here(mutant)
     reasons = set()
     for case, checks in plan(level, tuple(DTYPES), 0).items():
@@ -195,7 +195,7 @@ def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(
             reasons |= {of[name] for of in not_run for name in names if name in of}
     if reasons:
         pytest.skip("; ".join(sorted(reasons)))
-    raise AssertionError(f"on no case of level {level} do the checks {names} find the mutant")
+    raise AssertionError(f"the checks {names} find the mutant on no case of level {level}")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Mutants on several ranks: the checks that a mutant names kill it on 2 and on 3 ranks, and the right losses pass."""
+"""Mutants on 2 and on 3 ranks: the checks that a mutant names find the mutant, and the right losses pass."""
 
 import pytest
 from batch_parallel import BatchParallel

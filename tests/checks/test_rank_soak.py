@@ -1,6 +1,6 @@
-"""Right losses on 2 and 3 ranks pass random and adversarial cases, those of `nox -s soak`.
+"""Right losses on 2 and 3 ranks pass the random and adversarial cases of `nox -s soak`.
 
-A call on ranks takes much longer than a call in one process, so that an eighth of the cases of a soak runs here:
+A call on ranks takes much longer than a call in one process, so only an eighth of the cases of a soak runs here.
 `pytest tests/checks/test_rank_soak.py --crossent-soak 4000` runs 500 cases in each dtype, on 2 and on 3 ranks.
 """
 
@@ -20,7 +20,7 @@ from crossent.trials.check import Cost
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 SHARE = 8  # one case in eight
 PART = 50  # the number of cases in one test
-LARGEST = 100_000  # the most logits of a case: larger ones are sent to the ranks for seconds
+LARGEST = 100_000  # the most logits of a case, since sending a larger case to the ranks takes seconds
 LOSSES = (VocabParallel, PaddedVocabParallel, BatchParallel, TokenMean)
 
 

@@ -39,7 +39,7 @@ def ran(subjects, chosen):
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_right_code_passes_every_check(dtype, seed):
-    """Run all checks on every ninth case of the pairwise array."""
+    """All checks run and pass on every ninth case of the pairwise array."""
     pairs = grid([dtype], seed, "pairs")
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
@@ -61,7 +61,7 @@ def contiguously(tensor):
 
 
 def first_of(upstream):
-    """Return the upstream gradient as a kernel reads it with a wrong stride: zeros, unless it is contiguous."""
+    """Return a contiguous upstream gradient, and zeros in place of any other, as a kernel with a wrong stride reads."""
     return upstream if upstream.is_contiguous() else torch.zeros_like(upstream)
 
 
@@ -136,7 +136,7 @@ def test_shift_is_not_run_on_logits_that_cannot_be_shifted_exactly():
 
 
 def of_the_first_row(probs, hot, upstream):
-    """Liger-Kernel#678: every row is multiplied by the upstream gradient of the first row."""
+    """Return a gradient with the upstream gradient of the first row in every row, as in Liger-Kernel#678."""
     return (probs - hot) * upstream[0]
 
 
@@ -189,7 +189,7 @@ def test_an_ignored_class_is_reversed_with_the_others():
 
 
 def in_chunks(logits, target, reduction="mean", ignore_index=-100, **options):
-    """Automodel#3803: average the means of chunks."""
+    """Return the average of the means of chunks, as in Automodel#3803."""
     parts = zip(logits.split(2), target.split(2), strict=True)
     parts = [crossent.formula(x, y, ignore_index=ignore_index, reduction=reduction, **options) for x, y in parts]
     return torch.stack(parts).mean() if reduction == "mean" else torch.stack(parts).sum()
@@ -232,7 +232,7 @@ def test_parts_are_chosen_so_that_no_part_divides_by_0():
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=float16), "bfloat16"])
 def test_a_loss_computed_in_half_precision_is_caught(dtype):
-    """TransformerEngine#3193 computed in half precision."""
+    """`widened` finds a loss whose steps are computed in half precision, as in TransformerEngine#3193."""
 
     def step_by_step(logits, target, reduction, **options):
         x = logits - logits.detach().amax(1, keepdim=True)
@@ -294,7 +294,10 @@ def test_an_option_that_is_off_and_changes_the_loss_is_caught(loss):
 
 
 def scaled_in_place(reuse=None):
-    """Liger-Kernel#272 and #343: the forward pass stores the gradient, and the backward pass scales it in place."""
+    """Return a loss that stores the gradient and scales it in place, as in Liger-Kernel#272 and #343.
+
+    With the dict `reuse`, all calls store the gradient in the same memory, and do not scale it in place.
+    """
 
     class InPlace(torch.autograd.Function):
         @staticmethod

@@ -77,7 +77,7 @@ def test_a_loss_without_data_is_a_finding_and_no_other_check_runs():
 
 @pytest.mark.parametrize("last_right", [1, 3])
 def test_a_later_loss_without_data_is_not_repeated(last_right):
-    """The calls are: the first call, and in `repeat` a second call, a call with other data, and a last call."""
+    """`repeat` has a finding, whether its second call or its last call returns a loss without data."""
     calls = []
 
     def some_times(*args, **options):

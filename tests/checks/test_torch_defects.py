@@ -1,6 +1,6 @@
 """Known failures of torch: `crossent check torch` finds each with its built-in cases, and marks it as known.
 
-Each test is a defect that was measured when the package was written, with the findings that show the defect.
+Each test is about one measured defect, and about the findings that show the defect.
 """
 
 import math
@@ -119,7 +119,7 @@ def test_a_float16_loss_with_label_smoothing_is_infinite_and_its_gradient_is_rig
 
 @float16
 def test_float16_probabilities_with_label_smoothing_have_the_right_loss(report):
-    """For probabilities, torch multiplies by ε/C before it sums."""
+    """For probabilities, torch multiplies by ε/C before it sums, so that the sum does not overflow."""
     (torch_part,) = (part for part in report.subjects if part.name == "torch")
     checks = torch_part.outcomes["half_smoothing/float16-8x1000-normal-probabilities-mean-smooth0.1"].checks
     assert not any(measured.failed for measured in checks.values())

@@ -44,7 +44,7 @@ def ambient():
 
 @pytest.fixture(autouse=True, scope="module")
 def scalar_code():
-    """Let torch generate code without vector instructions: to detect them takes longer than all tests here."""
+    """Let torch generate code without vector instructions, whose detection takes longer than all tests here."""
     if unusable(TRACER, "cpu"):
         yield
         return
@@ -170,7 +170,7 @@ def test_a_pair_instead_of_a_loss_is_found():
 
 
 def test_an_ignored_class_that_vmap_gathers_is_found():
-    # torch's own rule once did this: pytorch#90916.
+    # pytorch#90916 reports this mistake in torch's own rule.
     def loss(input, target, **options):
         return (counts_an_ignored_row if under_vmap(target) else crossent.formula)(input, target, **options)
 
@@ -294,7 +294,7 @@ def when_compiled(function):
 
 @pytest.mark.parametrize("name", ["export", "trace", "trace_dynamic", "compile"])
 def test_an_ignored_class_that_is_not_masked_in_a_graph_is_found(name):
-    # torch's own decomposition once did this: pytorch#95794.
+    # pytorch#95794 reports this mistake in torch's own decomposition.
     found = findings_of(name, when_compiled(counts_an_ignored_row))
     assert {one.of.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
 
@@ -310,7 +310,7 @@ def test_a_python_branch_on_a_tensor_is_refused_in_a_graph(name, said):
 
 
 def test_elements_that_compiled_code_never_writes_are_found():
-    # The kernel returned early for ignored rows, whose losses were then whatever was in memory: Liger-Kernel#1338.
+    # In Liger-Kernel#1338, the kernel returns early for ignored rows, so their losses are old numbers in memory.
     @when_compiled
     def loss(input, target, ignore_index=-100, **options):
         losses = crossent.formula(input, target, ignore_index=ignore_index, **options)
@@ -543,7 +543,7 @@ def test_the_contract_of_code_for_cuda_adds_what_triton_does(promise, grade, dty
 
 
 def test_a_device_whose_autocast_raises_for_float16_has_no_float16(monkeypatch):
-    """On a CPU of torch 2.0, float16 logits get autocast to bfloat16, which correct code accepts."""
+    """The check then uses autocast to bfloat16 for float16 logits, as on a CPU with torch 2.0."""
 
     def autocast(kind, dtype):
         raise RuntimeError("Currently, AutocastCPU only support Bfloat16")

@@ -31,7 +31,7 @@ def mean_of_zero_rows_is_zero(rows):
 @mutant(
     "loss gradient",
     "float32-1x5-normal-int64-mean-weighted",
-    own="Detectors clamp the denominator to 1, for images without objects; but weights may sum to less than 1.",
+    own="Detectors clamp the denominator to 1, for images without objects. But weights may sum to less than 1.",
 )
 @form
 def denominator_is_one_at_least(rows):
@@ -42,7 +42,7 @@ def denominator_is_one_at_least(rows):
 @mutant(
     "loss gradient",
     "float32-3x5x4-normal-int64-mean",
-    own="F.kl_div has a reduction that divides by the batch size alone, and warns against its mean.",
+    own="F.kl_div has a reduction that divides by the batch size alone, and warns if the reduction is the mean.",
 )
 def mean_over_the_batch(input, target, reduction="mean", **options):
     loss = formula(input, target, reduction=reduction, **options)
@@ -52,7 +52,7 @@ def mean_over_the_batch(input, target, reduction="mean", **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-probabilities-mean-weighted",
-    own="The mean is weighted for indices and not for probabilities; pytorch#61309 reports this as a bug.",
+    own="torch weights the mean for indices, but not for probabilities. pytorch#61309 reports this as a bug.",
 )
 @form
 def mean_of_probabilities_is_weighted(rows):

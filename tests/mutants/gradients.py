@@ -93,7 +93,7 @@ def ignored_rows_have_a_gradient(rows):
 @mutant(
     "target_gradient",
     "float32-5-normal-probabilities-sum",
-    own="Targets are thought to need no gradient; in distillation, the teacher that gives the targets is trained too.",
+    own="Targets are thought to need no gradient. But in distillation, the teacher of the targets may be trained too.",
 )
 def targets_are_detached(input, target, **options):
     if target.requires_grad:
@@ -176,7 +176,7 @@ def second_derivative_without_the_sign_of_the_weight(rows):
 
 
 class _Tangent(torch.autograd.Function):
-    """`log softmax(x)`. Forward mode computes the tangent by `change`, from `log p` and the direction `u`."""
+    """`log softmax(x)` with the tangent `change(log_p, u)` in forward mode, for the direction `u`."""
 
     @staticmethod
     def forward(ctx, x, change):

@@ -28,13 +28,13 @@ def smoothed_by_default(input, target, label_smoothing=0.1, **options):
 @mutant(
     "options",
     "float32-2x257-near_ties-hard-mean",
-    own="The default differs from torch's: the sum. A given reduction is used correctly.",
+    own="The default reduction is the sum, not the mean as in torch. A given reduction is used correctly.",
 )
 def sum_by_default(input, target, reduction="sum", **options):
     return formula(input, target, reduction=reduction, **options)
 
 
-@mutant("errors", "reduction_unknown", own="The last branch is used for every other word.")
+@mutant("errors", "reduction_unknown", own="Every unknown reduction is taken for the mean.")
 def any_word_is_a_mean(input, target, reduction="mean", **options):
     return formula(input, target, reduction=reduction if reduction in ("none", "sum") else "mean", **options)
 
@@ -233,7 +233,7 @@ def one_thread_has_a_workspace(input, target, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="A kernel gets the address of the logits, and does not look whether the memory holds the negative numbers.",
+    own="A kernel gets the address of the logits, and does not look whether a lazy view negates the numbers there.",
 )
 def negated_memory_is_read(input, target, **options):
     return formula(torch._neg_view(input) if input.is_neg() else input, target, **options)
@@ -270,7 +270,7 @@ def gradient_with_a_graph_is_another(input, target, **options):
 
 
 class _GradientAlone(torch.autograd.Function):
-    """Returns 0. Each number of the gradient is 0.01 if the backward pass makes a graph, and otherwise 0."""
+    """A function that returns 0. Its gradient is 0.01 everywhere if the backward pass makes a graph, otherwise 0."""
 
     @staticmethod
     def forward(ctx, x):
@@ -327,7 +327,7 @@ def rows_left_over_by_threads(input, target, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="NaN in the upstream gradient is taken for a fault, and replaced by 0: the gradient scaler does not see it.",
+    own="NaN in the upstream gradient is taken for a fault, and replaced by 0. The gradient scaler then sees no NaN.",
 )
 def upstream_nan_is_replaced(input, target, **options):
     return with_upstream(formula(input, target, **options), torch.nan_to_num)

@@ -20,7 +20,7 @@ def _on_numbers(input):
 
 
 class _Copy(torch.autograd.Function):
-    """A copy with right derivatives."""
+    """A function that copies a tensor, with right derivatives."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Mutants: kernels that read or write at wrong places in memory."""
+"""Mutants: kernels that read or write at wrong addresses in memory."""
 
 import torch
 from right import mutant, with_upstream, with_value
@@ -113,7 +113,7 @@ class _InPlace(torch.autograd.Function):
 @mutant(
     "loss gradient",
     "axes/float32-2x3x1x2x1x2x1x2-normal-int64-none-weighted-rows",
-    own="A kernel has a fixed number of strides: the axes beyond the sixth are taken for one.",
+    own="A kernel has room for six strides, and takes the stride of the last of more axes for 0.",
 )
 def axes_beyond_the_sixth(input, target, **options):
     return formula(input[..., :1].expand(input.shape) if input.dim() > 6 else input, target, **options)
@@ -122,7 +122,7 @@ def axes_beyond_the_sixth(input, target, **options):
 @mutant(
     "loss gradient",
     "decimals/float32-7x5-decimals-int64-none-rows",
-    own="The sign bit alone says which side of 0 a number is on, and -0.0 gets the smallest logit.",
+    own="A number with a sign bit is taken for negative, and -0.0 is moved below 0.",
 )
 def minus_zero_is_below_zero(input, target, **options):
     below = (input == 0) & torch.signbit(input)

@@ -128,7 +128,7 @@ def threads_are_left_changed(input, target, **options):
 @mutant(
     "state",
     "float32-7x5-normal-int64-mean",
-    own="A little noise of torch's generator is added to the logits, against ties.",
+    own="A little noise from torch's generator is added to the logits, to avoid ties.",
 )
 def noise_is_added(input, target, **options):
     return formula(input + 1e-3 * torch.rand_like(input), target, **options)

@@ -1,6 +1,6 @@
 """A right cross-entropy as a sequence of steps, and the decorator that declares a mutant.
 
-A mutant is a wrong cross-entropy: a function with the signature of `F.cross_entropy`, one line away from the right one.
+A mutant is a wrong cross-entropy: a function with the signature of `F.cross_entropy`, one line away from a right loss.
 The other files of this folder import this file by its bare name, as scripts do. So
 `crossent check tests/mutants/targets.py:NAME` works as well.
 """
@@ -49,7 +49,7 @@ class Mutant:
 
 
 def mutant(checks: str, case: str, *issues: str, own: str = "") -> Callable[[Loss], Loss]:
-    """Declare a function a mutant, and set its attribute `mutant`. `checks` has the names separated by spaces."""
+    """Return a decorator that sets the attribute `mutant` of a function. `checks` has names separated by spaces."""
 
     def declare(loss: Any) -> Loss:
         loss.mutant = Mutant(loss, tuple(checks.split()), case, issues, own)
@@ -76,7 +76,7 @@ def form(body: Callable[[Rows], Tensor]) -> Loss:
     return loss
 
 
-# The steps. Rows have shape (..., C) and losses (...); the denominator is what a mean divides by.
+# The steps. Rows have shape (..., C) and losses (...). The denominator is the divisor of a mean.
 
 
 def log_probs(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from right import denominator, form, log_probs, masked, mutant, reduced, row_los
 
 from crossent import formula
 
-WIDE, TALL = 257, 128  # more classes than a block; more rows than a block
+WIDE, TALL = 257, 128  # the most classes of a block; the most rows of a block
 
 
 def classes_of(input):
@@ -19,7 +19,7 @@ def rows_of(input):
 @mutant(
     "loss gradient",
     "float32-1x511x17-assorted-int64-none-weighted-ignored_16th-stride0-class_last-target_strided-smooth0.1",
-    own="The kernel for rows wider than a block is older than the options, and returns zeros for them.",
+    own="The kernel for rows wider than a block is older than the options, and returns zeros if an option is given.",
 )
 def zero_on_wide_rows_with_an_option(input, target, weight=None, ignore_index=-100, reduction="mean", **options):
     given = weight is not None or reduction == "sum" or target.is_floating_point() or input.dim() != 2

@@ -48,7 +48,7 @@ def test_a_process_that_ran_before_an_attack_is_neither_counted_nor_ended():
 
 
 def table():
-    """Return a Markdown table: how many attacks of each kind failed, as they should, in each situation."""
+    """Return a Markdown table: how many attacks of each kind failed, as they should, by the user of the command."""
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     kinds = list(dict.fromkeys(attack.kind for attack in ATTACKS.values()))
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]

@@ -23,7 +23,7 @@ def baseline(tmp_path_factory):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    """Fail if a case runs."""
+    """Make the test fail if a case runs."""
 
     def run(*_):
         raise AssertionError("a case runs")

@@ -1,4 +1,4 @@
-"""Runs on a GPU, without a GPU: a device that becomes unusable, a device without float64, and reads of a device."""
+"""Runs on a simulated GPU: a device that becomes unusable, a device without float64, and reads of a device."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def check(device, cases):
 
 
 def test_a_call_that_makes_the_device_unusable_ends_the_run_with_one_finding(gpu):
-    """The other subject, and the cases that are left, get no verdict: each would be false."""
+    """The other subject and the remaining cases get no verdict, since each verdict would be false."""
     report = check(gpu, SOME)
     (finding,) = report.findings
     assert (finding.subject, finding.check, finding.kind) == ("loss", "call", "crashed")
@@ -87,7 +87,7 @@ def test_an_error_in_the_judge_with_a_device_that_works_still_ends_the_program(g
 
 
 def test_a_bad_call_that_raises_the_right_error_may_make_the_device_unusable(gpu):
-    """The verdict alone would have no finding."""
+    """The call is a finding, although the error that it raises is the right error."""
     bad = next(one for one in BAD_INPUTS if one.id == "weight_too_short")
 
     def loss(input, target, weight=None, **options):
@@ -118,11 +118,11 @@ def test_on_a_device_without_float64_its_cases_are_skipped_with_the_reason(monke
     assert report.findings == []
 
 
-# --- What reads a device --------------------------------------------------------------------------------------------
+# --- Reads of a device ----------------------------------------------------------------------------------------------
 
 
 def test_the_exact_values_need_nothing_from_the_device(monkeypatch):
-    """Each read would make the judge wait for the device; and after a device-side assert, it would raise an error."""
+    """A read would make the judge wait for the device. After a device-side assert, a read would raise an error."""
     monkeypatch.setattr(Question, "inputs", property(lambda question: pytest.fail("reads the device")))
     question = Question(PLAIN, "cuda:0")
     assert question.exact.loss.hi.shape == (1, 1)
@@ -131,7 +131,7 @@ def test_the_exact_values_need_nothing_from_the_device(monkeypatch):
 
 
 def test_a_device_without_an_index_is_the_device_of_its_tensors(monkeypatch):
-    """With --device cuda, the tensors are on cuda:0, which torch says is another device than cuda."""
+    """With --device cuda, the tensors are on cuda:0, and nothing fails, although cuda and cuda:0 are not equal."""
     assert torch.device("cuda") != torch.device("cuda:0")
     build = Case.build
     monkeypatch.setattr(Case, "build", lambda case, device="cpu": build(case))
@@ -143,7 +143,7 @@ def test_a_device_without_an_index_is_the_device_of_its_tensors(monkeypatch):
 
 
 def test_a_run_on_a_cpu_does_not_wake_cuda(monkeypatch):
-    """A context takes half a gigabyte in each worker, and a process that has one cannot be forked."""
+    """A CUDA context takes half a gigabyte in each worker, and a process with a context cannot be forked."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("wakes CUDA"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     require_device("cpu")

@@ -64,7 +64,7 @@ def test_a_fresh_process_reports_the_effects_of_the_call(reactions, name, expect
 
 
 def test_processes_that_one_process_forks_report_the_same(reactions, monkeypatch):
-    """One new Python is started for all calls, and each call has its own process."""
+    """One new Python forks a process for each call, and the processes report the same problems."""
     started, popen = [], fresh_process.subprocess.Popen
     monkeypatch.setattr(fresh_process, "SECONDS", 1.0)
     monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))
@@ -93,7 +93,7 @@ def test_calls_have_their_own_process_if_the_process_that_forks_has_ended(monkey
 
 
 def test_a_run_starts_one_process_for_all_calls_that_would_poison_a_device(monkeypatch):
-    """Fifteen bad inputs and two subjects would start thirty processes, one after another, for minutes on a GPU."""
+    """The calls of fifteen bad inputs and two subjects share one new Python. Thirty would take minutes on a GPU."""
     monkeypatch.setattr(BadInput, "asserts", lambda self, device: self.poisons)
     started, popen = [], fresh_process.subprocess.Popen
     monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))

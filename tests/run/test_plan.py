@@ -72,7 +72,7 @@ def test_a_lower_level_runs_no_more_than_a_higher_one(planned):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
-    """Below level thorough, `trace` runs in place of compiled code: at level normal on the first case of a bug."""
+    """Only level thorough compiles code. At level normal, `trace` runs in its place on the first case of a bug."""
     for bug in bugs():
         for case in bug.cases:
             if case.tiled > 1:
@@ -121,7 +121,7 @@ def test_each_dtype_alone_has_graphs_of_each_choice_of_its_cases(dtype):
 
 
 def test_code_of_dynamic_sizes_is_made_of_a_batch_without_further_dimensions(planned):
-    """Each size is a symbol, and torch takes four times as long for four symbols."""
+    """The logits have two dimensions: each size is a symbol, and torch takes four times as long for four symbols."""
     (case,) = cases_of(planned["normal"], "trace_dynamic")
     assert (case.dimensions, case.target, case.reduction) == (2, "int64", "mean")
     assert case.ignored != "kept"

@@ -291,7 +291,7 @@ def test_fewer_than_one_job_and_no_time_are_refused():
 
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=computing(dtype)) for dtype in DTYPES])
 def test_a_wrong_weighted_mean_is_found_in_each_dtype_for_a_loss_with_few_features(dtype):
-    """The mean divides by the number of rows, but only if no row is ignored."""
+    """The wrong mean divides by the number of rows in place of their weight, if no row is ignored."""
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}

@@ -157,7 +157,7 @@ def test_a_partial_run_is_compared_on_what_it_has_and_what_is_missing_is_no_chan
 
 
 def test_a_subject_that_two_names_stand_for_runs_once():
-    """`crossent check torch torch_nll` once ran torch_nll twice, the second time without its known failures."""
+    """The name torch stands for torch and torch_nll. So `crossent check torch torch_nll` runs each of them once."""
     loaded = Settings().load("torch", "torch_nll", "formula", "torch")
     assert [subject.name for subject in loaded] == ["torch", "torch_nll", "formula"]
 

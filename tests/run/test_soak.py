@@ -1,7 +1,7 @@
 """The soak: correct cross-entropies always pass, and come near their bounds, so that no bound is too wide.
 
-Known failures of torch happen in the soak too. Each is excused by a rule that follows from its cause, and another
-computation proves that torch is wrong.
+Known failures of torch happen in the soak too. A rule, which follows from the cause of a failure, excuses the failure.
+Another computation proves that torch is wrong.
 """
 
 import json
@@ -153,14 +153,14 @@ def takes_another_maximum(case, logits):
 
 
 def of_finite_logits(terms):
-    """Return the terms with 0 for infinite logits, which hide other numbers that become infinite."""
+    """Return the terms with 0 in place of infinite logits, which would hide numbers that overflow."""
     logits = np.where(np.isfinite(terms.logits), terms.logits, 0.0)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))
     return replace(terms, logits=logits, log_sum=log_sum)
 
 
 def depth_of_skipped_flushes(kept):
-    """Return the largest number of additions of a loss in LossNLL.cpp.
+    """Return the largest number of additions that the loss of a row goes through in torch's LossNLL.cpp.
 
     LossNLL.cpp sums blocks of rows. A block does not end at an ignored row, so it may have more rows than intended.
     """

@@ -30,12 +30,12 @@ EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
 
 
 def return_argument(loss, inputs: Inputs) -> Inputs:
-    """An act that returns its argument."""
+    """Return the argument. This function is an act."""
     return inputs
 
 
 def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
-    """An act that returns values of several types."""
+    """Return values of several types. This function is an act."""
     return inputs.input, [], ""
 
 
@@ -81,7 +81,7 @@ def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
 
 
 def changed(place, value):
-    """Return a reply whose header has another value at this place."""
+    """Return a reply whose header has another value at the keys `place`."""
     header, raw = header_of(wire.write_reply(call(), MOST))
     *before, last = place
     part = header

@@ -16,7 +16,7 @@ class Change:
         checks: the checks that find the mutant on the case, separated by spaces. The check `call` finds an access
             outside of the arguments of the kernel.
         case: the id of a case, or the name of a call of tests/checks/test_kernel_mutants.py.
-        at: which occurrence of `old` changes, from 0, if there are several; None if there is one.
+        at: the number of the occurrence of `old` that changes, from 0; None if `old` occurs once.
     """
 
     name: str

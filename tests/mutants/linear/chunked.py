@@ -1,7 +1,8 @@
 """A right linear cross-entropy on chunks of rows as a sequence of steps, and decorators that replace a step.
 
 A mutant is a wrong linear cross-entropy: a function with the signature of `F.linear_cross_entropy`, one step away from
-the right one. The files of this folder and of its parent import each other by their bare names. So this command works:
+a right function. The files of this folder and of its parent import each other by their bare names. So this command
+works:
 
     PYTHONPATH=tests/mutants crossent check tests/mutants/linear/linear_chunks.py:NAME --operation linear_cross_entropy
 """
@@ -22,8 +23,8 @@ from crossent.forms import linear_formula
 from crossent.forms.linear import _arranged
 from crossent.forms.rows import Rows
 
-ROWS = 4  # the least rows of a chunk
-# A chunked function with its gradient by hand lacks these features.
+ROWS = 4  # the least number of rows in a chunk
+# A loss lacks these features if its gradient is written by hand.
 LACKS = dict.fromkeys(
     ("vmap", "forward_ad", "double_backward", "batched_gradient", "compile"), "has a gradient by hand"
 )
@@ -58,7 +59,7 @@ class Chunked:
         return values.to(self.dtype).to(values.dtype)
 
     def chunks(self) -> list[slice]:
-        """Return the chunks: at most 65 of nearly the same length, with at least `ROWS` rows but the last."""
+        """Return the chunks, at most 80. All have the same length, `ROWS` or more, but the last may be shorter."""
         length = max(ROWS, len(self.h) // 64)
         return [slice(start, min(start + length, len(self.h))) for start in range(0, len(self.h), length)]
 
@@ -129,7 +130,7 @@ class Chunked:
         return self.scale(chunk) * (p * v.sum(1, keepdim=True) - v)
 
     def input_gradient(self, d: Tensor, chunk: slice) -> Tensor:
-        """Return `d W`, (r, H)."""
+        """Return the gradient of a chunk of hidden states, `d W`, (r, H)."""
         return d @ self.w
 
     def add(self, d: Tensor, chunk: slice) -> None:
@@ -138,7 +139,7 @@ class Chunked:
         self.grad_b += d.sum(0)
 
     def differentiate(self, upstream: Tensor) -> list[Tensor]:
-        """Return the gradients of h, w and b, not rounded."""
+        """Return the gradients of h, w and b, in the dtype of the computation."""
         self.upstream = self.each_upstream(upstream)
         self.grad_h, self.grad_w = torch.zeros_like(self.h), torch.zeros_like(self.w)
         self.grad_b = self.w.new_zeros(len(self.w))
@@ -174,10 +175,11 @@ Body = Callable[..., Tensor]
 
 
 def linear(body: Body) -> Loss:
-    """Return a linear cross-entropy from a function of its checked arguments.
+    """Return a linear cross-entropy that checks its arguments and calls `body`.
 
-    The function gets rows as its first argument, and at least one row. Inputs of other shapes than (N, H), and calls
-    that need a gradient of the target or of the class weight, go to :func:`linear_formula`.
+    The first argument of `body` is an object with the target and the options of one or more rows. Batches without rows,
+    inputs of other shapes than (N, H), and calls that need a gradient of the target or of the class weight, go to
+    :func:`linear_formula`.
     """
 
     def loss(
@@ -247,6 +249,6 @@ def pieces(input: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def tiles(length: int, least: int) -> list[slice]:
-    """Return slices of `length` classes or hidden units: about 64, or fewer slices of `least` elements."""
+    """Return slices that divide `length` classes or hidden units: about 64 slices, or fewer with `least` elements."""
     size = max(least, length // 64)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -33,7 +33,7 @@ def mean_over_kept_rows(c):
 @mutant(
     "loss gradient weight_gradient",
     "linear-float32-7x5-positive-int64-mean-weight_decades-ignored_class-hidden16",
-    own="The weight of a row is looked up before ignored rows are masked. The target of such a row is a class.",
+    own="The weights are summed before ignored rows are masked. Here, the target of an ignored row is a class.",
 )
 @step("divisor")
 def mean_over_the_weight_of_all_rows(c):
@@ -63,7 +63,7 @@ def rows_are_counted_in_the_dtype(c):
     divisor = Chunked.divisor(c)
     if c.rows.weight is not None or c.rows.reduction != "mean":
         return divisor
-    return torch.as_tensor(divisor).clamp(max=2 / torch.finfo(c.dtype).eps)  # adding 1 to this rounds to this
+    return torch.as_tensor(divisor).clamp(max=2 / torch.finfo(c.dtype).eps)  # in the dtype, this + 1 is this
 
 
 @mutant(
@@ -99,7 +99,7 @@ def ignored_rows_have_a_loss(c, chunk):
 @mutant(
     "gradient bias_gradient ignored_rows",
     _IGNORED,
-    own="Only the loss is masked, since autograd would do the rest. But the gradient is by hand.",
+    own="Only the loss is masked, since autograd would then mask the gradient. But the gradient is written by hand.",
 )
 @step("scale")
 def ignored_rows_have_a_gradient(c, chunk):
@@ -116,7 +116,9 @@ def _of_every_row(c, chunk):
 
 
 @mutant(
-    "weight_gradient", _IGNORED, own="The gradient of the input is masked after the product, so the weight's is not."
+    "weight_gradient",
+    _IGNORED,
+    own="Ignored rows are masked in the gradient of the input, but not in that of the weight.",
 )
 @step("add")
 def ignored_rows_add_to_the_weight_gradient(c, d, chunk):
@@ -124,7 +126,7 @@ def ignored_rows_add_to_the_weight_gradient(c, d, chunk):
     c.grad_b += d.sum(0)
 
 
-@mutant("bias_gradient", _IGNORED, own="An ignored row is skipped by a hidden state of 0, which hides no bias.")
+@mutant("bias_gradient", _IGNORED, own="Ignored rows get a hidden state of 0, which masks all but the bias.")
 @step("add")
 def ignored_rows_add_to_the_bias_gradient(c, d, chunk):
     c.grad_w += d.mT @ c.h[chunk]

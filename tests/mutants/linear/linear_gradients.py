@@ -1,4 +1,4 @@
-"""Mutants: gradients by hand that leave something out, take a wrong factor, or are missing where one leaf is frozen."""
+"""Mutants: gradients by hand that lack a term, have a wrong factor, or are missing if another leaf is frozen."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def weight_has_no_gradient_if_the_input_is_frozen(c, upstream, wanted):
     return Chunked.gradients(c, upstream, wanted if wanted[0] else (False, False, False))
 
 
-@mutant("alone", _SMALL, own="A frozen weight is taken as a head that is not trained, so nothing before it either.")
+@mutant("alone", _SMALL, own="If the head is frozen, the layers before it are thought to be frozen too.")
 @step("gradients")
 def input_has_no_gradient_if_the_weight_is_frozen(c, upstream, wanted):
     return Chunked.gradients(c, upstream, wanted if wanted[1] else (False, False, False))
@@ -61,7 +61,7 @@ def smoothing_is_left_out_of_the_gradient(c, chunk):
     return c.scale(chunk) * (p * v.sum(1, keepdim=True) - v)
 
 
-@mutant("gradient", _SMALL, own="The target's part is added by a second kernel, for the weight's gradient alone.")
+@mutant("gradient", _SMALL, own="A second kernel subtracts the target, for the gradient of the weight alone.")
 @step("input_gradient")
 def target_is_left_out_of_the_input_gradient(c, d, chunk):
     return (d + c.scale(chunk) * c.coefficients(chunk)) @ c.w

@@ -24,7 +24,7 @@ def input_is_read_as_if_contiguous(c, factor):
 @mutant(
     "layout loss gradient weight_gradient",
     _TRANSPOSED,
-    own="The weight of a linear layer is contiguous, tied or not.",
+    own="The weight of a linear layer is thought to be always contiguous.",
 )
 @step("operand")
 def weight_is_read_as_if_contiguous(c, factor):
@@ -40,7 +40,11 @@ def target_is_read_as_if_contiguous(rows, input, linear_weight, target, **option
     return right_on_chunks(input, linear_weight, torch.where(valid, read, 0).to(target.dtype), **options)
 
 
-@mutant("weight_gradient", _TRANSPOSED, own="The gradient is stored with the strides of the weight, as if contiguous.")
+@mutant(
+    "weight_gradient",
+    _TRANSPOSED,
+    own="The gradient is written in the memory order of the weight, and read in row order.",
+)
 @step("gradients")
 def weight_gradient_is_stored_in_the_memory_order_of_the_weight(c, upstream, wanted):
     grad_h, grad_w, grad_b = Chunked.gradients(c, upstream, wanted)
@@ -49,7 +53,7 @@ def weight_gradient_is_stored_in_the_memory_order_of_the_weight(c, upstream, wan
     return [grad_h, grad_w, grad_b]
 
 
-@mutant("arguments", "linear-float32-17x3-normal-int64-sum-bias-linear_tied-hidden16", own="Memory is saved.")
+@mutant("arguments", "linear-float32-17x3-normal-int64-sum-bias-linear_tied-hidden16", own="This saves memory.")
 @step("gradients")
 def input_is_overwritten_by_its_gradient(c, upstream, wanted):
     grad_h, *others = Chunked.gradients(c, upstream, wanted)

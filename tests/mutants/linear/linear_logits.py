@@ -18,7 +18,7 @@ def bias_is_left_out(c, chunk):
 @mutant(
     "gradient weight_gradient bias_gradient",
     _BIAS,
-    own="The backward pass computes the logits again, and the bias came later to the forward pass alone.",
+    own="The backward pass computes the logits again. The bias was added later, and to the forward pass alone.",
 )
 @step("slope")
 def bias_is_left_out_of_the_logits_of_the_gradient(c, chunk):
@@ -56,7 +56,7 @@ def maximum_is_not_subtracted(c, z):
     return z - z.exp().sum(1, keepdim=True).log()
 
 
-@mutant("loss gradient weight_gradient", _PLAIN, own="Both factors are cast, as under autocast.")
+@mutant("loss gradient weight_gradient", _PLAIN, own="Both factors are rounded, as under autocast.")
 @step("operand")
 def factors_are_rounded_to_bfloat16(c, factor):
     return factor.bfloat16().to(c.rows.compute)

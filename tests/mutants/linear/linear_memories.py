@@ -161,4 +161,4 @@ def all_logits_are_stored(rows, input, linear_weight, target, **options):
     return linear_formula(input, linear_weight, target, **options)
 
 
-all_logits_are_stored.chunks = ()  # says that it works in chunks
+all_logits_are_stored.chunks = ()  # declares falsely that this loss works in chunks

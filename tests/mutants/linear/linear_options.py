@@ -18,7 +18,7 @@ def smoothing_is_dropped(rows, input, linear_weight, target, label_smoothing, **
 
 
 @mutant(
-    _EVERY, _ALL, own="The paper that introduced smoothing spreads it over all classes; others leave out the true one."
+    _EVERY, _ALL, own="The first paper on label smoothing spreads ε over all classes. Others leave out the true class."
 )
 @step("coefficients")
 def smoothing_is_spread_over_the_other_classes(c, chunk):
@@ -27,7 +27,7 @@ def smoothing_is_spread_over_the_other_classes(c, chunk):
     return c.rows.weighted((1 - smoothing) * hot + smoothing * (1 - hot) / others)
 
 
-@mutant(_EVERY, _ALL, own="The uniform part of a smoothed target is added behind the class weights.")
+@mutant(_EVERY, _ALL, own="The uniform part ε/V is added after the product with the class weights.")
 @step("coefficients")
 def smoothing_has_no_class_weight(c, chunk):
     smoothing = c.rows.label_smoothing
@@ -49,7 +49,7 @@ def class_weight_is_dropped(rows, input, linear_weight, target, weight, **option
     return right_on_chunks(input, linear_weight, target, **options)
 
 
-@mutant(_EVERY, _ALL, own="The class weight is that of the prediction, the class with the largest logit.")
+@mutant(_EVERY, _ALL, own="The weight is taken of the predicted class, which has the largest logit.")
 @step("coefficients")
 def class_weight_is_that_of_the_prediction(c, chunk):
     if c.rows.weight is None:
@@ -75,7 +75,9 @@ def target_is_shifted_by_one(c, chunk):
 
 
 @mutant(
-    "loss gradient weight_gradient", _PLAIN, own="The target is shifted in each chunk, without the next chunk's first."
+    "loss gradient weight_gradient",
+    _PLAIN,
+    own="Each chunk shifts its target, and lacks the first target of the next chunk.",
 )
 @step("index")
 def last_target_of_a_chunk_is_its_first(c, chunk):

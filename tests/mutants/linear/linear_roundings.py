@@ -105,7 +105,7 @@ def loss_is_the_logarithm_of_a_rounded_probability(c, chunk):
 @mutant(
     "weight_gradient",
     "linear-bfloat16-7x5-large-int64-mean-scalar-hidden16",
-    own="The gradient of the logits is divided by the number of rows in the hidden states, which have the dtype.",
+    own="The hidden states, in their dtype, are divided by the number of rows in place of the gradient of the logits.",
 )
 @step("add")
 def hidden_states_are_scaled_in_the_dtype(c, d, chunk):

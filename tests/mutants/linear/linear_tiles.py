@@ -1,4 +1,4 @@
-"""Mutants: tiles of classes and of hidden units, and their ends."""
+"""Mutants: wrong sums over tiles of classes or of hidden units, and a last tile that is left out."""
 
 import torch
 from chunked import Chunked, step, tiles
@@ -9,7 +9,7 @@ _LONG = "linear-float32-33x129-confident-int64-none-rows-hidden129"
 
 
 def _softmax(z, part):
-    """Return `log softmax(z)`, but with the exponentials of only some classes in the sum."""
+    """Return `log softmax(z)`, but add up only the exponentials of the classes of `part`."""
     x = z - z.amax(1, keepdim=True)
     return x - x[:, part].exp().sum(1, keepdim=True).log()
 
@@ -68,7 +68,9 @@ def hidden_units_behind_the_last_whole_vector_are_left_out(c, chunk):
     return c.h[chunk, part] @ c.w[:, part].mT + c.b
 
 
-@mutant("weight_gradient", _WIDE, own="The last hidden unit is behind the last pair of units, which a load takes.")
+@mutant(
+    "weight_gradient", _WIDE, own="Each load takes a pair of units, and the last unit of an odd number has no pair."
+)
 @step("add")
 def last_of_an_odd_number_of_hidden_units_has_no_weight_gradient(c, d, chunk):
     Chunked.add(c, d, chunk)
@@ -96,7 +98,7 @@ def classes_of_eight_bits(c, chunk):
 @mutant(
     "loss weight_gradient",
     "linear-float32-17x17-flat-int64-none-rows-hidden17",
-    own="The weight may be (V, H) or (H, V), and the sizes tell which. A square weight is taken for the second.",
+    own="The weight may be (V, H) or (H, V), and the sizes decide. A square weight is taken for (H, V).",
 )
 @step("logits")
 def square_weight_is_transposed(c, chunk):

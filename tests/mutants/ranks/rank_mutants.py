@@ -1,4 +1,4 @@
-"""Mutants: wrong losses on several ranks, each one step away from a right loss. The last ones end or block a rank."""
+"""Mutants: wrong losses on several ranks, each one step away from a right loss."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rank_mutant(checks: str, case: str, why: str) -> Callable[[type], type]:
     return add
 
 
-@rank_mutant("loss gradient", "float32-7x5-normal-int64-none-rows", "The maximum of a row is one more all-reduce.")
+@rank_mutant("loss gradient", "float32-7x5-normal-int64-none-rows", "The maximum over all ranks needs an all-reduce.")
 class LocalMaximum(VocabParallel):
     def maximum(self, z: Tensor) -> Tensor:
         return z.amax(1) if z.shape[1] else z.new_zeros(len(z))
@@ -62,13 +62,15 @@ class LocalSmoothing(VocabParallel):
         return (log_total * self.own_weight.sum() - own) / max(1, z.shape[1])
 
 
-@rank_mutant("loss gradient", "bfloat16-7x5-normal-int64-none-rows", "An all-reduce in the dtype is half as long.")
+@rank_mutant("loss gradient", "bfloat16-7x5-normal-int64-none-rows", "An all-reduce in the dtype moves half the bytes.")
 class SumInTheDtype(VocabParallel):
     def total(self, exponentials: Tensor) -> Tensor:
         return all_reduced(exponentials.sum(1).to(self.dtype)).to(self.compute)
 
 
-@rank_mutant("gradient row_sums", "float32-7x5-normal-int64-none-rows", "Each rank clamps a target that it lacks to 0.")
+@rank_mutant(
+    "gradient row_sums", "float32-7x5-normal-int64-none-rows", "A rank takes other targets for its first class."
+)
 class TargetOnEveryRank(VocabParallel):
     def subtract_target(self, gradient: Tensor, sharp: Tensor) -> Tensor:
         if gradient.shape[1]:
@@ -118,7 +120,9 @@ class NoGradientWithoutTheTarget(VocabParallel):
         return torch.where(self.here[:, None], super().gradient(probs, upstream), 0.0)
 
 
-@rank_mutant("loss gradient row_sums", "float32-7x5-normal-int64-none-rows", "The offset is right if N divides V.")
+@rank_mutant(
+    "loss gradient row_sums", "float32-7x5-normal-int64-none-rows", "The offset is right if the ranks divide V."
+)
 class OffsetRoundedDown(VocabParallel):
     def offset(self, classes: int) -> int:
         return dist.get_rank() * (classes // dist.get_world_size())
@@ -131,23 +135,23 @@ class NoEmptyShard(VocabParallel):
 
 
 @rank_mutant(
-    "gradient row_sums", "float32-7x5-normal-int64-none-rows", "The upstream gradient of the first rank is the one."
+    "gradient row_sums", "float32-7x5-normal-int64-none-rows", "Only the first rank uses its upstream gradient."
 )
 class UpstreamOfTheFirstRank(VocabParallel):
     def gradient(self, probs: Tensor, upstream: Tensor) -> Tensor:
         return super().gradient(probs, upstream if dist.get_rank() == 0 else torch.ones_like(upstream))
 
 
-@rank_mutant("gradient", "float32-7x5-normal-int64-none-rows", "The backward of an all-reduce is taken for one too.")
+@rank_mutant("gradient", "float32-7x5-normal-int64-none-rows", "The backward pass has an all-reduce too many.")
 class UpstreamOfEveryRank(VocabParallel):
     def gradient(self, probs: Tensor, upstream: Tensor) -> Tensor:
         return super().gradient(probs, all_reduced(upstream))
 
 
-# Mutants of which only the checks of ranks notice something.
+# Mutants that checks of several ranks find.
 
 
-@rank_mutant("world_sizes", "float32-7x5-normal-int64-none-rows", "The code was only ever run on this many ranks.")
+@rank_mutant("world_sizes", "float32-7x5-normal-int64-none-rows", "The code was only tested on two or more ranks.")
 class OneRankIsForgotten(VocabParallel):
     def target_logit(self, z: Tensor) -> Tensor:
         return super().target_logit(z) * (1 if dist.get_world_size() > 1 else 2)
@@ -168,14 +172,14 @@ class NoGradientIfItsRowsAreIgnored(VocabParallel):
         return super().gradient(probs, upstream) * (0 if alone else 1)
 
 
-@rank_mutant("whole_smoothing", "float32-7x5-normal-int64-none-rows", "The class of a row is left out of ε/V.")
+@rank_mutant("whole_smoothing", "float32-7x5-normal-int64-none-rows", "The class of a row gets no part of ε.")
 class SmoothsAllButTheTarget(VocabParallel):
     def smooth(self, z: Tensor, log_total: Tensor) -> Tensor:
         smoothed = super().smooth(z, log_total) * self.classes - (log_total - self.target_logit(z))
         return smoothed / (self.classes - 1)
 
 
-@rank_mutant("uneven_shards", "float32-7x12-normal-int64-sum", "V is a multiple of the ranks in all that was tried.")
+@rank_mutant("uneven_shards", "float32-7x12-normal-int64-sum", "V was a multiple of the number of ranks in all tests.")
 class ShardsMustBeEqual(OffsetRoundedDown):
     pass
 
@@ -185,7 +189,7 @@ class EmptyShardRaises(NoEmptyShard):
     pass
 
 
-@rank_mutant("padding_target", "float32-7x5-normal-int64-none-rows", "The range of a target is that of the padding.")
+@rank_mutant("padding_target", "float32-7x5-normal-int64-none-rows", "The range of the targets includes the padding.")
 class TakesTargetsInThePadding(PaddedVocabParallel):
     def require_classes(self, target: Tensor, size: int) -> None:
         pass

@@ -12,7 +12,7 @@ from crossent.forms import formula
 
 
 class TokenMean:
-    """Each rank returns the sum of the losses of its own rows, divided by the number of kept rows of the whole batch.
+    """A loss of which each rank returns its part: the losses of its rows over the kept rows of the whole batch.
 
     Attributes:
         micro_batches: the number of micro-batches of the batch.
@@ -42,7 +42,7 @@ class TokenMean:
     def forward(
         self, local_logits: Tensor, target: Tensor, shape: torch.Size, axis: int, options: Any, tokens: Tensor
     ) -> Tensor:
-        """Return the part of this rank of the loss of a micro-batch."""
+        """Return this rank's part of the loss, for one micro-batch."""
         wide = torch.promote_types(local_logits.dtype, torch.float32)
         if target.is_floating_point():
             wide = torch.promote_types(wide, target.dtype)
@@ -51,5 +51,5 @@ class TokenMean:
         return self.mean(total, self.kept(target, options), tokens)
 
     def mean(self, total: Tensor, kept: int, tokens: Tensor) -> Tensor:
-        """Return the part of the mean. `total` is the sum over the rows of this call, of which `kept` are kept."""
+        """Return `total / tokens`, a part of the mean. `kept`, the number of kept rows of `total`, is for mutants."""
         return total / tokens.to(total.dtype)

@@ -1,7 +1,7 @@
 """A right cross-entropy on several ranks, each with a shard of the classes, as a sequence of steps.
 
 The class follows the protocol of `crossent.subjects.ranks.protocol`. The gradient is written by hand, as in the losses
-of libraries for large models. Each method is a step, which a mutant can replace. So this command works:
+of libraries for large models. Each method is a step, which a mutant can replace. To check a mutant:
 
     crossent check tests/mutants/ranks/rank_mutants.py:NAME --ranks 2
 """
@@ -84,7 +84,7 @@ class VocabParallel:
         return all_reduced(torch.where(self.here, own, 0.0))
 
     def smooth(self, z: Tensor, log_total: Tensor) -> Tensor:
-        """Return `Σ_c w_c (log Σ - z_c) / V` over all classes, (R,)."""
+        """Return `Σ_c w_c (log_total - z_c) / V`, the uniform part of a smoothed loss, (R,)."""
         own = (z * self.own_weight).sum(1)
         return (log_total * self.weight.sum() - all_reduced(own)) / self.classes
 

@@ -131,7 +131,7 @@ def test_options_that_contradict_each_other_are_wrong_use(capsys, arguments, rea
 @needs_dask
 @needs_ps
 def test_the_commands_of_the_page_run(tmp_path):
-    """Start the scheduler, a worker and the run with the commands of the page, on a free port and on a few cases."""
+    """The commands of docs/scale.md start a scheduler, a worker and a run: here on a free port, and on a few cases."""
     scheduler, worker, check = commands(ROOT / "docs" / "scale.md")[-3:]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

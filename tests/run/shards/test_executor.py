@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["threads", "processes", "loky"])
 def test_an_executor_gives_the_report_of_one_run(folder, engine):
-    """The user's function runs in an isolated process, with every kind of executor."""
+    """With threads, processes and loky, the report and the commands of its findings equal those of one run."""
     if engine == "loky":
         new = partial(pytest.importorskip("loky", reason="needs loky").ProcessPoolExecutor, 2)
     else:
@@ -54,7 +54,10 @@ def test_an_executor_gives_the_report_of_one_run(folder, engine):
 
 
 class Prepared(Executor):
-    """An executor that returns prepared bytes. `faults` has the faults of the first attempts of some shards."""
+    """An executor that returns prepared bytes for each number of a shard.
+
+    For some numbers, `faults` has the results of the first attempts: other bytes, or errors to raise.
+    """
 
     def __init__(self, shards, faults=None):
         self.shards, self.faults, self.sent, self.task = shards, faults or {}, [], None
@@ -219,7 +222,7 @@ ENGINES = {
 @pytest.mark.parametrize("whole", [True, False], ids=["terminal", "process"])
 @pytest.mark.parametrize("engine", [*ENGINES, "built-in"])
 def test_an_interrupt_leaves_no_process_and_no_file(folder, engine, whole):
-    """Ctrl-C in a terminal reaches every process of the foreground; `kill -INT` reaches one."""
+    """Two interrupts are tested. Ctrl-C in a terminal reaches every foreground process, and `kill -INT` reaches one."""
     if engine == "built-in":
         command = [*COMMAND, "check", "wrong.py:loss", "--seed", "0", "--jobs", "2", "--no-cache"]
     else:

@@ -1,4 +1,4 @@
-"""The report of a soak from a file: what no soak can have written is refused in one line."""
+"""Read the report of a soak from a file. A file that no soak can have written is refused in one line."""
 
 import copy
 import json

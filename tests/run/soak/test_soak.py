@@ -130,7 +130,7 @@ def test_the_report_and_the_memory_do_not_grow_with_the_number_of_cases(only_fai
         return len(path.read_bytes())
 
     gc.collect()
-    before = objects()  # those of earlier tests
+    before = objects()  # the objects of earlier tests
     assert abs(size(100) - size(20)) < 20  # digits of counts
     assert len(kept) == 12
     assert max(kept) <= 2 * 20
@@ -148,7 +148,7 @@ def test_a_report_keeps_the_findings_with_the_lowest_numbers(only_failures):
 
 
 def test_parts_have_every_case_once_and_no_case_twice(monkeypatch):
-    """Two numbers may have one case, since a seed has 32 bits."""
+    """Two numbers may have the same case, since a seed has 32 bits. Such numbers are in different parts."""
     report = crossent.soak("formula", cases=1, dtypes="float32")
     report.cases = 40
     monkeypatch.setattr(runner, "_PART", 7)
