@@ -215,7 +215,10 @@ def _of_bare(one: dict[str, Any]) -> str:
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Write the results and the plot of a part; after a full run on a CPU into benchmarks/results, also its tables."""
+    """Write the results of a part, and a plot of growth or verifier.
+
+    After a full run on a CPU, with benchmarks/results as the folder, also write the tables of the part.
+    """
     from benchmarks import hot_path, linear, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}

@@ -81,7 +81,8 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
         done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()
-        raise ValueError(f"{ref}: {said.decode(errors='replace').strip().splitlines()[0]}") from None
+        first = said.decode(errors="replace").strip().splitlines()[0]
+        raise ValueError(f"--compare: got {ref!r}; give a commit, or a folder that has the package: {first}") from None
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")

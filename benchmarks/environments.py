@@ -127,7 +127,7 @@ def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = 
     if (found := Path(spec) / "bin" / "python").exists():
         return Environment(spec, found.absolute(), level, subjects, nth)
     if spec.endswith(".whl") and "://" not in spec and not os.path.exists(spec):
-        raise CannotError(f"{spec}: no such file")
+        raise CannotError(f"{spec}: this wheel does not exist; give the path of a wheel")
     place = PLACE / slug(spec)
     made = Environment(spec, place / "bin" / "python", level, subjects, nth)
     if (reuse or nth > 1) and (place / MADE).exists():

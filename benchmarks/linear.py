@@ -5,7 +5,7 @@
 A call computes the loss, and the gradients of input and weight. All calls of a round get the same new inputs and take
 turns, as in :mod:`benchmarks.paired`. The time of `linear_blocked` is divided by the time of each other call.
 
-torch computes the loss by three calls. "composition" is F.linear and F.cross_entropy. "torch" is F.linear_cross_entropy
+Three of the calls are torch's. "composition" is F.linear and F.cross_entropy. "torch" is F.linear_cross_entropy
 without options, and "torch, chunked" is the same function with a default LinearCrossEntropyOptions. The limits are
 calls that a form of grade A cannot do without. "products" computes the three products of matrices, in the dtype of the
 computation. "function" computes them in an autograd function, which a gradient written by hand needs.

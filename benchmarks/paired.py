@@ -156,7 +156,7 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
 
 
 def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
-    """Return the number of calls in a turn, by name. First call once untimed, to load, compile and allocate memory."""
+    """Return the number of calls in a turn, by name. An untimed call first loads, compiles and allocates memory."""
     calls = {}
     for name, call in made.items():
         turn(call, 1, wait)

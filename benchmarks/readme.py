@@ -23,7 +23,8 @@ def part(name: str, written: str | None = None) -> str:
     pages = [page for page in PAGES if begin in page.read_text(encoding="utf-8")]
     if len(pages) != 1:
         found = ", ".join(map(str, pages)) or "none"
-        raise ValueError(f"the mark {begin.strip()} must stand in exactly one of {', '.join(map(str, PAGES))}: {found}")
+        allowed = ", ".join(map(str, PAGES))
+        raise ValueError(f"the mark {begin.strip()} is in {found}; put the mark into exactly one of {allowed}")
     before, rest = pages[0].read_text(encoding="utf-8").split(begin)
     shown, after = rest.split(end)
     if written is not None:

@@ -1,8 +1,8 @@
 """The command `python -m benchmarks.cuda`: run what a GPU can show, in ten minutes.
 
 Exit status: 0 if every step passed or cannot run on this machine; 1 if a step failed, or a command ended with an
-unexpected status; 2 after wrong use; 3 if there is no device or nothing ran; 4 if the time ran out and nothing failed:
-a second call runs the other steps; 130 after an interrupt.
+unexpected status; 2 after wrong use; 3 if there is no device, or nothing ran; 4 if the time ran out and nothing failed;
+130 after an interrupt. After status 4, a second call runs the other steps.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def _ask() -> dict[str, Any]:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise NoDeviceError(f"torch did not describe its devices within {SECONDS:g} s") from None
+        advice = "run `python -m benchmarks.cuda.device` to see where torch waits"
+        raise NoDeviceError(f"torch did not describe its devices within {SECONDS:g} s; {advice}") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise NoDeviceError(f"torch cannot describe its devices (exit status {done.returncode}): {last}")

@@ -147,7 +147,7 @@ class Session:
         return outcome, took
 
     def _environment(self, threads: int) -> dict[str, str]:
-        """Return environment variables, with which the commands import this checkout and share the cores."""
+        """Return the environment variables with which the commands import this checkout and share the cores."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         shared = str(max(1, threads))
         own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": shared}

@@ -136,7 +136,7 @@ def test_a_version_without_a_folder_of_its_own_deletes_nothing(kept, capsys, spe
 
 def test_a_wheel_that_is_not_there_is_one_line_and_status_2(kept, capsys):
     assert upgrade.main(["./torch-2.999.whl", "--no-times"]) == 2
-    assert one_line(capsys) == "upgrade: ./torch-2.999.whl: no such file\n"
+    assert one_line(capsys) == "upgrade: ./torch-2.999.whl: this wheel does not exist; give the path of a wheel\n"
     assert not kept.exists()
 
 

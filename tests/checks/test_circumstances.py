@@ -40,7 +40,7 @@ def found(loss, case, checks):
 
 
 def where(condition, change):
-    """Return a right cross-entropy that lets `change` change the result or the input if `condition` is true."""
+    """Return a right cross-entropy, except that `change` changes the result or input if `condition` is true."""
 
     def loss(input, target, **options):
         result = crossent.formula(input, target, **options)

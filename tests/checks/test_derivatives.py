@@ -430,7 +430,7 @@ def test_a_tangent_that_is_lost_is_found():
 
 
 def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
-    """Right code passes for one row of negative weight: pytorch#64256 reports a wrong second derivative of such rows."""
+    """Right code passes for one row with a negative weight, about which pytorch#64256 reports a wrong derivative."""
     case = Case.of("float64-1x2-normal-int64-sum-weight_negative-seed17")
     inputs = question(case).inputs
     assert inputs.options["weight"][inputs.target] < 0

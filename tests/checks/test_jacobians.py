@@ -64,7 +64,7 @@ def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
 def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
     """Derivatives for a batch of unit vectors are the whole Jacobian or Hessian."""
     if subject is TORCH and case is ROWS and older_than("2.1"):
-        pytest.skip("torch 2.0 refuses the batch: pytorch#90916")
+        pytest.skip("needs torch 2.1 or newer: torch 2.0 refuses the batch, pytorch#90916")
     inputs = case.build()
     x, loss = inputs.input, subject.loss
 

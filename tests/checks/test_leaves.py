@@ -109,7 +109,7 @@ def detaches_the_bias(input, target, *, linear_bias=None, **options):
     ids=["as Liger", "as Liger, mean", "bias needs weight", "wrong places", "half", "frozen", "detached"],
 )
 def test_a_gradient_that_is_wrong_where_others_are_frozen_is_found_and_named(loss, case, message):
-    """Only `alone` finds the gradient, since all gradients are right if all three arguments require one."""
+    """Only `alone` finds the wrong gradient: all gradients are right if all three arguments require one."""
     report = run(subject_of(by_hand()), case, (*FIRST, *BY_HAND))
     assert report.findings == []
     wanted = (*FIRST, single.loss, single.gradient, single.weight_gradient, single.bias_gradient, leaves.alone)

@@ -102,7 +102,7 @@ def test_right_code_survives(case):
 
 
 def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
-    """Only `large` may be missing, since its cases need much memory. A small case shows the mutants of offsets."""
+    """Level normal plans all checks of a mutant on its case, except `large`, whose cases need much memory."""
     planned = plan("normal", tuple(DTYPES), 0)
     for mutant in MUTANTS:
         planned_checks = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}

@@ -98,7 +98,7 @@ def test_the_loss_of_65520_equal_float16_logits_is_infinite_and_of_one_less_it_i
     assert not any(measured.failed for measured in checks.values())
 
 
-@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.skipif(RELEASE < (2, 4), reason="needs torch 2.4 or newer: the first with nll_loss of float16 on a CPU")
 @pytest.mark.parametrize(
     "case",
     [
@@ -139,7 +139,7 @@ def test_a_float32_weighted_mean_with_every_16th_row_ignored_is_off(found, subje
     found(f"{subject}:gradient:partial_weight_sum/float32-131072x3-normal-int64-mean-weighted-ignored_16th")
 
 
-@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.skipif(RELEASE < (2, 4), reason="needs torch 2.4 or newer: the first with nll_loss of float16 on a CPU")
 @pytest.mark.parametrize("subject", ["torch", "torch_nll"])
 def test_a_float16_mean_whose_weights_sum_to_more_than_65504_has_a_gradient_of_0(found, subject):
     case = "weight_overflow/float16-1000x10-normal-int64-mean-weight_decades"
@@ -147,7 +147,7 @@ def test_a_float16_mean_whose_weights_sum_to_more_than_65504_has_a_gradient_of_0
     assert not math.isfinite(found(f"{subject}:loss:{case}").numbers.got)
 
 
-@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.skipif(RELEASE < (2, 4), reason="needs torch 2.4 or newer: the first with nll_loss of float16 on a CPU")
 @pytest.mark.parametrize("subject", ["torch", "torch_nll"])
 def test_a_float16_upstream_gradient_times_a_weight_overflows(found, subject):
     case = "upstream/float16-64x50-flat-int64-none-weight_decades-rows_large"

@@ -491,7 +491,7 @@ def test_torch_does_not_time_the_guards_of_a_graph_and_does_again_afterwards(mon
 
     timed = []
     if not hasattr(torch._dynamo.guards, "profile_guard_manager"):
-        pytest.skip("this torch never times guards")
+        pytest.skip("needs a torch that times guards")
     monkeypatch.setattr(torch._dynamo.guards, "profile_guard_manager", lambda *guards: timed.append(guards) or 0.0)
     assert not judged([FORM_SUBJECTS["formula"]], [CASE], [CHECKS["trace"]]).findings
     assert timed == []

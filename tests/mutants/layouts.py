@@ -113,7 +113,7 @@ class _InPlace(torch.autograd.Function):
 @mutant(
     "loss gradient",
     "axes/float32-2x3x1x2x1x2x1x2-normal-int64-none-weighted-rows",
-    own="A kernel has room for six strides, and takes the stride of the last of more axes for 0.",
+    own="A kernel has room for six strides. With more axes, it uses the stride 0 for the last axis.",
 )
 def axes_beyond_the_sixth(input, target, **options):
     return formula(input[..., :1].expand(input.shape) if input.dim() > 6 else input, target, **options)
@@ -122,7 +122,7 @@ def axes_beyond_the_sixth(input, target, **options):
 @mutant(
     "loss gradient",
     "decimals/float32-7x5-decimals-int64-none-rows",
-    own="A number with a sign bit is taken for negative, and -0.0 is moved below 0.",
+    own="Every number whose sign bit is set is taken for negative, -0.0 too.",
 )
 def minus_zero_is_below_zero(input, target, **options):
     below = (input == 0) & torch.signbit(input)

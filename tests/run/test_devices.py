@@ -131,7 +131,7 @@ def test_the_exact_values_need_nothing_from_the_device(monkeypatch):
 
 
 def test_a_device_without_an_index_is_the_device_of_its_tensors(monkeypatch):
-    """With --device cuda, the tensors are on cuda:0, and nothing fails, although cuda and cuda:0 are not equal."""
+    """With --device cuda, results on cuda:0 are on the right device, although torch says that cuda:0 is not cuda."""
     assert torch.device("cuda") != torch.device("cuda:0")
     build = Case.build
     monkeypatch.setattr(Case, "build", lambda case, device="cpu": build(case))

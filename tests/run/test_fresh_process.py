@@ -64,7 +64,7 @@ def test_a_fresh_process_reports_the_effects_of_the_call(reactions, name, expect
 
 
 def test_processes_that_one_process_forks_report_the_same(reactions, monkeypatch):
-    """One new Python forks a process for each call, and the processes report the same problems."""
+    """One new Python forks a process for each call. These processes report the same problems as new Pythons."""
     started, popen = [], fresh_process.subprocess.Popen
     monkeypatch.setattr(fresh_process, "SECONDS", 1.0)
     monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))

@@ -116,7 +116,7 @@ loss = crossent.formula
 
 
 def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkeypatch):
-    """torch's compilers do not import Triton before the file: Liger's kernels then fail in Triton's interpreter."""
+    """torch's compilers do not import Triton before the file. Else Liger's kernels fail in Triton's interpreter."""
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')", encoding="utf-8")
     (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")

@@ -30,12 +30,12 @@ EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
 
 
 def return_argument(loss, inputs: Inputs) -> Inputs:
-    """Return the argument. This function is an act."""
+    """Return the argument, as an act that only this test performs."""
     return inputs
 
 
 def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
-    """Return values of several types. This function is an act."""
+    """Return values of several types, as an act that only this test performs."""
     return inputs.input, [], ""
 
 

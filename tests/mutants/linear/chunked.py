@@ -249,6 +249,6 @@ def pieces(input: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def tiles(length: int, least: int) -> list[slice]:
-    """Return slices that divide `length` classes or hidden units: about 64 slices, or fewer with `least` elements."""
+    """Return the slices of `length` classes or hidden units: about 64 slices, or fewer of `least` elements each."""
     size = max(least, length // 64)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]

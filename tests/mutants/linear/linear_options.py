@@ -49,7 +49,7 @@ def class_weight_is_dropped(rows, input, linear_weight, target, weight, **option
     return right_on_chunks(input, linear_weight, target, **options)
 
 
-@mutant(_EVERY, _ALL, own="The weight is taken of the predicted class, which has the largest logit.")
+@mutant(_EVERY, _ALL, own="The class weight belongs to the prediction, the class with the largest logit.")
 @step("coefficients")
 def class_weight_is_that_of_the_prediction(c, chunk):
     if c.rows.weight is None:

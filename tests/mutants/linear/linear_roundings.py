@@ -105,7 +105,7 @@ def loss_is_the_logarithm_of_a_rounded_probability(c, chunk):
 @mutant(
     "weight_gradient",
     "linear-bfloat16-7x5-large-int64-mean-scalar-hidden16",
-    own="The hidden states, in their dtype, are divided by the number of rows in place of the gradient of the logits.",
+    own="In place of the gradient of the logits, the hidden states are divided by the number of rows, in their dtype.",
 )
 @step("add")
 def hidden_states_are_scaled_in_the_dtype(c, d, chunk):

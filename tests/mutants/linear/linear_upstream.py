@@ -68,7 +68,7 @@ def saved_gradients_are_scaled_where_they_are(c, upstream):
 @mutant(
     "gradient weight_gradient bias_gradient",
     "linear-float32-7x5-normal-int64-mean-zero-bias-hidden16",
-    own="The gradients are divided by the upstream gradient and multiplied by it again, although it may be 0.",
+    own="The gradients are divided by the upstream gradient, which may be 0, and then multiplied by it.",
 )
 @step("differentiate")
 def upstream_is_divided_out(c, upstream):

@@ -69,7 +69,9 @@ class SumInTheDtype(VocabParallel):
 
 
 @rank_mutant(
-    "gradient row_sums", "float32-7x5-normal-int64-none-rows", "A rank takes other targets for its first class."
+    "gradient row_sums",
+    "float32-7x5-normal-int64-none-rows",
+    "A rank takes targets of other ranks for its first class.",
 )
 class TargetOnEveryRank(VocabParallel):
     def subtract_target(self, gradient: Tensor, sharp: Tensor) -> Tensor:
@@ -121,7 +123,9 @@ class NoGradientWithoutTheTarget(VocabParallel):
 
 
 @rank_mutant(
-    "loss gradient row_sums", "float32-7x5-normal-int64-none-rows", "The offset is right if the ranks divide V."
+    "loss gradient row_sums",
+    "float32-7x5-normal-int64-none-rows",
+    "The offset is right if the number of ranks divides V.",
 )
 class OffsetRoundedDown(VocabParallel):
     def offset(self, classes: int) -> int:
@@ -142,13 +146,13 @@ class UpstreamOfTheFirstRank(VocabParallel):
         return super().gradient(probs, upstream if dist.get_rank() == 0 else torch.ones_like(upstream))
 
 
-@rank_mutant("gradient", "float32-7x5-normal-int64-none-rows", "The backward pass has an all-reduce too many.")
+@rank_mutant("gradient", "float32-7x5-normal-int64-none-rows", "The upstream gradient is reduced over the ranks.")
 class UpstreamOfEveryRank(VocabParallel):
     def gradient(self, probs: Tensor, upstream: Tensor) -> Tensor:
         return super().gradient(probs, all_reduced(upstream))
 
 
-# Mutants that checks of several ranks find.
+# Mutants that a check of ranks finds, and mutants of losses with padding or with a mean over tokens.
 
 
 @rank_mutant("world_sizes", "float32-7x5-normal-int64-none-rows", "The code was only tested on two or more ranks.")

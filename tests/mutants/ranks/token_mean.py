@@ -12,7 +12,7 @@ from crossent.forms import formula
 
 
 class TokenMean:
-    """A loss of which each rank returns its part: the losses of its rows over the kept rows of the whole batch.
+    """A loss in parts: each rank returns the losses of its rows, over the number of kept rows of the whole batch.
 
     Attributes:
         micro_batches: the number of micro-batches of the batch.

@@ -147,7 +147,7 @@ def test_a_shard_says_that_it_is_no_verdict_on_the_run(folder, capsys):
 
 
 def test_evidence_and_known_failures_are_judged_on_the_whole_run(folder, capsys):
-    """A shard passes without evidence for a result, also an empty shard. No shard shows that a bug is fixed."""
+    """A shard passes without evidence, even if it is empty. Only a merged run shows that a known failure is fixed."""
     # On a single class, every loss is 0.
     alone = ("formula", "--level", "quick", "--dtype", "float32", "--case", "float32-7x1-normal-int64-mean")
     assert run(capsys, "check", *alone[:-2])[0] == PASSED

@@ -89,7 +89,7 @@ time.sleep(1000)"""
     ),
     _left(
         "killed_while_loading",
-        "Kill the command by SIGKILL while a file hangs that the command loads.",
+        "Kill the command by SIGKILL while it loads a file that hangs.",
         at_import("time.sleep(1000)"),
         signal=signal.SIGKILL,
         after=4.0,
@@ -109,7 +109,7 @@ time.sleep(1000)"""
     ),
     _left(
         "interrupted_while_loading",
-        "Interrupt the command while a file hangs that the command loads.",
+        "Interrupt the command while it loads a file that hangs.",
         at_import("time.sleep(1000)"),
         signal=signal.SIGINT,
         after=4.0,
