@@ -81,7 +81,7 @@ def _ask() -> dict[str, Any]:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        advice = "run `python -m benchmarks.cuda.device` to see where torch waits"
+        advice = "run `python -m benchmarks.cuda.device` to see whether torch answers later"
         raise NoDeviceError(f"torch did not describe its devices within {SECONDS:g} s; {advice}") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
