@@ -44,7 +44,7 @@ class Clock:
 
     @staticmethod
     def now() -> Clock:
-        """Return the times until now. Linux counts CPU time in hundredths of a second."""
+        """Return a reading of this moment. Linux counts CPU time in hundredths of a second."""
         own = os.times()
         counted = [int(field) for field in _read(Path("/proc/stat")).partition("\n")[0].split()[1:9]]
         idle = counted[3] + counted[4] if counted else 0

@@ -5,10 +5,10 @@
     nox -s upgrade -- 2.13.0 ./torch-2.16.0.whl --level normal --reuse
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
 
-A version is anything that pip accepts (`2.8.0`, a requirement, the path of a wheel), or the folder of an environment
-that has torch and crossent's dependencies. A version that is named twice runs twice. Each environment takes some GB in
-`.nox/upgrade`, and the reports are in `.nox/upgrade/reports`. `--reuse` keeps environments, and reports that are
-younger than crossent's code. Unfinished environments and reports are deleted.
+A version is anything that pip accepts: `2.8.0`, a requirement, or the path of a wheel. It may also be the folder of an
+environment that has torch and crossent's dependencies. A version that is named twice runs twice. Each environment takes
+some GB in `.nox/upgrade`, and the reports are in `.nox/upgrade/reports`. `--reuse` keeps environments, and reports that
+are younger than crossent's code. Unfinished environments and reports are deleted.
 
 Exit status: the largest status of the `crossent diff` runs; 2 if a version cannot be installed or compared; 130 if
 interrupted. This module imports only the standard library, since torch may be missing where it runs.

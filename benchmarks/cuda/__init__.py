@@ -1,4 +1,4 @@
-"""Run what a GPU can show, in one command of at most ten minutes: `python -m benchmarks.cuda`.
+"""Run the checks, tests and benchmarks that need a GPU, in at most ten minutes: `python -m benchmarks.cuda`.
 
 These modules import only the standard library, because the machine may lack torch or another package:
 

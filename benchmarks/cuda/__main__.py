@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.cuda`: run what a GPU can show, in ten minutes.
+"""The command `python -m benchmarks.cuda`: run the checks, tests and benchmarks that need a GPU, in ten minutes.
 
 Exit status: 0 if every step passed or cannot run on this machine; 1 if a step failed, or a command ended with an
 unexpected status; 2 after wrong use; 3 if there is no device, or nothing ran; 4 if the time ran out and nothing failed;

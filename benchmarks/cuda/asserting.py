@@ -1,8 +1,8 @@
 """A loss that is right except with reduction="sum": then its kernel reads beyond the last class.
 
 On CUDA, this read stops the kernel with a device-side assert, and the process can no longer use the device. The step
-`isolation` shows that `crossent check` reports the assert, that no other case gets a wrong verdict, and that the next
-process can use the device.
+`isolation` shows that `crossent check` reports the assert, and that no other case gets a wrong verdict. It also shows
+that the next process can use the device.
 """
 
 from __future__ import annotations

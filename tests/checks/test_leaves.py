@@ -215,7 +215,7 @@ def test_the_checks_run_in_an_isolated_process():
 
 @pytest.mark.parametrize(("worker", "can"), [(False, False), (True, False), (True, True)])
 def test_a_forked_process_calls_with_more_threads_only_if_it_cannot_block(monkeypatch, worker, can):
-    """An operation in several threads blocks in a process that was forked from a process with such threads."""
+    """An operation in several threads blocks in a forked process if its parent has computed in several threads."""
     called = []
 
     def loss(input, target, *, linear_weight, **options):

@@ -57,7 +57,7 @@ def choose(operation):
     """Return the ids of the first cases: named cases, then cases of the arrays for mutants that no named case finds.
 
     `nox -s cover` may change the cases of the arrays, so few of them should be first. The cases of a linear
-    cross-entropy have no names. Only those that a mutant names are chosen.
+    cross-entropy have no names, so only cases that a mutant names are chosen.
     """
     chosen, left, shown = [], MUTANTS_OF[operation], {mutant.case for mutant in MUTANTS_OF[operation]}
     for named in (True, False):

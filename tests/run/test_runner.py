@@ -143,7 +143,7 @@ def test_an_interrupt_that_a_subject_raises_does_not_end_the_run():
     assert [one.message for one in report.findings] == ["KeyboardInterrupt"]
 
 
-# If a shell starts the tests in the background, they ignore SIGINT, and so would the processes that they start.
+# If a shell starts the tests in the background, the tests and their processes ignore SIGINT. So set the handler again.
 COMMAND = [
     sys.executable,
     "-c",

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-# If a shell starts the tests in the background, they ignore SIGINT, and so would the processes that they start.
+# If a shell starts the tests in the background, the tests and their processes ignore SIGINT. So set the handler again.
 INTERRUPTIBLE = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 COMMAND = [sys.executable, "-c", f"{INTERRUPTIBLE}from crossent.cli import main; sys.exit(main())"]
 

@@ -177,9 +177,9 @@ Body = Callable[..., Tensor]
 def linear(body: Body) -> Loss:
     """Return a linear cross-entropy that checks its arguments and calls `body`.
 
-    The first argument of `body` is an object with the target and the options of one or more rows. Batches without rows,
-    inputs of other shapes than (N, H), and calls that need a gradient of the target or of the class weight, go to
-    :func:`linear_formula`.
+    The first argument of `body` is an object with the target and the options of one or more rows. Some calls go to
+    :func:`linear_formula`: batches without rows, inputs of other shapes than (N, H), and calls that need a gradient of
+    the target or of the class weight.
     """
 
     def loss(

@@ -1,4 +1,4 @@
-"""Mutants: chunks of rows that are reduced, added up or cut off in a wrong way."""
+"""Mutants: chunks of rows that are wrongly reduced, added up or cut off."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Mutants: calls that keep data, that change their arguments or global state, or that depend on the circumstances."""
+"""Mutants: calls that keep data, change arguments or global state, or depend on the thread or the gradient mode."""
 
 import itertools
 import threading

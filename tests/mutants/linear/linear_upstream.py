@@ -1,4 +1,4 @@
-"""Mutants: the upstream gradient is ignored, read from wrong places, or multiplied too late or too often."""
+"""Mutants: the upstream gradient is ignored, read from wrong addresses, or multiplied too late or too often."""
 
 import torch
 import torch.nn.functional as F

@@ -29,7 +29,7 @@ class VocabParallel:
         dtype: the dtype of the logits.
         classes, first: the number of all classes, and the first class of this rank.
         kept, y: whether a row is not ignored, and its class, 0 in ignored rows, (R,).
-        here, at: whether the class of a row is on this rank, and its place in the shard, 0 if not, (R,).
+        here, at: whether the class of a row is on this rank, and its index in the shard, 0 if not, (R,).
         weight, own_weight: the weights of all classes, (V,), and of this rank, (c,); 1 if there are none.
         smoothing: the label smoothing.
     """

@@ -38,7 +38,7 @@ def test_the_merged_report_and_that_of_an_executor_are_those_of_one_run(folder, 
     }
     document = one.to_json()
     names = {name for case in document["subjects"][0]["cases"].values() for name in case}
-    assert names & RANK_CHECKS.keys()  # a shard has them too
+    assert names & RANK_CHECKS.keys()  # a shard has the checks of ranks too
     for number in (1, 2):
         shard = crossent.check("mine.py:wrong", **CHOSEN, shard=(number, 2))
         shard.write_json(folder / f"{number}.json")
