@@ -1,9 +1,9 @@
 """The defects that the checks must catch. A defect is a correct cross-entropy with one imprecise step.
 
 Easy inputs do not show a defect. Inputs that show defects have a large gap between logits, or a true class with a
-probability near 1. Others have an odd number of classes, many rows, or label smoothing. An error that rounding can cause
-is not a defect. Examples are another order of summation, `log(1 + s)` instead of `log1p(s)`, and a shift that does not
-overflow.
+probability near 1. Others have an odd number of classes, many rows, or label smoothing. An error that rounding can
+cause is not a defect. Examples are another order of summation, `log(1 + s)` instead of `log1p(s)`, and a shift that
+does not overflow.
 """
 
 import torch
