@@ -409,7 +409,7 @@ def test_the_message_about_a_gradient_that_does_not_depend_on_the_logits():
 
 
 def test_a_gradient_that_should_be_a_constant_may_be_one():
-    """With a single class the gradient is 0 for any logits."""
+    """A constant gradient passes for a single class, where the gradient is 0 for any logits."""
     only = Case("float32", (4, 1), reduction="sum")
     assert findings_by_check(without_a_graph("mine", saved), [only]) == {}
 
@@ -457,7 +457,7 @@ def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values
 
 @pytest.mark.parametrize("values", ["nan", "positive_inf", "nan_ignored", "inf_ignored"])
 def test_derivatives_of_nonfinite_rows_match_torch(values):
-    """A derivative is NaN where the gradient is NaN; the tangent of an ignored row is 0."""
+    """A derivative is NaN where the gradient is NaN. The tangent of an ignored row is 0."""
     case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
     for correct in (*TENSOR_FORMS, TORCH):
         assert findings_by_check(correct, [case]) == {}
@@ -473,7 +473,7 @@ def test_every_layout_has_its_derivatives(layout):
 
 
 def test_half_precision_that_is_computed_in_half_precision_is_not_grade_a():
-    """Under grade A, log-probabilities that are rounded to bfloat16 are a finding; under grade B they are not."""
+    """Log-probabilities that are rounded to bfloat16 are a finding under grade A, and no finding under grade B."""
 
     def stored(input, target, **options):
         return crossent.formula(torch.log_softmax(input, 1), target, **options)
@@ -519,7 +519,7 @@ def test_both_checks_skip_large_cases_and_subjects_without_a_gradient():
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():
     """With an upstream gradient of 0 every second derivative is 0, and with one class every derivative is 0.
 
-    A subject that returns zeros would pass there, so the result is marked as vacuous.
+    A subject that returns zeros would pass these cases, so their results are marked as vacuous.
     """
     no_upstream = differences(FORM_SUBJECTS["formula"], Case("float32", upstream="zero"))
     assert no_upstream["second"].vacuous

@@ -58,7 +58,7 @@ def test_a_gradient_that_does_not_sum_to_zero_is_caught():
 
 @pytest.mark.parametrize("numbers", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
 def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(numbers):
-    """The row is a finding. torch before 2.8 returns such rows in bfloat16, for logits of three dimensions or more."""
+    """A row with NaN or infinity is a finding. torch before 2.8 returns such rows in bfloat16 for three dimensions."""
 
     def infinite(probs, hot, upstream):
         gradient = (probs - hot) * upstream[:, None]

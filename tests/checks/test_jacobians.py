@@ -62,7 +62,7 @@ def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
 @pytest.mark.parametrize("case", [ROWS, MEAN, DENSE], ids=lambda case: case.id)
 @pytest.mark.parametrize("subject", [*TENSOR_FORMS, TORCH], ids=lambda subject: subject.name)
 def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
-    """Derivatives for a batch of unit vectors are the whole Jacobian or Hessian."""
+    """The acts give the derivatives of torch.func. For all unit vectors, these are the whole Jacobian or Hessian."""
     if subject is TORCH and case is ROWS and older_than("2.1"):
         pytest.skip("needs torch 2.1 or newer: torch 2.0 refuses the batch, pytorch#90916")
     inputs = case.build()
@@ -179,7 +179,7 @@ def test_a_wrong_second_element_is_found_at_its_index(name, loss):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_result_of_the_first_element_for_the_whole_batch_is_found(name):
-    """The wrong subject computes the result of the first element of a batch, and returns it for each element."""
+    """The second element is a finding if a subject returns the result of the first element for each element."""
 
     def first(batch):
         return batch[:1].expand(batch.shape)

@@ -183,7 +183,7 @@ def only_under_transforms():
 
 @pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
 def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
-    """A level traces few graphs. These must still find each mutant that they found when the figures were written."""
+    """The few graphs that a level traces find each mutant that they found when the figures were written."""
     skip_if_not_wrong_here(mutant)
     reasons = set()
     for case, checks in plan(level, tuple(DTYPES), 0).items():

@@ -234,7 +234,10 @@ def test_a_bad_value_of_an_option_that_the_signature_lacks_is_not_applicable(nam
 
 @pytest.mark.parametrize("keyword", DEFAULTS)
 def test_a_bad_value_of_an_option_in_the_signature_is_found(keyword):
-    """The wrong function has one option and accepts every value of it. For a wrong class the function still raises."""
+    """The wrong function accepts every value of its one option, and each bad value is a finding.
+
+    For a wrong class, the function still raises an error.
+    """
 
     def takes_every_value(x, y, **options):
         try:

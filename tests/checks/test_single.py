@@ -68,7 +68,7 @@ def on_meta(loss):
 
 
 def test_a_loss_without_data_is_a_finding_and_no_other_check_runs():
-    """Such a loss has no numbers to compare, even if its shape is right."""
+    """A loss without data has no numbers to compare, even if its shape is right."""
     subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
     (finding,) = run(subject, NONE).findings
     assert (finding.check, finding.kind) == ("call", "refused")

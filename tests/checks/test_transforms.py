@@ -543,7 +543,7 @@ def test_the_contract_of_code_for_cuda_adds_what_triton_does(promise, grade, dty
 
 
 def test_a_device_whose_autocast_raises_for_float16_has_no_float16(monkeypatch):
-    """The check then uses autocast to bfloat16 for float16 logits, as on a CPU with torch 2.0."""
+    """The check uses autocast to bfloat16 if autocast to float16 raises an error, as on a CPU with torch 2.0."""
 
     def autocast(kind, dtype):
         raise RuntimeError("Currently, AutocastCPU only support Bfloat16")

@@ -122,7 +122,7 @@ def test_on_a_device_without_float64_its_cases_are_skipped_with_the_reason(monke
 
 
 def test_the_exact_values_need_nothing_from_the_device(monkeypatch):
-    """A read would make the judge wait for the device. After a device-side assert, a read would raise an error."""
+    """The judge reads nothing from the device: a read would wait, and after a device-side assert it would fail."""
     monkeypatch.setattr(Question, "inputs", property(lambda question: pytest.fail("reads the device")))
     question = Question(PLAIN, "cuda:0")
     assert question.exact.loss.hi.shape == (1, 1)

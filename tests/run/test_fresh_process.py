@@ -93,7 +93,7 @@ def test_calls_have_their_own_process_if_the_process_that_forks_has_ended(monkey
 
 
 def test_a_run_starts_one_process_for_all_calls_that_would_poison_a_device(monkeypatch):
-    """The calls of fifteen bad inputs and two subjects share one new Python. Thirty would take minutes on a GPU."""
+    """All thirty calls share one new Python. Thirty new Pythons, one after another, would take minutes on a GPU."""
     monkeypatch.setattr(BadInput, "asserts", lambda self, device: self.poisons)
     started, popen = [], fresh_process.subprocess.Popen
     monkeypatch.setattr(fresh_process.subprocess, "Popen", lambda *of, **more: started.append(of) or popen(*of, **more))

@@ -116,7 +116,7 @@ loss = crossent.formula
 
 
 def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkeypatch):
-    """torch's compilers do not import Triton before the file. Else Liger's kernels fail in Triton's interpreter."""
+    """No compiler of torch imports Triton before the file. Otherwise Liger's kernels fail in Triton's interpreter."""
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')", encoding="utf-8")
     (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")
@@ -202,7 +202,7 @@ def test_a_subject_has_no_access_to_the_limits_of_the_judge():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")
 def test_an_isolated_process_ends_with_its_judge(tmp_path):
-    """The isolated process ends, although the judge exits while the loss runs and does not end the process."""
+    """The process ends when the judge exits during a call, although the judge does not end the process."""
     number_file = tmp_path / "number"
     code = f"""
 import os, threading, time

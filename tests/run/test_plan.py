@@ -72,7 +72,7 @@ def test_a_lower_level_runs_no_more_than_a_higher_one(planned):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
-    """Only level thorough compiles code. At level normal, `trace` runs in its place on the first case of a bug."""
+    """Only level thorough compiles code. Level normal runs `trace` instead, on the first case of a bug."""
     for bug in bugs():
         for case in bug.cases:
             if case.tiled > 1:

@@ -221,7 +221,7 @@ def test_a_run_ends_at_max_findings_and_reports_how_many_cases_ran(jobs):
 
 
 def test_the_combinations_of_three_options_are_those_of_the_cases_that_ran():
-    """A case that is not applicable covers nothing, and a linear cross-entropy has other axes."""
+    """A case that is not applicable has no combinations. A linear cross-entropy has other axes."""
 
     def only_means(input, target):
         return crossent.formula(input, target)
