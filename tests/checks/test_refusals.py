@@ -134,7 +134,7 @@ def test_an_error_of_a_derived_class_is_right():
 
 
 def test_an_index_error_of_torch_whose_message_python_cannot_decode_is_right():
-    """Without a reduction, torch writes a class of uint8 into its message as one byte, which is not UTF-8."""
+    """torch's message has a class of uint8 as one byte, which is not UTF-8, so Python raises UnicodeDecodeError."""
 
     def averages(input, target, **options):
         return torch.nn.functional.cross_entropy(input, target, reduction="none").mean()
