@@ -1,4 +1,4 @@
-"""The binary floating-point formats float16, bfloat16, float32 and float64: precision, range, rounding to nearest."""
+"""The binary floating-point formats float16, bfloat16, float32 and float64: their precision, range and rounding."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Format:
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest normal number. Below this limit, neighbouring numbers of the format have a constant distance."""
+        """The smallest positive normal number. Below this limit, neighbouring numbers have a constant distance."""
         return 2.0**self.smallest_exponent
 
     @property
     def smallest_subnormal(self) -> float:
-        """The smallest subnormal number, which is the spacing of the subnormal numbers."""
+        """The smallest positive subnormal number. Neighbouring subnormal numbers have this distance."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
     @property
     def underflow(self) -> float:
         """The largest error of rounding a number in the subnormal range: half the smallest subnormal number.
 
-        float64 cannot represent half of its own smallest subnormal number. So for float64, the value is the smallest
-        subnormal number itself. In a format that flushes, the value is the smallest normal number.
+        For float64, this property is the smallest subnormal number itself, because float64 cannot represent half of
+        this number. In a format that flushes, the property is the smallest normal number.
         """
         if self.flushes:
             return self.smallest_normal
@@ -90,8 +90,9 @@ class Format:
 
         Args:
             largest: The largest magnitude that each number can have.
-            under: A limit for underflow. Where `largest` is between 0 and this limit, the returned error is at least
-                :attr:`underflow`. In a format that flushes, the limit is at most twice the smallest normal number.
+            under: Where `largest` is above 0 and below this limit, the returned error is at least :attr:`underflow`.
+                By default, the limit is infinite. In a format that flushes, the limit is at most twice the smallest
+                normal number, because a larger number cannot be flushed to 0.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
@@ -151,7 +152,7 @@ def flushing(format: Format) -> Format:
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
     """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere and has the shape of `b`.
 
-    In most calls, the mask is False everywhere, and the function saves a copy.
+    In most calls, the mask is False everywhere. Then the function avoids a copy.
     """
     if mask.any() or mask.shape != b.shape:
         return np.where(mask, a, b)

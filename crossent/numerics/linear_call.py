@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The results of a call, in the order in which a report lists the results.
+# The results of a call, in the order of a report.
 LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 
 
@@ -23,9 +23,9 @@ class LinearCall:
     Attributes:
         input: (N, H), one hidden state for each row.
         linear_weight: (V, H), one row for each class.
-        linear_bias: (V,), or None.
+        linear_bias: (V,), one number for each class; None without a bias.
         index: (N,), int64, the true classes; None for class probabilities.
-        probabilities: (N, V); None for class indices.
+        probabilities: (N, V), the class probabilities; None for class indices.
         weight: (V,), the class weights; None for ones.
         ignore_index: Rows with this index have the loss 0, add nothing to any gradient and do not count in the mean.
             With class probabilities, `ignore_index` must be negative and has no effect.
@@ -81,5 +81,5 @@ class LinearCall:
 
     @cached_property
     def kept(self) -> NDArray[np.bool_]:
-        """The mask of the rows that count, (N,): False on ignored rows."""
+        """The mask of the kept rows, (N,): False where the class index is `ignore_index`."""
         return np.ones(self.rows, bool) if self.index is None else np.asarray(self.index != self.ignore_index)

@@ -37,7 +37,7 @@ from crossent.numerics.oracle.special_values import RowBlock
 # The largest number of logits in a block, unless a single row is longer. An array of a block takes 0.5 MiB in float64
 # (BLOCK), and 0.3 MiB in ball arithmetic (BALL_BLOCK).
 BLOCK, BALL_BLOCK = 2**16, 2**12
-# If a call has at most this number of logits, the gradient uses the exponentials of the loss again. The saved
+# If a call has at most this number of logits, the oracle saves the exponentials of the loss for the gradient. The saved
 # exponentials take up to 300 MiB in ball arithmetic.
 SAVED = 2**20
 
@@ -50,15 +50,16 @@ class Answer:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: A function that returns the rows of the call in blocks, so that memory stays bounded.
+        blocks: A function that returns the rows of the call as :class:`RowBlock` objects. The gradients of a single
+            block fit into little memory.
     """
 
     losses: Ball
     loss: Ball
     denominator: Ball
     blocks: Callable[[], Iterable[RowBlock]]
-    _reduced: Callable[[Ball], Ball]
-    _shape: tuple[int, ...]
+    _reduced: Callable[[Ball], Ball]  # returns the tangent of the result from the tangents of the rows
+    _shape: tuple[int, ...]  # of the logits
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
         """Yield, for each block of rows, the slice of rows, the gradient of the logits and the gradient of the target.
@@ -147,9 +148,11 @@ def answer(arguments: Arguments) -> Answer:
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
 
-    The function also reduces the tangents of the rows. The code computes the sum of all `hi` and `lo` as a pair of
-    float64 numbers: the rounded sum, and its rounding error. The rounding error is itself rounded. The error radius is
-    the sum of all radii, plus the errors of this second rounding and of the division.
+    `losses` may also hold the tangents of the rows. An infinite or NaN loss makes the result infinite or NaN.
+
+    The code computes the sum of all `hi` and `lo` as a pair of float64 numbers: the rounded sum, and its rounding
+    error. The rounding error is itself rounded. The error radius is the sum of all radii, plus the errors of this
+    second rounding and of the division.
     """
     if arguments.reduction == "none":
         return losses
@@ -178,5 +181,5 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
 
 
 def _scalar(value: float, radius: float) -> Ball:
-    """Return a 0-d ball that contains one number."""
+    """Return a 0-d ball with this value and this radius."""
     return Ball(np.array(value), np.array(0.0), np.array(radius))

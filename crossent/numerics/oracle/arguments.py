@@ -22,7 +22,8 @@ class Arguments:
     """The arguments of one call, laid out as `R` rows of `C` classes.
 
     Attributes:
-        logits: (R, C), float32 if the tensor of the call was float32, bfloat16 or float16, otherwise float64.
+        logits: (R, C), which may contain inf and NaN. The dtype is float32 if the tensor of the call was float32,
+            bfloat16 or float16, otherwise float64.
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
@@ -33,8 +34,8 @@ class Arguments:
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
-        ValueError: A shape, a dtype or an option is not allowed. Or a weight, a class probability or an upstream
-            gradient is not finite, so the loss is not defined.
+        ValueError: A shape, a dtype or an option is not allowed, or `index` and `probabilities` are both given or both
+            missing. Or a weight, a class probability or an upstream gradient is not finite.
         IndexError: An index is outside `[0, C)` and is not `ignore_index`.
     """
 
@@ -80,7 +81,7 @@ class Arguments:
 
     @cached_property
     def kept(self) -> Mask:
-        """The mask of the rows that count, (R,): False on ignored rows."""
+        """The mask of the kept rows, (R,): False where the class index is `ignore_index`."""
         return np.ones(len(self.logits), bool) if self.index is None else self.index != self.ignore_index
 
     @cached_property
@@ -99,17 +100,18 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, and 1 for the other reductions.
 
-    The denominator of a mean is the sum of the class weights of the kept rows, or the number of kept rows if the call
-    has no class weights or has class probabilities. A denominator of 0 makes the mean NaN. There are two reasons:
+    With class indices and class weights, the denominator of a mean is the total weight of the true classes of the kept
+    rows. Otherwise, the denominator is the number of kept rows. A denominator of 0 makes the mean NaN. The denominator
+    is 0 in two cases:
 
-    * No row is kept, or the weights of all kept rows are 0. The mean is 0/0, for which torch returns NaN. The NaN is
-      the exact value, with the radius 0.
+    * No row is kept, or every weight in the sum is 0. torch divides 0 by 0 and returns NaN. So NaN is the exact value,
+      with the radius 0.
     * Weights of both signs cancel. torch's result depends on how the sum of the weights is rounded, so there is no
       exact value. The NaN has the radius inf.
 
     Attributes:
         value: The exact denominator, or 1 if the exact denominator is 0.
-        ball: The exact denominator as float64 numbers with an error radius.
+        ball: The exact denominator as a pair of float64 numbers with an error radius.
         undefined: The radius of the NaN if the exact denominator is 0, otherwise None.
     """
 

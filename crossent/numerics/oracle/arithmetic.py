@@ -47,7 +47,7 @@ class Ball:
     def distance(self, got: ArrayLike) -> Array:
         """Return the distance of each number from its exact value, `|got - (hi + lo)|`.
 
-        If both numbers are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
+        If `got` and `hi` are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
         or a NaN, the distance is inf.
 
         If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma), so a small
@@ -147,7 +147,7 @@ class Float64:
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Return an exact number of flint as float64, with an error of at most 1 ulp."""
+        """Return a number of flint that has the radius 0 as float64, with an error of at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
@@ -173,7 +173,7 @@ class Float64:
 
 
 class Balls:
-    """The ball arithmetic of flint, with a precision of `bits`.
+    """The ball arithmetic of flint, with midpoints of `bits` bits.
 
     A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball
     that contains the exact result. The class has the same methods as :class:`Float64`, for arrays of `flint.arb`
@@ -198,7 +198,7 @@ class Balls:
         return np.asarray(_ARB(np.asarray(values, np.float64)), object)
 
     def number(self, value: flint.arb) -> flint.arb:
-        """Return an exact number unchanged."""
+        """Return a number of flint unchanged."""
         return value
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:

@@ -83,9 +83,9 @@ class LinearAnswer:
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call of a linear cross-entropy.
 
-    An ignored row has the loss 0 and adds exactly 0 to every gradient. If every row is ignored, all gradients are 0. If
-    the weights of the kept rows sum to 0, the mean and its gradients are NaN. The gradient of an ignored hidden state
-    is 0 even then.
+    An ignored row has the loss 0 and adds exactly 0 to every gradient. If every row is ignored, all gradients are 0,
+    and the mean is NaN. If some rows are kept but the weights of their true classes sum to 0, the mean and its
+    gradients are NaN. The gradient of the hidden state of an ignored row is always 0.
 
     Args:
         call: The arguments.
@@ -188,7 +188,7 @@ def _with_radius(values: Array, radius: Array) -> Ball:
 
 
 def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice) -> FiniteRows:
-    """Return the given rows of a call as :class:`FiniteRows`, with their logits computed in float64."""
+    """Return the block `rows` of a call as :class:`FiniteRows`. The logits of the block were computed in float64."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,
@@ -205,8 +205,8 @@ def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, lo
 def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
     """Return the losses, (r,), and the gradient of the logits, (r, V), with radii for logits that are not exact.
 
-    The radii cover the rounding errors of the formula and the errors of the logits. `moved`, (r,), has the number `δ`
-    of the proof of this module for each row.
+    The radii cover the rounding errors of the formula and the errors of the logits. `moved`, (r,), has for each row the
+    number `δ` of this module's proof: a bound on the relative change of every `exp(z_i - z_c)`.
     """
     rows, every = formula.rows, np.arange(len(moved))
     with formula.arithmetic.context():
@@ -280,7 +280,7 @@ def _from_logits(
             hot = balls.numbers(np.arange(call.classes) == call.index[:, None])
         v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
         losses, d = _total(v * (log_sum[:, None] - shifted)), scale * (p * _total(v)[:, None] - v)
-    else:  # p - 1 of the true class is computed as minus the probability of the other classes, so nothing cancels
+    else:  # the gradient of the true class has p - 1: minus the sum of the other probabilities, so nothing cancels
         true = every, np.where(kept, call.index, 0)
         v = weight[true[1]]
         exps[true] = zero[0]

@@ -157,15 +157,15 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return results with their error radii.
+        """Return one kind of results of the block, such as the losses, with their error radii.
 
         In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
         `RELATIVE_RADIUS` times the size of the result, or about the precision of two float64 numbers.
 
         Args:
-            numbers: A function that computes the results from a formula.
-            sizes: A function that computes the size of each result from a formula.
-            with_rules: A function that replaces the results that are infinite, NaN or exactly 0 by a rule.
+            numbers: A function that takes a :class:`Formula` and returns the results without a radius.
+            sizes: A function that takes a :class:`Formula` and returns the size of each result.
+            with_rules: A function that replaces a result where a rule says that the exact value is infinite, NaN or 0.
             roundings: In float64, the factor of `u·size` in the error that :class:`Formula` proves.
         """
         with self._float64.arithmetic.context():
