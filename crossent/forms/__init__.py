@@ -1,20 +1,21 @@
 """The forms: cross-entropy written out by hand, six times, and linear cross-entropy, twice.
 
 This room has the reference implementations and the checks of their arguments. The modules import torch. `explain` and
-`explain_linear` also import rich, which prints the worked examples. No module imports another room of the package.
+`explain_linear` also import rich, which prints the worked examples, and `kernel` imports triton. No module imports
+another room of the package.
 
 textbook        formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
 linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
-blocks          blocked: the same loss, computed some rows at a time, with a gradient written by hand
-fused           fused: the same loss in one kernel for CUDA
+blocks          blocked: cross-entropy, computed some rows at a time, with a gradient written by hand
+fused           fused: cross-entropy in one kernel for CUDA
 kernel          the kernel of fused, in Triton; the module fused imports this module when a call needs the kernel
 rows            Rows: the arguments of one call, laid out as rows of logits
 validation      the checks of the arguments, and the error messages
 explain         the worked example: one loss, step by step
 explain_linear  the worked example of linear cross-entropy, from a hidden state to the gradients of the last layer
 
-The forms are attributes of this room and of `crossent`. `FORMS` lists the forms of cross-entropy by name,
-`KERNEL_FORMS` the form that needs CUDA or Triton's interpreter, and `LINEAR_FORMS` the forms of linear cross-entropy.
+The forms are attributes of this room and of `crossent`. Three dicts list the forms by name: `FORMS` has the forms of
+cross-entropy except `fused`, `KERNEL_FORMS` has `fused`, and `LINEAR_FORMS` has the forms of linear cross-entropy.
 """
 
 from collections.abc import Callable

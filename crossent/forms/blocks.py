@@ -46,7 +46,8 @@ def blocked(
     On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is the
     upstream gradient of `loss.backward()`. The backward pass then only returns this gradient. For any other upstream
     gradient, for an unreduced loss, and in a second backward pass, the backward pass computes the gradient from the
-    logits. On CUDA, the backward pass always does so, because reading the upstream gradient would wait for the device.
+    logits. On CUDA, the backward pass always computes the gradient from the logits, because the host would have to wait
+    for the device to read the upstream gradient.
 
     The function calls :func:`crossent.formula` instead if
 
@@ -64,9 +65,9 @@ def blocked(
         ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
-        block_size: The largest number of logits in a block, 1 or more. A block always has at least one row. The default
-            is the number that fills the second-level cache of the device (on a CPU, one cache for each thread), but at
-            least 2^19.
+        block_size: The largest number of logits in a block, 1 or more. A block has at least one row, even if a row has
+            more logits. The default is the number that fills the second-level cache of the device (on a CPU, one cache
+            for each thread), but at least 2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
@@ -112,8 +113,8 @@ class _Blocked(torch.autograd.Function):
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
-            # A subnormal probability has lost digits, so its logarithm is inaccurate. The probability of a loss up to
-            # `most` is at least e^10 times the smallest normal number.
+            # A subnormal probability has lost digits, so its logarithm is inaccurate. For a loss up to `most`, the
+            # probability is at least e^10 times the smallest normal number.
             most = -math.log(torch.finfo(rows.compute).tiny) - 10
             if not losses.amax().item() <= most:  # the maximum is NaN if a loss is NaN
                 losses = torch.where(losses > most, _losses(rows, block_size), losses)
@@ -122,7 +123,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,) = upstreams
-        gradient, ctx.gradient = ctx.gradient, None  # return it only once, because the caller may write into it
+        gradient, ctx.gradient = ctx.gradient, None  # return this tensor once: the caller may write into a gradient
         constant = not torch.is_grad_enabled() and _is_plain(upstream)
         if not (constant and gradient is not None and upstream.item() == 1):
             logits, *others = ctx.saved_tensors
@@ -138,9 +139,9 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call from the losses of its rows.
+    """Return the result of the call from the losses that :func:`_losses` or :func:`_differentiate` has computed.
 
-    If only the true class has a term, the losses are unweighted, and this function multiplies them by class weights.
+    If only the true class has a term, these losses are unweighted, and this function multiplies them by class weights.
     """
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
@@ -163,11 +164,11 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
     If only the true class has a term, a loss is minus the logarithm of a probability. This logarithm is inaccurate for
-    a tiny probability.
+    a tiny probability, so `_Blocked.forward` computes the largest losses again.
 
-    The gradient of an ignored row is 0. The gradient of another row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and
-    `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, and `D` is the
-    divisor of the reduction.
+    The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)`
+    and `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient. `D` is the
+    divisor of the mean, and 1 for the other reductions.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -194,7 +195,7 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the factor `g/D` of each row's gradient: the upstream gradient, divided by the divisor of the reduction.
+    """Return the factor `g/D` of each row's gradient: the upstream gradient, for a mean divided by the divisor.
 
     If only the true class has a term, the factor includes the weight of the true class. The result is one number, or
     a tensor of shape (..., 1).
@@ -210,14 +211,17 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return how many rows fit into a block of `block_size` logits, but at least 1."""
+    """Return how many rows fit into a block of `block_size` logits, but at least 1.
+
+    If `block_size` is None, the block fills the second-level cache of the device.
+    """
     if block_size is None:
         block_size = _count_in_cache(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
-    """An object that computes the softmax of blocks in the dtype `compute`, with one buffer for all blocks."""
+    """The softmax of blocks, computed in the dtype `compute`, and one buffer that all blocks share."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
@@ -226,7 +230,7 @@ class _Work:
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
         """Return the softmax of a block, (..., C), or the log-softmax if `log` is True.
 
-        The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
+        The result is in `out` if torch can write into `out` without a copy, and otherwise in the shared buffer.
         """
         # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its memory position.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
@@ -264,12 +268,11 @@ def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> i
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Return whether the call is in eager mode on ordinary tensors.
+    """Return whether the call is in eager mode on ordinary tensors, so that a form may use its own backward pass.
 
-    The result is False if torch transforms, traces or compiles the call. The result is also False if a tensor has a
-    subclass other than `nn.Parameter` as its type, has a forward-mode tangent, or stands for a batch of upstream
-    gradients. A lazily negated view is not ordinary either: `copy_` of a float16 view into float32 does not negate
-    (torch 2.13).
+    Return False if torch transforms, traces or compiles the call. Also return False if a tensor has a subclass other
+    than `nn.Parameter` as its type, has a forward-mode tangent, or stands for a batch of upstream gradients. Also
+    return False for a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
     """
     if compiling() or _transforming() or _modes():
         return False

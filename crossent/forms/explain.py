@@ -1,4 +1,4 @@
-"""The worked examples: one loss computed step by step, for readers who are new to cross-entropy."""
+"""The worked example of cross-entropy: one loss computed step by step, for readers who are new to the loss."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from crossent.forms import FORMS, scalar
 
-# The example is from the article in which this project began.
+# The default example, from the article in which this project began.
 SEED_LOGITS = (3.0, 1.0, -3.0)
 SEED_TARGET = 0
-# A table of more classes shows only the first classes and the true class, to fit a screen.
+# To fit a screen, a table of more classes shows only this number of classes and the true class.
 MOST_CLASSES = 12
 # The formulas in the table of the forms.
 _FORMULAS = {
@@ -41,10 +41,10 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 
 
 def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
-    """Return the steps from one row of logits to the loss, with their numbers, as text for a rich console.
+    """Return the steps from one row of logits to the loss, with the numbers of each step, as text for a rich console.
 
-    A table of many classes shows only the first `MOST_CLASSES` and the true class. The table of the last step compares
-    the loss of each form with the loss of torch.
+    A table of many classes shows only the first `MOST_CLASSES` classes and the true class. The table of the last step
+    compares the loss of each form with the loss of torch.
 
     Args:
         logits: One finite number for each class.
@@ -90,7 +90,7 @@ def _require_row(logits: Sequence[float], target: int) -> None:
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:
-    """Return the titles, paragraphs and tables of the steps, and number the titles from 1."""
+    """Return the titles, paragraphs and tables of all steps in order. The titles are numbered from 1."""
     made: list[RenderableType] = []
     for number, (title, mathematics, parts) in enumerate(steps, 1):
         made += [_step(str(number), title, mathematics), *parts]
@@ -166,7 +166,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
 
 
 def _slope(x: Tensor, target: int) -> Tensor:
-    """Return the gradient of the logits."""
+    """Return the gradient of the loss with respect to the logits of a row, `softmax(x) - e_target`."""
     return x.softmax(0) - torch.nn.functional.one_hot(torch.tensor(target), len(x))
 
 
@@ -183,12 +183,12 @@ def _paragraph(text: str) -> Padding:
 
 
 def _shown(count: int, target: int) -> list[int]:
-    """Return the classes that a table shows: of `count` classes, the first `MOST_CLASSES` and the target."""
+    """Return the classes that a table shows: of `count` classes, the first `MOST_CLASSES` and the true class."""
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
 def _table(*headings: str) -> Table:
-    """Return an empty table with these columns, and a last column without a heading for words."""
+    """Return an empty table with a column for each heading, and a last column, without a heading, for words."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -243,10 +243,10 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
-    """Return a sentence with the loss that follows from the probability rounded to two decimals.
+    """Return a sentence that warns of early rounding: the loss of the probability rounded to two decimals.
 
-    Return "" if the rounded probability is 0 or 1, or if the sentence would show the digits of `loss`. If `seed` is
-    True, a second sentence says what the article of the example prints.
+    Return "" if the rounded probability is 0 or 1, or if both losses have the same digits in print. If `seed` is True,
+    the example is from the article, and a second sentence says what the article prints.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):

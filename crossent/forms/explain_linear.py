@@ -29,7 +29,7 @@ from crossent.forms.explain import (
     _vector,
 )
 
-# A hidden state, and a weight and a bias of the last layer, that give the logits of the other example.
+# The default example: a hidden state, and a weight and a bias of the last layer. Their logits are SEED_LOGITS.
 SEED_HIDDEN = (2.0, 1.0)
 SEED_WEIGHT = ((1.0, 1.0), (1.0, -1.0), (-2.0, 0.0))
 SEED_BIAS = (0.0, 0.0, 1.0)
@@ -49,9 +49,10 @@ def explain_linear(
     bias: Sequence[float] = SEED_BIAS,
     target: int = SEED_TARGET,
 ) -> RenderableType:
-    """Return the steps from a hidden state and the weight of the last layer to the loss, and back to the gradients.
+    """Return the steps from a hidden state to the loss and back to the gradients, as text for a rich console.
 
-    The steps from the logits to their gradient are the steps of :func:`explain`.
+    The first step computes the logits with the weight and the bias of the last layer. The steps from the logits to
+    their gradient are the steps of :func:`explain`.
 
     Args:
         hidden: The hidden state, H numbers.
@@ -139,7 +140,7 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 
 
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
-    """Return a table with a row for each class of :func:`_shown`."""
+    """Return a table with a row of numbers for each class of :func:`_shown`, and a mark at the true class."""
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):
         table.add_row(str(c), *row, "← the true class" if c == target else "")

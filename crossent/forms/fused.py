@@ -3,7 +3,7 @@ r"""Cross-entropy in one Triton kernel, for CUDA: two reads of the logits and on
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. The kernel is in
-:mod:`crossent.forms.kernel`. Without CUDA, the form computes as :func:`crossent.blocked`.
+:mod:`crossent.forms.kernel`. Without CUDA, the form calls :func:`crossent.blocked`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def fused(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` in one Triton kernel, with the gradient written by hand.
 
-    The loss, the arguments and the errors are the same as in :func:`crossent.formula`. The forward pass of a reduced
-    loss also computes the gradient for an upstream gradient of 1. In the backward pass, the kernel reads the upstream
-    gradient on the device, and computes the gradient again if the upstream gradient is not 1. So the host never waits
-    for the device, and each number of the gradient is rounded once.
+    The loss, the arguments and the errors are the same as in :func:`crossent.formula`. If `input` requires a gradient,
+    the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1. In the backward pass,
+    the kernel reads the upstream gradient on the device, and computes the gradient again if the upstream gradient is
+    not 1. So the host never waits for the device, and each number of the gradient is rounded once.
 
-    Without CUDA or the package `triton`, the function calls :func:`crossent.blocked`. If the environment variable
-    `TRITON_INTERPRET` is 1, the kernel runs in Triton's interpreter instead, also on a CPU. The interpreter is slow,
-    and truncates numbers to bfloat16 where a GPU rounds. This function calls :func:`crossent.formula` in the same cases
-    as :func:`crossent.blocked`.
+    The kernel needs tensors on a CUDA device and the package `triton`. Without CUDA or `triton`, the function calls
+    :func:`crossent.blocked`. If `triton` is installed and the environment variable `TRITON_INTERPRET` is 1, the kernel
+    runs in Triton's interpreter, also on a CPU. The interpreter is slow, and truncates numbers to bfloat16 where a GPU
+    rounds. This function calls :func:`crossent.formula` in the same cases as :func:`crossent.blocked`.
 
     Example:
         >>> import torch, crossent
@@ -78,7 +78,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,), (logits, *others) = upstreams, ctx.saved_tensors
-        made, ctx.gradient = ctx.gradient, None  # return it only once, because the caller may write into it
+        made, ctx.gradient = ctx.gradient, None  # return this tensor once: the caller may write into a gradient
         if torch.is_grad_enabled() or not _is_plain(upstream, logits):
             with torch.enable_grad():  # the gradient itself is differentiated, or the upstream gradient is a batch
                 loss = formula(logits, *others, *ctx.options)
@@ -93,7 +93,11 @@ class _Fused(torch.autograd.Function):
 
 @functools.cache
 def path_of(device_type: str) -> Literal["kernel", "interpreter", "blocked"]:
-    """Return the code that `fused` runs on a type of device: the kernel, compiled or interpreted, or `blocked`."""
+    """Return the code that `fused` runs on this type of device.
+
+    The word "kernel" stands for the compiled kernel, "interpreter" for the kernel in Triton's interpreter, and
+    "blocked" for :func:`crossent.blocked`.
+    """
     if device_type not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
         return "blocked"
     if os.environ.get("TRITON_INTERPRET") == "1":

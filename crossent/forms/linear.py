@@ -7,8 +7,9 @@ Here `h` is the input, `W` and `b` are the weight and the bias of the linear lay
 `e_y` is the one-hot vector of the true class `y`.
 
 The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than the model's
-other tensors. :func:`linear_formula` is the composition of the two steps, for reading. :func:`linear_blocked` computes
-some rows at a time and never stores all logits. The idea is from Hsu et al., "Liger Kernel", arXiv:2410.10989.
+other tensors. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
+:func:`linear_blocked` computes some rows at a time and never stores all logits. The idea of `linear_blocked` is from
+Hsu et al., "Liger Kernel", arXiv:2410.10989.
 
 Both forms have the signature and the contract of `torch.nn.functional.linear_cross_entropy` of torch 2.13, without the
 argument `options`. `linear_blocked` also takes `block_size`.
@@ -31,7 +32,8 @@ from crossent.forms.validation import _has_autocast, as_int, check_linear
 # By default, a block has at least this many logits, and at least this many rows. Every block reads the whole weight, so
 # many small blocks would take long.
 _LOGITS, _ROWS = 2**22, 64
-# The most numbers of the weight to convert to the dtype of the computation at a time, as a fraction of a block.
+# linear_blocked converts the weight to the dtype of the computation in slices. Each slice has about this fraction of the
+# numbers of a block.
 _SHARE = 1 / 16
 
 
@@ -119,9 +121,10 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies these gradients by the upstream gradient. Without a reduction, the backward pass computes the logits
-    again. The loss and the gradients are summed in float32, or in float64 for float64 inputs, and rounded once. The
-    function computes a gradient only for the tensors that require a gradient.
+    multiplies these gradients by the upstream gradient. The backward pass computes the logits again without a
+    reduction, or if an earlier backward pass has returned these gradients. The loss and the gradients are summed in
+    float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for the tensors
+    that require a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
@@ -210,7 +213,7 @@ class _LinearBlocked(torch.autograd.Function):
                 rows = _arranged(tensors, ctx.options)
                 gradients = _differentiate(rows, tensors[:3], wanted, upstream, ctx.block_size)[1]
             elif upstream.device.type == "cpu" and upstream.item() == 1:
-                ctx.gradients = None  # return them only once, because the caller may write into them
+                ctx.gradients = None  # return these tensors once: the caller may write into a gradient
             else:
                 gradients = [None if one is None else one * upstream.to(one.dtype) for one in gradients]
             gradients = [
@@ -222,7 +225,7 @@ class _LinearBlocked(torch.autograd.Function):
 def _through_formula(
     tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients of :func:`crossent.linear_formula`, which can be differentiated again."""
+    """Return the wanted gradients of :func:`crossent.linear_formula`, for a caller who differentiates a gradient."""
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
         loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
@@ -238,11 +241,11 @@ def _differentiate(
     upstream: Tensor | float,
     block_size: int | None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss of each row, (N,), and the wanted gradients of input, weight and bias of the linear layer.
+    """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
 
-    `leaves` are these three tensors. The results have the dtype of the computation. If only the true class has a term,
-    the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row adds nothing
-    to any gradient.
+    A gradient is None where `wanted` is False. The results have the dtype of the computation. If only the true class
+    has a term, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row
+    adds nothing to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -276,14 +279,14 @@ def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits of a block of r rows to `out`, (r, C), and return `out`. `parts` are slices of the classes."""
+    """Write the logits of a block of r rows to `out`, (r, C), and return `out`. `parts`: slices from :func:`_parts`."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write the gradient of the input of a block of r rows, `d @ w`, to `out`, (r, H). `parts` slice the classes."""
+    """Write `d @ w`, the gradient of the input of r rows, to `out`, (r, H). `parts`: slices from :func:`_parts`."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -291,9 +294,9 @@ def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) ->
 
 
 def _parts(w: Tensor, work: Tensor) -> list[slice]:
-    """Return slices of the classes, so that a converted slice of the weight is small beside a block of logits.
+    """Return slices of the classes. Converted to the dtype of `work`, a slice of the weight is small beside `work`.
 
-    If the weight needs no conversion to the dtype of `work`, there is one slice. `work` is the memory of a block.
+    `work` is the buffer of a block of logits. If the weight already has this dtype, return a single slice.
     """
     classes, features = w.shape
     step = classes if w.dtype == work.dtype else max(1, int(_SHARE * work.numel()) // max(1, features))
@@ -327,7 +330,7 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 
 
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
-    """Check the arguments, and return them as rows with zeros in place of the logits, which need no memory.
+    """Check the arguments, and return them as rows. Zeros that need no memory stand in place of the logits.
 
     `tensors` are input, weight and bias of the linear layer, target and class weight.
     """

@@ -1,4 +1,4 @@
-"""The arguments of one call, checked and laid out as rows of logits; all forms on tensors share this code.
+"""The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
 A form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens half precision
 to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the reduction and
@@ -30,12 +30,12 @@ class Rows:
     In shapes, `...` stands for the batch and every further dimension, and `C` for the classes.
 
     Attributes:
-        logits: (..., C), float32 or float64. Before :meth:`widened`, the caller's dtype.
+        logits: (..., C), in float32 or float64. Before :meth:`widened`, the logits have the caller's dtype.
         index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
         kept: (...), bool, False on ignored rows. None for class probabilities, or if :func:`arrange` has checked
             that no row is ignored.
-        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
-            target. None for class indices.
+        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the target as the
+            caller gave it. None for class indices.
         weight: (C,), the class weights; None without class weights.
         target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
             probabilities. Also None if there are no class weights and :func:`arrange` has checked that no row is
@@ -71,8 +71,8 @@ class Rows:
 
         Without class weights, each weight is 1. For class probabilities, the divisor is the number of rows.
 
-        A total weight of 0 gives the divisor NaN, so that the result and its derivatives are NaN. If the code replaced
-        the result by NaN instead, the derivatives would be 0.
+        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. If the code
+        replaced only the result by NaN, the derivatives would be 0.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
@@ -206,8 +206,8 @@ def arrange(
     The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
     errors are as in :func:`lay_out`.
 
-    Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and the call is not transformed, traced
-    or compiled. Then, if :func:`_all_kept` is True, the rows have no mask `kept`, and later steps are faster.
+    Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and torch does not transform, trace or
+    compile the call. Then, if :func:`_all_kept` returns True, the rows have no mask `kept`, and later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -253,10 +253,10 @@ def arrange(
 
 
 def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
-    """Return True only if every target is a class and no row is ignored.
+    """Return True if the least and the greatest target show that every target is a class and no row is ignored.
 
-    The function reads only the least and the greatest target. If `ignore_index` lies between these two, the function
-    returns False, even if no row is ignored. `index` must have at least one target.
+    If `ignore_index` lies between these two targets, return False, even if no row is ignored. `index` must have at
+    least one target.
     """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
@@ -272,9 +272,9 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of `table`, (C,), for each row's true class. Raise IndexError if a class is outside `[0, C)`.
 
-    Only this function checks the range of the targets, unless :func:`_all_kept` has checked the range before. `gather`
-    checks the range in eager mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without
-    a copy to the host. A check in Python would work only in eager mode (pytorch#135546).
+    Besides :func:`_all_kept`, no other function checks the range of the targets. `gather` checks the range in eager
+    mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without a copy to the host. A
+    check in Python would work only in eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

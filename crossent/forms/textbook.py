@@ -11,7 +11,8 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 `formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`,
 without the deprecated `size_average` and `reduce`. So the fourth positional argument is `ignore_index`. A gradient may
 differ from torch's in its memory layout: the class axis may come last in memory.
-`scalar` computes one row with Python floats. The other two forms are `blocked`, in
+
+`scalar` computes one row with Python floats. The other two forms of cross-entropy are `blocked`, in
 :mod:`crossent.forms.blocks`, and `fused`, in :mod:`crossent.forms.fused`.
 
 Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,
@@ -113,8 +114,8 @@ def log_softmax_nll(
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
     The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
-    `F.nll_loss` has no class probabilities and no label smoothing. For these, the form sums
-    `-Σ_c w_c q_c log softmax(x)_c` over the classes by hand. `w` are the class weights and `q` is the smoothed target.
+    `F.nll_loss` takes no class probabilities and has no label smoothing. For these calls, the form itself computes the
+    sum `-Σ_c w_c q_c log softmax(x)_c` over the classes, with the class weights `w` and the smoothed target `q`.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 
@@ -147,9 +148,10 @@ def one_hot(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-Σ_i w_i y'_i log softmax(x)_i` over a dense target `y'`.
 
-    A class index becomes its one-hot vector, and label smoothing makes `y' = (1 - ε)·target + ε/C`. The sum
-    skips the zeros of a one-hot vector, so a logit of `-inf` on a wrong class does not make the loss NaN (optax#896).
-    The sum does not skip a class probability of 0: with a logit of `-inf`, its term is `0 · -inf`, NaN, as in torch.
+    Here `w` are the class weights. A class index becomes its one-hot vector, and label smoothing makes
+    `y' = (1 - ε)·target + ε/C`. The sum skips the zeros of a one-hot vector, so a logit of `-inf` on a wrong class does
+    not make the loss NaN (optax#896). The sum does not skip a class probability of 0. With a logit of `-inf`, the term
+    of this class is `0 · -inf`, NaN, as in torch.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 

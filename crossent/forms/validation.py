@@ -24,7 +24,7 @@ _ALLOWED = "float16, bfloat16, float32 and float64"
 def as_float(name: str, value: object) -> float:
     """Return an option as a float; raise TypeError for a value without `__float__`, such as a string.
 
-    A tensor of one element is allowed.
+    A tensor of one element is allowed. An int beyond the range of a float also raises TypeError.
     """
     try:
         if not hasattr(value, "__float__"):
@@ -47,7 +47,7 @@ def as_int(name: str, value: object) -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Check the types of the arguments, the values of the options, and layout and device of target and weight.
+    """Check the types of the arguments, the values of the options, and the layout and device of target and weight.
 
     Return `ignore_index` as an int, and `label_smoothing` as a float.
     """
@@ -75,7 +75,7 @@ def check_options(
 
 
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Check the types, sizes, dtypes and devices of the arguments of the linear layer.
+    """Check the types, sizes, layouts, dtypes and devices of the arguments of the linear layer.
 
     As in `F.linear_cross_entropy`, a wrong size raises RuntimeError.
     """
@@ -105,10 +105,10 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
     """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
 
     As in torch, a wrong batch size raises ValueError, logits without a class axis raise IndexError, and any other wrong
-    size raises RuntimeError.
+    size raises RuntimeError. With class probabilities, an `ignore_index` that is not negative raises RuntimeError.
     """
     if input.dim() == 0:
-        # torch takes a class index of the same shape for a class probability of a wrong dtype.
+        # Logits and target have the same shape. torch then takes a class index for a probability of a wrong dtype.
         raise (RuntimeError if dense and not target.dtype.is_floating_point else IndexError)(
             "input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)"
         )
@@ -170,8 +170,8 @@ def check_row(
 ) -> tuple[list[float], int | list[float] | None, list[float], float]:
     """Check the arguments of :func:`crossent.scalar`; return logits, target, weights and `label_smoothing`.
 
-    The returned target is a class, a list of class probabilities, or None if the row is ignored. Without a given
-    weight, the returned weights are ones.
+    The returned target is a class, a list of class probabilities, or None if the row is ignored. If `weight` is None,
+    the returned weights are ones.
     """
     x = _numbers("input", input)
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
@@ -195,7 +195,10 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    """Return the values as floats. Raise an error for no values, a value that is not a number, or a wrong length."""
+    """Return a sequence of numbers as a list of floats. Raise an error for a wrong type, no values or a wrong length.
+
+    `name` is the argument that the error names. `length` is the only allowed length; None allows any length from 1.
+    """
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]
@@ -208,7 +211,8 @@ def _numbers(name: str, values: Sequence[float], length: int | None = None) -> l
 def _promote(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """Return `torch.promote_types(one, other)`.
 
-    For two dtypes of `FLOATS`, this function calls no function of torch: Dynamo of torch 2.1 cannot trace such a call.
+    For two dtypes of `FLOATS`, this function does not call `torch.promote_types`: Dynamo of torch 2.1 cannot trace the
+    call.
     """
     if one == other:
         return one
