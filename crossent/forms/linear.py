@@ -32,7 +32,7 @@ from crossent.forms.validation import _has_autocast, as_int, check_linear
 # By default, a block has at least this many logits, and at least this many rows. Every block reads the whole weight, so
 # many small blocks would take long.
 _LOGITS, _ROWS = 2**22, 64
-# linear_blocked converts the weight to the dtype of the computation in slices. Each slice has about this fraction of the
+# linear_blocked converts the weight to the dtype of the computation in slices. A slice has about this fraction of the
 # numbers of a block.
 _SHARE = 1 / 16
 

@@ -32,7 +32,10 @@ AXES = {
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test with each combination of the AXES among its arguments. The top conftest.py adds `device`."""
+    """Run a test with each combination of values of the AXES that the test takes as arguments.
+
+    The conftest.py at the top of the repository adds `device`.
+    """
     for name, values in AXES.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=readable)
@@ -64,7 +67,7 @@ def torch_loss(input, target, **options):
 def compare(form, logits, target, **options):
     """Compare a form with torch in float64, whose error bound is tiny, and with torch in the dtype of the logits.
 
-    Old versions of torch cannot compute in float16 on a CPU. Then only the comparison with float64 is made.
+    Old versions of torch cannot compute in float16 on a CPU. There, compare with float64 only.
     """
     if reason := why_no_kernel(form, logits):
         pytest.skip(reason)
@@ -80,7 +83,7 @@ def why_no_kernel(form, logits):
         return ""
     (subject,) = subjects_of(form.__name__, str(logits.device))
     if subject.promise == "blocked":
-        return "without CUDA, fused computes as blocked; TRITON_INTERPRET=1 lets the package triton run its kernel"
+        return "without CUDA, fused calls blocked; set TRITON_INTERPRET=1 to run its kernel in Triton's interpreter"
     return subject.not_applicable(Inputs(logits, logits, {}, logits)) or ""  # Triton's interpreter truncates bfloat16
 
 

@@ -28,7 +28,7 @@ def row(dtype=torch.float64):
 
 
 def assert_equal_to_torch(loss, logits, target):
-    """Assert that loss and gradient of a function and of nn.CrossEntropyLoss are within their error bounds."""
+    """Assert that loss and gradient are within their error bounds, for the function `loss` and nn.CrossEntropyLoss."""
     options = {"reduction": "mean", "label_smoothing": 0.0}
     inputs = Inputs(logits, target, options, torch.tensor(1.0))
     exact = solve(inputs)
@@ -82,7 +82,7 @@ def test_softmax_is_a_distribution_that_keeps_the_predicted_class(seed):
     p = x.softmax(1)
     assert ((p > 0) & (p < 1)).all()
     assert p.argmax(1).equal(x.argmax(1))
-    # Five quotients. Each has one rounding of the division, five of the sum, and two of the exponential.
+    # Each of the five quotients has one rounding from the division, five from the sum, and two from the exponential.
     roundings = 5 * (1 + 5 + 2)
     assert ((p.sum(1) - 1).abs() <= roundings * 2.0**-53).all()
 

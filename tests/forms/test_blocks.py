@@ -32,7 +32,7 @@ def batch(shape, dtype=torch.float32, seed=0):
 
 @pytest.mark.parametrize(("array", "block_size"), [("pairs", 1), ("pairs", 23), ("sizes", 2000)])
 def test_every_number_is_right_with_small_blocks(array, block_size):
-    """Use small block sizes, because the cases of the grid are smaller than a block of the default size."""
+    """The test uses small block sizes, because the cases of the grid are smaller than a block of the default size."""
     loss = functools.partial(crossent.blocked, block_size=block_size)
     subject = Subject("in small blocks", loss, promise="blocked")
     cases = list(grid(tuple(DTYPES), 1, array))
@@ -51,7 +51,7 @@ def test_the_cases_of_level_quick_take_each_path(monkeypatch):
     taken = collections.Counter()
 
     def count(owner, name, path):
-        """Count the calls of a function by path. `path(arguments, result)` returns the name of the path of a call."""
+        """Count in `taken` the calls of function `owner.name`. `path(arguments, result)` names the path of a call."""
         function = getattr(owner, name)
 
         def counted(*arguments, **options):
@@ -88,7 +88,7 @@ def test_each_row_is_in_one_block_and_no_block_is_too_large(shape, block_size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("spread", [0.01, 1, 3, 10])
 def test_the_logarithm_of_a_probability_is_within_the_bound_of_the_contract_blocked(dtype, spread):
-    """Compare each row by itself. In a sum over rows, the bounds of other rows could hide the error of a row."""
+    """The test compares each row by itself. In a sum, the bounds of other rows could hide the error of a row."""
     worst = {"blocked": 0.0, "eager": 0.0}
     for classes in (1, 2, 3, 4, 17):
         logits, target = batch((2000, classes), torch.float64, seed=classes)
@@ -146,7 +146,7 @@ def test_a_second_backward_gives_the_same_bits_after_a_write_into_the_first_grad
 
 
 def test_an_upstream_that_is_not_one_is_rounded_into_the_gradient_once():
-    """Loss scaling needs this rounding: in float16, the gradient of a mean over many rows is subnormal, or 0."""
+    """Loss scaling needs this property: without the scale, the float16 gradient of a mean can be subnormal, or 0."""
     logits, target = batch((512, 40), torch.float16)
     logits.requires_grad_()
     scaled = gradients_of(crossent.blocked(logits, target), logits, torch.tensor(2.0**10, dtype=torch.float16))

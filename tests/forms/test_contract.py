@@ -639,7 +639,7 @@ def test_infinity_or_nan_in_a_kept_row_is_nan_in_that_row(form, label_smoothing,
 @each_form
 def test_an_ignored_row_of_nan_leaves_the_loss_alone(form, label_smoothing, reduction, bad):
     # A product with 0 would make the loss NaN (pytorch#11551). With autograd, the gradient of the ignored row is NaN,
-    # as in torch. In `blocked` it is 0, because torch's documentation says that the row does not contribute.
+    # as in torch. In `blocked` the gradient is 0: torch's documentation says that the row does not contribute.
     logits, target, weight = data()
     target[0] = -100
     options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
@@ -818,7 +818,7 @@ def test_tensors_without_data_give_the_shape_and_the_dtype(form, dtype, reductio
 @each_reduction
 @each_form
 def test_inputs_target_and_weight_are_left_unchanged(form, reduction, dtype, target_kind):
-    # A kernel that writes the gradient over the logits breaks other code that saved them (Liger-Kernel#343,
+    # A kernel that writes the gradient over the logits breaks other code that has saved the logits (Liger-Kernel#343,
     # unsloth#5002).
     logits = random(6, 5, 2, dtype=dtype)
     logits[0, 0, 0] = NAN
@@ -870,13 +870,13 @@ class Bad:
     """A call that must raise.
 
     Attributes:
-        error: the class of the exception, also in F.cross_entropy.
+        error: the class of the exception, in the forms and in F.cross_entropy.
         got: the start of the message: the argument and its value.
         allowed: the part of the message about allowed values.
         call: input and target.
         options: the other arguments.
         formerly: the class of the exception in F.cross_entropy of older torch versions.
-        accepted: the reason why F.cross_entropy wrongly accepts this call. A test fails when torch raises.
+        accepted: the reason why F.cross_entropy wrongly accepts this call. A test fails as soon as torch raises.
     """
 
     error: type[Exception]
@@ -1138,7 +1138,8 @@ def test_float16_mean_over_50000_rows_does_not_overflow(form):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @each_form
 def test_half_precision_mean_with_every_16th_row_ignored_is_right(form, dtype, rows):
-    # torch sums blocks of rows in half precision. A block whose last row is ignored grows: the error is up to 98 %.
+    # torch sums blocks of rows in half precision. A block does not end at an ignored row, so its sum grows too large to
+    # add small numbers: the error is up to 98 %.
     target = random_index(rows, classes=10)
     target[::16] = -100
     assert_within_bounds(form, inputs_of(random(rows, 10, dtype=dtype), target))
@@ -1201,7 +1202,7 @@ each_derivative = pytest.mark.parametrize(
 
 
 def differentiable_call(form, target, **options):
-    """Return a float64 call as a function of its differentiable arguments, and these arguments."""
+    """Return a function that calls the form in float64, and the differentiable arguments that the function takes."""
     logits = random(3, 3).requires_grad_()
     # A negative weight tests the sign of the second derivative (pytorch#64256).
     weight = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -1281,7 +1282,7 @@ def test_per_sample_gradients_equal_the_gradient_of_each_row_and_0_for_ignored_r
     per_sample = torch.func.vmap(torch.func.grad(functools.partial(form, weight=weight, reduction=reduction)))
     expected = torch.tensor(row_gradients(TARGET), dtype=logits.dtype)
     expected[0] = 0
-    if reduction == "mean":  # each sample is a mean over one row, which divides by its own weight: 4 and 2
+    if reduction == "mean":  # each sample is a mean over one row, and divides by the weight of this row: 4 and 2
         expected[1:] /= weight[target[1:]][:, None]
     assert_equal(per_sample(logits, target), expected)
 
@@ -1307,7 +1308,7 @@ def compiles():
 
 @functools.cache
 def in_cpp(form):
-    """Return the form compiled to C++, once for all tests: their calls differ only in the values of the target."""
+    """Return the form compiled to C++. One compilation is enough: the calls differ only in the values of the target."""
     # Turn off vector instructions: detecting them takes longer than all tests here.
     return torch.compile(form, fullgraph=True, dynamic=False, options={"cpp.vec_isa_ok": False})
 

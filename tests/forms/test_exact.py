@@ -1,6 +1,7 @@
 """Compare each form and `nn.CrossEntropyLoss` in float64 with the exact values, on cases of a covering array.
 
-In the array of this test, each pair of choices is in a case. The array of `crossent check` has each triple of choices.
+In the array of this test, each pair of choices is together in at least one case. The array of `crossent check` has each
+triple of choices.
 """
 
 from dataclasses import replace

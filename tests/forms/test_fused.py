@@ -1,6 +1,6 @@
-"""Test `fused`: its kernel in Triton's interpreter, and the code that runs in its place elsewhere.
+"""Test `fused`: its kernel in Triton's interpreter, and the code that runs where the kernel cannot run.
 
-`nox -s fused` runs these tests with Triton, without and with the interpreter. Nothing here needs a GPU.
+`nox -s fused` runs these tests twice with Triton: without the interpreter and with it. No test here needs a GPU.
 """
 
 import importlib.util
@@ -100,7 +100,7 @@ def test_a_script_repeats_a_call_with_the_code_that_ran(tmp_path):
 
 
 def launched(logits, target, monkeypatch, *, upstream=None, **options):
-    """Return the memory that the kernel accesses in the forward pass, and in the backward pass."""
+    """Return which memory the kernel reads and writes, once for the forward pass and once for the backward pass."""
     from crossent.forms import kernel
 
     with watched(kernel, "_cross_entropy", monkeypatch) as forward:
@@ -167,7 +167,7 @@ def test_a_forward_pass_without_a_gradient_reads_the_logits_once(monkeypatch):
 
 
 def guarded(tensor):
-    """Return a copy of a tensor between two zones of NaN, and the whole memory."""
+    """Return a copy of a tensor between two zones of NaN, and the memory that holds the copy and the zones."""
     zone = 5000
     memory = torch.full((tensor.numel() + 2 * zone,), math.nan, dtype=tensor.dtype)
     copy = memory[zone : zone + tensor.numel()].view(tensor.shape)
@@ -304,7 +304,7 @@ def test_the_host_reads_no_number_of_a_tensor():
 @pytest.mark.parametrize("target", ["index", "smoothed", "probabilities"])
 @pytest.mark.parametrize("upstream", ["one", "given", "done"])
 def test_the_kernel_compiles_for_an_h100(dtype, target, upstream):
-    """Compile for the compute capability 9.0, which needs no GPU."""
+    """The test compiles for the compute capability 9.0. Compiling needs no GPU."""
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

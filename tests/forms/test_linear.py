@@ -1,4 +1,4 @@
-"""The forms of linear cross-entropy: against exact values and torch, with frozen tensors, vmap and bad calls."""
+"""Test the forms of linear cross-entropy: exact values, torch's bounds, frozen tensors, vmap and bad calls."""
 
 import functools
 import inspect
@@ -44,7 +44,7 @@ def composition(input, linear_weight, target, *, linear_bias=None, **options):
 
 
 def worst_share(case, loss, promise, grade="A"):
-    """Return the largest share of the bound, error ÷ bound, in any result, and the name of this result."""
+    """Return the largest share of the bound, error ÷ bound, over all results, and the name of the worst result."""
     exact = linear_answer(case.call)
     terms = LinearTerms.of(case.call, FORMATS[case.dtype] if case.call.index is None else None)
     bounds = LinearBounds(terms, linear_contract(promise, grade, case.dtype, rows=case.call.rows))
@@ -80,7 +80,7 @@ def test_torch_keeps_its_own_contract(loss, dtype):
 
 @has_torch_form
 def test_chunks_of_torch_exceed_the_bounds_of_both_grades_in_bfloat16():
-    """F.linear_cross_entropy of torch 2.13 adds up the loss over the chunks in bfloat16."""
+    """F.linear_cross_entropy of torch 2.13 adds up the losses of the chunks in bfloat16."""
     case = linear_case(0, "bfloat16", sizes=(1024, 16, 64), values="normal", ignored=0.0, smooth=0.0, reduction="mean")
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=1, chunking_method=None)
     share, name = worst_share(case, functools.partial(F.linear_cross_entropy, options=options), "kernel", "B")
@@ -100,7 +100,7 @@ def test_the_signature_is_that_of_torch_without_options():
 
 
 def leaves(dtype=torch.float64, rows=5, features=4, classes=7, seed=0, **options):
-    """Return input, weight and bias that require a gradient, and class indices."""
+    """Return a list of input, weight and bias, which require a gradient, and the class indices."""
     random = torch.Generator().manual_seed(seed)
     made = [
         torch.randn(shape, generator=random).to(dtype) for shape in ((rows, features), (classes, features), (classes,))
@@ -262,7 +262,7 @@ def test_arguments_stay_as_they_are(loss):
     assert [tensor._version for tensor in tensors] == versions
 
 
-# For the same call, the profiler of torch 2.0.1 reports 67 to 116 kB: it misses some allocations.
+# The profiler of torch 2.0.1 misses some allocations: for the same call, it reports 67 to 116 kB.
 @pytest.mark.skipif(older_than("2.1"), reason="needs the profiler of torch 2.1 or newer")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_buffer_is_larger_than_a_block_or_a_gradient(dtype):

@@ -1,7 +1,7 @@
 """Each form of linear cross-entropy against torch, called with the same arguments: the loss and the three gradients.
 
-As in test_against_torch.py, a form passes if it differs from torch by no more than the sum of the two error bounds,
-which follow from the numbers of the call.
+As in test_against_torch.py, a form passes if it differs from torch by no more than the sum of the two error bounds. The
+bounds follow from the numbers of the call.
 """
 
 import pytest
@@ -21,7 +21,7 @@ AXES = {
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test with each combination of the AXES among its arguments."""
+    """Run a test with each combination of values of the AXES that the test takes as arguments."""
     for name, values in AXES.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=readable)
@@ -31,13 +31,13 @@ def composition(input, linear_weight, target, *, linear_bias=None, **options):
     return torch.nn.CrossEntropyLoss(**options)(F.linear(input, linear_weight, linear_bias), target)
 
 
-# The same function in torch. Before torch 2.13, torch has only the composition.
+# torch's linear cross-entropy. Before torch 2.13, torch has only the composition of the layer and the loss.
 torch_loss = getattr(F, "linear_cross_entropy", composition)
 
 
 @pytest.fixture
 def call(shape, dtype, seed):
-    """Return input, weight and class indices, by name."""
+    """Return a dict of the arguments input, linear_weight and target. The target has class indices."""
     if not computes(str(dtype).removeprefix("torch.")):
         pytest.skip(f"this torch does not compute the loss of {dtype} logits on a CPU")
     (rows, features, classes), random = shape, torch.Generator().manual_seed(seed)
