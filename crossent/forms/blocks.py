@@ -43,11 +43,11 @@ def blocked(
     gradient of a row is `g (softmax(x) - e_y)`, where `g` is the upstream gradient of the row's loss and `e_y` the
     one-hot vector of `y`.
 
-    On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is the
-    upstream gradient of `loss.backward()`. The backward pass then only returns this gradient. For any other upstream
-    gradient, for an unreduced loss, and in a second backward pass, the backward pass computes the gradient from the
-    logits. On CUDA, the backward pass always computes the gradient from the logits, because the host would have to wait
-    for the device to read the upstream gradient.
+    On a CPU, if `input` requires a gradient, the forward pass of a reduced loss also computes the gradient for an
+    upstream gradient of 1. This is the upstream gradient of `loss.backward()`, whose backward pass then only returns
+    the computed gradient. For any other upstream gradient, for an unreduced loss, and in a second backward pass, the
+    backward pass computes the gradient from the logits. On CUDA, the backward pass always computes the gradient from
+    the logits: to read the upstream gradient, the host would have to wait for the device.
 
     The function calls :func:`crossent.formula` instead if
 
@@ -141,7 +141,7 @@ class _Blocked(torch.autograd.Function):
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
     """Return the result of the call from the losses that :func:`_losses` or :func:`_differentiate` has computed.
 
-    If only the true class has a term, these losses are unweighted, and this function multiplies them by class weights.
+    If `rows.dense` is False, these losses are unweighted, and this function multiplies them by the class weights.
     """
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
@@ -149,8 +149,8 @@ def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
-    If only the true class has a term, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class
-    weights. The losses of ignored rows are arbitrary numbers.
+    If `rows.dense` is False, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights.
+    The losses of ignored rows are arbitrary numbers.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -163,8 +163,8 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    If only the true class has a term, a loss is minus the logarithm of a probability. This logarithm is inaccurate for
-    a tiny probability, so `_Blocked.forward` computes the largest losses again.
+    If `rows.dense` is False, a loss is minus the logarithm of a probability. This logarithm is inaccurate for a tiny
+    probability, so `_Blocked.forward` computes the largest losses again.
 
     The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)`
     and `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient. `D` is the
@@ -197,8 +197,8 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
     """Return the factor `g/D` of each row's gradient: the upstream gradient, for a mean divided by the divisor.
 
-    If only the true class has a term, the factor includes the weight of the true class. The result is one number, or
-    a tensor of shape (..., 1).
+    If `rows.dense` is False, the factor includes the weight of the true class. The result is one number, or a tensor
+    of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number

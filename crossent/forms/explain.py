@@ -86,7 +86,8 @@ def _require_row(logits: Sequence[float], target: int) -> None:
     if not 0 <= target < len(logits):
         raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
     if not math.isfinite(max(logits) - min(logits)):
-        raise ValueError("logits: got logits whose difference overflows; allowed are logits with finite differences")
+        got = f"{max(logits)} and {min(logits)}, whose difference overflows"
+        raise ValueError(f"logits: got {got}; allowed are logits with finite differences")
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:

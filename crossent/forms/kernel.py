@@ -22,7 +22,8 @@ _LOCK = threading.Lock()
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
     """Return the coefficients `w_c q_c` of the classes `c`, class weight times smoothed target; 0 outside the mask.
 
-    For class indices, `q_c` is only the `uniform` part `ε/C`; the kernel itself adds the rest at the true class.
+    `t_at` points to the class probabilities, and `weight` to the class weights; None if the call has none. For class
+    indices, `q_c` is only the `uniform` part `ε/C`, and the caller adds the rest at the true class.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
@@ -99,7 +100,7 @@ def flat(rows: Tensor) -> Tensor:
 
 
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
-    """Launch the kernel, which writes the loss of each row to `losses`, (...), and `gradient`, (N, D, C).
+    """Launch the kernel, which fills `losses`, (...), and the gradient of the logits, `gradient`, (N, D, C).
 
     If `losses` is None, the kernel writes no losses. If `gradient` is None, the kernel writes no gradient. None for
     `upstream` means an upstream gradient of 1. If `done` is True, `gradient` already has the values for an upstream

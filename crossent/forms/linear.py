@@ -121,10 +121,10 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies these gradients by the upstream gradient. The backward pass computes the logits again without a
-    reduction, or if an earlier backward pass has returned these gradients. The loss and the gradients are summed in
-    float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for the tensors
-    that require a gradient.
+    multiplies these gradients by the upstream gradient. For the reduction "none", or if an earlier
+    backward pass has returned these gradients, the backward pass computes the logits again. The loss and the gradients
+    are summed in float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for
+    the tensors that require a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
@@ -243,9 +243,9 @@ def _differentiate(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
 
-    A gradient is None where `wanted` is False. The results have the dtype of the computation. If only the true class
-    has a term, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row
-    adds nothing to any gradient.
+    A gradient is None where `wanted` is False. The results have the dtype of the computation. If `rows.dense` is False,
+    the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row adds nothing
+    to any gradient.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -307,8 +307,8 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
     """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`. `crossent.forms.blocks._differentiate` defines the symbols.
-    `factor` is `g/D`. If only the true class has a term, `factor` includes the weight of this class, but the written
-    loss does not.
+    `factor` is `g/D`. If `rows.dense` is False, `factor` includes the weight of the true class, but the written loss
+    does not.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:

@@ -181,9 +181,9 @@ def lay_out(
     The arguments are documented in :func:`crossent.formula`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, with two
-            exceptions. torch accepts a `label_smoothing` that is negative or NaN, and accepts complex weights with
-            class probabilities.
+        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases except
+            two: torch accepts a `label_smoothing` that is negative or NaN, and complex weights with class
+            probabilities.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: `input` has no class axis, or a target is outside `[0, C)` and is not `ignore_index`. For such a
             target, CUDA stops with a device-side assert, as in torch: the host never waits for the device.

@@ -92,7 +92,7 @@ class Format:
             largest: The largest magnitude that each number can have.
             under: Where `largest` is above 0 and below this limit, the returned error is at least :attr:`underflow`.
                 By default, the limit is infinite. In a format that flushes, the limit is at most twice the smallest
-                normal number, because a larger number cannot be flushed to 0.
+                normal number, because no operation flushes a number of this size.
         """
         once = self.unit_roundoff * largest
         if self.flushes:

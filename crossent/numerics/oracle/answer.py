@@ -50,8 +50,8 @@ class Answer:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: A function that returns the rows of the call as :class:`RowBlock` objects. The gradients of a single
-            block fit into little memory.
+        blocks: A function that returns the rows of the call in blocks, so that the gradients of all rows are never in
+            memory together.
     """
 
     losses: Ball

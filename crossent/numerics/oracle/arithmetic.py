@@ -45,7 +45,7 @@ class Ball:
     radius: Array
 
     def distance(self, got: ArrayLike) -> Array:
-        """Return the distance of each number from its exact value, `|got - (hi + lo)|`.
+        """Return the distance of each number of `got` from its exact value, `|got - (hi + lo)|`.
 
         If `got` and `hi` are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
         or a NaN, the distance is inf.

@@ -157,7 +157,7 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return one kind of results of the block, such as the losses, with their error radii.
+        """Return one result of every row of the block, such as the loss, with error radii.
 
         In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
         `RELATIVE_RADIUS` times the size of the result, or about the precision of two float64 numbers.
