@@ -236,7 +236,7 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
-        return "Several classes share the largest logit and the largest probability: there is no one prediction."
+        return "Several classes share the largest logit and the largest probability, so no single class is predicted."
     return (
         f"The largest logit has the largest probability, so softmax does not change the prediction: class {predicted}, "
         f"{verdict}."

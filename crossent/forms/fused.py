@@ -96,7 +96,8 @@ def path_of(device_type: str) -> Literal["kernel", "interpreter", "blocked"]:
     """Return the code that `fused` runs on this type of device.
 
     The word "kernel" stands for the compiled kernel, "interpreter" for the kernel in Triton's interpreter, and
-    "blocked" for :func:`crossent.blocked`.
+    "blocked" for :func:`crossent.blocked`. For each type of device, the first call of this function reads
+    `TRITON_INTERPRET`; later changes of the variable have no effect.
     """
     if device_type not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
         return "blocked"

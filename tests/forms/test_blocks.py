@@ -211,7 +211,10 @@ def test_a_block_size_that_is_no_positive_integer_is_refused(block_size, error):
 
 
 def allocated(call, tmp_path):
-    """Return the sizes of all CPU allocations of torch during a call, in bytes, and the peak of their sum."""
+    """Return the sizes of torch's CPU allocations during a call, in bytes, and the peak of the allocated memory.
+
+    A release of memory has a negative size.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = call()
     trace = tmp_path / "trace.json"

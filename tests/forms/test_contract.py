@@ -101,7 +101,7 @@ def data(dtype=torch.float64):
 
 
 def smoothed(rows, label_smoothing):
-    """Return `q = (1 - ε)·target + ε/C` as lists. Each row is a class, or the probabilities of four classes."""
+    """Return `q = (1 - ε)·target + ε/C` as lists. Each of `rows` is a class, or the probabilities of four classes."""
     dense = [row if isinstance(row, tuple) else [float(c == row) for c in range(4)] for row in rows]
     return [[(1 - label_smoothing) * t + label_smoothing / 4 for t in row] for row in dense]
 
@@ -328,7 +328,7 @@ def test_rows_are_the_batch_and_every_further_dimension(form, shape, probabiliti
 @each_reduction
 @each_form
 def test_an_unbatched_target_may_have_one_dimension_of_size_one(form, reduction, target):
-    # Newer versions of F.cross_entropy allow this shape. The result has no dimension for both shapes of the target.
+    # Newer versions of F.cross_entropy allow this shape. For both shapes of the target, the result has no dimension.
     logits = torch.tensor(LOG_PROBS[0])
     expected = form(logits, torch.tensor(target), reduction=reduction)
     assert expected.shape == ()
@@ -341,7 +341,7 @@ def test_an_unbatched_target_may_have_one_dimension_of_size_one(form, reduction,
 @each_reduction
 @each_form
 def test_weight_smoothing_and_ignored_rows_equal_torch_together(form, reduction, label_smoothing, weighted, target):
-    # Most real bugs need two or three of these options together. The weights and the upstream gradients differ.
+    # Most real bugs need two or three of these options together. No two weights or upstream gradients are equal.
     logits = random(4, 5, 3)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     if weighted:
@@ -380,7 +380,7 @@ def test_scalar_ignores_by_equality(ignore_index, label_smoothing):
     assert scalar(LOG_PROBS[0], ignore_index, **options, reduction="none") == 0
     assert scalar(LOG_PROBS[0], ignore_index, **options, reduction="sum") == 0
     assert math.isnan(scalar(LOG_PROBS[0], ignore_index, **options))
-    # An ignore_index that is a class stays in the softmax of another target.
+    # If ignore_index is a class, the class stays in the softmax of a row with another target.
     assert scalar((-1024.0, 0.0), 0, ignore_index=1) == 1024
 
 
@@ -896,7 +896,7 @@ def wrong_shape(error, logits, target, dtype=torch.int64, formerly=None):
 
 
 def option(error, name, value, got, allowed, target=None, **more):
-    """Return a call with a bad option. The default target has class indices."""
+    """Return a :class:`Bad` call, in which the option `name` has a bad value. By default, the target is Y."""
     return Bad(error, f"{name}: got {got}", allowed, (X, Y if target is None else target), {name: value}, **more)
 
 
@@ -911,7 +911,7 @@ REDUCTION = "allowed are 'none', 'mean' and 'sum'"
 TENSOR = "allowed is a torch.Tensor"
 OUTSIDE = "target: got class {}, which is out of bounds"
 CLASSES = "allowed are the classes 0 to 2 and ignore_index, -100"
-UNCHECKED = "torch only compares with `> 1` and `> 0`, so it reads this as no smoothing"
+UNCHECKED = "torch only compares label_smoothing with `> 1` and `> 0`, so torch reads this value as no smoothing"
 COMPLEX = "torch returns a complex loss, which cannot be minimised"
 
 BAD = [
@@ -1253,7 +1253,7 @@ def test_the_tangent_of_a_mean_that_is_nan_is_nan_as_in_torch(form, label_smooth
 @each_reduction
 @each_form
 def test_vmap_over_rows_equals_a_loop_over_rows(form, reduction):
-    # A row is ignored, because -100 must be masked before it is used as an index (pytorch#90916).
+    # One row is ignored: the target -100 must be masked before a look-up by index (pytorch#90916).
     logits, target, weight = data()
     target[0] = -100
     for options in ({}, {"weight": weight}, {"weight": weight, "label_smoothing": 0.5}):
