@@ -138,7 +138,7 @@ class CallBounds:
         return type(self)(self.terms, contract)
 
     def _total(self, numbers: Computed) -> Computed:
-        """Return the sum of the numbers, (R, C), over the classes, (R,).
+        """Return the sum of each row's numbers over the classes: (R, C) becomes (R,).
 
         If only the true class has a term, return the number of the true class instead.
         """
@@ -172,6 +172,7 @@ class CallBounds:
         narrow = self.contract.stored or self.contract.compute
         remaining = len(factors) - 2
         largest = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # fmax skips rows of NaN
+        # Larger than every limit in the loop below: few calls have so small a product, so most calls return here.
         threshold = narrow.smallest_normal * 2.0**3 * np.prod(largest)
         small = (product.largest > 0) & ((products > 1) | (product.largest < threshold))
         if remaining <= 0 or not small.any():
@@ -203,7 +204,7 @@ class CallBounds:
         return wider(divided, numbers.times(inverse, c.compute, known=False))
 
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
-        """Return the sum over the rows of each call, (B,), in the orders that the contract allows.
+        """Return the sum of the rows of each call, (B,), with the error of the worst order that the contract allows.
 
         `rows` and `sizes` are (R,). In the error of the sum, `sizes` replaces the magnitudes of `rows`, as in
         :meth:`Computed.sum`.
@@ -220,10 +221,10 @@ class CallBounds:
 
 
 def _descending(factors: list[Array], count: int) -> list[Array]:
-    """Return, for each element, the largest `count` factors in descending order; the factors broadcast.
+    """Return, for each element, the largest `count` factors in descending order. The shapes of the factors broadcast.
 
-    numpy's sort would need arrays of the whole shape. The arrays here have only the shape of the factors that they
-    compare, and the factors with few elements come first.
+    numpy's sort would need arrays of the full broadcast shape. This function compares small factors first, so most of
+    its arrays stay small.
     """
     largest: list[Array] = []
     for factor in sorted(factors, key=np.size):
@@ -235,7 +236,10 @@ def _descending(factors: list[Array], count: int) -> list[Array]:
 
 
 def parts_of(numbers: Array) -> list[slice]:
-    """Return slices that divide the rows into parts of one row or of at most 2^16 numbers; at least one slice."""
+    """Return slices that divide the rows into parts. A part has one row, or several rows with at most 2^16 numbers.
+
+    An array without rows has one empty part.
+    """
     step = max(1, 2**16 // max(1, numbers.shape[1]))
     return [slice(start, start + step) for start in range(0, max(1, len(numbers)), step)]
 

@@ -91,15 +91,15 @@ class Contract:
             without autograd. So a kernel may multiply by the factors in any order, before or after the difference of
             softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
-        keeps_logsumexp: Whether the implementation also rounds the log-sum-exp of a row to `stored`.
-        keeps_probs: Whether the implementation also rounds to `stored` the probabilities `p`, and their difference from
-            the target, which is `p - 1` for the true class.
+        keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
+        keeps_probs: Whether the implementation may also round to `stored` the probabilities `p`, and their difference
+            from the target, which is `p - 1` for the true class.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
-        in_target_format: Whether the implementation smooths float32 class probabilities in float32, even with float64
-            logits, as torch does.
-        recomputes: Whether an implementation that computes its own logits may compute them again for the gradient, or
-            for the true class, in another order.
+        in_target_format: Whether the implementation may smooth float32 class probabilities in float32, even with
+            float64 logits, as torch does.
+        recomputes: For a linear cross-entropy: whether the implementation may compute a logit again for the gradient,
+            or for the true class, with another order of additions.
     """
 
     grade: Grade
@@ -148,7 +148,7 @@ class Contract:
         return numbers if self.stored is None else numbers.rounded(self.stored)
 
 
-# The kinds of implementations, each with its promises:
+# The kinds of implementations, each with its promises. The name of a kind, such as "kernel", is also called a promise.
 #   eager        a form made of torch's operations, with the errors of the device where the form runs
 #   blocked      as eager, and the form may take the logarithm of a computed probability
 #   torch        nn.CrossEntropyLoss: as eager, but on a CPU the sum over float32 or float64 rows has torch's order, and
@@ -164,7 +164,7 @@ Promise = Literal["eager", "blocked", "torch", "stepwise", "kernel", "fast_kerne
 def contract(
     promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0, flushes: bool = False
 ) -> Contract:
-    """Return the contract of a promise for one dtype of logits, at grade A or B.
+    """Return the contract of a kind of implementation, such as "kernel", for one dtype of logits, at grade A or B.
 
     Grade A: the implementation computes in float32, or in float64 for float64 logits. The implementation sums over
     classes in any order, and rounds once to the dtype of the result. A wider format only leaves roundings out.
@@ -188,7 +188,7 @@ def contract(
     of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But
     if all logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as
     large as for the same row shifted until the row contains zero. A larger offset must not add to the error. At grade
-    B, and for the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the
+    B, and for "logsumexp" at both grades, the contract allows the full error. For "logsumexp" at grade B, the
     implementation may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
     Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch

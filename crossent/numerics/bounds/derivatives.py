@@ -186,7 +186,7 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative of `<gradient, direction>` with respect to the upstream gradient.
+        """The bound of the derivative of `Σ gradient · direction` with respect to the upstream gradient.
 
         A second backward pass computes this derivative. The derivative is equal to the tangent and has the same bound.
         """

@@ -6,22 +6,23 @@ each part, and adds the two bounds:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
 
-The second part is the change of the exact softmax: :func:`largest_move`. The first part is the rounding error for the
-logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows with the magnitudes of the
-numbers. So this module applies the rules to magnitudes that are at least as large as for any z' within the error. The
-module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
-`E = max_c e_c`. Then, for every z' within the error:
+The second part is the change of the exact `log p_c` when the logits change: at most :func:`largest_move`. The first
+part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows
+with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as large as for any
+z' with `|z' - z| ≤ e`. The module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest
+move of `log p_c`, and `E = max_c e_c`. Then, for every such z':
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
 * `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. In the sum of the exponentials,
   `p_c(z') ≤ 1` too.
-* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the largest computed logit c, `log s' = -log p_c(z')`, and no
-  class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the largest exact
-  logit.
+* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the class c with the largest z', `log s' = -log p_c(z')`, and
+  no class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
+  the largest exact logit.
 * Divide the sum by s'. The terms become `p_c(z')`, and the error of the sum becomes relative. The error bound of a sum
   is the sum of the errors of the terms, plus a multiple of `Ω(t)` for the sorted magnitudes t of the terms
-  (:meth:`Computed.sum`). Both grow with every term. The second bound of `Computed.sum` holds for any choice of the big
-  terms, and grows with every term too. So the bound for the terms w_c holds.
+  (:meth:`Computed.sum`). The sum of the errors and `Ω(t)` grow with every term. The bound of `Computed.sum` for big and
+  small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
+  holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`in_blocks`). With terms in
   descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is the least value
   over all orders of the terms, so this sum grows with every term. So the bound for the terms w_c holds here too.
@@ -139,7 +140,7 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
     Args:
-        w: The largest share of each exponential in the sum, (R, C).
+        w: The largest probability of each class, (R, C): its exponential divided by the sum.
         relative: The relative error of each exponential, (R, C).
         lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
         c: The contract.
@@ -155,10 +156,10 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
     """Return the error of `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    The function replaces all numbers by their magnitudes, and adds the two sums instead of subtracting. So every
-    rounding error is at least as large as for the computed logits. The errors of the logits change the exact result by
-    at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`. `logsumexp` is the third result of
-    :func:`softmax_of_inexact`.
+    Here `w_c q_c` are the coefficients: class weight times smoothed target. The function replaces all numbers by their
+    magnitudes, and adds the two sums instead of subtracting. So every rounding error is at least as large as for the
+    computed logits. The errors of the logits change the exact result by at most `Σ |w_c q_c| M_c`, where `M_c` is
+    :func:`largest_move`. `logsumexp` is the third result of :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))

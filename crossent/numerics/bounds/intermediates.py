@@ -63,7 +63,12 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
     """Return `log p`, (R, C), for an implementation that computes the logarithm of a computed probability `p`, (R, C).
 
     If `e` is the error of `p`, the error of `log p` is `-log(1 - e/p)`, plus the error of the logarithm function. The
-    implementation must not take the logarithm of a `p` near underflow, so the error of such a `p` does not count.
+    contract forbids the logarithm of a `p` near underflow, so the error of such a `p` does not count.
+
+    Args:
+        probs: The computed probabilities.
+        log_probs: The exact values of `log p`.
+        c: The contract.
     """
     u = c.compute.unit_roundoff
     ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
@@ -112,7 +117,7 @@ def offset(logits: Array, c: Contract) -> Array:
 
 
 def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
-    """Return the part of the target and the uniform part of the coefficients, each (R, C).
+    """Return the two parts of the coefficients: the part of the target and the uniform part, each (R, C).
 
     The part of the target is the class weight times the target before smoothing. The uniform part is the class weight.
     With the label smoothing `ε`, a coefficient is `1 - ε` times the part of the target, plus `ε/C` times the uniform
@@ -159,7 +164,7 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
     """Return `1 - ε`, for the label smoothing `ε`.
 
     A kernel rounds `ε` to the format of the computation. The rounding error, `u ε`, is also an error of `1 - ε`. If `ε`
-    is near one, this error is as large as many roundings of `1 - ε`.
+    is near one, `u ε` is much larger than a rounding error of `1 - ε`.
     """
     narrow = smoothing_format(t, c)
     share = constant(1 - t.label_smoothing, narrow, c)
@@ -173,7 +178,8 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that an implementation computes from an option, such as `1 - ε`, with the error of two roundings.
 
-    The implementation may round the option, and then the number, and stores the number like other intermediates.
+    `value` is the exact number. The implementation may round the option, and then the number, both to `format`. The
+    implementation stores the number like other intermediates.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
@@ -195,7 +201,10 @@ def denominator(t: Terms, c: Contract) -> Computed | None:
 
 
 def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: Array | None = None) -> Computed:
-    """Return the sum of the numbers of the rows, (R,), over the rows of each call, (B,): see :meth:`Computed.sum`."""
+    """Return, for each call, the sum of the numbers of its rows: (R,) becomes (B,).
+
+    `format`, `order` and `sizes` are the arguments of :meth:`Computed.sum`; `sizes` is (R,).
+    """
     parts = zip(t.lines(rows.value), t.lines(rows.error), strict=True)
     of = [None] * len(t.lines(rows.value)) if sizes is None else t.lines(sizes)
     sums = [
@@ -206,7 +215,7 @@ def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: 
 
 
 def wider(a: Computed, b: Computed) -> Computed:
-    """Return `a` with the larger error of `a` and `b`, for a number that implementations compute in two ways."""
+    """Return `a` with the larger error of `a` and `b`, the results of two allowed computations of the same number."""
     return Computed(a.value, np.maximum(a.error, b.error), a.format)
 
 

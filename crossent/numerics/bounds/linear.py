@@ -69,7 +69,7 @@ class LinearTerms:
         bias: (V,), or None.
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
-        own_error: (N, 1), twice the largest float64 error of the logits in a row of `rows`: `2 D` in the module's text.
+        own_error: (N, 1), for each row twice the largest float64 error of its logits: `2 D` in the module's docstring.
         rows: The arguments of the cross-entropy of the logits, without the error of the logits (`logits_error`).
     """
 
@@ -264,7 +264,7 @@ class LinearBounds:
 
         Args:
             value: The exact gradient.
-            error: The error of the gradient that the error of d and the roundings of the dot product cause.
+            error: The error of the gradient before rounding: from the error of d and the roundings of the dot product.
             factor: The factor: the weight, the input, or 1 for the gradient of the bias.
             terms: The number of terms of a dot product.
             upstream: The magnitude of the upstream gradient that all terms of a dot product share; None if the terms

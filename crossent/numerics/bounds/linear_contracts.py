@@ -56,7 +56,7 @@ class LinearContract:
         return 2 * self.loss.storage.precision <= self.loss.compute.precision
 
 
-# The promises of a kind of implementation:
+# The kinds of implementations, each with its promises. The name of a kind, such as "kernel", is also called a promise.
 #   eager        made of torch's operations, each in float32 or wider
 #   torch        F.linear_cross_entropy: F.linear and then F.cross_entropy, or in chunks with its gradients by hand
 #   kernel       a kernel, or a function that works in chunks of rows or classes and computes its gradient by hand
@@ -76,7 +76,7 @@ def linear_contract(
     block: int | None = None,
     recomputes: bool = False,
 ) -> LinearContract:
-    """Return the contract of a promise for one dtype of input and weight, at grade A or B.
+    """Return the contract of a kind of implementation for one dtype of input and weight, at grade A or B.
 
     At both grades, an implementation computes every dot product, and every sum of the loss and of a gradient, in
     float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
@@ -90,16 +90,16 @@ def linear_contract(
     intermediate of the cross-entropy to the dtype, as torch does on a CPU.
 
     The promise "torch" allows chunks. In float32 and float64, a sum over rows may have any order, and the
-    implementation may multiply a gradient by the upstream gradient last. "torch" forbids the last multiplication in
-    half precision, because this order loses small numbers that loss scaling would save. On a CPU, "torch" also allows a
-    bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and IA-32
-    Architectures Software Developer's Manual, volume 2).
+    implementation may multiply a gradient by the upstream gradient last, after rounding the gradient. "torch" forbids
+    this order in half precision, because it loses small numbers that loss scaling would save. On a CPU, "torch" also
+    allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64
+    and IA-32 Architectures Software Developer's Manual, volume 2).
 
-    In float32 and float64, both grades allow the same, since the computation is not wider than the dtype.
+    In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype.
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit.
-    This error grows with the distance of the logits from zero. The dot product of a logit has an error of the same
-    size.
+    This error grows with the distance of the logits from zero. The dot product of a logit, which every implementation
+    computes, has an error of the same size.
 
     Args:
         promise: The kind of implementation.
@@ -127,7 +127,7 @@ def linear_contract(
     return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=by_hand)
 
 
-# For each promise that only a cross-entropy has: the promise of a linear cross-entropy that replaces it.
+# The promises that a linear cross-entropy lacks, each with the promise that replaces it.
 _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
 
 

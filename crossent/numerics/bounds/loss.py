@@ -45,7 +45,7 @@ class Bounds(CallBounds):
     # Each cached property only calls a method, since mutmut (`nox -s mutate`) does not change decorated functions.
 
     def _unshifted(self) -> Computed:
-        """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum first.
+        """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum from the logits.
 
         The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The returned error is the error for rows
         that are shifted until their maximum is :func:`offset`.
@@ -273,7 +273,7 @@ class Bounds(CallBounds):
         return safe(product.rounded(c.storage).error)
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong results that leave out a part of the formula.
+        """Return a list of wrong results, each of which leaves out a term of the formula.
 
         If a wrong result is within the bounds, passing a comparison does not show that an implementation is right. For
         `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other names,

@@ -91,7 +91,7 @@ class Computed:
         return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Computed:
-        """Return the numbers with an infinite error where the mask is True and the value is finite."""
+        """Return the numbers, with an infinite error where `mask` is True (an overflow) and the value is finite."""
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
@@ -132,7 +132,7 @@ class Computed:
         return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Computed, format: Format) -> Computed:
-        """Return the sum `a + b`, with the sum of both errors and one rounding.
+        """Return the sum `a + b`, with the sum of both errors and one rounding to `format`.
 
         If both errors are 0, the error is the exact rounding error. In a format that flushes, the error may be larger.
         """
@@ -156,12 +156,12 @@ class Computed:
         return self.plus(-other, format)
 
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
-        """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding.
+        """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding to `format`.
 
         A known factor that is a power of two causes no rounding. The exceptions are a product near underflow, and a
-        `format` narrower than the format of the other factor. If both errors are 0, the rounding error is exact where
-        :meth:`rounded` has an exact error. Pass `known=False` for a step of a product of more than two factors: the
-        implementation may multiply two other factors first, so the worst rounding error counts.
+        `format` that does not contain the format of the other factor. If both errors are 0, the rounding error is exact
+        where :meth:`rounded` has an exact error. Pass `known=False` for a step of a product of more than two factors.
+        An implementation may multiply two other factors first, so the worst rounding error of a step counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -190,7 +190,7 @@ class Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
         The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
-        with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` for exact rounding errors apply.
+        with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` for exact errors and for `known` apply.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -219,7 +219,7 @@ class Computed:
         the error of the argument.
 
         `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow, an implementation may flush the result to zero, so
-        the smallest normal number is added to the error.
+        the error is larger by the smallest normal number.
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
@@ -239,11 +239,11 @@ class Computed:
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
-        decreases the logarithm by at most `-log(1 - e/s)` and `log s`. If `absolute` is 0, `log 1` is exact.
+        decreases the logarithm by at most `-log(1 - e/s)`, and never by more than `log s`.
 
-        A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, its
-        result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
-        two, and the larger of the two errors counts.
+        If `absolute` is 0, `log 1` is exact. A hardware logarithm has the error `absolute` for arguments below two, and
+        the error `ulps` above. Near one, the result may have no correct digit, and `log 1` need not be 0. If
+        `s - e ≤ 2`, the computed argument may be below two, so the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
@@ -272,9 +272,9 @@ class Computed:
 
         An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
-        Big and small terms. Let K terms be big, above `u Σ t`, and let the other terms sum to σ. `Ω_K` is `Ω` for the
-        big terms. If a node adds a sum with big terms and a sum of small terms, its rounding error is at most the
-        second sum. These second sums share no term. So the error is at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+        Big and small terms. Let K terms be big, above `u Σ t`, and let the other, small terms sum to σ. `Ω_K` is `Ω`
+        for the big terms. If a node adds a sum with big terms and a sum of small terms, its rounding error is at most
+        the second sum. Two such second sums share no term. So the error is at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
         Exact sums. If all terms are known multiples of a power of two `2^k`, and `Σ t` is at most `2^k / u`, no order
         rounds.

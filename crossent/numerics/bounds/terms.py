@@ -61,12 +61,12 @@ class Terms:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """The properties that all calls of a stack must share."""
+        """The properties that calls must share, so that :func:`stacked` can combine them."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return the arguments of a single call for the given rows."""
+        """Return the arguments of a single call, with only the given rows."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -90,17 +90,20 @@ class Terms:
         return taken
 
     def lines(self, numbers: Array) -> list[Array]:
-        """Return the numbers of the rows, (R,), as arrays that have one line for each call.
+        """Return the numbers of the rows, (R,), as two-dimensional arrays: each line has the numbers of one call.
 
         All calls with L rows are in one array, (calls, L). The array of the shortest calls comes first. No line is
-        filled up with zeros, so numpy adds the numbers of a call in the same order whatever else is in the stack.
+        filled up with zeros. So numpy adds the numbers of a call in the same order, whichever other calls are stacked.
         """
         if self.lengths is None:
             return [numbers[None]]
         return [numbers[places] for places in self._places]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Return a number for each call, (B,), from arrays that have a number for each line of :meth:`lines`."""
+        """Return the numbers of the calls in the order of the calls, (B,).
+
+        `sums` has, for each array of :meth:`lines`, an array with one number for each line.
+        """
         if self.lengths is None:
             return sums[0]
         made = np.empty(len(self.lengths))
