@@ -45,8 +45,8 @@ IGNORED = {
 # "offset" starts at the second element of its storage. "expanded" is one entry, expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
 # The choices on each axis whose choices are words. Each axis is an attribute of `Case`. An id always has its dtype,
-# values, target and reduction, in this order. On each other axis, the first word is the default, which the id leaves
-# out; no word is on two of these axes, so the id has the word without the name of its axis.
+# values, target and reduction, in this order. On each other axis, the first word is the default, and an id leaves out
+# the default. An id has a word without the name of its axis, since no two of these axes have a word in common.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     "values": tuple(VALUES),
@@ -119,7 +119,8 @@ ROW_SIZES = by_size_class(
     ROW_LIMITS,
     "rows",
 )
-# An id may come from a report that anybody wrote, so building its case must not take all memory.
+# The most elements of the logits. An id may come from a file that anybody wrote, and must not make a tensor that takes
+# all memory.
 MOST_NUMBERS = 2**26
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row

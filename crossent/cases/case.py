@@ -58,7 +58,7 @@ class Case:
     # The axes whose choices are words, and the axes among them whose default the id leaves out.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = AXES
     optional: ClassVar[tuple[str, ...]] = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
-    # The numbers in an id: the prefix of the word, the attribute, and the function that reads the number.
+    # The words of an id that have a prefix, such as "seed7": the prefix, the attribute, and the type of its value.
     numbered: ClassVar[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
         ("smooth", "label_smoothing", float),
         ("grade", "grade", str),
@@ -98,7 +98,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The choices of the case as words. :meth:`of` builds the case again from the id.
+        """The choices of the case as words, from which :meth:`of` makes the case again.
 
         An id always has the dtype, sizes, values, target and reduction. The id leaves out every other choice that is
         the default.

@@ -100,13 +100,13 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Add a choice on each other axis to `start`; yield the number of combinations completed, and all choices.
+    """Yield one pair: the number of combinations that a case completes, and its choices, which include `start`.
 
-    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Only
+    Take the other axes in random order, and on each axis the choice that completes the most missing combinations. Only
     `start` may have choices that hide bugs. Yield nothing if an axis has no possible choice.
 
     Args:
-        start: the first choices of the case.
+        start: the first choices of the case: a combination that no case has yet.
         array: the covering array.
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.
@@ -128,7 +128,7 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether some case can have these choices, with choices on the other axes that hide no bugs."""
+    """Return whether a case can have these choices, together with choices on the other axes that hide no bugs."""
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)

@@ -146,13 +146,14 @@ class CoveringArray:
     kind: ClassVar[type[Case]] = Case
     constraints: ClassVar[tuple[Constraint, ...]] = (*SIZE_CONSTRAINTS, *Case.constraints)
     package: ClassVar[str] = "crossent.cases"
-    # The axes that determine the sizes of a case, if the array has size ranges; the axes that are fields of a case; and
-    # the numbers of a case that :meth:`resized` changes.
+    # The axes that determine the sizes of a case, if the array has size ranges.
     size_axes: ClassVar[tuple[str, ...]] = SIZE_AXES
+    # The axes that are fields of a case.
     fields: ClassVar[tuple[str, ...]] = tuple(CHOICES)
+    # The attributes of a case that :meth:`resized` changes.
     numbers: ClassVar[tuple[str, ...]] = ("classes", "rows")
-    # The choices on some axes that hide bugs: with such a choice, all results are zeros, empty or NaN. A case with such
-    # choices covers only the combinations that have all of them.
+    # For some axes, the choices that hide bugs: with such a choice, all gradients are zeros, empty or NaN. A case with
+    # such choices covers only the combinations that contain all of these choices.
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     strength: int
@@ -161,7 +162,7 @@ class CoveringArray:
 
     @property
     def combined(self) -> list[tuple[str, ...]]:
-        """The sets of `strength` axes whose choices the array combines."""
+        """The sets of axes whose choices the array combines. Each set has `strength` axes."""
         every = itertools.combinations(self.choices, self.strength)
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
@@ -176,7 +177,7 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hidden(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes on which a choice in `chosen` hides bugs (see `hiding`)."""
+        """Return the axes whose choices in `chosen` hide bugs, as `hiding` says."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def shown(self, axis: str) -> list[Any]:
@@ -241,7 +242,7 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
-    """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
+    """Return a few of `cases`, so that each choice of `cases` occurs in these few cases or in `others`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
     several such cases, the search prefers cases with rows, because the graph of an empty batch can hardly be wrong. Of
@@ -271,7 +272,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return how many different combinations of `strength` choices occur in these cases.
+    """Return the number of different combinations of `strength` choices that occur in these cases.
 
     Only the axes of `Case.counted` count. All cases must have the same operation.
 

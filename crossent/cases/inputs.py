@@ -72,7 +72,7 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """A 32-bit checksum, in hexadecimal: of the options, and of each tensor's bits, dtype, shape and strides."""
+        """A 32-bit checksum of the options, and of each tensor's bits, dtype, shape and strides, in hexadecimal."""
         plain = [(name, value) for name, value in self.options.items() if not isinstance(value, Tensor)]
         tensors = [value for value in self.options.values() if isinstance(value, Tensor)]
         checksum = zlib.crc32(repr(plain).encode())
@@ -83,9 +83,9 @@ class Inputs:
 
 
 def not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return the reason why a device cannot hold the inputs that `build` makes, or "".
+    """Return the reason why a device cannot hold the inputs that `build` makes, or "" if the device can.
 
-    There is such a reason only for float64 tensors on Metal, which has no float64.
+    The only such device is Metal, which has no float64.
     """
     if reason := lacks_float64(device):
         made = build()

@@ -157,7 +157,7 @@ class Values:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the finite magnitudes, which the dtype must hold; 0 if only the dtype bounds them.
+        largest: an upper bound of the finite magnitudes, which the dtype must hold; 0 for a kind that fits every dtype.
         ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 

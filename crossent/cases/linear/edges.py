@@ -1,7 +1,7 @@
 """The cases of a linear cross-entropy: chunks of rows and classes, cancelling dot products, options and layouts.
 
 A function that works in chunks shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where the
-function adds up many chunks in a format with few bits. Each of these situations needs other sizes.
+function adds up many chunks in a format with few bits. Each of these three bugs needs cases of other sizes.
 """
 
 from __future__ import annotations
