@@ -177,8 +177,8 @@ def test_a_case_is_built_on_the_given_device():
         assert {tensor.device.type for tensor in given} == {"meta"}, bad_input.id
 
 
-# Digests of a few cases. Keep the bits of all cases: comparisons with older reports, and scripts that repeat an older
-# finding, depend on them.
+# Digests of a few cases. Never change the bits of a case: comparisons with older reports, and scripts that repeat older
+# findings, need the same bits.
 FROZEN = {
     "float32-7x5-normal-int64-mean": "24ba40aa",
     "float16-3x5x4-wide-uint8-none-weighted-ignored-rows-smooth0.1": "f7fc3bf0",

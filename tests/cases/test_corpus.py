@@ -20,7 +20,7 @@ from crossent.forms.textbook import formula
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 
-# The ids of all bugs. A second list, so that no entry of the corpus can get lost.
+# The ids of all bugs. With this second list, a test notices when an entry of the corpus is lost.
 IDS = [
     *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15", "A16", "A17", "A18"),
     *("B1", "B3", "B4", "B5", "B7", "B8", "B9", "B10"),
@@ -51,9 +51,9 @@ ROUNDING = {
 
 
 def wrong_losses():
-    """Yield the id of a bug, a wrong loss with this bug, and the checks that must catch the bug and the wrong loss.
+    """Yield the id of each bug, a wrong loss with this bug, and the checks that must catch both.
 
-    The wrong losses are the mutants that name an issue of the bug, and the defects of `ROUNDING`.
+    The wrong losses are the mutants that name the bug or one of its issues, and the defects of `ROUNDING`.
     """
     defects = {defect.name: defect for defect in DEFECTS}
     for bug in BUGS.values():
@@ -156,16 +156,16 @@ def total_of_log_probs(inputs):
 
 
 def stored_outside(inputs):
-    """Return a mask of the ignored rows before which the memory holds the true class of another, kept row.
+    """Return a mask of the ignored rows that follow a kept row whose true class is the last class.
 
-    A write to class -1 of such a row changes this true class, which is the last class of the row before. The mask has
-    an entry for each row except the first.
+    In memory, class -1 of an ignored row is the last class of the row before. So a write to the class `ignore_index`,
+    if -1, changes the kept row. The mask has an entry for each row except the first.
     """
     kept_before, last = kept(inputs)[:-1], inputs.input.shape[1] - 1
     return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]
 
 
-# The property of the inputs that triggers the bug, for bugs that depend on such a property.
+# For some bugs, a function that returns whether the inputs have the property that triggers the bug.
 TRIGGERS = {
     "A1": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0 and i.options["reduction"] != "none",
     "A3": lambda i: weight_of(i).unique().numel() > 1 and weight_of(i).sum() != len(i.target),

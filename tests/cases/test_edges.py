@@ -146,7 +146,7 @@ def contiguous_strides(tensor):
 
 
 class Pass(torch.autograd.Function):
-    """A function that returns the losses unchanged. The backward pass returns `make(upstream)`."""
+    """A function that returns the losses unchanged, but whose backward pass returns `make(upstream)`."""
 
     @staticmethod
     def forward(ctx, losses, make):
@@ -196,7 +196,7 @@ def of_five_axes(input, target, **options):
 
 
 def divided_in(dtype):
-    """Return a wrong loss: for float32 and float64 logits, the denominator of a mean is rounded to `dtype`."""
+    """Return a wrong loss, which rounds the denominator of a mean to `dtype` for float32 and float64 logits."""
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         options = {"weight": weight, "label_smoothing": label_smoothing, "ignore_index": ignore_index}

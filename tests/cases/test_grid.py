@@ -32,7 +32,10 @@ from crossent.run.plan import plan
 
 
 def possible(picked, choices, left=None):
-    """Return whether a case can have these choices, by trying all choices on the other axes."""
+    """Return whether a case can have the choices `picked`, by trying all choices on the other axes.
+
+    `choices` are the choices on each axis. `left` are the axes that have no choice yet.
+    """
     rules = [rule for rule in SIZE_CONSTRAINTS if set(rule.axes) <= picked.keys()]
     if any(rule.forbids(*(picked[axis] for axis in rule.axes)) for rule in rules):
         return False
@@ -112,7 +115,7 @@ def test_sizes_have_the_numbers_of_classes_and_rows_that_they_are_made_of():
     assert sizes_of(521, 1, 1) == (521,)
 
 
-# Kernels may take another code path at these sizes, and may lack one of these options on this path.
+# Kernels may take another code path at these sizes, and on this path may lack one of the options of `WITH`.
 WIDE_OR_TALL = {
     "more than 257 classes": lambda case: case.classes > 257,
     "more than 4096 classes": lambda case: case.classes > 4096,

@@ -177,7 +177,7 @@ def _split(right):
 
 
 def test_the_random_numbers_do_not_depend_on_the_order_of_sums_in_numpy():
-    """The bias cancels the logits of the first row, and is a multiple of 1/16, whatever the order of the additions."""
+    """The bias, which cancels the logits of the first row, is a multiple of 1/16, whatever the order of additions."""
     for rows, hidden in itertools.product((1, 7), (1, 31, 257)):
         bias = LinearCase("float64", (rows, 5), bias="bias_cancelling", hidden=hidden).build().options["linear_bias"]
         assert np.array_equal(np.rint(16 * bias.numpy()), 16 * bias.numpy())

@@ -21,9 +21,9 @@ HIDING = {"row_size": "no rows", "class_size": "1 class", "ignored": "ignored_al
 
 
 def uncovered(name):
-    """Return the combinations of choices that no case of an array shows, and the number of all other combinations.
+    """Return the combinations of choices that no case of an array covers, and the number of all other combinations.
 
-    A case shows no combination if a choice on another axis makes all gradients zeros, empty or NaN.
+    A case does not cover a combination if a choice on another axis makes all gradients zeros, empty or NaN.
     """
     array, covered = LINEAR_ARRAYS[name], 0
     cases = [
@@ -65,7 +65,7 @@ def first_number(size):
     return known[size] if size in known else int(size.split()[0])
 
 
-# The choices on the other axes that make the fewest combinations impossible.
+# For each axis, the choice with which the most combinations on other axes are possible.
 EASY = {
     **{"dtype": "float32", "row_size": "1 row", "class_size": "2 classes", "hidden_size": "1 hidden unit"},
     **{"target": "int64", "reduction": "none", "ignored": "kept", "upstream": "one"},
@@ -74,7 +74,10 @@ EASY = {
 
 
 def why_impossible(given):
-    """Return the reason why no case can have these choices, or None. The reasons follow from the choices' meaning."""
+    """Return the reason why no case can have these choices, or None.
+
+    The function knows what each choice means, and does not use the constraints of the arrays.
+    """
     of_chunks = given.get("ignored") == "ignored_first_chunk"
     chosen = {**EASY, **({"row_size": "129 to 1024 rows"} if of_chunks else {}), **given}
     rows, classes, hidden = (first_number(chosen[size]) for size in ("row_size", "class_size", "hidden_size"))

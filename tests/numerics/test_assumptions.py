@@ -1,4 +1,6 @@
-"""The accuracy of exp and log that `crossent.numerics.bounds.contracts.FUNCTIONS` assumes, measured on this device.
+"""Measure exp and log on this device: no error is above the errors that `FUNCTIONS` of the contracts assumes.
+
+`FUNCTIONS` is a table in `crossent.numerics.bounds.contracts`.
 
 The tests measure the functions that subjects call: `torch.exp` and `torch.log`, which may use a vector library, and exp
 and log inside the kernels of log_softmax, which have other code. By default, the tests measure every 101st float32
@@ -96,9 +98,9 @@ class Worst:
         self.seen[path] = (*max(before[:2], (float(ulps[at]), float(x[at]))), before[2] + len(ulps))
 
     def within(self, ulps, least_share=0.0):
-        """Print the largest error of each path, and assert that the largest of all is as assumed.
+        """Print the largest error of each path, and assert that the largest error of all paths is as assumed.
 
-        The largest of all must be above `least_share * ulps`, and at most the assumed `ulps`.
+        This error must be above `least_share * ulps`, and at most the assumed `ulps`.
         """
         for path, (worst, at, count) in self.seen.items():
             print(f"{path}: {worst:.4f} ulp at {at!r}, of {count} {self.format.name} numbers; assumed {ulps}")
@@ -169,7 +171,7 @@ def test_log_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def random_numbers_near(seed, count, centres):
-    """Return a random generator, and random numbers near `centres`: within 40 ulps, and within a factor 1 ± 2^-10."""
+    """Return a random generator, and random numbers near `centres`: half within 40 ulps, half within 2^-10 relative."""
     random = np.random.RandomState(seed)
     near = np.repeat(centres, max(1, count // 2 // len(centres)))
     ulps = np.spacing(near) * random.randint(-40, 41, len(near))
@@ -238,7 +240,7 @@ def test_log_in_float64_is_as_near_as_assumed(device, stride):
 def test_short_and_odd_lengths_are_no_worse(device, dtype):
     """torch may compute the last elements of a tensor, which fill no vector, with other code than the rest.
 
-    Test every length up to 63, from each of eight first elements.
+    Test slices of every length up to 63, with eight different starts.
     """
     assumed = functions(device, dtype)
     x = -np.float32([0.011, 0.34657, 0.34658, 1.0397, 7.3, 20.1, 87.2, 3e-5] * 9).astype(np.float64)

@@ -38,7 +38,7 @@ def differences(loss, given, grade="A", promise="eager"):
 
 
 def without(clause):
-    """Remove a clause, given by its name, from the error bounds. Return the monkeypatch, which `undo` reverts."""
+    """Remove a clause, given by its name, from the error bounds. Return the monkeypatch, whose `undo` restores it."""
     patch = pytest.MonkeyPatch()
     plain, times = Computed.sum, Computed.times
     leave_out = {
@@ -75,7 +75,10 @@ def without(clause):
 
 
 def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
-    """Assert that a correct loss is within its bound, and exceeds the bound without the clause."""
+    """Assert that a correct loss is within its bound, and exceeds the bound that the other clauses give.
+
+    `check` is the result that is compared, such as "gradient".
+    """
     assert differences(loss, given, grade, promise)[check].ratio <= 1
     patch = without(clause)
     try:
@@ -200,10 +203,10 @@ def test_numbers_computed_from_label_smoothing_are_stored_like_other_numbers():
 
 @pytest.mark.parametrize("promise", ["eager", "kernel", "fast_kernel"])
 def test_the_bound_does_not_grow_with_a_common_offset(promise):
-    """A loss computed as `x - (max + log s)` fails with an offset, because `max + log s` loses digits.
+    """A loss computed as `(max + log s) - x` fails with an offset, because `max + log s` loses digits.
 
-    A kernel may compute the loss in this way if the logits of a row have both signs, or contain 0. The bound then
-    allows a few roundings of the row's spread.
+    Here `s` is the sum of `exp(x - max)`. A kernel may compute the loss in this way if the logits of a row have both
+    signs, or contain 0. The bound then allows a few rounding errors of the row's spread.
     """
     spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
 

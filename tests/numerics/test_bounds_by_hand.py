@@ -1,7 +1,8 @@
-"""Error bounds of small calls, worked out by hand with each rounding written down.
+"""Compare the error bounds of small calls with bounds worked out by hand, which write down each rounding.
 
 Most calls have two equal logits. The differences, the exponentials and the sum of the exponentials are exact: 0, 1 and
-2. So the error comes from the logarithm, one ulp for torch on a CPU, and from the steps after the logarithm.
+2. So the error comes from the logarithm, one ulp for torch on a CPU, and from the steps after the logarithm. `U` is the
+unit roundoff of float32.
 """
 
 import math
@@ -111,7 +112,7 @@ def inverted(value, error, by, ulps=0.5):
 
 
 def mean_errors(rows, by, ulps=0.5, sizes=None, divide=divided):
-    """Return two errors of a mean of rows (value, error): for one division after the sum, and one per row before it.
+    """Return two errors of a mean of rows (value, error): with a division after the sum, and with divisions before it.
 
     `sizes` are the magnitudes of the rows, as in `added`. `divide` is `divided` or `inverted`.
     """
@@ -257,7 +258,7 @@ def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
 
 def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
     """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`. The other fifteen weights are -4."""
-    p, hard = p_error_of_sixteen(), rounded(0.5, HARD + U / 2)  # a kernel also rounds ε and scales both shares
+    p, hard = p_error_of_sixteen(), rounded(0.5, HARD + U / 2)  # a kernel also rounds ε, and (1 - ε) · upstream
     scaled = times(3, 0, 0.5, hard)
     softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, hard), times(1 / 16, p, 1.5, scaled))
     before = rounded(15 / 16 * 1.5, softmax + scaled)
@@ -368,7 +369,7 @@ ETA = 2.0**-149  # the smallest subnormal number of float32; the smallest normal
 
 
 def underflow_error(product, *factors, of=None, **options):
-    """Return the error that underflows of partial products add to a product, with the factors in any order.
+    """Return, for each number in `product`, the error that underflows add if its factors come in any order.
 
     `of` are the bounds of a call, whose contract says which format underflows; by default, float32.
     """
@@ -440,7 +441,7 @@ def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_fo
     assert (inverse > 1 / (1 + 1.5 * U)).all()
 
 
-# --- Overflows on the way -----------------------------------------------------------------------------------------
+# --- Overflows of intermediates -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -556,7 +557,7 @@ def test_a_denominator_of_exactly_zero_may_be_zero():
     assert reasons("loss", given) == {ZERO_DENOMINATOR: True}
 
 
-# --- Wrong results that would pass --------------------------------------------------------------------------------
+# --- Wrong results that no bound must allow -----------------------------------------------------------------------
 
 
 def test_the_gradient_without_its_softmax_is_minus_the_scaled_coefficients():

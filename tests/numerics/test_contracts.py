@@ -92,8 +92,8 @@ def pairwise(terms):
     return terms[0] if len(terms) == 1 else pairwise(terms[: len(terms) // 2]) + pairwise(terms[len(terms) // 2 :])
 
 
-# Ways to sum the exponentials of a row of logits. Each is a function that returns the blocks of classes in their order,
-# and a function that sums a block.
+# Orders in which a kernel sums the exponentials of a row of logits. Each order is a pair: a function that returns the
+# blocks of classes in their order, and a function that sums a block.
 BLOCKS = {
     "one block": (lambda x: [np.arange(len(x))], running),
     "reversed": (lambda x: [np.arange(len(x))[::-1]], running),
@@ -108,6 +108,8 @@ BLOCKS = {
 @dataclass(frozen=True)
 class Kernel:
     """A cross-entropy in one pass over a row, like a GPU kernel: online softmax, then loss and gradient together.
+
+    In the attributes, `s` is the sum of `exp(x - max)` over a row `x` of logits.
 
     Attributes:
         arithmetic: exp, log and division.
@@ -177,7 +179,7 @@ class Kernel:
     def along(self, case, way):
         """Return tangent and second derivative of a case along its direction.
 
-        `way` says how the terms are grouped: "difference", "two sums" or "gradient".
+        `way` says how the kernel groups the terms: "difference", "two sums" or "gradient".
         """
         inputs, terms, kind, x, coefficients, denominator = self.terms(case)
         tangents, second = np.zeros(len(x), kind), np.zeros(x.shape, kind)
@@ -290,9 +292,10 @@ PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 
 
 def kernels(promise, **options):
-    """Yield a kernel for each way to sum.
+    """Yield a kernel for each order in `BLOCKS`.
 
-    The errors of exp, log and division go up, go down or alternate. Every second kernel computes `p` by a division.
+    In a kernel, all errors of exp, log and division are positive, all are negative, or their signs alternate. Every
+    second kernel computes `p` by a division.
     """
     for at, blocks in enumerate(BLOCKS):
         sign = list(SIGNS)[at % len(SIGNS)]

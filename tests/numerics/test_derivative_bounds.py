@@ -26,7 +26,10 @@ from crossent.trials.exact import name_of, rows_of, solve_along
 
 
 def difference(of, got, given, direction, promise="eager", grade="A"):
-    """Return the difference of a derivative from its exact value, under the contract of a promise."""
+    """Return the difference of the derivative `got` from its exact value, under the contract of a promise.
+
+    `of` is the name of the derivative, "second" or "tangent".
+    """
     exact = solve_along(given, direction)
     promised = contract(promise, grade, name_of(given.input), rows=len(rows_of(given.input)))
     bounds = exact.bounds(replace(promised, storage=FORMATS[name_of(got)]))
@@ -34,7 +37,7 @@ def difference(of, got, given, direction, promise="eager", grade="A"):
 
 
 def without(clause):
-    """Remove a clause, given by its name, from the bounds. Return the monkeypatch, which `undo` reverts."""
+    """Remove a clause, given by its name, from the bounds. Return the monkeypatch, whose `undo` restores it."""
     patch = pytest.MonkeyPatch()
     leave_out = {
         "p is stored": ("_kept_probs", property(lambda self: self._probs)),
@@ -57,7 +60,10 @@ def mean_less_direction(bounds):
 
 
 def assert_needed(clause, *compared, **promised):
-    """Assert that a correct derivative is within its bound, and exceeds the bound without the clause."""
+    """Assert that a correct derivative is within its bound, and exceeds the bound that the other clauses give.
+
+    `compared` and `promised` are the arguments of `difference`.
+    """
     assert difference(*compared, **promised).ratio <= 1
     patch = without(clause)
     try:
@@ -97,7 +103,7 @@ def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
 
 
 def test_an_underflow_is_multiplied_by_the_remaining_factors():
-    """p times the upstream gradient is 1e-42, where float32 has three digits. The weight 1e30 multiplies its error."""
+    """p times the upstream gradient is 1e-42, where float32 has three digits. The weight 1e30 multiplies this error."""
     given = inputs([[0.0, -75.0, -1.0]], [0], weight=[1e30, 1.0, 1.0])
     given = replace(given, upstream=torch.tensor([3e-10]))
     direction = torch.tensor([[1.0, -2.0, 2.0]])

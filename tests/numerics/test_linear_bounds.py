@@ -24,7 +24,10 @@ U = 2.0**-24
 
 @cache
 def judge_of(number, dtype, grade="A", **fixed):
-    """Return a case, its exact values, and its bounds under the contract of a kernel."""
+    """Return the random case with this number, its exact values, and its bounds under the contract of a kernel.
+
+    `fixed` has values in place of random choices, such as `sizes`.
+    """
     case = linear_case(number, dtype, dense=False, **fixed)
     return (
         case,
@@ -201,7 +204,7 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promise, grade):
-    """Logits with an error are not known, so no error bound may shrink. Each bound grows by less than a half."""
+    """Inexact logits never have a smaller bound than exact logits, and never more than 1.5 times the largest bound."""
     terms = rows_with_error(np.random.RandomState(0), rows=4, classes=30, error=1e-30)
     contract = linear_contract(promise, grade, "bfloat16", rows=4).loss
     contract = replace(contract, storage=FLOAT32)
@@ -216,7 +219,7 @@ def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promi
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_the_logits(promise, grade):
-    """The logits are nearly equal and have large errors. So computed logits may have far larger magnitudes."""
+    """The exact logits are nearly equal and have large errors. So computed logits may have far larger magnitudes."""
     random = np.random.RandomState(1)
     terms = rows_with_error(random, rows=4, classes=6, error=4.0)
     logits = (0.1 * random.standard_normal((4, 6))).astype("f4").astype("f8")
@@ -333,7 +336,7 @@ def test_a_subnormal_operand_may_be_taken_for_zero_where_the_contract_flushes():
     assert LinearBounds(terms, flushes).logits_error[0, 0] >= 2.0**-10
     assert LinearBounds(terms, keeps).logits_error[0, 0] < 2.0**-30
     exact = linear_answer(LinearCall(*arrays, index=np.array([0])))
-    error = exact.grad_input.distance(np.float32([[-0.5 * 2.0**120]]))  # of an implementation whose logits are 0
+    error = exact.grad_input.distance(np.float32([[-0.5 * 2.0**120]]))  # the gradient if all logits are 0
     assert (error <= LinearBounds(terms, flushes).grad_input).all()
     assert (error > LinearBounds(terms, keeps).grad_input).all()
 

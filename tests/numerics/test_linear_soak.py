@@ -1,7 +1,7 @@
 """Random right implementations of a linear cross-entropy stay within the error bounds, and come near them.
 
-`nox -s soak` runs 20,000 cases in each dtype. Five implementations run on each case: two random implementations, one at
-each grade, the two forms, and `F.cross_entropy` of `F.linear`. Each implementation has its own contract.
+`nox -s soak` runs 20,000 cases in each dtype. Five implementations run on each case: a random implementation at each
+grade, the two forms, and `F.cross_entropy` of `F.linear`. Each implementation has its own contract.
 `--crossent-write-figures` writes the worst and the median share of the bounds to benchmarks/results/linear_soak.json.
 Pass `-n 0` too, since only one process may write.
 """
@@ -65,7 +65,10 @@ def write(shares_of):
 
 
 def summary(listed):
-    """Return the number of cases, and the worst and the median share of each result."""
+    """Return the number of cases, and the worst and the median share of each result.
+
+    `listed` maps the name of a result to its shares in all cases.
+    """
     both = {name: [float(f"{of(shares):.3g}") for of in (np.max, np.median)] for name, shares in listed.items()}
     return {"cases": len(listed["loss"]), **both}
 

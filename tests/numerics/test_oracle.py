@@ -111,6 +111,12 @@ class Comparison:
         """Assert that every exact number is within the radius of the ball, and that every radius is small enough.
 
         Infinities and NaN must be equal, with radius 0.
+
+        Args:
+            ball: the oracle's numbers.
+            exact: the exact numbers.
+            sizes: the sums of the magnitudes of the terms of each number.
+            denominator: the denominator of a mean if below 1, otherwise 1. Dividing by it enlarges a negligible radius.
         """
         assert all(isinstance(part, np.ndarray) for part in (ball.hi, ball.lo, ball.radius))
         assert ball.lo.shape == ball.radius.shape == ball.hi.shape

@@ -39,7 +39,7 @@ def shares(a, b):
 
 
 def drawn(random, m, k, n, *, decades=0):
-    """Return a matrix with a low part, (m, k), and an exact matrix, (k, n).
+    """Return two random factors: a ball with a low part, (m, k), and an array, (k, n).
 
     Random powers of two, from `2^-decades` to `2^decades`, scale the numbers.
     """
@@ -70,7 +70,7 @@ def test_numbers_that_cancel_keep_what_is_left():
 
 
 def test_with_more_bits_in_a_part_the_products_of_parts_are_rounded(monkeypatch):
-    """The sums of a few random numbers need fewer bits than the largest sum, so the test adds three bits to a part."""
+    """The test adds three bits, because sums of a few random numbers need fewer bits than the largest possible sum."""
     random, split = np.random.RandomState(0), products._split
     a, b = ball(random.uniform(1, 2, (20, 64))), random.uniform(1, 2, (64, 20))
     assert max(shares(a, b)) <= 1

@@ -43,7 +43,7 @@ def applies(case):
 
 
 def shares(case, implementations):
-    """Yield, for each implementation and result, the implementation, the result's name and the largest share.
+    """Yield, for each implementation and each result: the implementation, the name of the result, the largest share.
 
     A share is error ÷ bound.
     """

@@ -14,7 +14,7 @@ HALF_AND_SINGLE = (FLOAT16, BFLOAT16, FLOAT32)
 
 
 def numbers(seed, shape, spread=4):
-    """Return random float64 numbers over many decades."""
+    """Return random float64 numbers of both signs, with magnitudes from about 10^-spread to 10^spread."""
     random = np.random.RandomState(seed)
     return random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, shape)
 
@@ -24,7 +24,7 @@ def random_computed(format, seed, shape, spread=2):
 
 
 def exact_error(got, exact):
-    """Return the error of each computed number, from the exact results as fractions."""
+    """Return the error of each computed number in `got`. `exact` has the exact results as fractions."""
     return np.array([abs(float(Fraction(float(g)) - e)) for g, e in zip(got, exact, strict=True)])
 
 
@@ -226,7 +226,10 @@ def test_sums_in_any_order_stay_within_their_bound(format):
 
 
 def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
-    """Rounding errors are not independent. The error is over ten times an estimate that grows with the root of n."""
+    """The error is a fifth of the bound, and over ten times an estimate for independent rounding errors.
+
+    The estimate grows with the root of n.
+    """
     n, term = 20000, np.float32(1 / 3)
     got = np.cumsum(np.full(n, term, np.float32))[-1]
     computed = Computed.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)

@@ -27,7 +27,7 @@ def in_bits(numbers, bits):
 def result_of_steps(inputs, store=lambda step, numbers: numbers):
     """Return loss and gradient, computed in the steps of loss_parallel. Each line rounds to the dtype of the logits.
 
-    `store` replaces the result of a step, which it gets with the name of the step.
+    `store` is a function that takes the name of a step and its result, and returns the number that is stored instead.
     """
     x, y, weight = inputs.input.detach(), inputs.target, inputs.options.get("weight")
     log_probs = x.float().log_softmax(1).to(x.dtype)
