@@ -1,8 +1,8 @@
 """The cases: inputs of a cross-entropy, each rebuilt bit for bit from its id.
 
 A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits. This room
-defines the choices, builds the tensors of a case, and lists the cases. The modules import torch, numpy and, of this
-package, only `crossent.numerics.formats`, `crossent.choices` and `crossent.words`.
+defines the choices, builds the tensors of a case, and lists the cases. The modules import torch, numpy and, of other
+modules of this package, only `crossent.numerics.formats`, `crossent.choices`, `crossent.machine` and `crossent.words`.
 
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error

@@ -22,7 +22,7 @@ class Bug:
     """One entry of the corpus.
 
     Attributes:
-        id: a letter for the kind of bug, and a number.
+        id: a letter for the kind of bug, and a number, such as "D6"; `corpus.toml` lists the kinds.
         breaks: the bug, in a sentence.
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
@@ -54,7 +54,7 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of the table as a bug. `name` is the name of the bug's cases; "" stands for the first issue."""
+    """Return an entry of the table as a bug. `name` is the name of its cases; the default comes from the first issue."""
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)

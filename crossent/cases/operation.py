@@ -26,7 +26,7 @@ class Operation:
         name: the name, as `crossent check --operation` takes it.
         function: the function of torch, for messages.
         arguments: the arguments that a subject takes by position.
-        options: the keywords of the other arguments, with the defaults of torch.
+        options: the keywords of the other arguments, each with a default that means the same as the default of torch.
         gradients: the names of the gradients, which are keys of `GRADIENTS`.
         words: the words for arguments in messages, by the names of the arguments. An argument without a word appears
             with its name.

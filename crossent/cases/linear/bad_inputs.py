@@ -29,7 +29,7 @@ def _with(name: str, *sizes: int, dtype: torch.dtype = torch.float32) -> Callabl
     return lambda: {name: torch.zeros(sizes, dtype=dtype)}
 
 
-# A call that is right here, because ignore_index=None is the default of a linear cross-entropy.
+# The bad inputs of a cross-entropy that are correct calls of F.linear_cross_entropy: its default is ignore_index=None.
 _RIGHT_HERE = ("ignore_index_that_is_none",)
 _INHERITED = (
     replace(bad, id=f"linear_{bad.id}", operation=LINEAR_CROSS_ENTROPY, right=_right)

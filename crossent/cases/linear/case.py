@@ -33,8 +33,8 @@ class LinearCase(Case):
 
     Attributes:
         hidden: the length of a hidden state, H.
-        bias: "no_bias"; "bias", normally distributed; or "bias_cancelling", which cancels most of each logit of the
-            first row.
+        bias: "no_bias"; "bias" for random numbers; or "bias_cancelling" for a bias that cancels most of each logit of
+            the first row.
         linear_layout: the memory layout of the weight; "linear_tied" for a weight and hidden states in one storage.
     """
 

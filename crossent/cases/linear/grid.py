@@ -81,7 +81,7 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 @cache
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
-    """Return each triple (classes, rows, hidden units) of numbers from three size ranges, except costly triples."""
+    """Return each triple (classes, rows, hidden units) from three size ranges that does not cost too much."""
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
@@ -98,7 +98,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return the combinations of choices on `axes`, some of `_SIZE_AXES`, that a case can have."""
+    """Return the combinations of choices that a case can have on `axes`, which are some of `_SIZE_AXES`."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 

@@ -20,7 +20,7 @@ class LinearDraw:
     """The data from which a kind of hidden states and weights draws its numbers.
 
     Attributes:
-        rows: the data that do not depend on the hidden states, such as the number of rows and the random numbers.
+        rows: the data about rows and classes: their numbers, the true classes, and the source of random numbers.
         hidden: the length of a hidden state, H.
     """
 

@@ -56,8 +56,8 @@ FUNCTIONS = {
         2.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: expf 2 and logf 1 ulp, + 1/2"
     ),
     ("cuda", "float64"): _CUDA_DOUBLE,
-    # __expf, and Triton's tl.exp, are ex2.approx of fl(x · fl(log2 e)). The constant errs by 0.224 u and the product by
-    # u: 1.2241 u together. Triton's `/` is div.full.
+    # __expf, and Triton's tl.exp, are ex2.approx of fl(x · fl(log2 e)). The error of the constant is 0.224 u, and the
+    # rounding error of the product is u: 1.2241 u together. Triton's `/` is div.full.
     ("fast", "float32"): Functions(
         2.5,
         3.5,
@@ -81,9 +81,9 @@ class Contract:
             same format, except in a copy from :meth:`storing`.
         compute: The format in which the implementation computes.
         functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation may also round intermediates, or None. This format is float16 or
-            bfloat16 with the largest number of float32. So an implementation must not overflow float16 in a count of
-            rows, or in a sum whose mean is small.
+        stored: The format to which the implementation may also round intermediates, or None. This format has the
+            precision of float16 or bfloat16, and the largest number of float32. So the contract allows no overflow of
+            float16 in a count of rows, or in a sum whose mean is small.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
             may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the
@@ -178,11 +178,11 @@ def contract(
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks
     of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
     torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the
-    contract of "torch" allows the depth of the deeper of these two orders. In half precision at grade B on a CPU,
-    "eager", "blocked" and "torch" allow the depth of the first order. In the first order, an ignored row at the end of
-    a block makes the block longer. The depth may then exceed the contract, and the check may fail. All other contracts
-    allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in the order in
-    which the blocks end.
+    contract of "torch" allows every order in which a term goes through no more additions than in these two orders. In
+    half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many additions as the first
+    order. In the first order, an ignored row at the end of a block makes the block longer. A term may then go through
+    more additions than the contract allows, and the check may fail. All other contracts allow any order: on CUDA, for
+    example, torch adds blocks of rows to the result in storage precision, in the order in which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But
@@ -194,7 +194,7 @@ def contract(
     Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch
     operations. Each operation stores its result in the dtype of the logits. So for "stepwise" at grade B, the
     implementation may round the probability and the difference too. An implementation under "eager" or "torch" stores
-    only the gradient, and may not round the other two.
+    only the gradient, and may not round the probability and the difference.
 
     Args:
         promise: The kind of implementation.
@@ -206,7 +206,8 @@ def contract(
     """
     storage = flushing(FORMATS[dtype]) if flushes else FORMATS[dtype]
     fused = promise in ("kernel", "fast_kernel", "logsumexp")
-    kind = "cpu" if device == "cpu" and not fused else "cuda"  # nobody has measured exp and log on other GPUs
+    # Other devices count as CUDA, since nobody has measured their exp and log.
+    kind = "cpu" if device == "cpu" and not fused else "cuda"
     kind = "fast" if promise == "fast_kernel" else kind
     wide_enough = FLOAT64 if dtype == FLOAT64.name else FLOAT32
     compute = flushing(wide_enough) if flushes else wide_enough

@@ -44,7 +44,7 @@ from crossent.numerics.formats import Array
 
 
 def largest_move(t: Terms, c: Contract) -> Array:
-    """Return how far `log softmax(z)_c` can move, (R, C), if every logit z_i moves by at most `e_i`.
+    """Return how far `log softmax(z)_c` can move, (R, C), if every logit z_i moves by at most its error `e_i`.
 
     If z moves by Δ, then `log p_c` moves by `-log(p_c + Σ_{i≠c} p_i exp(Δ_i - Δ_c))`. The sum is largest for
     `Δ_i = e_i` and `Δ_c = -e_c`, and smallest for the opposite signs. With `y_i = e_i + e_c`, and `y_c = 0`, the two

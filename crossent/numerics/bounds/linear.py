@@ -36,10 +36,10 @@ logits of an implementation differ from the logits here by at most `e + D`, and 
 bounds cover both differences with the error `e + 2 D` in place of e.
 
 Proof. The largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
-each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the share of class c in the sum,
-which shrinks as e grows. So f grows by at least as much as for e from 0 to D. Hence `f(e + 2 D)` is at least the sum of
-the two moves, `f(e + D) + f(D)`. The magnitudes are at least as large too. All other roundings of float64 are relative,
-and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
+each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the share of class c in the sum.
+This share shrinks as e grows, so f grows by at least f(D), its growth from e = 0. Hence `f(e + 2 D)` is at least the
+sum of the two moves, `f(e + D) + f(D)`. The magnitudes are at least as large too. All other roundings of float64 are
+relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
 from __future__ import annotations
