@@ -119,8 +119,8 @@ ROW_SIZES = by_size_class(
     ROW_LIMITS,
     "rows",
 )
-# The most elements of the logits. An id may come from a file that anybody wrote, and must not make a tensor that takes
-# all memory.
+# The most elements of the logits. An id may come from a file that anybody wrote. Without this limit, the tensors of the
+# case could take all memory.
 MOST_NUMBERS = 2**26
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row

@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return each pair (classes, rows) from two size ranges that does not give too many logits."""
+    """Return the pairs (classes, rows) of two size ranges, except pairs that give too many logits."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])

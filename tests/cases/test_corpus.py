@@ -158,8 +158,8 @@ def total_of_log_probs(inputs):
 def stored_outside(inputs):
     """Return a mask of the ignored rows that follow a kept row whose true class is the last class.
 
-    In memory, class -1 of an ignored row is the last class of the row before. So a write to the class `ignore_index`,
-    if -1, changes the kept row. The mask has an entry for each row except the first.
+    In memory, class -1 of an ignored row is the last class of the row before. So if `ignore_index` is -1, a write to
+    this class changes the kept row. The mask has an entry for each row except the first.
     """
     kept_before, last = kept(inputs)[:-1], inputs.input.shape[1] - 1
     return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]

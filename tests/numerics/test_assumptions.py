@@ -128,7 +128,7 @@ def functions(device, dtype):
 def least_share(device):
     """Return the share of the assumed error that the largest error must exceed.
 
-    On a CPU, this share is a half, so half the assumed error would be too small an assumption. On CUDA, nobody has
+    On a CPU, this share is a half, so the assumed error is less than twice the largest error. On CUDA, nobody has
     measured the errors yet, so this share is 0.
     """
     return 0.5 if device == "cpu" else 0.0
@@ -171,7 +171,10 @@ def test_log_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def random_numbers_near(seed, count, centres):
-    """Return a random generator, and random numbers near `centres`: half within 40 ulps, half within 2^-10 relative."""
+    """Return a random generator, and random numbers near `centres`.
+
+    Half of the numbers are within 40 ulps of a centre, the other half within a factor 1 ± 2^-10.
+    """
     random = np.random.RandomState(seed)
     near = np.repeat(centres, max(1, count // 2 // len(centres)))
     ulps = np.spacing(near) * random.randint(-40, 41, len(near))

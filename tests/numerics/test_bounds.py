@@ -38,7 +38,7 @@ def differences(loss, given, grade="A", promise="eager"):
 
 
 def without(clause):
-    """Remove a clause, given by its name, from the error bounds. Return the monkeypatch, whose `undo` restores it."""
+    """Remove a clause, given by its name, from the error bounds. Return the monkeypatch: `undo` restores the clause."""
     patch = pytest.MonkeyPatch()
     plain, times = Computed.sum, Computed.times
     leave_out = {

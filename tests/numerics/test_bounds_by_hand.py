@@ -1,4 +1,4 @@
-"""Compare the error bounds of small calls with bounds worked out by hand, which write down each rounding.
+"""Compare the error bounds of small calls with bounds worked out by hand, one rounding after another.
 
 Most calls have two equal logits. The differences, the exponentials and the sum of the exponentials are exact: 0, 1 and
 2. So the error comes from the logarithm, one ulp for torch on a CPU, and from the steps after the logarithm. `U` is the
@@ -557,7 +557,7 @@ def test_a_denominator_of_exactly_zero_may_be_zero():
     assert reasons("loss", given) == {ZERO_DENOMINATOR: True}
 
 
-# --- Wrong results that no bound must allow -----------------------------------------------------------------------
+# --- Wrong results that no bound should allow ---------------------------------------------------------------------
 
 
 def test_the_gradient_without_its_softmax_is_minus_the_scaled_coefficients():

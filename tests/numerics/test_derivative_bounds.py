@@ -37,7 +37,7 @@ def difference(of, got, given, direction, promise="eager", grade="A"):
 
 
 def without(clause):
-    """Remove a clause, given by its name, from the bounds. Return the monkeypatch, whose `undo` restores it."""
+    """Remove a clause, given by its name, from the bounds. Return the monkeypatch: `undo` restores the clause."""
     patch = pytest.MonkeyPatch()
     leave_out = {
         "p is stored": ("_kept_probs", property(lambda self: self._probs)),
@@ -103,7 +103,7 @@ def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
 
 
 def test_an_underflow_is_multiplied_by_the_remaining_factors():
-    """p times the upstream gradient is 1e-42, where float32 has three digits. The weight 1e30 multiplies this error."""
+    """p times the upstream gradient is 1e-42, where float32 has three digits. The weight 1e30 multiplies the error."""
     given = inputs([[0.0, -75.0, -1.0]], [0], weight=[1e30, 1.0, 1.0])
     given = replace(given, upstream=torch.tensor([3e-10]))
     direction = torch.tensor([[1.0, -2.0, 2.0]])

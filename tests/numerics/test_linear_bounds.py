@@ -204,7 +204,10 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promise, grade):
-    """Inexact logits never have a smaller bound than exact logits, and never more than 1.5 times the largest bound."""
+    """Inexact logits never have a smaller bound than exact logits.
+
+    The bounds for inexact logits are at most 1.5 times the largest bound for exact logits.
+    """
     terms = rows_with_error(np.random.RandomState(0), rows=4, classes=30, error=1e-30)
     contract = linear_contract(promise, grade, "bfloat16", rows=4).loss
     contract = replace(contract, storage=FLOAT32)

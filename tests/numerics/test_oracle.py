@@ -116,7 +116,7 @@ class Comparison:
             ball: the oracle's numbers.
             exact: the exact numbers.
             sizes: the sums of the magnitudes of the terms of each number.
-            denominator: the denominator of a mean if below 1, otherwise 1. Dividing by it enlarges a negligible radius.
+            denominator: the denominator of a mean if below 1, otherwise 1. The division enlarges a negligible radius.
         """
         assert all(isinstance(part, np.ndarray) for part in (ball.hi, ball.lo, ball.radius))
         assert ball.lo.shape == ball.radius.shape == ball.hi.shape

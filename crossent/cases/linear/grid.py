@@ -81,7 +81,7 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 @cache
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
-    """Return each triple (classes, rows, hidden units) from three size ranges that does not cost too much."""
+    """Return the triples (classes, rows, hidden units) of three size ranges, except triples that cost too much."""
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])

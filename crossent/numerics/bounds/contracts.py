@@ -179,10 +179,11 @@ def contract(
     of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
     torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the
     contract of "torch" allows every order in which a term goes through no more additions than in these two orders. In
-    half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many additions as the first
-    order. In the first order, an ignored row at the end of a block makes the block longer. A term may then go through
-    more additions than the contract allows, and the check may fail. All other contracts allow any order: on CUDA, for
-    example, torch adds blocks of rows to the result in storage precision, in the order in which the blocks end.
+    half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many additions of a term as
+    the first order. In the first order, an ignored row at the end of a block makes the block longer. A term may then go
+    through more additions than the contract allows, and the check may fail. All other contracts allow any order: on
+    CUDA, for example, torch adds blocks of rows to the result in storage precision, in the order in which the blocks
+    end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But

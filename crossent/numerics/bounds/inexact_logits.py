@@ -6,11 +6,11 @@ each part, and adds the two bounds:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
 
-The second part is the change of the exact `log p_c` when the logits change: at most :func:`largest_move`. The first
-part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows
-with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as large as for any
-z' with `|z' - z| ≤ e`. The module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest
-move of `log p_c`, and `E = max_c e_c`. Then, for every such z':
+The second part is the change of the exact `log p_c` if the logits change from z to z': at most :func:`largest_move`.
+The first part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the
+error grows with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as
+large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`,
+`M_c` the largest move of `log p_c`, and `E = max_c e_c`. Then, for every such z':
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
 * `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. In the sum of the exponentials,
