@@ -1,4 +1,7 @@
-"""Test the covering arrays: every possible pair or triple of choices occurs. The tests count them independently."""
+"""Test the covering arrays: every possible pair or triple of choices occurs.
+
+The tests count the combinations independently of the search that made the arrays.
+"""
 
 import itertools
 

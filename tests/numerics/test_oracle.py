@@ -138,7 +138,7 @@ class Comparison:
                 self.worst = max(self.worst, float(error / allowed))
 
     def case(self, a, digits=100):
-        """Compare the losses and the gradients of the call with the arguments `a`."""
+        """Compare the losses and the gradients of the call with the arguments `a`, with `digits` digits in mpmath."""
         with mp.workdps(digits):
             exact, got = by_definition(a), answer(a)
             self.compare(got.losses, exact.losses, exact.loss_sizes)
@@ -161,7 +161,10 @@ class Comparison:
             assert rows == len(a.logits)
 
     def along(self, a, direction, digits=100):
-        """Compare the derivatives of loss and gradient along a direction, for the call with the arguments `a`."""
+        """Compare the derivatives of loss and gradient along a direction, for the call with the arguments `a`.
+
+        mpmath computes the exact numbers with `digits` digits.
+        """
         with mp.workdps(digits):
             exact, got = by_definition(a, direction), answer(a)
             self.compare(got.second(direction), exact.second, exact.second_sizes)
@@ -575,7 +578,7 @@ def test_a_direction_is_one_finite_number_for_each_logit(direction):
 
 
 def test_a_direction_may_be_as_large_as_the_largest_numbers_of_float32():
-    """For two equal logits, `p (u - mean)` is a quarter of `u_0 - u_1`, and the tangent of class 0 is minus a half."""
+    """For two equal logits, `p_0 (u_0 - mean)` is `(u_0 - u_1)/4`, and the tangent of class 0 is `-(u_0 - u_1)/2`."""
     got = answer(Arguments(np.zeros((1, 2)), index=np.array([0]), reduction="sum"))
     direction = np.array([[2.0**127, 0.0]])
     assert got.second(direction).hi.tolist() == [[2.0**125, -(2.0**125)]]

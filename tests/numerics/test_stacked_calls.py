@@ -1,6 +1,6 @@
 """Bounds that are computed for several calls together equal the bounds of each call alone, bit for bit.
 
-Otherwise the last digits of a report would depend on which cases a process judges together.
+Otherwise the last digits in a report would depend on the cases that one process judges together.
 """
 
 from collections import defaultdict
