@@ -123,7 +123,7 @@ ROW_SIZES = by_size_class(
 # case could take all memory.
 MOST_NUMBERS = 2**26
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
-OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row
+OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients that need reduction "none"
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] 
 
 
 # The rules that each case must fulfil besides the constraints, by the message about a case that breaks the rule. Each
-# function returns whether a Case fulfils the rule. This module cannot import Case.
+# function returns whether a Case fulfils the rule. The type is Any, because this module cannot import Case.
 RULES: dict[str, Callable[[Any], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,

@@ -53,7 +53,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
-# The choices for compilers and transforms, whose bugs depend on the structure of a call and hardly on its numbers.
+# The choices of the array `transformed`, for compilers and transforms. Their bugs depend on the structure of a call, and
+# hardly on its numbers.
 TRANSFORMED: dict[str, tuple[Any, ...]] = {
     **CHOICES,
     "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),
@@ -84,7 +85,7 @@ SIZED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 SIZE_AXES = ("class_size", "row_size", "dimensions")
-# A case with the widest rows costs as much as a dozen other cases, so these rows are left out of the 3-way array.
+# A case with the widest rows costs as much as a dozen other cases, so the 3-way array leaves out these rows.
 WIDEST = tuple(CLASS_SIZES)[-1]
 SIZED_TRIPLES = {**SIZED, "class_size": tuple(size for size in SIZED["class_size"] if size != WIDEST)}
 _MOST_LOGITS = {1: 2**20, 2: 33_000}  # the most logits of a case with one row and with two rows

@@ -74,7 +74,7 @@ _SMALL = (
         upstream="rows",
         weight_layout="weight_offset",
     ),
-    # A zero and a negative upstream gradient.
+    # An upstream gradient of 0.
     _case((7, 5), upstream="zero", bias="bias"),
 )
 # These cases leave out float64, whose exact values take long.
