@@ -53,8 +53,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
-# The choices of the array `transformed`, for compilers and transforms. Their bugs depend on the structure of a call, and
-# hardly on its numbers.
+# The choices of the array `transformed`, for compilers and transforms. Their bugs depend on the structure of a call,
+# and hardly on its numbers.
 TRANSFORMED: dict[str, tuple[Any, ...]] = {
     **CHOICES,
     "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),

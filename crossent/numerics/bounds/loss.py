@@ -60,7 +60,7 @@ class Bounds(CallBounds):
             rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
         if not t.smooths:
             return rows
-        # Such a kernel may multiply by ε/C last, so `Σ w_c · logsumexp` and `Σ w_c x_c` must not overflow.
+        # The kernel may multiply by ε/C last. If `Σ w_c · logsumexp` or `Σ w_c x_c` may overflow, there is no bound.
         weights = float(t.logits.shape[1]) if t.weight is None else np.abs(t.weight).sum(-1)
         largest = np.abs(t.logits).max(1) + np.abs(t.log_sum)
         return rows.unless(c.compute.overflows(weights * largest))
@@ -101,7 +101,7 @@ class Bounds(CallBounds):
         If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
         the uniform part (:func:`parts`). If weights have both signs, the parts may cancel. So the error of a sum over
         rows depends on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and
-        after the division by D. The sum without the factor `ε/C` must then not overflow.
+        after the division by D. If the sum without the factor `ε/C` may overflow, the bound is infinite.
 
         Args:
             rows: `Σ_c w_c q_c values_c`, (R,).
