@@ -1,4 +1,6 @@
-"""Trials: run one subject, a loss function under test, on one case, an input with its options.
+"""Run one subject on one case, and compare the results with the exact values.
+
+A subject is a loss function under test. A case is an input with its options. A trial is one subject on one case.
 
 This room calls subjects, computes the exact values and error bounds of a case, and compares results with exact values.
 The class of a check is here too. The modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
@@ -16,4 +18,7 @@ along       the comparison of derivatives along a direction with their exact val
 trial       Question: a case on a device with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding
+
+A check may call the subject several times. In the code, `way` is the name of such a call in messages: a phrase, for
+example "under no_grad".
 """

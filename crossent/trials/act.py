@@ -67,7 +67,8 @@ class Performed(Generic[T]):
     Attributes:
         value: the return value of the act; None if the act did not return.
         raised: the exception that ended the act, if there is one.
-        ended: "crashed" if the act ended its process, "hung" if the act blocked its process, "" otherwise.
+        ended: "crashed" if the act ended the process of the subject or of a rank, "hung" if the act blocked this
+            process, "" otherwise.
         how: a description of the end of the process, if `ended` is not "".
         changed_state: the names of the parts of the global state that the act changed and crossent restored.
     """
@@ -80,7 +81,10 @@ class Performed(Generic[T]):
 
 
 class Host(Protocol):
-    """The process in which a subject runs: this process, an isolated process, or a fresh process for each call."""
+    """An object that runs acts in the process of a subject.
+
+    This process is the process of the checks, an isolated process, or a new process for each call.
+    """
 
     @property
     def isolated(self) -> bool:
@@ -113,7 +117,8 @@ class Here:
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     """Call `act(loss, *arguments)`, restore the global state, and return the outcome.
 
-    An exception becomes part of the outcome, except KeyboardInterrupt, which propagates.
+    An exception becomes part of the outcome, except KeyboardInterrupt, which propagates. During the call, torch.compile
+    may make any number of graphs of one function.
     """
     before = snapshot()
     try:

@@ -1,9 +1,9 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
 Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. If a
-number has no bound in one of the results, the number is not compared. There is one exception: if the exact value and
-the reference result (`other`) are NaN, the compared result must be NaN too. The comparison uses exact values for no
-other purpose.
+number has no bound in one of the results, the number is not compared. There is one exception: if the exact value is
+NaN, and the reference result (`other` in :func:`compare_results`) is NaN, the compared result must be NaN too. The
+comparison uses exact values for no other purpose.
 """
 
 from __future__ import annotations

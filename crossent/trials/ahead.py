@@ -56,8 +56,9 @@ def prepare(
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
     """Yield each contract of a subject, with the names of the results that have this contract.
 
-    Results of different dtypes have different contracts. If `along` is True, the results include the derivatives along
-    a direction.
+    Results of different dtypes have different contracts. The loss and the gradients have a contract for the grade that
+    the subject must reach, and a contract for grade A, because a report says whether the subject reaches grade A. If
+    `along` is True, the results include the derivatives along a direction.
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
@@ -73,7 +74,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups with at most `_MOST` logits in total. A larger call is a group of its own."""
+    """Yield the calls in groups with at most `_MOST` logits in total. A call with more logits is alone in its group."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

@@ -23,7 +23,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Result:
-    """The loss and the gradients that a call returned.
+    """The loss that a call of the subject returned, and the gradients from the backward pass of this loss.
 
     Attributes:
         loss: the loss, detached from the graph.
@@ -86,7 +86,9 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return words for a message: the name of a result and, if a check makes several calls, the name of the call.
+    """Return the words of a message for a result, and for the call if a check makes several calls.
+
+    `of` has the name of the result, such as "gradient", and then the short name of the call, if there is one.
 
     >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
@@ -230,22 +232,22 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
+    """Check that each result that an act returned has all gradients, with the shapes and dtypes of the inputs.
 
     An isolated process could leave out a gradient, and crossent compares only the gradients that a result has.
 
     Args:
-        value: the value of the act.
-        arguments: the arguments of the act, which include the inputs of the calls.
+        value: the value that the act returned, which may contain several results or none.
+        arguments: the arguments of the act, which may include inputs. Each result must fit some of these inputs.
         gradients: the names of the gradients that the subject can compute.
 
     Raises:
-        ValueError: a gradient is missing, or its shape or dtype differs from the shape or dtype of its tensor.
+        ValueError: a gradient is missing, or has another shape or dtype than its argument.
     """
     given = _each(Inputs, arguments)
     for result in _each(Result, value):
         if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
+            raise ValueError("a gradient is missing, or has another shape or dtype than its argument")
 
 
 def _each(kind: type[S], value: object) -> list[S]:
@@ -258,7 +260,7 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
+    """Return whether a result has all the requested gradients, with the shapes and dtypes of these inputs.
 
     Return True also if the loss has a wrong shape, because `trial.misshapen` reports the shape.
     """

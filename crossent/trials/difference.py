@@ -155,7 +155,8 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
 def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the results of :func:`largest_errors` and :func:`not_judged`: the bounds, `vacuous`, and the counts.
 
-    All subjects with the same contract share these three values, so the function computes them once.
+    `check` is the name of the result. All subjects with the same contract share these three values, so the function
+    computes them once.
     """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
@@ -168,10 +169,10 @@ _SHARED: WeakKeyDictionary[AnyBounds, dict[str, tuple[Ball, tuple[Array, bool, d
 
 
 def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool]:
-    """Return the error bound of each number, and whether a wrong result would pass too (`vacuous`).
+    """Return the error bound of each number of a result, and whether a wrong result would pass too (`vacuous`).
 
-    Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is the
-    radius alone. A bound of NaN counts as infinite.
+    `check` is the name of the result, such as "loss". Each bound includes the error radius of the exact value. If the
+    exact value is infinite or NaN, the bound is the radius alone. A bound of NaN counts as infinite.
     """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
@@ -182,7 +183,7 @@ def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, b
 
 
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
-    """Yield constant results that could pass: zeros, and the median of the exact values if there are several.
+    """Yield constant results that could pass: zeros and, if there are several exact values, their median.
 
     Infinite and NaN values do not count for the median. If all exact values are finite, and no constant is within the
     bound of every number, yield nothing.
@@ -227,7 +228,10 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
 
 
 def not_judged(check: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
-    """Return the number of elements without a finite bound, for each reason."""
+    """Return the number of elements without a finite bound, for each reason.
+
+    `check` is the name of the result, and `allowed` has the bounds that :func:`largest_errors` returns.
+    """
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)

@@ -39,7 +39,7 @@ AnyContract = Contract | LinearContract
 
 
 class LinearPartBounds:
-    """The error bounds of a linear cross-entropy, with the same names and shapes as the exact values in `Exact`.
+    """The error bounds of a linear cross-entropy under a contract, with the names of the exact values in `Exact`.
 
     Attributes:
         terms: the arguments of the cross-entropy of the logits.
@@ -71,9 +71,9 @@ class LinearPartBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return a list with a wrong gradient, which leaves out the softmax; [] for a loss.
+        """Return a list with the gradient named `check`, computed without the softmax; for the loss, return [].
 
-        If the wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
+        If this wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
         """
         if check == "loss":
             return []
@@ -88,7 +88,7 @@ class LinearPartBounds:
             return [made[check](d) for d in of_target]
 
     def without_bound(self, check: str) -> Mapping[str, NDArray[np.bool_]]:
-        """Return, for each reason, a mask of the bounds of a result that are infinite for this reason."""
+        """Return a mask for each reason: where the bounds of the result `check` are infinite for this reason."""
         infinite, rows = np.isinf(getattr(self, check)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
             return {"the denominator may be zero": infinite}
@@ -195,7 +195,7 @@ class ExactAlong:
 
 
 def solve_along(inputs: Inputs, direction: Tensor) -> ExactAlong:
-    """Return the exact derivatives of a case along a direction. The direction has the shape of the logits."""
+    """Return the exact derivatives of a case along a direction, a tensor with the shape of the logits."""
     terms, along = terms_of(inputs), rows_of(direction)
     exact = answer(_arguments(inputs, terms))
     return ExactAlong(_column(exact.tangent(along)), exact.second(along), along, terms)

@@ -1,4 +1,4 @@
-"""Return lines about a wrong number that may point to the bug: a factor, a narrower dtype, or an infinity."""
+"""Lines of a message that may point to the bug behind a wrong number: a factor, a narrower dtype, or an infinity."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         The number is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. For a
-    factor above 1, the bound is multiplied by the factor too. The line has several names if, for example, a call has as
-    many classes as rows.
+    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. If the
+    magnitude of the factor is above 1, the bound is multiplied by the magnitude too. No factor fits if the bound is
+    wide (`_NARROW`), or if the factor changes the exact value by no more than twice this bound. The line has several
+    names if, for example, a call has as many classes as rows.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:

@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 
 class RefusedError(Exception):
-    """The subject raised an exception. The message has the class and the first line of the subject's exception."""
+    """The subject raised an exception, which the attribute `raised` describes.
+
+    The default message has the class and the first line of the subject's exception.
+    """
 
     def __init__(self, raised: Raised, message: str = "") -> None:
         super().__init__(message or raised.message)
@@ -241,7 +244,7 @@ class Trial:
         """Compare a result with the exact values, under the contract of the subject.
 
         Raises:
-            ValueError: a gradient has neither the dtype of its tensor nor the dtype of the logits of `exact`.
+            ValueError: a gradient has neither the dtype of its argument nor the dtype of the logits of `exact`.
         """
         for name, leaf in self.question.inputs.leaves.items():
             part = got.parts.get(name)
@@ -253,10 +256,11 @@ class Trial:
         return compare(promised, got, exact, zero_mean="nan_mean" in self.subject.lacks)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
-        """Return the error bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
+        """Return the error bounds of a loss and its gradients, by name, in the shapes of the exact values.
 
-        The logits of `exact` may have another dtype than the logits of the case. The contract then has the grade that
-        the subject must reach in this other dtype. A bound of NaN or inf means that there is no bound.
+        :class:`crossent.trials.exact.Exact` lists these shapes. The logits of `exact` may have another dtype than the
+        logits of the case. The contract then has the grade that the subject must reach in this other dtype. A bound of
+        NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
         promised = self.promised(exact, grade)

@@ -2,7 +2,7 @@
 
 A mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake fits
 if each number of the wrong result differs from the result of the mistake by no more than rounding can cause. Another
-mistake may have the same result, so a line only says that the numbers fit.
+mistake may have the same result, so the line in a message only says that the numbers fit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
 _MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many again
-_NARROW = 2.0**-10  # as in `crossent.trials.factors`: with a larger bound, one of many chunk sizes may fit by chance
+# The largest ratio of the error bound to a single number for which chunk sizes are tried, as in
+# `crossent.trials.factors`. With a larger bound, one of the many sizes may fit by chance.
+_NARROW = 2.0**-10
 _HALVES = ("float16", "bfloat16")
 _TF32 = Format("TF32", 11, -126, 2.0**127)
 Mistakes = Iterator[tuple[str, "_Numbers"]]
@@ -34,7 +36,7 @@ class _Numbers:
         hidden: the hidden states, (N, H).
         weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
         q: the target probabilities after label smoothing, times the class weights, (N, V).
-        counted: whether a row counts, (N,).
+        counted: for each row, whether the row contributes to the loss, (N,).
         factor: the factor of the loss of each row, (N,): for a mean 1 divided by the denominator, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
@@ -87,7 +89,7 @@ class _Numbers:
 
 
 def mistake_of(trial: Trial, of: str) -> str:
-    """Return a line that names the mistakes that fit a wrong part of the first result; "" if there are none.
+    """Return a line that names up to two mistakes that explain a wrong loss or gradient; "" if no mistake fits.
 
     Examples of the line, which begins with a line break::
 
@@ -96,7 +98,7 @@ def mistake_of(trial: Trial, of: str) -> str:
 
     Args:
         trial: the subject on the case of a linear cross-entropy.
-        of: the name of the part: "loss", or the name of a gradient.
+        of: "loss" or the name of a gradient, which is wrong in the first result of the subject.
     """
     exact = trial.question.exact
     tensor = trial.got.parts[of]
@@ -238,8 +240,8 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
     A chunk size explains `got` if `got` is the sum that is rounded to the dtype after each chunk of this size. For a
     mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function compares
-    only the 64 numbers with the largest shares of their bounds. If a number is far from its exact value, the last
-    digits need not agree, since an implementation rounds the terms too.
+    only the 64 numbers with the largest shares of their bounds, and more than 90 % of these must agree. If a number is
+    far from its exact value, the last digits need not agree, since an implementation rounds the terms too.
     """
     if of == "gradient":
         return
