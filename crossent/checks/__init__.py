@@ -9,13 +9,16 @@ through an act: a function `act(loss, …)` that runs in the process of the subj
 process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
 hosts.
 
+Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
+messages contain. In the code, the variable of this name is `way`.
+
 The modules of this room import `crossent.trials` and the rooms below `trials`. No module imports `crossent.run`, or
 another module of this room; only the checks of `relations` share the module `changes`. Only `single` imports from
 `crossent.report`: the sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
-`q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the
-upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
+`q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g` is
+the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes

@@ -1,4 +1,4 @@
-"""Checks of calls in other circumstances: without gradients, in other threads, in modes of torch.
+"""Checks of calls in unusual circumstances: without gradients, in other threads, in modes of torch.
 
 An implementation may run different code if no gradient is required, and this code may round differently. So the checks
 compare results with the exact values, and not with the bits of the first call.
@@ -29,9 +29,9 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-# The ways to compute a loss without a graph. Each has a context manager, and says whether the tensors that can have a
-# gradient have requires_grad=True. These tensors are created inside the context, because inference mode marks tensors
-# when they are created.
+# The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
+# have a gradient have requires_grad=True. These tensors are created inside the context, because inference mode marks
+# tensors when they are created.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
@@ -78,12 +78,12 @@ def _more_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """A way to call a loss in which the result must still be exact.
+    """An unusual kind of call, such as a call with a Parameter as logits. The result must be exact all the same.
 
     Attributes:
-        leaf: a function that takes the logits of the case and returns the logits to pass, which are a leaf. In a linear
-            cross-entropy, the function is called separately for the hidden states, the weight and the bias.
-        mode: a function that returns a context manager for the forward and the backward pass.
+        leaf: a function that takes the logits of the case and returns a leaf with these values, to pass to the subject.
+            In a linear cross-entropy, the check calls the function for the hidden states, the weight and the bias.
+        mode: a function that returns a context manager, in which the forward and the backward pass run.
         create_graph: whether the backward pass makes a graph of the gradients.
         weighted: whether the class weights require a gradient, which torch allows only with target probabilities.
         needs: the feature that a subject needs for this call; "" if the call needs no feature.
@@ -152,7 +152,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the `CIRCUMSTANCES` that apply to a case, and that need no feature the subject lacks."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case and need no feature that the subject lacks."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
@@ -204,7 +204,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject in a way that records no graph. `way` is a key of `UNRECORDED`.
+    """Make the call of `UNRECORDED` that has the name `way`, and return the loss and the effects on the arguments.
 
     This is an act: a function that runs in the process of the subject.
 

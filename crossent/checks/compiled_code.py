@@ -211,7 +211,7 @@ def call_compiled_on_classes(
 
     This is an act: a function that runs in the process of the subject.
 
-    In each of these calls, one of the class indices is the last element of the target. Before these calls, the function
+    Each call replaces the last element of the target by one of the class indices. Before these calls, the function
     calls the compiled loss with the unchanged inputs. This first call must not raise an exception.
     """
     if reason := unusable(backend, inputs.input.device.type):

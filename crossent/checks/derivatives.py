@@ -32,7 +32,7 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     `<gradient, u>` is the inner product. The derivative with respect to the logits is
     `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`. In an ignored row, this derivative is 0, or NaN if the logits have no
     softmax. The derivative with respect to the upstream gradient is the derivative of the loss along `u`. A subject
-    whose gradient has no graph fails, unless all numbers of both exact derivatives are 0 or NaN.
+    whose gradient has no graph fails, unless both exact derivatives are 0 within their error radii.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction, False)
@@ -45,9 +45,9 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    With a reduction, the derivative is the sum over the rows, divided by `D`. If some logits of a row are -inf, the
-    derivative of the row is finite, even if the loss of the row is infinite. A subject that computes `0·-inf` fails
-    (optax#1762).
+    With a reduction, the derivative is the sum over the rows, divided by `D`. If some but not all logits of a row are
+    -inf, the derivative of the row is finite, even if the loss of the row is infinite. A subject that computes `0·-inf`
+    fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)

@@ -255,7 +255,7 @@ def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Differenc
 
 
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
-    """Return the error bound of the mean or the sum over all tiles, and the reason to report if it is infinite.
+    """Return the error bound of the mean or sum over all tiles, and the reason to report if the bound is infinite.
 
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
     most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. One of the `h`

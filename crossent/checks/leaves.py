@@ -50,11 +50,12 @@ def _changed(inputs: Inputs, made: dict[str, Tensor]) -> Iterator[Problem]:
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
-    """Call the subject with copies of the arguments that require a gradient, except the target.
+    """Call the subject with a copy in place of each argument that requires a gradient, except the target.
 
     This is an act: a function that runs in the process of the subject.
 
-    The copies are outputs of `clone`, so they are not leaves. The gradients are those of the original arguments.
+    The copies are outputs of `clone`, so they are not leaves. The function returns the gradients of the originals,
+    which are leaves.
 
     Returns:
         The result, and the copies after the backward pass, by the names of the arguments.
@@ -122,7 +123,7 @@ def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str
 
 
 def words_of(names: Sequence[str], operation: Operation) -> str:
-    """Return words for the arguments with these gradients, such as "the logits".
+    """Return words for the arguments whose gradients have the names `names`, such as "the logits".
 
     In a linear cross-entropy, the words are the names of the arguments.
     """

@@ -82,7 +82,7 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
     Args:
         trial: the subject on the case, whose inputs have the option.
-        name: the part of the result: "loss", "gradient" or "target_gradient".
+        name: the part of the result to compare: "loss" or the name of a gradient.
         other: the result without the option.
         exact: the exact values without the option.
     """

@@ -29,8 +29,9 @@ class Reaction:
     Attributes:
         raised: the exception, or None if there is none.
         returned: the returned value as text, if it is a tensor of fewer than ten numbers; "" otherwise.
-        wrote: the argument that the call wrote into; "" if there is none, None if the device can no longer be read.
-        changed_state: the global state that the call left changed.
+        wrote: the argument that the call wrote into; "" if the call wrote into no argument; None if the device can no
+            longer be read.
+        changed_state: the names of the parts of the global state that the call changed.
         ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.
     """

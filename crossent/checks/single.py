@@ -167,7 +167,7 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
 
     The sum may differ from 0 by the sum of the error bounds of the gradient's numbers, plus the error of
     :func:`compensated_sum`, which adds the numbers. A row is not judged if a number of the gradient has no error bound,
-    if the logits have no softmax, or if the sum of the gradient's magnitudes overflows float64. Any other row fails if
+    if its logits have no softmax, or if the sum of the gradient's magnitudes overflows float64. Any other row fails if
     its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)

@@ -13,8 +13,9 @@ from crossent.trials.trial import NotRunError, Problem, Trial
 def use_context(loss: Any, inputs: Inputs, way: str) -> tuple[bool, list[str]]:
     """Use the context of the loss on all ranks. Return whether the loss has a context, and the problems as sentences.
 
-    This function is an act (see `crossent.trials.act`). If `way` is "twice", each rank enters the context twice. If
-    `way` is "exception", an exception ends the context.
+    This is an act: a function that runs in the process of the subject.
+
+    If `way` is "twice", each rank enters the context twice. If `way` is "exception", an exception ends the context.
     """
     found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, way)
     return found is not None, found or []

@@ -26,12 +26,15 @@ from crossent.trials.exact import solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 from crossent.words import DECLARED, counted
 
-# The most rows of a batch that is cut into micro-batches of one row. A call with more micro-batches would take long.
+# A batch with more rows is not cut into micro-batches of one row, because a call with so many parts would take long.
 _MOST_MICRO_BATCHES = 16
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
-    """Call the loss on `ranks` ranks. This function is an act (see `crossent.trials.act`)."""
+    """Call the loss on `ranks` ranks, and return the loss and the gradients.
+
+    This is an act: a function that runs in the process of the subject.
+    """
     return evaluate(loss.on(ranks), inputs, gradients)
 
 
@@ -40,7 +43,7 @@ def _has_classes(case: Case) -> bool:
 
 
 def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
-    """Call the subject with other inputs, and yield the differences from their exact values."""
+    """Call the subject with other inputs, and yield the differences from the exact values for these inputs."""
     yield from _named(trial, further_call(trial, inputs), inputs, way)
 
 
@@ -52,7 +55,7 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
     """Return, for each rank, the first class of its shard and the first class after its shard.
 
-    If a rank has no classes, the two are equal.
+    If a rank has no classes, both numbers are equal.
 
     Raises:
         NotRunError: the subject cuts the batch, and not the classes.
@@ -154,14 +157,16 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
     if performed.ended:
         yield Problem(performed.ended, performed.how)
     elif performed.raised is None:
-        last = f"the last class is {classes - 1}"
-        yield Problem("accepted", f"the call returned a loss for the target {classes}, though {last}")
+        due = f"should have raised an error, since the last class is {classes - 1}"
+        yield Problem("accepted", f"the call returned a loss for the target {classes}; {due}")
 
 
 def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Sequence[int]) -> Result:
-    """Call the loss on micro-batches with these numbers of rows.
+    """Call the loss on micro-batches, and return the loss and the gradient of the whole batch.
 
-    This function is an act (see `crossent.trials.act`).
+    This is an act: a function that runs in the process of the subject.
+
+    `sizes` has the number of rows of each micro-batch.
     """
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 

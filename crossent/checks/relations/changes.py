@@ -34,11 +34,11 @@ def wide(given: Inputs) -> Inputs:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return two inputs for each kind of shift: one with rounded logits, one with the same logits after the shift.
+    """Return a pair of inputs for each shift, by name: with rounded logits, and with these logits after the shift.
 
     The shift "shifted" adds the same constant to all rows. The shift "shifted row by row" adds positive and negative
     constants in turn. In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. If no row
-    can be shifted exactly in the dtype of the logits, the result is empty.
+    can be shifted exactly in the dtype of the logits, return {}.
     """
     if given.operation is LINEAR_CROSS_ENTROPY:
         return _shifted_bias(given)
@@ -120,6 +120,10 @@ def of_rows_turned(result: Result, axis: int, dim: int) -> Result:
 
 
 def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
+    """Return a tensor with its rows reversed along the dimension `axis` of the logits, which have `dim` dimensions.
+
+    A tensor with fewer dimensions, such as class indices, lacks the class dimension. A scalar is unchanged.
+    """
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
