@@ -137,7 +137,7 @@ def circumstances(trial: Trial) -> Found:
 
 
 def is_forked(trial: Trial) -> bool:
-    """Return whether the subject runs in a process that was forked: an isolated process, or a worker process."""
+    """Return whether the subject runs in a forked process: an isolated process or a worker process."""
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
 
@@ -160,7 +160,7 @@ def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Call the subject in one of the `CIRCUMSTANCES`, named by `way`, and return the loss and the gradients.
+    """Make the call that `CIRCUMSTANCES` describes under the name `way`, and return the loss and the gradients.
 
     This is an act: a function that runs in the process of the subject.
 
@@ -204,7 +204,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Make the call of `UNRECORDED` that has the name `way`, and return the loss and the effects on the arguments.
+    """Make the call that `UNRECORDED` describes under the name `way`, and return the loss and the call's effects.
 
     This is an act: a function that runs in the process of the subject.
 

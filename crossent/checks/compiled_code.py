@@ -29,7 +29,7 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, call the compiled loss once for each of the inputs `calls`, and return the results.
+    """Compile the loss, call the compiled loss with each of the inputs in `calls`, and return the results.
 
     This is an act: a function that runs in the process of the subject.
 

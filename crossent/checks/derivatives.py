@@ -55,7 +55,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    """Return a dual tensor of the two tensors, with the memory layout of the primal.
+    """Return a dual tensor of a primal and a tangent, with the memory layout of the primal.
 
     An expanded primal becomes contiguous first, since torch cannot make a dual tensor of an expanded tensor.
     """

@@ -181,9 +181,10 @@ def _along_second(case: Case) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return a function that computes the loss from the tensors whose gradients are wanted, and these tensors.
+    """Return a function that computes the loss, followed by a tuple of the tensors that the function takes.
 
-    The tensors are the logits and, if `wanted` has "target_gradient", the target.
+    The tensors are the logits and, if `wanted` has "target_gradient", the target. The function takes the other
+    arguments of the loss from `inputs`.
     """
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:

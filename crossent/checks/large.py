@@ -86,8 +86,9 @@ def _is_plain(case: Case) -> bool:
 def memory(trial: Trial) -> Iterator[Problem]:
     """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
-    The check repeats the rows and the classes of the case. On a CPU, the memory is the resident memory of the process
-    of the subject. A function that stores the logits usually takes at least three times the memory of the logits.
+    The check repeats the rows and the classes of the case. On a CPU, the check measures the largest growth of the
+    resident memory of the subject's process. A function that stores the logits usually takes at least three times the
+    memory of the logits.
     """
     case, device = trial.case, trial.question.device
     grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device)
@@ -99,11 +100,11 @@ def memory(trial: Trial) -> Iterator[Problem]:
 
 
 def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:
-    """Return by how many bytes the memory grows during a call of the subject on many rows and classes.
+    """Return by how many bytes the memory grows at most during a call of the subject on many rows and classes.
 
     This is an act: a function that runs in the process of the subject.
 
-    If the device has too little memory for the call, or its memory cannot be measured, return NotRun.
+    If the device has too little memory for the call, or if nothing counts its memory, return NotRun.
     """
     many = of_many_logits(inputs)
     need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
@@ -181,7 +182,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
 def _repeat(tile: Tensor, times: int) -> Tensor:
     """Return a tile repeated along its first axis, with the strides of the tile.
 
-    The function allocates the tensor once and fills the tensor block by block.
+    The function allocates the tensor once and fills the tensor block by block, so that there is no second large tensor.
     """
     whole = torch.empty_strided(
         (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
@@ -234,7 +235,7 @@ def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: 
 
 
 def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or of a gradient `(N, C, d1, …)`."""
+    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or a gradient `(N, C, d1, …)`: `check` is the name of `got`."""
     return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
 
 

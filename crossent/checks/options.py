@@ -129,7 +129,7 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
 
     Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis of this name. With
     "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The names leave out
-    `label_smoothing` and `reduction` if they have their defaults, 0 and "mean". If the names are exactly the names of
+    a `label_smoothing` of 0 and the `reduction` "mean", which are the defaults. If the names are exactly the names of
     the given options, return None.
     """
     classes = given.classes

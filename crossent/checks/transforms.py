@@ -129,7 +129,7 @@ def autocast(trial: Trial) -> Found:
 
     torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products of
     float32 in half precision, so a subject that contains a matrix product usually fails. Each gradient has the dtype of
-    its input. Liger-Kernel#501: the weights had another dtype than the arithmetic.
+    its argument. Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.input)

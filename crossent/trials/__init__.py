@@ -7,7 +7,7 @@ The class of a check is here too. The modules import torch, numpy, `crossent.sub
 `crossent.numerics`, `crossent.words` and `crossent.state`. No module imports `crossent.report` or a check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
-act         acts, the functions that call a subject and return plain data; hosts, which call acts where a subject runs
+act         acts, functions that call a subject and return plain data; hosts, which run acts in the subject's process
 check       Check: one property of a subject on a case, declared with its cost and its needs
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds

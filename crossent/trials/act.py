@@ -1,4 +1,4 @@
-"""Acts, the functions that call a subject; and hosts, which run an act where the subject runs.
+"""Acts, the functions that call a subject; and hosts, the objects that run acts in the process of a subject.
 
 An act is a module-level function `act(loss, *arguments)` that calls the subject and returns plain data. An act gets
 neither the case nor the exact values, so an act can run in an isolated process (:mod:`crossent.run.isolation`). The
@@ -97,7 +97,7 @@ class Host(Protocol):
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` where the subject runs, and return the outcome."""
+        """Call `act(loss, *arguments)` in the process of the subject, and return the outcome."""
         ...
 
 

@@ -29,8 +29,9 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    A question is a case on a device. Comparisons read the stored values later, and compute any missing bounds. Bounds
+    A question is a case on a device. Comparisons read the stored values later, and compute any missing values. Bounds
     are missing for a question with more than `_MOST` logits, and for a question whose structure no other question has.
+    The function skips each question of a linear cross-entropy.
 
     Args:
         questions: the questions.
@@ -74,7 +75,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups with at most `_MOST` logits in total. A call with more logits is alone in its group."""
+    """Yield the bounds of the calls in groups with at most `_MOST` logits. A larger call is alone in its group."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

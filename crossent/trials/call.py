@@ -238,7 +238,8 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
 
     Args:
         value: the value that the act returned, which may contain several results or none.
-        arguments: the arguments of the act, which may include inputs. Each result must fit some of these inputs.
+        arguments: the arguments of the act, some of which may be :class:`Inputs`. Each result must fit at least one of
+            these inputs.
         gradients: the names of the gradients that the subject can compute.
 
     Raises:

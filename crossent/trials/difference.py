@@ -32,7 +32,7 @@ class Difference:
     Attributes:
         of: the name of the result: "loss", the name of a gradient, such as "target_gradient", or the name of a
             derivative. A check of several calls appends a phrase about a call. For example, "gradient reversed along
-            dimension 2" compares the gradient of a call whose inputs are reversed along dimension 2.
+            dimension 2" is the gradient of a call whose rows are reversed along dimension 2.
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
@@ -46,9 +46,9 @@ class Difference:
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
-        vacuous: whether a certain wrong result would pass too, so that passing is no evidence. The wrong results are
-            zeros, a constant, a gradient that leaves out the softmax, and a derivative that treats the softmax as
-            constant. Also True if the result has no elements.
+        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
+            tries are zeros, a constant, a gradient that leaves out the softmax, and a derivative that treats the
+            softmax as constant. Also True if the result has no elements.
     """
 
     of: str

@@ -110,7 +110,7 @@ class Exact:
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
         target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
-        terms: the arguments of the case as rows of float64 numbers.
+        terms: the arguments of the cross-entropy of the logits, as rows of float64 numbers.
         weight_gradient: the exact gradient of `linear_weight`, (V, H); None for logits.
         bias_gradient: the exact gradient of `linear_bias`, (1, V); None without a bias.
         factors: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
@@ -260,7 +260,7 @@ def _linear_call(inputs: Inputs) -> LinearCall:
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
-    """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
+    """Return the right dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
     dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 

@@ -137,7 +137,7 @@ class Trial:
     Attributes:
         question: the case, with its exact values.
         subject: the subject.
-        host: the host on which the subject runs.
+        host: the object that runs acts in the process of the subject.
         changed_state: the names of the parts of the global state that the subject changed and crossent restored.
     """
 
@@ -186,7 +186,7 @@ class Trial:
         return tuple(name for name in every if name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
-        """Run an act (:mod:`crossent.trials.act`) where the subject runs, and return the value of the act.
+        """Run an act (:mod:`crossent.trials.act`) in the process of the subject, and return the value of the act.
 
         Raises:
             RefusedError: the subject raised an exception.
@@ -291,7 +291,7 @@ class Trial:
 def misshapen(
     trial: Trial, loss: object, expected: Exact, device: torch.device | None = None, way: str = ""
 ) -> Problem | None:
-    """Return the problem with the type, shape, dtype or device of a loss, or None.
+    """Return a problem if a loss has a wrong type, shape, dtype or device; otherwise return None.
 
     Args:
         trial: the subject on the case.

@@ -209,7 +209,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with further ignored rows. `ignored` has a boolean for each entry of the first axis."""
+    """Return the inputs with further ignored rows: `ignored` says for each entry of the batch whether to ignore it."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)

@@ -198,7 +198,7 @@ def joined(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
 
 
 def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Return the size of the first of two parts of a batch of `size` samples, and a factor for each part.
+    """Return how many of the `size` samples of a batch are in the first of two parts, and a factor for each part.
 
     With "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times the part's factor.
 

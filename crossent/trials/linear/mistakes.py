@@ -71,7 +71,10 @@ class _Numbers:
         return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
     def terms(self, of: str) -> tuple[Array, Array]:
-        """Return two matrices, (K, N) and (N, L), whose product is a gradient of the linear layer, (K, L)."""
+        """Return two matrices whose product is the gradient with the name `of`.
+
+        The shapes are (V, N) and (N, H) for "weight_gradient", and (1, N) and (N, V) for "bias_gradient".
+        """
         d = self.slope()
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
