@@ -12,9 +12,10 @@ hosts.
 Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
 messages contain. In the code, the variable of this name is `way`.
 
-The modules of this room import `crossent.trials` and the rooms below `trials`. No module imports `crossent.run`, or
-another module of this room; only the checks of `relations` share the module `changes`. Only `single` imports from
-`crossent.report`: the sentence `DEPENDS`, which marks the message of a result that depends on earlier calls.
+The modules of this room import `crossent.trials`, the rooms below `trials`, `crossent.machine` and `crossent.words`. No
+module imports `crossent.run`, or another module of this room; only the checks of `relations` share the module
+`changes`. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which marks the message of a result
+that depends on earlier calls.
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
 `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g` is

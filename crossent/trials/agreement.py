@@ -45,6 +45,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
         EndedError: the subject crashed or blocked its process.
         NotRunError: the inputs are not applicable to the subject, or the act cannot run on this machine.
         MisshapenError: the loss has the wrong shape or dtype.
+        ValueError: an isolated process sent invalid gradients.
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)

@@ -17,7 +17,7 @@ from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.subjects.subject import Loss
 from crossent.trials.memory import marks, poison, shared, written
 
-Gradients = tuple[str, ...]
+Gradients = tuple[str, ...]  # names of gradients, such as "target_gradient"
 S = TypeVar("S")
 
 

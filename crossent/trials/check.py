@@ -15,6 +15,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import MisshapenError, Problem, Trial
 
 EVERY_OPERATION = tuple(OPERATIONS.values())
+# A check yields a difference for each result that it compares, and a problem for any other failure.
 Found = Iterator[Difference | Problem]
 Body = Callable[[Trial], Iterable[Difference | Problem]]
 

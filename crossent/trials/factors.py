@@ -14,8 +14,8 @@ from crossent.numerics.formats import FORMATS
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
 
-# The largest ratio of the error bound to the number for which a factor is named. With a larger bound, one of the fifty
-# factors may fit by chance.
+# The largest ratio of the error bound to the number for which a factor is named. With a larger bound, one of about
+# fifty factors may fit by chance.
 _NARROW = 2.0**-10
 
 

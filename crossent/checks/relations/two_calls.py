@@ -25,7 +25,7 @@ from crossent.trials.trial import NotRunError, Trial
 
 
 def _has_layout(case: Case) -> bool:
-    # A case with `spread` has an upstream gradient with a stride of 0 or 2.
+    # `spread` says whether the upstream gradient has a stride of 0 or 2.
     spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
     plain = ("contiguous", "target_contiguous", "weight_contiguous")
     strided = isinstance(case, LinearCase) and case.linear_layout != "linear_contiguous"

@@ -19,7 +19,9 @@ from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
-_MOST = 2**26  # the most multiplications for the logits of a case; each mistake takes about as many again
+# The most multiplications of the logits of a case. Above this number, `mistake_of` returns "", because the result of
+# each mistake takes about as many multiplications.
+_MOST = 2**26
 # The largest ratio of the error bound to a single number for which chunk sizes are tried, as in
 # `crossent.trials.factors`. With a larger bound, one of the many sizes may fit by chance.
 _NARROW = 2.0**-10
