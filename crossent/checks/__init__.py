@@ -10,7 +10,7 @@ process of the check. The host of a subject is the object that runs acts there. 
 hosts.
 
 Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
-messages contain. In the code, the variable of this name is `way`.
+messages contain. In the code, the variable `way` holds this name.
 
 The modules of this room import `crossent.trials`, the rooms below `trials`, `crossent.machine` and `crossent.words`. No
 module imports `crossent.run`, or another module of this room; only the checks of `relations` share the module

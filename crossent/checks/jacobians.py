@@ -134,7 +134,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients for a batch of two upstream gradients with exact values.
+    """Yield the differences of the gradients for a batch of two upstream gradients from their exact values.
 
     `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`.
     """
@@ -154,7 +154,10 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 
 def _measure_both(of: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare the derivatives along two directions with their exact values. `of` is the name of the derivative."""
+    """Yield the differences of the derivatives along two directions from their exact values.
+
+    `of` is the name of the derivative, such as "tangent".
+    """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
         for found in measured(of, None if got is None else got[at], along, trial):

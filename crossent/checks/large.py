@@ -242,7 +242,8 @@ def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
 def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
     """Return the difference of a mean or a sum over all tiles from the exact value.
 
-    The exact mean is the mean of one tile. The exact sum is the sum of one tile times the number of tiles.
+    `promised` is the contract of the subject for the dtype of `got`. The exact mean is the mean of one tile. The exact
+    sum is the sum of one tile times the number of tiles.
     """
     exact, times = trial.question.exact.loss, float(trial.case.tiled)
     if trial.case.reduction == "sum":  # 2^-51 covers the rounding errors of these products

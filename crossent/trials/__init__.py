@@ -19,6 +19,6 @@ trial       Question: a case on a device with its exact values. Trial: one subje
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding
 
-A check may call the subject several times. In the code, `way` is the name of such a call in messages: a phrase, for
-example "under no_grad".
+A check may call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
+messages contain. In the code, the variable `way` holds this name.
 """
