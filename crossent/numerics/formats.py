@@ -85,20 +85,31 @@ class Format:
         """
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
-    def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
-        """Return, for each element, the largest error of rounding a number to this format.
+    def rounding_error(self, largest: Array, under: float = np.inf, error: Array | float = 0.0) -> Array:
+        """Return, for each element, the largest error that rounding a number to this format adds.
 
         Args:
-            largest: The largest magnitude that each number can have.
+            largest: The largest magnitude that each number can have, `|v| + e`.
             under: Where `largest` is above 0 and below this limit, the returned error is at least :attr:`underflow`.
                 By default, the limit is infinite. In a format that flushes, the limit is at most twice the smallest
-                normal number, because no operation flushes a number of this size.
+                normal number.
+            error: The error `e` that each number has before the rounding. If `|v| - e` is below the smallest normal
+                number, a format that flushes may replace the number by 0. The whole error is then `|v|`.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
             under = min(under, 2 * self.smallest_normal)
+            least = largest - 2 * error
+            once = either(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
         small = (largest < under) & (largest > 0)
         return either(small, np.maximum(once, self.underflow), once)
+
+    def underflow_error(self, smallest: Array) -> Array:
+        """Return, for each element, the largest error of a product with a power of two, which only underflow can cause.
+
+        `smallest` has the smallest magnitude that each product can have. If it is a normal number, the error is 0.
+        """
+        return either(smallest > 4 * self.smallest_normal, 0.0, self.underflow)
 
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order, safe
-from crossent.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS
+from crossent.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS, flushing
 
 NUMPY = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 HALF_AND_SINGLE = (FLOAT16, BFLOAT16, FLOAT32)
@@ -48,6 +48,44 @@ def test_nearest_in_bfloat16_keeps_the_top_half_of_a_float32():
     bits = values.astype(np.float32).view(np.uint32)
     even = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
     assert np.array_equal(BFLOAT16.nearest(values), even.astype(np.float64))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("format", [FLOAT16, flushing(FLOAT16)], ids=["keeps", "flushes"])
+@pytest.mark.parametrize("operation", ["rounded", "plus", "minus", "times", "over"])
+def test_no_error_near_underflow_exceeds_its_bound(operation, format, known):
+    """The operands have large errors, so that only some of the possible results are below the smallest normal number.
+
+    Both operands are near the square root of the smallest normal number for `times`. The second operand is near 1, and
+    often a power of two, for `over`. Each operand is at an end of its range, or inside.
+    """
+    random, count, small = np.random.RandomState(8), 40_000, format.smallest_normal
+    scale = {"times": (small**0.5, small**0.5), "over": (small, 1.0)}.get(operation, (small, small))
+    operands, actual = [], []
+    for size in scale:
+        value = random.uniform(0.5, 4.0, count) * random.choice([-1.0, 1.0], count) * size
+        value = np.where(random.rand(count) < 0.3, np.copysign(2.0 ** np.round(np.log2(np.abs(value))), value), value)
+        error = np.where(random.rand(count) < 0.4, 0.0, random.uniform(0.0, 0.9, count) * np.abs(value))
+        value, error = format.nearest(value), np.float64(np.float32(error))
+        inside = value + error * random.choice([-1.0, 1.0, *random.uniform(-1.0, 1.0, 3)], count)
+        if operation != "rounded":  # the operand is a number of the format
+            inside = format.nearest(inside)
+            error = np.where(error > 0, np.maximum(error, np.abs(inside - value)), 0.0)
+            inside = np.where(error > 0, inside, value)
+        operands.append(Computed(value, error, FLOAT64 if operation == "rounded" else format))
+        actual.append(inside)
+    (one, other), (a, b) = operands, actual
+    bounds = {
+        "rounded": lambda: one.rounded(format),
+        "plus": lambda: one.plus(other, format),
+        "minus": lambda: one.minus(other, format),
+        "times": lambda: one.times(other, format, known=known),
+        "over": lambda: one.over(other, format, known=known),
+    }[operation]()
+    result = {"rounded": a, "plus": a + b, "minus": a - b, "times": a * b, "over": a / b}[operation]
+    got = format.nearest(result)
+    got = np.where(format.flushes & (np.abs(got) < small), 0.0, got)
+    assert (np.abs(got - bounds.value) <= safe(bounds.error)).all()
 
 
 @pytest.mark.parametrize("format", HALF_AND_SINGLE, ids=lambda f: f.name)

@@ -104,7 +104,7 @@ class Computed:
         if format.contains(self.format):
             return self
         with np.errstate(all="ignore"):
-            once = format.rounding_error(self.largest, under=2 * format.smallest_normal)
+            once = format.rounding_error(self.largest, 2 * format.smallest_normal, self.error)
             known = (self.error == 0) & ((not format.flushes) | (np.abs(self.value) >= format.smallest_normal))
             if format.precision < 53 and known.any():
                 lost = np.abs(format.nearest(self.value) - self.value)
@@ -146,7 +146,7 @@ class Computed:
             total = Computed(value, error, None)
             if format.precision == 53:
                 once = either(error == 0, lost, format.unit_roundoff * total.largest)
-                once = np.maximum(once, format.rounding_error(total.largest)) if format.flushes else once
+                once = np.maximum(once, format.rounding_error(total.largest, error=error)) if format.flushes else once
                 return Computed(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
             return Computed(value, rounded.error + lost, format)._bounded(self, other)
@@ -173,11 +173,11 @@ class Computed:
             if not finite:
                 zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
                 error = either(zero, 0.0, error)
-            once = _one_rounding(value, error, format) if known else format.rounding_error(np.abs(value) + error)
+            once = _one_rounding(value, error, format, known)
             for one, two in ((self, other), (other, self)):
                 if format.contains(two.format) and (exact := one.error == 0).any():
-                    free = exact & is_power_of_two(one.value) & (np.abs(value) + error > 4 * format.smallest_normal)
-                    once = either(free, 0.0, once)
+                    only = np.minimum(once, format.underflow_error(np.abs(value) - error))
+                    once = either(exact & is_power_of_two(one.value), only, once)
             error = error + once
             if not finite:
                 nan = np.isnan(value)
@@ -199,12 +199,11 @@ class Computed:
             error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # The float64 division above is rounded too, so even an exact rounding error needs a margin of 2^-52.
             largest = np.abs(value) + error
-            inexact = ulps > 0.5 or not known
-            once = 2 * ulps * format.rounding_error(largest) if inexact else _one_rounding(value, error, format)
+            once = 2 * ulps * _one_rounding(value, error, format, known and ulps == 0.5)
             once = once + 2.0**-52 * largest
             if ulps == 0.5 and format.contains(self.format) and (exact := other.error == 0).any():
-                free = exact & is_power_of_two(other.value) & (largest > 4 * format.smallest_normal)
-                once = either(free, 0.0, once)
+                only = np.minimum(once, format.underflow_error(np.abs(value) - error))
+                once = either(exact & is_power_of_two(other.value), only, once)
             nan = np.isnan(value)
             error = either(nan, np.inf, error + once)
         return Computed(either(nan, 0.0, value), error, format)._bounded(self, other)
@@ -341,10 +340,9 @@ def safe(error: Array) -> Array:
     return error * (1 + 2.0**-30)
 
 
-def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the largest error of one rounding; for a known number, the exact error unless `format` is float64."""
-    if format.precision == 53:
-        largest = np.abs(value) + error
-        return format.rounding_error(largest)
+def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
+    """Return the largest error of one rounding. If `known` is false, or in float64, no rounding counts as exact."""
+    if format.precision == 53 or not known:
+        return format.rounding_error(np.abs(value) + error, error=error)
     rounded = Computed(value, error, None).rounded(format).error
     return either(np.isinf(error), 0.0, rounded - error)
