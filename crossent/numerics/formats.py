@@ -109,7 +109,7 @@ class Format:
 
         `smallest` has the smallest magnitude that each product can have. If it is a normal number, the error is 0.
         """
-        return either(smallest > 4 * self.smallest_normal, 0.0, self.underflow)
+        return np.where(smallest > 4 * self.smallest_normal, 0.0, self.underflow)
 
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
