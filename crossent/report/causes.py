@@ -1,4 +1,7 @@
-"""Group findings by probable cause: similar findings, on cases that `words_of` describes with the same words."""
+"""Group findings by probable cause: similar findings, on cases with the same words.
+
+A word is a phrase such as "a weight of 0": see `words_of`. A declaration is a feature suggested for `--without`.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +69,9 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0.
+        """The clearest finding. Prefer a case with the common words, then a finding that `less_clear` does not name.
 
-        Then prefer a message that names the most frequent factor and few other factors: see `factor_names`.
+        Then prefer a message with the most frequent of the `factor_names` and few others. Then prefer logits of (N, C).
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -93,10 +96,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        Causes with a missing feature belong together if the feature is the same. Refused and accepted calls never join
-        wrong results. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
-        findings of `other` must be on cases of this cause, or on cases with its common words. The words do not count if
-        this cause has a declaration, or if the causes have no kind of number (NaN, infinite, finite) in common.
+        If a cause has a missing feature, both must have the same feature. Refused and accepted calls never join
+        findings of other kinds. Two causes with declarations belong together if the declarations are equal. Otherwise,
+        nearly all findings of `other` must be on cases of this cause, or on cases with its common words. The words do
+        not count if this cause has a declaration, or if the causes share no kind of number (NaN, infinite, finite).
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -113,17 +116,17 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-# With fewer ways to choose the cases of one kind of number (NaN, infinite, finite) among all failing cases, a word may
-# distinguish the kinds by chance. Then the findings are not separated by kind.
+# If n of N findings have one kind of number (NaN, infinite, finite), separate them only if N objects have at least this
+# many subsets of size n. With fewer subsets, a word may distinguish the kinds by chance.
 _LEAST_WAYS = 1000
-_LEAST_OF = 0.25  # a smaller share of the findings does not become a separate cause in place of vague words
+_LEAST_OF = 0.25  # if the common words are `vague`, a separate cause needs at least this share of the findings
 _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures, sorted by `shown_late`, then by size.
 
-    Each group of similar findings gives one or more causes. Each cause joins the first earlier cause that explains it.
+    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, the two join.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
@@ -156,7 +159,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about the published bug that fails on the same inputs as a cause; "" if there is none."""
+    """Return a sentence about a published bug with the same trigger as a cause: see `same_trigger`; "" without one."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -165,11 +168,11 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
+    """Return a cause for each missing feature that explains findings of one check and kind, and causes for the others.
 
-    - A word of `lacking`, the result of `_lacking`, explains the refused calls of cases with the word.
-    - A feature that the check needs explains other findings without numbers, if no case passes the check.
-    - The kind of a bad input explains an accepted call, and `error_classes` explains an error of the wrong class.
+    If no missing feature explains any finding, return []. A word of `lacking` (from `_lacking`) explains the refused
+    calls of cases with the word. The feature of `_of_check` explains the other findings without numbers. The kind of a
+    bad input explains an accepted call. The feature `error_classes` explains an error of the wrong class.
     """
     first = findings[0]
     if first.check == "errors":
@@ -218,7 +221,7 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
     """Return the words for features that a subject may lack, and for each word the number of failed first calls.
 
-    Nearly all calls with such a word are in the lists `failed` of `_by_result`, and most right calls lack the word.
+    In `of`, from `_by_result`, nearly all calls with such a word are in the lists `failed`. Most right calls lack it.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -226,7 +229,7 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 
 
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
-    """Return the words for features that the subject seems to lack. The word of the most refused calls is first.
+    """Return the words for features that the subject seems to lack, with counts; the most refused calls first.
 
     Nearly all calls of cases with such a word are wrong or refused. At least half of these failed calls are refused.
     """
@@ -271,9 +274,8 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. With the chosen words,
-    `Common.above` exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
-
+    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. `Common.above` of the
+    returned words exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
     `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
     not have. These cases count as passing for the choice of the words, but not in the returned numbers.
     """
@@ -289,12 +291,11 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 
 
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
-    """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
+    """Return the causes of the findings of one check. `other` is as in `common`.
 
-    If no words do, or if the words are `vague`, search for one or two words such that nearly all cases with these words
-    fail. The words of the most failing cases give the first cause. Separate the other findings in the same way. New
-    words replace vague words if at least the share `_LEAST_OF` of the findings has the new words. Findings with a
-    declaration are one cause. `other` is as in `common`.
+    The findings are one cause if `common` returns words that are not `vague`, or if they have a declaration. Otherwise,
+    search for one or two words such that nearly all cases with these words fail. The words of the most failing cases
+    give the first cause, and the other findings are separated in the same way. Without such words, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -313,8 +314,7 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
     """Return the findings of one check in groups: one for each kind of number that a word distinguishes, and the rest.
 
-    A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no other case has
-    the word. A small number of findings is not separated: see `_LEAST_WAYS`.
+    `_differ` says when a word distinguishes a kind. A small number of findings is not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`; yield nothing if `check` is `repeat`."""
+    """Yield `DEPENDS` with the numbers of failing and passing cases that fail the check `repeat`; not for `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -1,4 +1,7 @@
-"""Rank findings by how clearly they show a failure, describe cases in words, and find bugs with the same inputs."""
+"""Rank findings by how clearly they show a failure, describe cases in words, and find bugs with the same trigger.
+
+A word is a phrase that `words_of` returns for a case, such as "a weight of 0".
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 def size_of_error(finding: Finding) -> int:
     """Return the largest n from 0 to 3 such that the error is at least 10^n times its bound.
 
-    Return 0 for an error within its bound, and 3 for an error of NaN or a finding without numbers.
+    Return 0 for an error within its bound. Return 3 for an error of NaN and for a finding without numbers.
     """
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
@@ -95,20 +98,20 @@ def declaration(finding: Finding) -> str:
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the names of the factor between a wrong number and the exact value; () if the message names no factor.
+    """Return the possible names of the factor between a wrong number and the exact value; () without a factor.
 
-    The line "The number is the exact value times 0.7: kept rows / rows" of a message has the name "kept rows / rows".
-    `crossent.trials.factors.factor_of` writes this line.
+    `crossent.trials.factors.factor_of` writes the line "The number is the exact value times 0.7: kept rows / rows" into
+    a message. Here, the name is "kept rows / rows".
     """
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return whether the first and whether the second of two reasons makes a finding less clear.
+    """Return, for each of two reasons, whether a finding shows its failure less clearly for this reason.
 
-    The first reason is an exact value that is infinite, NaN or 0. The second is a check other than `loss` on a linear
-    cross-entropy, whose gradients often have thousands of small errors. A wrong loss shows the bug better.
+    The first reason is an exact value that is infinite, NaN or 0. The second reason is a check other than `loss` on a
+    linear cross-entropy: its gradients often have thousands of small errors, so a wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -116,7 +119,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return a sort key: causes with a less clear gradient come late, and causes with target gradients alone last."""
+    """Return a sort key of a cause: last if only target gradients fail, late for the second reason of `less_clear`."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -132,7 +135,7 @@ def told(finding: Finding) -> tuple[str, str]:
     """Return a key that similar findings of a check share: a text, and the result of :func:`declaration`.
 
     For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
-    "#" in place of dtypes and numbers. All findings about a loss of the right shape in a wrong dtype share one text.
+    "#" in place of dtypes and numbers. All findings about a result of the right shape in a wrong dtype share one text.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
@@ -150,10 +153,7 @@ def case_or_none(id: str) -> Case | None:
 
 @lru_cache(_KEPT)
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words that describe the options, sizes and values of a case, such as "a weight".
-
-    The only word of a bad input is its kind.
-    """
+    """Return the words that describe the options, sizes and values of a case. For a bad input, return only its kind."""
     case = case_or_none(id)
     if case is None:
         return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
@@ -251,7 +251,7 @@ def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Se
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, the cases that have the word, as an int with one bit for each case."""
+    """Return, for each word, an int whose bit n is 1 if case n has the word, to count common cases quickly."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
         for word in found.keys() & words_of(case):
@@ -271,14 +271,14 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if a
     case with default options lacks this word. A bug has the same trigger if all these conditions are true:
 
-    - A finding is on a case of the bug, with any seed. This case has all of `words`, and its findings fit the bug: see
-      `_shows`.
+    - A finding is on a case of the bug, with any seed. This case has all of `words`, and its failed checks fit the bug:
+      see `_shows`.
     - Every case of the bug has all unusual words of `words`.
-    - `words` has an unusual word, unless only one case fails, or the findings are on bad inputs.
-    - Most failing cases, but few passing cases, have both `words` and the unusual words that all cases of the bug have.
-      Here, words about the sizes of these cases are not unusual.
+    - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
+    - Take `words` and the unusual words of `_words_of_bug`. The share of failing cases that have all these words
+      exceeds the share of passing cases that have them by more than one half.
 
-    If several bugs have the same trigger, choose the bug with the largest difference in the last condition.
+    If several bugs have the same trigger, choose the bug with the largest difference of these shares.
 
     Args:
         findings: findings that probably have one cause.
@@ -319,7 +319,7 @@ def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
 
 @lru_cache(_KEPT)
 def _trigger(id: str) -> str:
-    """Return the id of a case without its name and seed. The id of a bad input is unchanged."""
+    """Return the id of a case without its name and seed, to compare cases with any seed. Return other ids unchanged."""
     case = case_or_none(id)
     return id if case is None else case.seeded(0).id.rpartition("/")[2]
 
@@ -346,5 +346,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of a case with default options. They say nothing about the trigger of a bug.
+# The words of a case with default options. These words say nothing about the trigger of a bug.
 _PLAIN_WORDS = frozenset(words_of(Case("float32").id))
