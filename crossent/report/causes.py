@@ -69,9 +69,9 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """The clearest finding. Prefer a case with the common words, then a finding that `less_clear` does not name.
+        """The clearest finding. Prefer a case with the common words, then a clear finding in the sense of `less_clear`.
 
-        Then prefer a message with the most frequent of the `factor_names` and few others. Then prefer logits of (N, C).
+        Then prefer a message that names the most frequent factor and few other factors. Then prefer logits of (N, C).
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -116,8 +116,8 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-# If n of N findings have one kind of number (NaN, infinite, finite), separate them only if N objects have at least this
-# many subsets of size n. With fewer subsets, a word may distinguish the kinds by chance.
+# Separate the n of N findings with one kind of number (NaN, infinite, finite) only if there are at least this many ways
+# to choose n of N findings. With fewer ways, a word may distinguish the kinds by chance.
 _LEAST_WAYS = 1000
 _LEAST_OF = 0.25  # if the common words are `vague`, a separate cause needs at least this share of the findings
 _MOST_OF = 0.9  # this share of the cases counts as nearly all
@@ -159,7 +159,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about a published bug with the same trigger as a cause: see `same_trigger`; "" without one."""
+    """Return the result of `same_trigger` for a cause: a sentence about a published bug, or ""."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -219,9 +219,9 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features that a subject may lack, and for each word the number of failed first calls.
+    """Return the words for features that may be missing, with their numbers of failed calls. `of` is from `_by_result`.
 
-    In `of`, from `_by_result`, nearly all calls with such a word are in the lists `failed`. Most right calls lack it.
+    Nearly all calls with such a word are in the lists `failed` of `of`, and most right calls lack the word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -229,9 +229,9 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 
 
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
-    """Return the words for features that the subject seems to lack, with counts; the most refused calls first.
+    """Return the words for features that the subject seems to lack, and how many refused and right calls have them.
 
-    Nearly all calls of cases with such a word are wrong or refused. At least half of these failed calls are refused.
+    Nearly all calls with such a word are wrong or refused, at least half of them refused. The most frequent is first.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield `DEPENDS` with the numbers of failing and passing cases that fail the check `repeat`; not for `repeat`."""
+    """Yield how many failing and passing cases also fail the check `repeat`; yield nothing if `check` is `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -1,4 +1,7 @@
-"""Convert parts of a report to JSON, in a document of schema 1; and check the types of values in such a document."""
+"""Convert the parts of a report to JSON, and check the types of the values in a JSON document.
+
+The schema, 1, is the version of the document's format.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +32,16 @@ class ShardNumber:
 
 @dataclass(frozen=True)
 class Shard(ShardNumber):
-    """The description of a shard, a part of a run. `crossent merge` needs the description to merge the reports.
+    """The description of a shard: a part of a run, as a separate command. `crossent merge` needs the description.
 
     Attributes:
         run: properties of the whole run, such as its dtypes, that must be equal in all its shards.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
-        known: for each known failure that applies, in the order of the lists, its text and its state. The state is
-            "happened", "absent" (its checks ran, and did not fail in this way) or "not run".
+        known: the text and the state of each known failure that applies, in the order of the lists. The state is
+            "happened", "absent" (a check of the entry ran, and no finding matches the entry) or "not run". An entry
+            marked `sometimes` is never "absent".
     """
 
     run: Mapping[str, str]
@@ -99,7 +103,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the numbers of a check on a case as a JSON object. Whether the check failed follows from the findings."""
+    """Return the numbers of a check on a case as a JSON object, without `failed`, which follows from the findings."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}
@@ -135,9 +139,9 @@ def jsonable(value: Any) -> Any:
 
 
 def typed(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if its type is exactly `kind`. Otherwise raise TypeError, with `what` as the name of the value.
+    """Return the value if its type is exactly `kind`, so True is not an int. Otherwise raise TypeError.
 
-    Here, True and False are not of the type int.
+    The message of the error calls the value `what`, here and in the functions below.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")

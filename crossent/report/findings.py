@@ -10,7 +10,7 @@ from crossent.cases.axes import DTYPES
 from crossent.report.clarity import by_plainness, size_of_error, told
 from crossent.words import printable, shell_word
 
-# The checks that compare the results of a call with the exact values.
+# The checks that compare the loss and the gradients of the first call with their exact values.
 NUMBERS = ("loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient")
 # A message with these words is about a failure that a single call in a new process may not show.
 DEPENDS = "the result depends on earlier calls"
@@ -32,8 +32,7 @@ class Finding:
         numbers: the worst element; None if the finding is not about a number.
         torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
         expected: the reason of a known failure, or None.
-        of: the name of the wrong result, such as "gradient". If the check makes several calls, the name of the call
-            follows. "" if the finding is not about one result, for example because the subject raised.
+        of: the wrong result, such as "gradient", or with its call "loss under no_grad"; "" if no result is wrong.
         repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 
@@ -136,15 +135,15 @@ class ResultSummary:
 
 @dataclass
 class Outcome:
-    """The results of one subject on one case.
+    """The results of the checks of one subject on one case, and a summary of the results of the subject's first call.
 
     Attributes:
         dtype: the dtype of the logits.
-        inputs, digest: checksums of the bits of the inputs and of the results; `digest` is "" if there is no result.
-        grade: the grade that the subject reached on this case; "" if no grade was computed.
+        inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
+        grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
         checks: the result of each check that ran, by the name of the check.
         not_run: the reason for each skipped check, by the name of the check.
-        results: the results of the first call, by name, such as "loss" and "gradient"; empty without a result.
+        results: the results of the first call, by name, such as "loss"; empty if `call` failed, or for a bad input.
         raised: the error that a call with bad input raised; "" for any other call.
     """
 
@@ -162,9 +161,10 @@ class Outcome:
 class Tally:
     """The counts of one check in one dtype, summed over the cases, and the worst case.
 
-    `expected` counts known failures, and `failed` the other failures. `case` is the case with the largest error as a
-    share of its bound. `ulp` and `ratio` are this error, in ulp and as a share. A known failure is never the worst
-    case. Without a worst case, `case` is "", and `ulp` and `ratio` are None.
+    `ran` counts the cases, `expected` the known failures, and `failed` the other failures. `vacuous`, `elements` and
+    `not_judged` are sums of the attributes of `Measured`. `case` is the worst case: the largest error as a share of its
+    bound, except in known failures. `ulp` and `ratio` are this error, in ulp and as a share. Without a worst case,
+    `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -277,7 +277,7 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings. In a group, the clearest is first.
 
-        The first of these rules that distinguishes two groups decides their order:
+        Similar findings have the same check, kind and result of `told`. Groups are sorted by rule 1, then by rule 2, …:
         1. Wrong results come before refused and accepted calls.
         2. The first group of each check and kind comes before any further group.
         3. Errors against the exact value come before errors against another result.
