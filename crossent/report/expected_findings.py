@@ -1,4 +1,4 @@
-"""Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
+"""Lists of known failures, with their reasons. A run shows a known failure, but the failure does not make the run fail.
 
 The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding
 instead of subject, checks and cases. Then the entry needs no kind. An entry for a subject, check, result or case that
@@ -92,7 +92,7 @@ class ExpectedFinding:
     def matches(self, finding: Finding, subject: str) -> bool:
         """Return whether the finding is this known failure, on any device and with any version of torch.
 
-        `subject` is the name that the list has for the subject of the finding.
+        `subject` is the name that the list uses for the subject of the finding: see `names` of :func:`mark`.
         """
         numbers, result = finding.numbers, finding.of.partition(" ")[0]
         again = result in self.results and numbers is not None and numbers.versus == "exact"
@@ -173,9 +173,9 @@ def mark(
     Args:
         report: the report.
         entries: a list of known failures.
-        names: the subjects to which the list applies: for each name in the report, the name in the list. None stands
-            for all subjects, with the same names in both. Only a subject with the same name in both can show that an
-            entry is fixed.
+        names: a dict from names in the report to names in the list, for the subjects to which the list applies. None
+            stands for all subjects, with the same names in both. Only a subject with the same name in both can show
+            that an entry is fixed.
 
     Returns:
         For each entry that applies, its text, and "happened", "absent" or "not run": see

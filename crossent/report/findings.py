@@ -282,7 +282,7 @@ class SubjectReport:
         2. The first group of each check and kind comes before any further group.
         3. Errors against the exact value come before errors against another result.
         4. Larger errors come before smaller errors, in powers of ten of the bound.
-        5. Other groups have the order of their checks.
+        5. Earlier checks come before later checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:

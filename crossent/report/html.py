@@ -57,7 +57,7 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 class Cell:
     """A cell of the heat map: one check in one dtype.
 
-    `kind` is the colour, `says` the first line, `below` the smaller lines, and `title` the tooltip.
+    `kind` names the colour. `says` is the first line, `below` has the smaller lines, and `title` is the tooltip.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Cell:
 class Group:
     """A cause on the page: one example in full, and the commands of the findings `more`.
 
-    `corpus` is a sentence about the published bug that fails on the same inputs, or "".
+    `corpus` is a sentence about a published bug with the same trigger, or "".
     """
 
     cause: Cause
@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line about the coverage or a gap of a run: number, noun and explanation. A line with `loud` is highlighted."""
+    """A line about the coverage or a gap of a run: number, noun (`what`), explanation. `loud` lines are highlighted."""
 
     count: str
     what: str
@@ -163,7 +163,7 @@ def _document(template: str, report: Report, parts: Sequence[SubjectPart]) -> st
 
 
 def verdict(report: Report) -> str:
-    """Return the verdict on a run: "passed", "failed", "unproven" or "nothing"."""
+    """Return the verdict on a run: "passed", "failed", "unproven" (no findings, but not ok) or "nothing" (ran)."""
     if not report.ran:
         return "nothing"
     return "passed" if report.ok else "failed" if report.failed else "unproven"

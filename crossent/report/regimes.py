@@ -72,7 +72,7 @@ class Scale:
 
         Shares below 100% of the bound take most of the width, since right results have such shares.
         """
-        bound = 72.0 if self.high > 10 else 88.0
+        bound = 72.0 if self.high > 10 else 88.0  # the position of 100% on an axis whose ends are at 3 and 97
         if ratio <= 1:
             return round(3 + (bound - 3) * (1 - math.log(max(ratio, self.low)) / math.log(self.low)), 2)
         return round(bound + (97 - bound) * math.log(min(ratio, self.high)) / math.log(self.high), 2)

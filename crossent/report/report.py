@@ -35,14 +35,15 @@ class Report:
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
+        subjects: the results and findings of each subject.
         level, seed: the level and the seed of the cases.
         fixed: known failures that no longer happen, although their cases ran. You can delete their entries in the list.
         triples: the number of different combinations of three options that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: the checks that the user chose under the key "checks", and the chosen cases under the key "cases". Empty
-            if the user chose no part of the level.
+        only: the key "checks" has the checks that the user chose, and the key "cases" the chosen cases. Empty if the
+            user chose no part of the level.
         without: the features that the user declared as missing.
         grade: the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
@@ -170,8 +171,9 @@ class Report:
         return f"{calls}, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
-        """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case.
+        """Sort outcomes and findings in place, in the order of the ids in `cases`.
 
+        `cases` must have the id of every case that ran.
         Reasons why cases are not applicable are sorted as text. So a report does not depend on the order in which the
         cases ran.
         """

@@ -28,7 +28,7 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return a text that rich wraps at the width of the terminal. rich wraps no other line: see `is_one_line`."""
+    """Return a text that rich wraps at the width of the terminal. rich wraps no other text: see `is_one_line`."""
     return Text(text, overflow="fold")
 
 
@@ -43,12 +43,15 @@ LEGEND = "in a dtype: the grade, and the largest error as a share of its error b
 
 
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
-    """Return a table with a row for each subject: its result, and for each dtype the grade and the worst share.
+    """Return a table with a row for each subject: its result, its counts, and for each dtype a grade and a share.
+
+    The share is the largest error in the dtype, as a share of its bound.
 
     Args:
         subjects: the reports of the subjects.
         ended: False if the run stopped before its last case, so that no subject has passed yet.
-        part: True if only chosen checks or cases ran. Then a subject may pass without evidence for every result.
+        part: True if only chosen checks or cases, or only a shard, ran. Then a subject may pass without evidence for
+            every result.
     """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
@@ -183,7 +186,10 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "40 12%", or "40 passed" without numbers, or "✗ 3/40" with failures."""
+    """Return the cell of a check in a dtype: "40 12%" for 40 comparisons with a largest error of 12% of its bound.
+
+    Return "40 passed" for a check without numbers, and "✗ 3/40" if 3 of 40 cases failed.
+    """
     if tally is None:
         return Text("")
     if tally.failed:

@@ -193,6 +193,8 @@ class Diff:
         """The changes of each kind, in groups of similar changes of one subject and check.
 
         Changes on cases that show the same decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are similar.
+        Other changes with numbers are similar to each other. Other changes without numbers are similar if their texts
+        (`Move.says`) are equal.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
