@@ -63,7 +63,7 @@ def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[d
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{cut(str(path))}: damaged, or from another version of crossent: {one_line(reason)}"
+            f"{cut(str(path))}: damaged, or from another version of crossent: {one_line(reason)}; write a new report"
         ) from None
 
 
@@ -101,13 +101,18 @@ def _shard(entry: Any) -> Shard:
     number, count, planned = (typed(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
     places = each(int, data["places"], "shard: places")
     if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
-        raise ValueError("shard: number must be from 1 to count, and each of places from 0 to below planned")
+        raise ValueError(
+            f"shard: got number {number}, count {count} and planned {planned}; "
+            f"allowed are 1 to count for number, and 0 to planned - 1 for each of places"
+        )
     known = [
         (reason, state)
         for reason, state in (strings(one, "shard: known") for one in typed_list(data["known"], "known"))
     ]
-    if any(state not in (HAPPENED, ABSENT, NOT_RUN) for _, state in known):
-        raise ValueError(f"shard: known has another state than {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}")
+    if wrong := [state for _, state in known if state not in (HAPPENED, ABSENT, NOT_RUN)]:
+        raise ValueError(
+            f"shard: known has the state {quoted(wrong[0])}; allowed are {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}"
+        )
     run, sources = (each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
     return Shard(number, count, run, planned, places, sources, known)
 
@@ -300,7 +305,9 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else one_line(str(error))
-        raise ValueError(f"report: damaged, or from another version of crossent: {reason}") from None
+        raise ValueError(
+            f"report: damaged, or from another version of crossent: {reason}; write a new report"
+        ) from None
     known = (
         f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
         if ids

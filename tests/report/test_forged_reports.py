@@ -32,7 +32,7 @@ CASES = (
 )
 SECONDS = 60
 MOST_CASES = 30  # the most cases that a run in this test may have, since a forged report may demand a whole level
-# The keys of a subject's report whose values follow from other values. So do "cases" and "elements" in "coverage".
+# The keys of a subject's report whose values follow from other values, as "cases" and "elements" of "coverage" do.
 DERIVED = ("counts", "grades", "checks", "not_run")
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
 

@@ -310,7 +310,7 @@ def test_a_seed_below_0_is_damage_of_the_file(tmp_path):
     made = report_on(TORCH)
     made.seed = -1
     made.write_json(tmp_path / "r")
-    with pytest.raises(ValueError, match=r"r: damaged, .*: seed is -1; it must be 0 or more$"):
+    with pytest.raises(ValueError, match=r"r: damaged, .*: seed is -1; it must be 0 or more; write a new report$"):
         read_report(tmp_path / "r")
 
 

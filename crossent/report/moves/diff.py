@@ -94,8 +94,9 @@ class Diff:
         """The reasons why the two runs cannot be compared."""
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
-            return [*found, "they have no subject in common"]
-        return found if self.compared else [*found, "they have no case in common whose inputs have the same bits"]
+            return [*found, "they have no subject in common: compare two runs of the same subject"]
+        unlike = "they have no case in common whose inputs have the same bits: repeat with the same level and seed"
+        return found if self.compared else [*found, unlike]
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:

@@ -608,7 +608,8 @@ def test_the_error_about_a_report_of_another_version_names_the_missing_key(befor
     del document["subjects"][0]["cases"][PLAIN]["results"]
     (tmp_path / "r").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"damaged, or from another version of crossent: the key 'results' is missing$"
+        ValueError,
+        match=r"damaged, or from another version of crossent: the key 'results' is missing; write a new report$",
     ):
         read_report(tmp_path / "r")
 
