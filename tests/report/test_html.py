@@ -270,7 +270,7 @@ def test_a_command_quotes_control_characters_for_bash():
 
 
 def failing(*causes):
-    """Return the report of a subject with these causes: each has a number of findings, a check and a message."""
+    """Return a subject's report with these causes: each is a number of findings, their check and their message."""
     part = SubjectReport("mine")
     for count, check, message in causes:
         for _ in range(count):
@@ -469,7 +469,7 @@ def test_the_output_for_a_notebook_is_small_and_shows_failed_subjects_first():
 
 
 def measured_on(*regimes):
-    """Return the report of a subject with a loss for each given regime, dtype, share of the bound, and `vacuous`."""
+    """Return a subject's report with the check `loss` on a case for each (regime, dtype, share of bound, `vacuous`)."""
     part = SubjectReport("mine")
     for seed, (regime, dtype, ratio, vacuous) in enumerate(regimes):
         case = Case(dtype, values=regime, seed=seed).id
@@ -583,7 +583,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Return a function that opens a report's page. The page lists its `requests`, and its `messages` of any kind."""
+    """Return a function that opens a report's page and records its `requests`, and its console lines as `messages`."""
     contexts = []
 
     def show(report, width=375, **options):
@@ -636,7 +636,7 @@ def failed():
 
 
 def every_move():
-    """Return the comparison of two runs, with a change of every kind, and twice with 18 similar changes."""
+    """Return the comparison of two runs, with a change of every kind, and 18 similar changes of two of the kinds."""
     runs = []
     for new in (False, True):
         part = SubjectReport("mine")

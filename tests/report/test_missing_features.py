@@ -1,4 +1,4 @@
-"""Missing features that explain findings, and findings with the same declaration, dtype or factor."""
+"""The causes of findings that a missing feature, a declaration, another dtype or a factor explains."""
 
 from dataclasses import replace
 

@@ -46,7 +46,7 @@ ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
 
 
 def report_on(*subjects, chosen=CASES):
-    """Return the report of these subjects, with the known failures of torch marked."""
+    """Return the report of these subjects on the cases `chosen`. Mark the known failures of torch."""
     return run(subjects, chosen, known=torch_list())
 
 

@@ -42,7 +42,7 @@ BAD = "class_beyond_the_last"
 
 
 def report_on(*subjects, chosen=CASES):
-    """Return the report of these subjects at level quick, with the known failures of torch marked."""
+    """Return the report of these subjects on the cases `chosen`, as if at level quick. Mark torch's known failures."""
     made = run(subjects, chosen, known=torch_list())
     made.environment["cpu_capability"] = "AVX2"  # torch 2.0 does not know the instructions
     made.level = "quick"
@@ -71,7 +71,7 @@ def only_move(made):
 
 
 def remeasure(report, case, check, **changes):
-    """Change the result of a check of formula on a case, and return the outcome of the case."""
+    """Change attributes of the result of a check of the subject formula on a case. Return the outcome of the case."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks[check] = replace(outcome.checks[check], **changes)
     return outcome
@@ -315,7 +315,7 @@ def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     ],
 )
 def test_an_error_that_is_the_same_but_for_the_digits_of_another_numpy_is_judged_anew(now, kind):
-    """A report has no checksum for a check of several calls. If results differ, their errors differ by whole ulps."""
+    """Without a checksum, the result counts as the same if its errors agree to three decimals: see `_same_error`."""
     before = Side(Measured(ulp=12.20795169658959, ratio=0.221), digest="0" if now.digest else "")
     assert kind_of("func_grad", before, now) is kind
 
@@ -480,7 +480,7 @@ def places(value, at=()):
 
 
 def damaged(document, at, way, generator):
-    """Return a copy of a document, damaged in the given way at the path `at`; None if this damage is impossible."""
+    """Return a copy of a document with damage of the kind `way` at the path `at`; None if the damage is impossible."""
     made = copy.deepcopy(document)
     *path, last = at
     parent = made
