@@ -96,10 +96,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        If a cause has a missing feature, both must have the same feature. Refused and accepted calls never join
-        findings of other kinds. Two causes with declarations belong together if the declarations are equal. Otherwise,
-        nearly all findings of `other` must be on cases of this cause, or on cases with its common words. The words do
-        not count if this cause has a declaration, or if the causes share no kind of number (NaN, infinite, finite).
+        If one cause has a missing feature, both must have it. Refused and accepted calls never join findings of other
+        kinds. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
+        findings of `other` must be on cases of this cause, or on cases with its common words. The words do not count if
+        this cause has a declaration, or if the causes share no kind of number (NaN, infinite, finite).
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -126,7 +126,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures, sorted by `shown_late`, then by size.
 
-    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, the two join.
+    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
@@ -193,7 +193,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return a feature that the check needs, if no case passes any check that needs this feature; otherwise ""."""
+    """Return a feature that the check needs, and that no check with a passing case needs; "" if there is none."""
     works = {name for outcome in subject.outcomes.values() for name in outcome.checks if _passes(outcome, name)}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
     needs = () if check in works else subject.needs.get(check, ())
@@ -231,7 +231,7 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return the words for features that the subject seems to lack, and how many refused and right calls have them.
 
-    Nearly all calls with such a word are wrong or refused, at least half of them refused. The most frequent is first.
+    Nearly all calls with such a word are wrong or refused, at least half of them refused. Frequent words come first.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has

@@ -119,7 +119,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return a sort key of a cause: last if only target gradients fail, late for the second reason of `less_clear`."""
+    """Return a sort key of a cause: late for the second reason of `less_clear`, last if only target gradients fail."""
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -271,8 +271,8 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if a
     case with default options lacks this word. A bug has the same trigger if all these conditions are true:
 
-    - A finding is on a case of the bug, with any seed. This case has all of `words`, and its failed checks fit the bug:
-      see `_shows`.
+    - A finding is on a case of the bug, with any name and seed. This case has all of `words`, and its failed checks fit
+      the bug: see `_shows`.
     - Every case of the bug has all unusual words of `words`.
     - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
     - Take `words` and the unusual words of `_words_of_bug`. The share of failing cases that have all these words
@@ -319,7 +319,7 @@ def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
 
 @lru_cache(_KEPT)
 def _trigger(id: str) -> str:
-    """Return the id of a case without its name and seed, to compare cases with any seed. Return other ids unchanged."""
+    """Return the id of a case without its name and seed. The id of a bad input, which has neither, is unchanged."""
     case = case_or_none(id)
     return id if case is None else case.seeded(0).id.rpartition("/")[2]
 

@@ -32,7 +32,7 @@ class ShardNumber:
 
 @dataclass(frozen=True)
 class Shard(ShardNumber):
-    """The description of a shard: a part of a run, as a separate command. `crossent merge` needs the description.
+    """The description of a shard: the part of a run that one command runs. `crossent merge` needs the description.
 
     Attributes:
         run: properties of the whole run, such as its dtypes, that must be equal in all its shards.

@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: one example in full, and the commands of the findings `more`.
+    """A cause on the page: the finding `example` in full, and the commands of the further findings `more`.
 
     `corpus` is a sentence about a published bug with the same trigger, or "".
     """
@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line about the coverage or a gap of a run: number, noun (`what`), explanation. `loud` lines are highlighted."""
+    """A line about the coverage or a gap: a number, a noun (`what`) and a reason (`why`); highlighted if `loud`."""
 
     count: str
     what: str
@@ -163,7 +163,7 @@ def _document(template: str, report: Report, parts: Sequence[SubjectPart]) -> st
 
 
 def verdict(report: Report) -> str:
-    """Return the verdict on a run: "passed", "failed", "unproven" (no findings, but not ok) or "nothing" (ran)."""
+    """Return "nothing" if no case ran, "passed" if the report is ok, "failed" with findings, otherwise "unproven"."""
     if not report.ran:
         return "nothing"
     return "passed" if report.ok else "failed" if report.failed else "unproven"
@@ -259,7 +259,7 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 
 
 def _cell(tally: Tally | None, missing: int) -> Cell:
-    """Return the cell of a check in a dtype: the largest share of its bound, and how many comparisons are evidence.
+    """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
 
     `missing` counts the skipped cases. A comparison is evidence if a wrong result, such as zeros, would fail.
     """

@@ -173,9 +173,8 @@ class Report:
     def sort(self, cases: list[str]) -> None:
         """Sort outcomes and findings in place, in the order of the ids in `cases`.
 
-        `cases` must have the id of every case that ran.
-        Reasons why cases are not applicable are sorted as text. So a report does not depend on the order in which the
-        cases ran.
+        `cases` must have the id of every case that ran. Reasons why cases are not applicable are sorted as text. So a
+        report does not depend on the order in which the cases ran.
         """
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
