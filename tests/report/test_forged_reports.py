@@ -38,7 +38,7 @@ FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.f
 
 
 class Watch:
-    """Collect started programs and connections while `on` is true. `on` is needed, as audit hooks cannot be removed."""
+    """An audit hook that collects started programs and connections while `on` is true. No hook can be removed."""
 
     on, seen = False, []
 

@@ -78,7 +78,7 @@ def measured_report(*measured, **options):
 
 
 class Document(html.parser.HTMLParser):
-    """Parse a page into its `tags` with their attributes and its `text`, and check that every opened tag is closed."""
+    """The `tags` of a page with their attributes, and its `text`. Every opened tag must be closed."""
 
     VOID = ("meta", "base", "br", "rect", "line", "use", "circle", "path")
 
@@ -419,7 +419,7 @@ def test_the_issues_of_reasons_and_of_the_corpus_are_links():
 
 
 class Frame(html.parser.HTMLParser):
-    """Collect the tags in the output for a notebook with their attributes. Text outside of tags is an error."""
+    """The tags in the output for a notebook, with their attributes. Text outside of tags is an error."""
 
     def __init__(self, text):
         super().__init__()

@@ -104,7 +104,7 @@ class Move:
     """The comparison of one check on one case of one subject in two runs.
 
     If the case shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), `policy` is the decision's name.
-    If the call raised in the old run, `also` has the checks that find a wrong result in the new run.
+    If the call raised in the old run and returns in the new run, `also` has the checks that find a wrong result.
     """
 
     kind: Kind
