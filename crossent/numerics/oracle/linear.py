@@ -167,7 +167,7 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
     for start in range(0, call.rows, step):
         rows = slice(start, min(start + step, call.rows))
         formula = Formula(_finite(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
-        losses, d = _moved(formula, np.expm1(2 * errors[rows]) * _MARGIN)
+        losses, d = _with_logit_errors(formula, np.expm1(2 * errors[rows]) * _MARGIN)
         reach = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
         by_row.append((losses, _with_radius(d.hi @ w, reach @ size_w)))
         reach = d.radius + _gamma(call.rows + 1) * np.abs(d.hi)
@@ -202,13 +202,13 @@ def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, lo
     )
 
 
-def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
+def _with_logit_errors(formula: Formula, delta: Array) -> tuple[Ball, Ball]:
     """Return the losses, (r,), and the gradient of the logits, (r, V), with radii for logits that are not exact.
 
-    The radii cover the rounding errors of the formula and the errors of the logits. `moved`, (r,), has for each row the
+    The radii cover the rounding errors of the formula and the errors of the logits. `delta`, (r,), has for each row the
     number `δ` of this module's proof: a bound on the relative change of every `exp(z_i - z_c)`.
     """
-    rows, every = formula.rows, np.arange(len(moved))
+    rows, every = formula.rows, np.arange(len(delta))
     with formula.arithmetic.context():
         p = formula.exps / formula.partition[:, None]
         others = 1 - p
@@ -219,11 +219,11 @@ def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
         else:
             total = np.abs(formula.coefficients)
             of_loss = total * others[rows.true]
-        of_gradient = (np.abs(formula.scale) * total * moved)[:, None] * p * others
+        of_gradient = (np.abs(formula.scale) * total * delta)[:, None] * p * others
         losses, gradient = formula.losses(), formula.gradient()
         gradient[~rows.kept] = 0.0
         radius = (float64_radius(formula.gradient_sizes()) + of_gradient) * _MARGIN
-        loss_radius = (float64_radius(formula.loss_sizes()) + of_loss * moved) * _MARGIN
+        loss_radius = (float64_radius(formula.loss_sizes()) + of_loss * delta) * _MARGIN
     radius = np.where(rows.kept[:, None], radius, 0.0)
     return Ball(losses, np.zeros_like(losses), loss_radius), Ball(gradient, np.zeros_like(gradient), radius)
 
