@@ -166,7 +166,7 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
     step = max(1, _BLOCK // call.classes)
     for start in range(0, call.rows, step):
         rows = slice(start, min(start + step, call.rows))
-        formula = Formula(_finite(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
+        formula = Formula(_finite_rows(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
         losses, d = _with_logit_errors(formula, np.expm1(2 * errors[rows]) * _MARGIN)
         reach = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
         by_row.append((losses, _with_radius(d.hi @ w, reach @ size_w)))
@@ -187,7 +187,9 @@ def _with_radius(values: Array, radius: Array) -> Ball:
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
-def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice) -> FiniteRows:
+def _finite_rows(
+    call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice
+) -> FiniteRows:
     """Return the block `rows` of a call as :class:`FiniteRows`. The logits of the block were computed in float64."""
     kept = arguments.kept[rows]
     return FiniteRows(

@@ -47,7 +47,7 @@ class RowBlock:
         kept = arguments.kept[rows]
         self._infinite = np.isneginf(logits)
         self._no_maximum = ~np.isfinite(logits.max(1))
-        self._finite = FiniteRows(
+        self._finite_rows = FiniteRows(
             logits=np.where(self._no_maximum[:, None], 0.0, logits) if self._no_maximum.any() else logits,
             kept=kept,
             index=None if arguments.index is None else np.where(kept, arguments.index[rows], 0),
@@ -68,18 +68,18 @@ class RowBlock:
     @cached_property
     def _float64(self) -> Formula:
         """The formula in float64, which computes the sizes of the results in every call."""
-        return Formula(self._finite, Float64())
+        return Formula(self._finite_rows, Float64())
 
     @cached_property
     def _formula(self) -> Formula:
         """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic."""
-        return self._float64 if self._in_float64 else Formula(self._finite, Balls(BITS))
+        return self._float64 if self._in_float64 else Formula(self._finite_rows, Balls(BITS))
 
     def losses(self) -> Ball:
         """Return the loss of each row before the reduction, (r,)."""
-        kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
+        kept, infinite, values = self._finite_rows.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
-            infinite = self._infinite & kept[:, None] & (self._finite.dense or self._one_hot())
+            infinite = self._infinite & kept[:, None] & (self._finite_rows.dense or self._one_hot())
             with np.errstate(invalid="ignore"):  # as in torch, 0·inf and inf - inf are NaN
                 values = np.where(infinite, self._signs() * np.inf, 0.0).sum(1)
 
@@ -94,7 +94,7 @@ class RowBlock:
 
         The gradient of a row without a finite maximum is NaN, even if the row is ignored, as in torch.
         """
-        kept = self._finite.kept[:, None]
+        kept = self._finite_rows.kept[:, None]
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
@@ -108,9 +108,11 @@ class RowBlock:
 
     def target_gradient(self) -> Ball | None:
         """Return the gradient of the class probabilities, (r, C); None for class indices."""
-        if self._finite.probabilities is None:
+        if self._finite_rows.probabilities is None:
             return None
-        sign = np.sign(self._finite.upstream)[:, None] * (self._finite.label_smoothing < 1) * self._weight_signs
+        sign = (
+            np.sign(self._finite_rows.upstream)[:, None] * (self._finite_rows.label_smoothing < 1) * self._weight_signs
+        )
         with np.errstate(invalid="ignore"):
             values = sign * np.inf
 
@@ -125,7 +127,7 @@ class RowBlock:
 
         The direction is (r, C). The derivative of an ignored row is 0.
         """
-        kept, u = self._finite.kept, np.asarray(self._widen(direction), np.float64)
+        kept, u = self._finite_rows.kept, np.asarray(self._widen(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._no_maximum & kept, np.nan)
@@ -137,7 +139,7 @@ class RowBlock:
 
         The derivative is NaN where the gradient is NaN.
         """
-        kept, u = self._finite.kept[:, None], np.asarray(self._widen(direction), np.float64)
+        kept, u = self._finite_rows.kept[:, None], np.asarray(self._widen(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
@@ -180,7 +182,7 @@ class RowBlock:
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
-            self._formula = Formula(self._finite, Balls(2 * self._formula.arithmetic.bits))
+            self._formula = Formula(self._finite_rows, Balls(2 * self._formula.arithmetic.bits))
         # For a call without classes, `_widen` added a class, which the gradient must not have.
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
@@ -190,7 +192,7 @@ class RowBlock:
         The callers use no other signs. The code does not compute `v_c` in float64, where `v_c` could underflow or
         cancel to 0.
         """
-        smoothing, t = self._finite.label_smoothing, self._finite.probabilities
+        smoothing, t = self._finite_rows.label_smoothing, self._finite_rows.probabilities
         if t is None:
             return self._weight_signs * (self._one_hot() | (smoothing > 0))
         q = np.where(t > 0, 1.0, float(smoothing > 0))
@@ -202,10 +204,10 @@ class RowBlock:
     @property
     def _weight_signs(self) -> Array:
         """The sign of each class weight, (C,): 1 if the call has no class weights."""
-        weight = self._finite.weight
+        weight = self._finite_rows.weight
         return np.ones(self._infinite.shape[1]) if weight is None else np.sign(weight, dtype=np.float64)
 
     def _one_hot(self) -> Mask:
         """Return a mask of the true classes, (r, C)."""
-        assert self._finite.index is not None
-        return np.asarray(np.arange(self._infinite.shape[1]) == self._finite.index[:, None])
+        assert self._finite_rows.index is not None
+        return np.asarray(np.arange(self._infinite.shape[1]) == self._finite_rows.index[:, None])
