@@ -101,9 +101,9 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
         >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
         ('0.3182', [[0.2627, -0.2774]])
     """
-    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # no memory; Arguments needs only the shape
+    zero_logits = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # no memory; Arguments needs only the shape
     arguments = Arguments(
-        standin,
+        zero_logits,
         call.index,
         call.probabilities,
         call.weight,
