@@ -68,7 +68,7 @@ class FiniteRows:
         return self.index is None or self.label_smoothing > 0
 
     @property
-    def true(self) -> tuple[Any, Any]:
+    def at_true_class(self) -> tuple[Any, Any]:
         """The numpy index that selects, from an array (r, C), the number at the true class of each row."""
         return np.arange(len(self.logits)), self.index
 
@@ -188,11 +188,11 @@ class Formula:
             if rows.label_smoothing == 0:
                 return self._weigh(numbers(t))
             return self._weigh(t.astype(np.float64) * (1 - self.smoothing) + uniform)
-        true = np.where(rows.kept, numbers(np.ones(1) if rows.weight is None else rows.weight[rows.index]), 0)
+        weights = np.where(rows.kept, numbers(np.ones(1) if rows.weight is None else rows.weight[rows.index]), 0)
         if not rows.dense:
-            return true
+            return weights
         v = np.where(rows.kept[:, None], self._weigh(np.repeat(uniform, rows.logits.shape[1])), 0)
-        v[rows.true] += (1 - self.smoothing) * true
+        v[rows.at_true_class] += (1 - self.smoothing) * weights
         return v
 
     def _weigh(self, values: Elements) -> Elements:
@@ -210,7 +210,7 @@ class Formula:
         if self.rows.dense:
             weighted_shifts = self.arithmetic.total(self.coefficients * self.shifted)
             return np.asarray(self.log_partition * self.total_coefficients - weighted_shifts)
-        return np.asarray(self.coefficients * (self.log_partition - self.shifted[self.rows.true]))
+        return np.asarray(self.coefficients * (self.log_partition - self.shifted[self.rows.at_true_class]))
 
     def gradient(self) -> Elements:
         """Return the gradient of the logits, (r, C): `s·(p Σ v - v)`."""
@@ -219,8 +219,8 @@ class Formula:
             return np.asarray(factor[:, None] * self.exps - self.scale[:, None] * self.coefficients)
         factor = self.scale * self.coefficients / self.partition
         gradient = np.asarray(factor[:, None] * self.exps)
-        others = np.where(self.top == self.rows.index, self.rest, self.partition - self.exps[self.rows.true])
-        gradient[self.rows.true] = -factor * others
+        others = np.where(self.top == self.rows.index, self.rest, self.partition - self.exps[self.rows.at_true_class])
+        gradient[self.rows.at_true_class] = -factor * others
         return gradient
 
     def target_gradient(self) -> Elements:
@@ -232,7 +232,7 @@ class Formula:
         u, mean = self.arithmetic.numbers(direction), self._mean(direction)
         if self.rows.dense:
             return np.asarray(mean * self.total_coefficients - self.arithmetic.total(self.coefficients * u))
-        return np.asarray(self.coefficients * (mean - u[self.rows.true]))
+        return np.asarray(self.coefficients * (mean - u[self.rows.at_true_class]))
 
     def second(self, direction: Array) -> Elements:
         """Return the derivative of the gradient along a direction `u`, `s·Σ v·p (u - m)`. Both are (r, C)."""
@@ -265,7 +265,7 @@ class Formula:
         u, mean = np.abs(direction), self._mean(np.abs(direction))
         if self.rows.dense:
             return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
-        return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.true]))
+        return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.at_true_class]))
 
     def second_sizes(self, direction: Array) -> Array:
         """Return the size of each element of :meth:`second`, (r, C), as :class:`Formula` defines the size."""

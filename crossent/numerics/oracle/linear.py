@@ -220,7 +220,7 @@ def _with_logit_errors(formula: Formula, delta: Array) -> tuple[Ball, Ball]:
             of_loss = (formula.magnitudes * others).sum(1)
         else:
             total = np.abs(formula.coefficients)
-            of_loss = total * others[rows.true]
+            of_loss = total * others[rows.at_true_class]
         of_gradient = (np.abs(formula.scale) * total * delta)[:, None] * p * others
         losses, gradient = formula.losses(), formula.gradient()
         gradient[~rows.kept] = 0.0
@@ -283,11 +283,11 @@ def _from_logits(
         v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
         losses, d = _total(v * (log_sum[:, None] - shifted)), scale * (p * _total(v)[:, None] - v)
     else:  # the gradient of the true class has p - 1: minus the sum of the other probabilities, so nothing cancels
-        true = every, np.where(kept, call.index, 0)
-        v = weight[true[1]]
-        exps[true] = zero[0]
-        losses, d = v * (log_sum - shifted[true]), p * (scale[:, 0] * v)[:, None]
-        d[true] = -(scale[:, 0] * v * _total(exps) / (1 + rest))
+        at_true_class = every, np.where(kept, call.index, 0)
+        v = weight[at_true_class[1]]
+        exps[at_true_class] = zero[0]
+        losses, d = v * (log_sum - shifted[at_true_class]), p * (scale[:, 0] * v)[:, None]
+        d[at_true_class] = -(scale[:, 0] * v * _total(exps) / (1 + rest))
     ball = balls.ball(d)
     transposed = Ball(ball.hi.T, ball.lo.T, ball.radius.T)
     factors = call.linear_weight.astype(np.float64), call.input.astype(np.float64)
