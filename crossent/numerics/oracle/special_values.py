@@ -42,8 +42,8 @@ class RowBlock:
         self.rows, self._undefined = rows, denominator.undefined
         self._in_float64, self._classes = arguments.exact_in_float64, arguments.logits.shape[1]
 
-        widened = self._widen
-        logits = np.asarray(widened(arguments.logits[rows]), np.float64)
+        with_one_class = self._with_one_class
+        logits = np.asarray(with_one_class(arguments.logits[rows]), np.float64)
         kept = arguments.kept[rows]
         self._infinite = np.isneginf(logits)
         self._no_maximum = ~np.isfinite(logits.max(1))
@@ -51,14 +51,14 @@ class RowBlock:
             logits=np.where(self._no_maximum[:, None], 0.0, logits) if self._no_maximum.any() else logits,
             kept=kept,
             index=None if arguments.index is None else np.where(kept, arguments.index[rows], 0),
-            probabilities=None if arguments.probabilities is None else widened(arguments.probabilities[rows]),
-            weight=widened(arguments.weight),
+            probabilities=None if arguments.probabilities is None else with_one_class(arguments.probabilities[rows]),
+            weight=with_one_class(arguments.weight),
             label_smoothing=arguments.label_smoothing,
             upstream=np.broadcast_to(arguments.upstream, len(arguments.logits))[rows],
             denominator=denominator.value,
         )
 
-    def _widen(self, values: NDArray[Any] | None) -> Any:
+    def _with_one_class(self, values: NDArray[Any] | None) -> Any:
         """Return the values unchanged. If the call has no classes, return zeros for a single class instead.
 
         With no classes, the loss is an empty sum. With one class and a finite logit, the loss is `-log 1`. Both are 0.
@@ -127,7 +127,7 @@ class RowBlock:
 
         The direction is (r, C). The derivative of an ignored row is 0.
         """
-        kept, u = self._finite_rows.kept, np.asarray(self._widen(direction), np.float64)
+        kept, u = self._finite_rows.kept, np.asarray(self._with_one_class(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._no_maximum & kept, np.nan)
@@ -139,7 +139,7 @@ class RowBlock:
 
         The derivative is NaN where the gradient is NaN.
         """
-        kept, u = self._finite_rows.kept[:, None], np.asarray(self._widen(direction), np.float64)
+        kept, u = self._finite_rows.kept[:, None], np.asarray(self._with_one_class(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
@@ -183,7 +183,7 @@ class RowBlock:
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
             self._formula = Formula(self._finite_rows, Balls(2 * self._formula.arithmetic.bits))
-        # For a call without classes, `_widen` added a class, which the gradient must not have.
+        # For a call without classes, `_with_one_class` added a class, which the gradient must not have.
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
