@@ -100,9 +100,9 @@ class Format:
         if self.flushes:
             under = min(under, 2 * self.smallest_normal)
             least = largest - 2 * error
-            once = either(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
+            once = where_any(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
         small = (largest < under) & (largest > 0)
-        return either(small, np.maximum(once, self.underflow), once)
+        return where_any(small, np.maximum(once, self.underflow), once)
 
     def underflow_error(self, smallest: Array) -> Array:
         """Return, for each element, the largest error of a product with a power of two, which only underflow can cause.
@@ -160,7 +160,7 @@ def flushing(format: Format) -> Format:
     return replace(format, flushes=True)
 
 
-def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
+def where_any(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
     """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere and has the shape of `b`.
 
     In most calls, the mask is False everywhere. Then the function avoids a copy.

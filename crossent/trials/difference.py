@@ -15,7 +15,7 @@ from torch import Tensor
 from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.unbounded import unbounded
-from crossent.numerics.formats import FORMATS, Array, either
+from crossent.numerics.formats import FORMATS, Array, where_any
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
 from crossent.trials.exact import AnyContract, Exact, LinearPartBounds, name_of, rows_of
@@ -177,7 +177,7 @@ def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, b
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(exact.hi.shape)
-        allowed = either(special, 0.0, either(np.isnan(bound), np.inf, bound)) + exact.radius
+        allowed = where_any(special, 0.0, where_any(np.isnan(bound), np.inf, bound)) + exact.radius
         candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_results(check))
         return allowed, any((exact.distance(candidate) <= allowed).all() for candidate in candidates)
 
@@ -207,7 +207,7 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
         error = exact.distance(got)
-        ratio = either(~(error > 0) | np.isinf(allowed), 0.0, error / allowed)
+        ratio = where_any(~(error > 0) | np.isinf(allowed), 0.0, error / allowed)
     at = row, column = tuple(map(int, np.unravel_index(int(ratio.argmax()), ratio.shape)))
     return Difference(
         check,

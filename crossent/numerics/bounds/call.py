@@ -19,7 +19,7 @@ from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, sum_of_calls, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
-from crossent.numerics.formats import FLOAT32, Array, Format, either
+from crossent.numerics.formats import FLOAT32, Array, Format, where_any
 
 
 class CallBounds:
@@ -93,7 +93,7 @@ class CallBounds:
     @cached_property
     def _log_sizes(self) -> Array:
         """The largest magnitudes that the computed `log p` can have, (R, C); 0 where `log p` is infinite."""
-        return either(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
+        return where_any(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
 
     @cached_property
     def _coefficients(self) -> Computed:

@@ -18,7 +18,7 @@ import numpy as np
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.rounding import Computed, Order
 from crossent.numerics.bounds.terms import Terms
-from crossent.numerics.formats import FLOAT32, Array, Format, either
+from crossent.numerics.formats import FLOAT32, Array, Format, where_any
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
@@ -71,9 +71,9 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
         c: The contract.
     """
     u = c.compute.unit_roundoff
-    ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
+    ratio = where_any(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
     of_argument = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
-    size = either(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + of_argument
+    size = where_any(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + of_argument
     return Computed(log_probs.value, of_argument + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
@@ -89,7 +89,7 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     logit grows at each scaling, so a kernel scales a term at most once for each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
-    size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
+    size = where_any(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
     argument = Computed(shifted.value, np.maximum(shifted.error, u * size), c.compute)
     terms = argument.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     order = np.argsort(-logits, axis=1)

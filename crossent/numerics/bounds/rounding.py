@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.numerics.formats import FLOAT64, Array, Format, either, is_power_of_two
+from crossent.numerics.formats import FLOAT64, Array, Format, is_power_of_two, where_any
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Computed:
             known = (self.error == 0) & ((not format.flushes) | (np.abs(self.value) >= format.smallest_normal))
             if format.precision < 53 and known.any():
                 lost = np.abs(format.nearest(self.value) - self.value)
-                once = either(known & np.isfinite(lost), lost, once)
+                once = where_any(known & np.isfinite(lost), lost, once)
         return Computed(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Computed) -> Computed:
@@ -121,7 +121,7 @@ class Computed:
         top = self.largest.max(initial=0.0)
         if np.isfinite(top) and not self.format.overflows(top):
             return self
-        error = either(self.format.overflows(self.largest), np.inf, self.error)
+        error = where_any(self.format.overflows(self.largest), np.inf, self.error)
         infinite = np.isinf(self.value)
         if not infinite.any():
             return Computed(self.value, error, self.format)
@@ -141,11 +141,11 @@ class Computed:
             # The rounding error of this float64 addition, exactly (Knuth's two-sum).
             back = value - self.value
             lost = np.abs((self.value - (value - back)) + (other.value - back))
-            lost = either(~np.isfinite(lost), 0.0, lost)
+            lost = where_any(~np.isfinite(lost), 0.0, lost)
             error = self.error + other.error
             total = Computed(value, error, None)
             if format.precision == 53:
-                once = either(error == 0, lost, format.unit_roundoff * total.largest)
+                once = where_any(error == 0, lost, format.unit_roundoff * total.largest)
                 once = np.maximum(once, format.rounding_error(total.largest, error=error)) if format.flushes else once
                 return Computed(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
@@ -172,18 +172,18 @@ class Computed:
             finite = bool(np.isfinite(value).all() and np.isfinite(error).all())
             if not finite:
                 zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
-                error = either(zero, 0.0, error)
+                error = where_any(zero, 0.0, error)
             once = _one_rounding(value, error, format, known)
             for one, two in ((self, other), (other, self)):
                 if format.contains(two.format) and (exact := one.error == 0).any():
                     only = np.minimum(once, format.underflow_error(np.abs(value) - error))
-                    once = either(exact & is_power_of_two(one.value), only, once)
+                    once = where_any(exact & is_power_of_two(one.value), only, once)
             error = error + once
             if not finite:
                 nan = np.isnan(value)
-                error = either(zero | np.isinf(value), 0.0, error)
-                error = either(np.isinf(self.error) | np.isinf(other.error) | nan, np.inf, error)
-                value = either(nan, 0.0, value)
+                error = where_any(zero | np.isinf(value), 0.0, error)
+                error = where_any(np.isinf(self.error) | np.isinf(other.error) | nan, np.inf, error)
+                value = where_any(nan, 0.0, value)
         return Computed(value, error, format)._bounded(self, other)
 
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
@@ -195,18 +195,18 @@ class Computed:
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
-            error = either(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
-            error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
+            error = where_any(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
+            error = where_any((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # The float64 division above is rounded too, so even an exact rounding error needs a margin of 2^-52.
             largest = np.abs(value) + error
             once = 2 * ulps * _one_rounding(value, error, format, known and ulps == 0.5)
             once = once + 2.0**-52 * largest
             if ulps == 0.5 and format.contains(self.format) and (exact := other.error == 0).any():
                 only = np.minimum(once, format.underflow_error(np.abs(value) - error))
-                once = either(exact & is_power_of_two(other.value), only, once)
+                once = where_any(exact & is_power_of_two(other.value), only, once)
             nan = np.isnan(value)
-            error = either(nan, np.inf, error + once)
-        return Computed(either(nan, 0.0, value), error, format)._bounded(self, other)
+            error = where_any(nan, np.inf, error + once)
+        return Computed(where_any(nan, 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Computed:
         """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
@@ -224,12 +224,12 @@ class Computed:
             u = format.unit_roundoff
             of_argument = self.error
             if per_unit:
-                of_argument = of_argument + either(np.isinf(self.value), 0.0, per_unit * u * self.largest)
+                of_argument = of_argument + where_any(np.isinf(self.value), 0.0, per_unit * u * self.largest)
             value, top = np.exp(self.value), np.exp(self.value + of_argument)
             error = top * -np.expm1(-of_argument) + 2 * ulps * u * top
-            error = either(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
+            error = where_any(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
-        return Computed(value, either(known, 0.0, error), format)._bounded()
+        return Computed(value, where_any(known, 0.0, error), format)._bounded()
 
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Computed:
         """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps`.
@@ -246,13 +246,13 @@ class Computed:
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
-            down = either(~(ratio < 1), np.inf, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)))
+            down = where_any(~(ratio < 1), np.inf, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)))
             of_argument = np.maximum(np.log1p(ratio), np.minimum(down, value))
             once = 2 * ulps * format.unit_roundoff * (np.abs(value) + of_argument)
             if absolute:
-                once = either(self.value - self.error <= 2, np.maximum(once, absolute), once)
+                once = where_any(self.value - self.error <= 2, np.maximum(once, absolute), once)
             else:
-                once = either((self.value == 1) & (self.error == 0), 0.0, once)
+                once = where_any((self.value == 1) & (self.error == 0), 0.0, once)
         return Computed(value, of_argument + once, format)
 
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
@@ -345,4 +345,4 @@ def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Ar
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)
     rounded = Computed(value, error, None).rounded(format).error
-    return either(np.isinf(error), 0.0, rounded - error)
+    return where_any(np.isinf(error), 0.0, rounded - error)
