@@ -97,7 +97,7 @@ class Terms:
         """
         if self.lengths is None:
             return [numbers[None]]
-        return [numbers[places] for places in self._places]
+        return [numbers[rows] for rows in self._row_indices]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
         """Return the numbers of the calls in the order of the calls, (B,).
@@ -113,7 +113,7 @@ class Terms:
         return made
 
     @cached_property
-    def _places(self) -> list[NDArray[np.int64]]:
+    def _row_indices(self) -> list[NDArray[np.int64]]:
         """The indices of the rows of each call, in arrays of the shapes that :meth:`lines` returns."""
         lengths = np.array(self.lengths)
         starts = np.cumsum(lengths) - lengths
