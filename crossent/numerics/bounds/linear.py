@@ -143,7 +143,7 @@ class LinearBounds:
         """The bound of each element of the gradient of the input, (N, H)."""
         w, upstream = self.terms.weight, np.abs(self.terms.rows.upstream)
         with np.errstate(all="ignore"):
-            error = self._reach(len(w)) @ np.abs(w)
+            error = self._dot_product_error(len(w)) @ np.abs(w)
             return self._product(self._gradient.value @ w, error, w, len(w), upstream[:, None])
 
     @cached_property
@@ -152,14 +152,14 @@ class LinearBounds:
         h = self.terms.input
         with np.errstate(all="ignore"):
             # BLAS computes the transposed product faster.
-            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._reach(self._kept)).T
+            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._dot_product_error(self._kept)).T
             return self._product(value, error, h, self._kept, self._common_upstream)
 
     @cached_property
     def grad_bias(self) -> Array:
         """The bound of each element of the gradient of the bias, (V,)."""
         with np.errstate(all="ignore"):
-            value, error = self._gradient.value.sum(0), self._reach(self._kept, products=0).sum(0)
+            value, error = self._gradient.value.sum(0), self._dot_product_error(self._kept, products=0).sum(0)
             return self._product(value, error, np.ones(1), self._kept, self._common_upstream)
 
     @cached_property
@@ -248,7 +248,7 @@ class LinearBounds:
         parts = scale * (of._probs.largest * v.sum(1, keepdims=True) + v)
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
 
-    def _reach(self, terms: int, *, products: int = 1) -> Array:
+    def _dot_product_error(self, terms: int, *, products: int = 1) -> Array:
         """Return the error that each element of d adds to a dot product, divided by the other factor, (N, V).
 
         Args:

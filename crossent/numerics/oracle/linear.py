@@ -168,13 +168,13 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
         rows = slice(start, min(start + step, call.rows))
         formula = Formula(_finite_rows(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
         losses, d = _with_logit_errors(formula, np.expm1(2 * errors[rows]) * _MARGIN)
-        reach = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
-        by_row.append((losses, _with_radius(d.hi @ w, reach @ size_w)))
-        reach = d.radius + _gamma(call.rows + 1) * np.abs(d.hi)
+        error_d = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
+        by_row.append((losses, _with_radius(d.hi @ w, error_d @ size_w)))
+        error_d = d.radius + _gamma(call.rows + 1) * np.abs(d.hi)
         grad_w += h[rows].T @ d.hi
-        radius_w += np.abs(h[rows]).T @ reach
+        radius_w += np.abs(h[rows]).T @ error_d
         grad_b += d.hi.sum(0)
-        radius_b += reach.sum(0)
+        radius_b += error_d.sum(0)
     losses = Ball.joined([losses for losses, _ in by_row])
     grad_h = Ball.joined([grad for _, grad in by_row], (call.features,))
     return [losses, grad_h, _with_radius(grad_w.T, radius_w.T), _with_radius(grad_b, radius_b)]
