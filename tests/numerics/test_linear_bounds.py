@@ -242,7 +242,7 @@ def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_
 @pytest.mark.parametrize(
     ("logits", "ulps"), [([[0.1, 0.0]], (0.0, 0.0)), ([[5.0, 0.0]], (0.0, 1000.0)), ([[0.1, 0.0]], (1000.0, 0.0))]
 )
-def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits, ulps):
+def test_each_rounding_error_is_taken_at_the_magnitude_of_the_computed_logits(logits, ulps):
     """One source of errors is large in each test: subtracting the maximum, the logarithm, or the exponential."""
     functions = replace(linear_contract("eager", "A", "bfloat16").loss.functions, exp_ulps=ulps[0], log_ulps=ulps[1])
     contract = replace(linear_contract("eager", "A", "bfloat16").loss, storage=FLOAT32, functions=functions)
@@ -251,8 +251,8 @@ def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits
     terms = replace(terms, logits=logits, log_sum=log_sum(logits), logits_error=np.array([[4.0, 4.0]]))
     rounding = softmax_of_inexact(terms, contract)[0].error - largest_move(terms, contract)
     found = np.zeros_like(rounding)
-    for moved in np.random.RandomState(0).uniform(-4, 4, (500, 1, 2)):
-        computed = np.float64(np.float32(logits + moved))
+    for change in np.random.RandomState(0).uniform(-4, 4, (500, 1, 2)):
+        computed = np.float64(np.float32(logits + change))
         given = replace(terms, logits=computed, log_sum=log_sum(computed), logits_error=None)
         found = np.maximum(found, softmax(given, contract)[0].error)
     assert (found <= rounding + 1e-14).all()

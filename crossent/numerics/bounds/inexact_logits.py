@@ -132,8 +132,8 @@ def _exp_error(size: Array, error: Array, c: Contract) -> Array:
         c: The contract.
     """
     u = c.compute.unit_roundoff
-    moved = error + c.functions.exp_per_unit * u * (size + error)
-    return np.asarray(np.expm1(moved) + 2 * c.functions.exp_ulps * u * np.exp(moved))
+    argument_error = error + c.functions.exp_per_unit * u * (size + error)
+    return np.asarray(np.expm1(argument_error) + 2 * c.functions.exp_ulps * u * np.exp(argument_error))
 
 
 def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
@@ -163,8 +163,8 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))
-    moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
-    size = np.abs(moved) + t.logits_error + (0.0 if c.offset else 2 * t.logits_error.max(1, keepdims=True))
+    shifted = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
+    size = np.abs(shifted) + t.logits_error + (0.0 if c.offset else 2 * t.logits_error.max(1, keepdims=True))
     inexact = Computed(size, size * 2.0**-60, None)  # treat no logit as exact
     logits = Computed(np.abs(q.value), q.error, q.format).times(inexact, c.compute).sum(c.compute)
     total = q.sum(c.compute)
