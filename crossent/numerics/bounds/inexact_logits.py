@@ -119,8 +119,8 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
         inverse = Computed.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
         p_error = np.maximum(p_error, exponentials.times(inverse, c.compute).error)
     of_move = np.where(p > 0, p * np.expm1(np.minimum(moves, 700.0)), 0.0)
-    log_probs = Computed(log_p, _or_infinite(moves + log_error), c.compute)
-    return log_probs, Computed(p, _or_infinite(of_move + p_error), c.compute), logsumexp
+    log_probs = Computed(log_p, _inf_for_nan(moves + log_error), c.compute)
+    return log_probs, Computed(p, _inf_for_nan(of_move + p_error), c.compute), logsumexp
 
 
 def _exp_error(size: Array, error: Array, c: Contract) -> Array:
@@ -172,5 +172,5 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
     return Computed(rows.value, rows.error + (q.largest * largest_move(t, c)).sum(1), c.compute)
 
 
-def _or_infinite(error: Array) -> Array:
+def _inf_for_nan(error: Array) -> Array:
     return np.where(np.isnan(error), np.inf, error)

@@ -136,7 +136,7 @@ class LinearBounds:
     @cached_property
     def loss(self) -> Array:
         """The bound of each row's loss, (N,), for reduction "none"; otherwise the bound of the reduced loss, ()."""
-        return _no_nan(self.of_logits.loss)
+        return _inf_for_nan(self.of_logits.loss)
 
     @cached_property
     def grad_input(self) -> Array:
@@ -227,7 +227,7 @@ class LinearBounds:
             d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
             narrow = c.loss.storing(c.logits_gradient or c.loss.compute)
             parts = [of.part(rows, narrow)._gradient() for rows in parts_of(d)]
-            error = _no_nan(np.concatenate(parts))
+            error = _inf_for_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
                 # A later multiplication by the upstream gradient also multiplies the underflow errors of d.
                 amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
@@ -284,7 +284,7 @@ class LinearBounds:
             once = np.where(np.isinf(unscaled.error), np.inf, error + storage.underflow * (upstream + 1))
             scaled = np.where(is_power_of_two(upstream), once, scaled)
             error = np.where(some & (upstream > 0), scaled, error)
-        return _no_nan(safe(Computed(value, error, None).rounded(storage).error))
+        return _inf_for_nan(safe(Computed(value, error, None).rounded(storage).error))
 
     @property
     def _common_upstream(self) -> Array | None:
@@ -307,6 +307,6 @@ def _log_sum(logits: Array) -> Array:
     return np.asarray(np.log1p(exponentials.sum(1)))
 
 
-def _no_nan(bounds: Array) -> Array:
+def _inf_for_nan(bounds: Array) -> Array:
     """Return the bounds with inf in place of NaN: a bound that cannot be computed promises nothing."""
     return np.where(np.isnan(bounds), np.inf, bounds)
