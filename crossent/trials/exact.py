@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
-from crossent.numerics.bounds.call import effective
+from crossent.numerics.bounds.call import effective_contract
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.linear import LinearBounds, LinearTerms
@@ -139,27 +139,27 @@ class Exact:
         """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
         if isinstance(contract, LinearContract):
             assert self.factors is not None
-            linear = self.effective(contract)
+            linear = self.effective_contract(contract)
             if linear not in self._of_factors:
                 self._of_factors[linear] = LinearPartBounds(self.factors, linear)
             return self._of_factors[linear]
-        contract = self.effective(contract)
+        contract = self.effective_contract(contract)
         if contract not in self._bounds:
             like = (known for other, known in self._bounds.items() if other.in_any_order == contract.in_any_order)
             self._bounds[contract] = Bounds(self.terms, contract, next(like, None))
         return self._bounds[contract]
 
     @overload
-    def effective(self, contract: Contract) -> Contract: ...
+    def effective_contract(self, contract: Contract) -> Contract: ...
 
     @overload
-    def effective(self, contract: LinearContract) -> LinearContract: ...
+    def effective_contract(self, contract: LinearContract) -> LinearContract: ...
 
-    def effective(self, contract: AnyContract) -> AnyContract:
+    def effective_contract(self, contract: AnyContract) -> AnyContract:
         """Return the contract with a fixed value in each field that does not change the bounds of this case."""
         if isinstance(contract, LinearContract):
             return replace(contract, loss=replace(contract.loss, grade="A"))
-        return effective(contract, self.terms)
+        return effective_contract(contract, self.terms)
 
     def at(self, inputs: Inputs) -> Exact:
         """Return an object that computes the error bounds for other inputs, but has the exact values of this case."""
@@ -188,7 +188,7 @@ class ExactAlong:
 
     def bounds(self, contract: Contract) -> DerivativeBounds:
         """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
-        contract = effective(contract, self.terms)
+        contract = effective_contract(contract, self.terms)
         if contract not in self._bounds:
             self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
         return self._bounds[contract]

@@ -274,7 +274,7 @@ class Trial:
         wanted = self.promised(exact)
         for grade in ("A", "B"):
             promised = self.promised(exact, grade)
-            if exact.effective(promised) == exact.effective(wanted):
+            if exact.effective_contract(promised) == exact.effective_contract(wanted):
                 found = list(self.differences.values())
             else:
                 found = self._compare(promised, self.got, exact)

@@ -252,7 +252,7 @@ def _joined(parts: Sequence[Computed]) -> Computed:
     return Computed(value, error, parts[0].format)
 
 
-def effective(contract: Contract, terms: Terms) -> Contract:
+def effective_contract(contract: Contract, terms: Terms) -> Contract:
     """Return the contract with a fixed value for each field that does not change the bounds of this call.
 
     Such fields may be `grade`, `row_order` and `in_target_format`. `grade` never changes the bounds, and the other two
@@ -262,11 +262,11 @@ def effective(contract: Contract, terms: Terms) -> Contract:
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
     narrow = contract.in_target_format and terms.target_format is FLOAT32 and terms.smooths
-    return _effective(contract, any_order, narrow and contract.compute is not FLOAT32)
+    return _effective_contract(contract, any_order, narrow and contract.compute is not FLOAT32)
 
 
 @cache
-def _effective(contract: Contract, any_order: bool, in_target_format: bool) -> Contract:
+def _effective_contract(contract: Contract, any_order: bool, in_target_format: bool) -> Contract:
     """Return a copy of the contract with grade "A" and the given `in_target_format`.
 
     If `any_order` is True, the copy allows every order of the sum over rows.
