@@ -199,20 +199,20 @@ def _tiles_at_once(elements: int) -> int:
     return max(1, TILE_BLOCK // max(elements, 1))
 
 
-def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
+def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
     """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
-    The comparison runs in float64, on the device of the result, with several tiles at a time. `check` is the name of
+    The comparison runs in float64, on the device of the result, with several tiles at a time. `name` is the name of
     the result, "loss" or "gradient", and `times` is the number of tiles.
     """
-    allowed, vacuous = largest_errors(check, exact, bounds)
+    allowed, vacuous = largest_errors(name, exact, bounds)
     arrays = exact.hi, exact.lo, allowed
     hi, lo, limit = (torch.from_numpy(np.ascontiguousarray(array)).flatten().to(got.device) for array in arrays)
     many, length = _tiles_at_once(hi.numel()), len(got) // times
     worst, place, mismatched = -1.0, 0, 0
     for start in range(0, times, many):
         part = got[start * length : (start + many) * length]
-        part = part.movedim(1, -1) if check == "gradient" else part
+        part = part.movedim(1, -1) if name == "gradient" else part
         values = part.reshape(-1, hi.numel()).double()
         error = ((values - hi) - lo).abs()
         same = (values == hi) | (values.isnan() & hi.isnan())
@@ -224,18 +224,18 @@ def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: 
             worst, place = largest, start * hi.numel() + at
     tile, at = divmod(place, hi.numel())
     row, column = divmod(at, exact.hi.shape[1])
-    first, *further = np.unravel_index(row, (length, *_rows_beyond(got, check)))
-    index = (tile * length + int(first), *([column] if check == "gradient" else []), *map(int, further))
+    first, *further = np.unravel_index(row, (length, *_rows_beyond(got, name)))
+    index = (tile * length + int(first), *([column] if name == "gradient" else []), *map(int, further))
     in_tile = row, column
     value = Ball(*(np.reshape(array[in_tile], (1, 1)) for array in (exact.hi, exact.lo, exact.radius)))
     bound = np.reshape(allowed[in_tile], (1, 1))
-    found = difference(check, name_of(got), np.array([[got[index].item()]]), value, bound)
-    left = {reason: count * times for reason, count in not_judged(check, allowed, exact, bounds).items()}
+    found = difference(name, name_of(got), np.array([[got[index].item()]]), value, bound)
+    left = {reason: count * times for reason, count in not_judged(name, allowed, exact, bounds).items()}
     return replace(found, index=index, elements=got.numel(), mismatched=mismatched, not_judged=left, vacuous=vacuous)
 
 
 def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or a gradient `(N, C, d1, …)`: `check` is the name of `got`."""
+    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or a gradient `(N, C, d1, …)`: `name` is the name of `got`."""
     return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
 
 

@@ -125,14 +125,14 @@ def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
 
 
-def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
+def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
     The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
     the element must be the same infinity, or also NaN.
 
     Args:
-        check: the name of the result, which is also the name of an attribute of `bounds`.
+        name: the name of the result, which is also the name of an attribute of `bounds`.
         tensor: the result.
         exact: the exact values, (R, C), or (R, 1) for a result in `BY_ROW`.
         bounds: the error bounds.
@@ -140,45 +140,45 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
     Raises:
         ValueError: the result and the exact values have different numbers of elements.
     """
-    by_row = check in BY_ROW
+    by_row = name in BY_ROW
     got = tensor.reshape(-1, 1).cpu().double().numpy() if by_row else rows_of(tensor)
     if got.size != exact.hi.size:  # an isolated process may send an empty tensor, which would have no wrong number
-        raise ValueError(f"{check}: got {got.size} numbers; expected {exact.hi.size}")
-    allowed, vacuous, without_bound = _find_bounds(check, exact, bounds)
-    found = difference(check, name_of(tensor), got, exact, allowed)
+        raise ValueError(f"{name}: got {got.size} numbers; expected {exact.hi.size}")
+    allowed, vacuous, without_bound = _find_bounds(name, exact, bounds)
+    found = difference(name, name_of(tensor), got, exact, allowed)
     index = (
         (_unravel(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index)) if got.size else ()
     )
     return replace(found, index=index, vacuous=vacuous, not_judged=without_bound)
 
 
-def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
+def _find_bounds(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the results of :func:`largest_errors` and :func:`not_judged`: the bounds, `vacuous`, and the counts.
 
-    `check` is the name of the result. All subjects with the same contract share these three values, so the function
+    `name` is the name of the result. All subjects with the same contract share these three values, so the function
     computes them once.
     """
     known = _SHARED.setdefault(bounds, {})
-    if check not in known or known[check][0] is not exact:
-        allowed, vacuous = largest_errors(check, exact, bounds)
-        known[check] = exact, (allowed, vacuous, not_judged(check, allowed, exact, bounds))
-    return known[check][1]
+    if name not in known or known[name][0] is not exact:
+        allowed, vacuous = largest_errors(name, exact, bounds)
+        known[name] = exact, (allowed, vacuous, not_judged(name, allowed, exact, bounds))
+    return known[name][1]
 
 
 _SHARED: WeakKeyDictionary[AnyBounds, dict[str, tuple[Ball, tuple[Array, bool, dict[str, int]]]]] = WeakKeyDictionary()
 
 
-def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool]:
+def largest_errors(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool]:
     """Return the error bound of each number of a result, and whether a wrong result would pass too (`vacuous`).
 
-    `check` is the name of the result, such as "loss". Each bound includes the error radius of the exact value. If the
+    `name` is the name of the result, such as "loss". Each bound includes the error radius of the exact value. If the
     exact value is infinite or NaN, the bound is the radius alone. A bound of NaN counts as infinite.
     """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
-        bound = getattr(bounds, check).reshape(exact.hi.shape)
+        bound = getattr(bounds, name).reshape(exact.hi.shape)
         allowed = where_any(special, 0.0, where_any(np.isnan(bound), np.inf, bound)) + exact.radius
-        candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_results(check))
+        candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_results(name))
         return allowed, any((exact.distance(candidate) <= allowed).all() for candidate in candidates)
 
 
@@ -197,20 +197,20 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
         yield np.full_like(exact.hi, np.median(exact.hi[~special]))
 
 
-def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
+def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
     """Return the difference at the worst element of `got`, which has the largest share of its error bound.
 
-    `check` is the name of the result. `got`, `exact` and the error bounds `allowed` have R rows of K numbers, (R, K).
+    `name` is the name of the result. `got`, `exact` and the error bounds `allowed` have R rows of K numbers, (R, K).
     The index in the difference is (row, column).
     """
     if got.size == 0:
-        return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
+        return Difference(name, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
         error = exact.distance(got)
         ratio = where_any(~(error > 0) | np.isinf(allowed), 0.0, error / allowed)
     at = row, column = tuple(map(int, np.unravel_index(int(ratio.argmax()), ratio.shape)))
     return Difference(
-        check,
+        name,
         dtype,
         index=(row, column),
         got=float(got[at]),
@@ -227,18 +227,18 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
     )
 
 
-def not_judged(check: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
+def not_judged(name: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
     """Return the number of elements without a finite bound, for each reason.
 
-    `check` is the name of the result, and `allowed` has the bounds that :func:`largest_errors` returns.
+    `name` is the name of the result, and `allowed` has the bounds that :func:`largest_errors` returns.
     """
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)
     counts = {"there is no exact value": int(unknown.sum())}
     # No input should give a NaN bound. The random cases of `nox -s soak` have found no such input.
-    counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
-    reasons = bounds.without_bound(check) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, check)
+    counts["the bound is not a number"] = int(np.isnan(getattr(bounds, name)).sum())
+    reasons = bounds.without_bound(name) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, name)
     for reason, where in reasons.items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}

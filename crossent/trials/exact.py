@@ -87,13 +87,13 @@ class LinearPartBounds:
             }
             return [made[check](d) for d in of_target]
 
-    def without_bound(self, check: str) -> Mapping[str, NDArray[np.bool_]]:
-        """Return a mask for each reason: where the bounds of the result `check` are infinite for this reason."""
-        infinite, rows = np.isinf(getattr(self, check)), Bounds(self.terms, self.contract.loss)
+    def without_bound(self, name: str) -> Mapping[str, NDArray[np.bool_]]:
+        """Return a mask for each reason: where the bounds of the result `name` are infinite for this reason."""
+        infinite, rows = np.isinf(getattr(self, name)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
             return {"the denominator may be zero": infinite}
         # Where the bound for exact logits is infinite, the bound for inexact logits is infinite for the same reason.
-        of_rows = unbounded(rows, "loss") if check == "loss" else {}
+        of_rows = unbounded(rows, "loss") if name == "loss" else {}
         reasons = {str(reason): where for reason, where in of_rows.items()}
         known = np.logical_or.reduce([~infinite, *reasons.values()])
         return {**reasons, "an intermediate may overflow": ~known}

@@ -17,21 +17,21 @@ Reason = Literal[
 ]
 
 
-def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
+def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
 
     Each infinite bound has one reason, the first that applies.
 
     Args:
         bounds: The bounds of a call.
-        check: The name of an attribute of `bounds`, such as "loss". The masks have the shape of this attribute.
+        name: The name of an attribute of `bounds`, such as "loss". The masks have the shape of this attribute.
     """
-    bound = getattr(bounds, check)
+    bound = getattr(bounds, name)
     if not np.isinf(bound).any():
         return {}
     c, t = bounds.contract, bounds.terms
     # If a bound is finite in formats of unlimited range, the bound was infinite because of overflow.
-    remaining = np.isinf(getattr(bounds.under(c.unlimited), check))
+    remaining = np.isinf(getattr(bounds.under(c.unlimited), name))
     found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~remaining}
     rows = len(t.logits)
     depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
