@@ -19,7 +19,7 @@ from torch.autograd import forward_ad as dual_numbers
 
 from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
-from crossent.trials.along import is_small, measured, second_order
+from crossent.trials.along import compare_derivative, is_small, second_order
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Problem, Trial
@@ -37,8 +37,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction, False)
     exact = trial.question.exact_along
-    yield from measured("second", second, exact, trial)
-    yield from measured("upstream_gradient", upstream, exact, trial)
+    yield from compare_derivative("second", second, exact, trial)
+    yield from compare_derivative("upstream_gradient", upstream, exact, trial)
 
 
 @check("gradient", "forward_ad", cost=Cost.CALLS, applies=is_small)
@@ -51,7 +51,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
-    yield from measured("tangent", tangent, trial.question.exact_along, trial)
+    yield from compare_derivative("tangent", tangent, trial.question.exact_along, trial)
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:

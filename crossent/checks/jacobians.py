@@ -23,7 +23,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
 from crossent.subjects.subject import Loss
-from crossent.trials.along import is_small, measured, second_order
+from crossent.trials.along import compare_derivative, is_small, second_order
 from crossent.trials.call import Gradients, Result
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.difference import Difference
@@ -82,7 +82,7 @@ def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: G
 def jacfwd(trial: Trial) -> Found:
     """torch.func.vmap of torch.func.jvp, as torch.func.jacfwd calls it, gives the exact tangents of the loss."""
     inputs = trial.question.fresh()
-    yield from _measure_both("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
+    yield from _compare_both("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
 
 
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
@@ -104,15 +104,15 @@ def batched_second(trial: Trial) -> Found:
     compute derivatives in this way. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
     """
     second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
-    yield from _measure_both("second", second, trial)
-    yield from _measure_both("upstream_gradient", upstream, trial)
+    yield from _compare_both("second", second, trial)
+    yield from _compare_both("upstream_gradient", upstream, trial)
 
 
 @check("gradient", "double_backward", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
 def hessian(trial: Trial) -> Found:
     """torch.func.jvp of the gradient under vmap, as torch.func.hessian calls it, gives exact second derivatives."""
     inputs = trial.question.fresh()
-    yield from _measure_both("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
+    yield from _compare_both("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
 
 
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
@@ -153,14 +153,14 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
                 yield replace(found, index=(at, *found.index))
 
 
-def _measure_both(of: str, got: Tensor | None, trial: Trial) -> Found:
+def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
     """Yield the differences of the derivatives along two directions from their exact values.
 
-    `of` is the name of the derivative, such as "tangent".
+    `name` is the name of the derivative, such as "tangent".
     """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
-        for found in measured(of, None if got is None else got[at], along, trial):
+        for found in compare_derivative(name, None if got is None else got[at], along, trial):
             if not isinstance(found, Difference):
                 yield found
                 return

@@ -53,33 +53,35 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
     return torch.autograd.grad(gradient, by, direction, is_grads_batched=batch, allow_unused=True)
 
 
-def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
+def compare_derivative(
+    name: str, got: Tensor | None, along: ExactAlong, trial: Trial
+) -> Iterator[Difference | Problem]:
     """Yield the difference of a derivative from its exact values.
 
     If the derivative is missing, or has a wrong shape or dtype, yield a problem instead.
 
     Args:
-        of: the name of the derivative: "second", "upstream_gradient" or "tangent".
+        name: the name of the derivative: "second", "upstream_gradient" or "tangent".
         got: the derivative that the subject computed. None stands for zeros, and is a problem if an exact value is not
             0.
         along: the exact derivatives.
         trial: the subject on the case.
     """
-    inputs, name = trial.question.inputs, in_words(of)
-    exact = along.second if of == "second" else along.tangent
-    expected = inputs.input.shape if of == "second" else inputs.upstream.shape
+    inputs, words = trial.question.inputs, in_words(name)
+    exact = along.second if name == "second" else along.tangent
+    expected = inputs.input.shape if name == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{name}: got None; expected a tensor, since the exact value is not 0", of)
+            yield Problem("wrong", f"{words}: got None; expected a tensor, since the exact value is not 0", name)
         return
     if got.shape != expected:
-        yield Problem("wrong", f"{name}: got shape {tuple(got.shape)}; expected {tuple(expected)}", of)
+        yield Problem("wrong", f"{words}: got shape {tuple(got.shape)}; expected {tuple(expected)}", name)
         return
     of_loss = trial.subject.result_dtype(trial.question.exact.dtype)
-    wanted = {"second": inputs.input.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
+    wanted = {"second": inputs.input.dtype, "upstream_gradient": inputs.upstream.dtype}.get(name, of_loss)
     if got.dtype != wanted:
         dtypes = [str(dtype).removeprefix("torch.") for dtype in (got.dtype, wanted)]
-        yield Problem("wrong", f"{name}: got {dtypes[0]}; expected {dtypes[1]}", of)
+        yield Problem("wrong", f"{words}: got {dtypes[0]}; expected {dtypes[1]}", name)
         return
     promised = trial.contract(trial.case.dtype, trial.case.rows)
-    yield worst(of, got.detach(), exact, along.bounds(promised.storing(FORMATS[name_of(got)])))
+    yield worst(name, got.detach(), exact, along.bounds(promised.storing(FORMATS[name_of(got)])))
