@@ -38,21 +38,21 @@ def shares(a, b):
             yield float(abs(found - value) / Fraction(float(product.radius[row, column])))
 
 
-def drawn(random, m, k, n, *, decades=0):
+def drawn(random, m, k, n, *, largest_exponent=0):
     """Return two random factors: a ball with a low part, (m, k), and an array, (k, n).
 
-    Random powers of two, from `2^-decades` to `2^decades`, scale the numbers.
+    Random powers of two, from `2^-largest_exponent` to `2^largest_exponent`, scale the numbers.
     """
     a, b = random.standard_normal((m, k)), random.standard_normal((k, n))
-    a, b = (np.ldexp(x, random.randint(-decades, decades + 1, x.shape)) for x in (a, b))
+    a, b = (np.ldexp(x, random.randint(-largest_exponent, largest_exponent + 1, x.shape)) for x in (a, b))
     return ball(a, a * random.uniform(-1, 1, a.shape) * 2.0**-54), b
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 4), (3, 2, 4), (4, 63, 3), (2, 64, 5), (2, 65, 2), (1, 1000, 1)])
-@pytest.mark.parametrize("decades", [0, 3])
-def test_the_radius_holds(sizes, decades):
+@pytest.mark.parametrize("largest_exponent", [0, 3])
+def test_the_radius_holds(sizes, largest_exponent):
     random = np.random.RandomState(0)
-    worst = [max(shares(*drawn(random, *sizes, decades=decades))) for _ in range(10)]
+    worst = [max(shares(*drawn(random, *sizes, largest_exponent=largest_exponent))) for _ in range(10)]
     assert max(worst) <= 1
 
 
