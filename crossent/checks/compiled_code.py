@@ -190,7 +190,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
         raise NotRunError(
             "is not called with a class out of range on a GPU, where the failed assertion makes the device unusable"
         )
-    wrong = no_classes(inputs)
+    wrong = wrong_classes(inputs)
     made = trial.perform(call_compiled_on_classes, trial.gradients, INDUCTOR, inputs, wrong)
     for index, reaction in zip(wrong, made, strict=True):
         if isinstance(reaction, Raised):
@@ -241,7 +241,7 @@ def _why_no_error() -> str:
     return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""
 
 
-def no_classes(inputs: Inputs) -> list[int]:
+def wrong_classes(inputs: Inputs) -> list[int]:
     """Return class indices just out of range: the number of classes, and -1 if the dtype of the target is signed.
 
     The list leaves out the ignore_index.

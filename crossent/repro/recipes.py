@@ -251,8 +251,8 @@ def _compiled(backend: str, *, dynamic: bool) -> Recipe:
     return Recipe(EITHER, call_compiled, circumstances.judge_one_call, numbers=numbers, values=values)
 
 
-def _no_classes(focus: Focus) -> dict[str, Any]:
-    return {"backend": INDUCTOR, "dynamic": False, "classes": compiled_code.no_classes(focus.inputs)}
+def _wrong_classes(focus: Focus) -> dict[str, Any]:
+    return {"backend": INDUCTOR, "dynamic": False, "classes": compiled_code.wrong_classes(focus.inputs)}
 
 
 def _of_tiles(focus: Focus) -> Shapes:
@@ -333,7 +333,7 @@ RECIPES = {
     "trace_dynamic": _compiled(TRACER, dynamic=True),
     "compile": _compiled(INDUCTOR, dynamic=False),
     "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
-    "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_no_classes),
+    "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_wrong_classes),
     "memory": Recipe(EITHER, single.check_memory, values=_many),
     "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
