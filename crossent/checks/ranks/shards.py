@@ -52,7 +52,7 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
         yield replace(difference, of=f"{difference.of} {way}")
 
 
-def _bounds(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
+def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
     """Return, for each rank, the first class of its shard and the first class after its shard.
 
     If a rank has no classes, both numbers are equal.
@@ -86,7 +86,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
     if is_dense(inputs):
         raise NotRunError("gets class probabilities, which are targets on every rank")
     kept = _kept(inputs)
-    for rank, (start, end) in enumerate(_bounds(trial, inputs)):
+    for rank, (start, end) in enumerate(_class_ranges(trial, inputs)):
         if end > start:
             target = torch.where(kept, start + inputs.target.long() % (end - start), inputs.target.long())
             yield from _compared(trial, _with_target(inputs, target), f"with all targets on rank {rank}")
@@ -98,7 +98,7 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
     inputs = trial.question.inputs
     if is_dense(inputs):
         raise NotRunError("gets class probabilities, with which no row can be ignored")
-    for rank, (start, end) in enumerate(_bounds(trial, inputs)):
+    for rank, (start, end) in enumerate(_class_ranges(trial, inputs)):
         own = (inputs.target >= start) & (inputs.target < end) & _kept(inputs)
         if bool(own.any()):
             target = torch.where(_kept(inputs) & ~own, inputs.target.long(), -100)
@@ -118,7 +118,7 @@ def whole_smoothing(trial: Trial) -> Iterator[Difference]:
 def uneven_shards(trial: Trial) -> Iterator[Difference]:
     """If the number of classes is not a multiple of the number of ranks, loss and gradient are exact."""
     inputs, ranks = trial.question.inputs, trial.subject.ranks
-    _bounds(trial, inputs)
+    _class_ranges(trial, inputs)
     uneven = [classes for classes in range(inputs.classes, ranks, -1) if classes % ranks]
     if not uneven:
         raise NotRunError("has too few classes for shards of different sizes")
@@ -132,7 +132,7 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
     On two ranks, the call has one class. The check does not run if the user declares that the loss needs two classes.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
-    _bounds(trial, inputs)
+    _class_ranges(trial, inputs)
     if (reason := trial.subject.lacks.get("one_class", "")).startswith(DECLARED):
         raise NotRunError(reason)
     if ranks == 1:
