@@ -125,7 +125,7 @@ def circumstances(trial: Trial) -> Found:
     relies on this behaviour: the scaler skips a step only if a gradient is not finite.
     """
     question = trial.question
-    for way in ways_of(trial.case, trial.subject):
+    for way in circumstances_of(trial.case, trial.subject):
         if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
             continue  # a forked process lacks the threads of its parent, and the call could wait for them forever
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
@@ -151,7 +151,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
             yield Problem("wrong", f"{in_words(name, trial.case.operation)}, with an upstream gradient of NaN: {said}")
 
 
-def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
+def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:
     """Return the names of the `CIRCUMSTANCES` that apply to a case and need no feature that the subject lacks."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"

@@ -11,7 +11,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import GRADIENTS
 from crossent.checks import compiled_code, leaves
-from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
+from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, circumstances_of
 from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed
 from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
@@ -313,7 +313,7 @@ RECIPES = {
     ),
     "circumstances": replace(
         _called(circumstances.call_in_circumstances, dict.fromkeys(CIRCUMSTANCES, RESULT_PARTS)),
-        values=lambda focus: {"calls": ways_of(focus.case, focus.subject), "which_call": focus.call},
+        values=lambda focus: {"calls": circumstances_of(focus.case, focus.subject), "which_call": focus.call},
     ),
     "double_backward": _derivative(derivatives.differentiate_twice, "second", "upstream_gradient"),
     "forward_ad": _derivative(derivatives.differentiate_forward, "tangent"),
