@@ -88,7 +88,7 @@ def alone(trial: Trial) -> Found:
     Liger-Kernel 0.8.5: the weight got no gradient if the hidden states required no gradient, as in a frozen network.
     """
     operation = trial.case.operation
-    for way, names in ways_of(trial.question.inputs, trial.gradients).items():
+    for way, names in gradients_by_call(trial.question.inputs, trial.gradients).items():
         loss, requires_grad, gradients = trial.perform(backward_of_some, trial.question.fresh(), names)
         if problem := misshapen(trial, loss, trial.question.exact):
             yield problem
@@ -109,12 +109,12 @@ def alone(trial: Trial) -> Found:
         yield from (replace(difference, of=f"{difference.of} {way}") for difference in found)
 
 
-def ways_of(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
+def gradients_by_call(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
     """Return each choice of some but not all gradients, by the name of the call that computes only these gradients.
 
     `gradients` are the names of the gradients that the subject can compute.
 
-    >>> ways_of(Case("float32", target="probabilities").build())
+    >>> gradients_by_call(Case("float32", target="probabilities").build())
     {'of the logits alone': ('gradient',), 'of the target alone': ('target_gradient',)}
     """
     leaves = [name for name in inputs.leaves if name in gradients]

@@ -172,12 +172,12 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
 
 
 def _of_some(focus: Focus) -> Shapes:
-    known, ways = parts(focus.inputs), leaves.ways_of(focus.inputs)
+    known, ways = parts(focus.inputs), leaves.gradients_by_call(focus.inputs)
     return {f"{part} {call}": known[part] for call, names in ways.items() for part in ("loss", *names)}
 
 
 def _wanted(focus: Focus) -> dict[str, Any]:
-    ways = leaves.ways_of(focus.inputs).items()
+    ways = leaves.gradients_by_call(focus.inputs).items()
     wanted = tuple((call, {name: GRADIENTS[name] for name in names}) for call, names in ways)
     return {"wanted_of": wanted, "which_call": focus.call}
 

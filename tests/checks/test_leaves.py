@@ -9,7 +9,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.linear.case import LinearCase
 from crossent.checks import circumstances, determinism, leaves, single, transforms
-from crossent.checks.leaves import ways_of
+from crossent.checks.leaves import gradients_by_call
 from crossent.run.plan import plan
 from crossent.trials.call import in_words
 
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_wrong_where_others_are_frozen_is_found_and_named(los
 
 
 def test_every_choice_of_some_leaves_has_a_call():
-    assert list(ways_of(CASE.build())) == [
+    assert list(gradients_by_call(CASE.build())) == [
         "of input alone",
         "of linear_weight alone",
         "of linear_bias alone",
@@ -127,8 +127,8 @@ def test_every_choice_of_some_leaves_has_a_call():
         "of input and linear_bias alone",
         "of linear_weight and linear_bias alone",
     ]
-    assert list(ways_of(MEAN.build())) == ["of input alone", "of linear_weight alone"]
-    assert ways_of(Case("float32").build()) == {}
+    assert list(gradients_by_call(MEAN.build())) == ["of input alone", "of linear_weight alone"]
+    assert gradients_by_call(Case("float32").build()) == {}
 
 
 def test_the_words_of_a_call_name_the_argument():

@@ -16,7 +16,7 @@ from support.waits import skip_unless_readable
 import crossent.repro.scripts
 from crossent.cases.case import Case
 from crossent.checks.circumstances import THREADS, UNRECORDED
-from crossent.checks.leaves import ways_of
+from crossent.checks.leaves import gradients_by_call
 from crossent.repro.composer import Code
 from crossent.repro.recipes import RECIPES, REFUSALS
 from crossent.repro.script import DEFINED
@@ -157,6 +157,6 @@ def test_scripts_make_the_calls_of_the_checks(monkeypatch):
     assert list(circumstances.call_without_gradients()) == list(UNRECORDED)
     wanted = {"of the logits alone": {"gradient": "input"}, "of the target alone": {"target_gradient": "target"}}
     monkeypatch.setattr(circumstances, "wanted_of", tuple(wanted.items()))
-    assert list(circumstances.call_for_some_gradients()) == list(ways_of(given)) == list(wanted)
+    assert list(circumstances.call_for_some_gradients()) == list(gradients_by_call(given)) == list(wanted)
     monkeypatch.setattr(circumstances, "other", circumstances.given)
     assert {tuple(results) for results in circumstances.call_in_threads()} == {THREADS}
