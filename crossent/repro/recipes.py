@@ -183,12 +183,12 @@ def _wanted(focus: Focus) -> dict[str, Any]:
 
 
 def _of_chunks(focus: Focus) -> Shapes:
-    ways = chunks.ways_of(focus.inputs, focus.subject.chunks)
+    ways = chunks.chunk_sizes_by_call(focus.inputs, focus.subject.chunks)
     return {f"{part} {call}": shape for call in ways for part, shape in parts(focus.inputs).items()}
 
 
 def _chunk_sizes(focus: Focus) -> dict[str, Any]:
-    ways = chunks.ways_of(focus.inputs, focus.subject.chunks).items()
+    ways = chunks.chunk_sizes_by_call(focus.inputs, focus.subject.chunks).items()
     sizes = tuple((call, *keyword_and_size) for call, keyword_and_size in ways if focus.call in ("", call))
     return {"chunk_sizes": sizes, "which_call": focus.call}
 

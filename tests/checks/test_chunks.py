@@ -11,7 +11,7 @@ from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from crossent.checks import single
-from crossent.checks.relations.chunks import chunks, ways_of
+from crossent.checks.relations.chunks import chunk_sizes_by_call, chunks
 from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
@@ -90,7 +90,7 @@ def test_a_function_without_such_an_argument_is_not_run():
 
 
 def test_the_sizes_are_one_two_all_rows_and_one_more():
-    assert [size for _, size in ways_of(CASE.build(), ("chunk_size",)).values()] == [1, 2, 7, 8, 10]
+    assert [size for _, size in chunk_sizes_by_call(CASE.build(), ("chunk_size",)).values()] == [1, 2, 7, 8, 10]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

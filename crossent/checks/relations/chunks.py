@@ -30,7 +30,7 @@ def chunks(trial: Trial) -> Found:
     if not trial.subject.chunks:
         raise NotRunError("has no argument for the chunk size")
     question, ran = trial.question, False
-    for way, (keyword, size) in ways_of(question.inputs, trial.subject.chunks).items():
+    for way, (keyword, size) in chunk_sizes_by_call(question.inputs, trial.subject.chunks).items():
         try:
             got = trial.evaluate(question.fresh(), evaluate_in_chunks, keyword, size)
         except RefusedError as error:
@@ -47,14 +47,14 @@ def chunks(trial: Trial) -> Found:
         raise NotRunError("refuses every chunk size")
 
 
-def ways_of(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+def chunk_sizes_by_call(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
     """Return the keyword and the chunk size of each call to make, by the name of the call.
 
     `keywords` are the arguments that set the chunk size. The sizes are 1, 2, the number of rows, this number plus 1,
     and twice the number of classes.
 
     >>> from crossent.cases.linear.case import LinearCase
-    >>> ways_of(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
+    >>> chunk_sizes_by_call(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
     ('chunk_size', 8)
     """
     rows = len(inputs.input)
