@@ -33,23 +33,23 @@ def non_leaf(trial: Trial) -> Found:
 
     In a linear cross-entropy, the weight and the bias of the linear layer are outputs of operations too.
     """
-    got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.gradients)
+    got, clones = trial.perform(evaluate_on_clones, trial.question.fresh(), trial.gradients)
     if problem := misshapen(trial, got.loss, trial.question.exact):
         yield problem
         return
     if "arguments" not in trial.subject.lacks:
-        yield from _changed(trial.question.inputs, made)
+        yield from _changed(trial.question.inputs, clones)
     yield from trial.compare(got, trial.question.exact)
 
 
-def _changed(inputs: Inputs, made: dict[str, Tensor]) -> Iterator[Problem]:
+def _changed(inputs: Inputs, clones: dict[str, Tensor]) -> Iterator[Problem]:
     for name, before in {"input": inputs.input, **inputs.options}.items():
-        if name in made and (bits(made[name]) != bits(before)).any():
+        if name in clones and (bits(clones[name]) != bits(before)).any():
             yield Problem("changed_input", f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
             return
 
 
-def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
+def evaluate_on_clones(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
     """Call the subject with a copy in place of each argument that requires a gradient, except the target.
 
     This is an act: a function that runs in the process of the subject.
@@ -62,13 +62,13 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[
     """
     kept: dict[str, Tensor] = {}
 
-    def of_made(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    def on_clones(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         leaves = [name for name, one in options.items() if isinstance(one, Tensor) and one.requires_grad]
-        made = {"input": input.clone(), **{name: options[name].clone() for name in leaves}}
-        kept.update((name, one.detach()) for name, one in made.items())
-        return loss(made.pop("input"), target, **{**options, **made})
+        clones = {"input": input.clone(), **{name: options[name].clone() for name in leaves}}
+        kept.update((name, one.detach()) for name, one in clones.items())
+        return loss(clones.pop("input"), target, **{**options, **clones})
 
-    return evaluate(of_made, inputs, gradients), kept
+    return evaluate(on_clones, inputs, gradients), kept
 
 
 def _has_several_leaves(case: Case) -> bool:
