@@ -73,7 +73,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
             return ((1, 1.0, _reverse(index, parts(given)[part], of_rows)),)
 
-        return Equation((given, changes.rows_turned(given, axis)), terms)
+        return Equation((given, changes.reverse_rows(given, axis)), terms)
 
     return {f"reversed along dimension {axis}": along(axis) for axis in changes.rows_axes(given)}
 
@@ -87,7 +87,7 @@ def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
         flipped = part in OF_LAYER if linear else part != "loss"
         return ((1, 1.0, _reverse(index, parts(given)[part], axis) if flipped else index),)
 
-    return {"": Equation((given, changes.classes_turned(given)), terms)}
+    return {"": Equation((given, changes.reverse_classes(given)), terms)}
 
 
 def _reverse(index: Index, shape: Index, axis: int) -> Index:

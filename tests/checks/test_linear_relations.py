@@ -40,9 +40,9 @@ def test_the_result_in_float64_changes_as_the_relations_say():
         given = case.build()
         given = changes._each(given, lambda one: one.double() if one.is_floating_point() else one)
         result = evaluate(composed, given)
-        turned = changes.of_rows_turned(evaluate(composed, changes.rows_turned(given, 0)), 0, 2)
+        turned = changes.restore_rows(evaluate(composed, changes.reverse_rows(given, 0)), 0, 2)
         assert_close(turned, result)
-        assert_close(changes.of_classes_turned(evaluate(composed, changes.classes_turned(given)), given), result)
+        assert_close(changes.restore_classes(evaluate(composed, changes.reverse_classes(given)), given), result)
         before, after = changes.shifted(given)["shifted"]
         assert_close(evaluate(composed, after), evaluate(composed, before), 2.0**-20)
 

@@ -98,28 +98,28 @@ def rows_axes(given: Inputs) -> list[int]:
     return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
-def rows_turned(given: Inputs, axis: int) -> Inputs:
+def reverse_rows(given: Inputs, axis: int) -> Inputs:
     """Return the inputs with the rows reversed along a dimension of the logits.
 
     The targets and the upstream gradient are reversed with the rows.
     """
     dim = given.input.dim()
     tensors = given.input, given.target, given.upstream
-    logits, target, upstream = (_reverse_rows(tensor, axis, dim) for tensor in tensors)
+    logits, target, upstream = (_flip_rows(tensor, axis, dim) for tensor in tensors)
     return Inputs(logits, target, given.options, upstream)
 
 
-def of_rows_turned(result: Result, axis: int, dim: int) -> Result:
-    """Return the result of a call with reversed rows (:func:`rows_turned`), with the rows in their original order.
+def restore_rows(result: Result, axis: int, dim: int) -> Result:
+    """Return the result of a call with reversed rows (:func:`reverse_rows`), with the rows in their original order.
 
     `axis` is the reversed dimension, and `dim` is the number of dimensions of the logits. The gradients of the weight
     and the bias of a linear layer are sums over the rows, so these gradients are unchanged.
     """
     by_row = ("loss", "gradient", "target_gradient")
-    return _mapped(lambda name, tensor: _reverse_rows(tensor, axis, dim) if name in by_row else tensor, result)
+    return _mapped(lambda name, tensor: _flip_rows(tensor, axis, dim) if name in by_row else tensor, result)
 
 
-def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
+def _flip_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
     """Return a tensor with its rows reversed along the dimension `axis` of the logits, which have `dim` dimensions.
 
     A tensor with fewer dimensions, such as class indices, lacks the class dimension. A scalar is unchanged.
@@ -127,7 +127,7 @@ def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
-def classes_turned(given: Inputs) -> Inputs:
+def reverse_classes(given: Inputs) -> Inputs:
     """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class.
 
     In a linear cross-entropy, the weight and the bias of the linear layer are reversed instead of the logits.
@@ -139,32 +139,32 @@ def classes_turned(given: Inputs) -> Inputs:
         return replace(given, input=logits, target=given.target.flip(axis), options=options)
     last, ignore_index = given.classes - 1, options.get("ignore_index", -100)
     index = given.target.long()  # as uint8, -100 would be 156
-    turned = last - index
+    reversed_index = last - index
     if 0 <= ignore_index <= last:
         options["ignore_index"] = last - ignore_index
     else:
-        turned = torch.where(index == ignore_index, index, turned)
-    return replace(given, input=logits, target=turned.to(given.target.dtype), options=options)
+        reversed_index = torch.where(index == ignore_index, index, reversed_index)
+    return replace(given, input=logits, target=reversed_index.to(given.target.dtype), options=options)
 
 
-def of_classes_turned(result: Result, given: Inputs) -> Result:
-    """Return the result of a call with reversed classes (:func:`classes_turned`), in the original order of classes."""
+def restore_classes(result: Result, given: Inputs) -> Result:
+    """Return the result of a call with reversed classes (:func:`reverse_classes`), in the original order of classes."""
     dim = given.input.dim()
 
-    def turned(name: str, tensor: Tensor) -> Tensor:
+    def flipped(name: str, tensor: Tensor) -> Tensor:
         if given.operation is LINEAR_CROSS_ENTROPY:
             return tensor.flip(0) if name in ("weight_gradient", "bias_gradient") else tensor
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
 
-    return _mapped(turned, result)
+    return _mapped(flipped, result)
 
 
 def of_other_classes(given: Inputs) -> Inputs:
-    """Return the inputs with the target and the options of :func:`classes_turned`, but with the same logits as before.
+    """Return the inputs with the target and the options of :func:`reverse_classes`, but with the same logits as before.
 
     In a linear cross-entropy, the weight and the bias of the linear layer are the same as before too.
     """
-    turned = classes_turned(given)
+    turned = reverse_classes(given)
     unchanged = {name: given.options[name] for name in _OF_CLASSES if name in given.options}
     return replace(given, target=turned.target, options={**turned.options, **unchanged})
 

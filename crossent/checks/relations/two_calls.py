@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from crossent.cases.case import Case
 from crossent.cases.linear.case import LinearCase
 from crossent.checks.relations.changes import (
-    classes_turned,
     contiguous,
     joined,
-    of_classes_turned,
-    of_rows_turned,
     parted,
+    restore_classes,
+    restore_rows,
+    reverse_classes,
+    reverse_rows,
     rows_axes,
-    rows_turned,
     shifted,
     wide,
 )
@@ -71,16 +71,16 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     inputs = trial.question.inputs
     dim = inputs.input.dim()
     for axis in rows_axes(inputs):
-        reversed_rows = rows_turned(trial.question.fresh(), axis)
-        back = of_rows_turned(further_call(trial, reversed_rows), axis, dim)
+        reversed_rows = reverse_rows(trial.question.fresh(), axis)
+        back = restore_rows(further_call(trial, reversed_rows), axis, dim)
         yield from compare_results(trial, with_radius(trial, back), way=f"reversed along dimension {axis}")
 
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1, operations=EVERY_OPERATION)
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
     """Reversing the classes, with weights and targets, keeps the loss and reverses the gradients, up to rounding."""
-    reversed_classes = classes_turned(trial.question.fresh())
-    back = of_classes_turned(further_call(trial, reversed_classes), trial.question.inputs)
+    reversed_classes = reverse_classes(trial.question.fresh())
+    back = restore_classes(further_call(trial, reversed_classes), trial.question.inputs)
     yield from compare_results(trial, with_radius(trial, back))
 
 
