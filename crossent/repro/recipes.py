@@ -295,7 +295,7 @@ RECIPES = {
     "two_backwards": Recipe(
         ("disturbed", "not_repeated", *EITHER),
         check_two_backwards,
-        values=lambda focus: {"other": changes.of_other_classes(focus.inputs)},
+        values=lambda focus: {"other": changes.with_reversed_targets(focus.inputs)},
     ),
     "no_grad": _called(
         circumstances.call_without_gradients,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
-from crossent.checks.relations.changes import of_other_classes
+from crossent.checks.relations.changes import with_reversed_targets
 from crossent.subjects.subject import Loss
 from crossent.trials.agreement import further_call
 from crossent.trials.call import Result
@@ -29,7 +29,7 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
     Liger-Kernel#272 and #343: a loss stored its gradient in the logits, and scaled the gradient there in the backward
     pass.
     """
-    other = of_other_classes(trial.question.fresh())
+    other = with_reversed_targets(trial.question.fresh())
     alone = further_call(trial, other)
     first, second, again = trial.perform(backwards, trial.question.fresh(), other.copy())
     if again.digest != first.digest:

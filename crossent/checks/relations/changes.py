@@ -159,14 +159,14 @@ def restore_classes(result: Result, given: Inputs) -> Result:
     return _mapped(flipped, result)
 
 
-def of_other_classes(given: Inputs) -> Inputs:
+def with_reversed_targets(given: Inputs) -> Inputs:
     """Return the inputs with the target and the options of :func:`reverse_classes`, but with the same logits as before.
 
     In a linear cross-entropy, the weight and the bias of the linear layer are the same as before too.
     """
-    turned = reverse_classes(given)
+    changed = reverse_classes(given)
     unchanged = {name: given.options[name] for name in _OF_CLASSES if name in given.options}
-    return replace(given, target=turned.target, options={**turned.options, **unchanged})
+    return replace(given, target=changed.target, options={**changed.options, **unchanged})
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
