@@ -100,10 +100,10 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     Return {} if every split of the batch gives a mean that divides by 0.
     """
     try:
-        parted = changes.parted(given, terms_of(given))
+        batches = changes.split_batch(given, terms_of(given))
     except NotRunError:
         return {}
-    (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in parted)
+    (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in batches)
     size = len(of_first.input)
 
     def terms(part: str, index: Index) -> EquationTerms:

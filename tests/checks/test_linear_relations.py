@@ -188,13 +188,13 @@ def test_the_checks_run_in_an_isolated_process():
 
 
 def test_the_gradient_of_the_weight_is_the_sum_over_the_parts():
-    """`joined` adds the gradients of the layer, and concatenates the gradients of the rows."""
+    """`join_parts` adds the gradients of the layer, and concatenates the gradients of the rows."""
     parts = [with_numbers(1.0), with_numbers(2.0)]
-    whole = changes.joined(parts, "sum")
+    whole = changes.join_parts(parts, "sum")
     assert whole["weight_gradient"].hi.tolist() == [[3.0]]
     assert whole["loss"].hi.tolist() == [[3.0]]
     assert whole["gradient"].hi.tolist() == [[1.0], [2.0]]
-    assert changes.joined(parts, "none")["loss"].hi.tolist() == [[1.0], [2.0]]
+    assert changes.join_parts(parts, "none")["loss"].hi.tolist() == [[1.0], [2.0]]
 
 
 def with_numbers(number):

@@ -169,10 +169,10 @@ def with_reversed_targets(given: Inputs) -> Inputs:
     return replace(given, target=changed.target, options={**changed.options, **unchanged})
 
 
-def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
+def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and the inputs.
 
-    `terms` has the target, the weights and the reduction of the batch. :func:`joined` combines the results of the
+    `terms` has the target, the weights and the reduction of the batch. :func:`join_parts` combines the results of the
     parts, multiplied by the factors, to the result of the batch.
 
     Raises:
@@ -187,7 +187,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     return parts
 
 
-def joined(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
+def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
     """Return the result of a batch from the results of its two parts, which are already multiplied by their factors."""
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
@@ -203,7 +203,7 @@ def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fractio
     With "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times the part's factor.
 
     Raises:
-        NotRunError: see :func:`parted`.
+        NotRunError: see :func:`split_batch`.
     """
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":

@@ -8,14 +8,14 @@ from crossent.cases.case import Case
 from crossent.cases.linear.case import LinearCase
 from crossent.checks.relations.changes import (
     contiguous,
-    joined,
-    parted,
+    join_parts,
     restore_classes,
     restore_rows,
     reverse_classes,
     reverse_rows,
     rows_axes,
     shifted,
+    split_batch,
     wide,
 )
 from crossent.trials.agreement import PartBalls, compare_results, exact_for, further_call, times, with_radius
@@ -104,11 +104,11 @@ def split(trial: Trial) -> Iterator[Difference]:
     """
     parts: list[PartBalls] = []
     for name, (share, part) in zip(
-        ("first part", "second part"), parted(trial.question.fresh(), trial.question.exact.terms), strict=True
+        ("first part", "second part"), split_batch(trial.question.fresh(), trial.question.exact.terms), strict=True
     ):
         result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
-    yield from compare_results(trial, joined(parts, trial.case.reduction))
+    yield from compare_results(trial, join_parts(parts, trial.case.reduction))
 
 
 @check(
