@@ -15,7 +15,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, INTEGERS
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
-from crossent.cases.grid import met
+from crossent.cases.grid import count_combinations
 from crossent.cases.operation import CROSS_ENTROPY
 from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
@@ -82,7 +82,7 @@ def table():
         lines.append(f"| `{name}` | {check.sentence} | " + " | ".join(f"{count:,}" for count in counts) + " |")
     bad = len(BAD_INPUTS) + lacking()
     lines.append(f"| `errors` | {ERRORS} |" + f" {bad} |" * len(LEVELS))
-    triples = [met(case for case in planned[level] if isinstance(case, Case)) for level in LEVELS]
+    triples = [count_combinations(case for case in planned[level] if isinstance(case, Case)) for level in LEVELS]
     lines.append("| | 3-way combinations of options | " + " | ".join(f"{count:,}" for count in triples) + " |")
     known = sum(not bug.why_not for bug in bugs())
     lines += ["", f"Bugs in the corpus: {len(bugs())}, of which {known} have cases of their own."]

@@ -69,7 +69,7 @@ class Case:
     ignore_indices: ClassVar[Mapping[str, int]] = IGNORED
     rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = RULES
     constraints: ClassVar[tuple[Constraint, ...]] = CONSTRAINTS
-    # The axes whose combinations of choices :func:`crossent.cases.grid.met` counts.
+    # The axes whose combinations of choices :func:`crossent.cases.grid.count_combinations` counts.
     counted: ClassVar[tuple[str, ...]] = (
         *("sizes", "label_smoothing"),
         *(axis for axis in AXES if axis != "weight_layout"),

@@ -141,7 +141,7 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
     No combination of choices that the array needs is lost.
     """
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
-    met = Counter(chosen for case in cases for chosen in sized_triples(case))
+    occurrences = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
     while improved:
         improved = False
@@ -149,12 +149,14 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
             for word in array.choices[axis]:
                 case, moved = cases[at], replace(cases[at], **{axis: word})
                 before, after = sized_triples(case), sized_triples(moved)
-                gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
+                gain = sum(occurrences[new] == 0 for new in after - before) - sum(
+                    occurrences[old] == 1 for old in before - after
+                )
                 if gain > 0 and _is_allowed(moved, array) and _can_move(case, moved, covered, array):
                     covered.subtract(array.combinations(case))
                     covered.update(array.combinations(moved))
-                    met.subtract(before)
-                    met.update(after)
+                    occurrences.subtract(before)
+                    occurrences.update(after)
                     cases[at], improved = moved, True
     return cases
 

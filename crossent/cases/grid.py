@@ -272,13 +272,13 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
     return set(itertools.combinations(sorted(_choices(case), key=lambda choice: choice[0]), 2))
 
 
-def met(cases: Iterable[Case], strength: int = 3) -> int:
+def count_combinations(cases: Iterable[Case], strength: int = 3) -> int:
     """Return the number of different combinations of `strength` choices that occur in these cases.
 
     Only the axes of `Case.counted` count. All cases must have the same operation.
 
     Example:
-        >>> met([Case("float32")])  # three of eleven axes
+        >>> count_combinations([Case("float32")])  # three of eleven axes
         165
     """
     columns = [[getattr(case, axis) for axis in case.counted] for case in cases]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crossent.cases.case import Case
-from crossent.cases.grid import met
+from crossent.cases.grid import count_combinations
 from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
@@ -199,5 +199,5 @@ def _finish(
     if "cases" in report.only:
         report.left_out = []  # the choice of cases left out these checks, not the level
     done = {case for part in report.subjects for case in part.outcomes}
-    report.triples = met(case for case in planned if isinstance(case, Case) and case.id in done)
+    report.triples = count_combinations(case for case in planned if isinstance(case, Case) and case.id in done)
     return report

@@ -9,7 +9,7 @@ import pytest
 
 from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, size_class
 from crossent.cases.case import Case
-from crossent.cases.grid import met, sized_triples
+from crossent.cases.grid import count_combinations, sized_triples
 from crossent.cases.linear.case import HIDDEN_LIMITS, LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.linear.grid import LINEAR_ARRAYS, LINEAR_CHOICES, linear_grid, linear_numbers
@@ -164,8 +164,10 @@ def test_every_choice_on_an_axis_is_in_an_edge_or_an_array(axis):
 def test_combinations_of_three_are_counted_on_the_axes_of_the_operation():
     """A bias is an option of a linear case, and a number of rows counts as its size range."""
     one, two = LinearCase("float32", (7, 5)), LinearCase("float32", (8, 5))
-    assert met([one]) == met([one, two]) == 15 * 14 * 13 / 6
-    assert met([one, LinearCase("float32", (7, 5), bias="bias")]) == met([one]) + 14 * 13 / 2
+    assert count_combinations([one]) == count_combinations([one, two]) == 15 * 14 * 13 / 6
+    assert (
+        count_combinations([one, LinearCase("float32", (7, 5), bias="bias")]) == count_combinations([one]) + 14 * 13 / 2
+    )
     assert ("2 to 16 rows", "bias no_bias", "float32") in sized_triples(one)
     assert set(LinearCase.counted) == set(LINEAR_CHOICES)
 

@@ -20,7 +20,7 @@ from support.waits import computing
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
-from crossent.cases.grid import met
+from crossent.cases.grid import count_combinations
 from crossent.cases.linear.case import LinearCase
 from crossent.report.clarity import case_or_none
 from crossent.report.reader import report_of
@@ -215,7 +215,7 @@ def test_a_run_ends_at_max_findings_and_reports_how_many_cases_ran(jobs):
     assert (report.to_json()["stopped"], report.fixed) == (True, [])
     whole = check_few("formula", off_by_a_percent, level="quick", jobs=jobs)
     done = {case for part in report.subjects for case in part.outcomes}
-    assert report.triples == met(filter(None, map(case_or_none, done))) < whole.triples
+    assert report.triples == count_combinations(filter(None, map(case_or_none, done))) < whole.triples
     for part, other in zip(report.subjects, whole.subjects, strict=True):  # in the order of the plan
         assert list(part.outcomes) == [case for case in other.outcomes if case in part.outcomes]
 
@@ -230,7 +230,7 @@ def test_the_combinations_of_three_options_are_those_of_the_cases_that_ran():
     (part,) = report.subjects
     assert sum(part.not_applicable.values()) > 1
     done = [case for case in map(case_or_none, part.outcomes) if case is not None]
-    assert report.triples == met(done) > 0
+    assert report.triples == count_combinations(done) > 0
 
     plain, biased = LinearCase("float32"), LinearCase("float32", bias="bias")
     chosen = {"operation": "linear_cross_entropy", "cases": [plain.id, biased.id], "level": "quick"}

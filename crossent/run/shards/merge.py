@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from crossent.cases.case import Case
-from crossent.cases.grid import met
+from crossent.cases.grid import count_combinations
 from crossent.cases.ids import case_of
 from crossent.cases.operation import OPERATIONS
 from crossent.checks import RANK_CHECKS, checks_of
@@ -132,5 +132,5 @@ def _joined(reports: Sequence[Report], description: Shard) -> Report:
     report.left_out = [name for name in first.left_out if all(name in names for names in left_out)]
     report.fixed = [] if report.only else fixed([one.shard.known for one in reports if one.shard])
     done = map(case_of, {case for part in subjects for case in part.outcomes})
-    report.triples = met(case for case in done if isinstance(case, Case))
+    report.triples = count_combinations(case for case in done if isinstance(case, Case))
     return report
