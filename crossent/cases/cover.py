@@ -91,9 +91,9 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
             while len(grown) < _CANDIDATES:
                 grown += _complete(start, array, left, random)
             _, best = max(grown, key=lambda candidate: candidate[0])
-            hidden = array.hidden(best)
+            hiding = array.hiding_axes(best)
             for some, of_axes in left.items():
-                if hidden <= set(some):
+                if hiding <= set(some):
                     of_axes.discard(tuple(best[axis] for axis in some))
             cases.append(array.case(best))
     return list(_vary_sizes(_add_triples(cases, array), array))
@@ -111,14 +111,14 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.
     """
-    chosen, completed, hidden = dict(start), 1, array.hidden(start)
+    chosen, completed, hiding = dict(start), 1, array.hiding_axes(start)
     axes = [axis for axis in array.choices if axis not in start]
     random.shuffle(axes)
     for axis in axes:
-        words = [word for word in array.shown(axis) if not array.forbids({**chosen, axis: word})]
+        words = [word for word in array.revealing_choices(axis) if not array.forbids({**chosen, axis: word})]
         if not words:
             return
-        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis} and hidden <= {*of}]
+        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis} and hiding <= {*of}]
         random.shuffle(words)
         tried = [{**chosen, axis: word} for word in words]
         gains = [sum(tuple(map(one.__getitem__, of)) in left[of] for of in joined) for one in tried]
@@ -132,7 +132,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
-    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.shown(axis))
+    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.revealing_choices(axis))
 
 
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:

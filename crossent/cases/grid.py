@@ -177,18 +177,18 @@ class CoveringArray:
         """The axes other than the dtype and the size ranges."""
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
-    def hidden(self, chosen: Mapping[str, Any]) -> set[str]:
+    def hiding_axes(self, chosen: Mapping[str, Any]) -> set[str]:
         """Return the axes whose choices in `chosen` hide bugs, as `hiding` says."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
-    def shown(self, axis: str) -> list[Any]:
+    def revealing_choices(self, axis: str) -> list[Any]:
         """Return the choices on an axis that hide no bugs."""
         return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
 
     def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
         """Return the combinations of choices that a case covers, each as pairs (axis, choice)."""
-        hidden = self.hidden({axis: getattr(case, axis) for axis in self.hiding})
-        return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hidden <= set(axes)]
+        hiding = self.hiding_axes({axis: getattr(case, axis) for axis in self.hiding})
+        return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hiding <= set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
         """Return whether a constraint forbids these choices. Constraints on axes that `chosen` lacks do not count."""
