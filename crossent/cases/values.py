@@ -50,7 +50,7 @@ class Draw:
             total += self.random.random_sample(self.shape) - 0.5
         return total * 1.7320508075688772  # √3, because the sum has the variance 4/12
 
-    def row(self, low: int, high: int) -> Array:
+    def row_integers(self, low: int, high: int) -> Array:
         """Return random integers from `low` to `high`, (R, 1), one for each row."""
         return self.random.randint(low, high + 1, size=(self.rows, 1)).astype(np.float64)
 
@@ -63,7 +63,7 @@ class Draw:
 def _confident(draw: Draw) -> Array:
     # The true class leads by k+b times log 2: k is random, and 2^b > C-1. So the other classes together have less than
     # 2^-k of the probability of the true class.
-    return np.where(draw.is_hot, LN2 * (draw.row(0, 20) + max(draw.classes - 1, 0).bit_length()), 0.0)
+    return np.where(draw.is_hot, LN2 * (draw.row_integers(0, 20) + max(draw.classes - 1, 0).bit_length()), 0.0)
 
 
 def _near_ties(draw: Draw) -> Array:
@@ -85,7 +85,7 @@ def _decades(draw: Draw) -> Array:
 
 def _outlier(draw: Draw) -> Array:
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 1))
-    return np.where(np.arange(draw.classes) == at, draw.row(20, 200), draw.bell())
+    return np.where(np.arange(draw.classes) == at, draw.row_integers(20, 200), draw.bell())
 
 
 def _scales(draw: Draw) -> Array:
@@ -114,14 +114,14 @@ def _ramp(draw: Draw) -> Array:
 def _biased(draw: Draw) -> Array:
     # All classes but one are equally far below that class: each addition of a running sum rounds in the same direction.
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 1))
-    return np.where(np.arange(draw.classes) == at, 0.0, -draw.row(1, 256) / 64)
+    return np.where(np.arange(draw.classes) == at, 0.0, -draw.row_integers(1, 256) / 64)
 
 
 def _pair(draw: Draw) -> Array:
     # Two classes tie far above the others: the sum of exponentials is about 2, or about 1 if one class is drawn twice.
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 2))
     top = (np.arange(draw.classes) == at[:, :1]) | (np.arange(draw.classes) == at[:, 1:])
-    return np.where(top, draw.row(20, 200), draw.bell())
+    return np.where(top, draw.row_integers(20, 200), draw.bell())
 
 
 def _assorted(draw: Draw) -> Array:
@@ -169,7 +169,7 @@ class Values:
 _DECIMALS = (-0.0, 0.0, 0.1, -0.1, 0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0)
 VALUES = {
     "flat": Values(lambda d: np.zeros(d.shape)),
-    "equal": Values(lambda d: np.broadcast_to(d.row(-9, 9), d.shape)),
+    "equal": Values(lambda d: np.broadcast_to(d.row_integers(-9, 9), d.shape)),
     "normal": Values(lambda d: 3.0 * d.bell()),
     "tiny": Values(lambda d: 1e-3 * d.bell()),
     "wide": Values(lambda d: 60.0 * d.bell()),  # gaps over 100: exponentials underflow in float32
@@ -182,7 +182,7 @@ VALUES = {
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
     "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; all formats hold 6.90625
-    "wrong": Values(lambda d: d.bell() - d.is_hot * d.row(20, 90)),  # the true class is the least likely
+    "wrong": Values(lambda d: d.bell() - d.is_hot * d.row_integers(20, 90)),  # the true class is the least likely
     "outlier": Values(_outlier),  # one class far above the others
     "pair": Values(_pair),
     "ramp": Values(_ramp, 5e4),
@@ -192,7 +192,7 @@ VALUES = {
     "negative_offset": Values(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
     "large_offset": Values(lambda d: 3.0 * d.bell() + 1e8, 1.1e8),  # pytorch#38839
     "offsets": Values(_offsets, 7e7),
-    "row_offsets": Values(lambda d: 3.0 * d.bell() + 128.0 * d.row(-64, 64), 9e3),
+    "row_offsets": Values(lambda d: 3.0 * d.bell() + 128.0 * d.row_integers(-64, 64), 9e3),
     "subnormal": Values(_subnormal),
     "inf_off_target": Values(_with(-np.inf, _off_target)),
     "inf_on_target": Values(_with(-np.inf, lambda d: d.is_hot & _some_rows(d))),

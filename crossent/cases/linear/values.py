@@ -43,7 +43,7 @@ _Numbers = tuple[Array, Array]  # hidden states, (N, H), and a weight, (V, H)
 def _confident(draw: LinearDraw) -> _Numbers:
     # The hidden state of a row points along the weight of the true class, so that this class is far above the others.
     weight = draw.weight()
-    return weight[draw.rows.hot] * draw.rows.row(8, 40), weight
+    return weight[draw.rows.hot] * draw.rows.row_integers(8, 40), weight
 
 
 def _offset(draw: LinearDraw) -> _Numbers:
