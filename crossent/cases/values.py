@@ -152,7 +152,7 @@ def _some_rows(draw: Draw) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Values:
+class LogitKind:
     """One kind of logits.
 
     Attributes:
@@ -168,39 +168,41 @@ class Values:
 
 _DECIMALS = (-0.0, 0.0, 0.1, -0.1, 0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0)
 VALUES = {
-    "flat": Values(lambda d: np.zeros(d.shape)),
-    "equal": Values(lambda d: np.broadcast_to(d.row_integers(-9, 9), d.shape)),
-    "normal": Values(lambda d: 3.0 * d.bell()),
-    "tiny": Values(lambda d: 1e-3 * d.bell()),
-    "wide": Values(lambda d: 60.0 * d.bell()),  # gaps over 100: exponentials underflow in float32
-    "large": Values(lambda d: 1e4 * d.bell(), 4e4),
-    "decades": Values(_decades, 2e3),
-    "scales": Values(_scales, 3e4),
-    "extreme": Values(_extreme, 0.0),
-    "integers": Values(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
-    "decimals": Values(lambda d: d.random.choice(_DECIMALS, size=d.shape)),  # numbers that people write, and -0.0
-    "near_ties": Values(_near_ties),
-    "confident": Values(_confident),
-    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; all formats hold 6.90625
-    "wrong": Values(lambda d: d.bell() - d.is_hot * d.row_integers(20, 90)),  # the true class is the least likely
-    "outlier": Values(_outlier),  # one class far above the others
-    "pair": Values(_pair),
-    "ramp": Values(_ramp, 5e4),
-    "ascending": Values(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum changes at every class
-    "biased": Values(_biased),
-    "offset": Values(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),
-    "negative_offset": Values(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
-    "large_offset": Values(lambda d: 3.0 * d.bell() + 1e8, 1.1e8),  # pytorch#38839
-    "offsets": Values(_offsets, 7e7),
-    "row_offsets": Values(lambda d: 3.0 * d.bell() + 128.0 * d.row_integers(-64, 64), 9e3),
-    "subnormal": Values(_subnormal),
-    "inf_off_target": Values(_with(-np.inf, _off_target)),
-    "inf_on_target": Values(_with(-np.inf, lambda d: d.is_hot & _some_rows(d))),
-    "inf_tiles": Values(_with(-np.inf, _leading_tile)),  # flash-attention#1930
-    "positive_inf": Values(_with(np.inf, lambda d: _one_of_the_row(d) & _some_rows(d))),
-    "nan": Values(_with(np.nan, lambda d: _one_of_the_row(d) & _some_rows(d))),
-    "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
-    "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
-    "assorted": Values(_assorted, 1.1e4),
-    "inf_rows": Values(_with(-np.inf, _some_rows)),  # a row of -inf: its loss is NaN at every width, mlx#1467
+    "flat": LogitKind(lambda d: np.zeros(d.shape)),
+    "equal": LogitKind(lambda d: np.broadcast_to(d.row_integers(-9, 9), d.shape)),
+    "normal": LogitKind(lambda d: 3.0 * d.bell()),
+    "tiny": LogitKind(lambda d: 1e-3 * d.bell()),
+    "wide": LogitKind(lambda d: 60.0 * d.bell()),  # gaps over 100: exponentials underflow in float32
+    "large": LogitKind(lambda d: 1e4 * d.bell(), 4e4),
+    "decades": LogitKind(_decades, 2e3),
+    "scales": LogitKind(_scales, 3e4),
+    "extreme": LogitKind(_extreme, 0.0),
+    "integers": LogitKind(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
+    "decimals": LogitKind(lambda d: d.random.choice(_DECIMALS, size=d.shape)),  # numbers that people write, and -0.0
+    "near_ties": LogitKind(_near_ties),
+    "confident": LogitKind(_confident),
+    "sure": LogitKind(
+        lambda d: np.where(d.is_hot, 6.90625, 0.0)
+    ),  # p = 0.999 with two classes; all formats hold 6.90625
+    "wrong": LogitKind(lambda d: d.bell() - d.is_hot * d.row_integers(20, 90)),  # the true class is the least likely
+    "outlier": LogitKind(_outlier),  # one class far above the others
+    "pair": LogitKind(_pair),
+    "ramp": LogitKind(_ramp, 5e4),
+    "ascending": LogitKind(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum changes at every class
+    "biased": LogitKind(_biased),
+    "offset": LogitKind(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),
+    "negative_offset": LogitKind(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
+    "large_offset": LogitKind(lambda d: 3.0 * d.bell() + 1e8, 1.1e8),  # pytorch#38839
+    "offsets": LogitKind(_offsets, 7e7),
+    "row_offsets": LogitKind(lambda d: 3.0 * d.bell() + 128.0 * d.row_integers(-64, 64), 9e3),
+    "subnormal": LogitKind(_subnormal),
+    "inf_off_target": LogitKind(_with(-np.inf, _off_target)),
+    "inf_on_target": LogitKind(_with(-np.inf, lambda d: d.is_hot & _some_rows(d))),
+    "inf_tiles": LogitKind(_with(-np.inf, _leading_tile)),  # flash-attention#1930
+    "positive_inf": LogitKind(_with(np.inf, lambda d: _one_of_the_row(d) & _some_rows(d))),
+    "nan": LogitKind(_with(np.nan, lambda d: _one_of_the_row(d) & _some_rows(d))),
+    "nan_ignored": LogitKind(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
+    "inf_ignored": LogitKind(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
+    "assorted": LogitKind(_assorted, 1.1e4),
+    "inf_rows": LogitKind(_with(-np.inf, _some_rows)),  # a row of -inf: its loss is NaN at every width, mlx#1467
 }
