@@ -24,16 +24,18 @@ class LinearDraw:
         hidden: the length of a hidden state, H.
     """
 
-    rows: Draw
+    row_draw: Draw
     hidden: int
 
     def input(self) -> Array:
         """Return (N, H) numbers with variance 1 that are nearly normally distributed."""
-        return replace(self.rows, classes=self.hidden).bell()
+        return replace(self.row_draw, classes=self.hidden).bell()
 
     def weight(self) -> Array:
         """Return (V, H) numbers with variance 1/H, so that the logits of :meth:`input` have variance 1."""
-        scaled: Array = replace(self.rows, rows=self.rows.classes, classes=self.hidden).bell() / np.sqrt(self.hidden)
+        scaled: Array = replace(self.row_draw, rows=self.row_draw.classes, classes=self.hidden).bell() / np.sqrt(
+            self.hidden
+        )
         return scaled
 
 
@@ -43,7 +45,7 @@ _Numbers = tuple[Array, Array]  # hidden states, (N, H), and a weight, (V, H)
 def _confident(draw: LinearDraw) -> _Numbers:
     # The hidden state of a row points along the weight of the true class, so that this class is far above the others.
     weight = draw.weight()
-    return weight[draw.rows.hot] * draw.rows.row_integers(8, 40), weight
+    return weight[draw.row_draw.hot] * draw.row_draw.row_integers(8, 40), weight
 
 
 def _offset(draw: LinearDraw) -> _Numbers:
@@ -55,7 +57,7 @@ def _offset(draw: LinearDraw) -> _Numbers:
 
 def _decades(draw: LinearDraw) -> _Numbers:
     # The terms of a dot product differ by orders of magnitude.
-    powers = draw.rows.random.randint(-8, 4, size=draw.hidden)
+    powers = draw.row_draw.random.randint(-8, 4, size=draw.hidden)
     return np.ldexp(draw.input(), powers), draw.weight()
 
 
@@ -71,14 +73,14 @@ def _cancelling(draw: LinearDraw) -> _Numbers:
 
 def _integers(draw: LinearDraw) -> _Numbers:
     # Small integers, whose products and sums are exact in every format.
-    random, rows = draw.rows.random, draw.rows
+    random, rows = draw.row_draw.random, draw.row_draw
     hidden = random.randint(-1, 2, size=(rows.rows, draw.hidden)).astype(np.float64)
     return hidden, random.randint(-2, 3, size=(rows.classes, draw.hidden)).astype(np.float64)
 
 
 def _flat(draw: LinearDraw) -> _Numbers:
     # All classes have the same weight, so all logits of a row are equal, and the gradient of the input is 0.
-    return draw.input(), np.broadcast_to(draw.weight()[:1], (draw.rows.classes, draw.hidden))
+    return draw.input(), np.broadcast_to(draw.weight()[:1], (draw.row_draw.classes, draw.hidden))
 
 
 LINEAR_VALUES: dict[str, Callable[[LinearDraw], _Numbers]] = {
