@@ -43,7 +43,7 @@ class Draw:
         """The shape of the logits as rows, (R, C)."""
         return self.rows, self.classes
 
-    def bell(self) -> Array:
+    def nearly_normal(self) -> Array:
         """Return (R, C) nearly normal numbers of variance 1: scaled sums of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
@@ -85,24 +85,24 @@ def _decades(draw: Draw) -> Array:
 
 def _outlier(draw: Draw) -> Array:
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 1))
-    return np.where(np.arange(draw.classes) == at, draw.row_integers(20, 200), draw.bell())
+    return np.where(np.arange(draw.classes) == at, draw.row_integers(20, 200), draw.nearly_normal())
 
 
 def _scales(draw: Draw) -> Array:
     # Each row has its own scale, from 0.001 to 8000, so the mean adds up losses of very different sizes.
-    return np.ldexp(draw.bell(), draw.random.randint(-10, 14, size=(draw.rows, 1)))
+    return np.ldexp(draw.nearly_normal(), draw.random.randint(-10, 14, size=(draw.rows, 1)))
 
 
 def _offsets(draw: Draw) -> Array:
     # Offsets of either sign, from 1 to 7e7. With an offset of 2^24 or more, most float32 logits of a row are ties.
     signs = draw.random.choice([-1.0, 1.0], size=(draw.rows, 1))
-    return np.asarray(np.ldexp(signs, draw.random.randint(0, 27, size=(draw.rows, 1))) + draw.bell())
+    return np.asarray(np.ldexp(signs, draw.random.randint(0, 27, size=(draw.rows, 1))) + draw.nearly_normal())
 
 
 def _extreme(draw: Draw) -> Array:
     # Logits close to the format's largest number, so that differences and sums overflow. Some rows are much smaller.
     down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
-    return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
+    return np.asarray(np.ldexp(draw.nearly_normal(), -down) * draw.format.largest)
 
 
 def _ramp(draw: Draw) -> Array:
@@ -121,17 +121,17 @@ def _pair(draw: Draw) -> Array:
     # Two classes tie far above the others: the sum of exponentials is about 2, or about 1 if one class is drawn twice.
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 2))
     top = (np.arange(draw.classes) == at[:, :1]) | (np.arange(draw.classes) == at[:, 1:])
-    return np.where(top, draw.row_integers(20, 200), draw.bell())
+    return np.where(top, draw.row_integers(20, 200), draw.nearly_normal())
 
 
 def _assorted(draw: Draw) -> Array:
     # The rows take turns: normal, one class far above the others, all classes equal, far below zero.
-    kinds = (3.0 * draw.bell(), _outlier(draw), np.zeros(draw.shape), 3.0 * draw.bell() - 1e4)
+    kinds = (3.0 * draw.nearly_normal(), _outlier(draw), np.zeros(draw.shape), 3.0 * draw.nearly_normal() - 1e4)
     return np.asarray(np.choose(np.arange(draw.rows)[:, None] % 4, kinds))
 
 
 def _with(value: float, where: Callable[[Draw], NDArray[np.bool_]]) -> Callable[[Draw], Array]:
-    return lambda draw: np.where(where(draw), value, 3.0 * draw.bell())
+    return lambda draw: np.where(where(draw), value, 3.0 * draw.nearly_normal())
 
 
 def _off_target(draw: Draw) -> NDArray[np.bool_]:
@@ -170,10 +170,10 @@ _DECIMALS = (-0.0, 0.0, 0.1, -0.1, 0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0)
 VALUES = {
     "flat": LogitKind(lambda d: np.zeros(d.shape)),
     "equal": LogitKind(lambda d: np.broadcast_to(d.row_integers(-9, 9), d.shape)),
-    "normal": LogitKind(lambda d: 3.0 * d.bell()),
-    "tiny": LogitKind(lambda d: 1e-3 * d.bell()),
-    "wide": LogitKind(lambda d: 60.0 * d.bell()),  # gaps over 100: exponentials underflow in float32
-    "large": LogitKind(lambda d: 1e4 * d.bell(), 4e4),
+    "normal": LogitKind(lambda d: 3.0 * d.nearly_normal()),
+    "tiny": LogitKind(lambda d: 1e-3 * d.nearly_normal()),
+    "wide": LogitKind(lambda d: 60.0 * d.nearly_normal()),  # gaps over 100: exponentials underflow in float32
+    "large": LogitKind(lambda d: 1e4 * d.nearly_normal(), 4e4),
     "decades": LogitKind(_decades, 2e3),
     "scales": LogitKind(_scales, 3e4),
     "extreme": LogitKind(_extreme, 0.0),
@@ -181,20 +181,20 @@ VALUES = {
     "decimals": LogitKind(lambda d: d.random.choice(_DECIMALS, size=d.shape)),  # numbers that people write, and -0.0
     "near_ties": LogitKind(_near_ties),
     "confident": LogitKind(_confident),
-    "sure": LogitKind(
-        lambda d: np.where(d.is_hot, 6.90625, 0.0)
-    ),  # p = 0.999 with two classes; all formats hold 6.90625
-    "wrong": LogitKind(lambda d: d.bell() - d.is_hot * d.row_integers(20, 90)),  # the true class is the least likely
+    # p = 0.999 with two classes; all formats hold 6.90625
+    "sure": LogitKind(lambda d: np.where(d.is_hot, 6.90625, 0.0)),
+    # The true class is the least likely.
+    "wrong": LogitKind(lambda d: d.nearly_normal() - d.is_hot * d.row_integers(20, 90)),
     "outlier": LogitKind(_outlier),  # one class far above the others
     "pair": LogitKind(_pair),
     "ramp": LogitKind(_ramp, 5e4),
-    "ascending": LogitKind(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum changes at every class
+    "ascending": LogitKind(lambda d: np.sort(3.0 * d.nearly_normal(), 1)),  # a running maximum changes at every class
     "biased": LogitKind(_biased),
-    "offset": LogitKind(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),
-    "negative_offset": LogitKind(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
-    "large_offset": LogitKind(lambda d: 3.0 * d.bell() + 1e8, 1.1e8),  # pytorch#38839
+    "offset": LogitKind(lambda d: 3.0 * d.nearly_normal() + 1e4, 1.1e4),
+    "negative_offset": LogitKind(lambda d: 3.0 * d.nearly_normal() - 1e4, 1.1e4),
+    "large_offset": LogitKind(lambda d: 3.0 * d.nearly_normal() + 1e8, 1.1e8),  # pytorch#38839
     "offsets": LogitKind(_offsets, 7e7),
-    "row_offsets": LogitKind(lambda d: 3.0 * d.bell() + 128.0 * d.row_integers(-64, 64), 9e3),
+    "row_offsets": LogitKind(lambda d: 3.0 * d.nearly_normal() + 128.0 * d.row_integers(-64, 64), 9e3),
     "subnormal": LogitKind(_subnormal),
     "inf_off_target": LogitKind(_with(-np.inf, _off_target)),
     "inf_on_target": LogitKind(_with(-np.inf, lambda d: d.is_hot & _some_rows(d))),

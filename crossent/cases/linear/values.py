@@ -29,13 +29,12 @@ class LinearDraw:
 
     def input(self) -> Array:
         """Return (N, H) numbers with variance 1 that are nearly normally distributed."""
-        return replace(self.row_draw, classes=self.hidden).bell()
+        return replace(self.row_draw, classes=self.hidden).nearly_normal()
 
     def weight(self) -> Array:
         """Return (V, H) numbers with variance 1/H, so that the logits of :meth:`input` have variance 1."""
-        scaled: Array = replace(self.row_draw, rows=self.row_draw.classes, classes=self.hidden).bell() / np.sqrt(
-            self.hidden
-        )
+        row_for_each_class = replace(self.row_draw, rows=self.row_draw.classes, classes=self.hidden)
+        scaled: Array = row_for_each_class.nearly_normal() / np.sqrt(self.hidden)
         return scaled
 
 
