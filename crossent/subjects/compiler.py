@@ -166,7 +166,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
         subject,
         name=f"{subject.name}{COMPILE_SUFFIX}",
         loss=partial(_call_compiled, subject.loss),
-        not_applicable=partial(unless_compiled, subject.not_applicable),
+        not_applicable=partial(why_not_compiled, subject.not_applicable),
         not_transformed="is already compiled",
         # On a GPU, torch.compile generates code with approximate functions: Triton on CUDA and XPU, Metal on MPS.
         promise=subject.promise if device == "cpu" else "fast_kernel",
@@ -174,7 +174,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
     ).lacking(_OF_COMPILED)
 
 
-def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
+def why_not_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
     """Return why a compiled subject cannot take these inputs, or None if it can.
 
     The reason is that the uncompiled subject cannot take the inputs, or that torch cannot compile for the device.

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from crossent.cases.operation import CROSS_ENTROPY, Operation
-from crossent.subjects.compiler import COMPILE_SUFFIX, own_compile_cache, unless_compiled
+from crossent.subjects.compiler import COMPILE_SUFFIX, own_compile_cache, why_not_compiled
 from crossent.subjects.confinement import (
     Confined,
     drop_privileges,
@@ -146,7 +146,7 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     if loss.ranks:
         bare = replace(bare, not_applicable=partial(why_no_classes, split, loss.ranks, reasons))
     if loss.description.endswith(COMPILE_SUFFIX):
-        bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
+        bare = replace(bare, not_applicable=partial(why_not_compiled, bare.not_applicable))
     return bare.lacking(reasons)
 
 
