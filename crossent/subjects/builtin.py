@@ -17,7 +17,7 @@ from crossent.forms.fused import path_of
 from crossent.numerics.bounds.contracts import Promise
 from crossent.subjects.callables import with_weight
 from crossent.subjects.compiler import COMPILE_SUFFIX
-from crossent.subjects.contracts import DEFAULT_CONTRACT, TORCH_CONTRACT, in_halves
+from crossent.subjects.contracts import DEFAULT_CONTRACT, TORCH_CONTRACT, grades_by_dtype
 from crossent.subjects.subject import Loss, Subject
 
 
@@ -125,7 +125,7 @@ def _why_not_nll(inputs: Inputs) -> str | None:
 
 
 # For float16 and bfloat16 logits on a CPU, torch stores log-probabilities in the same dtype, and cannot reach grade A.
-_AS_TORCH: dict[str, Any] = {"promise": "torch", "grades": in_halves("B"), "contract": TORCH_CONTRACT}
+_AS_TORCH: dict[str, Any] = {"promise": "torch", "grades": grades_by_dtype("B"), "contract": TORCH_CONTRACT}
 TORCH = Subject("torch", _torch, source="torch", **_AS_TORCH)
 TORCH_NLL = Subject(
     "torch_nll",

@@ -88,13 +88,13 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
     name = contract or DEFAULT_CONTRACT
     named = CONTRACTS[name]
     promise: Promise = "fast_kernel" if subject.promise == "fast_kernel" else named.promise
-    return replace(subject, contract=name, promise=promise, grades=in_halves(grade or named.grade))
+    return replace(subject, contract=name, promise=promise, grades=grades_by_dtype(grade or named.grade))
 
 
-def in_halves(grade: str) -> Mapping[str, Grade]:
+def grades_by_dtype(grade: str) -> Mapping[str, Grade]:
     """Return the grade of each dtype whose grade is not A. `grade` is a value of `--grade`, such as "B".
 
-    >>> in_halves("float16=B")
+    >>> grades_by_dtype("float16=B")
     {'float16': 'B'}
     """
     dtypes = {"A": (), "B": ("float16", "bfloat16")}.get(grade, (grade.removesuffix("=B"),))

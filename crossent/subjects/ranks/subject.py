@@ -8,7 +8,7 @@ from typing import Any
 
 from crossent.cases.operation import Operation
 from crossent.numerics.bounds.contracts import Promise
-from crossent.subjects.contracts import in_halves
+from crossent.subjects.contracts import grades_by_dtype
 from crossent.subjects.loader import import_object, source_of
 from crossent.subjects.ranks.loss import RankLoss
 from crossent.subjects.ranks.protocol import require_ranks, why_no_classes
@@ -76,7 +76,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 def keeping_promise(subject: Subject) -> Subject:
     """Return a named subject, such as `loss_parallel`, with its own promise and grade (see `RANK_PROMISE`)."""
-    return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=in_halves(RANK_GRADE))
+    return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 
 def _subject(name: str, loss: RankLoss, source: str) -> Subject:
