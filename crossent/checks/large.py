@@ -32,7 +32,7 @@ from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import NotRun
-from crossent.trials.call import Gradients, Result, described, evaluate
+from crossent.trials.call import Gradients, Result, dtype_and_shape, evaluate
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, difference, largest_errors, not_judged
 from crossent.trials.exact import name_of, solve
@@ -141,8 +141,8 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
     dtype = trial.subject.result_dtype(expected.dtype)
     if (got.loss.dtype, tuple(got.loss.shape)) != (dtype, shape):
-        made = described(got.loss.dtype, got.loss.shape)
-        yield Problem("wrong", f"loss: got {made}; expected {described(dtype, shape)}")
+        made = dtype_and_shape(got.loss.dtype, got.loss.shape)
+        yield Problem("wrong", f"loss: got {made}; expected {dtype_and_shape(dtype, shape)}")
         return
     promised = trial.contract(case.dtype, case.rows * case.tiled)
     if case.reduction == "none":

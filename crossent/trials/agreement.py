@@ -21,7 +21,7 @@ from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
-from crossent.trials.call import Result, described, evaluate
+from crossent.trials.call import Result, dtype_and_shape, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, dtype_of, rows_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
@@ -53,8 +53,8 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
-        made = described(got.loss.dtype, got.loss.shape)
-        raise MisshapenError(f"loss of another call: got {made}; expected {described(dtype, shape)}")
+        made = dtype_and_shape(got.loss.dtype, got.loss.shape)
+        raise MisshapenError(f"loss of another call: got {made}; expected {dtype_and_shape(dtype, shape)}")
     return got
 
 

@@ -101,7 +101,7 @@ def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     return (f"{words}, {way}" if way else words).replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
 
-def described(dtype: torch.dtype, shape: Sequence[int]) -> str:
+def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
     """Return a dtype and a shape in words for a message, such as "float32 with shape (3, 5)"."""
     return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
 

@@ -24,8 +24,8 @@ from crossent.trials.call import (
     Call,
     Gradients,
     Result,
-    described,
     digest_of,
+    dtype_and_shape,
     evaluate,
     in_words,
     kind_of,
@@ -306,7 +306,7 @@ def misshapen(
     dtype, device = trial.subject.result_dtype(expected.dtype), device or trial.question.inputs.input.device
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
-    got, due = described(loss.dtype, loss.shape), described(dtype, expected.shape)
+    got, due = dtype_and_shape(loss.dtype, loss.shape), dtype_and_shape(dtype, expected.shape)
     declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widens_halves(trial) else ""
     return Problem("wrong", f"{name}: got {got}{_on(loss.device)}; expected {due}{_on(device)}{declare}")
 

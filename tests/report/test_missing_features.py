@@ -10,7 +10,7 @@ from crossent.cases.grid import grid
 from crossent.report.causes import causes
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
-from crossent.trials.call import described
+from crossent.trials.call import dtype_and_shape
 from crossent.words import as_options
 
 PAIRS = list(grid(DTYPES, array="pairs"))
@@ -93,7 +93,7 @@ def test_findings_that_are_right_under_a_declaration_are_a_separate_cause():
 def test_losses_of_another_dtype_have_one_cause_whatever_their_shape():
     def judge(case):
         shape = () if case.reduction != "none" else case.sizes[:1]
-        got, due = described(torch.float32, shape), described(DTYPES[case.dtype], shape)
+        got, due = dtype_and_shape(torch.float32, shape), dtype_and_shape(DTYPES[case.dtype], shape)
         declare = (
             f"\nIf float32 is intended: {as_options(without=['half_result'])}"
             if DTYPES[case.dtype] in HALF_DTYPES
