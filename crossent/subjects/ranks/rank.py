@@ -156,11 +156,11 @@ def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
         given = load()
         _HERE = _Here(place, split_of(given), OnRank(given() if isinstance(given, type) else given))
     except BaseException as error:
-        return {"process": process, "raised": described(error)}
+        return {"process": process, "raised": exception_record(error)}
     return {"process": process}
 
 
-def described(error: BaseException) -> dict[str, Any]:
+def exception_record(error: BaseException) -> dict[str, Any]:
     """Return an exception as a dict: the names of its class and base classes, and its message."""
     return {"classes": [name_of_class(one) for one in type(error).__mro__], "message": text_of(error)}
 
@@ -171,7 +171,7 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
     try:
         made = _ACTIONS[request["action"]](_HERE, request)
     except BaseException as error:  # any exception of the user's code is a finding, even SystemExit
-        made = {"raised": described(error)}
+        made = {"raised": exception_record(error)}
     made["state"] = restore(before)
     return made
 
