@@ -117,8 +117,8 @@ def keep_to_own_limits() -> bool:
         (end, 0, 0, 0x00050000 | errno.EPERM),  # refuse the call
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    described = struct.pack("H6xP", len(program), ctypes.addressof(code))
-    return bool(libc.prctl(_SET_SECCOMP, _SECCOMP_FILTER, described, 0, 0) == 0)
+    program_struct = struct.pack("H6xP", len(program), ctypes.addressof(code))
+    return bool(libc.prctl(_SET_SECCOMP, _SECCOMP_FILTER, program_struct, 0, 0) == 0)
 
 
 def prefer_for_memory() -> None:

@@ -100,7 +100,7 @@ def load_remote(
     try:
         (facts,) = reply["subjects"]  # exactly one, since only a built-in name stands for several subjects
         loss = RemoteLoss(source_of(description), operation, ranks, seconds)
-        described = _subject(facts, loss)
+        subject = _subject(facts, loss)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
         raise ValueError(
@@ -110,8 +110,8 @@ def load_remote(
         from crossent.subjects.ranks.subject import RANK_SUBJECTS, keeping_promise
 
         if description in RANK_SUBJECTS:
-            return (keeping_promise(described),)
-    return (under_contract(described, contract, grade),)
+            return (keeping_promise(subject),)
+    return (under_contract(subject, contract, grade),)
 
 
 def _describe(load_here: Callable[[], tuple[Subject, ...]]) -> dict[str, Any]:
