@@ -127,7 +127,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 @dataclass
-class _Here:
+class _RankState:
     """The state of this rank: its place, the rule for the shards, the user's loss, and graphs of forward passes by key.
 
     A graph is the loss of a forward pass, with this rank's shard of the logits.
@@ -139,7 +139,7 @@ class _Here:
     graphs: dict[int, tuple[Any, Tensor]] = field(default_factory=dict)
 
 
-_HERE: _Here | None = None
+_rank_state: _RankState | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
@@ -147,14 +147,14 @@ def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
 
     The message has the id of this process in /proc. If an exception occurs, the message describes the exception.
     """
-    global _HERE
+    global _rank_state
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
         process = int(os.readlink("/proc/self"))
     try:
         place.join()
         given = load()
-        _HERE = _Here(place, split_of(given), OnRank(given() if isinstance(given, type) else given))
+        _rank_state = _RankState(place, split_of(given), OnRank(given() if isinstance(given, type) else given))
     except BaseException as error:
         return {"process": process, "raised": exception_record(error)}
     return {"process": process}
@@ -166,33 +166,33 @@ def exception_record(error: BaseException) -> dict[str, Any]:
 
 
 def _reply(request: dict[str, Any]) -> dict[str, Any]:
-    assert _HERE is not None
+    assert _rank_state is not None
     before = snapshot()
     try:
-        made = _ACTIONS[request["action"]](_HERE, request)
+        made = _ACTIONS[request["action"]](_rank_state, request)
     except BaseException as error:  # any exception of the user's code is a finding, even SystemExit
         made = {"raised": exception_record(error)}
     made["state"] = restore(before)
     return made
 
 
-def _forward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Call the loss on the shard of this rank, and keep its graph for the backward pass.
 
     Return the loss and, under the key "written", each argument that the call changed.
     """
     for key in request["freed"]:
-        here.graphs.pop(key, None)
-    logits, target, options = _arguments_on(here.place.own_device, request)
-    local = shard(logits, here.rule, here.place.rank, here.place.ranks).detach()
+        state.graphs.pop(key, None)
+    logits, target, options = _arguments_on(state.place.own_device, request)
+    local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach()
     tensors = {"input": local, "target": target, **{n: one for n, one in options.items() if isinstance(one, Tensor)}}
     before = {name: bits(one).tobytes() for name, one in tensors.items()}
     local.requires_grad_(request["differentiable"])
-    with torch.set_grad_enabled(request["differentiable"]), here.loss.context():
-        loss = _loss_of(here, local, logits, target, options)
+    with torch.set_grad_enabled(request["differentiable"]), state.loss.context():
+        loss = _loss_of(state, local, logits, target, options)
         full = _full(loss)
     if request["differentiable"]:
-        here.graphs[request["key"]] = loss, local
+        state.graphs[request["key"]] = loss, local
     written = {n: one.detach().cpu() for n, one in tensors.items() if bits(one.detach()).tobytes() != before[n]}
     return {"loss": full.cpu(), "written": written}
 
@@ -203,39 +203,39 @@ def _arguments_on(device: torch.device, request: dict[str, Any]) -> tuple[Tensor
     return request["input"].to(device), request["target"].to(device), options
 
 
-def _loss_of(here: _Here, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
+def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
     """Return the loss of a call or, with normalization="tokens", this rank's part of the loss.
 
     `local` is this rank's shard of the logits.
     """
-    axis = cut_axis(here.rule, logits.dim())
-    if not here.loss.of_tokens:
-        return here.loss.forward(local, target, logits.shape, axis, options)
-    own = shard(target, here.rule, here.place.rank, here.place.ranks)
-    tokens = here.loss.tokens([own], target, logits, options)
-    return here.loss.forward(local, own, logits.shape, axis, options, tokens)
+    axis = cut_axis(state.rule, logits.dim())
+    if not state.loss.of_tokens:
+        return state.loss.forward(local, target, logits.shape, axis, options)
+    own = shard(target, state.rule, state.place.rank, state.place.ranks)
+    tokens = state.loss.tokens([own], target, logits, options)
+    return state.loss.forward(local, own, logits.shape, axis, options, tokens)
 
 
-def _accumulate(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Run a forward and a backward pass for each micro-batch of a batch, one after another.
 
     Return two lists with an entry for each micro-batch: this rank's part of the loss, and the gradient of this rank's
     shard of the logits. The loss has normalization="tokens".
     """
-    device, place = here.place.own_device, here.place
+    device, place = state.place.own_device, state.place
     logits, target, options = _arguments_on(device, request)
-    own = [shard(one, here.rule, place.rank, place.ranks) for one in torch.split(target, request["sizes"])]
+    own = [shard(one, state.rule, place.rank, place.ranks) for one in torch.split(target, request["sizes"])]
     parts, gradients = [], []
     with torch.set_grad_enabled(request["differentiable"]):
-        tokens = here.loss.tokens(own, target, logits, options)
+        tokens = state.loss.tokens(own, target, logits, options)
         for of_batch, of_target in zip(torch.split(logits, request["sizes"]), own, strict=True):
-            local = shard(of_batch, here.rule, place.rank, place.ranks).detach()
+            local = shard(of_batch, state.rule, place.rank, place.ranks).detach()
             local.requires_grad_(request["differentiable"])
-            with here.loss.context():
-                loss = here.loss.forward(local, of_target, of_batch.shape, 0, options, tokens)
+            with state.loss.context():
+                loss = state.loss.forward(local, of_target, of_batch.shape, 0, options, tokens)
                 parts.append(_full(loss).cpu())
             if request["differentiable"]:
-                gradients.append(_gradient_after(here, loss, local, request["upstream"].to(device)))
+                gradients.append(_gradient_after(state, loss, local, request["upstream"].to(device)))
     return {"parts": parts, "gradients": gradients}
 
 
@@ -247,24 +247,24 @@ def _full(loss: Any) -> Tensor:
     return dense.detach().clone()
 
 
-def _backward(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+def _backward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Run the backward pass of an earlier call, and return the gradient of this rank's shard."""
-    if request["key"] not in here.graphs:
+    if request["key"] not in state.graphs:
         lost = "the ranks were started again after the forward pass, so its graph is lost"
         raise RuntimeError(f"{lost}; run the forward pass again")
-    loss, local = here.graphs[request["key"]]
-    return {"gradient": _gradient_after(here, loss, local, request["upstream"].to(here.place.own_device))}
+    loss, local = state.graphs[request["key"]]
+    return {"gradient": _gradient_after(state, loss, local, request["upstream"].to(state.place.own_device))}
 
 
-def _gradient_after(here: _Here, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
+def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
     """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits.
 
     Raises:
         TypeError: the shard has elements, but no gradient after the backward pass.
     """
     local.grad = None
-    with here.loss.context():
-        here.loss.backward(loss, upstream.to(loss.dtype) if here.loss.of_tokens else upstream)
+    with state.loss.context():
+        state.loss.backward(loss, upstream.to(loss.dtype) if state.loss.of_tokens else upstream)
     gradient = _gradient_of(local)
     if gradient is None and local.numel():
         raise TypeError("the loss is detached from the logits of this rank, so there is no gradient")
@@ -279,7 +279,7 @@ class _ProbeError(Exception):
     """The exception that ends a context in :func:`_use_context`."""
 
 
-def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
+def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Enter the context twice, or end the context by an exception, and return the problems.
 
     A call outside of the context must do the same before and after the exception: return the same bits, or raise the
@@ -287,27 +287,27 @@ def _use_context(here: _Here, request: dict[str, Any]) -> dict[str, Any]:
     """
     if request["way"] == "twice":
         try:
-            with here.loss.context(), here.loss.context():
+            with state.loss.context(), state.loss.context():
                 pass
         except Exception as error:
             return {"problems": [f"entering the context twice raises {said(error)}"]}
         return {"problems": []}
-    before = _outside(here, request)
-    with suppress(_ProbeError), here.loss.context():
+    before = _outside(state, request)
+    with suppress(_ProbeError), state.loss.context():
         raise _ProbeError
-    after = _outside(here, request)
+    after = _outside(state, request)
     of_after = f"after an exception in the context, a call outside of the context {after}"
     wrong = f"{of_after}\nbefore the exception, the call {before}"
     return {"problems": [] if before == after else [wrong]}
 
 
-def _outside(here: _Here, request: dict[str, Any]) -> str:
+def _outside(state: _RankState, request: dict[str, Any]) -> str:
     """Call the loss outside of the context, and return words for the result: a checksum, or an exception."""
-    local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
+    local = shard(request["input"], state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:
-        loss = _loss_of(here, local, request["input"], request["target"], request["options"])
+        loss = _loss_of(state, local, request["input"], request["target"], request["options"])
         full = _full(loss)
-        here.loss.backward(loss, torch.ones_like(full))
+        state.loss.backward(loss, torch.ones_like(full))
     except Exception as error:
         return f"raises {said(error)}"
     parts = [full] if local.grad is None else [full, local.grad]
@@ -315,7 +315,7 @@ def _outside(here: _Here, request: dict[str, Any]) -> str:
     return f"returns a loss and a gradient with the checksum {checksum:08x}"
 
 
-_ACTIONS: dict[str, Callable[[_Here, dict[str, Any]], dict[str, Any]]] = {
+_ACTIONS: dict[str, Callable[[_RankState, dict[str, Any]], dict[str, Any]]] = {
     "forward": _forward,
     "accumulate": _accumulate,
     "backward": _backward,
