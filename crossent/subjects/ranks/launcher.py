@@ -156,7 +156,7 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
             if "start" in request:
                 group += 1
                 places = [Place(**place) for place in request["start"]]
-                context = _start(places, descriptors, load, os.path.join(folder, f"group{group}"), control.fileno())
+                context = _start(places, descriptors, load, os.path.join(folder, f"group{group}"))
                 for descriptor in descriptors:
                     os.close(descriptor)
                 control.sendall(b"[]")
@@ -167,7 +167,7 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
             _end(context, ())
 
 
-def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str, control: int) -> Any:
+def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str) -> Any:
     """Start a rank for each place, and return torch's object for the processes of the ranks.
 
     `streams` has the file descriptors of the sockets of the ranks. `folder` is a new folder for the group.
