@@ -10,19 +10,20 @@ from crossent.trials.check import Cost, check
 from crossent.trials.trial import NotRunError, Problem, Trial
 
 
-def use_context(loss: Any, inputs: Inputs, way: str) -> tuple[bool, list[str]]:
+def use_context(loss: Any, inputs: Inputs, scenario: str) -> tuple[bool, list[str]]:
     """Use the context of the loss on all ranks. Return whether the loss has a context, and the problems as sentences.
 
     This is an act: a function that runs in the process of the subject.
 
-    If `way` is "twice", each rank enters the context twice. If `way` is "exception", an exception ends the context.
+    If `scenario` is "twice", each rank enters the context twice. If `scenario` is "exception", an exception ends the
+    context.
     """
-    found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, way)
+    found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, scenario)
     return found is not None, found or []
 
 
-def _problems(trial: Trial, way: str, kind: str) -> Iterator[Problem]:
-    has_context, found = trial.perform(use_context, trial.question.fresh(), way)
+def _problems(trial: Trial, scenario: str, kind: str) -> Iterator[Problem]:
+    has_context, found = trial.perform(use_context, trial.question.fresh(), scenario)
     if not has_context:
         raise NotRunError("has no context")
     yield from (Problem(kind, text) for text in found)

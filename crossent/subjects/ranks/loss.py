@@ -89,16 +89,16 @@ class RankLoss:
             self._others[ranks] = RankLoss(self._given, ranks, description=self._description, **how)
         return self._others[ranks]
 
-    def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], way: str) -> list[str] | None:
+    def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], scenario: str) -> list[str] | None:
         """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
 
-        If `way` is "twice", each rank enters the context twice. If `way` is "exception", each rank calls the loss with
-        these arguments, ends a context by an exception, and calls the loss again.
+        If `scenario` is "twice", each rank enters the context twice. If `scenario` is "exception", each rank calls the
+        loss with these arguments, ends a context by an exception, and calls the loss again.
         """
         if not hasattr(self._given, "context"):
             return None
         whole = {**CROSS_ENTROPY.options, **options}
-        request = {"action": "use_context", "way": way, **_arguments(input, target, whole)}
+        request = {"action": "use_context", "scenario": scenario, **_arguments(input, target, whole)}
         replies = self._ask(request, input.device)
         return list(dict.fromkeys(text for reply in replies for text in reply["problems"]))
 

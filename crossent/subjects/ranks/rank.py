@@ -285,7 +285,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     A call outside of the context must do the same before and after the exception: return the same bits, or raise the
     same error.
     """
-    if request["way"] == "twice":
+    if request["scenario"] == "twice":
         try:
             with state.loss.context(), state.loss.context():
                 pass
