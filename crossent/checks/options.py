@@ -32,7 +32,7 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
-    for way, without in left_out(trial.question.fresh()).items():
+    for way, without in without_each_option(trial.question.fresh()).items():
         other = further_call(trial, without)
         same = [name for name in RESULT_PARTS if _same(getattr(trial.got, name), getattr(other, name))]
         if same:
@@ -49,7 +49,7 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
     yield from _with_options_off(trial)
 
 
-def left_out(given: Inputs) -> dict[str, Inputs]:
+def without_each_option(given: Inputs) -> dict[str, Inputs]:
     """Return, for each option that the inputs use, the inputs without this option.
 
     The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
@@ -102,29 +102,29 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
     The equivalent call passes neutral values for options that the case leaves out, and leaves out options that have
     their default value in the case.
     """
-    if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
+    if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return
     other, passed = made
 
-    got = further_call(trial, other, evaluate_with, passed)
+    got = further_call(trial, other, evaluate_with_options, passed)
     yield from compare_results(
         trial, with_radius(trial, got, exact_for(trial, "options off", other)), way="with options off"
     )
 
 
-def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
+def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
     """Call the subject with only the options named in `passed`, and return the result.
 
     This is an act: a function that runs in the process of the subject.
     """
 
-    def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    def with_passed_options(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})
 
-    return evaluate(with_these, inputs, gradients)
+    return evaluate(with_passed_options, inputs, gradients)
 
 
-def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
+def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
     Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis of this name. With

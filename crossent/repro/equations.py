@@ -121,8 +121,8 @@ def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     The result without an option that has an effect must differ, for example without a weight. The result with further
     options that have no effect must be equal, for example with a weight of ones.
     """
-    equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
-    if off := options.turned_off(given, case.ignored):
+    equations = {call: Equation((given, without), None) for call, without in options.without_each_option(given).items()}
+    if off := options.with_neutral_options(given, case.ignored):
         other, passed = off
         chosen = replace(other, options={name: other.options[name] for name in passed})
         equations["with options off"] = Equation((given, chosen))
