@@ -231,7 +231,7 @@ def threads(trial: Trial) -> Found:
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
-        results = trial.perform(at_once, [each.fresh() for each in questions], trial.gradients)
+        results = trial.perform(evaluate_in_threads, [each.fresh() for each in questions], trial.gradients)
         for way, of_thread, got in zip(ways, questions, results, strict=True):
             if problem := misshapen(trial, got.loss, of_thread.exact, way=way):
                 yield problem
@@ -239,7 +239,7 @@ def threads(trial: Trial) -> Found:
             yield from _named(trial.compare(got, of_thread.exact), way)
 
 
-def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
+def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
     """Call the subject in parallel threads, one call for each of the inputs, and return the results.
 
     This is an act: a function that runs in the process of the subject.

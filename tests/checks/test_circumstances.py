@@ -24,7 +24,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.operation import GRADIENTS
-from crossent.checks.circumstances import at_once
+from crossent.checks.circumstances import evaluate_in_threads
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
@@ -257,12 +257,12 @@ def test_an_exception_in_one_thread_is_raised_and_ends_the_other_thread():
 
     inputs = [Case("float32", sizes).build() for sizes in ((3, 5), (7, 5), (4, 5))]
     with pytest.raises(KeyError, match="no"):
-        at_once(loss, inputs, tuple(GRADIENTS))
+        evaluate_in_threads(loss, inputs, tuple(GRADIENTS))
 
 
 def test_each_thread_returns_its_own_result():
     inputs = [Case("float32", seed=seed).build() for seed in range(4)]
-    together = at_once(crossent.formula, inputs, tuple(GRADIENTS))
+    together = evaluate_in_threads(crossent.formula, inputs, tuple(GRADIENTS))
     assert [one.digest for one in together] == [
-        at_once(crossent.formula, [one], tuple(GRADIENTS))[0].digest for one in inputs
+        evaluate_in_threads(crossent.formula, [one], tuple(GRADIENTS))[0].digest for one in inputs
     ]
