@@ -65,13 +65,13 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
     """Return the differences of a result of compiled code from the exact values.
 
-    The error bounds follow from the contract that :func:`promised` returns.
+    The error bounds follow from the contract that :func:`contract_of_compiled_code` returns.
     """
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
-    return compare(promised(own, backend, got.loss.device.type), got, exact)
+    return compare(contract_of_compiled_code(own, backend, got.loss.device.type), got, exact)
 
 
-def promised(own: Contract, backend: str, device: str) -> Contract:
+def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contract:
     """Return the contract of compiled code for a subject with the contract `own`.
 
     A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's

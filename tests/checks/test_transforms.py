@@ -17,7 +17,7 @@ from crossent import machine
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.compiled_code import _why_no_error, promised
+from crossent.checks.compiled_code import _why_no_error, contract_of_compiled_code
 from crossent.checks.transforms import _casts_to_float16, _why_no_export
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
@@ -532,9 +532,9 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_contract_of_code_for_cuda_adds_what_triton_does(promise, grade, dtype):
     own = contract(promise, grade, dtype, device="cuda")
-    triton = promised(own, INDUCTOR, "cuda")
-    assert promised(own, TRACER, "cuda") == own
-    assert promised(own, INDUCTOR, "cpu") == own
+    triton = contract_of_compiled_code(own, INDUCTOR, "cuda")
+    assert contract_of_compiled_code(own, TRACER, "cuda") == own
+    assert contract_of_compiled_code(own, INDUCTOR, "cpu") == own
     for case in ALL[::9]:
         terms = Question(Case.of(case.id)).exact.terms
         wide, narrow = Bounds(terms, triton), Bounds(terms, own)
