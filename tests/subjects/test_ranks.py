@@ -255,7 +255,7 @@ def test_a_rank_that_gets_no_processor_is_starved_and_one_that_computes_is_not()
     watch, until = _Watch([here]), time.process_time() + 0.3
     while time.process_time() < until:
         pass
-    assert watch.asleep([here]) == 0
+    assert watch.seconds_asleep([here]) == 0
     assert watch.starved([here], 1000)
     assert not watch.starved([here], 0.2)
     assert not watch.starved([here, _Rank(None)], 1000)  # a process that cannot be seen

@@ -149,7 +149,8 @@ class Ranks:
             if over > 0 and not (strict and over < _PATIENCE * seconds and watch.starved(silent, seconds)):
                 break
             fault = any(rank.ended or "raised" in (rank.answer or ()) for rank in self._ranks)
-            if strict and not ready and watch.asleep(silent) > (_SECONDS_AFTER_A_FAULT if fault else _SECONDS_ASLEEP):
+            limit = _SECONDS_AFTER_A_FAULT if fault else _SECONDS_ASLEEP
+            if strict and not ready and watch.seconds_asleep(silent) > limit:
                 break
         return self._checked(seconds)
 
@@ -181,11 +182,11 @@ class Ranks:
             raise _exception(next(iter(raised.values())))
         statuses, how = self._end(ended)
         own = {at: one for at, one in raised.items() if not _is_consequence(one)}
-        said = [f"rank {at} raised {_said(one)}" for at, one in (own or raised).items()]
+        said = [f"rank {at} raised {_exception_line(one)}" for at, one in (own or raised).items()]
         if len(raised) == self.count:
             raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
-        said = [f"rank {at} raised {_said(one)}" for at, one in own.items()]
-        said += [f"rank {at} {_how(how[at], statuses[at])}" for at in ended]
+        said = [f"rank {at} raised {_exception_line(one)}" for at, one in own.items()]
+        said += [f"rank {at} {_ending(how[at], statuses[at])}" for at in ended]
         limit = f"did not return (no result in {seconds:g} s, or asleep for {_SECONDS_ASLEEP:g} s)"
         said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
         returned = set(range(self.count)) - {*raised, *ended, *silent}
@@ -195,7 +196,7 @@ class Ranks:
             raise RankEndedError("crashed", text)
         if silent and not own:
             raise RankEndedError("hung", text)
-        raise RanksDifferError(text if said else f"rank {min(raised)} raised {_said(raised[min(raised)])}")
+        raise RanksDifferError(text if said else f"rank {min(raised)} raised {_exception_line(raised[min(raised)])}")
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
         """End all ranks. Return the exit status of each rank that had already ended, and how each rank ended.
@@ -239,7 +240,7 @@ class _Watch:
                 return False
         return True
 
-    def asleep(self, silent: Sequence[_Rank]) -> float:
+    def seconds_asleep(self, silent: Sequence[_Rank]) -> float:
         """Return for how many seconds all ranks in `silent` have slept; 0 if a rank is awake, or missing in /proc."""
         now = time.monotonic()
         for rank in silent:
@@ -279,13 +280,13 @@ def _is_consequence(raised: Mapping[str, Any]) -> bool:
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
-def _said(raised: Mapping[str, Any]) -> str:
+def _exception_line(raised: Mapping[str, Any]) -> str:
     name = raised["classes"][0].rpartition(".")[2]
     first = str(raised["message"]).partition("\n")[0]
     return one_line(f"{name}: {first}".removesuffix(": "))
 
 
-def _how(ended: str, status: int | None) -> str:
+def _ending(ended: str, status: int | None) -> str:
     if status is None:
         return ended
     return f"ended with {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
@@ -304,7 +305,7 @@ def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
     The class is the first of the original class and its base classes that is in `_BUILTIN`, otherwise RuntimeError.
     """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
-    text = str(raised["message"]) if kind is not None else _said(raised)
+    text = str(raised["message"]) if kind is not None else _exception_line(raised)
     with suppress(TypeError):
         return (kind or RuntimeError)(f"{text}{more}")
     return RuntimeError(f"{text}{more}")
