@@ -193,7 +193,7 @@ class Case:
         """Return the inputs of the case, or of one tile of a tiled case. The bits are the same on every machine."""
         # The random stream depends on neither the dtype nor the upstream gradient. So each dtype has the same numbers
         # before they are rounded, except for logits that scale with the format.
-        random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))
+        random = np.random.RandomState(zlib.crc32(repr(self._seed_choices()).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
@@ -240,7 +240,7 @@ class Case:
             of_loss = laid_out(of_loss, "strided") if self.upstream == "rows_strided" else of_loss
         return Inputs(first, target, options, of_loss)
 
-    def _stream(self) -> tuple[Any, ...]:
+    def _seed_choices(self) -> tuple[Any, ...]:
         """Return the choices that determine the random numbers.
 
         The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers.

@@ -81,8 +81,8 @@ class LinearCase(Case):
     def _more_words(self) -> list[str]:
         return [f"hidden{self.hidden}"]
 
-    def _stream(self) -> tuple[Any, ...]:
-        return *super()._stream(), "linear", self.hidden, self.bias
+    def _seed_choices(self) -> tuple[Any, ...]:
+        return *super()._seed_choices(), "linear", self.hidden, self.bias
 
     def _drawn(self, draw: Draw) -> dict[str, Any]:
         hidden, weight = LINEAR_VALUES[self.values](LinearDraw(draw, self.hidden))
