@@ -47,7 +47,7 @@ def _cover_options(array: CoveringArray) -> list[Case]:
 
     # Give the library positions in the lists instead of choices: the library hashes and compares everything it gets.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
-    constraints = [rule(constraint) for constraint in array.kind.constraints]
+    constraints = [rule(constraint) for constraint in array.case_class.constraints]
     rows = make(factors, strength=strength, constraints=constraints)
     made = [array.case({name: choices[name][place] for name, place in row.items()}) for row in rows]
     return _balance_dtypes(made, array)

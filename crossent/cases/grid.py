@@ -144,7 +144,7 @@ class CoveringArray:
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
-    kind: ClassVar[type[Case]] = Case
+    case_class: ClassVar[type[Case]] = Case
     constraints: ClassVar[tuple[Constraint, ...]] = (*SIZE_CONSTRAINTS, *Case.constraints)
     package: ClassVar[str] = "crossent.cases"
     # The axes that determine the sizes of a case, if the array has size ranges.
@@ -201,7 +201,7 @@ class CoveringArray:
     def case(self, chosen: Mapping[str, Any]) -> Case:
         """Return the case with these choices; with size ranges, the case with the smallest sizes."""
         sizes = self.sizes(chosen) if self.sized else {}
-        return self.kind(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
+        return self.case_class(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Return the smallest sizes with the chosen size ranges, as fields of a case."""
@@ -216,7 +216,7 @@ class CoveringArray:
         """Yield the cases of the file NAME.txt that have these dtypes, with this seed."""
         wanted = set(dtypes)
         for line in (files(self.package) / f"{name}.txt").read_text(encoding="utf-8").splitlines():
-            case = self.kind.of(line)
+            case = self.case_class.of(line)
             if case.dtype in wanted:
                 yield case.seeded(seed)
 

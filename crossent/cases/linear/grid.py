@@ -111,7 +111,7 @@ def _costs_too_much(axes: tuple[str, ...]) -> Constraint:
 class LinearArray(CoveringArray):
     """A covering array of cases of a linear cross-entropy, with size ranges of rows, classes and hidden units."""
 
-    kind: ClassVar[type[Case]] = LinearCase
+    case_class: ClassVar[type[Case]] = LinearCase
     package: ClassVar[str] = "crossent.cases.linear"
     constraints: ClassVar[tuple[Constraint, ...]] = (
         # A constraint for each set of these axes: the search fills one axis after another, and must stop early.
