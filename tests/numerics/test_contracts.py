@@ -402,7 +402,7 @@ def test_a_sum_in_blocks_has_the_error_that_the_contract_adds():
     shifted = Computed.exactly(logits, FLOAT32).minus(Computed.exactly(logits.max(1), FLOAT32), FLOAT32)
     promised = contract("kernel", "A", "float32")
     in_order = shifted.exp(FLOAT32, promised.functions.exp_ulps).sum(FLOAT32).error[0]
-    in_blocks = intermediates.in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
+    in_blocks = intermediates.exponentials_in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
     error = abs(float(total) - np.exp(logits - logits.max()).sum())
     assert in_order < error <= safe(in_blocks) < 4 * error
 

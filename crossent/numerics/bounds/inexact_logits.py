@@ -23,9 +23,10 @@ large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact.
   (:meth:`Computed.sum`). The sum of the errors and `Ω(t)` grow with every term. The bound of `Computed.sum` for big and
   small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
   holds.
-* A sum in blocks scales a term at most once for each larger logit that comes later (:func:`in_blocks`). With terms in
-  descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is the least value
-  over all orders of the terms, so this sum grows with every term. So the bound for the terms w_c holds here too.
+* A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
+  With terms in descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is
+  the least value over all orders of the terms, so this sum grows with every term. So the bound for the terms w_c holds
+  here too.
 
 ∎
 """

@@ -35,7 +35,7 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     x = Computed.exactly(t.logits, c.storage)
     shifted = x.minus(Computed.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    total = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
+    total = (exponentials_in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
     log_sum = c.keep(c.keep(total).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
     log_probs = shifted.minus(column(log_sum), c.compute)
     largest = offset(t.logits, c)
@@ -77,7 +77,7 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
     return Computed(log_probs.value, of_argument + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
-def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
+def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     """Return the exponentials, (R, C), with the errors that they have if a kernel sums them in blocks of classes.
 
     A kernel may subtract the largest logit so far from the logits of a block. If a later block has a larger logit, the
