@@ -18,7 +18,7 @@ from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, sum_of_calls, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
-from crossent.numerics.bounds.terms import Terms, stacked
+from crossent.numerics.bounds.terms import Terms, stack_calls
 from crossent.numerics.formats import FLOAT32, Array, Format, where_any
 
 
@@ -50,7 +50,7 @@ class CallBounds:
         """
         if len(calls) == 1:
             return
-        together = calls[0]._stacked(calls)
+        together = calls[0]._stack(calls)
         ends = np.cumsum([len(call.terms.logits) for call in calls])
         with np.errstate(all="ignore"):
             bounds = {name: getattr(together, name) for name in names}
@@ -63,9 +63,9 @@ class CallBounds:
             own["_denominator"] = None if divisor is None else divisor[at : at + 1]
             call.__dict__.update(own)  # cached_property stores its value in the same place
 
-    def _stacked(self, calls: Sequence[Self]) -> Self:
+    def _stack(self, calls: Sequence[Self]) -> Self:
         """Return one object whose rows are the rows of all calls, one call after another."""
-        return type(self)(stacked([call.terms for call in calls]), self.contract)
+        return type(self)(stack_calls([call.terms for call in calls]), self.contract)
 
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:

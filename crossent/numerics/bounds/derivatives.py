@@ -23,7 +23,7 @@ from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.intermediates import column, wider
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Computed, safe
-from crossent.numerics.bounds.terms import Terms, stacked
+from crossent.numerics.bounds.terms import Terms, stack_calls
 from crossent.numerics.formats import Array
 
 
@@ -39,10 +39,10 @@ class DerivativeBounds(Bounds):
         self.direction = direction
         self._along = Computed.exactly(direction, contract.storage)
 
-    def _stacked(self, calls: Sequence[Self]) -> Self:
+    def _stack(self, calls: Sequence[Self]) -> Self:
         """Return the bounds of several calls together: one object with the rows and the directions of all calls."""
-        terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
-        return type(self)(terms, self.contract, direction)
+        direction = np.concatenate([call.direction for call in calls])
+        return type(self)(stack_calls([call.terms for call in calls]), self.contract, direction)
 
     def under(self, contract: Contract) -> Self:
         """Return the bounds of the same call under another contract."""

@@ -1,8 +1,8 @@
 """The arguments of one call, or of several calls of the same structure, as rows of float64 numbers.
 
 Most cases are tiny, and an error bound takes hundreds of numpy operations. One operation on the rows of a hundred calls
-costs little more time than on the rows of a single call. So :func:`stacked` combines calls of the same structure into
-one object with the rows of all calls.
+costs little more time than on the rows of a single call. So :func:`stack_calls` combines calls of the same structure
+into one object with the rows of all calls.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Terms:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """The properties that calls must share, so that :func:`stacked` can combine them."""
+        """The properties that calls must share, so that :func:`stack_calls` can combine them."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], self.logits_error is None, *given)
 
@@ -124,7 +124,7 @@ class Terms:
         return np.repeat(numbers, [len(self.logits)] if self.lengths is None else self.lengths)
 
 
-def stacked(calls: Sequence[Terms]) -> Terms:
+def stack_calls(calls: Sequence[Terms]) -> Terms:
     """Return one object with the rows of all calls, which must have the same structure."""
     first, *others = calls
     if not others:
