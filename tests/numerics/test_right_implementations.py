@@ -91,7 +91,7 @@ CANCELS = "bfloat16-1x8-confident-int64-none-weight_negative-ignored-strided-tar
 
 
 @pytest.mark.parametrize("id", EXCEEDED)
-def test_every_implementation_is_within_the_bounds_where_a_former_bound_was_too_small(id):
+def test_every_implementation_is_within_the_bounds_where_a_gradient_rounds_p_minus_1(id):
     made = [RightImplementation(number, "float32") for number in range(IMPLEMENTATIONS)]
     found = [(share, one.seed, name) for one, name, share in shares(Case.of(id), made)]
     assert max(found)[0] <= 1, "share of the bound, implementation and result: {}, {}, {}".format(*max(found))
