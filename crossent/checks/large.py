@@ -55,7 +55,7 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
     return Inputs(_repeat(tile.input, case.tiled), _repeat(tile.target, case.tiled), tile.options, upstream)
 
 
-def needed(case: Case, subject: Subject) -> int:
+def needed_bytes(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
     A large tensor has as many elements as the logits. torch keeps three large tensors in the dtype of the logits: the
@@ -135,7 +135,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
         raise NotRunError("runs in an isolated process, which cannot return results of this size")
-    need = needed(case, trial.subject)
+    need = needed_bytes(case, trial.subject)
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
     expected = trial.question.exact
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()

@@ -12,7 +12,7 @@ from crossent.cases.inputs import Inputs
 from crossent.cases.operation import GRADIENTS
 from crossent.checks import compiled_code, leaves
 from crossent.checks.circumstances import CIRCUMSTANCES, THREADS, UNRECORDED, circumstances_of
-from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed
+from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed_bytes
 from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
@@ -265,7 +265,7 @@ def _many(focus: Focus) -> dict[str, Any]:
 
 
 def _tiles(focus: Focus) -> dict[str, Any]:
-    gib = needed(focus.case, focus.subject) / GIB
+    gib = needed_bytes(focus.case, focus.subject) / GIB
     return {"times": focus.case.tiled, "each_row": focus.case.upstream == "rows", "gib": gib}
 
 

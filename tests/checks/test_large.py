@@ -12,7 +12,7 @@ from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.edges import MANY_ROWS, large_cases
 from crossent.checks import large as large_check
-from crossent.checks.large import GIB, TILE_BLOCK, needed, tiled
+from crossent.checks.large import GIB, TILE_BLOCK, needed_bytes, tiled
 from crossent.forms.textbook import formula
 from crossent.machine import available
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
@@ -197,7 +197,9 @@ def test_without_enough_memory_the_check_is_skipped_with_the_reason(monkeypatch)
     findings, outcome = judged(case, TORCH)
     assert findings == []
     assert outcome.checks == {}
-    assert outcome.not_run["large"] == f"needs {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, which has 5.0"
+    assert (
+        outcome.not_run["large"] == f"needs {needed_bytes(case, TORCH) / GIB:.1f} GiB of memory on cpu, which has 5.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,9 +219,11 @@ def test_the_memory_that_a_case_needs_follows_from_its_sizes():
     logits = 61_000_000
     rows = 61_000
     compared = GIB
-    assert needed(case, TORCH) == logits * 2 * 4 + rows * (8 + 2 + 2 + 16) + compared
-    assert needed(case, FORM_SUBJECTS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32) + compared
-    assert needed(dataclasses.replace(case, sizes=(61, 1000, 1), layout="class_last"), TORCH) > needed(case, TORCH)
+    assert needed_bytes(case, TORCH) == logits * 2 * 4 + rows * (8 + 2 + 2 + 16) + compared
+    assert needed_bytes(case, FORM_SUBJECTS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32) + compared
+    assert needed_bytes(dataclasses.replace(case, sizes=(61, 1000, 1), layout="class_last"), TORCH) > needed_bytes(
+        case, TORCH
+    )
 
 
 def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two():
