@@ -106,7 +106,7 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
 
     If the device has too little memory for the call, or if nothing counts its memory, return NotRun.
     """
-    many = of_many_logits(inputs)
+    many = with_many_logits(inputs)
     need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
     if need > have:
         return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
@@ -114,7 +114,7 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
     return NotRun("needs Linux or CUDA, which measure the memory of a call") if grown is None else grown
 
 
-def of_many_logits(inputs: Inputs) -> Inputs:
+def with_many_logits(inputs: Inputs) -> Inputs:
     """Return inputs of a linear cross-entropy with `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
 
     The function repeats the rows and the classes of the given inputs.
