@@ -107,10 +107,10 @@ def load_remote(
             f"subject: got {quoted(description)}; its process sent an invalid description: {why}"
         ) from None
     if ranks is not None and contract is None and grade is None:
-        from crossent.subjects.ranks.subject import RANK_SUBJECTS, keeping_promise
+        from crossent.subjects.ranks.subject import RANK_SUBJECTS, with_rank_promise
 
         if description in RANK_SUBJECTS:
-            return (keeping_promise(subject),)
+            return (with_rank_promise(subject),)
     return (under_contract(subject, contract, grade),)
 
 

@@ -70,11 +70,11 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
         raise ValueError(f"subject: got {quoted(given)}; {one_line(reason)}") from error.__cause__
     if given in RANK_SUBJECTS:
-        return keeping_promise(_subject(given, loss, given))
+        return with_rank_promise(_subject(given, loss, given))
     return _subject(description.rpartition(":")[2].rpartition(".")[2], loss, source)
 
 
-def keeping_promise(subject: Subject) -> Subject:
+def with_rank_promise(subject: Subject) -> Subject:
     """Return a named subject, such as `loss_parallel`, with its own promise and grade (see `RANK_PROMISE`)."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
