@@ -17,7 +17,7 @@ from crossent.choices import DTYPE_NAMES
 from crossent.report.text import is_one_line
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
-from crossent.subjects.builtin import EVERY_NAMED, named
+from crossent.subjects.builtin import EVERY_NAMED, builtin_subjects
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
@@ -111,7 +111,7 @@ def listed(what: str, level: str, operation: str | None) -> list[str]:
     every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
     of = every[0]
     sentences = {
-        "subjects": {name: one.name for one in every for name in named(one)},
+        "subjects": {name: one.name for one in every for name in builtin_subjects(one)},
         "checks": {name: check.said_of(of) for name, check in checks_of(of).items()} | {"errors": ERRORS},
         "features": {name: str(one) for name, one in FEATURES.items() if {*every}.intersection(one.operations)},
         "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},

@@ -26,7 +26,7 @@ from crossent.report.report import Report
 from crossent.run.parallel import Progress
 from crossent.run.runner import run
 from crossent.run.settings import Settings
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, named
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, builtin_subjects
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
@@ -85,7 +85,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
     reasons = hindrances(old, stub)
-    every = named(OPERATIONS[settings.operation])
+    every = builtin_subjects(OPERATIONS[settings.operation])
     names = {name for description in subjects or every for name in _names(description)}
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
     hint = "; --force compares them anyway" if reasons else ""

@@ -266,7 +266,7 @@ BY_NAME = {subject.name: subject for group in EVERY_NAMED.values() for subject i
 TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINEAR_ALIAS]}
 
 
-def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
+def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
     """Return the built-in subjects of an operation, by the name that a user can give."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
@@ -288,7 +288,7 @@ def by_default(operation: Operation, device: str) -> list[str]:
     The form `fused` is left out on a device where its kernel does not run.
     """
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
-    return [name for name in named(operation) if name != "fused" or runs]
+    return [name for name in builtin_subjects(operation) if name != "fused" or runs]
 
 
 def own_subject(subject: Subject) -> Subject | None:

@@ -12,7 +12,7 @@ from crossent.cases.linear.case import LinearCase
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from crossent.forms import LINEAR_FORMS
 from crossent.run.settings import Settings, operation_of
-from crossent.subjects.builtin import LINEAR_ALIAS, REFERENCES, named
+from crossent.subjects.builtin import LINEAR_ALIAS, REFERENCES, builtin_subjects
 from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
@@ -166,8 +166,8 @@ def test_a_run_has_the_operation_of_its_built_in_subjects():
 
 
 def test_each_operation_has_its_subjects():
-    assert list(named(LINEAR_CROSS_ENTROPY)) == [*LINEAR_FORMS, LINEAR_ALIAS]
-    assert "formula" in named(CROSS_ENTROPY)
+    assert list(builtin_subjects(LINEAR_CROSS_ENTROPY)) == [*LINEAR_FORMS, LINEAR_ALIAS]
+    assert "formula" in builtin_subjects(CROSS_ENTROPY)
     assert [one.name for one in Settings(operation="linear_cross_entropy").load()] == [
         *LINEAR_FORMS,
         *(one.name for one in load(LINEAR_ALIAS)),
