@@ -23,7 +23,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan, with_rank_checks
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, by_default, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, default_names, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
@@ -182,7 +182,7 @@ class Settings:
         """
         if self.ranks is not None and not subjects:
             raise ValueError(f"ranks: got {self.ranks}, but no subject; name a subject that runs on ranks")
-        each = (self._load(one) for one in dict.fromkeys(subjects) or by_default(self._operation, self.device))
+        each = (self._load(one) for one in dict.fromkeys(subjects) or default_names(self._operation, self.device))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
         self.require_grade_applies(once.values())

@@ -282,7 +282,7 @@ def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
     return (_FUSED[path_of(device.partition(":")[0])],) if name == "fused" else EVERY_NAMED[name]
 
 
-def by_default(operation: Operation, device: str) -> list[str]:
+def default_names(operation: Operation, device: str) -> list[str]:
     """Return the names of the subjects that a run checks if the user names no subject: the forms and torch.
 
     The form `fused` is left out on a device where its kernel does not run.

@@ -23,7 +23,7 @@ from crossent.forms.fused import path_of
 from crossent.forms.rows import arrange
 from crossent.repro.rerun import script_of
 from crossent.run.runner import check
-from crossent.subjects.builtin import BY_NAME, by_default, subjects_of
+from crossent.subjects.builtin import BY_NAME, default_names, subjects_of
 
 NAMES = {"kernel": "fused", "interpreter": "fused_interpreter", "blocked": "fused_as_blocked"}
 interpreted = pytest.mark.skipif(
@@ -65,8 +65,8 @@ def test_a_subject_of_another_path_runs_no_case():
 
 
 def test_fused_is_checked_by_default_only_where_its_kernel_runs():
-    assert ("fused" in by_default(CROSS_ENTROPY, "cpu")) == (path_of("cpu") != "blocked")
-    assert "fused" not in by_default(CROSS_ENTROPY, "meta")
+    assert ("fused" in default_names(CROSS_ENTROPY, "cpu")) == (path_of("cpu") != "blocked")
+    assert "fused" not in default_names(CROSS_ENTROPY, "meta")
 
 
 def test_a_report_names_the_code_that_ran():
