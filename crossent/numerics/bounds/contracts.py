@@ -245,9 +245,10 @@ def _cascade_depth(rows: int) -> int:
 def _sum_depth(rows: int) -> int:
     """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
-    The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
-    Then torch adds the four levels, the terms that fill no group of four, and the four accumulators. Last, torch adds
-    the lanes of a vector (16 at most), and the terms that fill no vector.
+    With `p = max(4, log2(rows)/4)`, torch adds up the terms in blocks of `2^p` terms (level one), the sums of these
+    blocks in blocks of `2^p` sums (level two), and once more (level three). Level four adds up the remaining sums. Then
+    torch adds the sums of the four levels, the last terms (fewer than four), and its four accumulators. Last, torch
+    adds the lanes of a vector (16 at most), and the terms that fill no vector.
     """
     block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
     return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)
