@@ -5,13 +5,13 @@ The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blo
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
     one_hot          over a dense target: 1 for the true class, 0 for every other class
-    scalar           one row of Python numbers
+    scalar           for one row, a list of Python numbers, without torch
     blocked          some rows at a time, with the gradient written by hand
     fused            one Triton kernel for CUDA; without CUDA, the same as blocked
 
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
-    linear_formula   the logits, and their cross-entropy
+    linear_formula   computes the logits, then their cross-entropy
     linear_blocked   some rows at a time, so that memory never holds all logits at once
 
 The checker:
@@ -38,7 +38,7 @@ imports only modules on the same line of this list, or on a line above:
     adapters                public: from_numpy, from_jax, from_onnx, from_ranks
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
-    run                     the cases and checks of a level; runs the checks, and makes a report
+    run                     runs the checks of a level on its cases, and makes the report
     repro                   a script that repeats a finding
     option_types, options, console, commands, cli   the command, its options, and its output
     plugin                  the pytest plugin

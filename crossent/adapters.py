@@ -230,7 +230,7 @@ def from_ranks(
         A callable on tensors, `loss(input, target, **options)`. Its method `close` ends the ranks.
 
     Raises:
-        ValueError: The loss cannot be loaded.
+        ValueError: The loss cannot be loaded, or `ranks` is not from 1 to 64.
         TypeError: The class or function lacks what the page "On several ranks" requires.
 
     Example:
@@ -298,7 +298,7 @@ class _Foreign(torch.autograd.Function):
 
 
 def _options(function: Function) -> list[str]:
-    """Return the names of a function's parameters after logits and target."""
+    """Return the names of the parameters of a loss function that follow the logits and the target."""
     return list(inspect.signature(function).parameters)[2:]
 
 

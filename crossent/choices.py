@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # The dtypes of logits.
 DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
-# The levels of a run, each with all cases and checks of the levels before it; see crossent.run.plan.
+# The levels of a run, from the fewest cases and checks to the most; see crossent.run.plan.
 Level = Literal["quick", "normal", "thorough"]
 # The functions of torch that a subject may compute; see crossent.cases.operation.
 OperationName = Literal["cross_entropy", "linear_cross_entropy"]

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 # Each command imports its modules when it runs, so that `crossent --help` and a wrong option need no import of torch.
-_LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
+
+_LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")  # the words that `crossent list` takes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,8 +224,9 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     example: same bits, better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed
     behaviour (another shape, dtype, kind of value or class of error).
 
-    Exit status: 0: no regression. 1: a regression, a new refusal or changed behaviour. 2: wrong use, or reports that
-    cannot be compared. 3: nothing was compared (with --force). 141: the output cannot be written.
+    Exit status: 0: no regression. 1: a regression, a new refusal or changed behaviour; with --strict, also an error
+    that grew a lot. 2: wrong use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the
+    output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output

@@ -75,7 +75,7 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
 
 
 def _kinds_with_autocast() -> Iterator[str]:
-    """Yield the types of the devices that this machine has. On any other device, torch warns about autocast."""
+    """Yield "cpu", and "cuda" and "xpu" if this machine has such a device. Otherwise torch's autocast would warn."""
     yield "cpu"
     for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
         if module is not None and module.is_available():

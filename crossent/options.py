@@ -137,7 +137,7 @@ run_options = _add_options(
     click.option(
         "--expected-findings",
         metavar="FILE",
-        help="TOML file of known failures with their reasons. The report shows them, and they do not fail the run.",
+        help="TOML file of known failures with reasons. These failures are in the report, but do not fail the run.",
     ),
     click.option("--jobs", type=Whole(1, 1024), help="Number of worker processes.  [default: the number of cores]"),
     click.option(
@@ -164,7 +164,8 @@ _baseline = _add_options(
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: that of the built-in subjects, or cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: the function of the built-in subjects among them, or "
+    "cross_entropy]",
 )
 _ranks = click.option(
     "--ranks",
@@ -273,7 +274,7 @@ def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[
 
 
 def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
-    """Return the seed of a run: by default, 0 for the forms, torch and `loss_parallel`, and random for others.
+    """Return the seed of a run. The default is 0 if every subject is a form or a loss of torch, else "random".
 
     Raises:
         UsageError: the seed of a shard would be random.
@@ -303,8 +304,8 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The parameters are the values of the options. If --last-failed is given, but the last run stored no failure of these
-    checks, print a line to stderr that says so, and choose as if --last-failed were not given.
+    The parameters are the values of the options. With --last-failed, choose what failed in the last run. If the last
+    run stored no failure of these checks, print a line about this to stderr, and ignore --last-failed.
 
     Raises:
         UsageError: two options contradict each other.

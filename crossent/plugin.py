@@ -26,10 +26,10 @@ DEVICE, DTYPE, LEVEL, _SEED = "--crossent-device", "--crossent-dtype", "--crosse
 _SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
 CONTRACT, OPERATION = "--crossent-contract", "--crossent-operation"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
-RECORDS = pytest.StashKey[list[str]]()
-DESELECTED = pytest.StashKey[int]()
-SHOWN = pytest.StashKey[bool]()
-Wrong = (ValueError, TypeError, RuntimeError)
+RECORDS = pytest.StashKey[list[str]]()  # the results of checks, each packed as a string
+DESELECTED = pytest.StashKey[int]()  # the number of deselected checks
+SHOWN = pytest.StashKey[bool]()  # whether the header has been shown
+Wrong = (ValueError, TypeError, RuntimeError)  # the errors for a wrong subject or option
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,13 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
-    contracts = f"{', '.join(CONTRACT_NAMES)}. Default: kernel; the forms and torch have their own."
+    contracts = f"{', '.join(CONTRACT_NAMES)}. Default: kernel; forms and torch have their own contracts."
     option(CONTRACT, f"What the subjects promise about their arithmetic: {contracts}", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this JSON file.", metavar="FILE")
     option(
         BASELINE,
-        "Compare with this report of --crossent-json, and fail on a regression, as `crossent diff` does.",
+        "Compare with this file of --crossent-json, and fail on a regression, as `crossent diff` does.",
         metavar="FILE",
     )
     option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if the run has tests of crossent.", type=int, metavar="N")
@@ -126,7 +126,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument. Only the features of `without` are combined.
+    An option on the command line overrides the argument. But its features are added to the features of `without`.
     """
     from crossent.run.settings import Settings
 
@@ -203,7 +203,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """Return the check that a test runs, or None for a test that is not crossent's."""
+    """Return the check that a test runs; None if the test runs no check of crossent."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None

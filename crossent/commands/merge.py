@@ -21,9 +21,9 @@ def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None
     order of the files does not matter. The merged report equals the report of one run without --shard, byte for byte.
     The report of a soak has no HTML page.
 
-    Exit status: 0 all checks passed, 1 a check failed, a wrong result in a dtype would pass every case, or no case ran
-    on a subject, 2 wrong use, a missing shard, or shards that do not belong to one run, 3 nothing ran, 141 the output
-    cannot be written.
+    Exit status: 0: all checks passed. 1: a check failed; or in some dtype, a wrong result would pass every case; or no
+    case ran on a subject. 2: wrong use, a missing shard, or shards that do not belong to one run. 3: nothing ran. 130:
+    interrupted. 141: the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output

@@ -9,10 +9,10 @@ run:
 
 - Without worker processes, the judge calls the subjects itself.
 - With worker processes, the judge calls the subjects itself if every subject is a form or torch, and not compiled.
-- Otherwise all subjects of the run are called in isolated processes, which know no exact value.
+- Otherwise the judge calls all subjects of the run in isolated processes, which know no exact value.
 
-Two kinds of calls never run in the judge. A case that made a worker crash or hang runs again in an isolated process. A
-call with bad input that may make a CUDA device unusable runs in a fresh process.
+Two rules hold for every run. A case that made a worker crash or hang runs again in an isolated process. A call with bad
+input that may make a CUDA device unusable runs in a fresh process, which makes this call alone.
 
 settings        Settings: the validated options of a run; they give the plan, the subjects and the known failures
 plan            the cases of a level, and the checks that run on each case

@@ -1,8 +1,8 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
 A check yields a :class:`Difference` for each result that it compares with an exact value or with another result, and a
-:class:`Problem` for any other failure, such as a changed argument. If a check raises the exception of a subject, the
-judge makes a :class:`Problem` from this exception.
+:class:`Problem` for any other failure, such as a changed argument. If a subject raises an exception during a
+check, the judge makes a :class:`Problem` from the exception.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether these findings o
 # If one of these checks fails, the other checks lack what they need: a loss of the right shape and dtype.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
-# The beginning of a line, in the message of a finding, that names an option under which the check would pass.
+# The message of a finding may end in a line that names an option under which the check would pass. The line begins so:
 _IF_INTENDED = "If this is intended, declare it:"
 
-# Contracts and grades with wider bounds than the default.
+# Contracts and grades with wider bounds than the default: the options as text, the contract and the grade.
 _WIDER = (
     (as_options(grade="B"), DEFAULT_CONTRACT, "B"),
     (as_options(contract="logsumexp"), "logsumexp", "A"),
@@ -62,10 +62,10 @@ def judge_case(
     Args:
         question: the case, with its exact values.
         subject: the subject.
-        host: the object through which the checks call the subject, in this process or in another one.
+        host: the object that calls the subject, in this process or in another process.
         checks: the checks to run.
-        enough: a function that returns whether the findings on this case are enough to end the run. If they are, no
-            further check of the case runs.
+        enough: a function that returns whether the findings on this case are enough to end the run. After enough
+            findings, no further check of the case runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]

@@ -1,4 +1,4 @@
-"""The order of the cases of a run: first the cases that find most bugs, then parts of about equal cost.
+"""The order of the cases of a run: first a few cases that find most bugs, then parts of about equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
 wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` lists the first cases of a linear cross-entropy, for
@@ -50,7 +50,7 @@ class Part:
         subjects: the indices of the subjects in the run.
         isolated: whether the subjects run in isolated processes.
         cost: the estimated CPU seconds.
-        what: the most expensive case and its most expensive check, in words.
+        what: the most expensive case and its most expensive check, as text such as "loss on ID".
     """
 
     cases: Sequence[int]
@@ -82,7 +82,8 @@ def first_cases(operation: Operation) -> tuple[str, ...]:
 def imports_compilers(checks: Iterable[Check]) -> bool:
     """Return whether torch may import its compilers, which takes seconds, for one of these checks.
 
-    A check that transforms the subject may need the compilers. Forward-mode differentiation of log_softmax needs them.
+    A check that transforms the subject may need the compilers. Forward-mode differentiation of log_softmax needs
+    the compilers.
     """
     return any(check.transforms or check is forward_ad for check in checks)
 
@@ -195,7 +196,7 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The steps of a run, for a progress bar. Each iteration runs one step and yields a :class:`Step`.
+    """The steps of a run, for a progress bar. Iterating runs the steps one by one, and yields a :class:`Step` for each.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.

@@ -133,15 +133,15 @@ def judge_each(
 ) -> Iterator[Verdict]:
     """Yield the verdict on each subject on one case. Inputs and exact values are computed once for all subjects.
 
-    A subject in this process may make the device unusable, for example by a device-side assert. Its verdict then has
-    the finding "crashed", and is the last verdict.
+    A subject in this process may make the device unusable, for example by a device-side assert. The verdict on this
+    subject then has the finding "crashed", and no further verdict follows.
 
     Args:
         case: the case or the bad input.
         checks: the checks to run on the case.
         subjects: the subjects.
-        hosts: for each subject, the host through which the checks call the subject. A call with bad input that may
-            make the device unusable runs in a fresh process instead.
+        hosts: for each subject, its host: the object that calls the subject, in this process or in another process. A
+            call with bad input that may make the device unusable runs in a fresh process instead.
         device: the device of the tensors.
         enough: a function that returns whether these findings of a subject on the case are enough to end the run.
         question: the case with its exact values; None to compute the exact values here.
@@ -229,7 +229,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part of the run, and return the verdicts. Stop if findings are enough to end the run."""
+        """Judge the cases of a part of the run, and return the verdicts. Stop after enough findings to end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]

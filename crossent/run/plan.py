@@ -1,11 +1,15 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
-The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edges (cases at limits), and the covering
-arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
-:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. "Other
-circumstances" means calls without gradients, in other threads, or in modes of torch
-(:mod:`crossent.checks.circumstances`). Each level also runs the rows of the levels above it in this table, except that
-level thorough does not run the row `samples`:
+The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edges (cases at limits), the large cases
+(more than 2^31 elements), and the covering arrays of the grid (pairs, triples, sizes, size_triples and transformed).
+`samples` stands for a few cases of the corpus and of `transformed`.
+
+CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are the costs of checks (:class:`crossent.trials.check.Cost`). "Graph"
+means a graph that torch traces for torch.compile or torch.export. "Other circumstances" means calls without gradients,
+in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`).
+
+Each level also runs the rows of the levels above it in this table, except that level thorough does not run the row
+`samples`:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
@@ -41,7 +45,8 @@ A linear cross-entropy has other cases (:mod:`crossent.cases.linear`):
     thorough   edges            as at level normal
                pairs, triples   as at level normal, four times with other numbers
 
-Bad inputs run at every level.
+Each level also has all bad inputs, on which the checks `errors`, `arguments` and `state` run
+(:mod:`crossent.checks.refusals`).
 """
 
 from __future__ import annotations
@@ -63,14 +68,15 @@ from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operat
 from crossent.checks import CHECKS, RANK_CHECKS, checks_of, circumstances, compiled_code, leaves, transforms
 from crossent.trials.check import Check, Cost
 
-Plan = Mapping[Case | BadInput, tuple[Check, ...]]
+Plan = Mapping[Case | BadInput, tuple[Check, ...]]  # each case with its checks; a bad input has an empty tuple
 # How often the covering arrays run at each level, each time with another seed.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
-# A second call finds a result that depends on earlier calls. Such a bug shows with any numbers. So the long covering
-# arrays need no second call, and at level quick only the sizes and the corpus have a second call.
+# A second call finds a result that depends on earlier calls. Such a bug shows with any numbers, so a few cases suffice.
+# The covering arrays of triples have no second call. At level quick, only the sizes, the corpus and the edges of a
+# linear cross-entropy have a second call.
 _TWICE = (Cost.CALL, Cost.AGAIN)
-# The checks that trace a graph, which takes a tenth of a second or more. The graphs of level normal cover each choice,
-# and the graphs of level thorough cover each pair of choices.
+# The checks that trace a graph, which takes a tenth of a second or more. The graphs at level normal cover each choice,
+# and the graphs at level thorough cover each pair of choices.
 _GRAPHS = (compiled_code.trace, transforms.export)
 _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.cost is Cost.CODE)}
 # The only case with a graph at level quick. The case finds a graph that takes the ignore_index -1 for the last class,
@@ -126,6 +132,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
     classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover its
     pairs. The other levels cover its pairs, but not its triples.
+
+    Every plan also has the bad inputs of the operation, each with an empty tuple of checks.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -138,9 +146,9 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 
 
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
-    """Return a plan that also runs the checks of ranks on a few cases of each dtype.
+    """Return the plan `planned`, extended by the checks of ranks on a few cases of each dtype.
 
-    If `planned` lacks one of these cases, the case also has the checks of the cost CALL.
+    These cases keep their checks in `planned`. A case that `planned` lacks also has the checks of the cost CALL.
     """
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
@@ -186,7 +194,7 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
 
 
 def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the cases of a linear cross-entropy, with the checks of a level."""
+    """Yield the cases of a linear cross-entropy at a level, each with its checks."""
     quick = level == "quick"
     of_edges = of_cost(*_TWICE) if quick else of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
     of_pairs = of_cost(Cost.CALL) if quick else of_cost(*_TWICE, Cost.CALLS)
@@ -201,11 +209,11 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and the bug's own checks.
+    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN and the checks of the bug.
 
-    Checks that compile code take seconds, so they run only at level thorough. At level normal, `trace` runs in their
-    place, on the first case of each bug whose own checks compile code or trace it. At level quick, `trace` runs on a
-    single case of the whole corpus.
+    The corpus names the checks of a bug. Checks that compile code take seconds, so these checks run only at level
+    thorough. At level normal, `trace` replaces them, on the first case of each bug with a check that compiles or traces
+    code. At level quick, `trace` runs on a single case of the whole corpus.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)
@@ -226,7 +234,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield, for each check of the cost CODE, the first case that the check accepts as a sample (`Check.sample`).
+    """Yield each check of the cost CODE, with the first case that the check accepts as a sample (`Check.sample`).
 
     A case with an empty batch or a uint8 target is never a sample.
     """

@@ -75,7 +75,7 @@ class CaseRun:
     Attributes:
         subject: the subject.
         case: the case or the bad input.
-        checks: the checks to run; empty for a bad input, which has only the check `errors`.
+        checks: the checks to run; empty for a bad input, on which `errors`, `arguments` and `state` run.
         settings: the settings of the run.
         known: the lists of known failures, as :meth:`Settings.expected` returns them.
     """
@@ -101,6 +101,8 @@ class CaseRun:
 @dataclass(eq=False)
 class CheckTest:
     """One check on one case, as a pytest test. Calling the object runs the check.
+
+    A bad input has a single test, `errors`, which also runs the checks `arguments` and `state`.
 
     Attributes:
         check: the name of the check.
@@ -216,7 +218,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return one report of the records of all tests. The records may come from several processes."""
+    """Return one report of the records of all tests: at least one record, possibly from several processes."""
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)

@@ -73,8 +73,8 @@ def check(
             alone. None stands for "B" under the contract "torch", otherwise for "A". The forms and torch have their own
             grades, except if a contract is given.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
-        jobs: the number of worker processes. A subject may then crash or hang without ending the run. With None, on a
-            GPU, and on a system without fork, all cases run in this process.
+        jobs: the number of worker processes. A subject may then crash or hang without ending the run. Without `jobs`
+            and `ranks`, on a GPU, and on a system without fork, all cases run in this process.
         timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If the calls take
             longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always

@@ -21,7 +21,7 @@ _COSTS = {
     "normal": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE),
     "thorough": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE, Cost.CODE),
 }
-_ERRORS = "errors"  # the check of bad inputs
+_ERRORS = "errors"  # the name that chooses the checks of bad inputs
 
 
 def select(
@@ -56,7 +56,7 @@ def select(
             by_full_id |= {case} if full else set()
     if not cases:
         wanted = {case: set(checks) for case in planned}
-    own_case = {case: case for case in planned}  # the plan's own object of an equal case also has the name of a bug
+    own_case = {case: case for case in planned}  # the plan's object also has the name of a bug
     part = {
         own_case.get(case, case): tuple(_checks(case, names, planned.get(case), case in by_full_id, level, every))
         for case, names in wanted.items()
@@ -138,12 +138,14 @@ def _checks(
     level: str,
     every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks with these names.
+    """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks in `names`.
 
-    A named check must also be among the checks that the plan runs on the case, except if the user chose the case by its
-    full id. Without names, yield the checks that the plan runs on the case. If the plan lacks the case, yield the
-    checks of the level. Some cases repeat their batch to more than 2^31 elements (`Case.tiled`); only checks of cost
-    TILES run on these. For a bad input, yield nothing.
+    The full id of a case allows any check. A pattern, or no choice of cases, allows only the checks that the plan runs
+    on the case.
+
+    Without names, yield the checks that the plan runs on the case. If the plan lacks the case, yield the checks of the
+    level. Some cases repeat their batch to more than 2^31 elements (`Case.tiled`). On such a case, only checks of the
+    cost TILES run. For a bad input, yield nothing.
 
     `level` is the level of the plan. The other arguments are those of :func:`_runs`.
     """

@@ -47,7 +47,8 @@ class Settings:
     Raises:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
             contradicts the contract. `seed` is not "random" or an integer of 0 or more, `jobs` or `max_findings` is
-            below 1, or `timeout` is not positive. `shard` is not from (1, N) to (N, N), or contradicts another option.
+            below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or this torch cannot start ranks for the
+            operation. `shard` is not from (1, N) to (N, N), or contradicts another option.
         RuntimeError: this machine does not have the device.
     """
 
@@ -115,7 +116,7 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether worker processes run the cases. This needs `jobs` or `ranks`, a CPU, and a system that can fork."""
+        """Whether worker processes run the cases: with `jobs` or `ranks`, on device "cpu", if this system can fork."""
         return (self.jobs is not None or self.ranks is not None) and self.device == "cpu" and can_fork()
 
     @property
@@ -277,7 +278,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_named(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. Features that it lacks do not matter."""
+    """Return whether the subject is a form or torch, and not compiled. A declared missing feature does not matter."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 

@@ -39,7 +39,7 @@ _SHOWN = 20  # the most differences that are printed
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of running a report again: the differences between the new run and the report.
+    """The result of :func:`verify`: the differences between a report and a new run of its cases.
 
     Attributes:
         claim: the report whose results the new run confirms or contradicts.
@@ -265,7 +265,8 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
         then: the results of one subject in the report.
         now: the results of this subject in the new run.
     """
-    # With --last-failed, each case has its own checks. A run that stopped early left out checks of its last cases.
+    # With --last-failed, each case has its own checks. A run that stopped early left out checks of its last cases. So
+    # only the checks in the report are compared.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
     new = {(finding.case, finding.check) for finding in now.findings}
     old = {(finding.case, finding.check) for finding in then.findings}

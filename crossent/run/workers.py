@@ -58,8 +58,8 @@ class Workers(Generic[T]):
         pool: the processes.
         patience: the seconds without a sign of life after which :meth:`ended` kills a worker.
         signs: the file descriptor from which the signs of life are read.
-        last: the time of the last sign of life, by `time.monotonic`, for each number of a part.
-        parts: the number of each part, by its future.
+        last: the time of the last sign of life of each started part, by part number. The clock is `time.monotonic`.
+        parts: the number of each part, by the future of the part.
     """
 
     pool: ProcessPool
@@ -147,7 +147,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that a worker inherits when it is forked. Sending them would fail for functions that cannot be pickled.
+    """The data that a worker inherits when it is forked, since pickle cannot send every function.
 
     Attributes:
         share: the function that runs a part.

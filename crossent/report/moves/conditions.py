@@ -22,7 +22,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
         if was != now and UNKNOWN not in (was, now):
-            chosen = " (set ATEN_CPU_CAPABILITY to choose it)" if name == "cpu_capability" else ""
+            chosen = " (set ATEN_CPU_CAPABILITY to one value for both runs)" if name == "cpu_capability" else ""
             found.append(f"{name} was {quoted(was)} and is {quoted(now)}{chosen}")
     if old.seed != new.seed:
         seeds = f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ"

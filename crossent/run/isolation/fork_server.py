@@ -44,7 +44,7 @@ class ForkServerError(Exception):
 
 
 class ForkServer:
-    """A process that forks isolated processes, and returns their exit statuses.
+    """A process that forks isolated processes, and returns their exit statuses. The constructor starts the process.
 
     Args:
         serve: the function that each isolated process runs; the comment on `Serve` lists the arguments.

@@ -1,7 +1,7 @@
 """A fresh process for each call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process makes the call; it receives the loss as a pickle. For several calls, one new Python
+process. So a new Python process receives the loss as a pickle, and makes the call. For several calls, one new Python
 process forks a process for each call (:func:`perform_each`).
 
 An act is a function that calls a loss. A host is an object that runs an act (:mod:`crossent.trials.act`).
@@ -108,7 +108,10 @@ def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 class _Patience:
-    """The two time limits of a process: `_STARTING` seconds to start, and then `seconds` for its call."""
+    """The two time limits of a process: `_STARTING` seconds to start, and then `seconds` for its call.
+
+    When the process is ready for the call, it creates the file `_STARTED` in `folder`.
+    """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._started, self._seconds = folder / _STARTED, seconds
@@ -222,8 +225,8 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
     One new process imports torch for all these calls (:func:`perform_each`).
 
     Returns:
-        For each id of a bad input, the hosts by the name of the subject. The result is empty for fewer than two calls,
-        and on a system without fork. Each call then starts its own new process later.
+        A dict `hosts`: `hosts[id][name]` has the outcome for the bad input `id` and the subject `name`. The dict is
+        empty for fewer than two calls, and on a system without fork. Each call then starts its own new process later.
     """
     calls = [(bad, one) for bad in cases for one in subjects if not why_not_badly(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
@@ -277,7 +280,7 @@ def main(folder: str) -> None:
     most = 0
     try:
         loss, act, arguments, device, most = pickle.loads(Path(folder, _REQUEST).read_bytes())
-    except Exception as error:  # an import may raise anything; the caller's main module is not imported
+    except Exception as error:  # an import may raise anything; the new process does not import the caller's main module
         performed = Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
     else:
         torch.empty(1, device=device).zero_()  # initializes the device

@@ -24,9 +24,9 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
     """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
 
     The division depends only on the plan and on `count`, the number of shards. Expensive cases are assigned first, each
-    to the shard that costs the least so far. Then the other cases fill one shard after another. Among these, cases of
-    the same structure are next to each other, since their error bounds are computed together. The cases whose checks
-    import torch's compilers are also next to each other, so that few shards import the compilers.
+    to the shard that costs the least so far. Then the other cases fill one shard after another, in the order of
+    :func:`crossent.run.order.ordered`. In this order, the cases whose checks import torch's compilers are next to each
+    other, so that few shards import the compilers.
     """
     costs = [cost(case, checks)[0] for case, checks in planned.items()]
     goal = sum(costs) / count
@@ -76,7 +76,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return values that must be equal in all shards of a run, and that are not in every report anyway."""
+    """Return the values that must be equal in all shards of a run, and that only the reports of shards have."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}

@@ -50,7 +50,7 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
 ) -> Report:
     """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
 
-    A worker of the executor runs the command for a shard in a new process, and returns the bytes of a report. This
+    A worker of the executor runs `crossent check` for a shard in a new process, and returns the bytes of a report. This
     function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each worker
     needs the same versions of crossent, torch and numpy, and the folder in which this function is called.
 
@@ -213,7 +213,7 @@ class _Run:
         return report
 
     def _renew(self, error: BaseException) -> None:
-        """Replace the executor, which `error` says is broken.
+        """Replace the broken executor. `error` is the exception that the executor raised.
 
         Raises:
             RuntimeError: the user gave an executor, and no function that makes a new executor.

@@ -28,7 +28,7 @@ Named = tuple[str, R]  # a report, and its name for messages, such as its file
 
 
 def shard_number(name: str, report: OfShard, command: str) -> ShardNumber:
-    """Return the number of the shard that a report is of.
+    """Return the number of the shard to which a report belongs.
 
     Args:
         name: the name of the report, for the error message.
@@ -50,7 +50,7 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     Args:
         named: the reports, each with its name.
         command: the command that makes the reports, "check" or "soak".
-        early: a function that returns where a run ended early, such as "after 3 cases"; "" for a complete run.
+        early: a function that returns when a run was interrupted, such as "after 3 cases"; "" for a complete run.
 
     Raises:
         ValueError: a shard is missing, repeated or not complete. The message is one line.

@@ -1,7 +1,8 @@
 """Merge the reports of the shards of a run into the report of the run.
 
-A shard may come from another machine. So the reader validates each report. :func:`merged` checks that the shards belong
-to one run, and that each case of the plan is in exactly one shard. No code from a report is run or imported.
+A shard may come from another machine. So :mod:`crossent.report.reader` validates each file. :func:`merged` checks that
+the shards belong to one run, and that each case of the plan is in exactly one shard. No code from a report is run or
+imported.
 """
 
 from __future__ import annotations
@@ -102,7 +103,11 @@ def _damaged(name: str, why: str) -> ValueError:
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report from the reports of all shards, which are in order. `description` describes the first shard."""
+    """Return one report from the reports of all shards, which are in order. `description` describes the first shard.
+
+    Raises:
+        ValueError: the reports have an unknown operation or feature, or a wrong number of ranks.
+    """
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
         raise _damaged("shards", f"crossent has no operation {quoted(description.run.get('operation'))}")

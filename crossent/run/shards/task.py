@@ -139,7 +139,7 @@ class Task:
 def _wanted_by_dask() -> bool:
     """Return whether Dask still wants the result of the task in this thread. Outside of Dask, return True.
 
-    Dask does not stop a cancelled task that already runs, so the task must look for itself.
+    Dask does not stop a cancelled task that already runs, so the task must ask Dask from time to time.
     """
     if (distributed := sys.modules.get("distributed")) is None:
         return True

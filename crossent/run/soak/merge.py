@@ -20,7 +20,8 @@ def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | So
     """Return the report of a whole run, from the reports of all its shards in any order.
 
     The JSON document of the report equals the document of a run without shards, byte for byte. Only the number of
-    threads and the version of the operating system's kernel may differ between shards; they come from the first shard.
+    threads and the version of the operating system's kernel may differ between shards. The merged report then has the
+    values of the first shard.
 
     Args:
         reports: the reports of the shards: the results of :func:`crossent.check` or :func:`crossent.soak`, or the paths

@@ -29,7 +29,7 @@ SHOWN_VERSIONS = ("crossent", "torch", "python", "device")  # the entries of the
 
 @dataclass
 class SoakReport:
-    """One soak: its settings, and the sums of each subject.
+    """The report of a soak, or of a shard of a soak: the settings, and the sums of each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the soak is complete, has no findings except known
     failures, and has evidence for every result. A result has no evidence if a wrong result would pass on every case. A

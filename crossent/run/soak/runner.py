@@ -57,10 +57,10 @@ def soak(
     """Check cross-entropy functions on random cases, and return the sums of the results.
 
     Each case follows from its number, its dtype and the seed. The checks of the first call run on each case: `call`,
-    `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`, `sign`, `row_sums` and `ignored_rows`. A
-    linear cross-entropy also has the checks `weight_gradient` and `bias_gradient`. The report has the counts of each
-    check, the worst case of each check and dtype, and some findings. The size of the report and the memory of the soak
-    do not grow with the number of cases.
+    `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`, `sign`, `row_sums` and `ignored_rows`. For a
+    linear cross-entropy, `weight_gradient` and `bias_gradient` replace `target_gradient` and `row_sums`. The report has
+    the counts of each check, the worst case of each check and dtype, and some findings. The size of the report and the
+    memory of the soak do not grow with the number of cases.
 
     Args:
         subjects: the functions to check, as for :func:`crossent.check`.
@@ -161,7 +161,10 @@ def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, 
 
 
 def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
-    """Yield the cases of a soak in parts, each case with its number. A part is a plan, so no part has a case twice."""
+    """Yield the cases of a soak in parts, each case with its number. A repeated case starts a new part.
+
+    The reason: :func:`_steps` makes a plan of each part, and a plan can have a case only once.
+    """
     part: dict[Case, int] = {}
     for number in report.numbers:
         for dtype in report.dtypes:
