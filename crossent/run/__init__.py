@@ -14,7 +14,7 @@ run:
 Two rules hold for every run. A case that made a worker crash or hang runs again in an isolated process. A call with bad
 input that may make a CUDA device unusable runs in a fresh process, which makes this call alone.
 
-settings        Settings: the validated options of a run; they give the plan, the subjects and the known failures
+settings        Settings: the validated options of a run, and methods for its plan, subjects and known failures
 plan            the cases of a level, and the checks that run on each case
 selection       a part of a plan: the chosen cases and the chosen checks
 order           the cases that run first; the division of a run into parts of about equal cost

@@ -110,7 +110,10 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return the structure of a case. Error bounds are computed together for cases of equal structure."""
+    """Return the structure of a case: the properties that two cases must share to have joint error bounds.
+
+    The error bounds of all cases of the same structure in a part are computed together, which is faster.
+    """
     if isinstance(case, BadInput):
         return ("no case",)
     of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0

@@ -195,7 +195,7 @@ class _Work:
     planned: Plan
     subjects: Sequence[Subject]
     settings: Settings
-    enough: Callable[[Subject, Sequence[Finding]], bool]
+    enough: Callable[[Subject, Sequence[Finding]], bool]  # as for judge_each
     lost: bool = False  # whether a call made the device unusable
     server: ForkServer | None = None  # the fork server of this worker, which is started for its first isolated part
     processes: dict[int, IsolatedProcess] = field(default_factory=dict)  # by the index of the subject

@@ -96,8 +96,8 @@ _QUICK_CALLS = (
     ),
 )
 
-# Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options can run the
-# plain cases among them.
+# Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options can run
+# the plain cases among these cases.
 _QUICK_LINEAR_CALLS = (
     *(LinearCase(dtype) for dtype in DTYPES),
     *(LinearCase(dtype, bias="bias") for dtype in ("float32", "float16")),
@@ -107,8 +107,8 @@ _QUICK_LINEAR_CALLS = (
     ),
 )
 
-# The checks of ranks run on these cases of each dtype: plain, with all options that a kernel may have, and with rows in
-# two further dimensions.
+# The checks of ranks run on these cases of each dtype: a plain case; a case with a weight, no reduction and an upstream
+# gradient for each row; and a case with rows in two further dimensions.
 _RANK_CASES = tuple(
     case
     for dtype in DTYPES
@@ -123,9 +123,9 @@ _RANK_CASES = tuple(
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
-    - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
-    - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases. The
-      traced graphs cover each choice.
+    - quick: the cases cover all pairs of choices. On some cases, the subjects are called twice.
+    - normal: the cases cover all triples of choices. Checks that need several calls run on the cases that cover pairs.
+      The traced graphs cover each choice.
     - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take
       minutes. The traced graphs cover all pairs of choices.
 

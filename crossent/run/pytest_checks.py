@@ -189,7 +189,7 @@ def unpacked(text: str) -> CheckRecord:
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield the tests of a subject: a test for each check on each case. The settings choose the cases and checks.
+    """Yield the tests of a subject: for each check on each case that the settings choose, and for each bad input.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.

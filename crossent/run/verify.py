@@ -159,7 +159,7 @@ def verify(
     ]
     if conditions and not force:
         raise ValueError(
-            f"this report cannot be verified bit for bit here: {'; '.join(conditions[:5])}; --force runs it anyway"
+            f"this report cannot be verified bit for bit here: {'; '.join(conditions[:5])}; --force runs its cases"
         )
     made = run(settings, _subjects(settings, names, subjects), progress=progress)
     cases: dict[tuple[str, str], str] = {}

@@ -40,9 +40,9 @@ _CALLS_AT_ONCE = 8  # the most processes that use a device at once: the context 
 # initialization takes long if other programs use the device.
 _STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which takes much less time since its tensors are small
-# The code of a new process, which calls a function of this module. With -m, Python would import this module twice. An
-# import statement would define a name in the main module. There pickle looks for the functions of the caller's main
-# module, and must not find any other object.
+# The code by which a new process calls a function of this module. With -m, Python would import this module twice. An
+# import statement would define a name in the main module of the new process. But pickle looks there for objects of the
+# caller's main module, and could find this name instead.
 _CODE = f"__import__('{__name__}', fromlist=['{{function}}']).{{function}}(*__import__('sys').argv[1:])"
 _LOOK = 0.02  # the seconds between two looks at a running process
 # The names of files in a folder through which this process and a new process exchange data.

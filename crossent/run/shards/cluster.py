@@ -10,7 +10,8 @@ from crossent.run.shards.executor import over
 from crossent.words import cut, one_line, quoted
 
 _SECONDS_TO_CONNECT = 30
-# With two smaller shards in place of one, less work is lost with a worker, and the threads end at about the same time.
+# Two small shards are better than one large shard: a lost worker loses less work, and the threads end at about the same
+# time.
 _SHARDS_PER_THREAD = 2
 
 
@@ -43,12 +44,12 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
     except (OSError, ValueError) as error:
         reason = one_line(str(error)) or type(error).__name__
         got = f"dask: got {quoted(address)}; no scheduler answers there: {cut(reason)}"
-        raise ValueError(f"{got}; start one with `dask scheduler`") from None
+        raise ValueError(f"{got}; start a scheduler with `dask scheduler`") from None
     try:
         threads = sum(client.nthreads().values())
         if not threads:
             at = cut(address)
-            raise ValueError(f"dask: the scheduler at {at} has no workers; start one with `dask worker {at}`")
+            raise ValueError(f"dask: the scheduler at {at} has no workers; start a worker with `dask worker {at}`")
         executor = client.get_executor(pure=False)
         try:
             return over(executor, *subjects, shards=shards or _SHARDS_PER_THREAD * threads, **options)

@@ -222,7 +222,7 @@ class _Run:
             done = f"{len(self.reports)} of {self.count} shards done"
             raise RuntimeError(
                 f"the executor has lost a worker and cannot go on ({type(error).__name__}), with {done}; "
-                f"give over() a function that makes an executor, which can then be replaced"
+                f"give over() a function that makes a new executor"
             ) from None
         self.executor.shutdown(wait=False)
         self.executor = self.given()  # type: ignore[operator]

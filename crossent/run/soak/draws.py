@@ -59,7 +59,10 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
-    """Return a case of logits with random choices, which may be impossible together."""
+    """Return a case of logits with random choices, which may be impossible together.
+
+    `one_of` is a function that returns a random element of a table.
+    """
     # No case has upstream_huge: in float16, torch overflows with an upstream gradient above 10,000, for which
     # crossent/cases/edges.py has cases. Keep the order of the keywords, in which the random numbers are drawn. Words
     # that are repeated are drawn more often.
@@ -82,7 +85,10 @@ def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any
 def _linear_choice(
     random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str
 ) -> LinearCase | None:
-    """Return a case of a linear cross-entropy with random choices; None if the choices are impossible together."""
+    """Return a case of a linear cross-entropy with random choices; None if the choices are impossible together.
+
+    `one_of` is a function that returns a random element of a table.
+    """
     array = LINEAR_ARRAYS["triples"]
     chosen = {**{axis: one_of(words) for axis, words in array.choices.items()}, "dtype": dtype}
     if array.forbids(chosen):

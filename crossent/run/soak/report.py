@@ -100,7 +100,10 @@ class SoakReport:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings that the report keeps, by subject, check, dtype and kind, with the commands that repeat them."""
+        """The findings that the report keeps, in the order of subjects, checks, dtypes and kinds.
+
+        Each finding has the command that repeats it.
+        """
         return [one for subject in self.subjects for kept, _ in self._groups(subject) for one in kept]
 
     def _groups(self, subject: SubjectSums) -> Iterator[tuple[list[Finding], int]]:
