@@ -1,7 +1,7 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
-A check yields a :class:`Difference` for each result that it compares with an exact value or with another result, and a
-:class:`Problem` for any other failure, such as a changed argument. If a subject raises an exception during a
+A check compares results with exact values or with other results, and yields a :class:`Difference` for each comparison.
+For any other failure, such as a changed argument, the check yields a :class:`Problem`. If a subject raises an exception during a
 check, the judge makes a :class:`Problem` from the exception.
 """
 

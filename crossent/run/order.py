@@ -182,8 +182,8 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
     """Return the items in about `count` bins of about equal cost. The bins with the most expensive items come first.
 
-    The items are indices of cases, and `costs` has the cost of each index. An item is alone in its bin if its cost is
-    more than a third of the average bin's cost, which is the total cost divided by `count`.
+    The items are indices of cases, and `costs` has the cost of each index. The average cost of a bin is the total cost
+    divided by `count`. An item that costs more than a third of this average is alone in its bin.
     """
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]

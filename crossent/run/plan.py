@@ -123,7 +123,7 @@ _RANK_CASES = tuple(
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
-    - quick: the cases cover all pairs of choices. On some cases, the subjects are called twice.
+    - quick: the cases cover all pairs of choices. On some cases, the subjects are called more than once.
     - normal: the cases cover all triples of choices. Checks that need several calls run on the cases that cover pairs.
       The traced graphs cover each choice.
     - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take

@@ -183,8 +183,8 @@ def _finish(
 ) -> Report:
     """Complete the report of a run, and return the report.
 
-    Mark the findings that are known failures. Add the commands that repeat findings, the checks that the level left
-    out, and the number of combinations of three options in the cases that ran.
+    Mark the findings that are known failures, and add the commands that repeat findings. Add the checks that the level
+    left out, and the number of combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject.source, options_of(settings))

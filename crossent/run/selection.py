@@ -44,8 +44,8 @@ def select(
         every: the checks that may run, by name; by default, the checks of the operation of the case.
 
     Raises:
-        ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
-            The message is one line.
+        ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on any chosen
+            case. The message is one line.
     """
     wanted: dict[Case | BadInput, set[str]] = {}
     by_full_id: set[Case | BadInput] = set()
@@ -114,7 +114,7 @@ def _runs(
     whole: bool,
     every: Mapping[str, Check] | None,
 ) -> bool:
-    """Return whether at least one check with one of these names runs on a case. Without names, return True.
+    """Return whether at least one check in `names` runs on a case. If `names` is empty, return True.
 
     Args:
         case: the case or the bad input.

@@ -137,7 +137,7 @@ class Settings:
         """Return the chosen cases of the level, each with its chosen checks.
 
         Raises:
-            ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on a chosen case.
+            ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on any chosen case.
         """
         assert isinstance(self.seed, int)
         planned = _plan(self.level, tuple(self.dtypes), self.seed, self._operation)
@@ -147,7 +147,7 @@ class Settings:
         """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
 
         Raises:
-            ValueError: no case has the id or pattern, no check runs on a chosen case, or a chosen case has another
+            ValueError: no case has the id or pattern, no check runs on any chosen case, or a chosen case has another
                 operation.
         """
         assert isinstance(self.cases, Mapping)
