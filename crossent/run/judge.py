@@ -1,8 +1,8 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
 A check compares results with exact values or with other results, and yields a :class:`Difference` for each comparison.
-For any other failure, such as a changed argument, the check yields a :class:`Problem`. If a subject raises an exception during a
-check, the judge makes a :class:`Problem` from the exception.
+For any other failure, such as a changed argument, the check yields a :class:`Problem`. If a subject raises an exception
+during a check, the judge makes a :class:`Problem` from the exception.
 """
 
 from __future__ import annotations
