@@ -278,7 +278,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_named(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. A declared missing feature does not matter."""
+    """Return whether the subject is a form or torch, and not compiled, even if it is declared without some features."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
