@@ -4,6 +4,12 @@ This folder loads a loss function. A `Subject` holds the loss function, its prom
 features that the loss lacks, such as class weights. The forms (the reference implementations in `crossent.forms`) and
 torch are the built-in subjects. All other subjects are functions of the user.
 
+A promise says how precisely a loss computes, for example in which dtype. The error bounds follow from the promise. A
+contract is a promise under a name that a user can choose. A grade says how often a loss may round to float16 or
+bfloat16: once ("A"), or in each step ("B").
+
+A description is a text from which a subject can be loaded, such as "formula" or "path/to/file.py:NAME".
+
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
 `crossent.words`, `crossent.choices`, `crossent.machine` and `crossent.state`. No module imports the oracle, which
 computes exact values.

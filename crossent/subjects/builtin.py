@@ -106,11 +106,11 @@ LINEAR_FORM_SUBJECTS = {
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-    """Compute the loss with log_softmax over the last axis, and nll_loss.
+    """Compute the loss with log_softmax and nll_loss, in a memory layout that F.cross_entropy never uses.
 
-    The function moves the class axis last for log_softmax, and back for nll_loss. So for logits (N, C, d1, …), nll_loss
-    gets a view that is not contiguous, and its backward pass refuses some such views (pytorch#175084). F.cross_entropy
-    passes a contiguous tensor to nll_loss.
+    The function moves the class axis last for log_softmax, and back for nll_loss. For logits (N, C, d1, …), nll_loss
+    then gets a view that is not contiguous. Its backward pass refuses some of these views (pytorch#175084).
+    F.cross_entropy passes a contiguous tensor to nll_loss.
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -142,8 +142,9 @@ def _torch_linear(
 ) -> Tensor:
     """Return the loss of F.linear_cross_entropy.
 
-    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions, or is None for a call without such options. If
-    the call has the option `batch_chunk_size`, the option becomes one of these arguments.
+    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions, which say how torch computes the loss in chunks.
+    If `chunks` is None, torch gets no such options. If the call has the option `batch_chunk_size`, this option becomes
+    one of the arguments.
     """
     if "batch_chunk_size" in options:
         chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
@@ -175,7 +176,8 @@ def _accepts(chunks: Mapping[str, Any]) -> bool:
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
     """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does.
 
-    For some inputs, torch raises an error. For others, torch warns that it ignores the options, and uses no chunks.
+    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. For some inputs, torch raises an error. For other
+    inputs, torch warns that it ignores the options, and uses no chunks.
     """
     if reason := _why_not_linear(inputs):
         return reason
@@ -267,7 +269,7 @@ TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINE
 
 
 def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
-    """Return the built-in subjects of an operation, by the name that a user can give."""
+    """Return a dict from each name that a user can give to the built-in subjects of this name, for an operation."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
 
@@ -300,7 +302,10 @@ def own_subject(subject: Subject) -> Subject | None:
 
 
 def chosen_contract(subject: Subject) -> str:
-    """Return the name of the contract that the user chose for a subject, or "" for the default contract."""
+    """Return the name of a subject's contract if the user chose another contract than the default; otherwise "".
+
+    The default contract of a built-in subject is its own promise. The default for any other subject is "kernel".
+    """
     own = own_subject(subject)
     by_default = DEFAULT_CONTRACT if own is None else own.contract
     if subject.ranks:

@@ -38,8 +38,9 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
     If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
-    A class, or a function that takes only options, is called with the options. The subject then calls the result with
-    input and target. An instance of `nn.Module` is refused, because its options are fixed.
+    A class, or a function that takes only options, must return a loss function. Each call of the subject first makes
+    this loss function from the options, and then calls it with input and target. An instance of `nn.Module` is refused,
+    because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
     instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk. A function
@@ -52,7 +53,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         operation: the operation that the callable computes.
 
     Raises:
-        TypeError: the object cannot be called as a cross-entropy. The message is one line.
+        TypeError: the object cannot be called as a cross-entropy, or its attribute `lacks` or `chunks` is wrong. The
+            message is one line. The message continues a sentence of the caller, such as "subject: got".
 
     Example:
         >>> subject = as_subject(lambda input, target: torch.logsumexp(input, 1).mean(), "wrong")
@@ -98,14 +100,15 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
     """Return why a subject lacks the option `keyword`. The reason names a parameter with a similar name, if any."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
-    return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
+    return f"has no {keyword}" + "".join(f" (its argument {name} is never passed)" for name in near)
 
 
 def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-    """Return the keywords that set the size of the chunks.
+    """Return the keywords of a linear cross-entropy that set how many rows or classes it computes at a time.
 
     If the object has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords with
-    "chunk" or "block" in their name, and with None or an int as the default.
+    "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of the
+    object, without those that the subject passes by position.
 
     Raises:
         TypeError: the attribute has a name that is not a keyword of the object.
@@ -145,7 +148,7 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that a callable lacks because Triton runs kernels in its interpreter, or {}.
+    """Return the feature that a callable lacks if Triton's interpreter runs its kernels, with the reason; otherwise {}.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
@@ -191,7 +194,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options without input and target. Such a function must return a loss function."""
+    """Return whether a function takes options, but not input and target. If so, it must return a loss function."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]

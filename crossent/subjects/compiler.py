@@ -56,7 +56,10 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Call :func:`keep_headers_with_code`, and return the function compiled by torch.compile."""
+    """Return the function compiled by torch.compile. The code and its headers go to the same folder.
+
+    See :func:`keep_headers_with_code`, which must run before torch compiles.
+    """
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
@@ -98,7 +101,10 @@ def _guards_not_timed() -> Iterator[None]:
 
 
 def unusable(backend: str, device: str) -> str:
-    """Return why torch cannot compile for this type of device on this machine, or ""."""
+    """Return why torch cannot compile for this type of device, such as "cpu", on this machine; "" if torch can.
+
+    `backend` is `TRACER` or `INDUCTOR`.
+    """
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
     # If torch.compile is disabled, it returns the loss itself, so a check of compiled code would test plain code.
@@ -242,10 +248,16 @@ def own_compile_cache() -> Iterator[None]:
 
 
 def use_new_compile_cache() -> None:
-    """Let this process write compiled code to a new folder, which no other process has used."""
+    """Let this process write compiled code to a new folder, and so load no code that another process has written.
+
+    The folder lies in the folder of TORCHINDUCTOR_CACHE_DIR if this variable is set.
+    """
     os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
 
 
 def _new_folder(inside: str) -> str:
-    """Return the path of a new folder, which torch creates when it compiles. Other processes cannot guess the name."""
+    """Return the path of a new folder in the folder `inside`; torch creates the new folder when it compiles.
+
+    Other processes cannot guess the name, so they cannot write code into the folder beforehand.
+    """
     return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")

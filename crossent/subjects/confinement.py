@@ -1,4 +1,4 @@
-"""Confinement: limits on a process that runs the user's code, which keep the process away from other processes.
+"""Confinement: limits on a process that runs the user's code, so that this code cannot reach other processes.
 
 The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
 process that judges the results, even if both run as root. If the system grants a PID namespace, the process cannot
@@ -59,7 +59,10 @@ def unreadable() -> Iterator[None]:
 
 
 def drop_privileges() -> None:
-    """Give up every capability except two for opening files, in this process and in the programs that it starts."""
+    """Give up every capability except two for opening files, in this process and in the programs that it starts.
+
+    Also give up the right to gain privileges later, as Landlock and seccomp require.
+    """
     _prctl(_SET_NO_NEW_PRIVS, 1)
     kept = {_DAC_OVERRIDE, _DAC_READ_SEARCH}
     for capability in set(range(_LAST_CAPABILITY + 1)) - kept:
@@ -105,7 +108,9 @@ def keep_to_own_limits() -> bool:
         return False
     processor, number = known
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    program = (  # each an instruction, how many instructions to skip if true and if false, and a number
+    # Each line has an instruction, the numbers of lines to skip if a comparison is true and if it is false, and the
+    # operand of the instruction.
+    program = (
         (load, 0, 0, 4),  # the processor of the call
         (equal, 0, 6, processor),
         (load, 0, 0, 0),  # the number of the call
@@ -128,10 +133,10 @@ def prefer_for_memory() -> None:
 
 
 def end_with_parent(by: int = signal.SIGKILL) -> None:
-    """Have the system end this process by a signal when its parent ends.
+    """Have the system send the signal `by` to this process when its parent ends.
 
-    The default, SIGKILL, also ends a stopped process. On another signal, such as SIGTERM, a process can clean up before
-    it ends.
+    The default, SIGKILL, also ends a stopped process. After another signal, such as SIGTERM, a process can clean up
+    before it ends.
     """
     _prctl(_SET_PDEATHSIG, by)
 
@@ -178,7 +183,8 @@ class Confined:
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
     """Start a process that calls `run`, and wait until the process ends or the file descriptor `end` has input.
 
-    Then kill the process and all processes that it started, and remove its temporary files.
+    Then kill the process and all processes that it started, and remove its temporary files. `kept` are the file
+    descriptors that stay open in the process, besides 0, 1 and 2.
     """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)

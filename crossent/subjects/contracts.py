@@ -1,7 +1,7 @@
 """The contracts that a user can choose with `--contract`: what a subject promises about its arithmetic.
 
-The error bounds follow from the contract. Only the user can choose the contract of a callable: the callable itself
-cannot, for example by an attribute.
+The error bounds follow from the contract. Only the user can choose the contract of a callable. The callable cannot
+choose the contract by an attribute, because the code under test could then widen its own error bounds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class NamedContract:
     """A contract that a user can choose.
 
     Attributes:
-        promise: the promise about the arithmetic, from which :mod:`crossent.numerics.bounds.contracts` derives bounds.
+        promise: the promise about the arithmetic. :mod:`crossent.numerics.bounds.contracts` explains each promise.
         grade: the grade in float16 and bfloat16, unless the user chooses another grade.
         sentence: the promise in words.
-        only_grade: True if a user must not choose another grade.
+        only_grade: whether `grade` is the only grade that a user may choose.
     """
 
     promise: Promise
@@ -81,8 +81,10 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
     """Return the subject under a contract and a grade. None stands for the default.
 
+    The default contract is "kernel". The default grade is the grade of the contract.
+
     A subject with the promise "fast_kernel" (approximate exp, log and division) keeps this promise under every
-    contract. Such a subject is, for example, code that torch.compile made for CUDA.
+    contract. An example of such a subject is code that torch.compile made for CUDA.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT
@@ -92,7 +94,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def grades_by_dtype(grade: str) -> Mapping[str, Grade]:
-    """Return the grade of each dtype whose grade is not A. `grade` is a value of `--grade`, such as "B".
+    """Return the dtypes whose grade is not "A", with their grades. `grade` is a value of the option `--grade`.
 
     >>> grades_by_dtype("float16=B")
     {'float16': 'B'}

@@ -4,8 +4,9 @@ If a subject (a loss function under test) lacks a feature, a run skips the input
 report counts them with the reason. For a few features, such as `nan_mean`, the checks run, and expect another result
 (`Feature.instead`).
 
-A subject lacks a feature for one of these reasons: the signature has no such keyword; the subject is compiled; the user
-declares so with `--without`; or the callable has an attribute `lacks` that names the feature.
+Most subjects lack a feature for one of these reasons: the signature lacks the keyword; the subject is compiled, or runs
+on several ranks; the user declares the feature missing with `--without`; or the attribute `lacks` of the callable names
+the feature.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Feature:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
         needs: a function that returns whether a call with the given inputs needs the feature.
-        instead: what the checks expect of a loss without the feature; "" if the checks skip the inputs that need the
-            feature.
+        instead: the end of a sentence "A loss without this feature …", which says what the checks expect; "" if the
+            checks skip the inputs that need the feature.
         operations: the operations that have the feature.
     """
 
@@ -180,7 +181,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return phrases for the behaviour that the checks expect of a loss without these features.
+    """Return the phrase `Feature.instead` of each of these features that has such a phrase.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']
@@ -189,8 +190,8 @@ def declared(lacks: Iterable[str]) -> list[str]:
     return [feature.instead for name, feature in FEATURES.items() if feature.instead and name in lacking]
 
 
-# For each keyword of `F.cross_entropy` or `F.linear_cross_entropy`: the features that a subject without it lacks. A
-# subject without `reduction` does not lack `reduction_mean`, because it returns the mean, the default.
+# For each keyword of `F.cross_entropy` or `F.linear_cross_entropy`: the features that a subject without this keyword
+# lacks. A subject without `reduction` does not lack `reduction_mean`, because it returns the mean, the default.
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),

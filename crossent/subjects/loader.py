@@ -47,7 +47,8 @@ def load(
     Args:
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
             any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts.
-        without: the features that the subject lacks, as declared by the user.
+        without: the names of the features that the user declares missing. The features that the subject itself lacks
+            are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
             their own contracts, and other subjects have "kernel".
         grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
@@ -55,11 +56,12 @@ def load(
         device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
         operation: the operation that a subject of the user computes.
         ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
-        timeout: the time limit of a case, in seconds. Each pass on several ranks may take a tenth of this time.
+        timeout: the time limit of a case, in seconds. A forward or backward pass on several ranks may take a tenth of
+            this time.
 
     Raises:
-        ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
-            contradicts the contract. The message is one line.
+        ValueError: the subject cannot be loaded; a feature, contract or grade does not exist; the grade contradicts the
+            contract; or the loss cannot run on this number of ranks. The message is one line.
         TypeError: the object is neither a description nor a callable that crossent can call as a cross-entropy.
 
     Example:
@@ -90,7 +92,11 @@ def load(
 
 
 def _each(description: str, device: str) -> list[str]:
-    """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`."""
+    """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`.
+
+    Raises:
+        ValueError: the description ends in "+compile", but no subject of the name can be compiled.
+    """
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in EVERY_NAMED:
         return [description]
@@ -154,12 +160,12 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with the dotted name `attribute` in an imported module.
+    """Return the object with the name `attribute`, which may have dots, in the imported module with the name `module`.
 
-    `where` is the module's name in messages.
+    `where` is the name of the module or file in messages.
 
     Raises:
-        ValueError: the module has no such object, or raises an exception. The message is one line.
+        ValueError: the module has no such object, or its code raises an exception. The message is one line.
     """
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(
@@ -191,7 +197,8 @@ def _nearest(name: str, lacking: object) -> str:
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
     """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block.
 
-    The folder stays in sys.path if the import succeeds. The output of the import to stdout is discarded.
+    The folder stays in sys.path if the import succeeds. Otherwise, sys.path gets its old value. The output of the
+    import to stdout is discarded.
 
     Args:
         folder: the folder. If sys.path already has the folder, sys.path stays unchanged.

@@ -55,11 +55,11 @@ class RemoteLoss:
     timeout: float = 300.0
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """Load the loss in this process, call it, and return its result."""
+        """Load the loss in this process, call the loss, and return its result."""
         return self.here()(*arguments, **options)
 
     def here(self) -> Callable[..., Tensor]:
-        """Load the loss in this process, and return it."""
+        """Load the loss function in this process, and return the function."""
         found = load(self.description, operation=self.operation, ranks=self.ranks, timeout=self.timeout)
         return found[0].loss
 
@@ -76,17 +76,17 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    Another process loads the subjects, and sends their names and missing features. This process adds the contract, the
-    grade and `Subject.source`.
+    Another process loads the subjects, and sends their names and missing features, but no code. This process adds the
+    contract, the grade, and a :class:`RemoteLoss` in place of the loss.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
         seconds: the time limit for loading, in seconds. A case has the same time limit.
-        without: as for `load`.
-        contract: as for `load`.
-        grade: as for `load`.
-        operation: as for `load`.
-        ranks: as for `load`.
+        without: the names of the features that the user declares missing.
+        contract: the name of a contract, or None, as for `load`.
+        grade: the grade in half precision, or None, as for `load`.
+        operation: the operation that the subject computes.
+        ranks: the number of ranks of a loss on several ranks; None for other losses.
 
     Raises:
         ValueError: `load` raised an error, or the process that called `load` ended or took too long. The message is one

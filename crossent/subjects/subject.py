@@ -28,16 +28,17 @@ class Subject:
         differentiable: whether the loss has a gradient.
         not_applicable: a function that returns why the subject cannot take the given inputs, or None if it can.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
-        promise: the promise of the subject about its arithmetic; by default, the promise of a fused kernel.
+        promise: the promise of the subject about its arithmetic, from which the error bounds follow; by default, the
+            promise of a fused kernel.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract, from which the error bounds follow: for a form, the name of its promise;
-            for any other subject, a name in :mod:`crossent.subjects.contracts`.
+        contract: the name of the contract in the report: a name in :mod:`crossent.subjects.contracts` or, for a
+            built-in subject without a chosen contract, the name of its promise.
         operation: the operation that the subject computes.
-        chunks: the keywords of the loss that set the size of its chunks.
+        chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
         split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
         normalization: "tokens" for a loss on ranks that divides by the number of kept rows of all ranks and
@@ -62,7 +63,10 @@ class Subject:
     normalization: str = ""
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason."""
+        """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason.
+
+        A feature that the subject already lacks keeps its reason in `lacks`.
+        """
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -76,7 +80,10 @@ class Subject:
         return self.grades.get(dtype, "A")
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
-        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call."""
+        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call.
+
+        A subject without the feature `half_result` must return float32 in place of float16 and bfloat16.
+        """
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied

@@ -9,9 +9,9 @@ def test_a_parameter_with_nearly_the_name_of_an_option_is_named():
         return crossent.formula(input, target, ignore_index=ignore_index)
 
     assert {as_subject(loss).lacks[feature] for feature in ("weight", "reduction_sum", "label_smoothing")} == {
-        "has no weight (its weights is never passed)",
-        "has no reduction (its reduce is never passed)",
-        "has no label_smoothing (its smoothing is never passed)",
+        "has no weight (its argument weights is never passed)",
+        "has no reduction (its argument reduce is never passed)",
+        "has no label_smoothing (its argument smoothing is never passed)",
     }
     report = crossent.check(loss, level="quick", dtypes="float32", checks="loss", cases="*7x5*")
-    assert "has no reduction (its reduce is never passed), has no weight" in " ".join(str(report).split())
+    assert "has no reduction (its argument reduce is never passed), has no weight" in " ".join(str(report).split())
