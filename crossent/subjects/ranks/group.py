@@ -31,9 +31,9 @@ _SECONDS_TO_START = 180.0
 # computes, or that waits for a processor of a busy machine, does not sleep.
 _SECONDS_ASLEEP = 10.0
 _SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
-_PATIENCE = 4  # how many times the time limit of a request is extended for ranks that get no processor
+_PATIENCE = 4  # the longest extra time for ranks that get no processor, in time limits of a request
 _LOOK = 0.1  # seconds between two looks at the ranks
-_BUSY = 0.02  # the share of a processor that the threads of gloo use while a rank waits
+_BUSY = 0.02  # seconds of processor time per second that the threads of gloo use while a rank waits
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Ranks:
             self._launcher = None
 
     def _start(self, device: str) -> None:
-        """Start new ranks, and wait until all have joined the group."""
+        """Start new ranks for tensors on `device`, and wait until all ranks have joined the group."""
         self.group += 1
         if self._launcher is None or self._launcher.owner != os.getpid():
             self._launcher = Launcher(self._load, self._description)
@@ -169,7 +169,8 @@ class Ranks:
     def _checked(self, seconds: float) -> list[dict[str, Any]]:
         """Return the answers of all ranks. After a fault, raise an error that names the fault.
 
-        If all ranks raised the same exception, the ranks continue to run. After any other fault, end the ranks.
+        If all ranks raised the same exception in a request, the ranks continue to run. After any other fault, and after
+        a failed start, end the ranks. `seconds` is the time limit of the answers, for the message.
         """
         answers = [rank.answer for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
@@ -219,7 +220,10 @@ class Ranks:
 
 
 class _Watch:
-    """A watch over the ranks that have not answered: for how long they sleep, and whether they get a processor."""
+    """The processor times of the ranks. They show how long a rank sleeps, and whether it gets a processor.
+
+    `ranks` are the ranks to which a request was sent.
+    """
 
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
@@ -227,7 +231,7 @@ class _Watch:
         self._first = dict(self._used)
 
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
-        """Return whether the ranks in `silent` are late because they get no processor.
+        """Return whether the ranks in `silent`, which have not answered, are late because they get no processor.
 
         The result is True if a rank is awake, and each rank has computed for at most half of `seconds`. The result is
         False if /proc does not have a rank.
@@ -276,7 +280,7 @@ def _stat(file: Path) -> list[str]:
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception only says that another rank does not answer."""
+    """Return whether an exception, as `rank.described` describes it, only says that another rank does not answer."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
@@ -302,7 +306,8 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
     """Return an exception with the message of the exception that a rank raised, and `more` at the end.
 
-    The class is the first of the original class and its base classes that is in `_BUILTIN`, otherwise RuntimeError.
+    The exception has the first of the original class and its base classes that is in `_BUILTIN`; otherwise, the class
+    RuntimeError.
     """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)

@@ -5,9 +5,9 @@
 The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server. A server
 listens on a port, and writes the address to the store of the job, where the judge reads the address.
 
-For each group of ranks, the judge opens a connection to every server. The server forks a keeper, and the keeper forks
-the rank. The messages of the rank go through this connection. If the judge closes the connection, the keeper ends the
-rank. If the rank ends, the keeper sends the exit status of the rank to the judge.
+For each group of ranks, the judge opens a connection to every server. The server forks a keeper, a process that watches
+one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the judge closes the
+connection, the keeper ends the rank. If the rank ends, the keeper sends the exit status of the rank to the judge.
 
 The judge also keeps a control connection to each server open. When the judge ends, this connection closes, and the
 server ends too.
@@ -98,7 +98,10 @@ def is_here(server: dict[str, Any]) -> bool:
 
 
 def _join_store(rank: int) -> Any:
-    """Return the store of the job, through which its processes find each other."""
+    """Return the store of the job: a table of names and values on one port, which all processes of the job share.
+
+    The first process hosts the store if torchrun does not. `rank` is the number of this process.
+    """
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     global _store
@@ -126,7 +129,7 @@ def _watch() -> None:
     """Wait until a server ends. Then print a line and end this process, because no further case can run."""
     ended = select.select(_controls, [], [])[0]
     numbers = " and ".join(str(at) for at, one in enumerate(_controls, 1) if one in ended)
-    sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended\n")
+    sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended; start the job again\n")
     sys.stderr.flush()
     os._exit(2)
 
@@ -163,9 +166,9 @@ def _serve(store: Any, rank: int) -> NoReturn:
 
 
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
-    """Accept a connection, and return a control connection. For the connection of a rank, fork a keeper.
+    """Accept a connection. Return a control connection; for the connection of a rank, fork a keeper and return None.
 
-    Close a connection without the right token. Return None for any connection but a control connection.
+    Close a connection without the right token, and return None.
     """
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)

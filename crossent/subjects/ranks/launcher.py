@@ -4,8 +4,8 @@
 from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher itself never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
-An isolated process knows no exact value, so it can fork its launcher. Any other process may know exact values, so it
-starts its launcher in a new Python process.
+A process that runs the user's code knows no exact value, so this process forks its launcher. Any other process may know
+exact values, which a fork would copy. So such a process starts its launcher in a new Python process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 
 
 class Launcher:
-    """The handle of a launcher process, in the process that starts the launcher.
+    """A launcher process, as the process that starts the launcher sees it.
+
+    The attribute `owner` is the id of the process that starts the launcher. A fork of this process inherits the object,
+    but must not use it.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -68,7 +71,7 @@ class Launcher:
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
         """End all ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-        `ended` has the numbers of the ranks that have closed their sockets. Their processes are about to end.
+        `ended` has the numbers of the ranks that have closed their sockets. The processes of these ranks end soon.
         """
         reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
         statuses: list[int | None] = json.loads(reply)
@@ -96,7 +99,7 @@ class Launcher:
 
 
 def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
-    # With end_with_parent(), Linux kills the child when the thread that forked it ends. Only the main thread goes on.
+    # With end_with_parent(), Linux kills the child when the thread that forked it ends, even if the process goes on.
     of_main_thread = threading.current_thread() is threading.main_thread()
     child = os.fork()
     if child == 0:
@@ -193,8 +196,8 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
     """Return environment variables for a rank: the variables that torchrun sets, and the network interface of gloo.
 
-    `local` is the number of the rank among the `count` ranks of this launcher. If these are all ranks of the group,
-    gloo uses the loopback interface.
+    `local` is the number of the rank among the `count` ranks of this launcher. If the launcher starts all ranks of the
+    group, gloo uses the loopback interface, because no rank is on another machine.
     """
     words = {
         "RANK": place.rank,
@@ -213,7 +216,8 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
     """End the ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-    First wait a short time for the ranks in `ended`, because the socket of a rank closes before its process ends.
+    `context` is torch's object for the processes of the ranks, or None if no ranks run. First wait a short time for
+    the ranks in `ended`, because the socket of a rank closes before its process ends.
     """
     if context is None:
         return []

@@ -55,8 +55,9 @@ class RankLoss:
         given: the user's class or function.
         ranks: the number of ranks.
         description: a description from which a new Python process can load `given`; "" if there is none.
-        seconds: the time limit of a forward or a backward pass.
-        backend: the backend of torch.distributed, or None: see :class:`crossent.subjects.ranks.group.Ranks`.
+        seconds: the time limit of a forward or a backward pass, in seconds.
+        backend: the backend of torch.distributed, such as "gloo". With None,
+            :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
         TypeError: `given` does not follow the protocol (:mod:`crossent.subjects.ranks.protocol`).
@@ -162,7 +163,10 @@ class RankLoss:
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """Return the gradient of the logits, of the given shape, joined from the shards that the ranks compute."""
+        """Return the gradient of the logits, joined from the shards that the ranks compute.
+
+        `key` is the key that :meth:`forward` returned. `shape` is the shape of the logits.
+        """
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
@@ -170,8 +174,8 @@ class RankLoss:
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss and the gradient of a batch, computed in micro-batches. `sizes` has their numbers of rows.
 
-        The loss, which must have normalization="tokens", is the sum of the parts of all ranks and micro-batches. If
-        `differentiable` is False, the gradient is None.
+        The loss is the sum of the parts of all ranks and micro-batches. If `differentiable` is False, the gradient is
+        None. Call this method only for a loss with normalization="tokens".
         """
         logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
         request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
@@ -186,7 +190,7 @@ class RankLoss:
         return loss, torch.cat(joined).to(logits.device)
 
     def free(self, key: int) -> None:
-        """Let the ranks free the graph with this key. The next request tells the ranks."""
+        """Let the ranks free the graph with this key. The next forward pass tells the ranks."""
         self._freed.append(key)
 
     def _load(self) -> Any:
@@ -212,7 +216,7 @@ class RankLoss:
 
 
 def _description_of(given: Any) -> str:
-    """Return package.module:NAME of an object; "" if a new Python process cannot import the object by this name."""
+    """Return the description package.module:NAME of an object; "" if a new Python process cannot import the object."""
     module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
     if module == "__main__" or not name:
         return ""
@@ -242,7 +246,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _Graph:
-    """The key of a graph on the ranks. When this object is freed, the ranks may free the graph too."""
+    """The key of a graph on the ranks. When this object is freed, it calls `free`, so that the ranks free the graph."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key
@@ -285,7 +289,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Return whether two losses have the same dtype, shape and bits. All NaN count as equal."""
+    """Return whether the losses of two ranks have the same dtype, shape and bits. All NaN count as equal."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     different = bits(one) != bits(other)

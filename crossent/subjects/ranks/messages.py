@@ -19,7 +19,7 @@ _LENGTH = 8  # bytes of the number that says the length of a message
 
 
 class DamagedMessageError(Exception):
-    """A message is not a dict of tensors, numbers and strings."""
+    """The content of a message is not a dict of tensors, numbers and strings."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -31,7 +31,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def receive(stream: socket.socket, until: float = math.inf) -> bytes:
-    """Return the content of the next message. `until` is the time limit, as a value of `time.monotonic`.
+    """Return the content of the next message from a socket. `until` is the time limit, as a value of `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.

@@ -91,7 +91,7 @@ def _has_launcher() -> bool:
 
 
 class RankEndedError(RuntimeError):
-    """A rank ended, or did not answer. `kind` is "crashed" or "hung"."""
+    """A rank ended (`kind` is "crashed"), or did not answer in time (`kind` is "hung"). `how` is the message."""
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -104,6 +104,8 @@ class RanksDifferError(RuntimeError):
 
 class OnRank:
     """The user's loss on one rank.
+
+    The attribute `of_tokens` says whether the loss has normalization="tokens".
 
     Args:
         made: an instance of the user's class, or the user's function.
@@ -123,14 +125,17 @@ class OnRank:
     def forward(
         self, local: Tensor, target: Tensor, shape: torch.Size, axis: int, options: dict[str, Any], tokens: Any = None
     ) -> Any:
-        """Call the user's `forward`, and return its result: the loss, or this rank's part of the loss."""
+        """Call the user's `forward`, and return its result: the loss, or this rank's part of the loss.
+
+        `local` is the argument `local_logits`, this rank's shard of the logits.
+        """
         return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
 
     def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
         """Return the divisor of the loss: the result of `count` or, without `count`, the number of kept rows.
 
         `own` has this rank's targets, one tensor for each micro-batch. `whole` and `logits` are the target and the
-        logits of the whole batch.
+        logits of the whole batch. With class probabilities, all rows are kept.
         """
         count = getattr(self._made, "count", None)
         if count is not None:
@@ -140,7 +145,10 @@ class OnRank:
         return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
-        """Run the backward pass, which sets the `.grad` of the shard of the logits."""
+        """Run the backward pass of `loss`, a result of :meth:`forward`, with the gradient `upstream` of the loss.
+
+        The backward pass sets the `.grad` of the shard of the logits.
+        """
         own = getattr(self._made, "backward", None)
         if own is not None:
             own(loss, upstream)
@@ -228,7 +236,7 @@ def require_split(rule: object) -> str:
 
 
 def cut_axis(rule: str, dimensions: int) -> int:
-    """Return the axis that a rule cuts, for logits with this number of dimensions."""
+    """Return the axis along which a rule cuts logits with this number of dimensions."""
     return 0 if rule == "batch" else min(1, dimensions - 1)
 
 
@@ -262,7 +270,9 @@ def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
 
 
 def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
-    """Join the shards of all ranks, and return the whole tensor, of the given shape, without padding.
+    """Join the shards of a gradient from all ranks, and return the whole gradient, without padding.
+
+    `rule` is the rule by which the logits were cut, and `shape` the shape of the logits.
 
     Raises:
         RuntimeError: a shard has a number other than 0 in the padding.
@@ -279,7 +289,7 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
 
 
 def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
-    """Write a rank's shard, `content`, into the logits, without the padding."""
+    """Overwrite a rank's shard in `logits` with `content`, without the padding."""
     axis = cut_axis(rule, logits.dim())
     shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))

@@ -38,15 +38,16 @@ _SECONDS_TO_START = 180.0
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a rank in its group: all data with which a process joins the group as this rank.
+    """The data with which a process joins a torch.distributed group as one of its ranks.
 
     Attributes:
-        rank: the number of the rank.
+        rank: the number of the rank, from 0.
         ranks: the number of ranks.
         backend: the backend of torch.distributed, such as "gloo".
         device: the device of the tensors, such as "cpu".
-        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job.
-        group: the number of the group, counted from the first ranks that the calling process started.
+        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job;
+            "" until the launcher chooses a file.
+        group: the number of groups that the calling process has started for this subject, with this group.
         seconds: the time limit of a collective operation, in seconds.
     """
 
@@ -128,9 +129,10 @@ def _serve(connection: socket.socket) -> None:
 
 @dataclass
 class _RankState:
-    """The state of this rank: its place, the rule for the shards, the user's loss, and graphs of forward passes by key.
+    """The state of this rank: its place in the group, the user's loss, and the graphs of forward passes, by key.
 
-    A graph is the loss of a forward pass, with this rank's shard of the logits.
+    `rule` is the rule by which the logits are cut into shards, a key of `protocol.SPLITS`. A graph is the loss of a
+    forward pass, with this rank's shard of the logits.
     """
 
     place: Place
@@ -145,7 +147,8 @@ _rank_state: _RankState | None = None
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
     """Join the group, make the user's loss, and return the first message.
 
-    The message has the id of this process in /proc. If an exception occurs, the message describes the exception.
+    The message has the id of this process in /proc, or 0 without /proc. If an exception occurs, the message also
+    describes the exception. `load` returns the user's class or function.
     """
     global _rank_state
     process = 0
@@ -177,9 +180,10 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Call the loss on the shard of this rank, and keep its graph for the backward pass.
+    """Call the loss on the shard of this rank, and keep the graph for the backward pass.
 
-    Return the loss and, under the key "written", each argument that the call changed.
+    Return the loss and, under the key "written", the new content of each argument that the call changed. First free
+    the graphs that the calling process does not need any more.
     """
     for key in request["freed"]:
         state.graphs.pop(key, None)
@@ -217,10 +221,10 @@ def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, o
 
 
 def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Run a forward and a backward pass for each micro-batch of a batch, one after another.
+    """Run a forward and a backward pass for each micro-batch of a batch, for a loss with normalization="tokens".
 
     Return two lists with an entry for each micro-batch: this rank's part of the loss, and the gradient of this rank's
-    shard of the logits. The loss has normalization="tokens".
+    shard of the logits. Without gradients, the second list is empty.
     """
     device, place = state.place.own_device, state.place
     logits, target, options = _arguments_on(device, request)
@@ -240,7 +244,11 @@ def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _full(loss: Any) -> Tensor:
-    """Return the loss as a dense tensor in new memory. A DTensor is replaced by its full tensor."""
+    """Return the loss as a dense tensor in new memory. For a DTensor, return its full tensor.
+
+    Raises:
+        TypeError: the loss is not a dense tensor.
+    """
     dense: Any = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
     if type(dense) is not Tensor or dense.layout != torch.strided:
         raise TypeError(f"loss: got {type(dense).__name__}; expected a dense tensor of class torch.Tensor")
@@ -280,7 +288,7 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Enter the context twice, or end the context by an exception, and return the problems.
+    """Enter the context of the loss twice, or end the context by an exception, and return the problems in words.
 
     A call outside of the context must do the same before and after the exception: return the same bits, or raise the
     same error.
@@ -302,8 +310,8 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
-    """Call the loss outside of the context, and return words for the result: a checksum, or an exception."""
-    local = shard(request["input"], state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
+    """Run both passes outside of the context, and return a phrase: what the call returns or raises."""
+    local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
     try:
         loss = _loss_of(state, local, request["input"], request["target"], request["options"])
         full = _full(loss)

@@ -42,7 +42,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         ranks: the number of ranks.
         timeout: the time limit of a case, in seconds.
         operation: the operation of the run.
-        backend: the backend of torch.distributed, or None: see :class:`crossent.subjects.ranks.group.Ranks`.
+        backend: the backend of torch.distributed, such as "gloo". With None,
+            :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
         ValueError: the subject cannot be loaded. The message is one line.
