@@ -21,10 +21,10 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: a dict from the name of a function to the function that is copied in its place.
-        functions: the text of each function, by name. A function comes after the functions that the text uses.
+        instead: a dict from the name of a function to the function that is copied in its place, under the same name.
+        functions: the text of each function, by name. Each function comes after the functions that its text uses.
         imports: the names of the modules that the functions use, except torch.
-        values: the names of the values of `scripts/case.py` that the functions use.
+        values: the names of the values of `scripts/case.py` that the functions use. The script must define them.
     """
 
     instead: Mapping[str, ScriptFunction] = field(default_factory=dict)
@@ -35,7 +35,8 @@ class Code:
     def add(self, function: ScriptFunction, name: str = "") -> None:
         """Copy a function or class into the script, after all functions that its text uses.
 
-        `name` is the name in the script; "" stands for the name of the function.
+        `name` is the name in the script; "" stands for the name of the function. If `instead` has this name, copy the
+        other function. If the script already has a function of this name, do nothing.
         """
         name = name or function.__name__
         function = self.instead.get(name, function)

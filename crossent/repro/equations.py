@@ -18,19 +18,21 @@ from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
 Shapes = Mapping[str, Index]  # the shapes of results, by name
-# The terms of a sum: the position of a result in `Equation.inputs`, a factor, and the index of a number in this result.
+# The terms of a sum. Each term is a factor times a number of a result: the position of this result in
+# `Equation.inputs`, the factor, and the index of the number in the result.
 EquationTerms = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation: each number of a result equals a weighted sum of numbers of other results of the subject.
+    """An equation: each number of a first result equals a weighted sum of numbers of other results of the subject.
 
     Attributes:
-        inputs: the inputs of the call that gives the result, then the inputs of the calls that give the other results.
-        terms: a function that returns the terms of the sum for one number of the result. The arguments are the part of
-            the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None, there is
-            one other result, and the two results must differ.
+        inputs: the inputs of the call that returns the first result, then the inputs of the calls that return the other
+            results.
+        terms: a function that returns the terms of the sum for one number of the first result. The arguments are the
+            part of the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None,
+            there is one other result, and the two results must differ. By default, two results are equal.
     """
 
     inputs: tuple[Inputs, ...]
@@ -50,15 +52,15 @@ def parts(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return a function that returns one equation: the result is the same if `change` is applied to the inputs."""
+    """Return a function that returns one equation: the result stays the same if `change` changes the inputs."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
 
-    For logits, one equation adds the same number to all rows, and another equation adds a separate number to each row.
-    The logits, or the bias, are rounded first, so that each sum is exact.
+    For logits, one equation adds the same number to all rows. Another equation adds positive and negative numbers in
+    turn, one to each row. The logits, or the bias, are rounded first, so that each sum is exact.
     """
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 

@@ -16,7 +16,7 @@ from crossent.words import printable
 
 
 def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a script that define the inputs of the case, then each of the other `values`, by name."""
+    """Yield the lines of a script that define the inputs of the case, and then each value of `values` by its name."""
     first = inputs.operation.word("input")
     tensors = {first: inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
@@ -46,9 +46,10 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
-    """Return a value as a Python expression.
+    """Return a value as a Python expression, such as "(1, 2)" for a tuple.
 
-    `given` are the inputs of the case, for which the expression is the name `given`. Other inputs become a tuple.
+    If the value is `given`, the inputs of the case, return "given", the name of these inputs in a script. For the
+    inputs of another call, return a tuple of their tensors and options.
     """
     if value is given is not None:
         return "given"

@@ -47,8 +47,9 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs in this folder with this version of torch. If these runs do
-    not have the finding, or if `device` or `passed` is given, the check runs on the case again.
+    Without a report, the finding comes from the reports of the last runs that crossent keeps in the current folder, if
+    they have the finding with this version of torch. Otherwise, or if `device` or `passed` is given, the check runs on
+    the case again.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
@@ -61,7 +62,8 @@ def script_of(
             have no effect if `passed` is true.
 
     Raises:
-        ValueError: there is no such finding, subject or case; or the report is damaged.
+        ValueError: there is no such finding, subject or case; the finding needs several ranks; or the report is
+            damaged.
         OSError: the report cannot be read.
         RuntimeError: this machine does not have the device.
     """
@@ -146,7 +148,8 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     """Return a finding about a check that passes, for a script that shows the result of the check.
 
-    The finding has the number nearest to its error bound. For a bad input, the script shows the error of the call.
+    `id` is SUBJECT:CHECK:CASE. The finding has the number nearest to its error bound. For a bad input, the script shows
+    the error that the call raises.
 
     Raises:
         ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
@@ -184,8 +187,8 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
     """Return whether a report declares that the subject of a finding returns float32 for half precision.
 
-    `document` is a report in JSON. :func:`crossent.report.reader.find` has read the subjects only up to the finding, so
-    this function ignores damaged subjects.
+    `document` is a report as a dict. :func:`crossent.report.reader.find` has checked the subjects only up to the
+    finding, so this function ignores subjects that are damaged.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
@@ -193,10 +196,10 @@ def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:
-    """Return the built-in subject with this name. For any other name, the error has `advice` before the allowed names.
+    """Return the form or the subject of torch with this name, which may end in "+compile".
 
     Raises:
-        ValueError: no form and no subject of torch has the name.
+        ValueError: no form and no subject of torch has the name. The message has `advice` before the allowed names.
     """
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):

@@ -1,4 +1,4 @@
-"""The functions that repro scripts contain: a script has all that they use, and they agree with the package."""
+"""The functions that scripts of findings contain: a script has all that they use, and they agree with the package."""
 
 import ast
 import builtins
@@ -55,7 +55,7 @@ def test_the_functions_of_scripts_import_torch_and_the_standard_library(file):
 
 
 def names_of(table):
-    """Return the names that a script uses from its top level."""
+    """Return the global names that a piece of code uses. `table` is the symbol table of the code."""
     for symbol in table.get_symbols():
         if symbol.is_global() or (table.get_type() == "module" and symbol.is_referenced()):
             yield symbol.get_name()

@@ -1,4 +1,4 @@
-"""Scripts of findings whose case runs here, of torch and of the forms; and ids without a finding."""
+"""Scripts for findings of torch and of the forms, whose case runs again; and errors for ids without a finding."""
 
 import os
 import re
@@ -34,7 +34,7 @@ IDS = {
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Return files with the scripts of torch's findings."""
+    """Return a folder with a script for each finding of `IDS`: 0.py, 1.py, …"""
     folder = tmp_path_factory.mktemp("scripts")
     for at, finding in enumerate(IDS):
         (folder / f"{at}.py").write_text(script(repeated(finding)), encoding="ascii")

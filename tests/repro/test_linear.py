@@ -15,7 +15,7 @@ from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED
 from crossent.trials.call import evaluate
 
 NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
-# Runs each script of a list, as `python SCRIPT` would, and prints the exit statuses.
+# A program that runs each script of a list, as `python SCRIPT` would, and prints the list of exit statuses.
 DRIVER = """
 import json, sys
 statuses = []
@@ -47,7 +47,7 @@ stores.chunks = ()
 
 
 def statuses(scripts):
-    """Run scripts in a new process, and return their exit statuses."""
+    """Run scripts one after another in a new process, and return their exit statuses."""
     done = subprocess.run([sys.executable, "-c", DRIVER], input=json.dumps(scripts), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -74,7 +74,7 @@ def test_the_scripts_of_findings_about_torch_show_them():
 
 @NEEDS_213
 def test_the_scripts_of_checks_that_pass_say_so():
-    """Each function that a script may define is called, in each check that measures numbers."""
+    """The scripts call each function that they may define, and each script function that judges a number."""
     cases = {
         HALF: (
             *("loss", "gradient", "weight_gradient", "bias_gradient", "widened", "no_grad", "threads"),

@@ -15,7 +15,10 @@ from crossent.repro.recipes import RECIPES, REFUSALS, nothing
 
 
 def kinds_of(function, seen=()):
-    """Return the kinds of problems that a function and its callees yield, and "refused" if one raises RefusedError."""
+    """Return the kinds of the findings that a check may have, from the source of its function and of its callees.
+
+    Each `Problem` names its kind. A function that may raise RefusedError has the kind "refused".
+    """
     function = inspect.unwrap(function.func if isinstance(function, partial) else function)
     if function in seen or not function.__module__.startswith("crossent"):
         return set()
@@ -70,7 +73,7 @@ def test_every_recipe_is_shown_to_work():
         check, kind = said.split()
         of = REFUSALS if case in {bad_input.id for bad_input in BAD_INPUTS} else RECIPES
         shown.add((of[check].step, kind))
-    # Other tests cover these.
+    # Other tests have examples of these checks.
     tested_elsewhere = {
         "chunks": RECIPES,
         "memory": RECIPES,

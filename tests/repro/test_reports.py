@@ -1,4 +1,4 @@
-"""Scripts of findings in a report, which may be damaged or forged. A report injects nothing into a script."""
+"""Scripts of findings in a report, which may be damaged or forged. No text of a report becomes code of a script."""
 
 import ast
 import copy
@@ -25,7 +25,7 @@ DOCUMENTED = ("call", "result", "loss", "gradient", "target_gradient", "rows_per
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
-    """Return the document of a report with findings of each shape."""
+    """Return a report in JSON, as a dict, with findings about numbers, about whole results and about exceptions."""
     folder = tmp_path_factory.mktemp("report")
 
     def unweighted(input, target, weight=None, **options):
@@ -51,7 +51,7 @@ def document(tmp_path_factory):
 
 
 def repro(capsys, tmp_path, document, id):
-    """Run `crossent repro` on a finding of a document."""
+    """Run `crossent repro` on a finding of a report. Return the exit status, and the text on stdout and stderr."""
     path = tmp_path / "report.json"
     path.write_text(json.dumps(document))
     status = main(["repro", id, str(path)])
@@ -111,7 +111,7 @@ DAMAGE = [
 
 
 def _benign(entry, subject="mine"):
-    """Return a finding of the same kind without any text of the report."""
+    """Return a finding with the check, case, kind and index of an entry of a report, but without any of its texts."""
     numbers = None
     if entry["index"] is not None:
         numbers = Numbers(tuple(0 for _ in entry["index"]), 1.0, "", 2.0, 0.0, 0.5, 1.0, 2.0)
@@ -197,7 +197,7 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("injection", INJECTIONS, ids=ascii)
 def test_the_text_of_a_hostile_report_runs_nothing_in_the_script(capsys, tmp_path, document, injection):
-    """The test puts hostile text into every string of a report, and compares the parsed scripts."""
+    """The test puts code into every text of a finding. The script must have the syntax tree of a harmless script."""
     for p, part in enumerate(document["subjects"]):
         for f, entry in enumerate(part["findings"]):
             other = copy.deepcopy(document)

@@ -1,4 +1,4 @@
-"""The printed command of a finding repeats the finding without a change."""
+"""The command that a report prints for a finding repeats this finding, without a change of the command."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A script shows the finding, and says if the finding does not happen."""
+"""The script of a finding shows the finding with the wrong subject, and prints "right" with a right subject."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_a_script_shows_the_finding_and_says_right_of_a_right_subject(name):
     names, status, out = play(with_subject(text, subject))
     assert status == 1, out
     assert out.splitlines()[-1:] == ["wrong"] or finding.kind == "refused"
-    if finding.numbers is not None and check != "row_sums":  # the check rounds its sum
+    if finding.numbers is not None and check != "row_sums":  # whose check and script round their sums differently
         n = finding.numbers
         assert f"got {n.got!r}, {n.versus} {n.exact!r}, error " in out
     names, status, out = play(with_subject(text, RIGHT))
@@ -71,7 +71,7 @@ def test_a_script_shows_the_finding_and_says_right_of_a_right_subject(name):
 
 
 def test_a_result_that_equals_the_found_result_is_wrong_whatever_the_bound():
-    """The script knows only the first 53 bits of the exact value. These cannot tell results apart by a tight bound."""
+    """The script has the exact value only in float64, which is too imprecise to judge a result near a small bound."""
     finding = found(OFF, "float64-7x5-normal-int64-sum", "loss")
     n = finding.numbers
     wide = Numbers(n.index, n.got, n.bits, n.exact, n.radius, 1e9, n.ulp, n.ratio)

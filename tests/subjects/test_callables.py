@@ -1,4 +1,4 @@
-"""Subjects from callables: the reason for a missing option names a parameter with a similar name."""
+"""Subjects from callables: the reason why an option is missing names a parameter with a similar name."""
 
 import crossent
 from crossent.subjects.callables import as_subject

@@ -1,4 +1,4 @@
-"""The files that torch.compile writes: precompiled headers lie beside the compiled code."""
+"""The files that torch.compile writes: the precompiled headers lie in the folder of the compiled code."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from crossent.subjects import compiler
 
 @pytest.mark.parametrize("backend", [compiler.TRACER, compiler.INDUCTOR])
 def test_the_headers_of_the_compiler_lie_with_its_code(tmp_path, monkeypatch, backend):
-    """torch ignores TORCHINDUCTOR_CACHE_DIR for headers, and puts them into a folder that all programs share."""
+    """By default, torch ignores TORCHINDUCTOR_CACHE_DIR for headers, and writes headers to a folder of all programs."""
     codecache = pytest.importorskip("torch._inductor.codecache")
     if not hasattr(codecache, "_HEADER_DIR"):
         pytest.skip("needs a torch that compiles headers")

@@ -1,4 +1,4 @@
-"""Features declared missing: the checks expect what the loss does instead, and still find all other bugs."""
+"""Features declared missing: the checks expect the result that `Feature.instead` names, and still find other bugs."""
 
 import contextlib
 import subprocess
@@ -365,7 +365,7 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     text = script(finding, widened=True)
     assert "own_dtype = torch.float32" in text
     assert "own_dtype = torch.float32" not in script(finding)
-    # The report names no source, so the reader of the script defines the subject.
+    # The report does not say where the loss comes from, so the script asks its reader for a definition of the subject.
     own = "import crossent\ndef subject(x, t, **o):\n    loss = crossent.formula(x.float(), t, **o)\n"
     own += "    return loss * (1 if torch.is_grad_enabled() else 1.01)\n"
     before, _, after = text.partition("print('in place of these two lines, import wrong")
@@ -383,7 +383,7 @@ def test_every_declaration_says_what_the_loss_does_instead():
 
 
 def test_an_option_that_changes_nothing_is_not_named_if_the_loss_has_another_cause():
-    """A loss without the feature `reduction` always returns the mean. This loss always returns the sum."""
+    """Without the feature `reduction`, the checks expect the mean. This loss always returns the sum."""
 
     def sums(input, target, reduction="sum"):
         return crossent.formula(input, target, reduction="sum")

@@ -1,4 +1,4 @@
-"""Features: a check that needs a feature that the subject lacks is skipped and counted. All other checks run."""
+"""Features: if a subject lacks a feature, the checks that need the feature are skipped and counted. All others run."""
 
 import pytest
 import torch
@@ -52,7 +52,10 @@ def judged(loss, without=(), cases=(*CASES, *BAD), checks=PLAIN_CHECKS):
 
 
 def refusing(needs):
-    """Return a loss that raises an error for calls that need the missing feature, and is right for all other calls."""
+    """Return a loss without a feature. The loss raises an error for each call that needs the feature.
+
+    `needs` is a function of input, target and options, which returns whether a call needs the feature.
+    """
 
     def loss(input, target, **options):
         if needs(input, target, options):
@@ -113,7 +116,7 @@ def test_a_kernel_without_a_feature_passes_if_the_feature_is_declared_missing_an
     lacking = refusing(NEEDS[feature])
     undeclared = judged(lacking, cases=CASES, checks=PLAIN_CHECKS[:1])
     assert any(finding.check == "call" for finding in undeclared.findings)
-    # Under vmap the sample is a view of the batch, whose values and strides the loss cannot read.
+    # Under vmap, a loss cannot read the values and the strides of a sample.
     looks_at_data = feature in ("strided", "ignore_index", "nonfinite", "unnormalised")
     by_data = ("vmap", "meta", "func_grad", "hessian", "jacrev", "jacfwd") if looks_at_data else ()
     part = judged(lacking, {feature}, checks=tuple(check for check in PLAIN_CHECKS if check.name not in by_data))
@@ -123,9 +126,9 @@ def test_a_kernel_without_a_feature_passes_if_the_feature_is_declared_missing_an
 
 
 def forgiving(needs):
-    """Return a loss with the value 0 for calls that need the missing feature, and the right value for all other calls.
+    """Return a loss without a feature. The loss is 0 for each call that needs the feature, even for a bad input.
 
-    The inputs of a call that needs the feature may be bad inputs.
+    `needs` is a function of input, target and options, which returns whether a call needs the feature.
     """
 
     def loss(input, target, **options):
@@ -163,7 +166,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
 
 
 class Once(torch.autograd.Function):
-    """A function that can be differentiated once, and only with respect to the logits."""
+    """A cross-entropy that can be differentiated once, and only with respect to the logits."""
 
     @staticmethod
     def forward(ctx, input, target, options):
@@ -207,7 +210,7 @@ def in_autocast(input, target, **options):
 
 
 def careless(input, target, **options):
-    """Return zeros for each call that the formula refuses."""
+    """Return the right loss, or 0 for each call for which `crossent.formula` raises an error."""
     try:
         return crossent.formula(input, target, **options)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -292,7 +295,7 @@ def test_the_error_of_an_unknown_feature_names_the_features():
 def test_each_feature_removes_the_checks_that_need_it():
     """Each entry of `expected` has the checks that need a feature: first for class indices, then for probabilities.
 
-    If a check did not declare a feature that it needs, correct code without the feature would fail.
+    If a check did not declare a feature that it needs, correct code without the feature would fail this check.
     """
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}

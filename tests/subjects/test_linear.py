@@ -108,7 +108,7 @@ def test_torchs_options_agree_where_rounding_is_small():
 
 @NEEDS_213
 def test_each_option_of_torch_that_changes_numbers_has_a_subject():
-    """In float16, the subjects have different gradients, since each rounds and adds up in another way."""
+    """In float16, no two subjects have the same gradients, since each rounds and adds up at other steps."""
     inputs = LinearCase("float16", (64, 257), "confident", bias="bias").build()
     applicable = [one for one in load(LINEAR_ALIAS) if one.not_applicable(inputs) is None]
     assert len({evaluate(one.loss, inputs).digest for one in applicable}) == len(applicable) >= 5

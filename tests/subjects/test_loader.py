@@ -1,4 +1,4 @@
-"""Loading: the names and objects that can be a subject, and one clear line of error for all others."""
+"""Loading: the names and objects that can be a subject; any other name or object is an error of one line."""
 
 import functools
 import pickle
@@ -46,7 +46,7 @@ def __getattr__(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return a folder with mine.py, neighbour.py and a package, which only this test can import."""
+    """Enter and return a folder with mine.py, neighbour.py and a package. After the test, forget their modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")

@@ -1,4 +1,4 @@
-"""The contracts that a user chooses by name: their promises and grades, and their effect on forms, torch and others."""
+"""The contracts that a user chooses by name: each has its promise and grade, for forms, torch and functions."""
 
 import pytest
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Losses on several ranks: a fault of a rank is a finding, the next call has new ranks, and no process is left."""
+"""Losses on several ranks: a fault of a rank is a finding, the next call has new ranks, and no process stays behind."""
 
 import os
 import time
@@ -33,12 +33,12 @@ SUPPORT = Path(faulty_ranks.__file__)
 
 
 def running(mark):
-    """Return the processes that were started with a mark in their environment."""
+    """Return the processes that have the bytes `mark` in their environment variables."""
     return [process for process in Path("/proc").glob("[0-9]*") if _has(process, mark)]
 
 
 def left_behind(mark):
-    """Return the processes that were started with a mark, after the time that a killed process may take to end."""
+    """Return the processes with the bytes `mark` that still run after ten seconds, in which killed processes end."""
     until = time.monotonic() + 10
     while (found := running(mark)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -228,7 +228,7 @@ def test_a_rank_is_told_its_place_and_no_exact_value():
 
 
 class GivesThePart:
-    """A loss whose part is `tokens`. If ignore_index is 7, the part is wrong: a tensor with dimensions."""
+    """A loss whose part on each rank is `tokens`. If ignore_index is 7, the part wrongly has dimensions."""
 
     split, normalization = "batch", "tokens"
 

@@ -1,4 +1,7 @@
-"""The ranks of a torchrun job: the first process judges, and the others run ranks. The tests start real jobs."""
+"""The ranks of a torchrun job: the first process runs the checks, and the other processes run ranks.
+
+The tests start real jobs.
+"""
 
 import os
 import subprocess
@@ -21,7 +24,10 @@ SELECTED = ["--check", "loss", "--case", "float32-7x5-normal-int64-mean", "--no-
 
 
 def torchrun(folder, *words):
-    """Run `crossent check` as a job of two processes. Return its status, its output and its remaining processes."""
+    """Run `crossent check` as a job of two processes. Return its status, its output and the processes that are left.
+
+    `words` are the arguments of the command. Every process of the job runs in `folder`.
+    """
     mark = f"{folder}{os.getpid()}"
     own = {"CROSSENT_TEST": mark, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
     how = {"capture_output": True, "text": True, "cwd": folder, "env": {**os.environ, **own}, "timeout": 240}

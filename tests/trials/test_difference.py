@@ -32,7 +32,7 @@ def differences(loss, case, grade="A", promise="eager"):
 
 
 def sample(dtype, every=23):
-    """Return one of each `every` cases of a dtype. Leave out uint8 targets, because torch refuses some such targets."""
+    """Return one case in `every` cases of a dtype. Leave out uint8 targets, because torch refuses some such targets."""
     return [case for case in grid([dtype]) if case.target != "uint8"][::every]
 
 
@@ -297,7 +297,7 @@ def test_check_refuses_bad_arguments_in_one_line(arguments, error, named):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_partial_sums_in_half_precision_are_found_in_torch(dtype):
-    """With rows 0, 16, 32, … ignored, torch sums long blocks of rows in half precision and loses half of the sum."""
+    """If rows 0, 16, 32, … are ignored, torch sums long blocks of rows in half precision, and loses half of the sum."""
     random = torch.Generator().manual_seed(0)
     target = torch.randint(10, (5000,), generator=random)
     target[::16] = -100

@@ -1,4 +1,4 @@
-"""Test the lines about a wrong number: the factor to the exact value, a narrower dtype, and infinite exponentials."""
+"""Test the lines about a wrong number: a factor times the exact value, a narrower dtype, and infinite exponentials."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The comparison of a linear cross-entropy with its exact values: right code passes, and planted bugs fail."""
+"""The comparison of a linear cross-entropy with its exact values: right code passes, and code with a bug fails."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ SMALL = [case for case in linear_edges() if np.prod(case.sizes) <= 2**12]
 
 
 def in_double(input, target, *, linear_weight, linear_bias=None, **options):
-    """Compute in float64 and round once. Autograd rounds each gradient once, too."""
+    """Return the loss, computed in float64 and rounded once. Autograd rounds each gradient once, too."""
     wide = {name: one.double() if torch.is_tensor(one) else one for name, one in options.items()}
     bias = None if linear_bias is None else linear_bias.double()
     dense = target.is_floating_point()
@@ -106,7 +106,7 @@ def test_a_gradient_that_is_missing_is_an_error_that_names_its_tensor():
 
 
 def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would_pass():
-    """With one class, the gradient is 0, so zeros pass. With five classes, zeros fail."""
+    """With one class, the exact gradients are 0, so a subject that returns zeros passes. With five, it fails."""
     for classes, vacuous in ((1, True), (5, False)):
         case = LinearCase("float32", (7, classes), bias="bias")
         differences = Trial(Question(case), Subject("loss", in_double), Here(in_double)).differences

@@ -1,4 +1,4 @@
-"""A finding about a linear cross-entropy names the mistake: each test plants bugs, and reads the finding."""
+"""A finding about a linear cross-entropy names the mistake. Each test reads the finding about a loss with a bug."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ CHECKS = (single.call, single.result, single.loss, single.gradient, single.weigh
 
 
 class Planted(torch.autograd.Function):
-    """A function with the results of a planted bug."""
+    """A linear cross-entropy with a bug: its loss and its gradients are the results of a class of `linear_bugs`."""
 
     @staticmethod
     def forward(ctx, bug, inputs, hidden, weight, bias):
@@ -39,7 +39,10 @@ class Planted(torch.autograd.Function):
 
 
 def with_bug(bug, case):
-    """Return a loss with a planted bug. The gradients are computed with the upstream gradient of the case."""
+    """Return a subject with a bug. Its gradients are computed with the upstream gradient of the case.
+
+    `bug` is a class of `linear_bugs`, which computes all results of a call.
+    """
     inputs = case.build()
 
     def loss(input, target, *, linear_weight, linear_bias=None, **options):
@@ -257,7 +260,7 @@ def test_the_finding_has_the_line():
 
 
 def test_a_right_result_fits_no_mistake():
-    """The rounding of a right result is no evidence for a mistake, in any dtype and with any options."""
+    """No mistake explains the rounding errors of a right result, in float32 and bfloat16 and with any options."""
     for dtype in ("float32", "bfloat16"):
         for case in linear_edges([dtype]):
             if 0 < case.rows * case.classes <= 2**8:

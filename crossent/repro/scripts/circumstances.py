@@ -170,8 +170,8 @@ def call_in_circumstances():
 
     An example of a circumstance is "under anomaly detection".
 
-    Also call the subject with an upstream gradient of NaN. In this call, a number of a gradient must be NaN if the
-    number is not 0 with the upstream gradient of the case. Otherwise, end the script with status 1.
+    Also call the subject with an upstream gradient of NaN. A number of a gradient that is not 0 with the upstream
+    gradient of the case must then be NaN. Otherwise, end the script with status 1.
     """
 
     def hooked(logits):

@@ -22,7 +22,7 @@ def compiled(loss, backend="inductor", dynamic=None):
 
 
 def call_compiled():
-    """Return the results of two calls of the compiled subject. If `dynamic` is true, the two calls differ in sizes."""
+    """Return the results of two calls of the compiled subject. If `dynamic` is true, the calls have different sizes."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):
@@ -34,7 +34,7 @@ def call_compiled():
 
 
 def check_compiled_errors():
-    """Check that the compiled subject raises for a class that is out of range."""
+    """Check that the compiled subject raises IndexError or RuntimeError for each wrong class index in `classes`."""
     loss_of = compiled(subject, backend, dynamic)
     evaluate(*fresh(*given), loss_of=loss_of)
     for index in classes:

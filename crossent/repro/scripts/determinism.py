@@ -25,7 +25,11 @@ def check_deterministic():
 
 
 def call_on_stream():
-    """Return the result of a call on a second CUDA stream, started before that stream has written the arguments."""
+    """Return the result of a call on a second CUDA stream.
+
+    The call starts while the second stream still waits to write the arguments. If an operation of the call runs on
+    another stream, it reads zeros.
+    """
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
     late = [memory(one) for one in tensors]
@@ -36,7 +40,7 @@ def call_on_stream():
         evaluate(*fresh(*given))  # a first call may compile, which takes longer than the delay
     side.synchronize()
     for raw in late:
-        raw.zero_()  # also for class indices, since 0 is a class
+        raw.zero_()  # 0 is a valid value of every argument, also a class index
     side.wait_stream(torch.cuda.current_stream(torch.device(device)))
     with torch.cuda.stream(side):
         torch.cuda._sleep(2**23)  # takes some milliseconds, in which the host starts every operation of the call

@@ -58,8 +58,8 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
 
-    Class indices have no gradient. A loss of a wrong shape has no gradients. If `loss_of` is given, `loss_of` is called
-    in place of the subject.
+    Class indices have no gradient. A loss of a wrong shape has no gradients. `loss_of` is a function to call in place
+    of the subject.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
@@ -78,7 +78,7 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a call, and the gradients of input, weight and bias, as a dict.
 
-    If `loss_of` is given, `loss_of` is called in place of the subject.
+    `loss_of` is a function to call in place of the subject.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
@@ -103,7 +103,7 @@ def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
 
 
 def shaped(loss, logits, target, options, upstream):
-    """End the script with status 1 if the loss has a wrong dtype, shape or device."""
+    """End the script with status 1 if the loss of a call has a wrong dtype, shape or device."""
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
@@ -136,7 +136,10 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject with other numbers, some with another reduction or a batch of one."""
+    """Make `attempt` calls of the subject with other numbers, some with another reduction or a batch of one.
+
+    The result of the next call may then depend on these calls.
+    """
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
@@ -150,14 +153,17 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill freed memory with NaN: allocate tensors of NaN with the shapes of the results, and free these tensors."""
+    """Fill freed memory with NaN, so that a call that reads uninitialized memory returns NaN.
+
+    Allocate tensors of NaN with the shapes of the results, and free these tensors.
+    """
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del blocks
 
 
 def bits(result):
-    """Return the shape, dtype and bytes of each part of a result, by name. All NaN are replaced by the same NaN."""
+    """Return the shape, dtype and bytes of each part of a result, by name. Replace each NaN by the same NaN first."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 

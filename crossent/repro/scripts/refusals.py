@@ -13,9 +13,9 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 
 def isolate():
-    """Run the script in a separate process, which the call may end, and end this process with the same verdict.
+    """Run the script again in a separate process, and end this process with the same verdict.
 
-    If this is the separate process, do nothing.
+    The call may end or block the separate process, which is then the finding. In the separate process, do nothing.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return

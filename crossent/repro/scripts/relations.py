@@ -10,7 +10,10 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Make the calls of all equations, and return the results of the calls of the last equation."""
+    """Make the calls of all equations, and return the results of the last equation.
+
+    If the finding is about a result, there is only one equation.
+    """
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -20,7 +23,10 @@ def call_each():
 
 
 def call_in_chunks():
-    """Return the results of calls with different sizes of the chunks, by name. The subject may refuse a size."""
+    """Return the results of calls with different sizes of the chunks, by the name of the call.
+
+    The subject may refuse a size by ValueError or NotImplementedError.
+    """
     results = {}
     for call, keyword, size in chunk_sizes:
 
@@ -43,14 +49,17 @@ def judge_terms(results):
 
 
 def judge_unchanged(results):
-    """End the script with status 1 if an option does not change the result."""
+    """End the script with status 1 if the results with an option and without the option are equal."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"{part}: got the same values with and without the option; expected different values")
 
 
 def check_two_backwards():
-    """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent."""
+    """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent.
+
+    Two losses are independent if each has the same bits as in a call without the other.
+    """
     seen = []
 
     def both(input, target, **options):

@@ -84,7 +84,7 @@ def arguments():
 def changed(before, after, when=""):
     """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
 
-    `when` names the part of the call, for the message.
+    A value that was [] before the call did not exist then, so it may change. `when` names the pass, for the message.
     """
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
@@ -193,7 +193,10 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call gives the same bits as the first call, after a call with other numbers."""
+    """Check that a second call returns the same bits as the first call, although a call with other numbers is between.
+
+    Also fill freed memory with NaN before the second call.
+    """
     first = bits(evaluate(*fresh(*given)))
     try:
         evaluate(*other)
@@ -254,7 +257,7 @@ def check_memory():
     else:
         try:
             with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
+                file.write("5")  # resets VmHWM, the largest memory of this process
             before = resident("VmRSS")
         except OSError as error:
             cannot_run(error)
@@ -265,7 +268,7 @@ def check_memory():
 
 
 def resident(name):
-    """Return the field `name` of /proc/self/status, such as the largest memory of this process, in bytes."""
+    """Return the size in the line `name` of /proc/self/status, in bytes: "VmRSS" is the memory of this process."""
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
     return int(found) * 1024

@@ -65,7 +65,7 @@ def call_under_vmap():
 def judge_samples(results):
     """Compare one number of each result with the exact value, and end the script.
 
-    The subject is wrong if the number is wrong in any result that has the part.
+    The status is 1 if the number is wrong in any result. Leave out results without the part of the number.
     """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
@@ -83,7 +83,7 @@ def differentiate_batch():
 
 
 def twice(tensor):
-    """Return a batch of two tensors: the tensor, and -2 times the tensor."""
+    """Return a batch of two tensors: the tensor, and the tensor multiplied by -2."""
     return torch.stack([tensor, -2 * tensor])
 
 
@@ -110,7 +110,10 @@ def differentiate_by_hessian():
 
 
 def pushed(function):
-    """Return the derivatives of a function of the logits along a batch of two directions, in forward mode."""
+    """Return the derivatives of a function of the logits along a batch of two directions, in forward mode.
+
+    `function` takes the logits. Forward mode refuses logits whose elements share memory, so copy such logits.
+    """
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     x = logits.contiguous() if repeats else logits
     return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(twice(direction)).detach()

@@ -4,8 +4,8 @@
 from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher itself never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
-A process that runs the user's code knows no exact value, so this process forks its launcher. Any other process may know
-exact values, which a fork would copy. So such a process starts its launcher in a new Python process.
+An isolated process of `crossent.run.isolation` knows no exact value, and forks its launcher. Any other process may know
+exact values, which a fork would copy. So any other process starts its launcher in a new Python process.
 """
 
 from __future__ import annotations

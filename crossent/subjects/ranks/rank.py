@@ -47,7 +47,7 @@ class Place:
         device: the device of the tensors, such as "cpu".
         store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job;
             "" until the launcher chooses a file.
-        group: the number of groups that the calling process has started for this subject, with this group.
+        group: the number of this group among the groups that the calling process started for the subject, from 1.
         seconds: the time limit of a collective operation, in seconds.
     """
 
@@ -224,7 +224,7 @@ def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Run a forward and a backward pass for each micro-batch of a batch, for a loss with normalization="tokens".
 
     Return two lists with an entry for each micro-batch: this rank's part of the loss, and the gradient of this rank's
-    shard of the logits. Without gradients, the second list is empty.
+    shard of the logits. If the request needs no gradients, the second list is empty.
     """
     device, place = state.place.own_device, state.place
     logits, target, options = _arguments_on(device, request)
