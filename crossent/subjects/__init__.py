@@ -21,7 +21,7 @@ features     the features that a subject may lack
 callables    a subject from a callable, or from a class with the options of nn.CrossEntropyLoss
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
 remote       a function of the user whose code the main process never imports
-confinement  limits on a process that runs the user's code, which keep the process away from other processes
+confinement  limits on a process that runs the user's code, so that this code cannot reach other processes
 ranks/       losses on several ranks: processes of one torch.distributed group, each with a shard of the logits
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

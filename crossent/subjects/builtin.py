@@ -269,7 +269,7 @@ TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINE
 
 
 def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
-    """Return a dict from each name that a user can give to the built-in subjects of this name, for an operation."""
+    """Return the built-in subjects of an operation, as a dict from names that a user can write to subjects."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
 
@@ -287,7 +287,7 @@ def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
 def default_names(operation: Operation, device: str) -> list[str]:
     """Return the names of the subjects that a run checks if the user names no subject: the forms and torch.
 
-    The form `fused` is left out on a device where its kernel does not run.
+    Leave out the form `fused` on a device where its kernel does not run.
     """
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
     return [name for name in builtin_subjects(operation) if name != "fused" or runs]

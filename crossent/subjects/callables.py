@@ -43,8 +43,9 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
-    instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk. A function
-    with neither such an attribute nor such a keyword may store all logits, so the subject lacks the feature `memory`.
+    instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk: how many
+    rows or classes the function computes at a time. A function with neither such an attribute nor such a keyword may
+    store all logits, so the subject lacks the feature `memory`.
 
     Args:
         given: the callable or the class.
@@ -104,7 +105,7 @@ def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
 
 
 def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-    """Return the keywords of a linear cross-entropy that set how many rows or classes it computes at a time.
+    """Return the keywords that set the size of a chunk: how many rows or classes a function computes at a time.
 
     If the object has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords with
     "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of the

@@ -1,8 +1,8 @@
 """The features that a loss function may lack, such as `weight`.
 
 If a subject (a loss function under test) lacks a feature, a run skips the inputs and checks that need the feature. The
-report counts them with the reason. For a few features, such as `nan_mean`, the checks run, and expect another result
-(`Feature.instead`).
+report counts the skipped inputs and checks, with the reason. For a few features, such as `nan_mean`, the checks run,
+and expect another result (`Feature.instead`).
 
 Most subjects lack a feature for one of these reasons: the signature lacks the keyword; the subject is compiled, or runs
 on several ranks; the user declares the feature missing with `--without`; or the attribute `lacks` of the callable names
@@ -181,7 +181,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return the phrase `Feature.instead` of each of these features that has such a phrase.
+    """Return the phrases `Feature.instead` of the features in `lacks`. Most features have no such phrase.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']

@@ -53,7 +53,8 @@ def load(
             their own contracts, and other subjects have "kernel".
         grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
             Without a contract, the forms and torch keep their own grades.
-        device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
+        device: the device that runs the subject. Code that is compiled for a GPU has less accurate exp, log and
+            division, and so has larger error bounds.
         operation: the operation that a subject of the user computes.
         ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
         timeout: the time limit of a case, in seconds. A forward or backward pass on several ranks may take a tenth of

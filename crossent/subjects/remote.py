@@ -154,7 +154,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
     Args:
-        describe: the function, which loads a subject and returns a description of the subject.
+        describe: the function, which loads a subject and returns a dict of its name, its features and other facts.
         description: the description of the subject, for messages.
         seconds: the time limit.
 

@@ -77,8 +77,8 @@ class Ranks:
         Raises:
             RankEndedError: a rank ended, or did not answer in time.
             RanksDifferError: some ranks raised an exception, and others did not.
-            Exception: all ranks raised an exception. This exception has the builtin class and the message of one of
-                them.
+            Exception: all ranks raised an exception. The error has the message of one of these exceptions, and a
+                builtin class.
         """
         with self._lock:
             if not self._ranks or self._launcher is None or self._launcher.owner != os.getpid():
@@ -280,7 +280,7 @@ def _stat(file: Path) -> list[str]:
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception, as `rank.described` describes it, only says that another rank does not answer."""
+    """Return whether an exception, sent by a rank as a dict, only says that another rank does not answer."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 

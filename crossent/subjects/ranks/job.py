@@ -86,6 +86,8 @@ def servers() -> list[dict[str, Any]]:
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
     """Start a rank on a server, and return the connection to the rank.
 
+    `server` is one of the addresses that :func:`servers` returns. `description` names the user's class or function.
+
     Raises:
         OSError: the server cannot be reached.
     """

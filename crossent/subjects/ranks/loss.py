@@ -246,7 +246,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _Graph:
-    """The key of a graph on the ranks. When this object is freed, it calls `free`, so that the ranks free the graph."""
+    """The key of the autograd graphs of a call. When this object is freed, `free` lets the ranks free the graphs."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key
