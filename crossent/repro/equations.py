@@ -66,7 +66,10 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension except the classes: inputs flipped along the dimension flip the result."""
+    """Return an equation for each dimension except the classes: inputs flipped along the dimension flip the result.
+
+    A result without this dimension stays the same, such as a mean, or the gradient of the weight of a linear layer.
+    """
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -81,7 +84,11 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension."""
+    """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension.
+
+    In a linear cross-entropy, the gradients of weight and bias have this dimension. The gradient of the input does not,
+    and stays the same.
+    """
 
     def terms(part: str, index: Index) -> EquationTerms:
         linear = given.operation is LINEAR_CROSS_ENTROPY
@@ -118,7 +125,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations about options.
+    """Return equations between the result of the case and the results with fewer or more options.
 
     The result without an option that has an effect must differ, for example without a weight. The result with further
     options that have no effect must be equal, for example with a weight of ones.

@@ -234,7 +234,7 @@ def _of_batch(focus: Focus) -> Shapes:
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe of a check that calls the compiled subject twice."""
+    """Return the recipe of a check that calls the compiled subject twice; if `dynamic`, the second call is larger."""
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)

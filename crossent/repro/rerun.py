@@ -47,9 +47,9 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the reports of the last runs that crossent keeps in the current folder, if
-    they have the finding with this version of torch. Otherwise, or if `device` or `passed` is given, the check runs on
-    the case again.
+    Without a report, the finding comes from the last runs, which crossent keeps in the folder `.crossent_cache`. The
+    check runs on the case again if these runs do not have the finding with this version of torch, or if `device` or
+    `passed` is given.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.

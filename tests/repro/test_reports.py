@@ -137,7 +137,7 @@ def test_a_report_with_a_damaged_field_of_a_finding_is_refused_in_one_line_or_gi
                     if status:
                         assert_refused(status, out, err)
                     else:
-                        # An option that changes nothing becomes a result of the wrong shape, which has no name.
+                        # Without a name in `of`, a finding about an option becomes a finding about no single result.
                         of = "" if (name, damage) == ("of", "") else entry["of"]
                         if of not in benign:
                             benign[of] = skeleton(script(_benign({**entry, "of": of})))

@@ -1,4 +1,4 @@
-"""The command that a report prints for a finding repeats this finding, without a change of the command."""
+"""The command that a report prints for a finding repeats the finding: nothing has to be added to the command."""
 
 import json
 import re

@@ -215,7 +215,7 @@ AFTER_MORE_CLASSES = source(
 
 
 def found_after(text, before, case):
-    """Return the findings on a case, by check, of the subject in a text, after a call on another case."""
+    """Check the subject in `text` on the case `before`, and then on `case`. Return the findings on `case`, by check."""
     names = {}
     exec(text, names)
     checks = [CHECKS[name] for name in ("call", "result", "loss", "repeat")]

@@ -83,7 +83,7 @@ def not_contiguous(input, target, options):
 
 
 def sums_to_one(probabilities):
-    """Return whether each sum differs from 1 by less than 0.01. Unnormalised cases have other sums."""
+    """Return whether the probabilities of each row sum to 1, up to 0.01. In unnormalised cases, some do not."""
     sums = probabilities.double().sum(min(1, probabilities.dim() - 1))
     return bool(((sums - 1).abs() < 0.01).all())
 
@@ -158,7 +158,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
     assert part.findings == []
     taken = [bad for bad in BAD_INPUTS if bad.build().options["reduction"] != "mean"]
     assert part.not_applicable == {"is a mean": len(taken)}
-    for feature in lacks:  # a function that has another reduction must refuse an unknown reduction
+    for feature in lacks:  # a loss that lacks only one of the two reads the option, and must refuse unknown words
         del loss.lacks
         found = judged(loss, {feature}, cases=BAD_INPUTS, checks=()).findings
         assert {finding.kind for finding in found} == {"accepted"}

@@ -46,7 +46,7 @@ def __getattr__(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Enter and return a folder with mine.py, neighbour.py and a package. After the test, forget their modules."""
+    """Enter and return a folder with mine.py, neighbour.py and a package. After the test, unload their modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")
@@ -135,7 +135,7 @@ UNLOADABLE = {
 def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(folder, capsys, name, form):
     content, said = UNLOADABLE[name]
     (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
-    main(["check", "no_such_subject"])  # so that the modules of the package are imported before
+    main(["check", "no_such_subject"])  # so that the modules of crossent are already imported
     capsys.readouterr()
     modules, path = set(sys.modules), list(sys.path)
     assert main(["check", form.format(name)]) == WRONG_USE

@@ -38,7 +38,7 @@ def running(mark):
 
 
 def left_behind(mark):
-    """Return the processes with the bytes `mark` that still run after ten seconds, in which killed processes end."""
+    """Wait until the processes with the bytes `mark` have ended. After 10 seconds, return those that still run."""
     until = time.monotonic() + 10
     while (found := running(mark)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -258,7 +258,7 @@ def test_a_rank_that_gets_no_processor_is_starved_and_one_that_computes_is_not()
     assert watch.seconds_asleep([here]) == 0
     assert watch.starved([here], 1000)
     assert not watch.starved([here], 0.2)
-    assert not watch.starved([here, _Rank(None)], 1000)  # a process that cannot be seen
+    assert not watch.starved([here, _Rank(None)], 1000)  # /proc does not have the second rank
 
 
 def test_ranks_that_never_started_need_no_end():

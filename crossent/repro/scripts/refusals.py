@@ -15,7 +15,7 @@ from crossent.repro.scripts.single import arguments, changed, state
 def isolate():
     """Run the script again in a separate process, and end this process with the same verdict.
 
-    The call may end or block the separate process, which is then the finding. In the separate process, do nothing.
+    If the call ends or blocks the separate process, the finding happens. In the separate process, do nothing.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return

@@ -295,7 +295,7 @@ def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: in
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))
 
 
-# Whether this process knows no exact value, so that ranks may be forked from it.
+# Whether this process knows no exact value, so that ranks may be forked from this process.
 _knows_nothing = False
 
 
