@@ -47,9 +47,9 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs, which crossent keeps in the folder `.crossent_cache`. The
-    check runs on the case again if these runs do not have the finding with this version of torch, or if `device` or
-    `passed` is given.
+    Without a report, the finding comes from the last runs with this version of torch, which crossent keeps in the
+    folder `.crossent_cache`. If these runs do not have the finding, or if `device` or `passed` is given, the check runs
+    on the case again.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.

@@ -220,7 +220,7 @@ class Ranks:
 
 
 class _Watch:
-    """The processor times of the ranks. They show how long a rank sleeps, and whether it gets a processor.
+    """The processor times of the ranks, which show how long a rank sleeps, and whether a rank gets a processor.
 
     `ranks` are the ranks to which a request was sent.
     """

@@ -72,7 +72,8 @@ def join_job(ranks: int | None) -> None:
         for address in addresses:
             _controls.append(_connect(address, {"control": True}))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"ranks: a process of the torchrun job does not start: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise ValueError(f"ranks: a process of the torchrun job does not start ({why}); see its output") from None
     os.environ[_SERVERS] = json.dumps(addresses)
     threading.Thread(target=_watch, daemon=True).start()
 

@@ -32,7 +32,8 @@ _ONE_BACKWARD = "has its own backward, which need not work twice"
 def lacks_of(given: object) -> dict[str, str]:
     """Return the features that a loss on several ranks lacks, with the reasons.
 
-    These are the features that no such loss has, and the features in the attribute `lacks` of the loss.
+    Every loss on several ranks lacks some features, such as `vmap`. Further features are missing because of the loss's
+    `split`, its `normalization`, or its own `backward`. The attribute `lacks` of the loss names the others.
     """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
     lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"

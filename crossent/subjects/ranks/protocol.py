@@ -253,7 +253,7 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
-    """Return a rank's shard of the logits, which may share the memory of the logits.
+    """Return a rank's shard of the logits or, with the rule "batch", of a target. The shard may share their memory.
 
     The shard of contiguous logits is contiguous, like the logits that a rank of a real model computes.
     """
