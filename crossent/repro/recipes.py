@@ -93,6 +93,7 @@ class Recipe:
 EITHER = ("wrong", "refused")  # the kinds of most checks: a wrong result, or an exception
 
 
+# Functions for the fields of a recipe: a function that returns `Shapes` is for `numbers`, any other for `values`.
 def _all(focus: Focus) -> Shapes:
     return parts(focus.inputs)
 

@@ -85,6 +85,7 @@ def script_of(
 
 
 def _no_script(id: str, ranks: str) -> str:
+    """Return the message that a finding on several ranks has no script, with the command that repeats the finding."""
     subject, check, case = _parts(id)
     command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
     return f"finding: {cut(id)} needs several ranks, but a script has one process; run `{command}` instead"
