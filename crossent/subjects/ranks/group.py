@@ -280,7 +280,7 @@ def _stat(file: Path) -> list[str]:
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception, sent by a rank as a dict, only says that another rank does not answer."""
+    """Return whether an exception, a dict from `exception_record`, only says that another rank does not answer."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 

@@ -312,7 +312,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
     """Run both passes outside of the context, and return a phrase: what the call returns or raises."""
-    local = shard(request["input"], here.rule, here.place.rank, here.place.ranks).detach().requires_grad_()
+    local = shard(request["input"], state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:
         loss = _loss_of(state, local, request["input"], request["target"], request["options"])
         full = _full(loss)
