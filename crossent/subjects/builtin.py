@@ -269,7 +269,7 @@ TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINE
 
 
 def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
-    """Return the built-in subjects of an operation, as a dict from names that a user can write to subjects."""
+    """Return a dict from a name that a user can write, such as "torch", to its built-in subjects, for an operation."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
 

@@ -39,8 +39,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
     A class, or a function that takes only options, must return a loss function. Each call of the subject first makes
-    this loss function from the options, and then calls it with input and target. An instance of `nn.Module` is refused,
-    because its options are fixed.
+    this loss function from the options, and then calls this function with input and target. An instance of `nn.Module`
+    is refused, because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
     instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk: how many
@@ -195,7 +195,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options, but not input and target. If so, it must return a loss function."""
+    """Return whether a function takes options, but not input and target, as a function that returns a loss does."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]

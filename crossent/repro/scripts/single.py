@@ -193,9 +193,9 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call returns the same bits as the first call, although a call with other numbers is between.
+    """Check that a second call returns the same bits, even after a call with other numbers.
 
-    Also fill freed memory with NaN before the second call.
+    Before the second call, fill freed memory with NaN.
     """
     first = bits(evaluate(*fresh(*given)))
     try:
