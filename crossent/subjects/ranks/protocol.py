@@ -25,10 +25,9 @@ A loss for data-parallel training divides by the number of kept rows of the whol
         def count(self, targets, options): ...  # optional: returns `tokens`; `targets` has a tensor per micro-batch
         def forward(self, local_logits, target, shape, axis, options, tokens): ...
 
-Such a loss may get a batch in micro-batches, one after another, as in gradient accumulation. Here `target` is only the
+Such a loss may get a batch in micro-batches, one after another, as in gradient accumulation. Its `target` is only the
 shard of this rank, and each rank returns its own part of the loss. The loss is the sum of the parts of all ranks and
-micro-batches. Without `count`, `tokens` is the number of kept rows of all ranks and
-micro-batches.
+micro-batches. Without `count`, `tokens` is the number of kept rows of all ranks and micro-batches.
 """
 
 from __future__ import annotations
