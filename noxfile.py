@@ -13,7 +13,7 @@ import nox
 from nox.command import CommandFailed
 from packaging.requirements import Requirement
 
-nox.options.default_venv_backend = "venv"  # venv uses pip, with the constraints and indexes that a user has set
+nox.options.default_venv_backend = "venv"  # so that nox installs with pip, which reads the settings of the user
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "typing"]
 
@@ -72,12 +72,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_params=["--system-site-packages"])
 def cuda(session: nox.Session) -> None:
-    """Run what a GPU can show, in ten minutes: tests, checks and times, each with a result in benchmarks/results.
+    """Run the tests, checks and times that need a GPU, in ten minutes; write the results into benchmarks/results.
 
     `nox -s cuda -- --pretend` is a dry run on a CPU, and `nox -s cuda -- --help` lists the options. The session runs
     `python -m benchmarks.cuda`, which needs no nox. If torch is installed beside nox, as after
-    `pip install -e '.[dev]'`, the session runs in that environment. Otherwise it uses torch of the system's Python, for
-    example in a container.
+    `pip install -e '.[dev]'`, the session runs in the environment of nox. Otherwise, the session uses the torch of the
+    system's Python, for example in a container.
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
@@ -106,7 +106,7 @@ def wheelhouse(session: nox.Session) -> None:
 
 @nox.session
 def fused(session: nox.Session) -> None:
-    """Test `fused`: compile its kernel, and run the kernel and its mutants in Triton's interpreter, without a GPU."""
+    """Test `fused` without a GPU: compile its kernel, and run the kernel and its mutants in Triton's interpreter."""
     session.install("-e", ".[test,triton]")
     tests = ("tests/forms/test_fused.py", "tests/forms/test_against_torch.py", "tests/checks/test_kernel_mutants.py")
     session.run("pytest", *tests[:1], *session.posargs)
@@ -125,7 +125,7 @@ def minimum(session: nox.Session) -> None:
 
 @nox.session
 def cover(session: nox.Session) -> None:
-    """Generate the covering arrays again, after a change of an axis or a constraint."""
+    """Compute the covering arrays of the cases again, after a change of an axis or a constraint."""
     session.install("-e", ".", "covertable>=3.2")
     session.run("python", "-m", "crossent.cases.cover")
 
@@ -140,9 +140,10 @@ def assumptions(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Test the error bounds on 20,000 random cases in each dtype; half an hour on two cores.
+    """Test the error bounds with right losses on 20,000 random cases in each dtype, and on several ranks.
 
-    Then run right losses on 2 and 3 ranks on 500 random cases in each dtype; a quarter of an hour.
+    The cases take half an hour on two cores. Then right losses run on 2 and 3 ranks, on 500 random cases in each dtype,
+    which takes a quarter of an hour.
     """
     session.install("-e", ".[test]")
     tests = (
@@ -157,7 +158,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def repetitions(session: nox.Session) -> None:
-    """Check the forms and torch with a hundred seeds at level quick and twenty at normal; an hour on two cores."""
+    """Check the forms and torch with 100 seeds at level quick and 20 at level normal; an hour on two cores."""
     session.install("-e", ".[test]")
     for seeds, level in (("100", "quick"), ("20", "normal")):
         arguments = ("--crossent-repetitions", seeds, "--crossent-level", level)
@@ -166,7 +167,7 @@ def repetitions(session: nox.Session) -> None:
 
 @nox.session
 def search(session: nox.Session) -> None:
-    """Search some minutes for a case on which a form fails, and show the largest error as a share of its bound."""
+    """Search for a case on which a form fails, and show the largest error as a share of its bound; some minutes."""
     session.install("-e", ".[test]")
     profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
     session.run("pytest", "tests/run/test_search.py", *profile, *session.posargs)
@@ -176,8 +177,8 @@ def search(session: nox.Session) -> None:
 def world(session: nox.Session) -> None:
     """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
 
-    The session installs 3 GB in some minutes, and then takes ten minutes on two cores. tests/world/findings.toml has a
-    reason for each finding, and tests/world/faults.py has a script for each bug, without crossent.
+    The session installs 3 GB in some minutes, and then runs for ten minutes on two cores. tests/world/findings.toml has
+    the reasons of the findings. tests/world/faults.py has a script for each bug, which does not need crossent.
     `nox -s world -- -k keras` checks the losses of one package.
     """
     session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
@@ -198,7 +199,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def figures(session: nox.Session) -> None:
-    """Write the tables of defects, checks and attacks, the pictures of the README, and the recorded error bounds."""
+    """Write again the tables of defects, checks and attacks, the pictures of the README, and the recorded bounds."""
     session.install("-e", ".[test]")
     tables = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
     tests = (*tables, "tests/numerics/test_recorded_bounds.py")
@@ -218,12 +219,13 @@ def upgrade(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Print which check finds which wrong cross-entropy of tests/mutants, and write the tables of the counts.
 
-    The session also writes the lists of the cases that run first. `nox -s mutants -- -k first_cases` writes only these
-    lists, in ten minutes.
+    The session also writes the lists of the cases that a run takes first. `nox -s mutants -- -k first_cases` writes
+    only these lists, in ten minutes.
     """
     session.install("-e", ".[test]")
     arguments = ("--crossent-write-figures", "-n", "0", "-s")
-    # The order is chosen first: a mutant of a linear cross-entropy counts at the first case that shows it.
+    # The test of the order writes the first cases. It runs first, because the counts of a linear cross-entropy stop at
+    # the first case that shows a mutant.
     tests = ("tests/run/test_order.py", "tests/checks/test_mutants.py", "tests/checks/test_linear_mutants.py")
     session.run("pytest", *tests, *arguments, *session.posargs)
 
@@ -232,9 +234,9 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks in a thousand small ways, and show each change that no test notices.
 
-    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice.
-    `nox -s mutate -- numerics.oracle.arithmetic` changes only this module. mutmut changes neither decorated functions
-    nor code outside of functions.
+    The session takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice.
+    `nox -s mutate -- numerics.oracle.arithmetic` changes only this module. The package mutmut makes the changes. It
+    changes neither decorated functions nor code outside of functions.
     """
     modules = session.posargs or ["numerics.bounds.loss", "numerics.oracle.answer", "checks.single"]
     session.install("-e", ".[test]", "mutmut>=3.8")
@@ -264,11 +266,11 @@ def mutate(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Run a hundred attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
+    """Run all attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
 
     The attacks take ten minutes, the forged replies and reports half an hour. SECURITY.md has the results.
-    `nox -s hostile -- stalls` runs the attacks of one kind, and `nox -s hostile -- --no-namespaces` runs them as on a
-    system without namespaces.
+    `nox -s hostile -- stalls` runs the attacks of one kind, and `nox -s hostile -- --no-namespaces` runs the attacks as
+    on a system without namespaces.
     """
     session.install("-e", ".[test]")
     if not session.posargs:
@@ -292,7 +294,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel, check their files and their description, and run the wheel in a new environment."""
+    """Build sdist and wheel, check their files and their metadata, and run the wheel in a new environment."""
     session.install("build>=1.2", "twine>=6.1")
     dist = Path(session.create_tmp(), "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)

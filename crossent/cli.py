@@ -113,23 +113,29 @@ def check(
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
 
-    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked, scalar, fused, linear_formula or linear_blocked),
-    torch, or your function. torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
+    A SUBJECT is your function, torch, or a form of this package (formula, log_softmax_nll, one_hot, blocked, scalar,
+    fused, linear_formula or linear_blocked). torch stands for nn.CrossEntropyLoss, and for log_softmax with nll_loss.
 
-    Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
+    Your function is path/to/file.py:NAME or package.module:NAME. NAME is a function with the signature of
     F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, NAME
-    has the signature of F.linear_cross_entropy.
+    has the signature of F.linear_cross_entropy. SUBJECT+compile is the subject after torch.compile.
 
-    SUBJECT+compile is the subject after torch.compile.
+    The cases combine the options of the loss, and repeat inputs that triggered published bugs. Loss and gradients must
+    be within error bounds. Bad input must raise the same class of error as in torch. Your functions run in isolated
+    processes.
 
-    Loss and gradients must be within the derived error bounds, on cases that combine the options of the loss and on
-    inputs from published bugs. Bad input must raise the right error. Your functions run in isolated processes.
-
-    Exit status: 0: all checks passed. 1: a check failed; or in some dtype, a wrong result would pass every case; or no
-    case ran on a subject; or the baseline shows a regression. 2: wrong use. 3: nothing ran, or nothing was compared.
-    130: interrupted. 141: the output cannot be written. With --shard: 0: no check failed in this shard. 1: a check
-    failed. `crossent merge` gives the verdict on the run.
-    """
+    \b
+    Exit status:
+      0    all checks passed
+      1    a check failed; or a wrong result would pass every case of a dtype;
+           or no case ran on a subject; or --baseline shows a regression
+      2    wrong use
+      3    nothing ran, or nothing was compared
+      130  interrupted
+      141  the output cannot be written
+    With --shard, 0 means only that no check failed in this shard. `crossent
+    merge` gives the verdict on the whole run.
+    """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
         raise click.UsageError("--strict and --force compare with a baseline: add --baseline FILE")
@@ -214,19 +220,19 @@ def _status(moved: Diff, strict: bool) -> int:
 @crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
-@click.option("--strict", is_flag=True, help="Also fail if an error grew a lot within its bound.")
+@click.option("--strict", is_flag=True, help="Also fail on changes that are worse within bounds.")
 @click.option("--force", is_flag=True, help="Also compare runs of different devices, processors or seeds.")
 @options.report_files
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    The command compares each check on each case, if both reports have the case with the same input. The result is, for
-    example: same bits, better, worse within bounds, regression, fixed, newly refused (the call now raises) or changed
-    behaviour (another shape, dtype, kind of value or class of error).
+    The command compares each check on each case that both reports have with the same input. Examples of changes are
+    regression, newly refused (the call now raises an error), changed behaviour (another shape, dtype, kind of value or
+    class of error), worse within bounds, fixed and same bits.
 
-    Exit status: 0: no regression. 1: a regression, a new refusal or changed behaviour; with --strict, also an error
-    that grew a lot. 2: wrong use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the
-    output cannot be written.
+    Exit status: 0: none of the first three changes. 1: at least one of them; with --strict, also an error that grew a
+    lot. 2: wrong use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the output
+    cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -244,7 +250,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
 @click.argument("report", type=click.Path(exists=True, dir_okay=False))
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @options.run_options
-@click.option("--force", is_flag=True, help="Run even if versions or machine differ from the report.")
+@click.option("--force", is_flag=True, help="Run even if versions or machine differ from those in the report.")
 def verify(
     report: str,
     subjects: tuple[str, ...],
@@ -255,11 +261,11 @@ def verify(
 ) -> int:
     """Run the cases of a REPORT again, and compare the bits and the verdict of each result with the report.
 
-    REPORT is the file that `crossent check --json` wrote. The level, the seed, the device, the contract and the other
+    REPORT is a file that `crossent check --json` wrote. The level, the seed, the device, the contract and the other
     options of the run come from the REPORT.
 
-    SUBJECT names your function, as in `crossent check`. A report cannot choose code to run: without a SUBJECT, only the
-    forms and torch run.
+    SUBJECT names your function, as in `crossent check`. Without a SUBJECT, only the forms and torch run, since a report
+    cannot choose code to run.
 
     Exit status: 0: every result equals the result in the report, findings included. 1: a result differs. 2: wrong use,
     or a report that cannot be verified here. 130: interrupted.
@@ -296,7 +302,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
     subjects   the functions that `check` takes by name, with their operation
     checks     the properties that are tested on a case
     cases      the ids of the cases of a level
-    features   what a subject may lack: declare with `check --without`
+    features   what a subject may lack; declare it with `check --without`
     contracts  promises about arithmetic; choose one with `check --contract`
     bugs       published bugs, each with the cases that trigger the bug
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
@@ -309,7 +315,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Device: cpu, cuda, cuda:N, xpu, xpu:N or mps.  [default: cpu, or the report's device]")
-@click.option("--passed", is_flag=True, help="For a check that passes: show its number nearest to the error bound.")
+@click.option("--passed", is_flag=True, help="Repeat a check that passes; show its number nearest to the error bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
 @options.promises
@@ -318,12 +324,14 @@ def repro(
 ) -> None:
     """Print a script that repeats a FINDING.
 
-    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
-    REPORT, the finding comes from the last runs in this folder. If these runs lack the finding, the check runs again.
+    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is a file that `crossent check --json` wrote.
+    Without a REPORT, the finding comes from the last runs in this folder. If these runs do not have the finding, and
+    the subject is a form or torch, the check runs again.
 
-    A script for torch needs torch alone. Any other script needs crossent too, and with --subject also your function.
-    The exit status of the script is 1 if the finding happens, 0 if not, and 2 if the script cannot tell. With --passed,
-    the exit status is 0 if the number is within its error bound.
+    A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
+    alone, and marks where to insert your function. With --subject, it imports your function, and also needs crossent.
+    The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, it exits with 0 if
+    the number is within its error bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")

@@ -117,20 +117,20 @@ promises = _add_options(
         metavar="FEATURE ...",
         multiple=True,
         shell_complete=complete_feature,
-        help="Features that the subjects lack: see `crossent list features`. Checks that need such a feature are "
-        "skipped, or expect another result.",
+        help="Features that the subjects lack: see `crossent list features`. Cases and checks that need such a "
+        "feature do not run, or expect another result.",
     ),
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
         help="What the subjects promise about their arithmetic: see `crossent list contracts`. Use torch for "
-        "F.cross_entropy.  [default: kernel]",
+        "F.cross_entropy.  [default: kernel; the forms and torch have their own]",
     ),
     click.option(
         "--grade",
         type=Word(GRADE_NAMES),
-        help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding "
-        "at the end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
+        help="How precisely the subjects compute in float16 and bfloat16. A: in float32 or wider, with one rounding "
+        "at the end. B: in the dtype itself. float16=B: B in float16 only.  [default: A; with --contract torch: B]",
     ),
 )
 run_options = _add_options(
@@ -145,7 +145,7 @@ run_options = _add_options(
         type=Positive(),
         default=300.0,
         show_default=True,
-        help="Time limit in seconds for all calls of a subject on one case. Longer calls are a finding (hung).",
+        help="Time limit in seconds for all calls of a subject on one case. A longer case is a finding (hung).",
     ),
 )
 _baseline = _add_options(
@@ -154,24 +154,23 @@ _baseline = _add_options(
         "baseline_file",
         type=click.Path(exists=True, dir_okay=False),
         help="Report of an earlier run (--json). Show the changes since this run, and exit with 1 on a regression, "
-        "as `crossent diff` does. Only cases and checks that both runs have are compared.",
+        "as `crossent diff` does. Cases and checks that only one of the runs has are not compared.",
     ),
-    click.option("--strict", is_flag=True, help="With --baseline: also fail if an error grew a lot within its bound."),
+    click.option("--strict", is_flag=True, help="With --baseline: also fail on changes that are worse within bounds."),
     click.option(
-        "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
+        "--force", is_flag=True, help="With --baseline: also compare runs of different devices, processors or seeds."
     ),
 )
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: the function of the built-in subjects among them, or "
-    "cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: as the built-in subjects, otherwise cross_entropy]",
 )
 _ranks = click.option(
     "--ranks",
     metavar="N",
     type=Whole(1, 64),
-    help="Number of ranks, for a subject that runs on several ranks: processes that each have a shard of the logits.",
+    help="Number of ranks, for a loss on several ranks. Ranks are processes that each have a shard of the logits.",
 )
 listed_operation = click.option(
     "--operation",
@@ -182,7 +181,7 @@ _shard = click.option(
     "--shard",
     type=ShardOption(),
     metavar="I/N",
-    help="Run only shard I of N, such as 2/8: the cases are divided into N shards of about equal cost. "
+    help="Divide the cases into N shards of about equal cost, and run only shard I, such as 2/8. "
     "`crossent merge` makes the report of the run from the reports of all shards.",
 )
 # The options that choose a part of a run.
@@ -193,7 +192,7 @@ _part = _add_options(
         metavar="NAME[,NAME ...]",
         multiple=True,
         type=Words((*CHECK_NAMES, *RANK_CHECK_NAMES)),
-        help="Run these checks only; see `crossent list checks`. `call` and `result` always run too. Repeatable.",
+        help="Run only these checks: see `crossent list checks`. `call` and `result` always run too. Repeatable.",
     ),
     click.option(
         "--case",
@@ -201,14 +200,14 @@ _part = _add_options(
         metavar="ID_OR_PATTERN",
         multiple=True,
         shell_complete=complete_case,
-        help="Run this case only. A full id runs at any level. A pattern such as '*smooth0.1*' selects cases of the "
-        "level, and may leave out the seed. Repeatable.",
+        help="Run only this case. A full id runs at any level. A pattern such as '*smooth0.1*' selects cases of the "
+        "level, and need not match the seed at the end of an id. Repeatable.",
     ),
     click.option(
         "--last-failed",
         is_flag=True,
-        help="Run only the checks and cases that failed in the last run on these subjects in this folder; run "
-        "everything if none failed.",
+        help="Run only the checks and cases that failed in the last run on these subjects in this folder. If none "
+        "failed, run everything.",
     ),
     click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding, as with --max-findings 1."),
     click.option(
@@ -218,7 +217,7 @@ _part = _add_options(
         help="Stop after this many findings. Known failures do not count.",
     ),
     _shard,
-    click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache: see --last-failed."),
+    click.option("--no-cache", is_flag=True, help="Do not store the findings for --last-failed and `crossent repro`."),
 )
 
 verbosity = _add_options(
@@ -240,7 +239,8 @@ _engine = _add_options(
     click.option(
         "--dask",
         metavar="ADDRESS",
-        help="Run shards on the workers of this Dask scheduler, such as tcp://HOST:8786, and merge their reports.",
+        help="Run shards on the workers of this Dask scheduler, such as tcp://HOST:8786, and merge their reports. "
+        "A shard has one worker process, or as many as --jobs says.",
     ),
     click.option(
         "--shards",

@@ -55,10 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     contracts = f"{', '.join(CONTRACT_NAMES)}. Default: kernel; forms and torch have their own contracts."
     option(CONTRACT, f"What the subjects promise about their arithmetic: {contracts}", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
-    option(JSON, "Write the report of crossent's tests to this JSON file.", metavar="FILE")
+    option(JSON, "Write the report of the checks to this JSON file.", metavar="FILE")
     option(
         BASELINE,
-        "Compare with this file of --crossent-json, and fail on a regression, as `crossent diff` does.",
+        "Compare with this report, which --crossent-json wrote, and fail on a regression, as `crossent diff` does.",
         metavar="FILE",
     )
     option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if the run has tests of crossent.", type=int, metavar="N")

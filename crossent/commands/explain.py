@@ -13,10 +13,10 @@ from crossent.options import one_line
 @click.command()
 @click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
 @click.option("--target", type=int, help="True class.  [default: 0]")
-@click.option("--random", is_flag=True, help="Use a random row and a random class.")
+@click.option("--random", is_flag=True, help="Draw the logits and the true class at random.")
 @click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
-@click.option("--linear", is_flag=True, help="Begin with a hidden state and the last layer; end with their gradients.")
+@click.option("--linear", is_flag=True, help="Also show the last layer, which computes the logits, and its gradients.")
 def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
     """Explain the loss of one row, step by step."""
     if linear and (logits is not None or target is not None):

@@ -19,12 +19,18 @@ def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None
 
     Each REPORT is a file that `crossent check --shard I/N --json` or `crossent soak --shard I/N --json` wrote. The
     order of the files does not matter. The merged report equals the report of one run without --shard, byte for byte.
-    The report of a soak has no HTML page.
+    --html does not work for the reports of a soak.
 
-    Exit status: 0: all checks passed. 1: a check failed; or in some dtype, a wrong result would pass every case; or no
-    case ran on a subject. 2: wrong use, a missing shard, or shards that do not belong to one run. 3: nothing ran. 130:
-    interrupted. 141: the output cannot be written.
-    """
+    \b
+    Exit status:
+      0    all checks passed
+      1    a check failed; or a wrong result would pass every case of a dtype;
+           or no case ran on a subject
+      2    wrong use, a missing shard, or shards that do not belong to one run
+      3    nothing ran
+      130  interrupted
+      141  the output cannot be written
+    """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
     from crossent.report.report import Report

@@ -34,18 +34,26 @@ def soak(
 ) -> int:
     """Check each SUBJECT on random cases, and add up the results.
 
-    `crossent check --help` explains SUBJECT. Each case follows from its number, its dtype and the seed. The checks of
-    the first call run on each case: call, result, arguments, state, loss, gradient, target_gradient, sign, row_sums and
+    `crossent check --help` explains SUBJECT. Each case follows from its number, its dtype and the seed. Each case is
+    one call, with the checks call, result, arguments, state, loss, gradient, target_gradient, sign, row_sums and
     ignored_rows. For a linear cross-entropy, weight_gradient and bias_gradient replace target_gradient and row_sums.
 
     The report has the counts of each check, the worst case of each check and dtype, and some findings. The size of the
     report does not grow with the number of cases. After runs with --shard, `crossent merge` makes the report of the
     whole soak.
 
-    Exit status: 0: all checks passed. 1: a check failed; or in some dtype, a wrong result would pass every case; or no
-    case ran on a subject. 2: wrong use. 3: nothing ran. 130: interrupted. 141: the output cannot be written. With
-    --shard: 0: no check failed in this shard. 1: a check failed. `crossent merge` gives the verdict on the soak.
-    """
+    \b
+    Exit status:
+      0    all checks passed
+      1    a check failed; or a wrong result would pass every case of a dtype;
+           or no case ran on a subject
+      2    wrong use
+      3    nothing ran
+      130  interrupted
+      141  the output cannot be written
+    With --shard, 0 means only that no check failed in this shard. `crossent
+    merge` gives the verdict on the whole soak.
+    """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, None)
     subjects, lacking = options.with_features(subjects, without)
     from crossent.console import Output, progress, warn_of_grade
