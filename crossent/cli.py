@@ -133,8 +133,8 @@ def check(
       3    nothing ran, or nothing was compared
       130  interrupted
       141  the output cannot be written
-    With --shard, 0 means only that no check failed in this shard. `crossent
-    merge` gives the verdict on the whole run.
+
+    With --shard, 0 means only that no check failed in the shard. `crossent merge` gives the verdict on the run.
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:

@@ -51,8 +51,8 @@ def soak(
       3    nothing ran
       130  interrupted
       141  the output cannot be written
-    With --shard, 0 means only that no check failed in this shard. `crossent
-    merge` gives the verdict on the whole soak.
+
+    With --shard, 0 means only that no check failed in the shard. `crossent merge` gives the verdict on the soak.
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, None)
     subjects, lacking = options.with_features(subjects, without)
