@@ -120,9 +120,8 @@ def check(
     F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, NAME
     has the signature of F.linear_cross_entropy. SUBJECT+compile is the subject after torch.compile.
 
-    The cases combine the options of the loss, and repeat inputs that triggered published bugs. Loss and gradients must
-    be within error bounds. Bad input must raise the same class of error as in torch. Your functions run in isolated
-    processes.
+    The cases combine the options of the loss, and repeat inputs of published bugs. Loss and gradients must be within
+    error bounds. Bad input must raise torch's class of error. Your functions run in isolated processes.
 
     \b
     Exit status:
@@ -230,9 +229,8 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     regression, newly refused (the call now raises an error), changed behaviour (another shape, dtype, kind of value or
     class of error), worse within bounds, fixed and same bits.
 
-    Exit status: 0: none of the first three changes. 1: at least one of them; with --strict, also an error that grew a
-    lot. 2: wrong use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the output
-    cannot be written.
+    Exit status: 0: none of the first three changes. 1: one of them; with --strict, also a much larger error. 2: wrong
+    use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output

@@ -417,7 +417,7 @@ def test_a_full_disk_is_one_line():
     ("logits", "target", "said"),
     [
         ("0,0,0,0", "2", "because all logits are equal"),
-        ("0,0,0,0", "2", "no one prediction"),
+        ("0,0,0,0", "2", "so no single class is predicted"),
         ("5", "0", "because all logits are equal"),
         ("1000,0", "1", "too small for a float = 1000"),
     ],
