@@ -212,6 +212,10 @@ def test_in_a_project_without_such_tests_the_plugin_prints_nothing_and_imports_n
             "@crossent.parametrize(crossent.formula, levle='quick')\ndef test_it(check): check()",
             "crossent.parametrize: got the option 'levle'; allowed are device, dtypes,",
         ),
+        (
+            "@crossent.parametrize(crossent.formula, ranks=2)\ndef test_it(check): check()",
+            "crossent.parametrize: got the option 'ranks'; allowed are device, dtypes,",
+        ),
     ],
 )
 def test_a_decorator_that_is_wrong_is_an_error_of_collection(run, pytester, code, said):

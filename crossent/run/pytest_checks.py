@@ -28,9 +28,9 @@ from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
 # The settings that a test can have. pytest itself has options for processes (-n of pytest-xdist) and an early end (-x).
-_OPTIONS = [
-    option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings", "shard")
-]
+# A test runs in one process, so the ranks of a loss and the time limit of a call are only settings of the command.
+_NOT_OPTIONS = ("jobs", "timeout", "max_findings", "shard", "ranks")
+_OPTIONS = [option.name for option in fields(Settings) if option.name not in _NOT_OPTIONS]
 
 
 def parametrize(
