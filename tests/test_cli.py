@@ -444,6 +444,14 @@ def test_list_prints_subjects_checks_cases_contracts_and_bugs(capsys, what, line
     assert re.search(line, out, re.M)
 
 
+def test_a_check_of_a_linear_cross_entropy_says_input_for_an_argument_and_logits_for_the_logits(capsys):
+    _, out, _ = run(capsys, "list", "checks", "--operation", "linear_cross_entropy")
+    sentences = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
+    assert "of the input" in sentences["gradient"]
+    assert sentences["memory"].startswith("A call with 2^25 logits")
+    assert sentences["shift"].startswith("Adding a constant to every logit")
+
+
 def test_q_is_the_verdict_alone_with_the_time(capsys, one_case):
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64", "-q")
     assert status == PASSED

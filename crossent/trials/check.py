@@ -68,7 +68,12 @@ class Check:
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
     def said_of(self, operation: Operation) -> str:
-        """Return the sentence of the check for an operation. For `linear_cross_entropy`, "input" replaces "logits"."""
+        """Return the sentence of the check for an operation.
+
+        For `linear_cross_entropy`, "input" replaces "logits" in the sentence of a check that is also for cross_entropy.
+        """
+        if CROSS_ENTROPY not in self.operations:
+            return self.sentence
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:
