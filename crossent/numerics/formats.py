@@ -65,10 +65,10 @@ class Format:
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether a conversion from the other format to this format keeps every number exactly.
+        """Return whether this format represents every number of the format `other`.
 
-        Return False if `other` is None, which means that the other format is not known. Also return False if this
-        format flushes and the other format does not.
+        Return False if `other` is None: the other format is not known. Also return False if this format flushes and the
+        other format does not.
         """
         return (
             other is not None
@@ -89,7 +89,7 @@ class Format:
         """Return, for each element, the largest error that rounding a number to this format adds.
 
         Args:
-            largest: The largest magnitude that each number can have, `|v| + e`.
+            largest: The largest magnitude that each number can have: `|v| + e` for a number `v` with the error `e`.
             under: Where `largest` is above 0 and below this limit, the returned error is at least :attr:`underflow`.
                 By default, the limit is infinite. In a format that flushes, the limit is at most twice the smallest
                 normal number.
@@ -105,9 +105,10 @@ class Format:
         return where_any(small, np.maximum(once, self.underflow), once)
 
     def underflow_error(self, smallest: Array) -> Array:
-        """Return, for each element, the largest error of a product with a power of two, which only underflow can cause.
+        """Return, for each element, the largest error of multiplying by a power of two: only underflow causes an error.
 
-        `smallest` has the smallest magnitude that each product can have. If it is a normal number, the error is 0.
+        `smallest` has the smallest magnitude that each product can have. Where `smallest` is above four times the
+        smallest normal number, the error is 0.
         """
         return np.where(smallest > 4 * self.smallest_normal, 0.0, self.underflow)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The results of a call, in the order of a report.
+# The names of the results of a call, in the order in which a report lists the results.
 LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 
 

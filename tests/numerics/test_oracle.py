@@ -875,8 +875,11 @@ def test_arguments_that_the_contract_does_not_allow_are_refused(wrong, name):
 
 @pytest.mark.parametrize("index", [3, -1, 255])
 def test_a_class_outside_the_row_is_refused_unless_it_is_ignored(index):
-    with pytest.raises(IndexError):
-        Arguments(np.zeros((1, 3)), index=np.array([index]))
+    allowed = "allowed are the classes 0 to 2 and ignore_index, -100"
+    with pytest.raises(IndexError, match=f"^index: got {index}; {allowed}$"):
+        Arguments(np.zeros((2, 3)), index=np.array([2, index]))
+    with pytest.raises(IndexError, match=f"^index: got {index}; allowed is, without classes, only ignore_index, -100$"):
+        Arguments(np.zeros((1, 0)), index=np.array([index]))
     assert_exact(
         answer(Arguments(np.zeros((1, 3)), index=np.array([index]), ignore_index=index, reduction="sum")).loss, 0.0
     )

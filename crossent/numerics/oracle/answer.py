@@ -77,7 +77,7 @@ class Answer:
         Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient.
 
         The tangent of a mean over no kept rows has the radius inf, because torch gives no consistent answer: the mean
-        is NaN for all logits, but its gradient is 0.
+        is NaN for all logits, but its gradient is 0. If rows are kept but the denominator is 0, the tangent is NaN.
 
         Raises:
             ValueError: The direction does not have the shape of the logits. Or the direction contains inf, NaN, or a
@@ -148,7 +148,9 @@ def answer(arguments: Arguments) -> Answer:
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
 
-    `losses` may also hold the tangents of the rows. An infinite or NaN loss makes the result infinite or NaN.
+    `losses` may also hold the tangents of the rows. An infinite or NaN loss makes the result infinite or NaN. If the
+    denominator is 0, the mean is NaN, with the radius :attr:`Denominator.undefined`. If a partial sum overflows, the
+    result is NaN with the radius inf.
 
     The code computes the sum of all `hi` and `lo` as a pair of float64 numbers: the rounded sum, and its rounding
     error. The rounding error is itself rounded. The error radius is the sum of all radii, plus the errors of this

@@ -75,9 +75,11 @@ class Arguments:
                 raise ValueError(f"{name}: got {value.dtype}; allowed are float32 and float64")
         if self.index is not None and self.index.dtype != np.int64:
             raise ValueError(f"index: got {self.index.dtype}; allowed is int64")
-        if self.index is not None and ((self.index < 0) | (self.index >= classes))[self.kept].any():
-            allowed = f"the classes 0 to {classes - 1} and ignore_index, {self.ignore_index}"
-            raise IndexError(f"index: got a class out of range; allowed are {allowed}")
+        if self.index is not None:
+            outside = self.index[self.kept & ((self.index < 0) | (self.index >= classes))]
+            if outside.size:
+                classes_and = f"are the classes 0 to {classes - 1} and" if classes else "is, without classes, only"
+                raise IndexError(f"index: got {outside[0]}; allowed {classes_and} ignore_index, {self.ignore_index}")
 
     @cached_property
     def kept(self) -> Mask:

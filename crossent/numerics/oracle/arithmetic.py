@@ -147,7 +147,7 @@ class Float64:
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Return a number of flint that has the radius 0 as float64, with an error of at most 1 ulp."""
+        """Return `value`, a number of flint with the radius 0, rounded to float64. The error is at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
@@ -187,7 +187,7 @@ class Balls:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision of flint.
+        """Return a context manager that sets the precision of flint to `bits`.
 
         The precision is global, so do not compute in several threads.
         """

@@ -36,7 +36,7 @@ UNDERFLOW = 2.0**-200
 
 @dataclass(frozen=True, eq=False)
 class FiniteRows:
-    """A block of `r` rows of `C >= 1` classes, in which each row has a finite maximum.
+    """A block of `r` rows of `C >= 1` classes. The largest logit of each row is finite.
 
     So no logit is NaN or +inf, and no row has only logits of -inf.
 
@@ -74,7 +74,7 @@ class FiniteRows:
 
 
 class Formula:
-    r"""The losses and gradients of :class:`FiniteRows`, and their derivatives along a direction, in one arithmetic.
+    r"""The losses and gradients of `rows`, and their derivatives along a direction, computed in `arithmetic`.
 
     The docstring of the module defines the symbols and the formulas. In ball arithmetic, every result contains the
     exact value. In float64 with float32 inputs, the error of a result is at most `28 u·size + 2^-200`, with
@@ -103,7 +103,7 @@ class Formula:
     * `log S = log1p(rest)`: 6 from `rest`, since `rest/(1 + rest) <= log1p(rest)`, and 4 from log1p, together 10. The
       error is relative to `log S` even where `log S` is small.
     * `-lp = log S - a`. Both terms have the same sign, so the larger relative error counts: 10 for `log S`, or 1 for
-      `a`, to which the code adds no `l` here. The subtraction adds 1, together 11.
+      `a`, because the code leaves `l` out here. The subtraction adds 1, together 11.
     * If only the true class has a term, `v` is the weight of this class, an input: 0. The loss `v·(-lp)`:
       0 + 11 + 1 = 12.
     * Otherwise `v` has the four operations `1 - ε`, `·t`, `+ ε/C` and `·w`: 4. The sum `Σ v`: 5. The loss is
@@ -128,10 +128,10 @@ class Formula:
     The largest numbers are 27.2 and, for a second derivative, 40. The terms of order u² fit between 27.2 and 28, and
     between 40 and 41.
 
-    Underflow. An operation that underflows has an error of at most 2^-1022. One result contains at most
-    `16 C² <= 2^64` of these errors. Each error is multiplied at most by three factors below 2^130 (`|w|`, `|t|`, and
-    `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32 number.
-    The errors together are below 2^-290, and UNDERFLOW is 2^-200.
+    Underflow. An operation that underflows has an error of at most 2^-1022. One result takes at most `16 C²`
+    operations, with C up to 2^30, so the result contains at most 2^64 of these errors. Each error is multiplied at most
+    by three factors below 2^130 (`|w|`, `|t|`, and `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since
+    D is a multiple of the smallest float32 number. The errors together are below 2^-290, and UNDERFLOW is 2^-200.
 
     Overflow. No result exceeds 2^(64 + 3·130 + 277), so nothing overflows. ∎
     """

@@ -25,8 +25,9 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
   `log(p_c + (1 - p_c) exp(2e))` if the other terms grow. If they shrink, the change is smaller, since
   `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the arithmetic mean. With `δ = expm1(2e)`, this
   logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss `-Σ v_c log p_c` changes by at most
-  `Σ |v_c| (1 - p_c) δ`, the probability p_c by at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most
-  `|s Σv| p_c (1 - p_c) δ`. (`Formula` defines v and s.) These bounds are small for a class with `p_c` near 1.
+  `Σ |v_c| (1 - p_c) δ`. The probability p_c grows or shrinks at most by the factor `1 + (1 - p_c) δ`, so p_c changes by
+  at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. (`Formula` defines v and
+  s.) These bounds are small for a class with `p_c` near 1.
 * Products. Let d' be the computed d, `ρ` its radius, and n the number of terms of a dot product. The computed `d' W`
   differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`. The gradients of W and b have the same bound, with h or ones
   in place of W. The proof assumes that numpy's BLAS adds the terms of each dot product, in any order, with or without
@@ -101,7 +102,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
         >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
         ('0.3182', [[0.2627, -0.2774]])
     """
-    zero_logits = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # no memory; Arguments needs only the shape
+    zero_logits = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; only the shape counts
     arguments = Arguments(
         zero_logits,
         call.index,
@@ -282,7 +283,7 @@ def _from_logits(
             hot = balls.numbers(np.arange(call.classes) == call.index[:, None])
         v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
         losses, d = _total(v * (log_sum[:, None] - shifted)), scale * (p * _total(v)[:, None] - v)
-    else:  # the gradient of the true class has p - 1: minus the sum of the other probabilities, so nothing cancels
+    else:  # for the true class, compute `p - 1` as minus the sum of the other probabilities, so that nothing cancels
         at_true_class = every, np.where(kept, call.index, 0)
         v = weight[at_true_class[1]]
         exps[at_true_class] = zero[0]

@@ -37,7 +37,7 @@ import numpy as np
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 
-_MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
+_MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000  # for the rounding errors of the radii, and for underflow: see the proof
 # The largest radius of a number, divided by the sum of the magnitudes of its terms: far below one rounding, 2^-53.
 _LARGEST_RADIUS = 2.0**-80
 

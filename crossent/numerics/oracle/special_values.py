@@ -125,7 +125,8 @@ class RowBlock:
     def tangents(self, direction: Array) -> Ball:
         """Return the derivative of each row's loss along a direction, (r,), before the reduction.
 
-        The direction is (r, C). The derivative of an ignored row is 0.
+        The direction is (r, C). The derivative of an ignored row is 0. The derivative of a kept row without a finite
+        maximum is NaN.
         """
         kept, u = self._finite_rows.kept, np.asarray(self._with_one_class(direction), np.float64)
 
@@ -178,7 +179,7 @@ class RowBlock:
                 ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64):
                 break
-            # More bits would not help if two float64 numbers cannot be more precise, or if the size overflowed to NaN.
+            # A pair of float64 numbers need not be more precise than 2^-104 and 2^-1070. fmax ignores a size of NaN.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
