@@ -1,6 +1,7 @@
 """The error bounds: the largest error that rounding can cause, for an implementation that keeps a contract.
 
-This room imports numpy and `crossent.numerics.formats`, but neither torch nor `crossent.numerics.oracle`.
+This room imports numpy, `crossent.numerics.formats` and `crossent.numerics.linear_call`. The room imports neither torch
+nor `crossent.numerics.oracle`.
 
 rounding          Computed: a computed number with its error bound, and the rules of rounding-error analysis
 contracts         Contract: the promises of an implementation about its arithmetic
@@ -14,10 +15,10 @@ linear_contracts  LinearContract: the promises of a linear cross-entropy
 linear            LinearBounds: the error bounds of a linear cross-entropy, and of its gradients
 unbounded         the reasons for infinite bounds
 
-To allow one more rounding, change the formula in `intermediates`, `loss` or `derivatives`. To allow another order of
-operations, compute both orders in the function that bounds the number. Then return `intermediates.wider(a, b)`, which
-has the larger error of both. To allow other orders of a sum, pass another `rounding.Order`. The order of the sum over
-the batch is `Contract.row_order`. To allow a step for some implementations only, add a field to `Contract`. To add an
-operation, add a method to `Computed`. After each change, run `nox -s mutants figures`, which shows whether the checks
-then miss a bug.
+To allow one more rounding, change the formula in `intermediates`, `call`, `loss`, `derivatives` or `linear`. To allow
+another order of operations, compute both orders in the function that bounds the number. Then return
+`intermediates.wider(a, b)`, which has the larger error of both. To allow other orders of a sum, pass another
+`rounding.Order`. The order of the sum over the batch is `Contract.row_order`. To allow a step for some implementations
+only, add a field to `Contract`. To add an operation, add a method to `Computed`. After each change, run `nox -s mutants
+figures`, which shows whether the checks then miss a bug.
 """

@@ -69,7 +69,10 @@ class CallBounds:
 
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
-        """The three intermediates that :func:`softmax` returns: `log p`, `p`, and the log-sum-exp of each row."""
+        """The intermediates `log p`, `p`, and the log-sum-exp of each row: see :func:`softmax`.
+
+        For logits with an error, see :func:`softmax_of_inexact`.
+        """
         if self._like:
             return self._like._softmax
         if self.terms.logits_error is None:
@@ -236,7 +239,7 @@ def _descending(factors: list[Array], count: int) -> list[Array]:
 
 
 def parts_of(numbers: Array) -> list[slice]:
-    """Return slices that divide the rows into parts. A part has one row, or several rows with at most 2^16 numbers.
+    """Return slices that divide the rows of an array into parts, each of one row or of at most 2^16 numbers.
 
     An array without rows has one empty part.
     """

@@ -87,9 +87,10 @@ class Contract:
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
             may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the
-            spread of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient
-            without autograd. So a kernel may multiply by the factors in any order, before or after the difference of
-            softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
+            spread of a row, its largest minus its smallest logit, but not with the distance of the row from zero. The
+            code of a kernel computes the gradient without autograd. So a kernel may multiply by the factors in any
+            order, before or after the difference of softmax and target. Where torch divides, a kernel may multiply by a
+            reciprocal.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
         keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
         keeps_probs: Whether the implementation may also round to `stored` the probabilities `p`, and their difference
@@ -144,7 +145,7 @@ class Contract:
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, numbers: Computed) -> Computed:
-        """Return an intermediate rounded to the format `stored`, or unchanged if `stored` is None."""
+        """Return `numbers`, an intermediate, rounded to the format `stored`; unchanged if `stored` is None."""
         return numbers if self.stored is None else numbers.rounded(self.stored)
 
 
@@ -178,12 +179,12 @@ def contract(
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks
     of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
     torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the
-    contract of "torch" allows every order in which a term goes through no more additions than in these two orders. In
-    half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many additions of a term as
-    the first order. In the first order, an ignored row at the end of a block makes the block longer. A term may then go
-    through more additions than the contract allows, and the check may fail. All other contracts allow any order: on
-    CUDA, for example, torch adds blocks of rows to the result in storage precision, in the order in which the blocks
-    end.
+    contract of "torch" allows every order in which a term goes through no more additions than in the deeper of these
+    two orders. In half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many
+    additions of a term as the order in eight levels. In this order, an ignored row at the end of a block makes the
+    block longer. A term may then go through more additions than the contract allows, and the check may fail. All other
+    contracts allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in
+    the order in which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But

@@ -30,8 +30,8 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of derivatives along a direction: of one call, or of several calls of one structure.
 
-    A bound is infinite where the contract promises nothing. The direction, (R, C), must be exact in the storage format
-    of the contract.
+    A bound is infinite where the contract promises nothing. The storage format of the contract must represent the
+    numbers of the direction, (R, C), without rounding.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:

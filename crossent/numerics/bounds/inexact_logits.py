@@ -25,10 +25,11 @@ large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact.
   holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
   With terms in descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is
-  the least value over all orders of the terms, so this sum grows with every term. So the bound for the terms w_c holds
-  here too.
+  the least of the sums over all orders of the terms (rearrangement inequality). Each of these sums grows with every
+  term, so the least sum grows too. So the bound for the terms w_c holds here too. ∎
 
-∎
+In all functions, the parameter `t` has the arguments of a call, and the parameter `c` is a contract. In shapes, R is
+the number of rows and C of classes.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
-    The move is small if `p_c` is near one. Under `contract.recomputes`, an implementation may compute a logit again, in
-    another order, for the gradient or for the true class. The two computed logits need not be equal. So
+    The move is small if `p_c` is near one. If `c.recomputes` is True, an implementation may compute a logit again, for
+    the gradient or for the true class, with another order of additions. The two computed logits need not be equal. So
     `log Σ exp(z_i)` moves by at most `log1p(Σ p_i expm1(e_i))`, and the second logit by at most e_c.
     """
     assert t.logits_error is not None
@@ -74,7 +75,7 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
 
 def _log_probs(t: Terms) -> Array:
-    """Return the exact log-probabilities, (R, C)."""
+    """Return the log-probabilities of the exact logits, (R, C)."""
     return np.asarray(t.logits - t.logits.max(1, keepdims=True) - t.log_sum[:, None])
 
 
@@ -141,7 +142,7 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
     Args:
-        w: The largest probability of each class, (R, C): its exponential divided by the sum.
+        w: The largest probability of each class, (R, C): the exponential of the class divided by the sum.
         relative: The relative error of each exponential, (R, C).
         lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
         c: The contract.
@@ -157,10 +158,11 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
     """Return the error of `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    Here `w_c q_c` are the coefficients: class weight times smoothed target. The function replaces all numbers by their
-    magnitudes, and adds the two sums instead of subtracting. So every rounding error is at least as large as for the
-    computed logits. The errors of the logits change the exact result by at most `Σ |w_c q_c| M_c`, where `M_c` is
-    :func:`largest_move`. `logsumexp` is the third result of :func:`softmax_of_inexact`.
+    A kernel that does not subtract the maximum from the logits may compute the loss by this formula. Here `w_c q_c` are
+    the coefficients: class weight times smoothed target. The function replaces all numbers by their magnitudes, and
+    adds the two sums instead of subtracting. So every rounding error is at least as large as for the computed logits.
+    The errors of the logits change the exact result by at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`.
+    `logsumexp` is the third result of :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))

@@ -80,9 +80,10 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
 def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     """Return the exponentials, (R, C), with the errors that they have if a kernel sums them in blocks of classes.
 
-    A kernel may subtract the largest logit so far from the logits of a block. If a later block has a larger logit, the
-    kernel scales the sum so far by `exp(before - after)`, for the maxima `before` and `after` this block. The scaling
-    has one exponential and one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
+    `shifted` has the arguments of the exponentials, the logits minus the maximum of their row. A kernel may subtract
+    the largest logit so far from the logits of a block. If a later block has a larger logit, the kernel scales the sum
+    so far by `exp(before - after)`, for the maxima `before` and `after` this block. The scaling has one exponential and
+    one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
 
     A term becomes a product of exponentials, whose arguments add up to `x - max`. The rounding errors of the arguments
     add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest
@@ -161,7 +162,7 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
 
 
 def unsmoothed_share(t: Terms, c: Contract) -> Computed:
-    """Return `1 - ε`, for the label smoothing `ε`.
+    """Return `1 - ε`, for the label smoothing `ε`, with its error bound.
 
     A kernel rounds `ε` to the format of the computation. The rounding error, `u ε`, is also an error of `1 - ε`. If `ε`
     is near one, `u ε` is much larger than a rounding error of `1 - ε`.
@@ -176,10 +177,10 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 
 
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
-    """Return a number that an implementation computes from an option, such as `1 - ε`, with the error of two roundings.
+    """Return a number that an implementation computes from an option, such as `1 - ε`, with its error bound.
 
-    `value` is the exact number. The implementation may round the option, and then the number, both to `format`. The
-    implementation stores the number like other intermediates.
+    `value` is the exact number. The error covers two roundings to `format`: of the option, and of the number. If the
+    contract `c` stores intermediates in a format, the error also covers the rounding to this format.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 

@@ -36,8 +36,8 @@ logits of an implementation differ from the logits here by at most `e + D`, and 
 bounds cover both differences with the error `e + 2 D` in place of e.
 
 Proof. The largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
-each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the share of class c in the sum.
-This share shrinks as e grows, so f grows by at least f(D), its growth from e = 0. Hence `f(e + 2 D)` is at least the
+each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the term of class c divided by
+the sum. As e grows, q_c shrinks, so f grows by at least f(D), its growth from e = 0. Hence `f(e + 2 D)` is at least the
 sum of the two moves, `f(e + D) + f(D)`. The magnitudes are at least as large too. All other roundings of float64 are
 relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
@@ -64,9 +64,9 @@ class LinearTerms:
     """The arguments of a linear cross-entropy as float64 numbers, and numbers that the bounds of all contracts share.
 
     Attributes:
-        input: (N, H).
+        input: (N, H), the hidden states.
         weight: (V, H), the weight of the linear layer.
-        bias: (V,), or None.
+        bias: (V,), the bias of the linear layer, or None without a bias.
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
         own_error: (N, 1), for each row twice the largest float64 error of its logits: `2 D` in the module's docstring.
@@ -131,8 +131,6 @@ class LinearBounds:
     def __init__(self, terms: LinearTerms, contract: LinearContract) -> None:
         self.terms, self.contract = terms, contract
 
-    # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
-
     @cached_property
     def loss(self) -> Array:
         """The bound of each row's loss, (N,), for reduction "none"; otherwise the bound of the reduced loss, ()."""
@@ -164,7 +162,8 @@ class LinearBounds:
 
     @cached_property
     def logits_error(self) -> Array:
-        """How far the logits of an implementation may be from the exact logits, (N, V)."""
+        """How far the logits of an implementation may be from the exact logits, (N, V), plus `own_error`."""
+        # The method computes, since mutmut (`nox -s mutate`) changes no decorated functions.
         with np.errstate(all="ignore"):
             return self._logits_error()
 

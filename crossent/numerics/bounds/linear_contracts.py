@@ -41,7 +41,7 @@ class LinearContract:
         return self.loss.grade
 
     def storing(self, storage: Format) -> LinearContract:
-        """Return the contract for results that are rounded to another format."""
+        """Return a copy of this contract for results in the format `storage`."""
         return replace(self, loss=self.loss.storing(storage))
 
     def roundings(self, terms: int) -> int:
@@ -80,7 +80,7 @@ def linear_contract(
 
     At both grades, an implementation computes every dot product, and every sum of the loss and of a gradient, in
     float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
-    rows and of classes. The sums over chunks must not be in the storage dtype.
+    rows and of classes. The sums over chunks must be in float32 or wider too.
 
     Grade A: the implementation keeps the logits and their gradient in float32 or wider, and rounds each result once.
 
@@ -91,9 +91,9 @@ def linear_contract(
 
     The promise "torch" allows chunks. In float32 and float64, a sum over rows may have any order, and the
     implementation may multiply a gradient by the upstream gradient last, after rounding the gradient. "torch" forbids
-    this order in half precision, because it loses small numbers that loss scaling would save. On a CPU, "torch" also
-    allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64
-    and IA-32 Architectures Software Developer's Manual, volume 2).
+    this order in half precision, because the rounding loses small numbers that loss scaling would save. On a CPU,
+    "torch" also allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does
+    this (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
 
     In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype.
 
@@ -108,7 +108,8 @@ def linear_contract(
         device: The device, such as "cpu" or "cuda:0".
         rows: The number of rows, on which torch's order of summation depends.
         flushes: Whether the implementation may flush subnormal numbers to 0.
-        block: The size of the blocks in which the implementation adds a dot product: see :class:`LinearContract`.
+        block: The size of the blocks in which the implementation adds a dot product, or None for any order: see
+            :class:`LinearContract`.
         recomputes: Whether the implementation may compute a logit again, in another order. Kernels that store no logits
             between loss and gradient do this.
     """
@@ -134,8 +135,9 @@ _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "
 def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
     """Return the contract of a linear cross-entropy for any promise of :mod:`crossent.numerics.bounds.contracts`.
 
-    The promise "blocked" becomes "eager", and "logsumexp" becomes "kernel". A kernel need not store the logits, so the
-    contract of a kernel allows computing a logit again for the gradient.
+    The promise "blocked" becomes "eager", and "logsumexp" becomes "kernel". "stepwise" gives the same contract as
+    "eager". A kernel need not store the logits, so the contract of a kernel allows computing a logit again for the
+    gradient.
 
     Args:
         promise: The kind of implementation.

@@ -42,7 +42,7 @@ class Bounds(CallBounds):
     A bound is infinite where the contract promises nothing.
     """
 
-    # Each cached property only calls a method, since mutmut (`nox -s mutate`) does not change decorated functions.
+    # Cached properties leave the computation to methods, since mutmut (`nox -s mutate`) changes no decorated functions.
 
     def _unshifted(self) -> Computed:
         """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum from the logits.
@@ -215,8 +215,9 @@ class Bounds(CallBounds):
     def _partial_products(self, sizes: Array) -> Array:
         """Return the largest partial product of each term, (R, C); if only the true class has a term, (R,).
 
-        A term is the product of `sizes`, the class weight, the target, and `1 - ε` or `ε/C`. A partial product with
-        `sizes` is largest if the factors below one come last. `1 - ε` and `ε/C` are at most one.
+        A term is the product of a value, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes
+        of the values, (R, C). A partial product that contains the value is largest if the factors below one come last.
+        `1 - ε` and `ε/C` are at most one.
         """
         t = self.terms
         if t.probabilities is not None:

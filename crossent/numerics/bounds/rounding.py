@@ -97,9 +97,9 @@ class Computed:
     def rounded(self, format: Format) -> Computed:
         """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
 
-        The rounding adds `u(|v| + e)` to the error. If `|v| + e` is positive and below twice the smallest normal
-        number, the rounding adds at least :attr:`Format.underflow`. For a known number and a format narrower than
-        float64, the rounding adds only the exact rounding error, unless the format may flush the number.
+        The rounding adds :meth:`Format.rounding_error` to the error: `u(|v| + e)`, or more near underflow. For a known
+        number and a format narrower than float64, the rounding adds only the exact rounding error, unless the format
+        may flush the number.
         """
         if format.contains(self.format):
             return self
@@ -159,9 +159,9 @@ class Computed:
         """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding to `format`.
 
         A known factor that is a power of two causes no rounding. The exceptions are a product near underflow, and a
-        `format` that does not contain the format of the other factor. If both errors are 0, the rounding error is exact
-        where :meth:`rounded` has an exact error. Pass `known=False` for a step of a product of more than two factors.
-        An implementation may multiply two other factors first, so the worst rounding error of a step counts.
+        `format` that does not contain the format of the other factor. For two known factors, the exact rounding error
+        counts, as in :meth:`rounded`. Pass `known=False` for a step of a product of more than two factors. An
+        implementation may multiply two other factors first, so the largest rounding error of a step counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -189,8 +189,9 @@ class Computed:
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
-        The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
-        with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` for exact errors and for `known` apply.
+        The error is infinite if `b` may be zero. `ulps` is the largest error of a division: `2 ulps` times the error of
+        one rounding. A division with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` apply: for known
+        operands, for `known`, and for a divisor that is a power of two.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -211,14 +212,12 @@ class Computed:
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Computed:
         """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
 
-        The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`.
+        The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. An implementation
+        may scale the argument to base 2 first. The scaled argument `y = fl(x · fl(log2 e))` is `x log2 e (1 + δ)` with
+        `|δ| ≤ per_unit u`. Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to `e`.
 
-        An implementation may scale the argument to base 2 first. The scaled argument `y = fl(x · fl(log2 e))` is
-        `x log2 e (1 + δ)` with `|δ| ≤ per_unit u`. Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to
-        the error of the argument.
-
-        `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow, an implementation may flush the result to zero, so
-        the error is larger by the smallest normal number.
+        `exp(0) = 1` and `exp(-inf) = 0` are exact for a known argument. Near underflow, an implementation may flush the
+        result to zero, so the error is larger by the smallest normal number.
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
@@ -260,7 +259,8 @@ class Computed:
 
         The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i`
         and the largest magnitude `t_i`, and goes through `depth_i` additions. `h` is the largest depth. The maximum is
-        over the allowed trees. In a format that flushes, each addition adds the smallest normal number.
+        over the allowed trees; it is at most `depth · Σ t` if `order` has a depth. In a format that flushes, each
+        addition adds the smallest normal number.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -269,11 +269,13 @@ class Computed:
         nodes contribute at most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of
         its k largest depths. Abel summation against the decreasing t gives the claim. ∎
 
-        An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
-
         Big and small terms. Let K terms be big, above `u Σ t`, and let the other, small terms sum to σ. `Ω_K` is `Ω`
-        for the big terms. If a node adds a sum with big terms and a sum of small terms, its rounding error is at most
-        the second sum. Two such second sums share no term. So the error is at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+        for the big terms. There are three kinds of additions. K-1 additions join two sums with big terms. Each result
+        has at most σ of small terms, so these additions contribute at most `u (Ω_K + (K-1) σ)`. At most n-K additions
+        join small terms only, and each contributes at most `u σ`. The other additions join a sum with big terms and a
+        sum of small terms. The first sum is a number of the format, so rounding to nearest errs by at most the second
+        sum. No term is in two such second sums, so these additions contribute at most σ. Together, the error is at most
+        `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
         Exact sums. If all terms are known multiples of a power of two `2^k`, and `Σ t` is at most `2^k / u`, no order
         rounds.
@@ -333,15 +335,15 @@ class Computed:
 
 
 def safe(error: Array) -> Array:
-    """Return the error widened by the factor 1 + 2^-30.
-
-    The widening covers the float64 roundings in the computation of the error: at most 2^20 roundings of 2^-53 each.
-    """
+    """Return the error times 1 + 2^-30. The factor covers up to 2^20 float64 roundings in the error's computation."""
     return error * (1 + 2.0**-30)
 
 
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
-    """Return the largest error of one rounding. If `known` is false, or in float64, no rounding counts as exact."""
+    """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
+
+    If `known` is True, the exact rounding error counts where the error is 0, except in float64.
+    """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)
     rounded = Computed(value, error, None).rounded(format).error

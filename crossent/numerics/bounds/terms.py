@@ -28,9 +28,9 @@ class Terms:
         logits: (R, C), exact unless `logits_error` is given.
         log_sum: (R,), `log Σ exp(x - max x)`, computed in float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
-        kept: (R,), False on ignored rows.
-        probabilities: (R, C), or None for class indices.
-        weight: (C,), or None for ones; (R, C) for stacked calls.
+        kept: (R,), the mask of the kept rows: False on ignored rows.
+        probabilities: (R, C), the class probabilities; None for class indices.
+        weight: (C,), the class weights, or None for ones; (R, C) for stacked calls.
         label_smoothing: The option of the call; (R, 1) for stacked calls.
         reduction: The option of the call.
         upstream: (R,), the upstream gradient of each row. With a reduction, every row has the upstream gradient of the
@@ -56,7 +56,7 @@ class Terms:
 
     @property
     def smooths(self) -> bool:
-        """Whether the target is smoothed."""
+        """Whether `label_smoothing` is above 0."""
         return bool(np.any(self.label_smoothing))
 
     @property
@@ -66,7 +66,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return the arguments of a single call, with only the given rows."""
+        """Return a copy with only the given rows. This object must have the arguments of a single call."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -125,7 +125,7 @@ class Terms:
 
 
 def stack_calls(calls: Sequence[Terms]) -> Terms:
-    """Return one object with the rows of all calls, which must have the same structure."""
+    """Return one object with the rows of all calls. The calls must have the same :attr:`Terms.structure`."""
     first, *others = calls
     if not others:
         return first

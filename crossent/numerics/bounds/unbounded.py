@@ -20,7 +20,8 @@ Reason = Literal[
 def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
 
-    Each infinite bound has one reason, the first that applies.
+    Each infinite bound has one reason, the first that applies: an overflow of a format, too many terms, a denominator
+    of zero, or zero times infinity. For any other infinite bound, the computation of the bound overflowed float64.
 
     Args:
         bounds: The bounds of a call.

@@ -4,16 +4,16 @@ crossent tests torch and the forms against the oracle, so the oracle must depend
 exact value:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula. The formula runs in float64 if logits, class probabilities
-  and weights are float32, and the magnitude of the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
-  arrive as float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error radius.
-  The oracle doubles the precision until the radius is small enough.
+  and class weights are float32, and the magnitude of the upstream gradient is at most 2^128. (float16 and bfloat16
+  inputs arrive as float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error
+  radius. The oracle doubles the precision until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
 * This module computes a call in blocks of rows, and reduces the losses.
 
 A radius of inf means that the oracle does not know the exact value. There are three reasons:
 
 * the number, or a partial sum of the losses in a reduction, is beyond the range of float64;
-* the weights of a mean cancel to exactly 0;
+* the class weights of a mean cancel to exactly 0;
 * the number is the tangent of a mean over no kept rows. (A row is kept if its target is not `ignore_index`.)
 
 Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where

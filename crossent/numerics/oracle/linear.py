@@ -18,8 +18,8 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 * Logits. The product of two float32 numbers is exact in float64. The sum of H products and a bias, in any order, has
   an error of at most `γ_H (Σ|h_k W_ck| + |b_c|)` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
   section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (|h| max_c |W_c| + max_c |b_c|)`, with Euclidean norms.
-* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128, and float32 weights and
-  probabilities. The proof uses no other property of float32 logits. So the radii of `Formula` hold for the logits z'.
+* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128, and float32 class weights
+  and class probabilities. The proof uses no other property of float32 logits. So the radii of `Formula` hold for z'.
 * From z' to the exact z. Every logit changes by at most `e`. In `log p_c = -log Σ_i exp(z_i - z_c)`, the term of class
   c is always 1, and every other term changes by a factor of at most `exp(2e)`. So `log p_c` changes by at most
   `log(p_c + (1 - p_c) exp(2e))` if the other terms grow. If they shrink, the change is smaller, since
@@ -85,8 +85,8 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call of a linear cross-entropy.
 
     An ignored row has the loss 0 and adds exactly 0 to every gradient. If every row is ignored, all gradients are 0,
-    and the mean is NaN. If some rows are kept but the weights of their true classes sum to 0, the mean and its
-    gradients are NaN. The gradient of the hidden state of an ignored row is always 0.
+    and the mean is NaN. If some rows are kept but the class weights of their true classes sum to 0, the mean and
+    its gradients are NaN. The gradient of the hidden state of an ignored row is always 0.
 
     Args:
         call: The arguments.

@@ -2,7 +2,7 @@
 
 The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. The values that the
 rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only the NaN of a mean
-whose weights cancel has the radius inf.
+whose class weights cancel has the radius inf.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class RowBlock:
                 ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64):
                 break
-            # A pair of float64 numbers need not be more precise than 2^-104 and 2^-1070. fmax ignores a size of NaN.
+            # A pair of float64 numbers is not more precise than 2^-104 times the number, or than 2^-1070. If the size
+            # overflowed to NaN, fmax ignores the size, and only these limits count.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
