@@ -193,7 +193,7 @@ class Bounds(CallBounds):
         total, of_scaled = (self._of_target(v) if hot else v.sum(c.compute) for v in (coefficients, scaled))
         factor = column(c.keep(of_scaled))
         softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
-        # Autograd stores the gradient of log p, then sums it, then multiplies by p.
+        # Autograd stores the gradient of log p, sums this gradient over the classes, and multiplies the sum by p.
         softmax = wider(softmax, self._probs.times(factor, c.compute))
         if c.fused:
             softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
