@@ -69,7 +69,7 @@ def _why_not_on_path(path: str, inputs: Inputs) -> str | None:
     return None if path_of(inputs.input.device.type) == path else _NEEDED[path]
 
 
-# The subject lacks `target_gradient`, so that cases with class probabilities run the kernel instead of `formula`.
+# The reason why the kernel's subjects lack `target_gradient`. So cases with class probabilities run the kernel too.
 _ONLY_OF_LOGITS = "calls formula instead of its kernel if the target requires a gradient"
 
 
@@ -143,8 +143,8 @@ def _torch_linear(
     """Return the loss of F.linear_cross_entropy.
 
     `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions, which say how torch computes the loss in chunks.
-    If `chunks` is None, torch gets no such options. If the call has the option `batch_chunk_size`, this option becomes
-    one of the arguments.
+    An option `batch_chunk_size` of the call becomes one of these arguments. If `chunks` is None and the call does not
+    have this option, torch computes the loss without chunks.
     """
     if "batch_chunk_size" in options:
         chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
@@ -165,7 +165,10 @@ def _why_not_linear(inputs: Inputs) -> str | None:
 
 
 def _accepts(chunks: Mapping[str, Any]) -> bool:
-    """Return whether LinearCrossEntropyOptions takes these arguments. torch 2.14 removed acc_policy="balanced"."""
+    """Return whether torch.nn.LinearCrossEntropyOptions takes the arguments in `chunks`.
+
+    For example, torch 2.14 removed acc_policy="balanced".
+    """
     try:
         torch.nn.LinearCrossEntropyOptions(**chunks)
     except ValueError:
@@ -269,7 +272,7 @@ TORCHS = {CROSS_ENTROPY: NAMED["torch"], LINEAR_CROSS_ENTROPY: LINEAR_NAMED[LINE
 
 
 def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
-    """Return a dict from a name that a user can write, such as "torch", to its built-in subjects, for an operation."""
+    """Return the built-in subjects of an operation, by the name that a user can write, such as "torch"."""
     return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
 
@@ -294,7 +297,7 @@ def default_names(operation: Operation, device: str) -> list[str]:
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return the built-in subject from which a subject was made; None for a function of the user.
+    """Return the built-in subject from which a subject was made; None for any other subject.
 
     For example, return the subject `formula` for `formula+compile`, and for `formula` under a chosen contract.
     """
@@ -304,7 +307,8 @@ def own_subject(subject: Subject) -> Subject | None:
 def chosen_contract(subject: Subject) -> str:
     """Return the name of a subject's contract if the user chose another contract than the default; otherwise "".
 
-    The default contract of a built-in subject is its own promise. The default for any other subject is "kernel".
+    The default contract of a built-in subject is its own promise, and so is the default contract of `loss_parallel`.
+    The default for any other subject is "kernel".
     """
     own = own_subject(subject)
     by_default = DEFAULT_CONTRACT if own is None else own.contract

@@ -44,13 +44,14 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
     instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk: how many
-    rows or classes the function computes at a time. A function with neither such an attribute nor such a keyword may
-    store all logits, so the subject lacks the feature `memory`.
+    rows or classes the function computes at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords
+    by their names. If there is neither the attribute nor such a keyword, the function may store all logits, so the
+    subject lacks the feature `memory`.
 
     Args:
         given: the callable or the class.
         name: the name of the subject; by default, the name of the callable.
-        source: the description from which the subject can be loaded again, or "".
+        source: the description from which the subject can be loaded again; "" if there is none.
         operation: the operation that the callable computes.
 
     Raises:
@@ -107,12 +108,12 @@ def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
 def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
     """Return the keywords that set the size of a chunk: how many rows or classes a function computes at a time.
 
-    If the object has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords with
-    "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of the
-    object, without those that the subject passes by position.
+    If the function `given` has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords
+    with "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of
+    the function, except the parameters that the subject passes by position.
 
     Raises:
-        TypeError: the attribute has a name that is not a keyword of the object.
+        TypeError: the attribute has a name that is not a keyword of the function, or is an option such as "weight".
     """
     keywords = [name for name in parameters if _has(parameters, name) and name not in KEYWORDS]
     says = getattr(given, "chunks", None)
@@ -129,7 +130,9 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
 
 
 def declared_lacks(given: object) -> dict[str, str]:
-    """Return the attribute `lacks` of the object: a dict from features to reasons.
+    """Return the attribute `lacks` of a callable, a dict from features to reasons; {} without the attribute.
+
+    If the dict has `reduction_none` and `reduction_sum`, the result also has `reduction` (see `require_features`).
 
     Raises:
         TypeError: the attribute is not a dict, has an unknown feature, or has a reason that is not a string.
@@ -141,7 +144,7 @@ def declared_lacks(given: object) -> dict[str, str]:
             "write, for example, {'double_backward': 'has no second derivative'}"
         )
     try:
-        # `require_features` may add the feature `reduction`, which gets the reason of `reduction_sum`.
+        # If `require_features` adds the feature `reduction`, this feature gets the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
         reason = str(error).removeprefix("without: ")
@@ -149,9 +152,10 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the feature that a callable lacks if Triton's interpreter runs its kernels, with the reason; otherwise {}.
+    """Return the features that a callable lacks because Triton's interpreter runs its kernels, with the reasons.
 
-    The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
+    This is only bfloat16. The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297,
+    not 2.3125. Return {} if the interpreter is not in use.
     """
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
@@ -171,7 +175,7 @@ def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **op
 def with_weight(
     loss: Callable[..., Any], input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Any:
-    """Call `loss` with input, weight and target by position, in the order of `F.linear_cross_entropy`."""
+    """Call `loss` with the arguments in the order of `F.linear_cross_entropy`: input, linear_weight, target."""
     return loss(input, linear_weight, target, **options)
 
 
@@ -195,7 +199,10 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options, but not input and target, as a function that returns a loss does."""
+    """Return whether a function takes options, but not input and target. Such a function makes a loss, as a class does.
+
+    `parameters` are the parameters of the function.
+    """
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]
@@ -205,7 +212,8 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
 def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
     """Return why a subject cannot call a function that has these parameters; "" if a subject can.
 
-    `arguments` has the names of the arguments that the subject passes by position, such as "input" and "target".
+    `arguments` has the names of the arguments that the subject passes by position, such as "input" and "target". A
+    class, or a function that makes a loss, gets no arguments by position.
     """
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]

@@ -56,9 +56,9 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return the function compiled by torch.compile. The code and its headers go to the same folder.
+    """Return the function compiled by torch.compile. `options` are further arguments of torch.compile.
 
-    See :func:`keep_headers_with_code`, which must run before torch compiles.
+    First call :func:`keep_headers_with_code`, so that torch writes the code and its C++ headers to the same folder.
     """
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
@@ -71,7 +71,8 @@ def keep_headers_with_code() -> None:
     """Let torch write its precompiled C++ headers to the folder in TORCHINDUCTOR_CACHE_DIR, if this variable is set.
 
     By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs of a user
-    share this folder, so a subject of another run could have changed the headers there.
+    share this folder, so a subject of another run could have changed the headers there. Do nothing if torch's module
+    for compiled code is not imported.
     """
     codecache: Any = sys.modules.get("torch._inductor.codecache")
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):
@@ -101,9 +102,9 @@ def _guards_not_timed() -> Iterator[None]:
 
 
 def unusable(backend: str, device: str) -> str:
-    """Return why torch cannot compile for this type of device, such as "cpu", on this machine; "" if torch can.
+    """Return why torch cannot compile for a type of device on this machine; "" if torch can.
 
-    `backend` is `TRACER` or `INDUCTOR`.
+    `backend` is `TRACER` or `INDUCTOR`. `device` is the type, such as "cpu".
     """
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
@@ -119,9 +120,10 @@ def unusable(backend: str, device: str) -> str:
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Return why torch cannot compile `torch.sin`, the simplest test of a compiler; "" if torch can.
+    """Compile and call `torch.sin`, a simple test of a compiler. Return why this fails; "" if it works.
 
-    For example, torch 2.0.1 says "Python 3.11+ not yet supported for torch.compile".
+    `backend` and `device` are the arguments of :func:`unusable`. For example, torch 2.0.1 says "Python 3.11+ not yet
+    supported for torch.compile".
     """
     before = snapshot()
     try:

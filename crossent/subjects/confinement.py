@@ -100,8 +100,9 @@ def scope_signals() -> bool:
 def keep_to_own_limits() -> bool:
     """Keep this process from reading and setting the resource limits of other processes; return whether this works.
 
-    Call :func:`drop_privileges` first, as seccomp requires. The filter for `prlimit` also refuses system calls with the
-    numbers of another processor, such as 32-bit calls.
+    Call :func:`drop_privileges` first, as seccomp requires. A seccomp filter refuses the system call `prlimit64` for
+    other processes. The filter also refuses all system calls with the numbers of another processor, such as 32-bit
+    calls.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:
@@ -116,7 +117,7 @@ def keep_to_own_limits() -> bool:
         (load, 0, 0, 0),  # the number of the call
         (at_least, 4, 0, 0x40000000),  # calls of the x32 ABI have numbers from here on
         (equal, 0, 2, number),
-        (load, 0, 0, 16),  # the first argument: the process that has the limits, 0 for this process
+        (load, 0, 0, 16),  # the first argument: the id of the process whose limits are meant, 0 for this process
         (equal, 0, 1, 0),
         (end, 0, 0, 0x7FFF0000),  # allow the call
         (end, 0, 0, 0x00050000 | errno.EPERM),  # refuse the call

@@ -23,7 +23,7 @@ class NamedContract:
         promise: the promise about the arithmetic. :mod:`crossent.numerics.bounds.contracts` explains each promise.
         grade: the grade in float16 and bfloat16, unless the user chooses another grade.
         sentence: the promise in words.
-        only_grade: whether `grade` is the only grade that a user may choose.
+        only_grade: whether `grade` is the only grade that a user may choose with this contract.
     """
 
     promise: Promise

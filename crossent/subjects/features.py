@@ -41,7 +41,7 @@ class Feature:
         needs: a function that returns whether a call with the given inputs needs the feature.
         instead: the end of a sentence "A loss without this feature …", which says what the checks expect; "" if the
             checks skip the inputs that need the feature.
-        operations: the operations that have the feature.
+        operations: the operations that a loss with this feature may compute.
     """
 
     name: str
@@ -75,7 +75,8 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than `torch.finfo.eps`.
 
-    If a sum is 1, rounding the probabilities to the dtype changes the sum by at most the unit roundoff, half of `eps`.
+    If the probabilities had the sum 1 before they were rounded to the dtype, their sum differs from 1 by at most half
+    of `eps`. A call with class indices has no probabilities, so the result is False.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -209,7 +210,8 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Check the names of features, and return each name once, in the order of `FEATURES`.
 
-    If `names` has `reduction_none` and `reduction_sum`, add `reduction`: a loss that lacks both may ignore the option.
+    If `names` has `reduction_none` and `reduction_sum`, add the feature `reduction`, because a loss that lacks both may
+    ignore the option of this name.
 
     Raises:
         ValueError: a name is not the name of a feature.

@@ -46,13 +46,15 @@ def load(
 
     Args:
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
-            any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts.
+            any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts. With
+            `ranks`, see :func:`crossent.subjects.ranks.subject.load_on_ranks`.
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
-            their own contracts, and other subjects have "kernel".
+            their own contracts, and other subjects have "kernel"; but `loss_parallel` also keeps its own contract if
+            `grade` is None.
         grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
-            Without a contract, the forms and torch keep their own grades.
+            Without a contract, the forms and torch keep their own grades, even if `grade` is given.
         device: the device that runs the subject. Code that is compiled for a GPU has less accurate exp, log and
             division, and so has larger error bounds.
         operation: the operation that a subject of the user computes.
@@ -93,7 +95,9 @@ def load(
 
 
 def _each(description: str, device: str) -> list[str]:
-    """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`.
+    """Return the descriptions of all subjects that a description names: two for `torch`, one for `torch+compile`.
+
+    A name may stand for other subjects on another device: see :func:`crossent.subjects.builtin.subjects_of`.
 
     Raises:
         ValueError: the description ends in "+compile", but no subject of the name can be compiled.
@@ -128,7 +132,7 @@ def import_object(description: str) -> object:
     """Return the object that a description names, such as package.module:NAME.
 
     Raises:
-        ValueError: there is no such object, or its import fails.
+        ValueError: there is no such object, or the import of its module or file fails.
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
@@ -239,7 +243,7 @@ def _file(place: str) -> Path:
 
 
 def _module_of(path: Path) -> str:
-    """Import a file, and return the name of its module.
+    """Import a file, and return the name of its module. Do not import the file again if it is already imported.
 
     The name is the file name without ".py". If Python cannot import the file under this name, the name is generated
     from the file name and a checksum of the path.

@@ -40,12 +40,12 @@ _LONGEST_LINE = 1000  # the most characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A loss whose code is loaded only in the process that calls the loss.
+    """A user's loss by its description. A call loads the loss; to create this object loads nothing.
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
         operation: the operation that the loss computes.
-        ranks: the number of ranks of a loss on several ranks, or None.
+        ranks: the number of ranks of a loss on several ranks; None for other losses.
         timeout: the time limit of a case, in seconds.
     """
 
@@ -74,13 +74,15 @@ def load_remote(
     operation: Operation = CROSS_ENTROPY,
     ranks: int | None = None,
 ) -> tuple[Subject, ...]:
-    """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
+    """Return the subject of a description, like :func:`crossent.subjects.loader.load`, but do not load it here.
 
-    Another process loads the subjects, and sends their names and missing features, but no code. This process adds the
-    contract, the grade, and a :class:`RemoteLoss` in place of the loss.
+    Another process loads the subject, and sends its name, its missing features and other facts, but no code. This
+    process adds the contract, the grade, and a :class:`RemoteLoss` in place of the loss. The result is a tuple of one
+    subject, because `load` also returns a tuple.
 
     Args:
-        description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
+        description: package.module:NAME or path/to/file.py:NAME, also with `+compile`; with `ranks`, also
+            "loss_parallel". The names of built-in subjects are not allowed.
         seconds: the time limit for loading, in seconds. A case has the same time limit.
         without: the names of the features that the user declares missing.
         contract: the name of a contract, or None, as for `load`.
@@ -89,8 +91,8 @@ def load_remote(
         ranks: the number of ranks of a loss on several ranks; None for other losses.
 
     Raises:
-        ValueError: `load` raised an error, or the process that called `load` ended or took too long. The message is one
-            line.
+        ValueError: `load` raised an error; the process that called `load` ended, took too long, or sent wrong data; or
+            the contract or the grade is wrong. The message is one line.
     """
     require_contract(contract, grade)
     load_here = partial(load, description, without=without, operation=operation, ranks=ranks, timeout=seconds)
@@ -104,7 +106,7 @@ def load_remote(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
         raise ValueError(
-            f"subject: got {quoted(description)}; its process sent an invalid description: {why}"
+            f"subject: got {quoted(description)}; the process that loads this subject sent wrong data: {why}"
         ) from None
     if ranks is not None and contract is None and grade is None:
         from crossent.subjects.ranks.subject import RANK_SUBJECTS, with_rank_promise
@@ -154,12 +156,13 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
     Args:
-        describe: the function, which loads a subject and returns a dict of its name, its features and other facts.
+        describe: a function that loads a subject. The function returns a dict with the facts about the subject, such as
+            the missing features, or with an error.
         description: the description of the subject, for messages.
         seconds: the time limit.
 
     Raises:
-        ValueError: the process sends no result within the time limit.
+        ValueError: the process sends no dict, or no result within the time limit.
     """
     ours, theirs = os.pipe()
 
@@ -198,6 +201,6 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        why = "the process that loads this subject ended; import it in Python to see why"
+        why = "the process that loads this subject ended; import the subject in Python to see why"
         raise ValueError(f"subject: got {quoted(description)}; {why}")
     return reply

@@ -35,12 +35,13 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract in the report: a name in :mod:`crossent.subjects.contracts` or, for a
-            built-in subject without a chosen contract, the name of its promise.
-        operation: the operation that the subject computes.
+        contract: the name of the contract in the report. If the user chose no contract, a built-in subject has the name
+            of its promise here, and so has `loss_parallel`; any other subject has "kernel".
+        operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
-        split: the rule by which the logits are cut into the shards of the ranks; "" for a loss in one process.
+        split: the rule by which the logits are cut into the shards of the ranks, a key of `SPLITS` in
+            :mod:`crossent.subjects.ranks.protocol`; "" for a loss in one process.
         normalization: "tokens" for a loss on ranks that divides by the number of kept rows of all ranks and
             micro-batches; "" for any other loss.
     """

@@ -104,6 +104,16 @@ def refuses(local_logits, target, shape, axis, options):
     raise NotImplementedError("takes no logits today")
 
 
+class SetsNoGradient:
+    """A loss whose own backward pass leaves the .grad of the shard as None."""
+
+    def forward(self, *arguments):
+        return right(*arguments)
+
+    def backward(self, loss, upstream):
+        """Do nothing."""
+
+
 # The finding of each faulty loss: its check, its kind, and a part of its message.
 FAULTS = {
     raises: ("call", "refused", "RanksDifferError: rank 1 raised ValueError: no such shard; rank 0 waits"),
@@ -118,4 +128,5 @@ FAULTS = {
     differs: ("call", "refused", "RanksDifferError: the ranks return different losses: rank 0 "),
     changes_state: ("state", "changed_state", "the default dtype"),
     refuses: ("call", "refused", "NotImplementedError: takes no logits today"),
+    SetsNoGradient: ("call", "refused", "TypeError: logits: .grad is None after the backward pass on this rank; "),
 }

@@ -7,8 +7,9 @@ process that has computed none.
 If all ranks raise the same exception, the call raises this exception, and the ranks continue to run. If a rank blocks
 or ends, or if the ranks disagree, the call raises an error that names the ranks. The next call then starts new ranks.
 
-A shard is the part of the logits that one rank has. The context of a loss is a context manager around its passes, such
-as torch's `loss_parallel`. The user's class or function, as `protocol` describes it, computes the loss from the shards.
+A shard is the part of the logits that one rank has. The context of a loss is a context manager around its forward and
+backward passes, such as torch's `loss_parallel`. The user writes a class or a function that computes the loss from the
+shards: see `protocol`.
 
 protocol       the class or function that the user writes, and the rules by which the logits are cut into shards
 messages       the messages between the calling process and a rank

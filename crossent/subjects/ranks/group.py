@@ -50,6 +50,8 @@ class _Rank:
 class Ranks:
     """The ranks of one subject. The first request starts the ranks, and the request after a fault starts new ranks.
 
+    The attribute `group` counts how many times ranks were started.
+
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
         count: the number of ranks.
@@ -133,10 +135,11 @@ class Ranks:
             rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Wait for the answers of all ranks, and return them. After a fault, raise an error (see :meth:`_checked`).
+        """Wait for the answers of all ranks, and return the answers. After a fault, raise an error: see `_checked`.
 
         Every rank has `seconds` to answer. With `strict`, the wait is shorter if all ranks that have not answered sleep
-        for some seconds. The wait is longer if these ranks get no processor.
+        for some seconds. The wait is longer if these ranks get no processor. Only the wait for the start of the ranks
+        is not strict.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
@@ -169,8 +172,9 @@ class Ranks:
     def _checked(self, seconds: float) -> list[dict[str, Any]]:
         """Return the answers of all ranks. After a fault, raise an error that names the fault.
 
-        If all ranks raised the same exception in a request, the ranks continue to run. After any other fault, and after
-        a failed start, end the ranks. `seconds` is the time limit of the answers, for the message.
+        A fault is a rank that raised an exception, ended or did not answer in time. If all ranks raised the same
+        exception in a request, the ranks continue to run. After any other fault, and after a failed start, end the
+        ranks. `seconds` is the time limit of the answers, for the message.
         """
         answers = [rank.answer for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
@@ -233,8 +237,8 @@ class _Watch:
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
         """Return whether the ranks in `silent`, which have not answered, are late because they get no processor.
 
-        The result is True if a rank is awake, and each rank has computed for at most half of `seconds`. The result is
-        False if /proc does not have a rank.
+        The result is True if a rank was awake within the last second, and each of these ranks has computed for at most
+        half of `seconds`, the time limit of the request. The result is False if /proc does not have one of the ranks.
         """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep
@@ -306,8 +310,9 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
     """Return an exception with the message of the exception that a rank raised, and `more` at the end.
 
-    The exception has the first of the original class and its base classes that is in `_BUILTIN`; otherwise, the class
-    RuntimeError.
+    `raised` is a dict from `exception_record`, with the original class and its base classes. The exception has the
+    first of these classes that is in `_BUILTIN`. If there is none, the exception is a RuntimeError, and its message
+    begins with the name of the original class.
     """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)

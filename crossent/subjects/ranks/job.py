@@ -51,7 +51,7 @@ def join_job(ranks: int | None) -> None:
 
     Raises:
         ValueError: the job has another number of processes, or a process of the job does not start. The message is one
-            line.
+            line. Only the first process raises this error; then the other processes end too.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -79,7 +79,10 @@ def join_job(ranks: int | None) -> None:
 
 
 def servers() -> list[dict[str, Any]]:
-    """Return the addresses of the servers of the torchrun job; none without a job."""
+    """Return the addresses of the servers of the torchrun job; [] without a job.
+
+    An address is a dict with a host, a port, the token that a request must contain, and the id of the machine.
+    """
     found: list[dict[str, Any]] = json.loads(os.environ.get(_SERVERS, "[]"))
     return found
 
@@ -87,7 +90,8 @@ def servers() -> list[dict[str, Any]]:
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
     """Start a rank on a server, and return the connection to the rank.
 
-    `server` is one of the addresses that :func:`servers` returns. `description` names the user's class or function.
+    `server` is one of the addresses that :func:`servers` returns. `place` is the place of the rank in its group.
+    `description` names the user's class or function.
 
     Raises:
         OSError: the server cannot be reached.
@@ -96,7 +100,7 @@ def start_rank(server: dict[str, Any], place: Place, description: str) -> socket
 
 
 def is_here(server: dict[str, Any]) -> bool:
-    """Return whether a server runs on this machine, so that /proc has its processes."""
+    """Return whether the server with this address runs on this machine, whose /proc then has the server's processes."""
     return bool(server["machine"] == _machine())
 
 
@@ -129,7 +133,7 @@ def _connect(server: dict[str, Any], request: dict[str, Any]) -> socket.socket:
 
 
 def _watch() -> None:
-    """Wait until a server ends. Then print a line and end this process, because no further case can run."""
+    """Wait until a server ends. Then print a line, and end this process, because no other case can run."""
     ended = select.select(_controls, [], [])[0]
     numbers = " and ".join(str(at) for at, one in enumerate(_controls, 1) if one in ended)
     sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended; start the job again\n")
@@ -149,7 +153,11 @@ def _own_host() -> str:
 
 
 def _serve(store: Any, rank: int) -> NoReturn:
-    """Run ranks for the judge, until the judge ends. Then end this process."""
+    """Run ranks for the judge, until the judge ends. Then end this process.
+
+    `store` is the store of the job, to which this function writes the address of this server. `rank` is the number of
+    this process. If the judge does not connect in time, end this process with status 1.
+    """
     with socket.socket() as listener:
         listener.bind((host := _own_host(), 0))
         listener.listen()
@@ -171,7 +179,7 @@ def _serve(store: Any, rank: int) -> NoReturn:
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
     """Accept a connection. Return a control connection; for the connection of a rank, fork a keeper and return None.
 
-    Close a connection without the right token, and return None.
+    If the request does not contain the token of this server, close the connection and return None.
     """
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)
@@ -201,7 +209,8 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
     """Fork a rank, and end the rank when the judge closes the connection. If the rank ends first, send its exit status.
 
-    `stream` is the connection, which the rank also uses for its messages.
+    `stream` is the connection, which the rank also uses for its messages. `place` is the place of the rank in its
+    group. `description` names the user's class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 

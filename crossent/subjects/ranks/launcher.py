@@ -63,7 +63,7 @@ class Launcher:
         """Start a rank for each place in the group. `streams` has the sockets for the messages of these ranks.
 
         Raises:
-            OSError, EOFError: the launcher has ended.
+            OSError, EOFError: the launcher has ended, or does not reply in time.
         """
         content = json.dumps({"start": [vars(place) for place in places]}).encode()
         self._ask(content, [stream.fileno() for stream in streams])
@@ -71,14 +71,18 @@ class Launcher:
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
         """End all ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-        `ended` has the numbers of the ranks that have closed their sockets. The processes of these ranks end soon.
+        `ended` has the numbers of the ranks that have closed their sockets. The processes of these ranks end soon. If
+        no ranks run, return [].
+
+        Raises:
+            OSError, EOFError: the launcher has ended, or does not reply in time.
         """
         reply = self._ask(json.dumps({"end": list(ended)}).encode(), ())
         statuses: list[int | None] = json.loads(reply)
         return statuses
 
     def close(self) -> None:
-        """End the launcher and its ranks."""
+        """End the launcher and its ranks. In a fork of the owner, only close the socket of this process."""
         self._control.close()
         if self.owner != os.getpid():
             return  # this process is a fork of the owner
@@ -139,7 +143,10 @@ def serve_new(control: int, description: str) -> None:
 
 
 def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
-    """Start and end ranks until the process that uses the launcher closes its socket."""
+    """Start and end ranks as requests say, until the process that uses the launcher closes its socket.
+
+    `control` is the socket to this process. `load` returns the user's class or function.
+    """
     with suppress(OSError):
         os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the report says how a rank ended
@@ -173,7 +180,8 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
 def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str) -> Any:
     """Start a rank for each place, and return torch's object for the processes of the ranks.
 
-    `streams` has the file descriptors of the sockets of the ranks. `folder` is a new folder for the group.
+    `streams` has the file descriptors of the sockets of the ranks. Each rank calls `load`, which returns the user's
+    class or function. `folder` is the path of a folder for the group, which this function makes.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
@@ -233,7 +241,10 @@ def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
 
 
 def _status(process: int) -> int | None:
-    """Return the exit status of a child process that has ended, negative for a signal; None if the process runs."""
+    """Return the exit status of a child process that has ended, negative for a signal.
+
+    Return None if the process runs, or if the system does not say. `process` is the id of the process.
+    """
     if not hasattr(os, "waitid"):
         return None
     try:

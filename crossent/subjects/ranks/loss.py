@@ -50,7 +50,9 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call, and run until :meth:`close` or the end of this process.
+    The ranks start at the first call, and run until :meth:`close` or the end of this process. The attributes `split`
+    and `normalization` are those of the user's class or function. The attribute `lacks` is the result of
+    :func:`lacks_of`.
 
     Args:
         given: the user's class or function.
@@ -124,7 +126,7 @@ class RankLoss:
         return loss
 
     def close(self) -> None:
-        """End the ranks."""
+        """End the ranks, and the ranks of all losses that :meth:`on` has returned."""
         for other in self._others.values():
             other.close()
         self._ranks.close()
@@ -140,10 +142,11 @@ class RankLoss:
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
         """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
 
-        `differentiable` says whether the call needs a gradient of the logits.
+        With normalization="tokens", the loss is the sum of the parts of all ranks. `differentiable` says whether the
+        call needs a gradient of the logits.
 
         Raises:
-            RanksDifferError: two ranks return different losses.
+            RanksDifferError: two ranks return different losses. The parts of the ranks may differ.
         """
         key = next(self._keys)
         request = {
@@ -166,17 +169,19 @@ class RankLoss:
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
         """Return the gradient of the logits, joined from the shards that the ranks compute.
 
-        `key` is the key that :meth:`forward` returned. `shape` is the shape of the logits.
+        `key` is the key that :meth:`forward` returned, and `upstream` is the upstream gradient. `shape` is the shape of
+        the logits.
         """
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
 
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the loss and the gradient of a batch, computed in micro-batches. `sizes` has their numbers of rows.
+        """Return the loss of a batch and the gradient of its logits, computed in micro-batches.
 
-        The loss is the sum of the parts of all ranks and micro-batches. If `differentiable` is False, the gradient is
-        None. Call this method only for a loss with normalization="tokens".
+        `inputs` is the whole batch, with options and upstream gradient. `sizes` has the number of rows of each
+        micro-batch. The loss is the sum of the parts of all ranks and micro-batches. If `differentiable` is False, the
+        gradient is None. Call this method only for a loss with normalization="tokens".
         """
         logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
         request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
@@ -203,9 +208,9 @@ class RankLoss:
         return replies
 
     def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
-        """Write into `tensors`, the arguments of this call, the numbers that a rank wrote into its own arguments.
+        """Write into `tensors`, the arguments of this call, the numbers that a rank wrote into its copies of them.
 
-        So a check can find the change.
+        So a check can find the change. `replies` has the reply of each rank.
         """
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():

@@ -22,8 +22,8 @@ else:
 class LossParallel:
     """torch's own loss on several ranks: `F.cross_entropy` of a DTensor of logits, sharded along the class axis.
 
-    For class indices, `F.cross_entropy` computes the loss from the shards, without gathering the logits. Target
-    probabilities are replicated. Each entry of `lacks` describes torch 2.13.0.
+    For class indices, `F.cross_entropy` computes the loss from the shards, without gathering the logits. A target of
+    class probabilities is replicated: every rank has the whole target. Each entry of `lacks` describes torch 2.13.0.
     """
 
     lacks: ClassVar = {
@@ -47,7 +47,7 @@ class LossParallel:
         return made
 
     def forward(self, local_logits: Tensor, target: Tensor, shape: torch.Size, axis: int, options: Any) -> Tensor:
-        """Return the loss as a replicated DTensor. The arguments are explained in `protocol`."""
+        """Return the loss as a replicated DTensor. See :mod:`crossent.subjects.ranks.protocol` for the arguments."""
         stride = torch.empty(shape, device="meta").stride()
         logits = DTensor.from_local(
             local_logits, self._mesh, [Shard(axis)], run_check=False, shape=shape, stride=stride

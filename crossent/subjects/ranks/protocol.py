@@ -14,19 +14,20 @@ A function with the arguments of `forward` is enough for a loss that needs no co
 `local_logits` is the shard of this rank. This tensor is a leaf, and requires a gradient if the call needs a gradient.
 Every rank gets the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape`
 is the shape of all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same
-bits. If the loss is a DTensor, crossent takes its full tensor.
+bits. If the loss is a DTensor, crossent takes its full tensor. `upstream` is the upstream gradient.
 
-A loss for data-parallel training divides by the number of kept rows of the whole batch, called `tokens`:
+A loss for data-parallel training divides by `tokens`, the number of kept rows of the whole batch:
 
     class TokenMean:
         split = "batch"
         normalization = "tokens"
 
-        def count(self, targets, options): ...  # optional: returns `tokens`; `targets` has a tensor per micro-batch
+        def count(self, targets, options): ...  # optional: returns `tokens`
         def forward(self, local_logits, target, shape, axis, options, tokens): ...
 
 Such a loss may get a batch in micro-batches, one after another, as in gradient accumulation. Its `target` is only the
-shard of this rank, and each rank returns its own part of the loss. The loss is the sum of the parts of all ranks and
+shard of this rank, and `shape` is the shape of the logits of this micro-batch on all ranks. `targets` has the `target`
+of each micro-batch. Each rank returns its own part of the loss. The loss is the sum of the parts of all ranks and
 micro-batches. Without `count`, `tokens` is the number of kept rows of all ranks and micro-batches.
 """
 
@@ -103,9 +104,10 @@ class RanksDifferError(RuntimeError):
 
 
 class OnRank:
-    """The user's loss on one rank.
+    """The user's loss on one rank, with a default for each optional method that the user did not write.
 
-    The attribute `of_tokens` says whether the loss has normalization="tokens".
+    The attribute `of_tokens` says whether the user's class or function has the attribute `normalization = "tokens"`.
+    Such a loss divides by the number of kept rows of the whole batch.
 
     Args:
         made: an instance of the user's class, or the user's function.
@@ -127,7 +129,8 @@ class OnRank:
     ) -> Any:
         """Call the user's `forward`, and return its result: the loss, or this rank's part of the loss.
 
-        `local` is the argument `local_logits`, this rank's shard of the logits.
+        `local` is the argument `local_logits`, this rank's shard of the logits. `tokens` is the divisor, which only a
+        loss with `of_tokens` gets. This module's docstring explains the other arguments.
         """
         return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
 
@@ -145,9 +148,10 @@ class OnRank:
         return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
-        """Run the backward pass of `loss`, a result of :meth:`forward`, with the gradient `upstream` of the loss.
+        """Run the backward pass of `loss`, a result of :meth:`forward`, with an upstream gradient.
 
-        The backward pass sets the `.grad` of the shard of the logits.
+        The backward pass sets the `.grad` of this rank's shard of the logits. The default of the user's optional method
+        `backward` is `loss.backward(upstream)`.
         """
         own = getattr(self._made, "backward", None)
         if own is not None:
@@ -167,8 +171,9 @@ def require_protocol(given: object) -> None:
     """Check that an object is a loss on several ranks, as this module describes.
 
     Raises:
-        TypeError: the object is neither a class with a method `forward` nor a function, or has a wrong signature or a
-            wrong `split` or `normalization`. The message is the end of a sentence that begins with "got".
+        TypeError: the object is neither a class with a method `forward` nor a function; it does not take the arguments
+            of `forward`; or it has a wrong `split` or `normalization`. The message is the end of a sentence that begins
+            with "got".
     """
     if isinstance(given, type):
         what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)
@@ -197,24 +202,24 @@ def require_protocol(given: object) -> None:
 
 
 def forward_arguments(given: object) -> tuple[str, ...]:
-    """Return the names of the arguments that the user's `forward` must take."""
+    """Return the names of the arguments that `forward` must take. `given` is the user's class or function."""
     return (*_FORWARD, "tokens") if normalization_of(given) == "tokens" else _FORWARD
 
 
 def normalization_of(given: object) -> str:
-    """Return the divisor of a loss on several ranks, by its attribute `normalization`: a word of `NORMALIZATIONS`."""
+    """Return the attribute `normalization` of a loss on several ranks, a word of `NORMALIZATIONS`; by default ""."""
     word: str = getattr(given, "normalization", "")
     return word
 
 
 def split_of(given: object) -> str:
-    """Return the rule for the shards of a loss on several ranks, by its attribute `split`: a key of `SPLITS`."""
+    """Return the attribute `split` of a loss on several ranks, a key of `SPLITS`; by default "classes"."""
     rule: str = getattr(given, "split", "classes")
     return rule
 
 
 def require_normalization(word: object) -> str:
-    """Check that a word is in `NORMALIZATIONS`, and return it.
+    """Check that a word is in `NORMALIZATIONS`, and return the word.
 
     Raises:
         ValueError: the word is not in `NORMALIZATIONS`.
@@ -225,7 +230,7 @@ def require_normalization(word: object) -> str:
 
 
 def require_split(rule: object) -> str:
-    """Check that a rule for the shards is a key of `SPLITS`, and return it.
+    """Check that a rule for the shards is a key of `SPLITS`, and return the rule.
 
     Raises:
         ValueError: the rule is not a key of `SPLITS`.
@@ -236,7 +241,7 @@ def require_split(rule: object) -> str:
 
 
 def cut_axis(rule: str, dimensions: int) -> int:
-    """Return the axis along which a rule cuts logits with this number of dimensions."""
+    """Return the axis along which a rule, a key of `SPLITS`, cuts logits with this number of dimensions."""
     return 0 if rule == "batch" else min(1, dimensions - 1)
 
 
@@ -244,7 +249,8 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
     """Return why a loss cannot run on these inputs: a rank would have no classes. Return None if the loss can run.
 
     A loss that needs classes on every rank lacks the feature `one_class`: on two ranks, one class leaves the second
-    rank without classes. `lacks` maps the features that the loss lacks to the reasons.
+    rank without classes. `rule` is the attribute `split` of the loss, and `ranks` is the number of ranks. `lacks` has
+    the features that the loss lacks, with the reasons.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
@@ -253,8 +259,9 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
-    """Return a rank's shard of the logits or, with the rule "batch", of a target. The shard may share their memory.
+    """Return the shard of rank `rank` of `ranks` ranks. `rule` is a key of `SPLITS`.
 
+    The shard is a part of `logits`, and may use the same memory. With the rule "batch", `logits` may also be a target.
     The shard of contiguous logits is contiguous, like the logits that a rank of a real model computes.
     """
     axis = cut_axis(rule, logits.dim())
@@ -289,7 +296,7 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
 
 
 def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
-    """Overwrite a rank's shard in `logits` with `content`, without the padding."""
+    """Overwrite the shard of rank `rank` in `logits` with `content`, a shard of :func:`shard`, without the padding."""
     axis = cut_axis(rule, logits.dim())
     shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))

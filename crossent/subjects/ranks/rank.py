@@ -61,7 +61,11 @@ class Place:
 
     @property
     def own_device(self) -> torch.device:
-        """The device of this rank. With NCCL, each rank has its own GPU; otherwise all ranks share the first GPU."""
+        """The device of this rank.
+
+        For `device` "cpu", the CPU. Otherwise a GPU: with NCCL, each rank has its own GPU; with another backend, all
+        ranks share the first GPU.
+        """
         if self.device == "cpu":
             return torch.device("cpu")
         count = torch.cuda.device_count()
@@ -210,7 +214,7 @@ def _arguments_on(device: torch.device, request: dict[str, Any]) -> tuple[Tensor
 def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
     """Return the loss of a call or, with normalization="tokens", this rank's part of the loss.
 
-    `local` is this rank's shard of the logits.
+    `local` is this rank's shard of the logits. `logits` and `target` are the logits and the target of all ranks.
     """
     axis = cut_axis(state.rule, logits.dim())
     if not state.loss.of_tokens:
@@ -223,8 +227,8 @@ def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, o
 def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Run a forward and a backward pass for each micro-batch of a batch, for a loss with normalization="tokens".
 
-    Return two lists with an entry for each micro-batch: this rank's part of the loss, and the gradient of this rank's
-    shard of the logits. If the request needs no gradients, the second list is empty.
+    Return two lists with an entry for each micro-batch: "parts" has this rank's part of the loss, and "gradients" has
+    the gradient of this rank's shard of the logits. If the request needs no gradients, the second list is empty.
     """
     device, place = state.place.own_device, state.place
     logits, target, options = _arguments_on(device, request)
@@ -256,7 +260,11 @@ def _full(loss: Any) -> Tensor:
 
 
 def _backward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Run the backward pass of an earlier call, and return the gradient of this rank's shard."""
+    """Run the backward pass of an earlier call, and return the gradient of this rank's shard of the logits.
+
+    Raises:
+        RuntimeError: this rank started after that call, so the rank does not have the graph.
+    """
     if request["key"] not in state.graphs:
         lost = "the ranks were started again after the forward pass, so its graph is lost"
         raise RuntimeError(f"{lost}; run the forward pass again")
@@ -267,6 +275,8 @@ def _backward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
     """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits.
 
+    `upstream` is the upstream gradient.
+
     Raises:
         TypeError: the shard has elements, but no gradient after the backward pass.
     """
@@ -275,7 +285,8 @@ def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tenso
         state.loss.backward(loss, upstream.to(loss.dtype) if state.loss.of_tokens else upstream)
     gradient = _gradient_of(local)
     if gradient is None and local.numel():
-        raise TypeError("the loss is detached from the logits of this rank, so there is no gradient")
+        how = "compute the loss from the logits without detach, or set their .grad in the method backward"
+        raise TypeError(f"logits: .grad is None after the backward pass on this rank; {how}")
     return (local if gradient is None else gradient).detach().cpu()
 
 
@@ -289,10 +300,10 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Enter the context of the loss twice, or end the context by an exception, and return the problems in words.
+    """Test the context of the loss, and return the problems in words. `request["scenario"]` says which test.
 
-    A call outside of the context must do the same before and after the exception: return the same bits, or raise the
-    same error.
+    "twice" enters the context inside the context. "exception" ends the context by an exception: a call outside of the
+    context must then do the same as before the exception, which is return the same bits or raise the same error.
     """
     if request["scenario"] == "twice":
         try:
@@ -333,5 +344,5 @@ _ACTIONS: dict[str, Callable[[_RankState, dict[str, Any]], dict[str, Any]]] = {
 
 
 def collective_limit(seconds: float) -> float:
-    """Return the time limit of a collective operation, given the time limit of a whole call. Both are in seconds."""
+    """Return the time limit of a collective operation: `seconds`, rounded up to whole seconds, and at least 1."""
     return max(1.0, math.ceil(seconds))

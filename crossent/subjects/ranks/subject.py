@@ -17,14 +17,14 @@ from crossent.words import one_line, quoted
 
 # The subjects on several ranks that have a name, with their descriptions.
 RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossParallel"}
-# The promise and the grade of the subjects that have a name, unless the user chooses a contract. From the source of
-# torch 2.13.0, torch/distributed/tensor/parallel/loss.py:
+# The promise and the grade of the subjects that have a name, unless the user chooses a contract or a grade. From the
+# source of torch 2.13.0, torch/distributed/tensor/parallel/loss.py:
 # - `_log_softmax` subtracts the maximum over all ranks first, and never computes max + log Σ. In half precision, the
 #   function computes in float32, with an all-reduce of float32 sums, and rounds log p to the dtype once.
 # - `_nll_loss_forward` stores the product with the weight, the sum over the rows, the divisor and the mean.
-# - `_nll_loss_and_log_softmax_backward` computes `(hot + exp(log p)) * grad_output`, with `hot` -1 at the true class.
-#   The function stores the exponential, the sum, `grad_output / divisor`, the product of this quotient with the weight,
-#   and the result. The backward of torch's log_softmax stores the result alone.
+# - `_nll_loss_and_log_softmax_backward` computes `(hot + exp(log p)) * grad_output`, where `hot` is -1 at the true
+#   class, and otherwise 0. The function stores the exponential, the sum, `grad_output / divisor`, the product of this
+#   quotient with the weight, and the result. The backward of torch's log_softmax stores the result alone.
 RANK_PROMISE: Promise = "stepwise"
 RANK_GRADE = "B"
 # Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
@@ -40,13 +40,14 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
             function that follows :mod:`crossent.subjects.ranks.protocol`; or a loss of
             :func:`crossent.adapters.from_ranks`.
         ranks: the number of ranks.
-        timeout: the time limit of a case, in seconds.
-        operation: the operation of the run.
+        timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time, but
+            at least one second.
+        operation: the operation of the run, which must be a cross-entropy of logits.
         backend: the backend of torch.distributed, such as "gloo". With None,
             :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
-        ValueError: the subject cannot be loaded. The message is one line.
+        ValueError: the subject cannot be loaded, or cannot run on this number of ranks. The message is one line.
         TypeError: the object does not follow the protocol. The message is one line.
     """
     require_ranks(ranks, operation)
@@ -76,7 +77,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def with_rank_promise(subject: Subject) -> Subject:
-    """Return a named subject, such as `loss_parallel`, with its own promise and grade (see `RANK_PROMISE`)."""
+    """Return a subject of `RANK_SUBJECTS` with the promise `RANK_PROMISE` and the grade `RANK_GRADE`."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 
