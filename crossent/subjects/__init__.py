@@ -1,8 +1,9 @@
 """The subjects: the loss functions under test.
 
-This folder loads a loss function. A `Subject` holds the loss function, its promise about its arithmetic, and the
-features that the loss lacks, such as class weights. The forms (the reference implementations in `crossent.forms`) and
-torch are the built-in subjects. All other subjects are functions of the user.
+This folder loads a loss function. A `Subject` holds the loss function, the promise of the loss about its arithmetic,
+and the features that the loss lacks, such as class weights. The forms (the reference implementations in
+`crossent.forms`) and torch are the built-in subjects. All other subjects are functions of the user, except
+`loss_parallel`, torch's loss on several ranks.
 
 A promise says how precisely a loss computes, for example in which dtype. The error bounds follow from the promise. A
 contract is a promise under a name that a user can choose. A grade says how often a loss may round to float16 or

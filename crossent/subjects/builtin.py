@@ -108,9 +108,9 @@ LINEAR_FORM_SUBJECTS = {
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
     """Compute the loss with log_softmax and nll_loss, in a memory layout that F.cross_entropy never uses.
 
-    The function moves the class axis last for log_softmax, and back for nll_loss. For logits (N, C, d1, …), nll_loss
-    then gets a view that is not contiguous. Its backward pass refuses some of these views (pytorch#175084).
-    F.cross_entropy passes a contiguous tensor to nll_loss.
+    The function moves the class axis to the end before log_softmax, and back before nll_loss. For logits (N, C, d1, …),
+    nll_loss then gets a view that is not contiguous. The backward pass of nll_loss raises an error for some of these
+    views (pytorch#175084). F.cross_entropy passes a contiguous tensor to nll_loss.
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)

@@ -33,13 +33,13 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to kee
 
 @contextmanager
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
-    """Yield a loss that torch compiles into one graph at its first call.
+    """Yield `loss` as a function that torch compiles into one graph at the first call.
 
     `backend` is `TRACER` or `INDUCTOR`. If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of
     the first call.
 
-    Before and after the block, `torch._dynamo.reset` drops all compiled graphs, because torch limits their number. So a
-    function that other code has compiled is compiled again at its next call.
+    Before and after the `with` block, `torch._dynamo.reset` drops all compiled graphs, because torch limits their
+    number. So a function that other code has compiled is compiled again at its next call.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
@@ -233,7 +233,7 @@ def without_limits() -> Iterator[None]:
 
 @contextmanager
 def own_compile_cache() -> Iterator[None]:
-    """Let torch write compiled code to a new folder, which is removed after the block.
+    """Let torch write compiled code to a new folder, which is removed after the `with` block.
 
     In torch's default folder, a subject of an earlier run could have left code that this run would load. If the user
     has chosen a folder with the variable TORCHINDUCTOR_CACHE_DIR, torch writes to this folder instead.

@@ -184,7 +184,7 @@ class Confined:
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
     """Start a process that calls `run`, and wait until the process ends or the file descriptor `end` has input.
 
-    Then kill the process and all processes that it started, and remove its temporary files. `kept` are the file
+    Then kill the process and all processes that it started, and remove their temporary files. `kept` are the file
     descriptors that stay open in the process, besides 0, 1 and 2.
     """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone

@@ -79,7 +79,7 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 
 
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
-    """Return the subject under a contract and a grade. None stands for the default.
+    """Return a copy of the subject with the promise of a contract, and with a grade. None stands for the default.
 
     The default contract is "kernel". The default grade is the grade of the contract.
 

@@ -42,7 +42,9 @@ def load(
     ranks: int | None = None,
     timeout: float = 300.0,
 ) -> tuple[Subject, ...]:
-    """Return the subjects that a description names. A description may stand for several subjects, as `torch` does.
+    """Return the subjects that a description names, or the subject of a callable.
+
+    A description may stand for several subjects, as `torch` does.
 
     Args:
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
@@ -51,8 +53,7 @@ def load(
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
-            their own contracts, and other subjects have "kernel"; but `loss_parallel` also keeps its own contract if
-            `grade` is None.
+            their own contracts, and so does `loss_parallel` if `grade` is None. Other subjects have "kernel".
         grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
             Without a contract, the forms and torch keep their own grades, even if `grade` is given.
         device: the device that runs the subject. Code that is compiled for a GPU has less accurate exp, log and
@@ -189,7 +190,7 @@ def _nearest(name: str, lacking: object) -> str:
     """Return the end of a message about a missing attribute, such as "; did you mean cross_entropy?".
 
     `name` is the name of the attribute, and `lacking` is the object without the attribute. If the object has no
-    attribute with a similar name, the message names some callables of the object.
+    attribute with a similar name, the message names some callables of the object. Return "" if there are none.
     """
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):

@@ -40,7 +40,7 @@ _LONGEST_LINE = 1000  # the most characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A user's loss by its description. A call loads the loss; to create this object loads nothing.
+    """A user's loss, given by a description. The process that calls this object loads the loss at each call.
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.

@@ -4,6 +4,7 @@ The tests start real jobs.
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from support import faulty_ranks
 
 from crossent.report.reader import read_report
+from crossent.subjects.ranks import job
 from crossent.subjects.ranks.job import join_job
 from crossent.subjects.ranks.protocol import can_start_ranks
 
@@ -113,7 +115,24 @@ def test_a_job_of_one_process_needs_no_ranks(monkeypatch):
 def test_a_job_ends_with_a_line_if_one_of_its_processes_ends(folder):
     before = time.monotonic()
     status, output, left = torchrun(folder, "mine.py:ends_its_server", "--ranks", "2")
-    assert "process 1 of the torchrun job has ended" in output or "Signal 9 (SIGKILL)" in output, output
+    assert "process 1 of the torchrun job ended" in output or "Signal 9 (SIGKILL)" in output, output
     assert status == 1
     assert left == []
     assert time.monotonic() - before < 120
+
+
+def test_the_line_names_every_process_that_ended(monkeypatch, capsys):
+    pairs = [socket.socketpair() for _ in range(3)]
+    monkeypatch.setattr(job, "_controls", [ours for ours, _ in pairs])
+    statuses = []
+    for _, theirs in pairs[1:]:
+        theirs.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "_exit", statuses.append)
+        job._watch()
+    assert statuses == [2]
+    line = "crossent: process 2 and process 3 of the torchrun job ended; start the job again\n"
+    assert capsys.readouterr().err == line
+    for pair in pairs:
+        for one in pair:
+            one.close()

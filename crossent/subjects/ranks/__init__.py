@@ -6,6 +6,7 @@ process that has computed none.
 
 If all ranks raise the same exception, the call raises this exception, and the ranks continue to run. If a rank blocks
 or ends, or if the ranks disagree, the call raises an error that names the ranks. The next call then starts new ranks.
+Ranks disagree if some raise an exception and others do not, or if their exceptions or losses differ.
 
 A shard is the part of the logits that one rank has. The context of a loss is a context manager around its forward and
 backward passes, such as torch's `loss_parallel`. The user writes a class or a function that computes the loss from the

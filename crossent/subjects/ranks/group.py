@@ -74,7 +74,9 @@ class Ranks:
         self.group = 0
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
-        """Send a request to all ranks, and return their replies. If no ranks run, start them on `device`.
+        """Send a request to all ranks, and return their replies. If no ranks run, start ranks for tensors on `device`.
+
+        See :mod:`crossent.subjects.ranks.rank` for the content of requests and replies.
 
         Raises:
             RankEndedError: a rank ended, or did not answer in time.
@@ -204,7 +206,7 @@ class Ranks:
         raise RanksDifferError(text if said else f"rank {min(raised)} raised {_exception_line(raised[min(raised)])}")
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks. Return the exit status of each rank that had already ended, and how each rank ended.
+        """End all ranks. Return the exit status of each rank that had already ended, and `_Rank.ended` of each rank.
 
         `ended` has the numbers of the ranks that had already ended. The status of any other rank is None.
         """

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
 
 The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server. A server
-listens on a port, and writes the address to the store of the job, where the judge reads the address.
+listens on a port, and writes its address to the store of the job. The judge reads the address there.
 
 For each group of ranks, the judge opens a connection to every server. The server forks a keeper, a process that watches
 one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the judge closes the
@@ -135,8 +135,8 @@ def _connect(server: dict[str, Any], request: dict[str, Any]) -> socket.socket:
 def _watch() -> None:
     """Wait until a server ends. Then print a line, and end this process, because no other case can run."""
     ended = select.select(_controls, [], [])[0]
-    numbers = " and ".join(str(at) for at, one in enumerate(_controls, 1) if one in ended)
-    sys.stderr.write(f"crossent: process {numbers} of the torchrun job has ended; start the job again\n")
+    names = " and ".join(f"process {at}" for at, one in enumerate(_controls, 1) if one in ended)
+    sys.stderr.write(f"crossent: {names} of the torchrun job ended; start the job again\n")
     sys.stderr.flush()
     os._exit(2)
 

@@ -34,10 +34,10 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 
 
 class Launcher:
-    """A launcher process, as the process that starts the launcher sees it.
+    """An object with which a process starts a launcher, sends requests to the launcher, and ends it.
 
     The attribute `owner` is the id of the process that starts the launcher. A fork of this process inherits the object,
-    but must not use it.
+    but must not use the object except to close it.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.

@@ -261,8 +261,9 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
     """Return the shard of rank `rank` of `ranks` ranks. `rule` is a key of `SPLITS`.
 
-    The shard is a part of `logits`, and may use the same memory. With the rule "batch", `logits` may also be a target.
-    The shard of contiguous logits is contiguous, like the logits that a rank of a real model computes.
+    The shard is a part of `logits`, and may use the same memory. With the rule "padded", padding may follow the part.
+    With the rule "batch", `logits` may also be a target. The shard of contiguous logits is contiguous, like the logits
+    that a rank of a real model computes.
     """
     axis = cut_axis(rule, logits.dim())
     if rule == "padded":
