@@ -139,7 +139,7 @@ def import_object(description: str) -> object:
     if (place and not attribute) or (not place and attribute.endswith(".py")):
         raise ValueError(f"the name of the function or class is missing; write {cut(place or attribute)}:NAME")
     if description == "loss_parallel":
-        raise ValueError("it runs on several ranks; use `crossent check loss_parallel --ranks N`")
+        raise ValueError("it runs on several ranks; give their number: --ranks N, or ranks=N in Python")
     if not place:
         near = get_close_matches(description, _NAMES, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")

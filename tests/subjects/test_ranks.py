@@ -189,7 +189,7 @@ class TokensAreNoArgument(WrongRule):
         (NoForward, "the class NoForward, which has no method forward"),
         (WrongRule, "attribute split is 'columns'; allowed are classes, padded, batch"),
         (WrongNormalization, "attribute normalization is 'rows'; allowed is tokens"),
-        (TokensOfClasses, "attribute normalization is tokens, which needs split = 'batch'"),
+        (TokensOfClasses, "attribute split is 'classes'; normalization = 'tokens' needs split = 'batch'"),
         (TokensAreNoArgument, "does not take local_logits, target, shape, axis, options, tokens by position"),
         (lambda logits, target: logits, "does not take local_logits, target, shape, axis, options by position"),
         (3, "an object of type int"),
@@ -204,7 +204,7 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
     ("subjects", "options", "message"),
     [
         (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
-        (["loss_parallel"], {}, "it runs on several ranks; use `crossent check loss_parallel --ranks N`"),
+        (["loss_parallel"], {}, "it runs on several ranks; give their number: --ranks N, or ranks=N in Python"),
         ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
         (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
         (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: got the operation linear_"),

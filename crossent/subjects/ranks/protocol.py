@@ -198,7 +198,9 @@ def require_protocol(given: object) -> None:
     if (normalization := normalization_of(given)) not in NORMALIZATIONS:
         raise TypeError(f"{what}, whose attribute normalization is {quoted(normalization)}; allowed is tokens")
     if normalization and rule != "batch":
-        raise TypeError(f"{what}, whose attribute normalization is tokens, which needs split = 'batch'")
+        raise TypeError(
+            f"{what}, whose attribute split is {quoted(rule)}; normalization = 'tokens' needs split = 'batch'"
+        )
 
 
 def forward_arguments(given: object) -> tuple[str, ...]:
