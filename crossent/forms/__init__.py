@@ -1,8 +1,8 @@
 """The forms: cross-entropy written out by hand, six times, and linear cross-entropy, twice.
 
 This room has the reference implementations and the checks of their arguments. The modules import torch. `explain` and
-`explain_linear` also import rich, which prints the worked examples, and `kernel` imports triton. No module imports
-another room of the package.
+`explain_linear` also import rich, which prints the worked examples. `kernel` also imports triton and numpy. No module
+imports another room of the package.
 
 textbook        formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
 linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`

@@ -6,9 +6,10 @@ Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class
 allocates three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the
 logits and one write of the gradient are enough.
 
-This form keeps a block of rows in the cache while it computes on the block, in float32 for float16 and bfloat16 logits.
-The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
-arXiv:2410.10989. The Liger kernel writes the gradient into the logits; this form writes into no argument.
+This form keeps a block of rows in the cache while it computes on the block. For a result in float16 or bfloat16, the
+form computes in float32. The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et
+al., "Liger Kernel", arXiv:2410.10989. The Liger kernel writes the gradient into the logits; this form writes into no
+argument.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
     If `rows.dense` is False, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights.
-    The losses of ignored rows are arbitrary numbers.
+    The loss of an ignored row may be any number or NaN. `block_size` is as in :func:`blocked`.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -167,8 +168,8 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
     probability, so `_Blocked.forward` computes the largest losses again.
 
     The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)`
-    and `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient. `D` is the
-    divisor of the mean, and 1 for the other reductions.
+    and `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, `upstream`.
+    `D` is the divisor of the mean, and 1 for the other reductions. `block_size` is as in :func:`blocked`.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -195,10 +196,11 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the factor `g/D` of each row's gradient: the upstream gradient, for a mean divided by the divisor.
+    """Return the factor `g/D` of each row's gradient.
 
-    If `rows.dense` is False, the factor includes the weight of the true class. The result is one number, or a tensor
-    of shape (..., 1).
+    `g` is the upstream gradient, `upstream`. `D` is the divisor of the mean, and 1 for the other reductions. If
+    `rows.dense` is False, the factor includes the weight of the true class. The result is a single number for all rows,
+    or a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -221,16 +223,17 @@ def _most_rows(rows: Rows, block_size: int | None) -> int:
 
 
 class _Work:
-    """The softmax of blocks, computed in the dtype `compute`, and one buffer that all blocks share."""
+    """The softmax of one block after another, computed in the dtype `compute`. All blocks share one buffer."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of a block, (..., C), or the log-softmax if `log` is True.
+        """Return the softmax of the logits `x` of a block, (..., C), or the log-softmax if `log` is True.
 
-        The result is in `out` if torch can write into `out` without a copy, and otherwise in the shared buffer.
+        The result is in `out` if torch can write into `out` without a copy. Otherwise the result is in the shared
+        buffer, which the next call overwrites.
         """
         # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its memory position.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
@@ -257,7 +260,7 @@ _LEAST = 2**19
 def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
 
-    On a CPU, each thread has its own second-level cache.
+    On a CPU, the result counts one cache for each of the `threads` threads.
     """
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23

@@ -33,7 +33,7 @@ _FORMULAS = {
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Return a row of normally distributed logits and a random true class, both drawn from the seed."""
+    """Return normally distributed logits of a row of `classes` classes and a random true class, drawn with the seed."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -44,7 +44,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
     """Return the steps from one row of logits to the loss, with the numbers of each step, as text for a rich console.
 
     A table of many classes shows only the first `MOST_CLASSES` classes and the true class. The table of the last step
-    compares the loss of each form with the loss of torch.
+    compares the loss of each form in `FORMS` with the loss of torch.
 
     Args:
         logits: One finite number for each class.
@@ -99,7 +99,7 @@ def _numbered(*steps: _Step) -> list[RenderableType]:
 
 
 def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
-    """Return the steps from the logits to the loss, and to the gradient of the logits."""
+    """Return the steps from the logits `x` of a row to the loss, and to the gradient of the logits."""
     p, y = x.softmax(0), torch.tensor(target)
     loss = torch.nn.CrossEntropyLoss()(x, y).item()
     log_sum = loss + x[target].item()
@@ -167,7 +167,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
 
 
 def _slope(x: Tensor, target: int) -> Tensor:
-    """Return the gradient of the loss with respect to the logits of a row, `softmax(x) - e_target`."""
+    """Return the gradient of the loss with respect to the logits `x` of a row, `softmax(x) - e_target`."""
     return x.softmax(0) - torch.nn.functional.one_hot(torch.tensor(target), len(x))
 
 
@@ -232,7 +232,10 @@ def _losses_table(of_torch: str, torchs: float, losses: Mapping[str, float]) -> 
 
 
 def _prediction(x: Tensor, p: Tensor, target: int) -> str:
-    """Return a sentence about the class with the largest logit."""
+    """Return a sentence that says whether the predicted class, which has the largest logit, is the true class.
+
+    If several classes share the largest logit, the sentence says that no single class is predicted.
+    """
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
@@ -246,8 +249,9 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     """Return a sentence that warns of early rounding: the loss of the probability rounded to two decimals.
 
-    Return "" if the rounded probability is 0 or 1, or if both losses have the same digits in print. If `seed` is True,
-    the example is from the article, and a second sentence says what the article prints.
+    `probability` is the probability of the true class, and `loss` is its loss without rounding. Return "" if the
+    rounded probability is 0 or 1, or if both losses have the same digits in print. `seed` says whether the example is
+    the one from the article. A second sentence then says what the article prints.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):

@@ -15,6 +15,7 @@ from crossent.forms import LINEAR_FORMS
 from crossent.forms.explain import (
     _MEANING,
     SEED_TARGET,
+    _count,
     _losses_table,
     _number,
     _numbered,
@@ -36,7 +37,10 @@ SEED_BIAS = (0.0, 0.0, 1.0)
 
 
 def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
-    """Return a hidden state of two numbers, a weight, a bias and a true class, all drawn from the seed."""
+    """Return a hidden state of two numbers, weight and bias of a layer with `classes` classes, and a true class.
+
+    All of them are drawn with the seed.
+    """
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2,), (classes, 2), (classes,)))
     target = int(torch.randint(classes, (), generator=generator))
@@ -61,7 +65,8 @@ def explain_linear(
         target: The true class, from 0 to C - 1.
 
     Raises:
-        ValueError: The lengths do not match, or a logit is not finite.
+        ValueError: The weight has no rows, the lengths do not match, a logit is not finite, or a difference of two
+            logits overflows.
         IndexError: The target is not a class.
 
     Example:
@@ -70,10 +75,13 @@ def explain_linear(
         Linear cross-entropy, step by step
         ...
     """
+    if not weight:
+        raise ValueError("weight: got no rows; allowed is one row or more, one for each class")
     if len(bias) != len(weight) or any(len(row) != len(hidden) for row in weight):
         raise ValueError(
-            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed are {len(bias)} rows (one for each "
-            f"element of the bias) of {len(hidden)} numbers each (the length of the hidden state)"
+            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed is a weight of "
+            f"{_count(len(bias), 'row', 'rows')} (one for each element of the bias), each of "
+            f"{_count(len(hidden), 'number', 'numbers')} (the length of the hidden state)"
         )
     h, w, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hidden, weight, bias))
     x = w @ h + b
@@ -140,7 +148,10 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 
 
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
-    """Return a table with a row of numbers for each class of :func:`_shown`, and a mark at the true class."""
+    """Return a table with a row for each class that :func:`_shown` names, and a mark at the true class, `target`.
+
+    `rows` has the numbers of these classes, `headings` the names of their columns. `classes` counts all classes.
+    """
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):
         table.add_row(str(c), *row, "← the true class" if c == target else "")

@@ -34,12 +34,14 @@ def fused(
     The loss, the arguments and the errors are the same as in :func:`crossent.formula`. If `input` requires a gradient,
     the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1. In the backward pass,
     the kernel reads the upstream gradient on the device, and computes the gradient again if the upstream gradient is
-    not 1. So the host never waits for the device, and each number of the gradient is rounded once.
+    not 1. So the host never waits for the device, and each number of the gradient is rounded once. For an unreduced
+    loss, only the backward pass computes the gradient.
 
-    The kernel needs tensors on a CUDA device and the package `triton`. Without CUDA or `triton`, the function calls
-    :func:`crossent.blocked`. If `triton` is installed and the environment variable `TRITON_INTERPRET` is 1, the kernel
-    runs in Triton's interpreter, also on a CPU. The interpreter is slow, and truncates numbers to bfloat16 where a GPU
-    rounds. This function calls :func:`crossent.formula` in the same cases as :func:`crossent.blocked`.
+    The kernel needs tensors on a CUDA device and the package `triton`. For tensors on another device, or without
+    `triton`, the function calls :func:`crossent.blocked`. If `triton` is installed and the environment variable
+    `TRITON_INTERPRET` is 1, the kernel runs in Triton's interpreter, also on a CPU. The interpreter is slow, and
+    truncates numbers to bfloat16 where a GPU rounds. This function calls :func:`crossent.formula` in the same cases as
+    :func:`crossent.blocked`.
 
     Example:
         >>> import torch, crossent
@@ -93,7 +95,7 @@ class _Fused(torch.autograd.Function):
 
 @functools.cache
 def path_of(device_type: str) -> Literal["kernel", "interpreter", "blocked"]:
-    """Return the code that `fused` runs on this type of device.
+    """Return a word for the code that `fused` runs on a type of device, such as "cuda".
 
     The word "kernel" stands for the compiled kernel, "interpreter" for the kernel in Triton's interpreter, and
     "blocked" for :func:`crossent.blocked`. For each type of device, the first call of this function reads

@@ -20,10 +20,11 @@ _LOCK = threading.Lock()
 
 @triton.jit
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
-    """Return the coefficients `w_c q_c` of the classes `c`, class weight times smoothed target; 0 outside the mask.
+    """Return `w_c q_c`, the class weight times the smoothed target, for each class in `c`; 0 where `mask` is False.
 
-    `t_at` points to the class probabilities, and `weight` to the class weights; None if the call has none. For class
-    indices, `q_c` is only the `uniform` part `ε/C`, and the caller adds the rest at the true class.
+    `t_at` points to the class probabilities, `t_step` apart from each other. `weight` points to the C class weights.
+    Both are None if the call has none. `uniform` is `ε/C`, and `hit` is `1 - ε`. For class indices, `q_c` is only
+    `uniform`, and the caller adds `hit` at the true class. `F` is the dtype of the result.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
@@ -95,7 +96,11 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
 
 
 def flat(rows: Tensor) -> Tensor:
-    """Return a tensor (..., C) in the shape (N, D, C), as a view if possible. The kernel takes only three strides."""
+    """Return `rows`, a tensor (..., C), in the shape (N, D, C), as a view if possible.
+
+    N is the size of the first dimension, and D the product of the sizes between the first and the last dimension. The
+    kernel takes only three strides.
+    """
     return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
 
 

@@ -6,18 +6,17 @@ r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight
 Here `h` is the input, `W` and `b` are the weight and the bias of the linear layer, `g` is the upstream gradient, and
 `e_y` is the one-hot vector of the true class `y`.
 
-The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than the model's
-other tensors. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
+The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than any other
+tensor of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
 :func:`linear_blocked` computes some rows at a time and never stores all logits. The idea of `linear_blocked` is from
 Hsu et al., "Liger Kernel", arXiv:2410.10989.
 
-Both forms have the signature and the contract of `torch.nn.functional.linear_cross_entropy` of torch 2.13, without the
-argument `options`. `linear_blocked` also takes `block_size`.
+Both forms take the arguments of `torch.nn.functional.linear_cross_entropy` of torch 2.13, except `options`, and compute
+the same loss. `linear_blocked` also takes `block_size`.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,10 +26,10 @@ from torch import Tensor
 
 from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
-from crossent.forms.validation import _has_autocast, as_int, check_linear
+from crossent.forms.validation import _without_autocast, as_int, check_linear
 
-# By default, a block has at least this many logits, and at least this many rows. Every block reads the whole weight, so
-# many small blocks would take long.
+# By default, a block has at most `_LOGITS` logits, or `_ROWS` rows if these have more logits. Every block reads the
+# whole weight, so many small blocks would take long.
 _LOGITS, _ROWS = 2**22, 64
 # linear_blocked converts the weight to the dtype of the computation in slices. A slice has about this fraction of the
 # numbers of a block.
@@ -52,7 +51,7 @@ def linear_formula(
 
     The loss of the logits is defined as in :func:`crossent.formula`. For float16 and bfloat16, all computation is in
     float32, and the loss and every gradient are rounded once. A row with the target `ignore_index` adds nothing to any
-    gradient, even if its input is NaN.
+    gradient. If `linear_weight` is `(C, H)`, a NaN in the input of such a row makes no gradient NaN.
 
     Args:
         input: The hidden states, in float16, bfloat16, float32 or float64.
@@ -70,8 +69,8 @@ def linear_formula(
         - linear_weight: `(C, H)`, or `(C, d1, …, dK, H)` with a batch of inputs.
         - linear_bias: the shape of `linear_weight` without its last dimension.
         - weight: `(C)`.
-        - target: with class indices `()`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of the logits,
-          `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
+        - target: with class indices `()` or `(1)`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of
+          the logits, `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
         - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
 
     Returns:
@@ -121,10 +120,10 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies these gradients by the upstream gradient. For the reduction "none", or if an earlier
-    backward pass has returned these gradients, the backward pass computes the logits again. The loss and the gradients
-    are summed in float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for
-    the tensors that require a gradient.
+    multiplies these gradients by the upstream gradient. For the reduction "none", or if an earlier backward pass has
+    returned these gradients, the backward pass computes the logits again. The loss and the gradients are summed in
+    float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for the tensors
+    that require a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
@@ -225,7 +224,11 @@ class _LinearBlocked(torch.autograd.Function):
 def _through_formula(
     tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
 ) -> list[Tensor | None]:
-    """Return the wanted gradients of :func:`crossent.linear_formula`, for a caller who differentiates a gradient."""
+    """Return the gradients of :func:`crossent.linear_formula` for input, weight and bias of the linear layer.
+
+    A caller may differentiate these gradients, and `upstream` may be a batch. A gradient is None where `wanted` is
+    False. `tensors` and `options` are as in :func:`_arranged`.
+    """
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
         loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
@@ -235,17 +238,13 @@ def _through_formula(
 
 
 def _differentiate(
-    rows: Rows,
-    leaves: Any,
-    wanted: tuple[bool, ...],
-    upstream: Tensor | float,
-    block_size: int | None,
+    rows: Rows, leaves: Any, wanted: tuple[bool, ...], upstream: Tensor | float, block_size: int | None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
 
-    A gradient is None where `wanted` is False. The results have the dtype of the computation. If `rows.dense` is False,
-    the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights. An ignored row adds nothing
-    to any gradient.
+    `upstream` is the upstream gradient. A gradient is None where `wanted` is False. An ignored row adds nothing to any
+    gradient. The results have the dtype of the computation. If `rows.dense` is False, the losses are unweighted, and
+    `_weigh_and_reduce` multiplies them by the class weights. For `block_size`, see :func:`rows_of_block`.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -274,19 +273,23 @@ def _differentiate(
 
 
 def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int:
-    """Return the number of rows in a block of :func:`crossent.linear_blocked`; the last block may have fewer."""
+    """Return the number of rows in a block of :func:`crossent.linear_blocked`; the last block may have fewer.
+
+    `rows` is the number of all rows. `block_size` is the largest number of logits in a block; None stands for the
+    default. A block has at least one row, even if a row has more logits.
+    """
     return min(rows, max(1, (block_size or max(_LOGITS, _ROWS * classes)) // classes))
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits of a block of r rows to `out`, (r, C), and return `out`. `parts`: slices from :func:`_parts`."""
+    """Write the logits of r hidden states to `out`, (r, C), and return `out`. `parts`: slices from :func:`_parts`."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of the input of r rows, to `out`, (r, H). `parts`: slices from :func:`_parts`."""
+    """Write `d @ w`, the gradient of r hidden states, to `out`, (r, H). `parts`: slices from :func:`_parts`."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -294,9 +297,10 @@ def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) ->
 
 
 def _parts(w: Tensor, work: Tensor) -> list[slice]:
-    """Return slices of the classes. Converted to the dtype of `work`, a slice of the weight is small beside `work`.
+    """Return slices of the classes, so that one slice of the weight needs little memory compared with `work`.
 
-    `work` is the buffer of a block of logits. If the weight already has this dtype, return a single slice.
+    `w` is the weight, and `work` is the buffer of a block of logits. The caller converts each slice of the weight to
+    the dtype of `work`. If the weight already has this dtype, return a single slice.
     """
     classes, features = w.shape
     step = classes if w.dtype == work.dtype else max(1, int(_SHARE * work.numel()) // max(1, features))
@@ -304,7 +308,7 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 
 
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
-    """Replace the logits `z` of a block by their gradient, and write the loss of each row to `loss`.
+    """Replace `z`, the logits of the block `rows`, by their gradient, and write the loss of each row to `loss`.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`. `crossent.forms.blocks._differentiate` defines the symbols.
     `factor` is `g/D`. If `rows.dense` is False, `factor` includes the weight of the true class, but the written loss
@@ -332,7 +336,8 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
     """Check the arguments, and return them as rows. Zeros that need no memory stand in place of the logits.
 
-    `tensors` are input, weight and bias of the linear layer, target and class weight.
+    `tensors` are input, weight and bias of the linear layer, target and class weight; None for a missing bias or class
+    weight. `options` has the arguments `ignore_index`, `reduction` and `label_smoothing`.
     """
     hidden, linear_weight, linear_bias, target, weight = tensors
     check_linear(hidden, linear_weight, linear_bias)
@@ -343,8 +348,3 @@ def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
         raise RuntimeError(f"ignore_index: got {options['ignore_index']} with class probabilities; allowed is None")
     plain = hidden.device.type == "cpu" and _is_plain(hidden, target) and len(target.shape) > 0 and target.numel() > 0
     return arrange(logits, target, weight, **options, eager=plain)
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context manager that turns autocast off, so that no matrix product is in half precision."""
-    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()

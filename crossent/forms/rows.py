@@ -1,11 +1,12 @@
 """The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
-A form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens half precision
-to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the reduction and
-rounds once to the dtype of the result. Between these two calls, a form is only its formula.
+A form of :mod:`crossent.forms.textbook` starts with :func:`lay_out`, which refuses bad arguments, moves the class axis
+last and widens half precision to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows
+to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form is only its
+formula.
 
-A form that works on some rows at a time starts with :func:`arrange`, which does not widen. The form then takes some
-rows with :meth:`Rows.blocks`, and widens these rows with :meth:`Rows.widened`.
+The other forms on tensors start with :func:`arrange`, which does not widen. A form that works on some rows at a time
+then takes some rows with :meth:`Rows.blocks`, and widens these rows with :meth:`Rows.widened`.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Rows:
         probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the target as the
             caller gave it. None for class indices.
         weight: (C,), the class weights; None without class weights.
-        target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
-            probabilities. Also None if there are no class weights and :func:`arrange` has checked that no row is
-            ignored.
+        target_weight: (...), the weight of each row's true class, or 1 without class weights; 0 on ignored rows. None
+            for class probabilities. Also None if there are no class weights and :func:`arrange` has checked that no
+            row is ignored.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -62,7 +63,7 @@ class Rows:
 
     @property
     def compute(self) -> torch.dtype:
-        """The dtype of all computation: float32 for half precision, otherwise the dtype of the result."""
+        """The dtype of all computation: float32 if the result has half precision, otherwise the dtype of the result."""
         return torch.float32 if self.dtype in HALVES else self.dtype
 
     @property
@@ -124,20 +125,23 @@ class Rows:
         return Rows(logits, index, kept, probabilities, self.weight, target_weight, *options)
 
     def pick(self, values: Tensor) -> Tensor:
-        """Return the value of each row's true class: (..., C) to (...)."""
+        """Return the element of `values`, (..., C), for the true class of each row. The result is (...)."""
         assert self.index is not None
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Return each row's value times `w_y`, the weight of the row's true class: (...) to (...)."""
+        """Return `values`, a number for each row, (...), times `w_y`, the weight of the row's true class."""
         return values if self.target_weight is None else self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Return each class's value times `w_c`, the weight of the class: (..., C) to (..., C)."""
+        """Return `values`, a number for each class of each row, (..., C), times `w_c`, the weight of the class."""
         return values if self.weight is None else self.weight * values
 
     def expect(self, values: Tensor) -> Tensor:
-        """Return `Σ_c w_c q_c values_c` for the class weights `w` and the smoothed target `q`: (..., C) to (...)."""
+        """Return `Σ_c w_c q_c values_c` for each row, (...), from `values`, (..., C).
+
+        `w` are the class weights, and `q` is the smoothed target.
+        """
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
@@ -146,7 +150,7 @@ class Rows:
         return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
     def one_hot(self) -> Tensor:
-        """Return the dense target `q` of widened rows, (..., C): smoothed class probabilities or one-hot vectors."""
+        """Return the smoothed target `q` of widened rows as a dense tensor, (..., C), also for class indices."""
         if self.probabilities is not None:
             return self.probabilities
         assert self.index is not None
@@ -154,7 +158,7 @@ class Rows:
         return _smooth(hot, self.label_smoothing)
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """Return the result of the call from the loss of each row, (...).
+        """Return the result of the call. `losses`, (...), has the loss of each row.
 
         This method sets the loss of ignored rows to 0, reduces the losses, and rounds the result once to its dtype.
         `mean` divides by :attr:`divisor`. The mean over no rows is 0/0, NaN.
@@ -185,8 +189,9 @@ def lay_out(
             two: torch accepts a `label_smoothing` that is negative or NaN, and complex weights with class
             probabilities.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
-        IndexError: `input` has no class axis, or a target is outside `[0, C)` and is not `ignore_index`. For such a
-            target, CUDA stops with a device-side assert, as in torch: the host never waits for the device.
+        IndexError: `input` has no dimensions (RuntimeError if `target` is one class index, of shape `()`), or a target
+            is outside `[0, C)` and is not `ignore_index`. For such a target, CUDA stops with a device-side assert, as
+            in torch: the host never waits for the device.
     """
     return arrange(input, target, weight, ignore_index, reduction, label_smoothing).widened()
 
@@ -206,8 +211,9 @@ def arrange(
     The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
     errors are as in :func:`lay_out`.
 
-    Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and torch does not transform, trace or
-    compile the call. Then, if :func:`_all_kept` returns True, the rows have no mask `kept`, and later steps are faster.
+    Pass `eager=True` if Python may read the targets: there are targets, the tensors are on a CPU, and torch does not
+    transform, trace or compile the call. Then, if :func:`_all_kept` returns True, the rows have no mask `kept`, and
+    later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -255,8 +261,8 @@ def arrange(
 def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
     """Return True if the least and the greatest target show that every target is a class and no row is ignored.
 
-    If `ignore_index` lies between these two targets, return False, even if no row is ignored. `index` must have at
-    least one target.
+    If `ignore_index` lies between these two targets, return False, even if no row is ignored. `index` has the targets,
+    at least one, and `classes` is C.
     """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
@@ -270,11 +276,15 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Return the entry of `table`, (C,), for each row's true class. Raise IndexError if a class is outside `[0, C)`.
+    """Return the entry of `table`, (C,), for each row's true class.
 
-    Besides :func:`_all_kept`, no other function checks the range of the targets. `gather` checks the range in eager
-    mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without a copy to the host. A
-    check in Python would work only in eager mode (pytorch#135546).
+    `index` is a class also on ignored rows. `classes` and `ignore_index` are only for the error message.
+
+    On a CPU, raise IndexError if a class is outside `[0, C)`. On CUDA, `gather` stops with a device-side assert,
+    without a copy to the host.
+
+    Only this function and :func:`_all_kept` check the range of the targets. On a CPU, `gather` also checks under vmap
+    and in compiled code. A check in Python would work only in eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

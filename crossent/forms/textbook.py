@@ -8,9 +8,9 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 
     -Σ_c w_c q_c log softmax(x)_c
 
-`formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`,
-without the deprecated `size_average` and `reduce`. So the fourth positional argument is `ignore_index`. A gradient may
-differ from torch's in its memory layout: the class axis may come last in memory.
+`formula`, `log_softmax_nll` and `one_hot` take the arguments of `torch.nn.functional.cross_entropy`, except the
+deprecated `size_average` and `reduce`, and compute the same loss. So the fourth positional argument is `ignore_index`.
+A gradient may differ from torch's in its memory layout: the class axis may come last in memory.
 
 `scalar` computes one row with Python floats. The other two forms of cross-entropy are `blocked`, in
 :mod:`crossent.forms.blocks`, and `fused`, in :mod:`crossent.forms.fused`.
@@ -42,7 +42,7 @@ def formula(
 ) -> Tensor:
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The signature and the contract are the same as in :func:`torch.nn.functional.cross_entropy`, without the deprecated
+    The arguments and the loss are the same as in :func:`torch.nn.functional.cross_entropy`, without the deprecated
     `size_average` and `reduce`. For a row of logits `x` over `C` classes, with class weights `w` and
     `ε = label_smoothing`, the loss is::
 
@@ -66,7 +66,7 @@ def formula(
         reduction: `"none"` returns the loss of each row, and `"sum"` the sum of these losses. `"mean"` divides the sum
             by the total weight of the true classes of the rows that are not ignored. With class probabilities, `"mean"`
             divides by the number of rows. A mean over no rows, or over a total weight of 0, is NaN.
-        label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
+        label_smoothing: `ε`, from 0 to 1: the fraction of the target that is spread evenly over all classes.
 
     Shape:
         - input: `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
@@ -83,11 +83,12 @@ def formula(
         TypeError: An argument has the wrong Python type.
         ValueError: `reduction` is unknown, `ignore_index` exceeds 64 bits, or the batch sizes differ.
         RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
-            Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
+            Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities, or `input`
+            has no dimensions and `target` is one class index, of shape `()`.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
-        IndexError: `input` has no class axis, or a target is outside 0 to C - 1 and is not `ignore_index`. For such a
-            target, compiled code raises RuntimeError, and CUDA stops with a device-side assert, as in torch. No form
-            makes the host wait for the device to check the targets.
+        IndexError: `input` has no dimensions, for any other `target`; or a target is outside 0 to C - 1 and is not
+            `ignore_index`. For such a target, compiled code raises RuntimeError, and CUDA stops with a device-side
+            assert, as in torch. No form makes the host wait for the device to check the targets.
 
     Example:
         >>> import torch, crossent
@@ -114,8 +115,9 @@ def log_softmax_nll(
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
     The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
-    `F.nll_loss` takes no class probabilities and has no label smoothing. For these calls, the form itself computes the
-    sum `-Σ_c w_c q_c log softmax(x)_c` over the classes, with the class weights `w` and the smoothed target `q`.
+    `F.nll_loss` takes no class probabilities and has no label smoothing. For class probabilities, and for label
+    smoothing, the form computes the sum `-Σ_c w_c q_c log softmax(x)_c` over the classes without `F.nll_loss`, with the
+    class weights `w` and the smoothed target `q`.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 
@@ -190,14 +192,15 @@ def scalar(
             the number must be negative and has no effect.
         reduction: `"none"` and `"sum"` return the loss of the row. `"mean"` divides the loss by the weight of the
             true class, and is NaN for a weight of 0. With class probabilities, `"mean"` returns the loss of the row.
-        label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
+        label_smoothing: `ε`, from 0 to 1: the fraction of the target that is spread evenly over all classes.
 
     Returns:
         The loss, a Python float (binary64).
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A sequence has the wrong length, or an option is out of its range.
+        ValueError: A sequence has the wrong length, `reduction` is unknown, `label_smoothing` is outside 0 to 1, or
+            `ignore_index >= 0` comes with class probabilities.
         IndexError: The target is outside 0 to C - 1 and is not `ignore_index`.
 
     Example:

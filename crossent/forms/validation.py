@@ -8,8 +8,10 @@ argument, the given value and the allowed values.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,20 +24,26 @@ _ALLOWED = "float16, bfloat16, float32 and float64"
 
 
 def as_float(name: str, value: object) -> float:
-    """Return an option as a float; raise TypeError for a value without `__float__`, such as a string.
+    """Return `value` as a float; raise TypeError for a value without `__float__`, such as a string.
 
-    A tensor of one element is allowed. An int beyond the range of a float also raises TypeError.
+    `name` is the argument that the error names. A tensor of one element is allowed. An int beyond the range of a float
+    and a tensor of several elements also raise TypeError.
     """
     try:
         if not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # float() of a tensor or of a huge int raises these
+    except OverflowError:
+        raise TypeError(f"{name}: got an int beyond the range of a float; allowed is a number in this range") from None
+    except (TypeError, ValueError, RuntimeError):  # float() of a tensor raises these
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is a number") from None
 
 
 def as_int(name: str, value: object) -> int:
-    """Return an option as an int; raise TypeError for a bool and for a value without `__index__`."""
+    """Return `value` as an int; raise TypeError for a bool, and for a value that `operator.index` refuses.
+
+    `name` is the argument that the error names. A tensor of one integer is allowed.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -77,7 +85,8 @@ def check_options(
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     """Check the types, sizes, layouts, dtypes and devices of the arguments of the linear layer.
 
-    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError.
+    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. But torch accepts a size d1, …, dK of 0, and
+    returns NaN for the mean.
     """
     for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if not isinstance(value, Tensor) and not (name == "linear_bias" and value is None):
@@ -86,8 +95,9 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
         raise RuntimeError(f"input: got shape {tuple(input.shape)}; allowed are (H) and (N, H)")
     shape, features = tuple(linear_weight.shape), input.shape[-1]
     if len(shape) < 2 or (len(shape) > 2 and input.dim() == 1) or shape[-1] != features or 0 in shape[:-1]:
-        more = "" if input.dim() == 1 else f" and (C, d1, …, dK, {features})"
-        raise RuntimeError(f"linear_weight: got shape {shape}; allowed are (C, {features}){more} with C at least 1")
+        more, sizes = ("", "C") if input.dim() == 1 else (f" and (C, d1, …, dK, {features})", "C, d1, …, dK")
+        allowed = f"(C, {features}){more} with {sizes} at least 1"
+        raise RuntimeError(f"linear_weight: got shape {shape}; allowed are {allowed}")
     if linear_bias is not None and tuple(linear_bias.shape) != shape[:-1]:
         raise RuntimeError(f"linear_bias: got shape {tuple(linear_bias.shape)}; allowed is {shape[:-1]}")
     for name, value in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
@@ -98,14 +108,16 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
         if _dtype_under_autocast(value) != _dtype_under_autocast(input):
             raise RuntimeError(f"{name}: got {_name(value.dtype)}; allowed is {_name(input.dtype)}, the input's dtype")
         if value.device != input.device:
-            raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {input.device}, where input is")
+            allowed = f"{input.device}, the device of input"
+            raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {allowed}")
 
 
 def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
     """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
 
-    As in torch, a wrong batch size raises ValueError, logits without a class axis raise IndexError, and any other wrong
-    size raises RuntimeError. With class probabilities, an `ignore_index` that is not negative raises RuntimeError.
+    As in torch, a wrong batch size raises ValueError, and any other wrong size or a wrong dtype raises RuntimeError.
+    Logits without a class axis raise IndexError; with a class index of the same shape, (), they raise RuntimeError.
+    With class probabilities, an `ignore_index` that is not negative raises RuntimeError.
     """
     if input.dim() == 0:
         # Logits and target have the same shape. torch then takes a class index for a probability of a wrong dtype.
@@ -136,9 +148,9 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
 
 
 def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | None) -> torch.dtype:
-    """Check the dtypes, the layout of the input and the shape of the weight; return the dtype of the result.
+    """Check the dtypes of `input` and `weight`, the layout of `input` and the shape of `weight`.
 
-    `probabilities` is the target, or None if the target holds class indices.
+    Return the dtype of the result. `probabilities` is the target, or None if the target holds class indices.
     """
     classes = input.shape[min(1, input.dim() - 1)]
     if input.dtype not in FLOATS:
@@ -156,7 +168,7 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
             assert weight is not None
             raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed are {_ALLOWED}")
     elif weight is not None and _dtype_under_autocast(weight) != dtype:
-        raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the dtype of input")
+        raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(input.dtype)}, the dtype of input")
     return dtype
 
 
@@ -170,8 +182,8 @@ def check_row(
 ) -> tuple[list[float], int | list[float] | None, list[float], float]:
     """Check the arguments of :func:`crossent.scalar`; return logits, target, weights and `label_smoothing`.
 
-    The returned target is a class, a list of class probabilities, or None if the row is ignored. If `weight` is None,
-    the returned weights are ones.
+    The arguments are as in :func:`crossent.scalar`. The returned target is a class, a list of class probabilities, or
+    None if the row is ignored. If `weight` is None, the returned weights are ones.
     """
     x = _numbers("input", input)
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
@@ -234,6 +246,11 @@ def _has_autocast(device_type: str) -> bool:
     if device_type == "cpu":
         return torch.is_autocast_cpu_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled("cpu")
     return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context manager that turns autocast off on a device, so that no matrix product is in half precision."""
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()
 
 
 # Before torch 2.4, each type of device has its own function.

@@ -798,6 +798,22 @@ def test_autocast_accepts_a_weight_of_another_half_type(form):
         assert_equal(form(logits, target, weight.bfloat16()), torch.tensor(22528 / 8))
 
 
+@each_form
+def test_under_autocast_a_refused_weight_is_compared_with_the_dtype_of_the_input(form):
+    logits, target, weight = data(torch.float32)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="weight: got float64; allowed is float16, the dtype of input"),
+    ):
+        form(logits.half(), target, weight.double())
+
+
+@each_form
+def test_an_int_beyond_the_range_of_a_float_is_named(form):
+    with pytest.raises(TypeError, match="label_smoothing: got an int beyond the range of a float; allowed is a number"):
+        form(X, Y, label_smoothing=10**400)
+
+
 @each_reduction
 @each_dtype
 @each_form

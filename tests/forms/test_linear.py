@@ -321,6 +321,12 @@ def test_a_bad_call_is_refused_with_the_name_of_its_argument(loss, name):
         loss(*arguments, **options)
 
 
+@every_form
+def test_a_weight_without_further_positions_is_refused(loss):  # torch returns NaN
+    with pytest.raises(RuntimeError, match=r"got shape \(4, 0, 3\); allowed are .* with C, d1, …, dK at least 1"):
+        loss(h, torch.ones(4, 0, 3), torch.zeros((2, 0), dtype=torch.int64))
+
+
 @has_torch_form
 @pytest.mark.parametrize("name", [name for name in BAD if name != "a list"])
 def test_torch_refuses_the_same_calls_with_the_same_class_of_error(name):
