@@ -93,7 +93,10 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return a dict from the text of each size range to its numbers. The arguments are as in :func:`size_class`."""
+    """Return a dict from the text of each size range to the elements of `numbers` in this range.
+
+    `limits` and `of` are as in :func:`size_class`.
+    """
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)
@@ -215,9 +218,9 @@ CONSTRAINTS = (
 
 
 def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] = CONSTRAINTS) -> str | None:
-    """Return the reason why these choices are impossible together, or None.
+    """Return the reason why these choices are impossible together, or None if no constraint forbids them.
 
-    `choices` maps names of axes to choices. Constraints on axes that `choices` lacks do not count.
+    `choices` maps names of axes to choices. A constraint on an axis that `choices` lacks does not count.
     """
     for constraint in constraints:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]

@@ -109,14 +109,15 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call whose target has an index that is neither a class nor ignored."""
+    """Return a call whose target has an index that is neither a class nor ignored. Its id is `id` after "class_"."""
     return BadInput(f"class_{id}", "index_errors", make, (IndexError,), poisons=True)
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits in float16 or bfloat16, and with the arguments that `make` returns.
+    """Return a call with logits in `dtype`, float16 or bfloat16, and with the arguments that `make` returns.
 
-    A loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
+    The id of the call is `id`, "_of_" and the dtype. `kind` is one of `BAD_INPUT_KINDS`. Such a call is needed, because
+    a loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
     """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)

@@ -101,7 +101,7 @@ class Case:
         """The choices of the case as words, from which :meth:`of` makes the case again.
 
         An id always has the dtype, sizes, values, target and reduction. The id leaves out every other choice that is
-        the default.
+        the default. If the case has a name, the id begins with the name and a slash.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
@@ -243,7 +243,8 @@ class Case:
     def _seed_choices(self) -> tuple[Any, ...]:
         """Return the choices that determine the random numbers.
 
-        The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers.
+        The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers before they
+        are rounded.
         """
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
@@ -272,7 +273,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """Return an array (R, C) in the sizes of the logits, or an array (R,) in the sizes of an unreduced loss."""
+        """Return `rows`, (R, C), in the sizes of the logits, or `rows`, (R,), in the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -323,7 +324,10 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the entry for the case's choice on an axis. Without an entry, raise the error of :func:`_not_made`."""
+        """Return the value in `entries` for the case's choice on `axis`.
+
+        If there is none, raise the error of :func:`_not_made`, which names `function`.
+        """
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
@@ -338,5 +342,5 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:
-    """Return the error for a choice of `AXES` that `function` should build but does not."""
+    """Return the error for `word`, a choice on `axis` that `function` should build but does not."""
     return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")

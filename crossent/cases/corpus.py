@@ -54,7 +54,11 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of the table as a bug. `name` is the name of its cases; by default, the first issue gives it."""
+    """Return an entry of the table as a bug.
+
+    `name` is the name of the bug's cases; by default, the first of `issues` gives the name. `cases` are the ids of
+    these cases without the name. `entry` has the other attributes of :class:`Bug`.
+    """
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)

@@ -56,8 +56,8 @@ def _cover_options(array: CoveringArray) -> list[Case]:
 def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
     """Return the cases, with some dtypes changed so that all dtypes have about equally many cases.
 
-    No combination of choices that the array needs is lost. Before this change, the first dtype has the most cases,
-    because covertable takes the first of several possible dtypes.
+    Each combination of choices that the array needs still occurs. Before this change, the first dtype has the most
+    cases, because covertable takes the first of several possible dtypes.
     """
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     many = Counter(case.dtype for case in cases)
@@ -76,8 +76,9 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 def _cover_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array of options with size ranges.
 
-    Each case starts with a combination of choices that no case has yet. The search then goes through the other axes in
-    random order, and takes on each axis the choice that completes the most missing combinations.
+    Each case starts with a combination of choices that no case has yet. :func:`_complete` then makes `_CANDIDATES`
+    candidates for this case, and the search takes the candidate that completes the most missing combinations. Finally,
+    :func:`_add_triples` and :func:`_vary_sizes` change the cases.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
@@ -100,10 +101,11 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Yield one pair: the number of combinations that a case completes, and its choices, which include `start`.
+    """Yield one pair: how many missing combinations a case completes, and the choices of this case.
 
-    Take the other axes in random order, and on each axis the choice that completes the most missing combinations. Only
-    `start` may have choices that hide bugs. Yield nothing if an axis has no possible choice.
+    The case has the choices `start`. Take the other axes in random order, and on each axis the choice that completes
+    the most missing combinations. On these axes, take no choice of `CoveringArray.hiding`: with such a choice, all
+    gradients are zeros, empty or NaN. Yield nothing if an axis has no possible choice.
 
     Args:
         start: the first choices of the case: a combination that no case has yet.
@@ -128,7 +130,10 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether a case can have these choices, together with choices on the other axes that hide no bugs."""
+    """Return whether a possible case with the choices `chosen` exists.
+
+    On every other axis, the case has one of :meth:`CoveringArray.revealing_choices`.
+    """
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
@@ -138,7 +143,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
     """Return the cases, with some choices changed so that more of the combinations of :func:`sized_triples` occur.
 
-    No combination of choices that the array needs is lost.
+    Each combination of choices that the array needs still occurs.
     """
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     occurrences = Counter(chosen for case in cases for chosen in sized_triples(case))
@@ -167,12 +172,15 @@ def _is_allowed(case: Case, array: CoveringArray) -> bool:
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
-    """Return whether `moved` may replace `case`: each combination that `case` loses also occurs in another case."""
+    """Return whether `moved` may replace `case`, without the loss of a combination that the array needs.
+
+    `covered` says in how many cases each combination occurs.
+    """
     return all(covered[chosen] > 1 for chosen in set(array.combinations(case)) - set(array.combinations(moved)))
 
 
 def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:
-    """Yield the cases with new sizes from the same size ranges, so that the numbers of a range occur in turn."""
+    """Yield the cases with new sizes from the same size ranges, so that they use the numbers of a range in turn."""
     used: Counter[tuple[str, int]] = Counter()
 
     def numbers(case: Case) -> list[tuple[str, int]]:

@@ -22,7 +22,7 @@ def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
 
 
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
-    """Return a case for each dtype and each number of classes in `widths`.
+    """Return a case for each dtype and each number of classes in `widths`, with `rows` rows, 2 or 4.
 
     The first row is normal, the second has one class far above the others, the third is flat, and the fourth is far
     below zero. With `rows=2`, a case has only the first two. The flat row reveals an accumulator with too few bits. The
@@ -241,10 +241,11 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases of this module that run at a level, with these dtypes and this seed. Leave out tiled cases.
+    """Yield the cases of this module that run at a level, with these dtypes and this seed.
 
-    For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
-    GiB of memory.
+    The tiled cases, which repeat a small batch many times, are in :func:`large_cases`. To check one subject on these
+    cases takes well below a second at level quick, and seconds at level normal. Level thorough takes minutes and
+    several GiB of memory.
 
     Example:
         >>> [case.id for case in edges(["float64"], level="quick")][-1]

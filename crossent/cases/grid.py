@@ -94,7 +94,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) of two size ranges, except pairs that give too many logits."""
+    """Return the pairs (classes, rows) from two size ranges, except pairs that give too many logits."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -134,7 +134,9 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A list of cases in which each possible combination of choices on `strength` axes occurs.
+    """The description of a list of cases in which each possible combination of choices on `strength` axes occurs.
+
+    :meth:`cases` reads the cases from a file, which :mod:`crossent.cases.cover` computes.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
@@ -178,11 +180,11 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hiding_axes(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes whose choices in `chosen` hide bugs, as `hiding` says."""
+        """Return the axes on which the choice in `chosen` hides bugs: a choice of the attribute `hiding`."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def revealing_choices(self, axis: str) -> list[Any]:
-        """Return the choices on an axis that hide no bugs."""
+        """Return the choices on an axis that hide no bugs: all choices but those of the attribute `hiding`."""
         return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
 
     def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
@@ -191,7 +193,11 @@ class CoveringArray:
         return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hiding <= set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether a constraint forbids these choices. Constraints on axes that `chosen` lacks do not count."""
+        """Return whether a constraint forbids these choices.
+
+        A constraint on an axis that `chosen` lacks does not count. If `chosen` has all `size_axes`, the smallest sizes
+        in these size ranges count as choices too.
+        """
         if why_forbidden(chosen, self.constraints) is not None:
             return True
         if not set(self.size_axes) <= chosen.keys():
@@ -204,16 +210,16 @@ class CoveringArray:
         return self.case_class(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes with the chosen size ranges, as fields of a case."""
+        """Return the smallest sizes in the size ranges of `chosen`, as fields of a case."""
         return {"sizes": sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the choices of `case`: one for each combination of numbers in its size ranges."""
+        """Yield the cases with the choices of `case`: one for each pair (classes, rows) of :func:`numbers_of`."""
         for classes, rows in numbers_of(case.class_size, case.row_size):
             yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
 
     def cases(self, name: str, dtypes: Iterable[str], seed: int) -> Iterator[Case]:
-        """Yield the cases of the file NAME.txt that have these dtypes, with this seed."""
+        """Yield the cases of the array `name` in these dtypes, with this seed, from the file NAME.txt."""
         wanted = set(dtypes)
         for line in (files(self.package) / f"{name}.txt").read_text(encoding="utf-8").splitlines():
             case = self.case_class.of(line)
@@ -232,7 +238,7 @@ ARRAYS = {
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases of a covering array that have these dtypes, with this seed.
+    """Yield the cases of a covering array in these dtypes, with this seed.
 
     Args:
         dtypes: the names of the dtypes.

@@ -110,7 +110,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`.
 
     The layout "expanded" repeats the first entry of the batch. The other layouts keep all elements. The memory between
-    and around the elements holds NaN, or 251 for integers. With up to 251 classes, 251 is not a class.
+    and around the elements holds NaN, or 251 for integers. If there are at most 251 classes, 251 is not a class.
     """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}

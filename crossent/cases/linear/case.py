@@ -28,8 +28,8 @@ _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 class LinearCase(Case):
     """One input of a linear cross-entropy with its options: hidden states, a weight, perhaps a bias, and a target.
 
-    The attributes of :class:`Case` describe the logits: `sizes` is (N, V). `values` is a key of `LINEAR_VALUES`, and
-    `layout` is the memory layout of the hidden states.
+    The attributes of :class:`Case` describe the logits: `sizes` is (N, V), for N rows and V classes. But `values` is a
+    key of `LINEAR_VALUES`, and `layout` is the memory layout of the hidden states.
 
     Attributes:
         hidden: the length of a hidden state, H.

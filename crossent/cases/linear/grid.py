@@ -81,7 +81,10 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 @cache
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
-    """Return the triples (classes, rows, hidden units) of three size ranges, except triples that cost too much."""
+    """Return the triples (classes, rows, hidden units) from three size ranges, except triples that cost too much.
+
+    In float64, more triples cost too much than in another `dtype`.
+    """
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
@@ -98,7 +101,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return the combinations of choices that a case can have on `axes`, which are some of `_SIZE_AXES`."""
+    """Return the combinations of choices that a case can have on `axes`, some axes of `_SIZE_AXES`."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 
@@ -144,12 +147,12 @@ class LinearArray(CoveringArray):
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes with the chosen dtype and size ranges, as fields of a case."""
+        """Return the smallest sizes in the size ranges of `chosen`, and for its dtype, as fields of a case."""
         classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
         return {"sizes": (rows, classes), "hidden": hidden}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the choices of `case`: one for each combination of numbers in its size ranges."""
+        """Yield the cases with the choices of `case`: one for each triple of :func:`linear_numbers`."""
         assert isinstance(case, LinearCase)
         for classes, rows, hidden in linear_numbers(case.dtype, case.class_size, case.row_size, case.hidden_size):
             yield replace(case, sizes=(rows, classes), hidden=hidden)
@@ -159,5 +162,5 @@ LINEAR_ARRAYS = {"pairs": LinearArray(2, LINEAR_CHOICES), "triples": LinearArray
 
 
 def linear_grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases of a covering array of :data:`LINEAR_ARRAYS` that have these dtypes, with this seed."""
+    """Yield the cases in these dtypes, with this seed, of the covering array `array`, a key of `LINEAR_ARRAYS`."""
     yield from LINEAR_ARRAYS[array].cases(array, dtypes, seed)
