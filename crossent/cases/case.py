@@ -149,7 +149,7 @@ class Case:
 
     @property
     def invalid(self) -> str | None:
-        """The reason why the case is invalid: an unknown choice or impossible choices. None for a valid case."""
+        """Why the case is invalid: an unknown choice, a broken rule or impossible choices. None for a valid case."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
         for axis, words in self.axes.items():
             if choices[axis] not in words:

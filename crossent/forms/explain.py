@@ -249,9 +249,9 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     """Return a sentence that warns of early rounding: the loss of the probability rounded to two decimals.
 
-    `probability` is the probability of the true class, and `loss` is its loss without rounding. Return "" if the
-    rounded probability is 0 or 1, or if both losses have the same digits in print. `seed` says whether the example is
-    the one from the article. A second sentence then says what the article prints.
+    `probability` is the probability of the true class, and `loss` is the loss without rounding. Return "" if the
+    rounded probability is 0 or 1, or if both losses have the same digits in print. If `seed` is True, the example is
+    from the article, and a second sentence says what the article prints.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):

@@ -22,9 +22,9 @@ _LOCK = threading.Lock()
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
     """Return `w_c q_c`, the class weight times the smoothed target, for each class in `c`; 0 where `mask` is False.
 
-    `t_at` points to the class probabilities, `t_step` apart from each other. `weight` points to the C class weights.
-    Both are None if the call has none. `uniform` is `ε/C`, and `hit` is `1 - ε`. For class indices, `q_c` is only
-    `uniform`, and the caller adds `hit` at the true class. `F` is the dtype of the result.
+    `t_at` points to the class probabilities, with the stride `t_step`, and is None for class indices. `weight` points
+    to the C class weights, and is None if the call has none. `uniform` is `ε/C`, and `hit` is `1 - ε`. For class
+    indices, `q_c` is only `uniform`, and the caller adds `w_y hit` at the true class y. `F` is the dtype of the result.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:

@@ -1,9 +1,9 @@
 """The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
-A form of :mod:`crossent.forms.textbook` starts with :func:`lay_out`, which refuses bad arguments, moves the class axis
-last and widens half precision to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows
-to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form is only its
-formula.
+A form on tensors in :mod:`crossent.forms.textbook` starts with :func:`lay_out`, which refuses bad arguments, moves the
+class axis last and widens half precision to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of
+ignored rows to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form is
+only its formula.
 
 The other forms on tensors start with :func:`arrange`, which does not widen. A form that works on some rows at a time
 then takes some rows with :meth:`Rows.blocks`, and widens these rows with :meth:`Rows.widened`.
@@ -280,8 +280,8 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
 
     `index` is a class also on ignored rows. `classes` and `ignore_index` are only for the error message.
 
-    On a CPU, raise IndexError if a class is outside `[0, C)`. On CUDA, `gather` stops with a device-side assert,
-    without a copy to the host.
+    On a CPU, raise IndexError if a class is outside `[0, C)`; compiled code raises RuntimeError. On CUDA, `gather`
+    stops with a device-side assert, without a copy to the host.
 
     Only this function and :func:`_all_kept` check the range of the targets. On a CPU, `gather` also checks under vmap
     and in compiled code. A check in Python would work only in eager mode (pytorch#135546).

@@ -84,11 +84,11 @@ def formula(
         ValueError: `reduction` is unknown, `ignore_index` exceeds 64 bits, or the batch sizes differ.
         RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
             Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities, or `input`
-            has no dimensions and `target` is one class index, of shape `()`.
+            has no dimensions and `target` is one class index.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
-        IndexError: `input` has no dimensions, for any other `target`; or a target is outside 0 to C - 1 and is not
-            `ignore_index`. For such a target, compiled code raises RuntimeError, and CUDA stops with a device-side
-            assert, as in torch. No form makes the host wait for the device to check the targets.
+        IndexError: `input` has no dimensions and `target` is not one class index. Or a target is outside 0 to C - 1 and
+            is not `ignore_index`. For such a target, compiled code raises RuntimeError, and CUDA stops with a
+            device-side assert, as in torch. No form makes the host wait for the device to check the targets.
 
     Example:
         >>> import torch, crossent

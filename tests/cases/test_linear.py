@@ -85,6 +85,22 @@ def test_each_choice_builds_and_no_word_is_on_two_axes():
         assert len(built) == len(axis_words) - (axis == "weight_layout"), axis  # window and offset start at 1
 
 
+@pytest.mark.parametrize(
+    ("id", "reason"),
+    [
+        ("linear-float32-7-normal-int64-mean-hidden16", "sizes must be the numbers of rows and classes, such as 7x5"),
+        ("linear-float32-7x5-normal-int64-mean-hidden0", "hidden must be 1 or more"),
+        (
+            "linear-float32-8191x8193-normal-int64-mean-hidden4097",
+            "input and linear_weight together must have at most 67,108,864 numbers",
+        ),
+    ],
+)
+def test_an_id_with_impossible_sizes_is_refused_with_the_reason(id, reason):
+    with pytest.raises(ValueError, match=f"'{id}', which is not the id of a case: {reason}"):
+        LinearCase.of(id)
+
+
 def test_each_dtype_has_the_same_numbers():
     for values in LINEAR_VALUES:
         cases = (LinearCase(dtype, (17, 5), values, bias="bias") for dtype in ("float64", "bfloat16"))

@@ -55,9 +55,10 @@ class LinearCase(Case):
     ignore_indices: ClassVar[Mapping[str, int]] = {**IGNORED, "ignored_first_chunk": -100}
     rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
         **RULES,
-        "sizes must be N x V": lambda case: len(case.sizes) == 2,
-        f"input and weight must have 1 to {MOST_NUMBERS:,} numbers": lambda case: (
-            case.hidden > 0 and sum(case.sizes) * case.hidden <= MOST_NUMBERS
+        "sizes must be the numbers of rows and classes, such as 7x5": lambda case: len(case.sizes) == 2,
+        "hidden must be 1 or more": lambda case: case.hidden > 0,
+        f"input and linear_weight together must have at most {MOST_NUMBERS:,} numbers": lambda case: (
+            sum(case.sizes) * case.hidden <= MOST_NUMBERS
         ),
         "a linear case is not tiled": lambda case: case.tiled == 1,
     }
