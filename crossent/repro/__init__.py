@@ -16,7 +16,7 @@ imports this folder.
 rerun      get a finding from a report, from the last runs, or by running its case again
 script     write the script of a finding, with the inputs of its case
 recipes    the recipe of each check
-equations  how a result follows from other results of the subject, such as the loss of a batch from those of two parts
+equations  how a result follows from other results, such as the loss of a batch from the losses of two parts
 composer   copy functions of `scripts` into a script
 literals   values and texts as Python code
 scripts    the functions that are copied into scripts

@@ -35,8 +35,9 @@ class Code:
     def add(self, function: ScriptFunction, name: str = "") -> None:
         """Copy a function or class into the script, after all functions that its text uses.
 
-        `name` is the name in the script; "" stands for the name of the function. If `instead` has this name, copy the
-        other function. If the script already has a function of this name, do nothing.
+        `name` is the name in the script; "" stands for the name of the function. If the attribute `instead` has a
+        function under this name, copy that function in place of `function`. If the script already has a function of
+        this name, do nothing.
         """
         name = name or function.__name__
         function = self.instead.get(name, function)

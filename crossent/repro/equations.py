@@ -66,9 +66,10 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension except the classes: inputs flipped along the dimension flip the result.
+    """Return an equation for each dimension of the rows: inputs flipped along the dimension flip the result.
 
-    A result without this dimension stays the same, such as a mean, or the gradient of the weight of a linear layer.
+    A dimension of the rows is any dimension of batched logits with a size above 1, except the class dimension. A result
+    without this dimension stays the same, such as a mean, or the gradient of the weight of a linear layer.
     """
 
     def along(axis: int) -> Equation:

@@ -108,7 +108,7 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe of a check whose only findings are wrong numbers in the result of one call."""
+    """Return the recipe, with these attributes, of a check whose only findings are wrong numbers of one call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
@@ -220,7 +220,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _transform(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe of a check that computes the result under a transform, such as torch.func.vmap."""
+    """Return the recipe, with these attributes, of a check of a transform, such as torch.func.vmap."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 
@@ -235,7 +235,10 @@ def _of_batch(focus: Focus) -> Shapes:
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe of a check that calls the compiled subject twice; if `dynamic`, the second call is larger."""
+    """Return the recipe of a check that calls the compiled subject twice. If `dynamic`, the second call is larger.
+
+    `backend` is the backend of torch.compile.
+    """
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)

@@ -85,7 +85,7 @@ def script_of(
 
 
 def _no_script(id: str, ranks: str) -> str:
-    """Return the message that a finding on several ranks has no script, with the command that repeats the finding."""
+    """Return the message that a finding on several ranks has no script. The message names a command to run instead."""
     subject, check, case = _parts(id)
     command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
     return f"finding: {cut(id)} needs several ranks, but a script has one process; run `{command}` instead"
@@ -94,7 +94,8 @@ def _no_script(id: str, ranks: str) -> str:
 def _load(source: str, id: str) -> Subject:
     """Return the user's function as a subject. If this system can fork, a separate process loads the function.
 
-    `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME".
+    `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME". The case in the id of
+    the finding, `id`, says which operation the function computes.
 
     Raises:
         ValueError: `source` is a form or torch, or cannot be loaded.

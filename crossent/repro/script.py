@@ -183,8 +183,9 @@ def _named(text: str, operation: Operation) -> str:
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
 
-    `refusable` says whether an exception ends the script with status 2. If the finding is an exception of the subject,
-    `refusable` is False: Python prints the traceback, and ends with status 1.
+    Also copy the functions that these lines call into `code`. `refusable` says whether an exception ends the script
+    with status 2. If the finding is an exception of the subject, `refusable` is False: Python prints the traceback, and
+    ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -207,7 +208,8 @@ def _needs_earlier_calls(finding: Finding) -> bool:
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
     """Return the lines of a loop of attempts. Each attempt runs `lines`, and then makes other calls of the subject.
 
-    The first wrong result ends the script. After the last attempt, the function `end` ends the script.
+    The first wrong result ends the script. After the last attempt, the function `end` ends the script. Also copy the
+    functions that these lines call into `code`.
     """
     code.add(call_others)
     code.add(end)
@@ -251,7 +253,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:
-        ValueError: the check has no such result, or the result has no such index.
+        ValueError: the check cannot have a finding about this result, or with or without numbers, or the result has no
+            such index.
     """
     n = finding.numbers
     shapes: Shapes = {"": ()}
@@ -263,8 +266,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
         shapes = recipe.wholes(focus)
     shape = shapes.get(finding.of)
     if shape is None:
-        known = f"allowed are {', '.join(map(repr, shapes))}" if shapes else "a finding without numbers has no result"
-        raise ValueError(f"finding: got result {quoted(finding.of)}; {known}")
+        lacks_numbers = n is None and finding.kind == "wrong" and bool(recipe.numbers(focus))
+        raise ValueError(f"finding: {_impossible_result(finding, shapes, lacks_numbers=lacks_numbers)}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
@@ -272,8 +275,24 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     return replace(focus, of=finding.of, index=n.index)
 
 
+def _impossible_result(finding: Finding, shapes: Shapes, *, lacks_numbers: bool) -> str:
+    """Return a message for a finding about a result that its check cannot have.
+
+    `shapes` has the results that the finding may be about, by name. `lacks_numbers` says whether the finding lacks the
+    numbers that each wrong result of the check has.
+    """
+    got, check = f"got result {quoted(finding.of)}", f"the check {finding.check}"
+    if any(shapes):
+        return f"{got}; allowed are {', '.join(map(repr, shapes))}"
+    if lacks_numbers:
+        return f"got no numbers; a wrong result of {check} has numbers"
+    if finding.kind == "wrong" and finding.numbers is not None:
+        return f"got numbers; {check} has no finding about a number, so leave out the numbers"
+    return f"{got}; {check} has no finding of kind {quoted(finding.kind)} about a result, so leave the result empty"
+
+
 def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
-    """Return the numbers of a finding as the values of a script, by name."""
+    """Return the numbers `n` of a finding as the values of a script, by name. `versus` is an attribute of the check."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
     # The other result may differ on this machine, so the same number may be right here. If the other result was
@@ -285,7 +304,7 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
 def subject_of(name: str, device: str) -> Subject:
     """Return the form or the subject of torch with this name; for any other name, return `ANOTHER`.
 
-    If the name ends in "+compile", return the compiled subject.
+    If the name ends in "+compile", return the subject compiled for `device`.
     """
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
@@ -295,7 +314,8 @@ def subject_of(name: str, device: str) -> Subject:
 def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
     """Yield the lines that import, load or compile the subject.
 
-    If the script can define the subject as a function, add this function to `code` instead.
+    If the script can define the subject as a function, add this function to `code` instead. `name` is the name of the
+    subject. `source` is the description of the user's function, or "" for any other subject.
     """
     linear = operation is LINEAR_CROSS_ENTROPY
     if source:

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import re
 
 import pytest
 from support.repro.playing import TORCH_HALF, assert_refused, play, skeleton
@@ -252,6 +253,46 @@ def test_an_impossible_finding_is_refused(check, kind, case):
                 numbers=Numbers((0,), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0),
             )
         )
+
+
+NUMBER = Numbers((), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "of", "numbers", "said"),
+    [
+        ("loss", "wrong", "", None, "got no numbers; a wrong result of the check loss has numbers"),
+        ("loss", "wrong", "loss", None, "got no numbers; a wrong result of the check loss has numbers"),
+        ("loss", "wrong", "gradient", NUMBER, "got result 'gradient'; allowed are 'loss'"),
+        (
+            "no_grad",
+            "refused",
+            "loss",
+            None,
+            "got result 'loss'; the check no_grad has no finding of kind 'refused' about a result, "
+            "so leave the result empty",
+        ),
+        (
+            "result",
+            "wrong",
+            "loss",
+            None,
+            "got result 'loss'; the check result has no finding of kind 'wrong' about a result, "
+            "so leave the result empty",
+        ),
+        (
+            "result",
+            "wrong",
+            "",
+            NUMBER,
+            "got numbers; the check result has no finding about a number, so leave out the numbers",
+        ),
+    ],
+)
+def test_a_finding_about_an_impossible_result_is_refused_with_the_reason(check, kind, of, numbers, said):
+    finding = Finding("mine", check, "float32-7x5-normal-int64-mean", kind, "", of=of, numbers=numbers)
+    with pytest.raises(ValueError, match=re.escape(f"finding: {said}") + "$"):
+        script(finding)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ versus: str = "exact"  # or "other", if the number is compared with another resu
 
 # The values of some checks.
 other: Any = given  # the arguments of another call
-# For each equation: the arguments of a call, then the arguments of other calls whose results determine its result.
+# For each equation: the arguments of a first call, then of the calls whose results determine the first result.
 equations: Any = ((given, given),)
 # For each term of a sum: the position of a result in the equation, a factor, and an index in the result.
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)

@@ -37,9 +37,9 @@ def judge_every_try(tries):
 def untouched(call, x, y, its_options, x_wanted, y_wanted):
     """End the script with status 1 if a call changed its arguments.
 
-    `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call. `x_wanted` and
-    `y_wanted` say whether these arguments required a gradient before. The weight and the bias of a linear layer
-    required a gradient if `x` did.
+    `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call, and `its_options`
+    are the options. `x_wanted` and `y_wanted` say whether `x` and `y` required a gradient before. The weight and the
+    bias of a linear layer required a gradient if `x` did.
     """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {
@@ -58,7 +58,10 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
 
 
 def call_without_gradients():
-    """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name."""
+    """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name.
+
+    End the script with status 1 if a call changed its arguments or returned a loss that requires a gradient.
+    """
     results = {}
     for call, mode, wanted in (
         ("under no_grad", torch.no_grad(), True),
@@ -83,7 +86,7 @@ def call_without_gradients():
 def call_on_non_leaf():
     """Return the result of a call whose logits, and options that require a gradient, are not leaves.
 
-    These tensors are outputs of operations.
+    These tensors are outputs of operations. End the script with status 1 if the call changed one of them in place.
     """
     made = []
 
@@ -103,7 +106,10 @@ def call_on_non_leaf():
 
 
 def call_for_some_gradients():
-    """Return the results of calls in which only some arguments require a gradient, by name."""
+    """Return the results of calls in which only some arguments require a gradient, by name.
+
+    End the script with status 1 if one of these arguments has no gradient, or another argument has a gradient.
+    """
     results = {}
     for call, names in wanted_of:
         x, y, its_options, g = fresh(*given)
@@ -127,7 +133,7 @@ def call_for_some_gradients():
 def at_once(*all_inputs):
     """Return the results of calls in parallel threads, one call for each of the inputs.
 
-    All forward passes end before any backward pass starts.
+    All forward passes end before any backward pass starts. If a call raises an exception, raise this exception.
     """
     barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
 

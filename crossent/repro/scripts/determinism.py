@@ -10,7 +10,10 @@ from crossent.repro.scripts.functions import bits, cannot_run, evaluate, fresh, 
 
 
 def check_deterministic():
-    """Check that ten calls give the same bits in torch's deterministic mode."""
+    """Check that ten calls give the same bits in torch's deterministic mode.
+
+    End the script with status 2 if an operation of the call refuses this mode.
+    """
     torch.use_deterministic_algorithms(True)
     try:
         first = bits(evaluate(*fresh(*given)))
@@ -27,8 +30,8 @@ def check_deterministic():
 def call_on_stream():
     """Return the result of a call on a second CUDA stream.
 
-    The call starts while the second stream still waits to write the arguments. If an operation of the call runs on
-    another stream, it reads zeros.
+    The call starts while the second stream still waits to write the arguments. An operation of the call that runs on
+    another stream reads zeros.
     """
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]

@@ -12,7 +12,7 @@ from crossent.repro.scripts.case import allowed, device, found, other, own_dtype
 
 
 def tensor(bits, dtype, sizes, strides, offset):
-    """Make a tensor with these sizes, strides and offset from the compressed bytes of its memory."""
+    """Make a tensor with this dtype and layout. `bits` has the bytes of its memory, compressed and in base 85."""
     raw = bytearray(zlib.decompress(base64.b85decode(bits)))
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.to(device).as_strided(sizes, strides, offset)
@@ -76,9 +76,11 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call, and the gradients of input, weight and bias, as a dict.
+    """Return the loss of a linear cross-entropy and its gradients, as a dict.
 
-    `loss_of` is a function to call in place of the subject.
+    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". `logits` has the hidden states, the argument
+    `input` of the subject. `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient"
+    is missing. A loss of a wrong shape has no gradients. `loss_of` is a function to call in place of the subject.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):

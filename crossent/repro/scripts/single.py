@@ -59,7 +59,10 @@ def judge_row_sum(result):
 
 
 def show_call():
-    """Call the subject, read its result, and print the loss."""
+    """Call the subject, read its result, and print the loss.
+
+    If the subject raises SystemExit, end the script with status 1, whatever the status of the exception.
+    """
     try:
         result = evaluate(*given)
     except SystemExit as error:
@@ -74,7 +77,7 @@ def check_shape():
 
 
 def arguments():
-    """Return a dict from the name of each argument to its shape, strides and offset, and the bytes of its memory."""
+    """Return the shape, strides, offset and bytes of memory of each argument and of the upstream gradient, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
@@ -84,7 +87,8 @@ def arguments():
 def changed(before, after, when=""):
     """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
 
-    A value that was [] before the call did not exist then, so it may change. `when` names the pass, for the message.
+    A value that was [] before the call did not exist then, so this value may change. `when` names the pass for the
+    message, as in " in the forward pass".
     """
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:

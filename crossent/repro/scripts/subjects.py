@@ -41,12 +41,12 @@ def linear_blocked_of_crossent(input, target, linear_weight, **options):
 
 
 def torch_linear(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy, which composes F.linear and F.cross_entropy."""
+    """Call F.linear_cross_entropy without chunks: torch calls F.linear, then F.cross_entropy."""
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, **options)
 
 
 def torch_linear_chunked(input, target, linear_weight, batch_chunk_size=None, **options):
-    """Call F.linear_cross_entropy in chunks, by default of the size that torch chooses."""
+    """Call F.linear_cross_entropy in chunks of `batch_chunk_size` rows. By default, torch chooses the size."""
     chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk_size)
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 
@@ -58,7 +58,7 @@ def torch_linear_chunk1(input, target, linear_weight, **options):
 
 
 def torch_linear_accurate(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in chunks. Add up the chunks in the dtype of the input."""
+    """Call F.linear_cross_entropy in chunks, with acc_policy="accurate" and sums in the dtype of the input."""
     chunks = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 

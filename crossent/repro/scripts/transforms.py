@@ -35,7 +35,7 @@ def call_under_vjp():
 
 
 def call_linear_under_vjp():
-    """Return the loss of a linear cross-entropy and the gradients of its leaves, under torch.func.vjp."""
+    """Return the loss of a linear cross-entropy, and the gradients of input, weight and bias, under torch.func.vjp."""
     names = [name for name in ("linear_weight", "linear_bias") if name in options]
 
     def of_leaves(x, *tensors):
@@ -65,7 +65,7 @@ def call_under_vmap():
 def judge_samples(results):
     """Compare one number of each result with the exact value, and end the script.
 
-    The status is 1 if the number is wrong in any result. Leave out results without the part of the number.
+    The status is 1 if the number is wrong in any result. Skip a result that lacks the gradient with the number.
     """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
@@ -123,7 +123,7 @@ def differentiate_batch_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
     The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
-    upstream gradient.
+    upstream gradient. A derivative is None if autograd finds that the inner product does not depend on the tensor.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -136,7 +136,7 @@ def differentiate_batch_twice():
 
 
 def call_under_autocast():
-    """Return the result of a call under autocast, where a loss of half precision must be computed in float32."""
+    """Return the result of a call under autocast, where float16 or bfloat16 logits must give a float32 loss."""
 
     def under_autocast(*arguments, **options):
         cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16
@@ -157,7 +157,7 @@ def empty(value):
 
 
 def call_on_meta():
-    """Call the subject on the meta device, and check the shape of the loss."""
+    """Call the subject on the meta device, and check the dtype, the shape and the device of the loss."""
     meta = empty(logits), empty(target), {name: empty(value) for name, value in options.items()}, empty(upstream)
     shaped(evaluate(*meta)["loss"], *meta)
 
@@ -178,7 +178,10 @@ class Module(torch.nn.Module):
 
 
 def call_exported():
-    """Export the subject with torch.export, call the exported module, and return the result."""
+    """Export the subject with torch.export, call the exported module, and return the result.
+
+    End the script with status 2 if torch cannot export here.
+    """
     try:
         from torch.export import export
 
