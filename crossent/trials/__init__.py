@@ -8,13 +8,13 @@ The class of a check is here too. The modules import torch, numpy, `crossent.sub
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
 act         acts, functions that call a subject and return plain data; hosts, which run acts in the subject's process
-check       Check: one property of a subject on a case, declared with its cost and its needs
+check       Check: one property of a subject on a case, the cost of the check, and the features that it needs
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds
 difference  Difference: the worst error of a result, compared with its error bound
 factors     lines about a wrong number: the factor to the exact value, a narrower dtype, or an infinity
 linear/     the mistakes that explain a wrong linear cross-entropy
-along       the comparison of derivatives along a direction with their exact values
+along       derivatives along a direction of the logits, and their comparison with the exact values
 trial       Question: a case on a device with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding

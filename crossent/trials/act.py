@@ -67,7 +67,7 @@ class Performed(Generic[T]):
     Attributes:
         value: the return value of the act; None if the act did not return.
         raised: the exception that ended the act, if there is one.
-        ended: "crashed" if the act ended the process of the subject or of a rank, "hung" if the act blocked this
+        ended: "crashed" if the act ended the process of the subject or of a rank, "hung" if the act blocked such a
             process, "" otherwise.
         how: a description of the end of the process, if `ended` is not "".
         changed_state: the names of the parts of the global state that the act changed and crossent restored.
@@ -103,7 +103,7 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Here:
-    """The host of a subject that runs in this process."""
+    """The host of a subject that runs in this process. `loss` is the function of the subject."""
 
     loss: Loss
     isolated: bool = False

@@ -119,7 +119,7 @@ def compare_results(
 def _rename(difference: Difference, way: str) -> Difference:
     """Return a difference, reworded for two results of one subject.
 
-    Append `way` to the name. In the reasons for missing bounds, replace the exact value by the other result.
+    Append `way` to the name. Where the exact value is the reason for a missing bound, name the other result instead.
     """
     reasons = {"there is no exact value": "the other result has no error bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}

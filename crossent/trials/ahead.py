@@ -30,8 +30,9 @@ def prepare(
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
     A question is a case on a device. Comparisons read the stored values later, and compute any missing values. Bounds
-    are missing for a question with more than `_MOST` logits, and for a question whose structure no other question has.
-    The function skips each question of a linear cross-entropy.
+    are missing for a question with more than `_MOST` logits, and for a question that is alone in its stack: all
+    questions of a stack have the same contract and structure. The function skips each question of a linear
+    cross-entropy.
 
     Args:
         questions: the questions.

@@ -86,9 +86,10 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the words of a message for a result, and for the call if a check makes several calls.
+    """Return the words of a message for a result, and for its call if a check makes several calls.
 
-    `of` has the name of the result, such as "gradient", and then the short name of the call, if there is one.
+    `of` is the name of the result, such as "gradient". After a space, the short name of the call may follow. If
+    `operation` is `linear_cross_entropy`, the words contain "input" in place of "logits".
 
     >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
@@ -127,10 +128,10 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> Result:
-    """Call the loss, run the backward pass with the upstream gradient, and return the loss and the gradients.
+    """Call a subject, run the backward pass with the upstream gradient, and return the loss and the gradients.
 
     Args:
-        loss: the subject.
+        loss: the function of the subject.
         inputs: the arguments of the call, and the upstream gradient.
         gradients: the names of the gradients to compute. Without the name "gradient", or if the loss has a wrong shape,
             the function computes no gradients. The function ignores a name if the inputs lack the tensor, such as
@@ -193,6 +194,8 @@ class Call:
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
     """Make the first call of a case, and return its results and its effects on its arguments.
 
+    `loss` is the function of the subject. `gradients` names the gradients to compute, as in :func:`evaluate`.
+
     This is an act: a function that runs in the process of the subject.
     """
     passed: dict[str, tuple[Tensor, bool]] = {}
@@ -212,12 +215,18 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
-    """Call the loss twice with the same inputs, and once in between with other inputs.
+    """Call the subject twice with the same inputs, and once in between with other inputs.
 
     This is an act: a function that runs in the process of the subject.
 
     Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
     exception in the call with other inputs, because other checks report such an exception.
+
+    Args:
+        loss: the function of the subject.
+        inputs: the inputs of the two calls.
+        others: the inputs of the call in between.
+        gradients: the names of the gradients to compute, as in :func:`evaluate`.
 
     Returns:
         The first result, copied immediately; the first result, copied after the call with other inputs; and the result
@@ -239,7 +248,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
     Args:
         value: the value that the act returned, which may contain several results or none.
         arguments: the arguments of the act, some of which may be :class:`Inputs`. Each result must fit at least one of
-            these inputs.
+            these inputs. Without such inputs, nothing is checked.
         gradients: the names of the gradients that the subject can compute.
 
     Raises:

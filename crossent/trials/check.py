@@ -50,8 +50,8 @@ class Check:
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
         versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
             the subject.
-        sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. Level normal runs
-            the check on the first sample of its cases only. Level quick does not run the check.
+        sample: for a check of cost `CODE`, a function that returns whether a case may be the sample: the only case on
+            which level normal runs the check. Level quick does not run the check.
         sentence: the property, as one sentence.
         operations: the operations that have the property.
     """

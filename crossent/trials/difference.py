@@ -102,7 +102,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
 
 
 def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
-    """Return the error bounds of the loss and of each gradient, by name.
+    """Return the error bounds of the loss and of each gradient in `got`, by name.
 
     Each bound includes the rounding of the result to its dtype.
     """
@@ -253,5 +253,5 @@ def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
 
 
 def _unravel(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the index of an element in an array of the given shape, from its position in the flattened array."""
+    """Return the index of an element in an array of this shape, from its position `row` in the flattened array."""
     return tuple(map(int, np.unravel_index(row, shape)))

@@ -39,7 +39,7 @@ AnyContract = Contract | LinearContract
 
 
 class LinearPartBounds:
-    """The error bounds of a linear cross-entropy under a contract, with the names of the exact values in `Exact`.
+    """The error bounds of a linear cross-entropy under a contract. The properties are named as in :class:`Exact`.
 
     Attributes:
         terms: the arguments of the cross-entropy of the logits.
@@ -109,7 +109,7 @@ class Exact:
         logits_dtype: the name of the dtype of the logits.
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
-        target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
+        target_gradient: the exact gradient of the target probabilities, (R, C); None for class indices.
         terms: the arguments of the cross-entropy of the logits, as rows of float64 numbers.
         weight_gradient: the exact gradient of `linear_weight`, (V, H); None for logits.
         bias_gradient: the exact gradient of `linear_bias`, (1, V); None without a bias.

@@ -47,14 +47,15 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def narrower_dtype_of(difference: Difference) -> str:
-    """Return a line that names a narrower dtype in which a wrong number is exact; "" if there is none.
+    """Return a line that names the narrowest dtype that can represent a wrong number without rounding.
 
     An example of the line, which begins with a line break::
 
-        The number is exact in float16: a step may be computed in float16
+        The number is representable in float16: a step may be computed in float16
 
-    The exact value must be finite, and the number must agree with the exact value in half of the digits of the narrower
-    dtype.
+    A dtype counts only if it is narrower than the dtype of the result, and if the number agrees with the exact value in
+    half of the digits of this dtype. Return "" if no dtype counts, if the number is 0, or if the number or the exact
+    value is not finite.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
@@ -62,7 +63,7 @@ def narrower_dtype_of(difference: Difference) -> str:
     for name, narrow in sorted(FORMATS.items(), key=lambda one: one[1].precision):
         near = abs(got - exact) <= math.sqrt(narrow.unit_roundoff) * abs(exact)
         if near and narrow.precision < own.precision and narrow.nearest(np.array([got]))[0] == got:
-            return f"\nThe number is exact in {name}: a step may be computed in {name}"
+            return f"\nThe number is representable in {name}: a step may be computed in {name}"
     return ""
 
 

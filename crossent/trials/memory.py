@@ -55,7 +55,10 @@ def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
 
 
 def shared(results: dict[str, Tensor], given: Inputs) -> str:
-    """Return a sentence about the first result that shares memory with an argument, or ""."""
+    """Return a sentence about the first result that shares memory with an argument, or "".
+
+    `results` has the results of a call, by the names that messages use. `given` has the arguments of the call.
+    """
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
     for part, tensor in results.items():
         for name, argument in arguments.items():

@@ -55,9 +55,9 @@ class MisshapenError(Exception):
 
 
 class EndedError(Exception):
-    """The subject crashed its process, or exceeded the time limit. The message says how the process ended.
+    """The subject crashed its process, or exceeded the time limit.
 
-    `kind` is "crashed" or "hung".
+    `kind` is "crashed" or "hung". `how` is the message, which says how the process ended.
     """
 
     def __init__(self, kind: str, how: str) -> None:
@@ -121,12 +121,12 @@ class Question:
 
     @cached_property
     def exact(self) -> Exact:
-        """The exact values of the case. The object also computes the error bounds of a contract."""
+        """The exact values of the case. The object also computes the error bounds under a contract."""
         return solve(self.here)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
-        """The exact derivatives along the direction of the case. The object also computes the error bounds."""
+        """The exact derivatives along the direction of the case. The object also computes their error bounds."""
         return solve_along(self.here, self.case.direction())
 
 
@@ -173,7 +173,7 @@ class Trial:
         """Return the result of the subject for these inputs. May raise the errors of :meth:`perform`.
 
         Args:
-            inputs: the inputs.
+            inputs: the arguments of the call, and the upstream gradient.
             act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
             arguments: further arguments of the act.
         """
@@ -181,7 +181,7 @@ class Trial:
 
     @property
     def gradients(self) -> Gradients:
-        """The names of the gradients that the subject can compute."""
+        """The names of the gradients that the subject can compute, also of gradients that do not exist in this case."""
         every = self.question.inputs.operation.gradients if self.subject.differentiable else ()
         return tuple(name for name in every if name not in self.subject.lacks)
 
@@ -220,7 +220,8 @@ class Trial:
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
 
-        `grade` defaults to the grade that the subject must reach in the dtype of the case.
+        `grade` defaults to the grade that the subject must reach in the dtype of the case. If the loss always has the
+        same dtype (`Subject.dtype`), the contract is for this dtype, and `dtype` has no effect.
         """
         subject = self.subject
         name = subject.dtype_name or dtype
@@ -249,14 +250,15 @@ class Trial:
         for name, leaf in self.question.inputs.leaves.items():
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
-                raise ValueError(f"{in_words(name)}: got {name_of(part)}; expected {name_of(leaf)}")
+                of = in_words(name, self.case.operation)
+                raise ValueError(f"{of}: got {name_of(part)}; expected {name_of(leaf)}")
         return self._compare(self.promised(exact), got, exact)
 
     def _compare(self, promised: AnyContract, got: Result, exact: Exact) -> list[Difference]:
         return compare(promised, got, exact, zero_mean="nan_mean" in self.subject.lacks)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
-        """Return the error bounds of a loss and its gradients, by name, in the shapes of the exact values.
+        """Return the error bounds of the loss and the gradients in `got`, by name, in the shapes of the exact values.
 
         :class:`crossent.trials.exact.Exact` lists these shapes. The logits of `exact` may have another dtype than the
         logits of the case. The contract then has the grade that the subject must reach in this other dtype. A bound of
@@ -298,9 +300,9 @@ def misshapen(
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
         device: the device on which the loss must be; by default, the device of the inputs.
-        way: a phrase about the call that returned the loss, for the message, if a check makes several calls.
+        way: the name of the call that returned the loss, such as "under no_grad", for the message; "" for no name.
     """
-    name = in_words(f"loss {way}".rstrip())
+    name = in_words(f"loss {way}".rstrip(), trial.case.operation)
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"{name}: got {kind_of(loss)}; expected {DENSE}")
     dtype, device = trial.subject.result_dtype(expected.dtype), device or trial.question.inputs.input.device
@@ -312,7 +314,7 @@ def misshapen(
 
 
 def widens_halves(trial: Trial) -> bool:
-    """Return whether the first loss is float32 instead of float16 or bfloat16, but has the right shape."""
+    """Return whether the first loss of a trial is float32 instead of float16 or bfloat16, but has the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
 

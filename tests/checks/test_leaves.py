@@ -227,3 +227,12 @@ def test_a_forked_process_calls_with_more_threads_only_if_it_cannot_block(monkey
     monkeypatch.setattr(circumstances, "forks_with_threads", lambda: can)
     assert run(subject_of(loss), CASE, (*FIRST, circumstances.circumstances)).findings == []
     assert (set(called) == {before}) == (worker and not can)
+
+
+def test_a_loss_of_a_wrong_dtype_for_a_parameter_is_found_and_named():
+    def loss(input, target, *, linear_weight, **options):
+        made = composed(input, target, linear_weight=linear_weight, **options)
+        return made.double() if isinstance(linear_weight, torch.nn.Parameter) else made
+
+    (finding,) = run(subject_of(loss), CASE, (*FIRST, circumstances.circumstances)).findings
+    assert finding.message.startswith("loss, with a Parameter as input: got float64 with shape ")

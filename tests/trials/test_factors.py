@@ -94,7 +94,7 @@ def through(dtype):
     ],
 )
 def test_a_wrong_number_of_a_narrower_dtype_is_named_with_this_dtype(dtype, case):
-    line = f"The number is exact in {dtype}: a step may be computed in {dtype}"
+    line = f"The number is representable in {dtype}: a step may be computed in {dtype}"
     assert line in last_lines(through(DTYPES[dtype]), case)
 
 
@@ -102,7 +102,7 @@ def test_the_dtype_is_also_named_if_the_number_is_wrong_in_another_check():
     def loss(x, y, **options):
         return crossent.formula(x, y, **options) if x.is_leaf else through(torch.float16)(x, y, **options)
 
-    assert "The number is exact in float16: a step may be computed in float16" in last_lines(
+    assert "The number is representable in float16: a step may be computed in float16" in last_lines(
         loss, "float32-7x5-normal-int64-none-rows", "non_leaf"
     )
 

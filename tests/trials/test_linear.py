@@ -1,5 +1,7 @@
 """The comparison of a linear cross-entropy with its exact values: right code passes, and code with a bug fails."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,13 @@ def test_a_gradient_that_is_missing_is_an_error_that_names_its_tensor():
     assert (finding.check, finding.kind) == (single.call.name, "refused")
     assert "the loss is detached from the linear_weight" in finding.message
     assert finding.call.startswith("input float32 (7, 16), target int64 (7,), linear_weight=float32 (5, 16), ")
+
+
+def test_a_message_about_a_gradient_of_a_wrong_dtype_names_the_input():
+    trial = Trial(Question(LinearCase("float32")), Subject("loss", in_double), Here(in_double))
+    got = replace(trial.got, gradient=trial.got.gradient.double())
+    with pytest.raises(ValueError, match=r"^gradient of the input: got float64; expected float32$"):
+        trial.compare(got, trial.question.exact)
 
 
 def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would_pass():

@@ -135,9 +135,10 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
-    """Return whether the numbers `got` fit the result of a mistake, which must differ from the exact values.
+    """Return whether the numbers `got` fit the result of a mistake, and this result differs from the exact values.
 
-    `allowed` has the error bounds of the right result, and `storage` is the format of `got`.
+    `result` is the result of the mistake. `allowed` has the error bounds of the right result, and `storage` is the
+    format of `got`.
     """
     # A larger result has larger rounding errors. Where the exact value is 0, the result may have a rounding error too.
     sizes = float(np.abs(result).max()), float(np.abs(exact).max())
@@ -169,7 +170,10 @@ def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake that has no parameter, as a pair: words that follow "a result", and the changed numbers."""
+    """Yield each mistake that has no parameter, as a pair: words that follow "a result", and the changed numbers.
+
+    `right` has the numbers without a mistake, and `terms` has the arguments of the call.
+    """
     rows, n = terms.rows, len(right.counted)
     if terms.bias is not None:
         yield "without linear_bias", replace(right, bias=np.zeros_like(right.bias))
@@ -190,8 +194,8 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
         yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
     if rows.index is not None:
-        yield "with the target of the row before", replace(right, q=np.roll(right.q, 1, 0))
-        yield "with the target of the row after", replace(right, q=np.roll(right.q, -1, 0))
+        yield "with the target of the previous row in each row", replace(right, q=np.roll(right.q, 1, 0))
+        yield "with the target of the next row in each row", replace(right, q=np.roll(right.q, -1, 0))
     if rows.reduction == "none":
         yield (
             "with the upstream gradient of the first row in every row",
@@ -206,7 +210,7 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield the mistakes about chunks of rows, for each size of a chunk, in the same form as :func:`_mistakes`."""
+    """Yield the mistakes about chunks of rows, for each size of a chunk. See :func:`_mistakes` for the pairs."""
     n, at = len(right.counted), np.arange(len(right.counted))
     for size in _chunk_sizes(n):
         yield f"without the last {_rows(size)}", replace(right, counted=right.counted & (at < n - size))
@@ -241,12 +245,14 @@ def _rows(count: int) -> str:
 
 
 def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield a phrase for each chunk size that explains `got`.
+    """Yield a phrase for each chunk size that explains `got`, the result with the name `of`.
 
     A chunk size explains `got` if `got` is the sum that is rounded to the dtype after each chunk of this size. For a
     mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function compares
     only the 64 numbers with the largest shares of their bounds, and more than 90 % of these must agree. If a number is
     far from its exact value, the last digits need not agree, since an implementation rounds the terms too.
+
+    `right` has the numbers without a mistake, and `allowed` has the error bounds. `storage` is the format of `got`.
     """
     if of == "gradient":
         return
@@ -275,7 +281,10 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield words about the last rows or classes if their gradient is 0, but an exact value exceeds its bound."""
+    """Yield a phrase if a gradient is 0 in the last rows or classes, where an exact value exceeds its error bound.
+
+    `of` is the name of the result. For the loss, yield nothing.
+    """
     if of == "loss":
         return
     if of == "bias_gradient":
