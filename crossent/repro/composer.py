@@ -24,7 +24,7 @@ class Code:
         instead: a dict from the name of a function to the function that is copied in its place, under the same name.
         functions: the text of each function, by name. Each function comes after the functions that its text uses.
         imports: the names of the modules that the functions use, except torch.
-        values: the names of the values of `scripts/case.py` that the functions use. The script must define them.
+        values: the names of the values of `scripts/case.py` that the functions use. A script must define these values.
     """
 
     instead: Mapping[str, ScriptFunction] = field(default_factory=dict)

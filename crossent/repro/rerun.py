@@ -16,6 +16,7 @@ from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
+from crossent.repro.recipes import REFUSALS
 from crossent.repro.script import ANOTHER, require_runs, script, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
@@ -121,12 +122,14 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
         promises: the arguments `contract`, `grade` and `without` of `crossent.check`.
 
     Raises:
-        ValueError: there is no such subject or case, or the finding does not happen here.
+        ValueError: there is no such subject, check or case, or the finding does not happen here.
         RuntimeError: this machine does not have the device.
     """
     subject, check, case = _parts(id)
     named = ANOTHER if source else _own_subject(subject, device, "give its report or --subject, or choose from")
     made = case_of(case) if source else _case_for(named, case)
+    if check not in (known := dict.fromkeys((*CHECKS, *REFUSALS))):
+        raise ValueError(f"finding: got check {quoted(check)}; allowed are {', '.join(known)}")
     if source or any(promises.values()):
         given = {name: value for name, value in promises.items() if value}
         given |= {"operation": made.operation.name, "jobs": 1 if source else None}
@@ -154,7 +157,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     the error that the call raises.
 
     Raises:
-        ValueError: there is no such subject or case, or the check does not run on this case or measures no number.
+        ValueError: there is no such subject, check or case, or the check does not run on this case or measures no
+            number.
         RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)
@@ -201,11 +205,13 @@ def _own_subject(name: str, device: str, advice: str) -> Subject:
     """Return the form or the subject of torch with this name, which may end in "+compile".
 
     Raises:
-        ValueError: no form and no subject of torch has the name. The message has `advice` before the allowed names.
+        ValueError: no form and no subject of torch has the name, or the subject cannot be compiled. In the message,
+            `advice` comes before the allowed names.
     """
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
-        allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
+        except_for = ", ".join(name for name, one in BY_NAME.items() if one.not_transformed)
+        allowed = f"{', '.join(BY_NAME)}; {COMPILE_SUFFIX} may follow each name except {except_for}"
         raise ValueError(f"finding: got subject {quoted(name)}; {advice} {allowed}")
     return subject_of(name, device)
 

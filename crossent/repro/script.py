@@ -183,7 +183,7 @@ def _named(text: str, operation: Operation) -> str:
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
 
-    Also copy the functions that these lines call into `code`. `refusable` says whether an exception ends the script
+    Also copy into `code` the functions that these lines call. `refusable` says whether an exception ends the script
     with status 2. If the finding is an exception of the subject, `refusable` is False: Python prints the traceback, and
     ends with status 1.
     """
@@ -208,8 +208,8 @@ def _needs_earlier_calls(finding: Finding) -> bool:
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
     """Return the lines of a loop of attempts. Each attempt runs `lines`, and then makes other calls of the subject.
 
-    The first wrong result ends the script. After the last attempt, the function `end` ends the script. Also copy the
-    functions that these lines call into `code`.
+    The first wrong result ends the script. After the last attempt, the function `end` ends the script. Also copy
+    into `code` the functions that these lines call.
     """
     code.add(call_others)
     code.add(end)
@@ -253,8 +253,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:
-        ValueError: the check cannot have a finding about this result, or with or without numbers, or the result has no
-            such index.
+        ValueError: a finding of the check cannot be about this result, about a number or about this number; or a wrong
+            result lacks its numbers.
     """
     n = finding.numbers
     shapes: Shapes = {"": ()}

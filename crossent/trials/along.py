@@ -35,7 +35,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
     This is an act: a function that runs in the process of the subject.
 
     Args:
-        loss: the subject.
+        loss: the function of the subject.
         inputs: the inputs of the case.
         direction: a tensor with the shape of the logits. If `batch` is True, a batch of such tensors.
         batch: whether to compute a batch of derivatives, one for each direction.

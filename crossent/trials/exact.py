@@ -271,7 +271,7 @@ def _column(numbers: Ball) -> Ball:
 
 
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
-    """Return the arguments of a case in the form that the oracle takes."""
+    """Return the arguments of a case, whose rows are `terms`, in the form that the oracle takes."""
     # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}

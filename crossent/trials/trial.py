@@ -242,7 +242,7 @@ class Trial:
         return linear_contract_of(self.subject.promise, grade or self.wanted, name, **where)
 
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
-        """Compare a result with the exact values, under the contract of the subject.
+        """Return the differences of a result from the exact values, under the contract of the subject.
 
         Raises:
             ValueError: a gradient has neither the dtype of its argument nor the dtype of the logits of `exact`.

@@ -103,7 +103,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("mine:loss:float32-7x5-normal-int64-mean", "got subject 'mine'; give its report"),
         ("torch:loss:nonsense", "is not the id of a case"),
         ("torch:loss:float32-7x5-normal-int64-mean", "does not happen with torch"),
-        ("torch:nonsense:float32-7x5-normal-int64-mean", "does not happen"),
+        ("torch:nonsense:float32-7x5-normal-int64-mean", "got check 'nonsense'; allowed are call, "),
         ("torch:loss:label_smoothing_nan", "does not happen"),
         ("torch:errors:float32-7x5-normal-int64-mean", "does not happen"),
         ("scalar:loss:float32-7x5-normal-int64-mean", "does not happen"),
@@ -114,7 +114,8 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("torch:compile:reduction_unknown", "does not happen"),
         ("torch+compile:errors:label_smoothing_nan", COMPILED),
         ("mine+compile:loss:float32-7x5-normal-int64-mean", "got subject 'mine+compile'; give its report"),
-        ("scalar+compile:loss:float64-5-normal-int64-sum", "all but scalar with +compile"),
+        ("scalar+compile:loss:float64-5-normal-int64-sum", "+compile may follow each name except scalar, torch_nll, "),
+        ("torch_nll+compile:loss:float64-5-normal-int64-sum", "+compile may follow each name except scalar, "),
         ("torch:large:float32-7x5-normal-int64-mean", "does not happen"),
     ],
 )

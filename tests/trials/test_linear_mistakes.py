@@ -234,7 +234,7 @@ NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
             MEAN,
             dict.fromkeys(NUMBERS[1:], "to which ignored rows contribute, as if they had the last class"),
         ),
-        (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, also to its denominator")),
+        (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, and whose denominator includes them")),
         (DropsTheClassWeight, ALL, dict.fromkeys(NUMBERS, "without weight")),
         (TakesTheTargetOfTheNextRow, PLAIN, dict.fromkeys(NUMBERS[:3], "with the target of the next row in each row")),
         (RoundsTheOperands, PLAIN, dict.fromkeys(NUMBERS, "with input and linear_weight rounded to bfloat16")),

@@ -12,7 +12,10 @@ from crossent.repro.scripts.case import allowed, device, found, other, own_dtype
 
 
 def tensor(bits, dtype, sizes, strides, offset):
-    """Make a tensor with this dtype and layout. `bits` has the bytes of its memory, compressed and in base 85."""
+    """Make a tensor with this dtype, these sizes and strides, and this offset into its memory.
+
+    `bits` has the bytes of the memory, compressed and in base 85.
+    """
     raw = bytearray(zlib.decompress(base64.b85decode(bits)))
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.to(device).as_strided(sizes, strides, offset)
@@ -105,7 +108,10 @@ def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
 
 
 def shaped(loss, logits, target, options, upstream):
-    """End the script with status 1 if the loss of a call has a wrong dtype, shape or device."""
+    """End the script with status 1 if the loss of a call has a wrong dtype, shape or device.
+
+    The other arguments of this function are the arguments of the call, and the upstream gradient.
+    """
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
@@ -116,8 +122,8 @@ def shaped(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    A number is wrong if its error exceeds the bound. The number of the finding is always wrong, unless the exact value
-    is the same number.
+    If `versus` is "other", `exact` is a value that follows from other results of the subject. A number is wrong if its
+    error exceeds the bound. The number of the finding is always wrong, unless the exact value is the same number.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)

@@ -272,7 +272,10 @@ def check_memory():
 
 
 def resident(name):
-    """Return the size in the line `name` of /proc/self/status, in bytes: "VmRSS" is the memory of this process."""
+    """Return the memory of this process in bytes, from /proc/self/status.
+
+    `name` is "VmRSS" for the memory, or "VmHWM" for its largest value since the last reset.
+    """
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
     return int(found) * 1024

@@ -64,7 +64,7 @@ def torch_linear_accurate(input, target, linear_weight, **options):
 
 
 def torch_linear_balanced(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced"."""
+    """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced" and sums in float32."""
     chunks = torch.nn.LinearCrossEntropyOptions(
         acc_policy="balanced", acc_dtype=torch.float32, chunking_method=None, allow_retain_graph=True
     )
@@ -72,7 +72,7 @@ def torch_linear_balanced(input, target, linear_weight, **options):
 
 
 def torch_linear_compact(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in four times as many chunks as torch chooses, with acc_policy="compact"."""
+    """Call F.linear_cross_entropy in small chunks, with acc_policy="compact" and sums in float32."""
     chunks = torch.nn.LinearCrossEntropyOptions(
         acc_policy="compact", acc_dtype=torch.float32, chunking_method="aspect_ratio:4"
     )

@@ -39,7 +39,7 @@ class _Numbers:
         weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
         q: the target probabilities after label smoothing, times the class weights, (N, V).
         counted: for each row, whether the row contributes to the loss, (N,).
-        factor: the factor of the loss of each row, (N,): for a mean 1 divided by the denominator, otherwise 1.
+        factor: the factor of the loss of each row, (N,): 1 divided by the denominator for a mean, otherwise 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
@@ -189,7 +189,7 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         of_all = _numbers(replace(terms, rows=replace(rows, kept=every)))  # ignored rows have the class 0
         yield "whose denominator counts ignored rows", replace(of_all, counted=rows.kept)
         yield "to which ignored rows contribute, as if they had class 0", replace(right, counted=every)
-        yield "to which ignored rows contribute, as if they had class 0, also to its denominator", of_all
+        yield "to which ignored rows contribute, as if they had class 0, and whose denominator includes them", of_all
         classes = right.q.shape[1]
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
         yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
@@ -231,7 +231,7 @@ def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _chunk_sizes(rows: int) -> list[int]:
-    """Return the sizes of a chunk to try: all sizes up to 16, and the powers of two below the number of rows."""
+    """Return the chunk sizes to try, all below the number of `rows`: the sizes up to 16, and the powers of two."""
     powers = [2**power for power in range(5, max(5, rows.bit_length()))]
     return [size for size in (*range(1, 17), *powers) if size < rows]
 
