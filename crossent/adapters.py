@@ -1,12 +1,13 @@
 """Adapters: losses in numpy, JAX or ONNX, or on several ranks, as callables with the signature of `F.cross_entropy`.
 
-An adapter converts the tensors of a call to arrays of the same numbers, calls the function, and converts the result to
-a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
-function that writes into its arguments. JAX and ONNX get copies. By default, JAX converts int64 to int32.
+An adapter of numpy, JAX or ONNX converts the tensors of a call to arrays of the same numbers, calls the function, and
+converts the result to a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a
+check can find a function that writes into its arguments. JAX and ONNX get copies. Outside its 64-bit mode, JAX converts
+int64 to int32: see :func:`from_jax`.
 
 The adapted callable has the signature of the function, and an attribute `lacks`. The attribute is a dict from each
 missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the signature and
-the attribute.
+the attribute. :func:`from_ranks` instead returns a callable that runs the loss on several processes.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
+    """Return a callable on tensors that calls `run`, with the signature of `function` and an attribute `lacks`.
 
     The attribute has the features in the argument `lacks`, and torch's transforms, such as vmap. If ml_dtypes is not
     installed, the attribute also has bfloat16. The reason for the transforms begins with `reason`, such as "is a JAX

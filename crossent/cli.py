@@ -31,7 +31,7 @@ from crossent.options import (
     chosen_part,
     one_line,
 )
-from crossent.words import printable
+from crossent.words import printable, quoted
 
 if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
@@ -42,7 +42,7 @@ _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")  # the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Wrong use prints the error and a line about --help to stderr."""
+    """Run the command on `arguments`, by default `sys.argv[1:]`, and return its exit status. Errors go to stderr."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -312,7 +312,7 @@ def list_(what: str, level: str, operation: str | None) -> None:
 @crossent.command()
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
-@click.option("--device", help="Device: cpu, cuda, cuda:N, xpu, xpu:N or mps.  [default: cpu, or the report's device]")
+@click.option("--device", help="Device, without a REPORT: cpu, cuda, cuda:N, xpu, xpu:N or mps.  [default: cpu]")
 @click.option("--passed", is_flag=True, help="Repeat a check that passes; show its number nearest to the error bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
@@ -327,12 +327,12 @@ def repro(
     the subject is a form or torch, the check runs again.
 
     A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
-    alone, and marks where to insert your function. With --subject, it imports your function, and also needs crossent.
-    The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, it exits with 0 if
-    the number is within its error bound.
+    alone, and marks where to insert your function. With --subject, the script imports your function, and also needs
+    crossent. The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, it exits
+    with 0 if the number is within its error bound.
     """
     if report is not None and device is not None:
-        raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")
+        raise click.UsageError(f"--device: got {quoted(device)} and a REPORT, which sets the device; give only one")
     passed = passed or held
     if passed and (report is not None or source):
         raise click.UsageError("--passed runs a form or torch here: leave out the REPORT and --subject")

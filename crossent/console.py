@@ -104,7 +104,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 
 
 def listed(what: str, level: str, operation: str | None) -> list[str]:
-    """Return the lines that `crossent list WHAT --operation OPERATION` prints.
+    """Return the lines that `crossent list WHAT --level LEVEL --operation OPERATION` prints.
 
     Without an operation, list the subjects and features of every operation, and the checks and cases of cross_entropy.
     """

@@ -73,7 +73,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
     """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
 
     Raises:
-        BadParameter: a file cannot be written, or both options name the same file.
+        BadParameter: a file cannot be written, or both options name the same file, unless this file is a stream.
     """
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
@@ -86,7 +86,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
 
 
 def _require_writable(path: str, option: str) -> None:
-    """Raise BadParameter if the file cannot be written, so that the error comes before the run."""
+    """Raise BadParameter, about `option`, if the file cannot be written, so that the error comes before the run."""
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)

@@ -277,7 +277,7 @@ def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[in
     """Return the seed of a run. The default is 0 if every subject is a form or a loss of torch, else "random".
 
     Raises:
-        UsageError: the seed of a shard would be random.
+        UsageError: the run is a shard, and the default seed would be random.
     """
     from crossent.subjects.builtin import EVERY_NAMED
 
@@ -304,8 +304,9 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The parameters are the values of the options. With --last-failed, choose what failed in the last run. If the last
-    run stored no failure of these checks, print a line about this to stderr, and ignore --last-failed.
+    The parameters are the values of the options; `on_dask` says whether --dask is given. With --last-failed, choose the
+    cases that failed in the last run on these subjects, each with its failed checks. With --check, failures of other
+    checks do not count. If there is no such case, print a line about this to stderr, and ignore --last-failed.
 
     Raises:
         UsageError: two options contradict each other.

@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return the header if the command line has an option that chooses checks or output, such as `--crossent-level`."""
+    """Return the header if an option sets a subject, a level, a dtype, a missing feature, a JSON file or a minimum."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -126,7 +126,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    An option on the command line overrides the argument. But its features are added to the features of `without`.
+    An option on the command line overrides the argument. The exception is `--crossent-without`, which adds its features
+    to the argument `without`. The seed "random", and a value that :class:`Settings` refuses, raise an error.
     """
     from crossent.run.settings import Settings
 
@@ -266,7 +267,7 @@ class RecordCollector:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if too few checks ran, or if the comparison with the baseline fails."""
     config = session.config
-    if hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
         return
     ran, least = _ran(config), _least(config)

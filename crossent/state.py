@@ -168,7 +168,10 @@ def snapshot() -> dict[str, Any]:
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Restore each part of the state that differs from `before`, and return the names of these parts."""
+    """Restore each part of the global state that differs from `before`, a result of :func:`snapshot`.
+
+    Return the names of these parts.
+    """
     names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
     for name in names:
         STATES[name][1](before[name])

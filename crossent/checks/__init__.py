@@ -7,7 +7,8 @@ loss" in such a docstring means a loss that matches the exact value.
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
 through an act: a function `act(loss, …)` that runs in the process of the subject. This process may be separate from the
 process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
-hosts.
+hosts. In all acts, `loss` is the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to
+compute. An act returns `NotRun` with a reason if it cannot run on this machine.
 
 Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
 messages contain. In the code, the variable `way` holds this name.
@@ -35,8 +36,8 @@ large          a small case repeated many times, to more elements than 31 or 32 
 ranks/         subjects on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, which run on cases
 
-The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
-report, and `checks_of` the checks of an operation.
+The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` has the checks by name, in the order of
+a report, and `RANK_CHECKS` has the checks of subjects on several ranks.
 """
 
 from __future__ import annotations
@@ -139,5 +140,5 @@ RANK_CHECKS = {
 
 @cache
 def checks_of(operation: Operation) -> dict[str, Check]:
-    """Return the checks of an operation by name, in the order of a report."""
+    """Return the checks in `CHECKS` that an operation has, by name and in the order of a report."""
     return {name: check for name, check in CHECKS.items() if operation in check.operations}

@@ -78,13 +78,14 @@ def _more_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """An unusual kind of call, such as a call with a Parameter as logits. The result must be exact all the same.
+    """An unusual kind of call, such as a call with a Parameter as logits. The result must still match the exact values.
 
     Attributes:
         leaf: a function that takes the logits of the case and returns a leaf with these values, to pass to the subject.
-            In a linear cross-entropy, the check calls the function for the hidden states, the weight and the bias.
+            In a linear cross-entropy, the check calls the function for the hidden states, the weight and the bias of
+            the linear layer instead.
         mode: a function that returns a context manager, in which the forward and the backward pass run.
-        create_graph: whether the backward pass makes a graph of the gradients.
+        create_graph: whether the backward pass runs with `create_graph=True`, which makes a graph of the gradients.
         weighted: whether the class weights require a gradient, which torch allows only with target probabilities.
         needs: the feature that a subject needs for this call; "" if the call needs no feature.
     """
@@ -97,6 +98,7 @@ class Circumstance:
 
 
 MORE_THREADS = "with another number of threads"
+# The circumstances, by the name of the call: a phrase that messages contain.
 CIRCUMSTANCES = {
     "of a Parameter": Circumstance(lambda logits: torch.nn.Parameter(logits.detach())),
     "with a hook on the logits": Circumstance(_with_hook),
@@ -137,7 +139,7 @@ def circumstances(trial: Trial) -> Found:
 
 
 def is_forked(trial: Trial) -> bool:
-    """Return whether the subject runs in a forked process: an isolated process or a worker process."""
+    """Return whether the subject runs in an isolated process or in a worker process, which may be forked processes."""
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
 

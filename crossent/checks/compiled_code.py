@@ -34,8 +34,8 @@ def evaluate_compiled(
     This is an act: a function that runs in the process of the subject.
 
     Before each call, the function fills freed memory with NaN. If a call raises an exception, the function makes no
-    further call. The exception is then the last element of the returned list. The arguments `backend` and `dynamic` are
-    as in :func:`crossent.subjects.compiler.compile_loss`.
+    further call. The exception is then the last element of the returned list. If torch cannot compile for the device,
+    the function returns NotRun. `backend` and `dynamic` are as in :func:`crossent.subjects.compiler.compile_loss`.
     """
     if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -54,7 +54,8 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return the error for a compiled loss that raised an exception.
 
     The message also names the exception at the start of the chain of causes, because Dynamo's own exception may only
-    say that another exception was raised. The message ends with `where`, which names the call.
+    say that another exception was raised. The message ends with `where`, a phrase about the call, or "" for the first
+    call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses
@@ -63,9 +64,10 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """Return the differences of a result of compiled code from the exact values.
+    """Return the differences of `got`, a result of compiled code, from the exact values.
 
-    The error bounds follow from the contract that :func:`contract_of_compiled_code` returns.
+    The error bounds follow from the contract that :func:`contract_of_compiled_code` returns for the subject and the
+    backend of torch.compile.
     """
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(contract_of_compiled_code(own, backend, got.loss.device.type), got, exact)
@@ -73,6 +75,9 @@ def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> l
 
 def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contract:
     """Return the contract of compiled code for a subject with the contract `own`.
+
+    `backend` is `TRACER`, which runs a traced graph, or `INDUCTOR`, which generates code. `device` is the type of the
+    device, such as "cuda".
 
     A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
     operations, like the forms. Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
@@ -82,8 +87,9 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
 
     Fused steps leave out some of the roundings to half precision that separate kernels make, and add no rounding. Every
     contract allows fewer roundings. Compiled code adds half-precision numbers `t` in float32, in any order. Over at
-    most 2^13 rows, the error of the sum is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows
-    one addition in half precision, whose error bound is at least as large: the unit roundoff of float16 is 2^-11.
+    most 2^13 rows, which is more than the cases of a level have, the error of the sum is at most
+    `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows one addition in half precision, whose error bound
+    is at least as large: the unit roundoff of float16 is 2^-11.
 
     Code for a CUDA device comes from Triton, with an approximate exp, log and division. Such code may compute a softmax
     in blocks.
@@ -212,7 +218,9 @@ def call_compiled_on_classes(
     This is an act: a function that runs in the process of the subject.
 
     Each call replaces the last element of the target by one of the class indices. Before these calls, the function
-    calls the compiled loss with the unchanged inputs. This first call must not raise an exception.
+    calls the compiled loss with the unchanged inputs. An exception of this first call ends the function. `backend` is
+    the backend of torch.compile. If torch cannot compile for the device, or is too old for these calls
+    (:func:`_why_no_error`), the function returns NotRun.
     """
     if reason := unusable(backend, inputs.input.device.type):
         return NotRun(reason)

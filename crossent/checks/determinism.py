@@ -66,7 +66,8 @@ def stream(trial: Trial) -> Iterator[Difference]:
 
     The check makes the call on a new stream. The arguments are zeros until this stream writes their values, some
     milliseconds later. A subject that runs a kernel on any other stream, without waiting for the new stream, computes
-    from the zeros. After the call, the default stream fills freed memory with NaN.
+    from the zeros. After the call, the default stream fills freed memory with NaN, while the new stream may still
+    compute.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
@@ -82,7 +83,8 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     The arguments are zeros until the copy runs. A subject that runs on any other stream, and does not wait for the new
     stream, computes from these zeros. Before the copy, the function makes another call on the new stream, with the
-    right values, and does not use its result.
+    right values, and does not use the result of this call. If this torch cannot delay a stream, the function returns
+    NotRun.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:

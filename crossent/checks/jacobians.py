@@ -136,7 +136,8 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
     """Yield the differences of the gradients for a batch of two upstream gradients from their exact values.
 
-    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`.
+    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss has a wrong shape, dtype or device,
+    yield a problem instead.
     """
     question = trial.question
     inputs, exact = question.fresh(), question.exact
@@ -156,7 +157,8 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
     """Yield the differences of the derivatives along two directions from their exact values.
 
-    `name` is the name of the derivative, such as "tangent".
+    `name` is the name of the derivative, such as "tangent". `got` has the two derivatives along its first dimension.
+    None stands for zeros, as in :func:`compare_derivative`.
     """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
@@ -184,10 +186,10 @@ def _along_second(case: Case) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return a function that computes the loss, followed by a tuple of the tensors that the function takes.
+    """Return a function that computes the loss, and a tuple of the tensors that the function takes.
 
-    The tensors are the logits and, if `wanted` has "target_gradient", the target. The function takes the other
-    arguments of the loss from `inputs`.
+    The tensors are the logits and, if the gradients `wanted` include "target_gradient", the target. The function takes
+    the other arguments of the loss from `inputs`.
     """
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:

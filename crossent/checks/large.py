@@ -104,14 +104,19 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
 
     This is an act: a function that runs in the process of the subject.
 
-    If the device has too little memory for the call, or if nothing counts its memory, return NotRun.
+    If the device has too little memory for the call, or if :func:`memory_growth` cannot measure its memory, return
+    NotRun.
     """
     many = with_many_logits(inputs)
     need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
     if need > have:
-        return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
+        return _too_little(need, have, device)
     grown = memory_growth(lambda: evaluate(loss, many, gradients), device)
     return NotRun("needs Linux or CUDA, which measure the memory of a call") if grown is None else grown
+
+
+def _too_little(need: int, have: int, device: str) -> NotRun:
+    return NotRun(f"needs {need / GIB:.1f} GiB of free memory on {device}, which has {have / GIB:.1f} GiB")
 
 
 def with_many_logits(inputs: Inputs) -> Inputs:
@@ -168,7 +173,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
     """
     have = available(device)
     if need > have:
-        return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
+        return _too_little(need, have, device)
     try:
         return evaluate(loss, tiled(case, device), gradients)
     except Exception as error:
@@ -180,7 +185,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
 
 
 def _repeat(tile: Tensor, times: int) -> Tensor:
-    """Return a tile repeated along its first axis, with the strides of the tile.
+    """Return a tensor of `times` copies of a tile along its first axis, with the strides of the tile.
 
     The function allocates the tensor once and fills the tensor block by block, so that there is no second large tensor.
     """
@@ -234,9 +239,9 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
     return replace(found, index=index, elements=got.numel(), mismatched=mismatched, not_judged=left, vacuous=vacuous)
 
 
-def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or a gradient `(N, C, d1, …)`: `name` is the name of `got`."""
-    return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
+def _rows_beyond(got: Tensor, name: str) -> tuple[int, ...]:
+    """Return the sizes `(d1, …)` of a result: a "loss" `(N, d1, …)` or a "gradient" `(N, C, d1, …)`, by its name."""
+    return tuple(got.shape[2:] if name == "gradient" else got.shape[1:])
 
 
 def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
@@ -258,6 +263,8 @@ def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Differenc
 
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or sum over all tiles, and the reason to report if the bound is infinite.
+
+    `promised` is the contract of the subject for the dtype of the result.
 
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
     most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. One of the `h`

@@ -27,8 +27,9 @@ _DIFFER = "expected different values, since the exact values differ"
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The check leaves out weight, linear_bias, label_smoothing and ignore_index. A part of the result, such as the loss,
-    must change if its exact values with and without the option differ by more than the sum of both error bounds.
+    The check leaves out one option at a time: weight, linear_bias, label_smoothing or ignore_index. A part of the
+    result, such as the loss, must change if its exact values with and without the option differ by more than the sum of
+    both error bounds.
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
@@ -97,10 +98,10 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare the first result with the result of an equivalent call.
+    """Yield the differences of the first result from the result of an equivalent call.
 
     The equivalent call passes neutral values for options that the case leaves out, and leaves out options that have
-    their default value in the case.
+    their default value in the case. If this would not change the call, yield nothing.
     """
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -128,9 +129,10 @@ def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
     Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis of this name. With
-    "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The names leave out
-    a `label_smoothing` of 0 and the `reduction` "mean", which are the defaults. If the names are exactly the names of
-    the given options, return None.
+    "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The exception is a linear
+    cross-entropy with target probabilities, which takes no `ignore_index`. The names leave out a `label_smoothing` of 0
+    and the `reduction` "mean", which are the defaults. If the names are exactly the names of the given options, return
+    None.
     """
     classes = given.classes
     off: dict[str, Any] = {}

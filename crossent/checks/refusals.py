@@ -27,10 +27,10 @@ class Reaction:
     """The reaction of a subject to a bad call.
 
     Attributes:
-        raised: the exception, or None if there is none.
-        returned: the returned value as text, if it is a tensor of fewer than ten numbers; "" otherwise.
-        wrote: the argument that the call wrote into; "" if the call wrote into no argument; None if the device can no
-            longer be read.
+        raised: the exception; None if the call raised no exception.
+        returned: the numbers of the returned tensor as text after a space, if there are fewer than ten; "" otherwise.
+        wrote: the name of the argument that the call wrote into; "" if the call wrote into no argument; None if the
+            device can no longer be read.
         changed_state: the names of the parts of the global state that the call changed.
         ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.

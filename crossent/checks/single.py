@@ -1,7 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-All checks of a case share the first call. In this module, only `repeat` makes further calls. A check that does more
-than look up a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
+All checks of a case share the first call. In this module, only `repeat` makes further calls. The longer checks call a
+plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -221,7 +221,10 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), has a number other than 0 in the given rows."""
+    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), has a number other than 0 in the given rows.
+
+    `name` is the name of the result in the message. `rows`, (N, d1, …), is True for the given rows.
+    """
     wrong = rows & (got != 0 if got.dim() == rows.dim() else (got != 0).any(-1))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
@@ -233,7 +236,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
-    """Return whether each row of logits has a softmax, (R,): False if the row holds NaN or +inf, or only -inf."""
+    """Return for each of the R rows whether its logits have a softmax: False if they hold NaN or +inf, or only -inf."""
     return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 

@@ -196,7 +196,8 @@ def export(trial: Trial) -> Found:
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
     """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
 
-    This is an act: a function that runs in the process of the subject.
+    This is an act: a function that runs in the process of the subject. If torch.export does not work on this machine,
+    the act returns NotRun.
     """
     if reason := _why_no_export():
         return NotRun(reason)

@@ -15,8 +15,8 @@ def use_context(loss: Any, inputs: Inputs, scenario: str) -> tuple[bool, list[st
 
     This is an act: a function that runs in the process of the subject.
 
-    If `scenario` is "twice", each rank enters the context twice. If `scenario` is "exception", an exception ends the
-    context.
+    If `scenario` is "twice", each rank enters the context, and enters the context again before leaving. If `scenario`
+    is "exception", each rank calls the loss before and after an exception that ends the context.
     """
     found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, scenario)
     return found is not None, found or []

@@ -43,7 +43,10 @@ def _has_classes(case: Case) -> bool:
 
 
 def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
-    """Call the subject with other inputs, and yield the differences from the exact values for these inputs."""
+    """Call the subject with other inputs, and yield the differences from the exact values for these inputs.
+
+    `way` is a phrase about the call, which the function appends to the names of the differences.
+    """
     yield from _named(trial, further_call(trial, inputs), inputs, way)
 
 
@@ -209,7 +212,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with further ignored rows: `ignored` says for each entry of the batch whether to ignore it."""
+    """Return the inputs with further ignored rows: `ignored` is True for each entry of the batch to ignore."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)

@@ -29,7 +29,7 @@ def contiguous(given: Inputs) -> Inputs:
 
 
 def wide(given: Inputs) -> Inputs:
-    """Return the inputs with float16 and bfloat16 tensors converted to float32, which is exact."""
+    """Return the inputs with float16 and bfloat16 tensors converted to float32, which rounds no number."""
     return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
@@ -148,7 +148,10 @@ def reverse_classes(given: Inputs) -> Inputs:
 
 
 def restore_classes(result: Result, given: Inputs) -> Result:
-    """Return the result of a call with reversed classes (:func:`reverse_classes`), in the original order of classes."""
+    """Return the result of a call with reversed classes (:func:`reverse_classes`), in the original order of classes.
+
+    `given` are the inputs before the classes were reversed.
+    """
     dim = given.input.dim()
 
     def flipped(name: str, tensor: Tensor) -> Tensor:
@@ -176,7 +179,7 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     parts, multiplied by the factors, to the result of the batch.
 
     Raises:
-        NotRunError: the reduction is "mean", and every split has a denominator of 0, of a part or of the batch.
+        NotRunError: the reduction is "mean", and for every split, a part or the batch has the denominator 0.
     """
     at, shares = _choose_parts(terms, len(given.input))
     parts = []
@@ -188,7 +191,10 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
-    """Return the result of a batch from the results of its two parts, which are already multiplied by their factors."""
+    """Return the result of a batch from the results of its two parts, which are already multiplied by their factors.
+
+    With the reduction "none", concatenate the losses of the parts; otherwise add the losses.
+    """
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
     return {

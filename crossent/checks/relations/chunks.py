@@ -1,6 +1,7 @@
 """The check of functions with an argument that sets the chunk size: every size must give the exact result.
 
-A chunk is a number of rows or of logits that the function computes at a time.
+A chunk is a part of the rows or of the classes that the function computes at a time. Its size is a number of rows,
+classes or logits.
 """
 
 from __future__ import annotations
