@@ -333,7 +333,7 @@ def _tensor(value: Any, device: torch.device) -> Tensor:
     """
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
-        raise TypeError(f"the function returned {array.dtype}; it must return an array of real numbers")
+        raise TypeError(f"the function returned an array of {array.dtype}; return an array of real numbers")
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.name == "bfloat16":

@@ -123,8 +123,8 @@ promises = _add_options(
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
-        help="What the subjects promise about their arithmetic: see `crossent list contracts`. Use torch for "
-        "F.cross_entropy.  [default: kernel; the forms and torch have their own]",
+        help="What the subjects promise about their arithmetic: see `crossent list contracts`. For "
+        "F.cross_entropy, choose torch.  [default: kernel; the forms and torch have their own]",
     ),
     click.option(
         "--grade",

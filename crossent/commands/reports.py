@@ -56,4 +56,4 @@ def unreadable(path: str, argument: str, error: OSError) -> ValueError:
     The message is one line, with the reason that the operating system gives in `error`.
     """
     reason = f"this file cannot be read: {error.strerror}"
-    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")
+    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that crossent wrote with --json")

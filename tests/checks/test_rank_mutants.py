@@ -1,5 +1,7 @@
 """Mutants on 2 and on 3 ranks: the checks that a mutant names find the mutant, and the right losses pass."""
 
+from types import SimpleNamespace
+
 import pytest
 from batch_parallel import BatchParallel
 from rank_mutants import RANK_MUTANTS
@@ -14,6 +16,7 @@ from crossent.run.plan import of_cost, plan
 from crossent.subjects.loader import load
 from crossent.subjects.ranks.protocol import can_start_ranks
 from crossent.trials.check import Cost
+from crossent.trials.trial import NotRunError, Question
 
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 OF_A_CALL = of_cost(Cost.CALL)
@@ -56,6 +59,20 @@ def test_a_right_loss_survives_the_cases_of_the_mutants(loss, ranks):
     assert [str(finding) for finding in report.findings] == []
     applicable = [case for case in cases if loss is not TokenMean or "-mean" in case]
     assert set(report.subjects[0].outcomes) == set(applicable)
+
+
+@pytest.mark.parametrize(
+    ("split", "target", "reason"),
+    [
+        ("classes", "int64", "pads no shard"),
+        ("padded", "probabilities", "gets class probabilities, which are not indices into the padding"),
+    ],
+)
+def test_padding_target_says_why_it_does_not_run(split, target, reason):
+    subject = SimpleNamespace(split=split, ranks=2)
+    trial = SimpleNamespace(question=Question(Case("float32", target=target)), subject=subject)
+    with pytest.raises(NotRunError, match=f"^{reason}$"):
+        list(RANK_CHECKS["padding_target"].body(trial))
 
 
 def test_a_mutant_of_each_check_of_ranks_is_killed():

@@ -223,7 +223,7 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
 def test_parts_are_chosen_so_that_no_part_divides_by_0():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
     entry = part_of(FORM_SUBJECTS["formula"], case, "split")
-    assert entry.not_run == {"split": {"would divide by 0 in one part, wherever the batch is split": 1}}
+    assert entry.not_run == {"split": {"would divide by 0, wherever the batch is split": 1}}
     # Weights of both signs, so that the share of a part is negative or above 1.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)

@@ -133,7 +133,7 @@ def test_an_id_without_a_finding_is_an_error_of_one_line_and_status_2(capsys, id
     [
         (["--device", "cuda:99", TORCH_HALF], "device: got 'cuda:99'; "),
         (["--device", "nonsense", TORCH_HALF], "device: got 'nonsense'; "),
-        (["--device", "cpu", TORCH_HALF, __file__], "--device: got 'cpu' and a REPORT, which sets the device; give only one"),
+        (["--device", "cpu", TORCH_HALF, __file__], "--device: got 'cpu' and a REPORT, which sets the device; give "),
     ],
     ids=["missing", "nonsense", "report"],
 )

@@ -149,8 +149,10 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
 def padding_target(trial: Trial) -> Iterator[Problem]:
     """A target whose class is in the padding of the last shard raises an error."""
     inputs, ranks = trial.question.inputs, trial.subject.ranks
-    if trial.subject.split != "padded" or is_dense(inputs):
-        raise NotRunError("pads no shard, or gets class probabilities as the target")
+    if trial.subject.split != "padded":
+        raise NotRunError("pads no shard")
+    if is_dense(inputs):
+        raise NotRunError("gets class probabilities, which are not indices into the padding")
     classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
     if not classes:
         raise NotRunError("has too few classes for a shard with padding")

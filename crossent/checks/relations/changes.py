@@ -218,7 +218,7 @@ def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fractio
         first, second = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
         if first and second and first + second:
             return at, (first / (first + second), second / (first + second))
-    raise NotRunError("would divide by 0 in one part, wherever the batch is split")
+    raise NotRunError("would divide by 0, wherever the batch is split")
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:
