@@ -229,7 +229,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     regression, newly refused (the call now raises an error), changed behaviour (another shape, dtype, kind of value or
     class of error), worse within bounds, fixed and same bits.
 
-    Exit status: 0: none of the first three changes. 1: one of them; with --strict, also a much larger error. 2: wrong
+    Exit status: 0: none of the first three changes. 1: one of them; with --strict, also worse within bounds. 2: wrong
     use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the output cannot be written.
     """
     files = chosen_files(json_file, html_file)

@@ -86,7 +86,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
 
 
 def _require_writable(path: str, option: str) -> None:
-    """Raise BadParameter, about `option`, if the file cannot be written, so that the error comes before the run."""
+    """Raise BadParameter, about `option`, if the file `path` cannot be written: the error must come before the run."""
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)

@@ -126,7 +126,7 @@ def require_device(device: str) -> None:
 
 
 def lacks_float64(device: str) -> str:
-    """Return the reason why a device has no float64, as a phrase after a name; "" if the device has float64."""
+    """Return the reason why a device has no float64, as a phrase that follows the name of a subject; otherwise ""."""
     return "needs float64, which Metal does not have" if device.startswith("mps") else ""
 
 
@@ -179,7 +179,10 @@ def ranks_of(environment: Mapping[str, str]) -> int | None:
 
 
 def _own_version() -> str:
-    """Return the installed version of crossent or, for a clone that is not installed, the version in pyproject.toml."""
+    """Return the installed version of crossent or, for a clone that is not installed, the version in pyproject.toml.
+
+    Return "unknown" if there is neither.
+    """
     with suppress(PackageNotFoundError):
         return version("crossent")
     project = Path(__file__).parents[1] / "pyproject.toml"
@@ -198,7 +201,7 @@ def can_fork() -> bool:
 
 
 def cpu_capability() -> str:
-    """Return the vector instructions that torch uses on this processor, such as "AVX2".
+    """Return the vector instructions that torch uses on this processor, such as "AVX2", or "unknown".
 
     torch chooses the instructions, and other instructions give other bits. On one machine, torch 2.0 uses AVX2 and
     torch 2.8 uses AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.

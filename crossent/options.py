@@ -53,7 +53,10 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return the message with the option in place of the argument at the start: `level: …` becomes `--level: …`."""
+    """Return the message with the option in place of the argument at the start: `level: …` becomes `--level: …`.
+
+    Return any other message unchanged.
+    """
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():

@@ -93,7 +93,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(config: pytest.Config) -> str:
-    """Return a line with the version of torch, the devices, the seed and the level."""
+    """Return crossent's line in the header of pytest: the version of torch, the devices, the seed and the level."""
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0

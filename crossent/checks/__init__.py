@@ -7,8 +7,8 @@ loss" in such a docstring means a loss that matches the exact value.
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
 through an act: a function `act(loss, …)` that runs in the process of the subject. This process may be separate from the
 process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
-hosts. In all acts, `loss` is the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to
-compute. An act returns `NotRun` with a reason if it cannot run on this machine.
+hosts. In an act, `loss` is the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to
+compute. An act that cannot run on this machine returns `NotRun` with the reason.
 
 Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
 messages contain. In the code, the variable `way` holds this name.

@@ -139,7 +139,7 @@ def circumstances(trial: Trial) -> Found:
 
 
 def is_forked(trial: Trial) -> bool:
-    """Return whether the subject runs in an isolated process or in a worker process, which may be forked processes."""
+    """Return whether the subject runs in an isolated process or in a worker process. Such a process may be forked."""
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
 
@@ -249,7 +249,7 @@ def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradien
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: the exception that a thread raised.
+        BaseException: the first exception that a thread raised.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)

@@ -91,8 +91,8 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows one addition in half precision, whose error bound
     is at least as large: the unit roundoff of float16 is 2^-11.
 
-    Code for a CUDA device comes from Triton, with an approximate exp, log and division. Such code may compute a softmax
-    in blocks.
+    Code for a GPU comes from Triton or Metal, with an approximate exp, log and division. Such code may compute a
+    softmax in blocks.
     """
     if backend == TRACER or device == "cpu":
         return own
@@ -218,8 +218,8 @@ def call_compiled_on_classes(
     This is an act: a function that runs in the process of the subject.
 
     Each call replaces the last element of the target by one of the class indices. Before these calls, the function
-    calls the compiled loss with the unchanged inputs. An exception of this first call ends the function. `backend` is
-    the backend of torch.compile. If torch cannot compile for the device, or is too old for these calls
+    calls the compiled loss with the unchanged inputs, and does not catch an exception of this call. `backend` is the
+    backend of torch.compile. If torch cannot compile for the device, or is too old for these calls
     (:func:`_why_no_error`), the function returns NotRun.
     """
     if reason := unusable(backend, inputs.input.device.type):

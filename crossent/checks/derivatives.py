@@ -5,8 +5,8 @@ differences of the subject's own results. So `gradcheck` misses an error that lo
 needs a tolerance and, in practice, float64.
 
 The derivative along one direction is enough to find a wrong formula, so the checks do not compute the whole matrix of
-second derivatives. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds
-`u`. `crossent.checks` explains the letters of the formulas.
+second derivatives. `Case.direction` draws `u`. Its numbers use all digits of their format, so the checks also find a
+subject that rounds `u`. `crossent.checks` explains the letters of the formulas.
 """
 
 from __future__ import annotations

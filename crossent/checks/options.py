@@ -101,7 +101,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
     """Yield the differences of the first result from the result of an equivalent call.
 
     The equivalent call passes neutral values for options that the case leaves out, and leaves out options that have
-    their default value in the case. If this would not change the call, yield nothing.
+    their default value in the case. If nothing would change, yield nothing.
     """
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return

@@ -147,7 +147,10 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", "errors", "index_errors", cost=Cost.CALLS, applies=_has_classes)
 def padding_target(trial: Trial) -> Iterator[Problem]:
-    """A target whose class is in the padding of the last shard raises an error."""
+    """A target whose class is in the padding of the last shard raises an error.
+
+    The padding consists of further logits, which belong to no class and give all shards the same size.
+    """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     if trial.subject.split != "padded":
         raise NotRunError("pads no shard")
@@ -180,8 +183,9 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
-    The check cuts the batch in up to three ways: into two halves, into the first row and the other rows, and, with few
-    rows, into single rows. With class indices, the rows of the first half are ignored in a further call.
+    Micro-batches are the parts of a batch in gradient accumulation. The check cuts the batch in up to three ways: into
+    two halves, into the first row and the other rows, and, with few rows, into single rows. With class indices, the
+    rows of the first half are ignored in a further call.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:

@@ -193,7 +193,7 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
     """Return the result of a batch from the results of its two parts, which are already multiplied by their factors.
 
-    With the reduction "none", concatenate the losses of the parts; otherwise add the losses.
+    Add the gradients of a linear layer and, unless the reduction is "none", the losses. Concatenate all other results.
     """
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
