@@ -226,7 +226,7 @@ def call_compiled_on_classes(
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
-        evaluate(compiled_loss, inputs.copy(), gradients)  # first a correct call: code that always raises must fail
+        evaluate(compiled_loss, inputs.copy(), gradients)  # code that raises for right classes too must fail
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:
