@@ -1,6 +1,7 @@
 """Group findings by probable cause: similar findings, on cases with the same words.
 
-A word is a phrase such as "a weight of 0": see `words_of`. A declaration is a feature suggested for `--without`.
+A word is a phrase such as "a weight of 0": see `words_of`. A declaration is the feature that the message of a finding
+suggests for the option `--without`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from crossent.report.clarity import (
     words_of,
 )
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
-from crossent.words import counted
 
-_MOST_WORDS = 3  # with more words, few cases would have all of them
+_MOST_WORDS = 3  # of a cause; with more words, few cases would have all of them
 _LEAST_INCREASE = 0.02  # a further word must increase `Common.above` by at least this share
 
 
@@ -41,6 +41,8 @@ class Cause:
         common: the words that tell the failing cases from the passing cases; None if there are no such words.
         feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
         lacks: a missing feature that may explain why results are wrong; "" if there is none.
+        cases: the ids of the cases of the findings.
+        kinds, declaration: the kinds of the wrong numbers, such as "NaN"; the declaration of the first finding, or "".
     """
 
     findings: list[Finding]
@@ -59,19 +61,11 @@ class Cause:
         return dict(Counter(finding.check for finding in self.findings))
 
     @property
-    def explained(self) -> str:
-        """The findings that the missing feature explains, in words: "152 calls raised with class probabilities"."""
-        first, count = self.findings[0], len(self.findings)
-        if first.check == "errors":
-            return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
-        where = f"with {', '.join(self.common.words)}" if self.common else f"in the check {first.check}"
-        return f"{counted(count, 'call')} {'raised' if first.kind == 'refused' else first.kind} {where}"
-
-    @property
     def example(self) -> Finding:
-        """The clearest finding. Prefer a case with the common words, then a clear finding in the sense of `less_clear`.
+        """The clearest finding, if possible on a case with the common words.
 
-        Then prefer a message that names the most frequent factor and few other factors. Then prefer logits of (N, C).
+        Of several such findings, take the clearest by `less_clear`, then the finding whose message names the most
+        frequent factor and few other factors, then logits of (N, C), then the reduction 'none'.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -87,7 +81,7 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of `other`. For a missing feature, take the common words of the cause with more findings."""
+        """Add the findings of `other`. With a missing feature, keep the common words of the cause with more of them."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
@@ -98,8 +92,8 @@ class Cause:
 
         If one cause has a missing feature, both must have it. Refused and accepted calls never join findings of other
         kinds. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
-        findings of `other` must be on cases of this cause, or on cases with its common words. The words do not count if
-        this cause has a declaration, or if the causes share no kind of number (NaN, infinite, finite).
+        findings of `other` must be on cases of this cause, or nearly all on cases with its common words. The words do
+        not count if this cause has a declaration, or if the wrong numbers of the causes have no kind in common.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -124,7 +118,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures, sorted by `shown_late`, then by size.
+    """Return the probable causes of the findings that are not known failures, by `shown_late`, then the largest first.
 
     Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two.
     """
@@ -159,7 +153,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return the result of `same_trigger` for a cause: a sentence about a published bug, or ""."""
+    """Return a sentence about the published bug with the same trigger as a cause, or "": see `same_trigger`."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -168,11 +162,12 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains findings of one check and kind, and causes for the others.
+    """Return a cause for each missing feature that explains some of the findings, and causes for the other findings.
 
-    If no missing feature explains any finding, return []. A word of `lacking` (from `_lacking`) explains the refused
-    calls of cases with the word. The feature of `_of_check` explains the other findings without numbers. The kind of a
-    bad input explains an accepted call. The feature `error_classes` explains an error of the wrong class.
+    The findings are of one check and kind. If no missing feature explains any of them, return []. A word of `lacking`
+    (from `_lacking`) explains the refused calls of cases with the word. The feature of `_of_check` explains the other
+    findings without numbers. In the check `errors`, the feature `error_classes` explains an error of the wrong class,
+    and the kind of a bad input explains any other finding, such as an accepted call.
     """
     first = findings[0]
     if first.check == "errors":
@@ -204,7 +199,8 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
     """Return the cases in four lists, by the result of the first call: "right", "wrong", "misshapen" and "refused".
 
     The last of the checks `call`, `result` and `loss` that ran decides. A failed `loss` is "wrong", any other failure
-    "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence is in no list.
+    "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence and a bad input are in
+    no list.
     """
     refused = {one.case for one in subject.findings if (one.check, one.kind, one.expected) == ("call", "refused", None)}
     found: dict[str, list[str]] = {"right": [], "wrong": [], "misshapen": [], "refused": []}
@@ -219,9 +215,10 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features that may be missing, with their numbers of failed calls. `of` is from `_by_result`.
+    """Return the words for features that may be missing. For each word, count the failed calls that have the word.
 
-    Nearly all calls with such a word are in the lists `failed` of `of`, and most right calls lack the word.
+    `of` has the lists of `_by_result`, and `failed` the names of the lists that count as failed. Of the right and
+    failed calls with such a word, nearly all failed. Most right calls lack the word.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -231,7 +228,8 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return the words for features that the subject seems to lack, and how many refused and right calls have them.
 
-    Nearly all calls with such a word are wrong or refused, at least half of them refused. Frequent words come first.
+    Of the calls with such a word, nearly all are wrong or refused, and no more wrong than refused. Frequent words come
+    first. A refused call counts only for its first such word. If no call is right, wrong calls count as right.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -274,10 +272,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The words are `DEPENDS`, or words of the first finding's case. `Common.above` of the
-    returned words exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
+    All findings are of one check. The words are words of the first finding's case, or `DEPENDS` alone. `Common.above`
+    of the returned words exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
     `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
-    not have. These cases count as passing for the choice of the words, but not in the returned numbers.
+    not have. These cases count as passing for the choice of the words, but not in the returned numbers. If there are
+    such cases, `DEPENDS` is not chosen.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -294,8 +293,8 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
     """Return the causes of the findings of one check. `other` is as in `common`.
 
     The findings are one cause if `common` returns words that are not `vague`, or if they have a declaration. Otherwise,
-    search for one or two words such that nearly all cases with these words fail. The words of the most failing cases
-    give the first cause, and the other findings are separated in the same way. Without such words, return one cause.
+    search for one or two words such that nearly all cases with these words fail. The words that the most failing cases
+    have give the first cause. Separate the other findings in the same way. Without such words, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -314,7 +313,8 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
     """Return the findings of one check in groups: one for each kind of number that a word distinguishes, and the rest.
 
-    `_differ` says when a word distinguishes a kind. A small number of findings is not separated: see `_LEAST_WAYS`.
+    The kinds are NaN, infinite and finite numbers; findings without numbers are a kind too. `_differ` says when a word
+    distinguishes a kind. A small number of findings is not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings

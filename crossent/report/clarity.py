@@ -92,16 +92,16 @@ def size_of_error(finding: Finding) -> int:
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature that a message suggests for `--without`, such as "nan_mean"; "" without a suggestion."""
+    """Return the feature that the message of a finding suggests for `--without`, such as "nan_mean", or ""."""
     found = _DECLARATION.search(finding.message)
     return found[1] if found else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the possible names of the factor between a wrong number and the exact value; () without a factor.
+    """Return the possible names of the factor between the wrong number and the exact value; () without a factor.
 
     `crossent.trials.factors.factor_of` writes the line "The number is the exact value times 0.7: kept rows / rows" into
-    a message. Here, the name is "kept rows / rows".
+    the message of the finding. Here, the name is "kept rows / rows".
     """
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
@@ -111,7 +111,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
     """Return, for each of two reasons, whether a finding shows its failure less clearly for this reason.
 
     The first reason is an exact value that is infinite, NaN or 0. The second reason is a check other than `loss` on a
-    linear cross-entropy: its gradients often have thousands of small errors, so a wrong loss shows the bug better.
+    linear cross-entropy. There, gradients often have thousands of small errors, so a wrong loss shows the bug better.
     """
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -119,7 +119,10 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return a sort key of a cause: late for the second reason of `less_clear`, last if only target gradients fail."""
+    """Return a sort key of a cause, from its failed checks and its example.
+
+    Causes in which only target gradients fail are last. Before them are causes with the second reason of `less_clear`.
+    """
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -131,8 +134,8 @@ def kind_of_number(finding: Finding) -> str:
     return "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
 
 
-def told(finding: Finding) -> tuple[str, str]:
-    """Return a key that similar findings of a check share: a text, and the result of :func:`declaration`.
+def similarity_key(finding: Finding) -> tuple[str, str]:
+    """Return a key that is equal for similar findings of a check: a text, and the result of :func:`declaration`.
 
     For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
     "#" in place of dtypes and numbers. All findings about a result of the right shape in a wrong dtype share one text.
@@ -153,7 +156,7 @@ def case_or_none(id: str) -> Case | None:
 
 @lru_cache(_KEPT)
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words that describe the options, sizes and values of a case. For a bad input, return only its kind."""
+    """Return the words for the options, sizes and values of the case with this id; for a bad input, only its kind."""
     case = case_or_none(id)
     if case is None:
         return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
@@ -220,7 +223,7 @@ class Common:
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
     def applies(self, case: str) -> bool:
-        """Return whether a case has all the words."""
+        """Return whether the case with the id `case` has all of `words`."""
         return set(self.words).issubset(words_of(case))
 
     def __str__(self) -> str:
@@ -230,18 +233,14 @@ class Common:
 
 
 def count_words(cases: Iterable[str]) -> Counter[str]:
-    """Return how many cases have each word of `words_of`."""
+    """Return, for each word of `words_of`, how many of these cases have the word. `cases` has ids."""
     return Counter(word for case in cases for word in words_of(case))
 
 
 def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of one to `most` words, how many failing and passing cases have all these words.
+    """Yield, for each selection of one to `most` of `words`, how many failing and passing cases have all these words.
 
-    Args:
-        words: the words to select from.
-        most: the largest number of words in a selection.
-        failing: the ids of the failing cases.
-        passing: the ids of the passing cases.
+    `failing` and `passing` have the ids of the cases.
     """
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
@@ -251,7 +250,7 @@ def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Se
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, an int whose bit n is 1 if case n has the word, to count common cases quickly."""
+    """Return, for each word, an int whose bit n is 1 if case n has the word: `choices` counts cases by such bits."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
         for word in found.keys() & words_of(case):
@@ -275,17 +274,17 @@ def same_trigger(
       the bug: see `_shows`.
     - Every case of the bug has all unusual words of `words`.
     - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
-    - Take `words` and the unusual words of `_words_of_bug`. The share of failing cases that have all these words
-      exceeds the share of passing cases that have them by more than one half.
+    - Take `words`, and the second set of words that `_words_of_bug` returns. The share of failing cases that have all
+      these words exceeds the share of passing cases that have them by more than one half.
 
     If several bugs have the same trigger, choose the bug with the largest difference of these shares.
 
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases of those findings that are of the same check as the first finding.
-        passing: the cases on which this check passes, and on which a wrong result such as zeros would fail.
-        ran: for each case, the checks that ran.
+        failing: the ids of the cases of the findings that are of the same check as the first finding.
+        passing: the ids of the cases on which this check passes, and a wrong result such as zeros would fail.
+        ran: the checks that ran on each case, by the id of the case.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
     telling = set(words) - _PLAIN_WORDS
@@ -308,7 +307,7 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether the failed checks of a case fit the bug.
+    """Return whether the checks that failed on a case fit the bug. `ran` has all checks that ran on the case.
 
     At least one of the checks that the bug names must fail. Of the checks of numbers that ran (`loss`, `gradient` and
     the other gradients), exactly the checks that the bug names must fail.
@@ -342,7 +341,7 @@ def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _share(words: Collection[str], cases: Sequence[str]) -> float:
-    """Return the share of the cases that have all the words."""
+    """Return which share of the cases has all the words. `cases` has ids."""
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 

@@ -16,6 +16,7 @@ from crossent.words import cut, quoted
 T = TypeVar("T")
 
 SCHEMA = 1
+# The states of a known failure: see `Shard.known`.
 HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 
@@ -52,7 +53,7 @@ class Shard(ShardNumber):
 
 
 def shard_json(shard: Shard) -> dict[str, Any]:
-    """Return a shard as a JSON object, the value of the key "shard" in the document."""
+    """Return the description of a shard as a JSON object, the value of the key "shard" in the document."""
     return asdict(shard)
 
 
@@ -103,7 +104,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the numbers of a check on a case as a JSON object, without `failed`, which follows from the findings."""
+    """Return the result of a check on a case as a JSON object, without `failed`, which follows from the findings."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}
@@ -128,7 +129,7 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a copy of the value in which NaN and infinities are strings, and tuples are lists."""
+    """Return a copy of a value, such as a dict, in which NaN and infinities are strings, and tuples are lists."""
     if isinstance(value, dict):
         return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -141,7 +142,7 @@ def jsonable(value: Any) -> Any:
 def typed(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`, so True is not an int. Otherwise raise TypeError.
 
-    The message of the error calls the value `what`, here and in the functions below.
+    The message of the error calls the value `what`. This also holds for the functions below.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
@@ -160,7 +161,7 @@ def strings(value: Any, what: str) -> list[str]:
 
 
 def each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return the value if it is a JSON object and all its values have this type. Raise TypeError otherwise."""
+    """Return the value if it is a JSON object whose values all have the type `kind`. Raise TypeError otherwise."""
     return {key: typed(kind, entry, f"{what}: {key}") for key, entry in typed(dict, value, what).items()}
 
 

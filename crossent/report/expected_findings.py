@@ -1,9 +1,9 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but the failure does not make the run fail.
 
 The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding
-instead of subject, checks and cases. Then the entry needs no kind. An entry for a subject, check, result or case that
-does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a check of the entry
-ran on a case of the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
+instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check, result or
+case that does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a check of
+the entry ran on a case of the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ExpectedFinding:
 
     Attributes:
         subject, device: patterns for the name of the subject and of the device, with the wildcards of a shell.
-        checks, kind: the checks and the kind of the findings. "" stands for any kind.
+        checks: the names of the checks.
+        kind: the kind of the findings, from `KINDS`; "" stands for any kind.
         results: names of results, such as "loss". The entry also matches a finding of any other check that compares
             such a result with the exact value. An example is the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
@@ -68,20 +69,25 @@ class ExpectedFinding:
     results: tuple[str, ...] = ()
 
     def covers(self, subject: str, case: str) -> bool:
-        """Return whether the entry is about this subject and this case."""
+        """Return whether the entry is about the subject with this name and the case with this id."""
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Return whether a check of the entry, or a check with the name of a result, ran on a case of the entry."""
+        """Return whether the run of `subject` has tested this entry.
+
+        The entry is tested if one of its checks ran on one of its cases. A check that is named in `results`, such as
+        "loss", counts too.
+        """
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
         )
 
     def applies(self, torch: str, device: str) -> bool:
-        """Return whether the entry is about this version of torch on this device.
+        """Return whether the entry is about the version `torch` of torch on the device `device`.
 
-        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0.
+        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0. A version
+        that is not in the form of PEP 440 counts only for entries without versions.
         """
         try:
             release = Version(torch).base_version
@@ -116,7 +122,7 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
 
 
 def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
-    """Return the known failures of torch's function for an operation."""
+    """Return the known failures of torch's functions for an operation, from the built-in lists."""
     names = _LISTS_OF_TORCH[operation]
     return [entry for name in names for entry in _parse((files("crossent.report") / name).read_bytes(), name)]
 
@@ -130,7 +136,7 @@ def require_about(
     """Check that the subject, checks, results and cases of each entry exist.
 
     Args:
-        entries: the entries.
+        entries: the entries of a list.
         subjects: the names of the subjects of a run. None allows any subject.
         checks: the names of all checks.
         cases: a function that returns the ids of all cases. None allows any case.
@@ -168,7 +174,7 @@ def require_about(
 def mark(
     report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Mark the findings of a report that are known failures, and add the fixed entries of a list to `report.fixed`.
+    """Set `expected` of the findings that are known failures, and add the texts of fixed entries to `report.fixed`.
 
     Args:
         report: the report.
@@ -202,10 +208,11 @@ def mark(
 
 
 def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """Return the texts of the known failures that are "absent" in a part of the run, and "happened" in no part.
+    """Return the texts of the known failures that are "absent" in a shard of a run, and "happened" in no shard.
 
     Args:
-        shards: the result of :func:`mark` for each part of the run, with the same known failures in the same order.
+        shards: the result of :func:`mark` for each shard, or for the whole run, with the same known failures in the
+            same order.
     """
     made = []
     for states in zip(*shards, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import by_plainness, size_of_error, told
+from crossent.report.clarity import by_plainness, similarity_key, size_of_error
 from crossent.words import printable, shell_word
 
 # The checks that compare the loss and the gradients of the first call with their exact values.
@@ -29,10 +29,10 @@ class Finding:
             logits change each other), "crashed" (the isolated process ended) or "hung" (the call did not return).
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
-        numbers: the worst element; None if the finding is not about a number.
+        numbers: the worst element and its error; None if the finding is not about a number.
         torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
-        expected: the reason of a known failure, or None.
-        of: the wrong result, such as "gradient", or with its call "loss under no_grad"; "" if no result is wrong.
+        expected: the reason from the list of known failures; None if no entry of the list matches the finding.
+        of: the wrong result of the first call, such as "gradient", or of another call, "loss under no_grad"; or "".
         repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 
@@ -101,7 +101,7 @@ class Measured:
 
     Attributes:
         failed: whether the check failed.
-        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None without compared numbers.
+        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no number was compared.
         vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is not evidence.
         not_judged: for each reason, the number of elements without a finite bound.
         elements: the number of elements, including elements without a finite bound.
@@ -117,12 +117,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """The part of one result that a report keeps for the comparison with another run.
+    """A summary of one result of a call, which a report keeps for the comparison with another run.
 
     Attributes:
         digest: a checksum of the bits. All NaN count as equal.
         dtype, shape: the dtype and shape of the result.
-        value: the number, if the result has exactly one element.
+        value: the number, if the result has exactly one element; otherwise None.
         special: the counts of "nan", "inf" and "-inf" that are not 0.
     """
 
@@ -141,10 +141,9 @@ class Outcome:
         dtype: the dtype of the logits.
         inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
         grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
-        checks: the result of each check that ran, by the name of the check.
-        not_run: the reason for each skipped check, by the name of the check.
-        results: the results of the first call, by name, such as "loss"; empty if `call` failed, or for a bad input.
-        raised: the error that a call with bad input raised; "" for any other call.
+        checks, not_run: the result of each check that ran, and the reason for each skipped check, by name.
+        results: summaries of the first call's results, by name, such as "loss"; empty if the check `call` failed.
+        raised: the class and message of the error that a call with bad input raised; "" for any other call.
     """
 
     dtype: str
@@ -162,9 +161,9 @@ class Tally:
     """The counts of one check in one dtype, summed over the cases, and the worst case.
 
     `ran` counts the cases, `expected` the known failures, and `failed` the other failures. `vacuous`, `elements` and
-    `not_judged` are sums of the attributes of `Measured`. `case` is the worst case: the largest error as a share of its
-    bound, except in known failures. `ulp` and `ratio` are this error, in ulp and as a share. Without a worst case,
-    `case` is "", and `ulp` and `ratio` are None.
+    `not_judged` are sums of the attributes of `Measured`. `case` is the worst case: the id of the case with the largest
+    error, `ulp` in ulp and `ratio` as a share of its bound. A known failure is never the worst case. Without a worst
+    case, `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -178,7 +177,7 @@ class Tally:
     case: str = ""
 
     def add(self, case: str, measured: Measured, known: bool) -> None:
-        """Add the result of one case. A known failure counts, but is never the worst case."""
+        """Add the result of the check on one case. `known` says whether a failure on this case is a known failure."""
         self.ran += 1
         self.failed += measured.failed and not known
         self.expected += measured.failed and known
@@ -209,15 +208,15 @@ def together(tallies: Iterable[Tally]) -> Tally:
 class Verdict:
     """The verdict on one subject and one case: an outcome with its findings, or the reason why the case did not run."""
 
-    case: str
+    case: str  # the id
     outcome: Outcome | None = None
     findings: Sequence[Finding] = ()
-    not_applicable: str = ""
+    not_applicable: str = ""  # the reason, if `outcome` is None
 
 
 @dataclass
 class SubjectReport:
-    """The report of one subject: the outcome of each case that ran, and the findings.
+    """The report of one subject: the outcome of each case that ran, by the id of the case, and the findings.
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
     contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
@@ -266,7 +265,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason and each skipped check, the number of cases. The largest number is first."""
+        """For each reason, the number of cases on which each check was skipped, the largest number first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():
@@ -275,19 +274,20 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings that are not known failures, in groups of similar findings. In a group, the clearest is first.
+        """The findings that are not known failures, in groups of similar findings.
 
-        Similar findings have the same check, kind and result of `told`. Groups are sorted by rule 1, then by rule 2, …:
-        1. Wrong results come before refused and accepted calls.
-        2. The first group of each check and kind comes before any further group.
+        Similar findings have the same check, kind and `similarity_key`. `by_plainness` sorts the findings of a group.
+        The groups are sorted by rule 1, then by rule 2, …:
+        1. The kinds "refused" and "accepted" come last.
+        2. One group of each check and kind, if possible without a `declaration`, comes before any further group.
         3. Errors against the exact value come before errors against another result.
-        4. Larger errors come before smaller errors, in powers of ten of the bound.
+        4. Larger errors come before smaller errors, by `size_of_error` of the first finding of the group.
         5. Earlier checks come before later checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
-                sorts.setdefault((finding.check, finding.kind, *told(finding)), []).append(finding)
+                sorts.setdefault((finding.check, finding.kind, *similarity_key(finding)), []).append(finding)
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
@@ -336,8 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. The list leaves out a dtype if at least half of its calls
-        raise, as known failures. For example, torch 2.0 raises for float16 on a CPU, except for an empty batch.
+        A loss that was never compared has no evidence either. The list leaves out a result with at most as many
+        comparisons as known failures of `call` in its dtype: torch 2.0 often raises for float16 on a CPU.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

@@ -1,9 +1,8 @@
 """A report as one HTML page that needs no network.
 
-This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
-define its look. `notebook.html.jinja` is a shorter page for a notebook. The template engine escapes all texts from
-outside, such as the name and the exceptions of a subject, and also control characters in these texts. The content
-security policy of the page allows only the style and script of this package.
+`report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js` define the look of the page, and
+`notebook.html.jinja` a shorter page for a notebook. The template engine escapes all texts from outside, such as the
+exceptions of a subject. The content security policy of the page allows only the style and script of this package.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
-from crossent.report.text import NO_EVIDENCE, share, short
+from crossent.report.text import NO_EVIDENCE, explained, share, short
 from crossent.words import counted, printable
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
-
 
 # The page shows only some of many findings. The JSON report has all findings.
 MOST_CARDS = 24  # causes of a subject that are shown with an example in full
@@ -57,7 +55,7 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 class Cell:
     """A cell of the heat map: one check in one dtype.
 
-    `kind` names the colour. `says` is the first line, `below` has the smaller lines, and `title` is the tooltip.
+    `kind` names the colour. `says` is the text, `below` has smaller lines below the text, and `title` is the tooltip.
     """
 
     kind: str
@@ -91,7 +89,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line about the coverage or a gap: a number, a noun (`what`) and a reason (`why`); highlighted if `loud`."""
+    """A line about the coverage or a gap: a count, a noun (`what`) and a reason (`why`); highlighted if `loud`."""
 
     count: str
     what: str
@@ -103,9 +101,10 @@ class Figure:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `verdict` is a key of `HEADLINES`. `rows` is the heat map, by check. `strips` are the plots of the errors. The page
-    shows each group of `causes` in full, and each group of `lines` in one line. `hidden` counts the findings of further
-    causes, by check and kind. `features` has the groups whose findings a missing feature would explain.
+    `verdict` is a key of `HEADLINES`. `rows` is the heat map: for each check, a cell for each of `dtypes`. `strips` are
+    the plots of the errors. The page shows each group of `causes` in full, and each group of `lines` in one line.
+    `hidden` counts the findings of further causes, by check and kind. `features` has the groups whose findings a
+    missing feature would explain. `gaps` are lines about everything that the verdict does not cover.
     """
 
     subject: SubjectReport
@@ -131,9 +130,9 @@ def page(report: Report) -> str:
 
 
 def notebook(report: Report) -> str:
-    """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
+    """Return a short page for a notebook, as an iframe: the verdict, some causes of findings, and the heat maps.
 
-    The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
+    In an iframe, neither the style of the page nor a text of the report can change the notebook. Failed subjects are
     first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
@@ -202,8 +201,7 @@ def gaps(report: Report) -> Iterator[Figure]:
         yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a needed feature")
     compared = report.compared
     if compared.vacuous:
-        what = f"of {compared.ran:,} comparisons without evidence"
-        yield Figure(f"{compared.vacuous:,}", what, NO_EVIDENCE)
+        yield Figure(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
         yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
@@ -261,7 +259,8 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 def _cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
 
-    `missing` counts the skipped cases. A comparison is evidence if a wrong result, such as zeros, would fail.
+    `tally` is None if the check ran on no case. `missing` counts the cases on which the check was skipped. A comparison
+    is evidence if a wrong result, such as zeros, would fail.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
@@ -285,9 +284,9 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the HTML of a page, made from a template of this folder, and the style and script of all pages.
+    """Return the HTML of a page. The page is a template of this folder, with the style and script that all pages share.
 
-    The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
+    `values` are the template's variables. The engine escapes their texts, and `_make_printable` control characters.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -305,6 +304,7 @@ def render(template: str, **values: Any) -> str:
         "name": _name,
         "command": lambda finding: command(finding.command),
         "linked": linked,
+        "explained": explained,
         "counted": counted,
     }
     values |= {"style": Markup(style), "script": Markup(script)}
@@ -340,11 +340,11 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return a number, and the noun followed by `what`, such as ("1", "case") or ("2,243", "calls checked")."""
+    """Return two texts: the count, and the noun followed by `what`, as in ("1", "case") and ("9", "calls checked")."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 
 
 def _hash(content: str) -> str:
-    """Return the hash by which the content security policy of the page allows this style or script."""
+    """Return the hash of a style or script. By this hash, the content security policy of the page allows the text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -1,6 +1,7 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-The folder has one file for each set of subjects and each operation. The next run on the same set replaces the file.
+The folder has one file for each set of subjects and each operation. The next run of the same subjects and operation
+replaces the file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with the finding `id` and this version of torch; None if there is no file.
+    """Return the path of the newest file with the finding `id` and the version `torch`; None if there is no such file.
 
     Ignore damaged files.
     """
@@ -81,7 +82,7 @@ def last_failed(subjects: Sequence[str], operation: str | None = None) -> dict[s
     """Return, for each case that failed in the last run with these arguments, the names of the failed checks.
 
     Leave out known failures, and cases that this version of crossent does not have. Return an empty dict if nothing
-    failed, or if no file of the run can be read. The arguments are as for :func:`path_of`.
+    failed, or if the file of the run cannot be read. The arguments are as for :func:`path_of`.
     """
     try:
         report = read_report(path_of(subjects, operation))

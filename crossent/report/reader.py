@@ -16,18 +16,7 @@ from typing import Any, TypeVar
 from crossent.cases.axes import DTYPES
 from crossent.choices import FEATURE_NAMES
 from crossent.machine import DEVICES
-from crossent.report.document import (
-    ABSENT,
-    HAPPENED,
-    NOT_RUN,
-    SCHEMA,
-    Shard,
-    each,
-    real,
-    strings,
-    typed,
-    typed_list,
-)
+from crossent.report.document import ABSENT, HAPPENED, NOT_RUN, SCHEMA, Shard, each, real, strings, typed, typed_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
@@ -55,7 +44,8 @@ def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[d
         makers: for each allowed schema, the function that makes the object from the JSON document.
 
     Raises:
-        ValueError, OSError: as for :func:`read_report`.
+        ValueError: the file describes no such object, or is damaged. The message is one line.
+        OSError: the file cannot be read.
     """
     document = read_json(path, tuple(makers))
     try:
@@ -143,10 +133,10 @@ def _subject(entry: Any) -> SubjectReport:
 def _features(value: Any, what: str) -> list[str]:
     """Return the value if it is a list of names of features.
 
-    A page shows the names in a command that users may copy into a shell, so no other text may pass.
+    A page shows the names in a command that users may copy into a shell, so no other text is allowed.
 
     Raises:
-        TypeError, ValueError: the value is anything else.
+        TypeError, ValueError: the value is anything else. The message calls the value `what`.
     """
     names = strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
@@ -155,12 +145,13 @@ def _features(value: Any, what: str) -> list[str]:
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome of a case. `failed` has the checks with findings on the case."""
+    """Return the outcome that `entry` describes, of the case with the id `case`. `failed` has its failed checks."""
     data = typed(dict, entry, case)
     dtype = typed(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
         raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}; allowed are {', '.join(DTYPES)}")
-    checks = {check: _measured(one, case, check in failed) for check, one in data.items() if check not in OF_A_CASE}
+    numbers = {check: one for check, one in data.items() if check not in OF_A_CASE}
+    checks = {check: _measured(one, f"{case}: {check}", check in failed) for check, one in numbers.items()}
     for check in strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
             raise ValueError(f"{cut(case)}: {cut(check)} is listed as passed, and also has numbers or a finding")
@@ -180,13 +171,17 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
     )
 
 
-def _measured(entry: Any, case: str, failed: bool) -> Measured:
-    data = typed(dict, entry, case)
-    elements, vacuous = typed(int, data["elements"], case), typed(bool, data.get("vacuous", False), case)
-    not_judged = each(int, data.get("not_judged", {}), case)
-    ulp, ratio = real(data["ulp"], case), real(data["ratio"], case)
-    if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
-        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative; allowed is 0 or more")
+def _measured(entry: Any, what: str, failed: bool) -> Measured:
+    """Return the result of a check, which has a finding if `failed` is true. Error messages call the result `what`."""
+    data = typed(dict, entry, what)
+    elements = typed(int, data["elements"], f"{what}: elements")
+    vacuous = typed(bool, data.get("vacuous", False), f"{what}: vacuous")
+    not_judged = each(int, data.get("not_judged", {}), f"{what}: not_judged")
+    ulp, ratio = (real(data[name], f"{what}: {name}") for name in ("ulp", "ratio"))
+    numbers = {"elements": elements, "ulp": ulp, "ratio": ratio}
+    numbers |= {f"not_judged: {reason}": count for reason, count in not_judged.items()}
+    if wrong := [name for name, number in numbers.items() if number < 0]:
+        raise ValueError(f"{cut(f'{what}: {wrong[0]}')} is {numbers[wrong[0]]}; allowed is 0 or more")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
@@ -206,10 +201,10 @@ def _seed(value: Any) -> int:
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return the value if it is a checksum: eight hexadecimal digits, or "" if `or_none` is true.
+    """Return the value if it is a checksum: eight hexadecimal digits. If `or_none` is true, also allow "".
 
     Raises:
-        TypeError, ValueError: the value is not a checksum.
+        TypeError, ValueError: the value is not a checksum. The message calls the value `what`.
     """
     text = typed(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
@@ -218,10 +213,10 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the path of each key at which the JSON documents `data` and `made` differ, such as "subjects[0].name".
+    """Yield the path of each value in which the JSON documents `data` and `made` differ, such as "subjects[0].name".
 
-    If both documents have the key, the value in `data` follows the path. For the recursion, `where` is the path of
-    `data` and `made` in the whole documents.
+    If both documents have the value, the value in `data` follows the path. In the recursion, `data` and `made` are
+    parts of the documents, and `where` is their path.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
@@ -242,10 +237,13 @@ LARGEST = 2**29  # the most bytes of a report; a report on five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
-    """Return the JSON document of a report file. Check only the size, the JSON syntax, the schema and the device.
+    """Return the JSON document of a report file.
+
+    Check the size, the JSON syntax, the device, that a version of torch is named, and that the schema is one of
+    `schemas`. Check nothing else.
 
     Raises:
-        ValueError: the file is not a report. The message is one line.
+        ValueError: the file is not a report, has another schema, or names an unknown device. The message is one line.
         OSError: the file cannot be read.
     """
     try:
@@ -289,7 +287,7 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """Return the finding with this id in the JSON document of a report, and the checksum of the inputs of its case.
+    """Return the finding with the id `id` in the JSON document of a report, and the checksum of its case's inputs.
 
     Raises:
         ValueError: the report has no finding with this id, or the report is damaged.
@@ -317,7 +315,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
-    """Return the finding that an entry of the JSON document describes. `subject` is the name of the subject.
+    """Return the finding that `entry` of the JSON document describes. `subject` is the name of the subject.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.

@@ -27,7 +27,7 @@ class Mark:
         dtype: the dtype of the logits.
         kind: "passed", "failed", "known" for known failures, or "none" for passes without evidence: there, a wrong
             result such as zeros would pass too.
-        count: the number of results. Results without evidence count only for the kind "none".
+        count: the number of results. Passes without evidence count only for the kind "none".
         ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
         median: the median share of the bound over the results.
@@ -44,14 +44,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """The plot of one check of a subject: for each regime, its marks in the order of the dtypes."""
+    """The plot of one check of a subject. `regimes` has the marks of each regime, in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result, except known failures and passes without evidence; or None."""
+        """The regime and the mark of the worst result; None if all are known failures or passes without evidence."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -85,7 +85,7 @@ class Scale:
 
 
 def scale(strips: Iterable[Strip]) -> Scale:
-    """Return one scale for all plots, so that readers can compare the plots.
+    """Return one scale for all plots of a page, so that readers can compare the plots.
 
     The scale ends at 100 times the bound if a result exceeds its bound, and at twice the bound otherwise.
     """
@@ -94,7 +94,7 @@ def scale(strips: Iterable[Strip]) -> Scale:
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return the plots of a subject: one for the loss and one for the gradient, if their numbers were compared."""
+    """Return the plots of a subject: one for the loss, one for the gradient. A check without numbers has no plot."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():
@@ -123,7 +123,11 @@ def regime_of(case: str) -> str | None:
 def _marks(
     check: str, dtype: str, results: Sequence[tuple[str, Measured]], known: set[tuple[str, str]]
 ) -> Iterable[Mark]:
-    """Yield a mark for the known failures, if there are any, and a mark for the other results."""
+    """Yield the marks of one check, one dtype and one regime. `results` has the id of each case and its result.
+
+    `known` has the check and the case of each known failure. Known failures share one mark, and all other results with
+    evidence another. If no other result has evidence, yield a mark of the kind "none" for these results.
+    """
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:
         yield _worst(dtype, "known", expected)

@@ -42,8 +42,8 @@ class Report:
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: the key "checks" has the checks that the user chose, and the key "cases" the chosen cases. Empty if the
-            user chose no part of the level.
+        only: the parts of the level that the user chose: the key "checks" has the chosen checks, and the key "cases"
+            the chosen cases. Empty if the user chose no part.
         without: the features that the user declared as missing.
         grade: the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
@@ -67,7 +67,7 @@ class Report:
     shard: Shard | None = None
 
     def __repr__(self) -> str:
-        """The run in one line: the subjects, and the summary.
+        """The run in one line: the names of the subjects, and the summary.
 
         >>> Report({})
         <Report: no subjects; nothing ran>
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def ran(self) -> int:
-        """The number of checked calls: one for each case that ran on a subject."""
+        """The number of checked calls: one for each subject and each case that ran on the subject."""
         return sum(len(subject.outcomes) for subject in self.subjects)
 
     @property
@@ -87,20 +87,23 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The number of different (size, option) pairs in the cases, and of different (size, option, dtype) triples."""
+        """The numbers of different pairs (size, option) and of different triples (size, option, dtype) in the cases."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
 
     @property
     def elements(self) -> int:
-        """The number of compared elements that have an error bound, over all checks and subjects."""
+        """The number of compared elements that have a finite error bound, summed over all checks and subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return sum(tally.elements - tally.not_judged.total() for tally in tallies)
 
     @property
     def compared(self) -> Tally:
-        """The counts of all checks that compare numbers, summed over all subjects and dtypes."""
+        """The counts of all checks that compare numbers, summed over all subjects and dtypes.
+
+        If all results of a check in a dtype are known failures, leave out their counts.
+        """
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
@@ -140,13 +143,13 @@ class Report:
 
     @property
     def _lacks_chosen_checks(self) -> bool:
-        """Whether the user chose checks, and none of them ran."""
+        """Whether the user chose checks, and the level runs none of them."""
         chosen = self.only.get("checks", ())
         return bool(chosen) and set(chosen) <= set(self.left_out)
 
     @property
     def summary(self) -> str:
-        """The result of the run in one line: the number of findings, or of checked calls."""
+        """The result of the run in one line, such as "2 findings in 40 checked calls"."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
             number = counted(self.failed, "finding")
@@ -188,7 +191,7 @@ class Report:
         Args:
             verbosity: 0 gives a table with a row for each subject, and the clearest findings. 1 adds a table by check
                 and dtype for each subject, all causes and the known failures. 2 adds the id of each finding, the cases
-                nearest to a bound, and every reason why something did not run. -1 gives the verdict alone.
+                nearest to a bound, and every reason why a case or a check did not run. -1 gives the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -233,7 +236,7 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield one line: versions, device, level and seed, or the whole environment if `verbosity` is above 1."""
+        """Yield a line with versions, device, level and seed; with the environment alone if `verbosity` is above 1."""
         of = self.environment
         if verbosity > 1:
             yield "  ".join(f"{name} {value}" for name, value in of.items())
@@ -282,7 +285,7 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines with the covered combinations of sizes, the checks not run, and the numbers not judged."""
+        """Yield lines about the covered combinations of sizes, the checks that did not run, and unjudged numbers."""
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:

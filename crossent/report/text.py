@@ -28,15 +28,31 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return a text that rich wraps at the width of the terminal. rich wraps no other text: see `is_one_line`."""
+    """Return a text as a paragraph, which rich wraps at the width of the terminal.
+
+    Every other `Text` of a report keeps its lines, so that a user can copy commands: see `is_one_line`.
+    """
     return Text(text, overflow="fold")
 
 
 def is_one_line(part: RenderableType) -> bool:
-    """Return whether rich must not wrap the lines of a part of a report, so that a user can copy commands."""
+    """Return whether rich must not wrap a part of a report: a `Text` that :func:`paragraph` did not make."""
     return isinstance(part, Text) and part.overflow is None
 
 
+# For each kind of finding, what the call did.
+_DID = {
+    "wrong": "gave a wrong result",
+    "refused": "raised",
+    "accepted": "did not raise",
+    "changed_input": "wrote into an argument",
+    "aliased": "returned memory of an argument",
+    "changed_state": "changed global state",
+    "not_repeated": "gave other bits when repeated",
+    "disturbed": "changed another loss of the same logits",
+    "crashed": "crashed",
+    "hung": "hung",
+}
 # The reason why a comparison is not evidence: see `vacuous` of crossent.report.findings.Measured.
 NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
 LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
@@ -86,7 +102,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
     """Return the grade and the largest share of a bound in one dtype, such as "A 43%".
 
-    Without a grade and a share, return "failed" if a check failed, otherwise "".
+    Leave out a missing grade or share. If both are missing, return "failed" if a check failed, otherwise "".
     """
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
@@ -95,10 +111,10 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield the lines about each probable cause of findings, with one example for each cause.
+    """Yield the lines about each probable cause of a subject's findings, with one example for each cause.
 
-    Causes that a missing feature would explain are last. Of the other causes, show only the first `most`. None shows
-    all causes. If `ids` is true, add the id of every finding.
+    Causes with a missing feature are last. Of the other causes, show only the first `most`, or all if `most` is None.
+    If `ids` is true, add the id of every finding of each cause that is shown.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -122,16 +138,16 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
 
 
 def _ids(cause: Cause) -> Iterator[Text]:
-    """Yield a heading and a line with the id of each finding of a cause."""
+    """Yield a heading, and for each finding of a cause a line with its id."""
     yield Text("  findings of this cause", "dim")
     for finding in cause.findings:
         yield Text(f"    {finding.id}")
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield a line with the option `--without` and the missing features of `found`, and a line about each cause.
+    """Yield a line with the option `--without` and the missing features of the causes, and a line about each cause.
 
-    If `ids` is true, add the id of every finding. If `found` is empty, yield nothing.
+    `found` has the causes. If it is empty, yield nothing. If `ids` is true, add the id of every finding.
     """
     if not found:
         return
@@ -141,9 +157,19 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
     yield Text(f"\n{explained}: --without {features}", "bold")
     for cause in found:
         first = cause.findings[0]
-        yield Text(f"  {cause.feature}: {cause.explained}; {first.case}: {first.message.partition(chr(10))[0]}")
+        yield Text(f"  {cause.feature}: {explained(cause)}; {first.case}: {first.message.partition(chr(10))[0]}")
         if ids:
             yield from _ids(cause)
+
+
+def explained(cause: Cause) -> str:
+    """Return what a missing feature explains, in words, such as "152 calls raised with class probabilities"."""
+    first, count = cause.findings[0], len(cause.findings)
+    if first.check == "errors":
+        did = {"wrong": "raised another class of error", "accepted": "accepted"}.get(first.kind, _DID[first.kind])
+        return f"{counted(count, 'bad input')} {did}"
+    where = f"with {', '.join(cause.common.words)}" if cause.common else f"in the check {first.check}"
+    return f"{counted(count, 'call')} {_DID[first.kind]} {where}"
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:
@@ -188,7 +214,7 @@ def _table(subject: SubjectReport) -> Table:
 def _cell(tally: Tally | None) -> Text:
     """Return the cell of a check in a dtype: "40 12%" for 40 comparisons with a largest error of 12% of its bound.
 
-    Return "40 passed" for a check without numbers, and "✗ 3/40" if 3 of 40 cases failed.
+    Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran.
     """
     if tally is None:
         return Text("")
@@ -200,7 +226,7 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield a table with the case nearest to a bound, and the number of comparisons without evidence, for each check.
+    """Yield a table that has, for each check, the case nearest to a bound, and how many comparisons have no evidence.
 
     The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes. A check
     without numbers, or with errors of 0 only, has no line.
@@ -223,7 +249,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage, or ">10×" if the error is at least ten times the bound."""
+    """Return a share of a bound as a percentage, or ">10×" for a share of at least ten or of NaN."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 
