@@ -153,8 +153,8 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
         return
     features = " ".join(cause.feature for cause in found)
     number = counted(sum(len(cause.findings) for cause in found), "finding")
-    explained = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
-    yield Text(f"\n{explained}: --without {features}", "bold")
+    said = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
+    yield Text(f"\n{said}: --without {features}", "bold")
     for cause in found:
         first = cause.findings[0]
         yield Text(f"  {cause.feature}: {explained(cause)}; {first.case}: {first.message.partition(chr(10))[0]}")
@@ -165,11 +165,12 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
 def explained(cause: Cause) -> str:
     """Return what a missing feature explains, in words, such as "152 calls raised with class probabilities"."""
     first, count = cause.findings[0], len(cause.findings)
+    did = _DID.get(first.kind, first.kind)  # the kind of a report from a file may be any text
     if first.check == "errors":
-        did = {"wrong": "raised another class of error", "accepted": "accepted"}.get(first.kind, _DID[first.kind])
+        did = {"wrong": "raised another class of error", "accepted": "accepted"}.get(first.kind, did)
         return f"{counted(count, 'bad input')} {did}"
     where = f"with {', '.join(cause.common.words)}" if cause.common else f"in the check {first.check}"
-    return f"{counted(count, 'call')} {_DID[first.kind]} {where}"
+    return f"{counted(count, 'call')} {did} {where}"
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:

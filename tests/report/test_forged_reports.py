@@ -6,6 +6,7 @@
 import copy
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import crossent
 from crossent.cli import main
-from crossent.report.reader import read_report, unlike
+from crossent.report.reader import read_report, report_of, unlike
 from crossent.run import verify as verification
 from crossent.subjects.builtin import EVERY_NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -308,3 +309,19 @@ def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp
     file.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ValueError, match=r"needs: double_backward: got '; rm -rf ~'; allowed are the names of"):
         read_report(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ulp", -1.0, "ulp is -1.0; allowed is 0 or more"),
+        ("elements", -2, "elements is -2; allowed is 0 or more"),
+        ("elements", "x", "elements is 'x'; it must be an int"),
+        ("not_judged", {"it overflows": -3}, "not_judged: it overflows is -3; allowed is 0 or more"),
+    ],
+)
+def test_the_message_about_a_wrong_number_names_the_check_the_number_and_its_value(true, key, value, message):
+    document = true[0].to_json()
+    document["subjects"][0]["cases"][CASES[0]]["loss"][key] = value
+    with pytest.raises((TypeError, ValueError), match=rf"^{re.escape(f'{CASES[0]}: loss: {message}')}$"):
+        report_of(document)

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from crossent.cases.axes import DENSE_TARGETS, DTYPES, HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.report.causes import causes
+from crossent.report.causes import Cause, causes
+from crossent.report.expected_findings import KINDS
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
+from crossent.report.text import explained
 from crossent.trials.call import dtype_and_shape
 from crossent.words import as_options
 
@@ -127,3 +130,27 @@ def test_vague_words_give_way_to_words_of_which_nearly_all_cases_fail():
         subject.outcomes[case.id] = Outcome(case.dtype, "", checks={"loss": Measured(failed)})
         subject.findings += [Finding("mine", "loss", case.id, "wrong", "", numbers=NUMBERS)] * failed
     assert "a weight" in causes(subject)[0].common.words
+
+
+def explained_words(check, kind):
+    """Return the words for two findings of a check and a kind that a missing feature explains."""
+    return explained(
+        Cause([Finding("mine", check, PAIRS[0].id, kind, ""), Finding("mine", check, PAIRS[1].id, kind, "")])
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_words_about_a_missing_feature_have_a_phrase_for_each_kind_of_finding(kind):
+    said = explained_words("arguments", kind)
+    assert said.startswith("2 calls ")
+    assert kind in ("crashed", "hung") or said != f"2 calls {kind} in the check arguments"
+
+
+def test_the_words_about_a_missing_feature_say_what_the_calls_did():
+    assert explained_words("arguments", "changed_input") == "2 calls wrote into an argument in the check arguments"
+    assert explained_words("errors", "accepted") == "2 bad inputs accepted"
+    assert explained_words("errors", "wrong") == "2 bad inputs raised another class of error"
+
+
+def test_the_words_about_a_missing_feature_repeat_an_unknown_kind_of_a_file():
+    assert explained_words("loss", "odd") == "2 calls odd in the check loss"

@@ -17,7 +17,10 @@ _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the reasons why two runs cannot be compared: a text for each difference in machine or seed."""
+    """Return the reasons why two runs cannot be compared: a text for each entry of `MACHINE` or a seed that differs.
+
+    Leave out an entry that is unknown in one of the runs.
+    """
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
@@ -33,7 +36,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     """Return the differences in versions, options and coverage: for each, a name, the old value and the new value.
 
-    A missing value is "".
+    The value is "" if a run does not have the name. If a run is partial, leave out the coverage: see `is_partial`.
     """
     partial = is_partial(old) or is_partial(new)
     was, now = _describe(old, partial), _describe(new, partial)
@@ -81,8 +84,8 @@ def notes(
         old: the old run.
         new: the new run.
         pairs: the old and the new report of each subject that both runs have.
-        explained: the pairs of a subject and a case whose first call changed. Such a change explains why only one run
-            has some checks on the case, so no line counts these checks.
+        explained: the pairs (subject, case) whose first call changed. Such a change explains why only one run has some
+            checks on the case, so no line counts these checks.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
@@ -112,8 +115,9 @@ def _notes_on(
 ) -> Iterator[tuple[str, str]]:
     """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
-    `explained` is as for :func:`notes`. `partial` has the results of :func:`is_partial`: first for the new run, since
-    a partial new run explains why only the old run has a case.
+    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` says whether the
+    new run and whether the old run is partial, in this order: a partial new run explains why only the old run has a
+    case.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
-# For each check that needs only the first call: the results that the check uses. Each result also has a separate check.
+# For each check that needs only the first call, but has no result of its own name: the results that the check uses.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -117,7 +117,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of each check on each case that both runs have, also the comparisons without a change."""
+        """The comparisons of each check on each case that both runs have with the same input bits, changed or not."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -137,9 +137,10 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of the table, and its rows by kind. A row has a name, and a count for each dtype.
+        """Return the dtypes of `table`, and its rows by kind. A row has a name, and a count for each dtype.
 
-        `name` returns the name of the row of a kind and a check. Checks with the same name share a row.
+        `name` is a function that returns the name of the row for a kind and a check. Checks with the same name share a
+        row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -153,7 +154,7 @@ class Diff:
 
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """For each subject, the number of cases of each kind. A case has the most serious kind of all its checks."""
+        """For each subject, the number of cases of each kind. The kind of a case is the most serious of its checks."""
         order = list(Kind)
         worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
@@ -183,7 +184,7 @@ class Diff:
 
     @property
     def summary(self) -> str:
-        """The comparison in one line."""
+        """The comparison in one line, such as "40 cases in both runs: 2 regressions, 38 same bits"."""
         if not self.compared:
             return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
@@ -191,7 +192,7 @@ class Diff:
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
-        """The changes of each kind, in groups of similar changes of one subject and check.
+        """The changes of each kind, in groups of similar changes of one subject and check, the largest change first.
 
         Changes on cases that show the same decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are similar.
         Other changes with numbers are similar to each other. Other changes without numbers are similar if their texts
@@ -227,7 +228,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats a change: the finding of the new run, otherwise of the old run.
+        """Return the shell command that repeats the finding of a change, of the new run or otherwise of the old run.
 
         If the check passed in both runs, the command shows the number nearest to its error bound.
         """
@@ -244,7 +245,7 @@ class Diff:
         """Return the comparison as parts that rich prints.
 
         For each kind of change, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
-        and at most `most` other groups of similar changes.
+        and at most `most` other groups of similar changes. For a kind that needs no action, show one group.
         """
         return list(rendered(self, most))
 
@@ -322,13 +323,13 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return a check on a case in one run, as one side of a comparison.
+    """Return one check on one case in one run, as a side of a comparison.
 
     Args:
         check: the name of the check.
         outcome: the outcome of the case in this run.
         finding: the finding of the check, or None if the check passed.
-        checked: the checks that both runs have on the case.
+        checked: the names of the checks that both runs have on the case.
         alike: whether the first call has equal results in both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}

@@ -19,6 +19,7 @@ _MOST = 40  # the most cards of a kind
 _MOST_OF_A_CARD = 60  # the most changes that a card lists
 _MOST_NAMES = 6  # the most names in a title
 _HEADLINES = ("Nothing was compared", "Look at the changes before you upgrade")
+# The class of a card in report.css, by kind of change.
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 
@@ -60,9 +61,9 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the groups of changes of one kind as cards. Groups with the same message share a card.
+    """Return the groups of changes of one kind as cards. Groups whose first changes have the same text share a card.
 
-    If the kind needs no action (`QUIET`), all groups of a check share a card instead.
+    The text is `Move.says`. If the kind needs no action (`QUIET`), all groups of a check share a card instead.
     """
     found: dict[str, list[Move]] = {}
     for group in groups:

@@ -79,9 +79,11 @@ class Side:
         measured: the result of the check.
         finding: the finding, or None if the check passed.
         shown: the results of the first call that this comparison shows, by name. A check such as "gradient" has the
-            result of the same name. The check "call" has the results that no check compares. Other checks have none.
+            result of the same name. The check "call" has the results that no other check compares. Other checks have
+            no results.
         raised: the error that a call with bad input raised, or "".
-        digest: the checksums of other results of the first call that the check uses, as one text, or "".
+        digest: the checksums of other results of the first call that the check uses, as one text, or "". For the check
+            "call", if both runs have equal results, the checksum of all results.
         grade: the grade that the subject reached, for the check "result"; otherwise "".
     """
 
@@ -101,9 +103,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Move:
-    """The comparison of one check on one case of one subject in two runs.
+    """The comparison of one check on one case of one subject, whose sides in the two runs are `old` and `new`.
 
-    If the case shows a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), `policy` is the decision's name.
+    `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
+    of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
+
     If the call raised in the old run and returns in the new run, `also` has the checks that find a wrong result.
     """
 
@@ -146,15 +150,18 @@ class Move:
 
     @property
     def growth(self) -> float:
-        """The absolute change of the error in ulp. `Diff.moves` sorts the changes of one kind by this number."""
+        """The absolute change of the error in ulp. `Diff.moves` sorts the changes of a kind by this number.
+
+        If an error is NaN, or both errors are infinite, the number is infinite.
+        """
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """Return the kind of the change of a check on a case. The inputs have the same bits in both runs.
+    """Return the kind of the change of a check on a case, from its sides in the two runs.
 
-    `policy` says whether the case shows a decision of torch.
+    The inputs must have the same bits in both runs. `policy` says whether the case shows a decision of torch.
     """
     before, now = old.finding, new.finding
     if _same(old, new):
@@ -186,7 +193,7 @@ def _same_bits(old: Side, new: Side) -> bool:
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the worst error in ulp is the same to three decimals, for a check of several calls.
+    """Return whether the worst error of a check of several calls is the same on both sides, in ulp to three decimals.
 
     Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
     element change, the first three decimals of its error change. If only the library for the exact value changes, the
@@ -246,7 +253,7 @@ def _within(old: Side, new: Side) -> Kind:
 def _has_grown(less: Measured, more: Measured) -> bool:
     """Return whether the error of `more` is so much larger than the error of `less` that the change counts as worse.
 
-    The limits are `TIMES` and `LAST_PLACES`. Return False if the check compares no numbers.
+    The limits are `TIMES` and `LAST_PLACES`. Return False if no number was compared on one of the sides.
     """
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
@@ -293,5 +300,5 @@ def _numbers(old: Measured, new: Measured) -> str:
 
 
 def number(value: float) -> str:
-    """Return a value in a few digits: "NaN", "0", "0.4517"."""
+    """Return a value as text with at most five digits, such as "NaN", "0" or "0.4517"."""
     return "NaN" if math.isnan(value) else f"{value:.5g}"

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 
+# The colours of the kinds that need attention.
 LOUD = {kind: "bold red" for kind in Kind if kind.fails} | {Kind.WORSE: "yellow", Kind.STILL: "yellow"}
-# The kinds that need no action. The text shows one example of each, and the table counts the others.
+# The kinds that need no action. The text shows one group of each kind, and the table counts all changes.
 QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """Yield the conditions of the runs, a table of the changes, and the largest change of some groups of each kind.
+    """Yield the conditions of the runs, a table of the changes, some groups of similar changes, and the summary.
 
-    Of a kind in `QUIET`, show a single group. Of any other kind, show every group about a decision of torch (`POLICIES`
-    of :mod:`crossent.cases.edges`), and at most `most` other groups.
+    `Diff.sorts` defines the groups. A group appears as its largest change and the number of its other changes. For each
+    kind, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), and at most `most`
+    other groups. For a kind in `QUIET`, show a single group.
     """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
