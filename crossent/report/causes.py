@@ -81,7 +81,7 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of `other`. With a missing feature, keep the common words of the cause with more of them."""
+        """Add the findings of `other`. For a missing feature, keep the common words of the cause with more findings."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
@@ -93,7 +93,7 @@ class Cause:
         If one cause has a missing feature, both must have it. Refused and accepted calls never join findings of other
         kinds. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
         findings of `other` must be on cases of this cause, or nearly all on cases with its common words. The words do
-        not count if this cause has a declaration, or if the wrong numbers of the causes have no kind in common.
+        not count if this cause has a declaration, or if both causes have wrong numbers, but of no common kind.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -118,9 +118,10 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures, by `shown_late`, then the largest first.
+    """Return the probable causes of the findings that are not known failures.
 
-    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two.
+    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two. The
+    causes are sorted by `shown_late`, then by the number of findings, the largest number first.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
@@ -138,7 +139,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return the causes in two lists, in the order of a report: first without, then with a missing feature."""
+    """Return the causes `found` in two lists: the causes without a missing feature, and the causes with one."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
@@ -196,7 +197,7 @@ def _of_check(subject: SubjectReport, check: str) -> str:
 
 
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
-    """Return the cases in four lists, by the result of the first call: "right", "wrong", "misshapen" and "refused".
+    """Return the ids of the cases in four lists, by the first call: "right", "wrong", "misshapen" and "refused".
 
     The last of the checks `call`, `result` and `loss` that ran decides. A failed `loss` is "wrong", any other failure
     "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence and a bad input are in
@@ -274,9 +275,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 
     All findings are of one check. The words are words of the first finding's case, or `DEPENDS` alone. `Common.above`
     of the returned words exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
-    `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
-    not have. These cases count as passing for the choice of the words, but not in the returned numbers. If there are
-    such cases, `DEPENDS` is not chosen.
+    `other` has the ids of cases that fail the check with another kind of number (NaN, infinite, finite). These cases
+    count as passing for the choice of the words, but not in the returned numbers. With `other`, never return `DEPENDS`.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:

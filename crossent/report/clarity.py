@@ -121,7 +121,8 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
     """Return a sort key of a cause, from its failed checks and its example.
 
-    Causes in which only target gradients fail are last. Before them are causes with the second reason of `less_clear`.
+    Causes in which only target gradients fail are last, after causes with an example that the second reason of
+    `less_clear` makes less clear.
     """
     return set(checks) == {"target_gradient"}, less_clear(example)[1]
 

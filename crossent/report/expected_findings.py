@@ -221,6 +221,7 @@ def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
     return made
 
 
+# The keys of an entry whose value is a list of strings, and the keys whose value is true or false.
 _LISTS = ("checks", "results", "cases", "got")
 _FLAGS = ("sometimes",)
 

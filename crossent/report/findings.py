@@ -32,7 +32,7 @@ class Finding:
         numbers: the worst element and its error; None if the finding is not about a number.
         torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
         expected: the reason from the list of known failures; None if no entry of the list matches the finding.
-        of: the wrong result of the first call, such as "gradient", or of another call, "loss under no_grad"; or "".
+        of: the wrong result, such as "gradient" of the first call or "loss under no_grad" of another call; or "".
         repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 
@@ -142,7 +142,7 @@ class Outcome:
         inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
         grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
         checks, not_run: the result of each check that ran, and the reason for each skipped check, by name.
-        results: summaries of the first call's results, by name, such as "loss"; empty if the check `call` failed.
+        results: summaries of the first call's results, by name ("loss"); empty if `call` failed, or for a bad input.
         raised: the class and message of the error that a call with bad input raised; "" for any other call.
     """
 
@@ -336,8 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. The list leaves out a result with at most as many
-        comparisons as known failures of `call` in its dtype: torch 2.0 often raises for float16 on a CPU.
+        A loss that was never compared has no evidence either. The list leaves out a result if the dtype has at least as
+        many known failures of `call` as comparisons of the result. For example, torch 2.0 raises for float16 on a CPU.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

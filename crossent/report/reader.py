@@ -172,7 +172,7 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
 
 
 def _measured(entry: Any, what: str, failed: bool) -> Measured:
-    """Return the result of a check, which has a finding if `failed` is true. Error messages call the result `what`."""
+    """Return the result that `entry` describes. `failed` says if the check failed. Messages call the entry `what`."""
     data = typed(dict, entry, what)
     elements = typed(int, data["elements"], f"{what}: elements")
     vacuous = typed(bool, data.get("vacuous", False), f"{what}: vacuous")

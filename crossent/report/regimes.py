@@ -16,6 +16,7 @@ from crossent.cases.values import VALUES
 from crossent.report.clarity import case_or_none
 from crossent.report.findings import Measured, SubjectReport
 
+# The checks that have a plot.
 PLOTTED = ("loss", "gradient")
 
 

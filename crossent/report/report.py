@@ -37,13 +37,13 @@ class Report:
         environment: the versions and the device, which a reader needs to repeat the run.
         subjects: the results and findings of each subject.
         level, seed: the level and the seed of the cases.
-        fixed: known failures that no longer happen, although their cases ran. You can delete their entries in the list.
+        fixed: known failures that were tested and no longer happen. You can delete their entries in the list.
         triples: the number of different combinations of three options that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: the parts of the level that the user chose: the key "checks" has the chosen checks, and the key "cases"
-            the chosen cases. Empty if the user chose no part.
+        only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
+            "cases"; empty if the user chose neither.
         without: the features that the user declared as missing.
         grade: the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.

@@ -250,7 +250,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage, or ">10×" for a share of at least ten or of NaN."""
+    """Return a share of a bound as a percentage, or ">10×" if the share is at least ten, or NaN."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 

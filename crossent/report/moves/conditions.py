@@ -17,9 +17,9 @@ _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the reasons why two runs cannot be compared: a text for each entry of `MACHINE` or a seed that differs.
+    """Return the reasons why two runs cannot be compared: a text for each difference in `MACHINE` or in the seed.
 
-    Leave out an entry that is unknown in one of the runs.
+    A value that one of the runs does not know is no difference.
     """
     found = []
     for name in MACHINE:
@@ -36,7 +36,8 @@ def hindrances(old: Report, new: Report) -> list[str]:
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     """Return the differences in versions, options and coverage: for each, a name, the old value and the new value.
 
-    The value is "" if a run does not have the name. If a run is partial, leave out the coverage: see `is_partial`.
+    If only one run has the name, the value of the other run is "". If a run is partial, leave out the coverage: see
+    `is_partial`.
     """
     partial = is_partial(old) or is_partial(new)
     was, now = _describe(old, partial), _describe(new, partial)
@@ -115,9 +116,8 @@ def _notes_on(
 ) -> Iterator[tuple[str, str]]:
     """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
-    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` says whether the
-    new run and whether the old run is partial, in this order: a partial new run explains why only the old run has a
-    case.
+    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` has the results of
+    :func:`is_partial`: first for the new run, since a partial new run explains why only the old run has a case.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

@@ -72,7 +72,7 @@ def _table(diff: Diff) -> Table:
 
 
 def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """Yield the lines about a group: its largest change in full, and the number of its further changes."""
+    """Yield the lines about the group `sort`: its largest change in full, and the number of its further changes."""
     move = sort[0]
     yield Text()
     if move.policy:
