@@ -116,8 +116,8 @@ def _notes_on(
 ) -> Iterator[tuple[str, str]]:
     """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
-    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` has the results of
-    :func:`is_partial`: first for the new run, since a partial new run explains why only the old run has a case.
+    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` has the results
+    of :func:`is_partial`: first for the new run, since a partial new run explains why only the old run has a case.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

@@ -154,7 +154,7 @@ class Diff:
 
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """For each subject, the number of cases of each kind. A case has the most serious of the kinds of its checks."""
+        """For each subject, the number of cases of each kind. A case has the most serious kind of its checks."""
         order = list(Kind)
         worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
