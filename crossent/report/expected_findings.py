@@ -86,8 +86,8 @@ class ExpectedFinding:
     def applies(self, torch: str, device: str) -> bool:
         """Return whether the entry is about the version `torch` of torch on the device `device`.
 
-        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0. A version
-        that is not in the form of PEP 440 counts only for entries without versions.
+        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0. For a
+        version that is not in the form of PEP 440, only entries that name no versions apply.
         """
         try:
             release = Version(torch).base_version
