@@ -44,7 +44,7 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
         given |= {name: value for name, value in promises.items() if value}
         arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
         return f"crossent.check({', '.join(arguments)})"
-    # Only these features change what a check expects. Without any other feature, checks are skipped.
+    # Name only the features that change what a check expects. For any other missing feature, checks are just skipped.
     promises["without"] = [name for name in options["without"] if FEATURES[name].instead]
     given = {name: value for name, value in promises.items() if value}
     if options["ranks"] is not None:

@@ -66,6 +66,9 @@ def judge_case(
         checks: the checks to run.
         enough: a function that returns whether the findings on this case are enough to end the run. After enough
             findings, no further check of the case runs.
+
+    Returns:
+        The verdict. If the case is not applicable to the subject, the verdict has only the reason.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -110,10 +113,11 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options of the call that do not change the loss of the subject, or "".
+    """Return a line that names the options of the call that the subject ignores; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may ignore some options. If the loss is
-    also wrong for a call without these options, return "", since the bug has another cause.
+    A function whose signature has `**options` is called with every option, and may ignore some options. Then the loss
+    has the same bits without them, and is right for the call without them. If the loss is also wrong for this call, the
+    bug has another cause: return "".
     """
     inputs, defaults = trial.question.here, trial.case.operation.options
     options = inputs.options
@@ -168,7 +172,7 @@ def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
 def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
     """Run a check, and return its differences and problems.
 
-    If the subject raises an exception, crashes or hangs, return a single problem instead.
+    If the subject raises an exception, crashes, hangs or sends a damaged reply, return a single problem instead.
     """
     try:
         return list(check.run(trial))
@@ -185,7 +189,10 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
-    """Call a subject with a bad input, for which the subject must raise an error, and return the verdict."""
+    """Call a subject with a bad input, for which the subject must raise an error, and return the verdict.
+
+    `host` is the object that calls the subject, and `device` is the device of the tensors.
+    """
     inputs = bad.build(device)
     if reason := why_not_badly(bad, subject, inputs) or host.not_run:
         return Verdict(bad.id, not_applicable=reason)
@@ -213,7 +220,7 @@ def why_not_badly(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
     """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung").
 
-    `message` is the message of the finding.
+    `subject` is the name of the subject, and `message` is the message of the finding.
     """
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
@@ -266,7 +273,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return lines about the probable reason for a wrong number: a factor, a narrower dtype, or an infinity."""
+    """Return lines about the probable reason for a wrong number: a factor, a narrower dtype, an infinity; or ""."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 
@@ -280,7 +287,7 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element, in words, and the hint `_AS_TORCH` or "".
+    """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or "".
 
     If torch raises an exception, return the exception in place of the value. Return the hint if a wrong result of the
     subject has the bits of torch's result, and the subject has another contract than torch.

@@ -30,8 +30,12 @@ from crossent.trials.check import Check, Cost
 
 # The file that lists the first cases of an operation.
 FIRST_CASES = {CROSS_ENTROPY: "first_cases.txt", LINEAR_CROSS_ENTROPY: "first_linear_cases.txt"}
-PARTS_PER_WORKER = 32  # the most; with fewer and larger parts, most workers would wait for the last part
-SECONDS_OF_A_PART = 0.5  # the least; small parts are slow, since a worker computes the error bounds of a part together
+# The number of parts for each worker, if the parts are not too small. With few large parts, most workers would wait
+# while a worker runs the last part.
+PARTS_PER_WORKER = 32
+# The least average cost of a part, in CPU seconds. Smaller parts would be slow, since a worker computes the error bounds
+# of a part together.
+SECONDS_OF_A_PART = 0.5
 SUBJECTS_AT_ONCE = 8  # the most subjects of a part with isolated processes, since each process takes memory
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
 # are many parts.
@@ -89,10 +93,10 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 
 
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the cases in three lists: first cases, other cases, and cases that need torch's compilers.
+    """Return the indices of a plan's cases in three lists: first cases, other cases, cases that need torch's compilers.
 
-    The first cases have the order of their file. In the other lists, cases of the same structure are next to each
-    other, because their error bounds are computed together.
+    The first cases have the order of their file. In the other lists, cases of the same structure (:func:`_structure`)
+    are next to each other, because their error bounds are computed together.
     """
     places = {name: at for operation in FIRST_CASES for at, name in enumerate(first_cases(operation))}
     first: dict[int, int] = {}
@@ -136,14 +140,15 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
-    Each of the first cases is a separate part, so that its findings are reported at once. The other cases are divided
-    into parts of about equal cost, except that an expensive case is a part by itself. The parts with the most expensive
-    cases start first. In a run that may end soon, the cases that need torch's compilers come last. Most cases of the
-    same structure are in one part, whose worker computes their error bounds together.
+    Each of the first cases is a separate part, so that its findings are reported at once. These parts start first. The
+    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Of these
+    parts, the parts with the most expensive cases start first. In a run that may end soon, the cases that need torch's
+    compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose worker computes
+    their error bounds together.
 
     With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of the first subjects come before
-    the parts of the next subjects. Random numbers divide the other cases into parts, and order the cases of each part.
-    So a subject cannot predict the next case.
+    the parts of the next subjects. Except for the first cases, random numbers divide the cases into parts, and order the
+    cases of each part. So a subject cannot predict which of these cases comes next.
 
     Args:
         planned: the plan.
@@ -204,6 +209,8 @@ class Steps:
     Attributes:
         cost: the estimated CPU seconds of all steps.
         running: the most expensive of the running cases and its most expensive check, in words; "" if none runs.
+
+    `work` runs the steps and yields them, and `count` is the number of steps.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

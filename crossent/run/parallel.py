@@ -171,7 +171,7 @@ def judge_each(
 def _judge_safely(
     judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host, device: str
 ) -> Verdict:
-    """Call `judge`, and return its verdict.
+    """Call the function `judge`, and return its verdict. For an isolated process, start the time limit of the case first.
 
     A wrong reply of an isolated process, or an unusable device, can make `judge` raise an exception. Then return a
     verdict with the finding "crashed".
@@ -229,7 +229,10 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part of the run, and return the verdicts. Stop after enough findings to end the run."""
+        """Judge the cases of a part of the run, and return the verdicts, each with the index of its subject.
+
+        Stop after enough findings to end the run.
+        """
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -247,13 +250,13 @@ class _Work:
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
-            use_new_compile_cache()  # a subject may have written into the current folder
+            use_new_compile_cache()  # a subject may have written into the compile cache of this run
         # If torch's compiler is imported already, its headers are in a folder into which other subjects can write.
         keep_headers_with_code()
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return an isolated process for each of these subjects, and close the processes of other subjects."""
+        """Return an isolated process for each subject with an index in `subjects`, and close all other processes."""
         if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():

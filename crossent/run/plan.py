@@ -6,7 +6,8 @@ The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edg
 
 CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are the costs of checks (:class:`crossent.trials.check.Cost`). "Graph"
 means a graph that torch traces for torch.compile or torch.export. "Other circumstances" means calls without gradients,
-in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`).
+in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`), and calls with tensors that are not
+leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
 
 Each level also runs the rows of the levels above it in this table, except that level thorough does not run the row
 `samples`:
@@ -146,9 +147,10 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 
 
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
-    """Return the plan `planned`, extended by the checks of ranks on a few cases of each dtype.
+    """Return the plan `planned`, extended by the checks of ranks (`RANK_CHECKS`) on a few cases of each dtype.
 
-    These cases keep their checks in `planned`. A case that `planned` lacks also has the checks of the cost CALL.
+    These cases, which have the seed `seed`, keep their checks in `planned`. A case that `planned` lacks also has the
+    checks of the cost CALL.
     """
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
@@ -212,8 +214,8 @@ def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN and the checks of the bug.
 
     The corpus names the checks of a bug. Checks that compile code take seconds, so these checks run only at level
-    thorough. At level normal, `trace` replaces them, on the first case of each bug with a check that compiles or traces
-    code. At level quick, `trace` runs on a single case of the whole corpus.
+    thorough. For a bug with a check that compiles or traces code, level normal runs the check `trace` on the first case
+    of the bug instead. At level quick, `trace` runs on a single case of the whole corpus.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)

@@ -28,7 +28,7 @@ from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
 # The settings that a test can have. pytest itself has options for processes (-n of pytest-xdist) and an early end (-x).
-# A test runs in one process, so the ranks of a loss and the time limit of a call are only settings of the command.
+# A test calls the subject in its own process, so a test has no ranks, and no time limit for calls.
 _NOT_OPTIONS = ("jobs", "timeout", "max_findings", "shard", "ranks")
 _OPTIONS = [option.name for option in fields(Settings) if option.name not in _NOT_OPTIONS]
 
@@ -106,7 +106,7 @@ class CheckTest:
 
     Attributes:
         check: the name of the check.
-        run: the run of this check, and of the checks of the case that share its first call.
+        run: the run on this case: this check, and the other checks that share the first call of the subject.
         id: the id of the test, as :func:`parametrize` documents it.
         record: the result; None until the test has run.
         command: the command that runs this test alone; "" until the plugin sets it.
@@ -218,7 +218,10 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return one report of the records of all tests: at least one record, possibly from several processes."""
+    """Return one report of the records of all tests: at least one record, possibly from several processes.
+
+    The report has the settings of the first record.
+    """
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)

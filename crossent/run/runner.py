@@ -75,8 +75,8 @@ def check(
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. Without `jobs`
             and `ranks`, on a GPU, and on a system without fork, all cases run in this process.
-        timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If the calls take
-            longer, the case ends with a finding (hung).
+        timeout: with `jobs` or `ranks`, the seconds that all calls of a subject on one case may take together. If the
+            calls take longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
         cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A full id also chooses

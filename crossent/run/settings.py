@@ -46,7 +46,7 @@ class Settings:
 
     Raises:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
-            contradicts the contract. `seed` is not "random" or an integer of 0 or more, `jobs` or `max_findings` is
+            contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings` is
             below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or this torch cannot start ranks for the
             operation. `shard` is not from (1, N) to (N, N), or contradicts another option.
         RuntimeError: this machine does not have the device.
@@ -109,7 +109,7 @@ class Settings:
             got = f"{quoted(number)}/{quoted(count)}"
             raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
         if self.seed == "random":
-            raise ValueError("seed: got random, but all shards of a run need the same seed; give each shard one number")
+            raise ValueError("seed: got random, but all shards of a run need the same seed; give all shards the same number")
         if self.max_findings is not None:
             got = quoted(self.max_findings)
             raise ValueError(f"max_findings: got {got}, but a shard must run all its cases; leave out max_findings")
@@ -137,7 +137,7 @@ class Settings:
         """Return the chosen cases of the level, each with its chosen checks.
 
         Raises:
-            ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on any chosen case.
+            ValueError: as for :meth:`select`.
         """
         assert isinstance(self.seed, int)
         planned = _plan(self.level, tuple(self.dtypes), self.seed, self._operation)
@@ -147,8 +147,8 @@ class Settings:
         """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
 
         Raises:
-            ValueError: no case has the id or pattern, no check runs on any chosen case, or a chosen case has another
-                operation.
+            ValueError: an id is not the id of a case, a pattern matches no case, no check runs on any chosen case, or a
+                chosen case has another operation.
         """
         assert isinstance(self.cases, Mapping)
         if not self.only:

@@ -75,12 +75,12 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     """Check, before a run, that the results of the run can be compared with the report `old`.
 
     Args:
-        old: the report.
+        old: the report, which messages call the baseline.
         settings: the settings of the run.
         subjects: the descriptions of the subjects of the run, as `crossent check` takes them.
 
     Raises:
-        ValueError: the run cannot be compared with the report. The message is one line.
+        ValueError: the conditions differ, or there is no subject or no input in common. The message is one line.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
@@ -180,10 +180,11 @@ def verify(
 
 
 def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, timeout: float) -> Settings:
-    """Return the settings for a run that repeats a report.
+    """Return the settings for a run that repeats the report `claim`. The other arguments are as for :func:`verify`.
 
     Raises:
-        ValueError: no single run can repeat the report, or no case of the report ran. The message is one line.
+        ValueError: no single run can repeat the report, the key of a choice is unknown, or no case of the report ran.
+            The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -236,7 +237,8 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
 
     Raises:
-        ValueError: no description names the code of a subject, or a description stands for none of the names.
+        ValueError: `given` lacks the description of a subject that is neither a form nor torch, or describes a subject
+            that is not in `names`.
     """
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}

@@ -81,8 +81,8 @@ class Workers(Generic[T]):
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
         """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers.
 
-        A worker is silent if it has given no sign of life for `patience` seconds. Before the first sign of life, the
-        time is counted from the first look at the running part.
+        `futures` maps each future to its part. A worker is silent if it has given no sign of life for `patience`
+        seconds. Before the first sign of life, the time is counted from the first look at the running part.
         """
         left = set(futures)
         while left:

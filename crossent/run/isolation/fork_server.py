@@ -28,10 +28,10 @@ from crossent.subjects.confinement import (
 
 _MOST_WRITTEN = 2**30  # the most bytes of one file, so that output without end does not fill the disk
 _SECONDS = 10.0  # the time limit of a reply of the fork server; a fork or a kill takes milliseconds
-# The function that an isolated process runs. Its arguments are the number of the subject, and two file descriptors: of
-# the socket to the judge, and of the file for the output.
+# The function that an isolated process runs. Its arguments are the index of the subject in the run, and two file
+# descriptors: of the socket to the judge, and of the file for the output.
 Serve = Callable[[int, int, int], None]
-# Stands for torch where a function takes the number of a subject. If the process of a subject replies that a call
+# Stands for torch where a function takes the index of a subject. If the process of a subject replies that a call
 # cannot run on this machine, the judge repeats the call with torch in another isolated process.
 OWN = -1
 
@@ -62,7 +62,7 @@ class ForkServer:
         """Fork an isolated process for a subject, and return the process id.
 
         Args:
-            subject: the number of the subject in the run, or `OWN` for torch.
+            subject: the index of the subject in the run, or `OWN` for torch.
             stream: the socket through which the process receives requests and sends replies.
             output: the descriptor of the file to which the process prints.
 
@@ -75,7 +75,7 @@ class ForkServer:
         return process
 
     def end(self, process: int) -> int:
-        """Return the exit status of an isolated process; -N if signal N ended the process.
+        """Return the exit status of the isolated process with the id `process`; -N if signal N ended the process.
 
         If the process still runs, the fork server kills the process and its process group first.
 
@@ -104,7 +104,8 @@ class ForkServer:
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     """Start and end isolated processes, as the judge requests, until the judge closes its socket.
 
-    This function runs in the fork server.
+    This function runs in the fork server. `control` is the socket to the judge. `serve` and `memory` are the arguments
+    of :class:`ForkServer`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root

@@ -70,6 +70,8 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
+        If pickle cannot send the loss or an argument to the new process, the outcome has the value `NotRun`.
+
         `subprocess` starts the process. `multiprocessing` would import the caller's main module again, which may be a
         script that starts a run.
         """
@@ -189,7 +191,8 @@ def perform_each(
 
     A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
     each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
-    at the same time.
+    at the same time. If the forking process ends early or exceeds its time limit, :class:`FreshProcess` makes the
+    remaining calls.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]
@@ -222,11 +225,12 @@ def perform_each(
 def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
     """Call each subject with bad inputs that may make the device unusable, and return hosts with the outcomes.
 
-    One new process imports torch for all these calls (:func:`perform_each`).
+    `cases` has the bad inputs. One new process imports torch for all these calls (:func:`perform_each`).
 
     Returns:
-        A dict `hosts`: `hosts[id][name]` has the outcome for the bad input `id` and the subject `name`. The dict is
-        empty for fewer than two calls, and on a system without fork. Each call then starts its own new process later.
+        A dict `hosts`: `hosts[id][name]` has the outcome for the bad input `id` and the subject `name`. If a subject is
+        not called with a bad input, there is no entry. The dict is empty for fewer than two calls, and on a system
+        without fork. Each call then starts its own new process later.
     """
     calls = [(bad, one) for bad in cases for one in subjects if not why_not_badly(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
@@ -241,9 +245,9 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request in a folder, and write to a file how each process ended.
+    """Fork a process for each request, and write how the process ended to a file in the folder of the request.
 
-    The new process of :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is
+    The folders of the requests are in `folder`. The new process of :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is
     the time limit of a call. All arguments are strings, since they come from a command line.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
@@ -272,7 +276,7 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
 
 
 def main(folder: str) -> None:
-    """Read an act and its arguments from a folder, call the act, and write the reply to the folder.
+    """Read a loss, an act and its arguments from a folder, call the act, and write the reply to the folder.
 
     A new process of :class:`FreshProcess` runs this function, and so does each process that :func:`serve` forks.
     """

@@ -38,7 +38,8 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: a function that returns the loss. The loop calls `load` before the first act.
+        load: a function that returns the loss. The loop calls `load` before the first act. If `load` raises, the
+            outcome of the act is the exception, and the loop calls `load` again before the next act.
     """
     faulthandler.disable()  # the report says how the process ended
     allow_fork()  # this process knows no exact value, and neither do ranks that are forked from it
@@ -75,7 +76,7 @@ class IsolatedProcess:
 
     Args:
         server: the fork server, which forks the process.
-        subject: the number of the subject in the run.
+        subject: the index of the subject in the run, or `OWN` for torch.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
         alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
     """
@@ -136,7 +137,7 @@ class IsolatedProcess:
     def _confirm(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
+        """Return `performed`, the outcome of an act. If it is a false `NotRun`, return the outcome "crashed" instead.
 
         `NotRun` says that the act, a function that calls the subject, cannot run on this machine. The statement is
         false if the same act with torch, in another isolated process, has a different outcome. The judge must not run
@@ -187,7 +188,7 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """Return the exit status of the process. If the process still runs, kill its process group first."""
+        """Close the socket to the process, end the process and its process group, and return the exit status."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None

@@ -48,7 +48,7 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    The message is the end of a sentence "its process sent …", for example "a malformed reply: …".
+    The message of the reader is the end of a sentence "its process sent …", for example "a malformed reply: …".
     """
 
 
@@ -102,7 +102,7 @@ def most_of_reply(arguments: tuple[Any, ...]) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value, which may be nested: dataclasses, mappings, tuples and lists."""
+    """Return all tensors in a value: the value itself, or the elements of dataclasses, mappings, tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -123,6 +123,9 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
     """Return the value of a pickle from :func:`write`. The pickle may use only the objects in `known`.
 
     Each key of `known` is a pair: the name of a module, and the name of an object in this module.
+
+    Raises:
+        pickle.UnpicklingError: the pickle uses another object.
     """
     return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
 
@@ -175,7 +178,7 @@ def _tensor(
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Return the bytes of a reply with the outcome of an act, the function that called the subject.
+    """Return the bytes of a reply with `performed`, the outcome of an act. An act is a function that calls the subject.
 
     Raises:
         DamagedError: the value has a tensor of more than `most` bytes.
@@ -207,6 +210,8 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
     """Return the outcome of `act(loss, *arguments)`, from a reply of :func:`write_reply`.
+
+    `content` has the bytes of the reply. `most` is the largest allowed size of a tensor, in bytes.
 
     Raises:
         DamagedError: the reply is malformed, or has a value that `act` cannot return.

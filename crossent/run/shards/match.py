@@ -50,7 +50,8 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     Args:
         named: the reports, each with its name.
         command: the command that makes the reports, "check" or "soak".
-        early: a function that returns when a run was interrupted, such as "after 3 cases"; "" for a complete run.
+        early: a function that takes a report, and returns the point at which its run was interrupted, such as
+            "after 3 cases"; "" for a complete run.
 
     Raises:
         ValueError: a shard is missing, repeated or not complete. The message is one line.
@@ -86,7 +87,8 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 
     Args:
         named: the reports, each with its name.
-        conditions: a function that returns the values that must be equal in all shards of a run, by name.
+        conditions: a function that takes a report, and returns the values that must be equal in all shards of a run.
+            Each key is the name of a value, for messages.
 
     Raises:
         ValueError: a shard belongs to another run. The message is one line.

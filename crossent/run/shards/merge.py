@@ -110,14 +110,15 @@ def _joined(reports: Sequence[Report], description: Shard) -> Report:
     """
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
-        raise _damaged("shards", f"crossent has no operation {quoted(description.run.get('operation'))}")
+        got = quoted(description.run.get("operation"))
+        raise _damaged("shards", f"`operation` is {got}; allowed are {', '.join(OPERATIONS)}")
     if (ranks := ranks_of(first.environment)) is not None:
         require_ranks(ranks, operation)
     every = checks_of(operation) | (RANK_CHECKS if ranks is not None else {})
     needs = {name: tuple(check.needs) for name, check in every.items()}
     contract = next((part.contract for part in first.subjects if part.contract), None)
     if unknown := [name for name in first.without if name not in FEATURES]:
-        raise _damaged("shards", f"crossent has no feature {quoted(unknown[0])}")
+        raise _damaged("shards", f"`without` has the feature {quoted(unknown[0])}, which crossent does not have")
     options: dict[str, Any] = {"level": first.level, "device": first.environment["device"], "operation": operation.name}
     options |= {"ranks": ranks, "without": first.without, "contract": contract, "grade": first.grade or None}
     subjects = []

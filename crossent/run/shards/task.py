@@ -74,7 +74,7 @@ class Task:
             count: the number of shards.
 
         Raises:
-            ShardError: the command returned no report, or the run has ended.
+            ShardError: this worker has no folder `folder`, the command returned no report, or the run has ended.
         """
         if not os.path.isdir(self.folder):
             host, missing = socket.gethostname(), f"has no folder {self.folder}, in which the run was started"
@@ -114,6 +114,8 @@ class Task:
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
         """Wait until the command ends, and return the bytes of its report and of its error messages.
+
+        The command is `process`, which writes its report into the pipe that `received` reads.
 
         Raises:
             ShardError: the run has ended, so that nobody needs the report.

@@ -43,7 +43,7 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     """Return the report of a soak from its JSON document.
 
     Raises:
-        LookupError, TypeError, ValueError: a key is missing, or a value is impossible.
+        LookupError, TypeError, ValueError: a key is missing, or a value is impossible or of a wrong type.
     """
     shard = None if document["shard"] is None else ShardNumber(*typed_list(document["shard"], "shard"))
     promises = typed(dict, document["promises"], "promises")
@@ -163,7 +163,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield a text if the number belongs to another shard, or if its case has another id than `case`."""
+    """Yield a reason if the case with this number and dtype is not of this soak or shard, or has not the id `case`."""
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:

@@ -161,9 +161,9 @@ def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, 
 
 
 def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
-    """Yield the cases of a soak in parts, each case with its number. A repeated case starts a new part.
+    """Yield the cases of a soak in parts of at most `_PART` cases, each case with its number.
 
-    The reason: :func:`_steps` makes a plan of each part, and a plan can have a case only once.
+    A repeated case starts a new part: :func:`_steps` makes a plan of each part, and a plan has each case only once.
     """
     part: dict[Case, int] = {}
     for number in report.numbers:

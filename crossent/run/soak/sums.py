@@ -23,10 +23,11 @@ FINDINGS_KEPT = 3
 class SoakTally(Tally):
     """The sums of one check in one dtype, and the worst case.
 
-    `ran` counts the cases on which the check ran, and `skipped` the cases on which it did not run. `failed` counts
-    findings, and `expected` counts known failures. The worst case is the case with the largest error as a share of its
-    bound; of equally bad cases, the case with the lowest number. `case` is the id of the worst case, `number` its
-    number, and `ratio` its share. :class:`crossent.report.findings.Tally` documents the other attributes.
+    `ran` counts the cases on which the check ran, and `skipped` the cases on which the check was skipped. `expected`
+    counts known failures, and `failed` the other findings. The worst case is the case with the largest error as a share
+    of its bound, except in known failures; of equally bad cases, the case with the lowest number. `case` is the id of
+    the worst case, `number` its number, and `ratio` its share. :class:`crossent.report.findings.Tally` documents the
+    other attributes.
     """
 
     skipped: int = 0
