@@ -33,8 +33,8 @@ FIRST_CASES = {CROSS_ENTROPY: "first_cases.txt", LINEAR_CROSS_ENTROPY: "first_li
 # The number of parts for each worker, if the parts are not too small. With few large parts, most workers would wait
 # while a worker runs the last part.
 PARTS_PER_WORKER = 32
-# The least average cost of a part, in CPU seconds. Smaller parts would be slow, since a worker computes the error bounds
-# of a part together.
+# The least average cost of a part, in CPU seconds. Smaller parts would be slow, since a worker computes the error
+# bounds of a part together.
 SECONDS_OF_A_PART = 0.5
 SUBJECTS_AT_ONCE = 8  # the most subjects of a part with isolated processes, since each process takes memory
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
@@ -147,8 +147,8 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     their error bounds together.
 
     With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of the first subjects come before
-    the parts of the next subjects. Except for the first cases, random numbers divide the cases into parts, and order the
-    cases of each part. So a subject cannot predict which of these cases comes next.
+    the parts of the next subjects. Random numbers divide the other cases into parts, and order the cases of each part.
+    So a subject cannot predict which of the other cases comes next.
 
     Args:
         planned: the plan.

@@ -171,7 +171,7 @@ def judge_each(
 def _judge_safely(
     judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host, device: str
 ) -> Verdict:
-    """Call the function `judge`, and return its verdict. For an isolated process, start the time limit of the case first.
+    """Call the function `judge`, and return its verdict. In an isolated process, first start the case's time limit.
 
     A wrong reply of an isolated process, or an unusable device, can make `judge` raise an exception. Then return a
     verdict with the finding "crashed".

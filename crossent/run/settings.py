@@ -46,9 +46,9 @@ class Settings:
 
     Raises:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
-            contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings` is
-            below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or this torch cannot start ranks for the
-            operation. `shard` is not from (1, N) to (N, N), or contradicts another option.
+            contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings`
+            is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or this torch cannot start ranks for
+            the operation. `shard` is not from (1, N) to (N, N), or contradicts another option.
         RuntimeError: this machine does not have the device.
     """
 
@@ -109,7 +109,9 @@ class Settings:
             got = f"{quoted(number)}/{quoted(count)}"
             raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
         if self.seed == "random":
-            raise ValueError("seed: got random, but all shards of a run need the same seed; give all shards the same number")
+            raise ValueError(
+                "seed: got random, but the shards of a run must have the same seed; give all shards one number"
+            )
         if self.max_findings is not None:
             got = quoted(self.max_findings)
             raise ValueError(f"max_findings: got {got}, but a shard must run all its cases; leave out max_findings")

@@ -29,7 +29,7 @@ from crossent.run.settings import Settings
 from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, builtin_subjects
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
-from crossent.words import cut, quoted
+from crossent.words import counted, cut, quoted
 
 # The entries of the environment that may differ, since they change no result. A run sets its own number of threads.
 _NO_CONDITION = ("threads",)
@@ -66,9 +66,12 @@ class Verification:
         lines += [f"DIFFERS {one}" for one in differing[:_SHOWN]]
         lines += [f"and {len(differing) - _SHOWN} more differences"] if len(differing) > _SHOWN else []
         lines.append(f"the report says: {self.claim.summary}")
-        if self.ok:
-            return [*lines, f"{self.claim.ran} cases ran again: every case has the result of the report"]
-        return [*lines, f"{len(self.cases)} of {self.claim.ran} cases differ from the report"]
+        every = f"{self.claim.ran} cases ran again: every case has the result of the report"
+        verdict = f"{len(self.cases)} of {self.claim.ran} cases differ from the report" if self.cases else every
+        if self.others:
+            verb = "differs" if len(self.others) == 1 else "differ"
+            verdict += f", {'and' if self.cases else 'but'} {counted(len(self.others), 'other value')} {verb}"
+        return [*lines, verdict]
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
@@ -146,7 +149,7 @@ def verify(
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_own(given) for given in subjects):
         raise ValueError(
-            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which is neither a form nor torch; "
+            f"the report has subjects other than the forms and torch: {', '.join(map(quoted, foreign[:3]))}; "
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)

@@ -133,6 +133,8 @@ def test_a_forged_report_that_is_consistent_is_not_verified(forge, reports, caps
     if forge in (another_digest, other_inputs, other_bits, no_case):
         assert CASES[0] in out
         assert f"differ: loss: {CASES[1]}" not in out
+    if forge in (other_needs, more_triples):
+        assert "every case has the result of the report, but 1 other value differs" in out
 
 
 def test_a_report_runs_no_code_that_the_user_did_not_name(reports, capsys):
@@ -146,6 +148,7 @@ def test_a_report_runs_no_code_that_the_user_did_not_name(reports, capsys):
         status, out, err = verify(capsys, path)
         assert (status, out) == (2, "")
         assert f"crossent verify {path} FILE.py:NAME" in err
+        assert "the report has subjects other than the forms and torch: '" in err
         assert err.count("\n") == 1
     assert not (reports / "wrong.ran").exists()
     status, out, err = verify(capsys, reports / "forms.json", f"{reports / 'wrong.py'}:loss")

@@ -247,8 +247,9 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 def serve(folder: str, jobs: str, seconds: str) -> None:
     """Fork a process for each request, and write how the process ended to a file in the folder of the request.
 
-    The folders of the requests are in `folder`. The new process of :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is
-    the time limit of a call. All arguments are strings, since they come from a command line.
+    The folders of the requests are in `folder`. The new process of :func:`perform_each` runs this function. At most
+    `jobs` processes run at once, and `seconds` is the time limit of a call. All arguments are strings, since they come
+    from a command line.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
     running: dict[int, tuple[Path, _Patience]] = {}

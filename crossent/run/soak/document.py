@@ -50,13 +50,16 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     environment = each(str, document["environment"], "environment")
     if missing := [name for name in SHOWN_VERSIONS if name not in environment]:
         raise KeyError(missing[0])
+    operation = typed(str, document["operation"], "operation")
+    if operation not in OPERATIONS:
+        raise ValueError(f"operation: got {quoted(operation)}; allowed are {', '.join(OPERATIONS)}")
     made = SoakReport(
         environment,
         [_sums(entry) for entry in typed_list(document["subjects"], "subjects")],
         cases=typed(int, document["cases"], "cases"),
         seed=typed(int, document["seed"], "seed"),
         dtypes=strings(document["dtypes"], "dtypes"),
-        operation=OPERATIONS[typed(str, document["operation"], "operation")],
+        operation=OPERATIONS[operation],
         promises={name: promises[name] for name in ("without", "contract", "grade")},
         expected_findings=typed(str, document["expected_findings"], "expected_findings"),
         shard=shard,
@@ -105,6 +108,7 @@ def _tally(entry: Any, check: str) -> SoakTally:
 def _impossible(made: SoakReport) -> Iterator[str]:
     """Yield the reasons why no soak can have made this report. After an impossible setting, no sums are examined."""
     number, count = (1, 1) if made.shard is None else (made.shard.number, made.shard.count)
+    names = [subject.name for subject in made.subjects]
     if type(number) is not int or type(count) is not int or not 1 <= number <= count:
         yield f"shard: got {quoted(number)}/{quoted(count)}; allowed are 1/N to N/N"
     elif not 1 <= made.cases <= MOST_CASES or not 0 <= made.seed < 2**32:
@@ -112,8 +116,8 @@ def _impossible(made: SoakReport) -> Iterator[str]:
         yield f"got {quoted(made.cases)} cases with the seed {quoted(made.seed)}; {allowed}"
     elif list(made.dtypes) != [dtype for dtype in DTYPES if dtype in made.dtypes]:
         yield f"dtypes: got {quoted(list(made.dtypes))}; allowed are {', '.join(DTYPES)}, in this order"
-    elif len({subject.name for subject in made.subjects}) < len(made.subjects):
-        yield "two subjects have the same name"
+    elif len(set(names)) < len(names):
+        yield f"two subjects have the name {quoted(max(names, key=names.count))}; each name may occur once"
     else:
         for subject in made.subjects:
             for reason in _impossible_sums(made, subject):
@@ -124,7 +128,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
     calls = {dtype: subject.calls(dtype) for dtype in made.dtypes}
     done = sum(calls.values()) + subject.not_applicable.total()
     if done != made.planned if made.complete else done > made.planned:
-        yield f"the sums have {done} calls, but the report is of {made.planned} cases"
+        yield f"the sums have {done} calls, but the settings of the report give {made.planned}"
     found: Counter[tuple[str, str]] = Counter()
     for (check, dtype, kind), failures in subject.failures.items():
         found[check, dtype] += failures.count
@@ -152,9 +156,11 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
         if min(counts) < 0 or not possible or tally.vacuous > tally.ran or found.pop((check, dtype), 0) != tally.failed:
             yield f"the counts of {check} in {dtype} do not fit together"
         if tally.ratio is not None:
-            if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0) or (tally.ratio > 1 and not tally.failed):
-                worst = f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
-                yield f"{worst}, which is impossible with {tally.failed} findings"
+            worst = f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+            if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0):
+                yield f"{worst} and {tally.ulp} ulp; allowed are 0 or more"
+            elif tally.ratio > 1 and not tally.failed:
+                yield f"{worst}, but the report has no finding of this check in this dtype"
             yield from _other_case(made, tally.number, dtype, tally.case)
     if +found or subject.known.total() != sum(tally.expected for tally in subject.tallies.values()):
         yield "the counts of findings do not fit together"
@@ -165,6 +171,6 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
     """Yield a reason if the case with this number and dtype is not of this soak or shard, or has not the id `case`."""
     if dtype not in made.dtypes or number not in made.numbers:
-        yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this shard"
+        yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this soak or shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:
         yield f"the case number {number} is {quoted(case)}, but the seed gives another case"

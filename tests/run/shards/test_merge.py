@@ -306,6 +306,15 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
     assert "interrupted" in with_change(lambda document: document.update(planned=40))
 
 
+def test_an_unknown_operation_or_feature_is_named_with_its_place(shards, capsys, folder):
+    for name in shards:
+        change(folder / name, lambda document: document.update(without=["gravity"]))
+    assert "`without` has the feature 'gravity', which crossent does not have" in line(capsys, *shards)
+    for name in shards:
+        change(folder / name, lambda document: document["shard"]["run"].update(operation="addition"))
+    assert "`operation` is 'addition'; allowed are cross_entropy, " in line(capsys, *shards)
+
+
 def test_every_case_of_the_plan_must_be_in_a_shard(shards, capsys, folder):
     for name in shards:
         change(folder / name, lambda document: document["shard"].update(planned=document["shard"]["planned"] + 1))
