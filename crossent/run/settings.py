@@ -109,9 +109,7 @@ class Settings:
             got = f"{quoted(number)}/{quoted(count)}"
             raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
         if self.seed == "random":
-            raise ValueError(
-                "seed: got random, but the shards of a run must have the same seed; give all shards one number"
-            )
+            raise ValueError("seed: got random, but the shards of a run need the same seed; give all shards one number")
         if self.max_findings is not None:
             got = quoted(self.max_findings)
             raise ValueError(f"max_findings: got {got}, but a shard must run all its cases; leave out max_findings")
