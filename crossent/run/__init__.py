@@ -1,4 +1,4 @@
-"""Run the checks of a level on subjects, the loss functions under test, and make the report.
+"""Run the checks of a level on subjects (the loss functions under test), and make the report.
 
 The modules of this folder plan a run, run the checks, and start the processes in which subjects run. The modules may
 import every other folder of crossent except `crossent.repro`.

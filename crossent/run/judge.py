@@ -113,11 +113,11 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options of the call that the subject ignores; "" if there are none.
+    """Return a line that names the options of the call that the subject ignores; "" if none are found.
 
-    A function whose signature has `**options` is called with every option, and may ignore some options. Then the loss
-    has the same bits without them, and is right for the call without them. If the loss is also wrong for this call, the
-    bug has another cause: return "".
+    A function whose signature has `**options` is called with every option, and may ignore some. Then the loss has the
+    same bits without the ignored options, and is right for the call without these options. If the loss is also wrong
+    for this call, the bug has another cause: return "".
     """
     inputs, defaults = trial.question.here, trial.case.operation.options
     options = inputs.options
@@ -273,7 +273,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return lines about the probable reason for a wrong number: a factor, a narrower dtype, an infinity; or ""."""
+    """Return lines about the probable reason for a wrong number (a factor, a narrower dtype, an infinity), or ""."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 

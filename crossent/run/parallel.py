@@ -67,7 +67,7 @@ def run(
         known: the lists of known failures.
 
     Returns:
-        True if all cases ran; False if the run ended early. A run ends after `settings.max_findings` findings, not
+        True if all cases ran; False if the run ended early. A run ends early after `settings.max_findings` findings, not
         counting known failures, or when a call makes the device unusable.
     """
 
@@ -131,7 +131,9 @@ def judge_each(
     question: Question | None = None,
     made: Mapping[str, Host] | None = None,
 ) -> Iterator[Verdict]:
-    """Yield the verdict on each subject on one case. Inputs and exact values are computed once for all subjects.
+    """Judge subjects on one case, and yield a verdict for each subject.
+
+    Inputs and exact values are computed once for all subjects.
 
     A subject in this process may make the device unusable, for example by a device-side assert. The verdict on this
     subject then has the finding "crashed", and no further verdict follows.
@@ -171,7 +173,7 @@ def judge_each(
 def _judge_safely(
     judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host, device: str
 ) -> Verdict:
-    """Call the function `judge`, and return its verdict. In an isolated process, first start the case's time limit.
+    """Call the function `judge`, and return its verdict. For an isolated process, first start the case's time limit.
 
     A wrong reply of an isolated process, or an unusable device, can make `judge` raise an exception. Then return a
     verdict with the finding "crashed".
@@ -197,7 +199,7 @@ class _Work:
     settings: Settings
     enough: Callable[[Subject, Sequence[Finding]], bool]  # as for judge_each
     lost: bool = False  # whether a call made the device unusable
-    server: ForkServer | None = None  # the fork server of this worker, which is started for its first isolated part
+    server: ForkServer | None = None  # the fork server of this worker, started for the first isolated part
     processes: dict[int, IsolatedProcess] = field(default_factory=dict)  # by the index of the subject
 
     @cached_property

@@ -236,7 +236,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield each check of the cost CODE, with the first case that the check accepts as a sample (`Check.sample`).
+    """Yield, for each check of the cost CODE, the first case that may be a sample (`Check.sample`), with this check.
 
     A case with an empty batch or a uint8 target is never a sample.
     """

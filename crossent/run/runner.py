@@ -49,8 +49,8 @@ def check(
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
 
-    Each subject runs on the built-in cases. Loss and gradients must be within the derived error bounds, the other
-    checks of `crossent list checks` must pass, and bad input must raise the right error.
+    Each subject runs on the built-in cases. The errors of loss and gradients must not exceed the error bounds, the
+    other checks of `crossent list checks` must pass, and bad input must raise the right error.
 
     Args:
         subjects: the functions to check, as objects or as strings. An object is a callable with the signature of
@@ -103,7 +103,8 @@ def check(
             dtype, level, feature, contract, grade, check, case or operation does not exist. `seed` is below 0, `jobs`
             or `max_findings` is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or differs from the
             number of ranks of a subject. `shard` is not from (1, N) to (N, N), or is given together with a random seed
-            or `max_findings`. The grade contradicts the contract, or the file of known failures is damaged.
+            or `max_findings`. The grade contradicts the contract or applies to no subject, or the file of known
+            failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 
@@ -184,7 +185,8 @@ def _finish(
     """Complete the report of a run, and return the report.
 
     Mark the findings that are known failures, and add the commands that repeat findings. Add the checks that the level
-    left out, and the number of combinations of three options in the cases that ran.
+    left out, and the number of combinations of three options in the cases that ran. `planned` is the plan of the run or
+    shard, and `known` has the lists of known failures.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject.source, options_of(settings))

@@ -66,7 +66,7 @@ def select(
         if checks:
             given, what = f"checks: got {', '.join(checks)}", f"no chosen case of level {level} runs these checks"
         else:
-            given, what = f"cases: got {', '.join(cases)}", "no check runs on these cases"
+            given, what = f"cases: got {', '.join(cases)}", "no chosen check runs on these cases"
         raise ValueError(f"{given}; {what}; choose another level or dtype, or name a case by its full id")
     order = {case: at for at, case in enumerate(planned)}
     return dict(sorted(part.items(), key=lambda entry: order.get(entry[0], len(order))))

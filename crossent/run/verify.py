@@ -83,7 +83,8 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         subjects: the descriptions of the subjects of the run, as `crossent check` takes them.
 
     Raises:
-        ValueError: the conditions differ, or there is no subject or no input in common. The message is one line.
+        ValueError: the conditions of the two runs differ, or the runs have no subject or no input in common. The
+            message is one line.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
@@ -186,8 +187,8 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats the report `claim`. The other arguments are as for :func:`verify`.
 
     Raises:
-        ValueError: no single run can repeat the report, the key of a choice is unknown, or no case of the report ran.
-            The message is one line.
+        ValueError: no single run can repeat the report, `only` of the report has an unknown key, or no case of the
+            report ran. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -318,8 +319,8 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
     """Return the entry of each case in the JSON document of a report, with the findings on the case, by case id.
 
-    `stopped` says whether the run ended early. The entries of a stopped run have no grade, since a grade needs all
-    checks of a case.
+    `part` has the results of a subject. `stopped` says whether the run ended early. The entries of a stopped run have
+    no grade, since a grade needs all checks of a case.
     """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]

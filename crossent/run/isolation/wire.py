@@ -48,7 +48,8 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    The message of the reader is the end of a sentence "its process sent …", for example "a malformed reply: …".
+    The message of :func:`receive` and :func:`read_reply` is the end of a sentence "its process sent …", for example
+    "a malformed reply: …".
     """
 
 

@@ -50,8 +50,7 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     Args:
         named: the reports, each with its name.
         command: the command that makes the reports, "check" or "soak".
-        early: a function that takes a report, and returns the point at which its run was interrupted, such as
-            "after 3 cases"; "" for a complete run.
+        early: a function that returns where the run of a report ended, such as "after 3 cases"; "" for a complete run.
 
     Raises:
         ValueError: a shard is missing, repeated or not complete. The message is one line.
@@ -69,7 +68,7 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
             other = found[shard.number][0]
             raise ValueError(f"{name}: got shard {shard} again, after {other}; give each shard once")
         if where := early(report):
-            raise ValueError(f"{name}: shard {shard} was interrupted {where}; run this shard again")
+            raise ValueError(f"{name}: shard {shard} ended early, {where}; run this shard again")
         found[shard.number] = name, report
     if missing := first.count - len(found):
         more = " …" if missing > _SHOWN else ""
@@ -106,7 +105,7 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 
 
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of an environment that must be equal in all shards of a run."""
+    """Return what must be equal in the environments of all shards: all entries, without the threads and the kernel."""
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
 

@@ -153,7 +153,7 @@ def _wanted_by_dask() -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the command to remove its files and end. Kill the command if it still runs after `_SECONDS_TO_END`."""
+    """Ask the command `process` to remove its files and end. After `_SECONDS_TO_END`, kill the command."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

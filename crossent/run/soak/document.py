@@ -106,7 +106,7 @@ def _tally(entry: Any, check: str) -> SoakTally:
 
 
 def _impossible(made: SoakReport) -> Iterator[str]:
-    """Yield the reasons why no soak can have made this report. After an impossible setting, no sums are examined."""
+    """Yield the reasons why no soak can have made this report. If a setting is impossible, do not examine the sums."""
     number, count = (1, 1) if made.shard is None else (made.shard.number, made.shard.count)
     names = [subject.name for subject in made.subjects]
     if type(number) is not int or type(count) is not int or not 1 <= number <= count:
@@ -169,7 +169,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield a reason if the case with this number and dtype is not of this soak or shard, or has not the id `case`."""
+    """Yield a reason if the case with this number and dtype is not of this soak or shard, or its id is not `case`."""
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this soak or shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:

@@ -107,7 +107,7 @@ class SoakReport:
         return [one for subject in self.subjects for kept, _ in self._groups(subject) for one in kept]
 
     def _groups(self, subject: SubjectSums) -> Iterator[tuple[list[Finding], int]]:
-        """Yield a pair for each check, dtype and kind: the kept findings of the subject, and the count of all findings."""
+        """Yield, for each check, dtype and kind, the kept findings of a subject, and the number of all such findings."""
         options = {"level": "normal", "device": self.environment["device"], "operation": self.operation.name}
         for _, failures in self._sorted(subject.failures):
             kept = [finding for _, finding in failures.first]

@@ -97,7 +97,7 @@ class SubjectSums:
         self.known += other.known
 
     def calls(self, dtype: str) -> int:
-        """Return the number of judged calls in a dtype: the cases that are applicable."""
+        """Return the number of judged calls in a dtype: one call for each applicable case."""
         tally = self.tallies.get(("call", dtype), SoakTally())
         return tally.ran + tally.skipped
 

@@ -303,7 +303,7 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
         assert "damaged" in with_change(lambda document, key=key: document["shard"].pop(key))
         assert "damaged" in with_change(lambda document, key=key: document["shard"].update({key: [True]}))
     assert "shard" in with_change(lambda document: document["shard"]["run"].update(operation="addition"))
-    assert "interrupted" in with_change(lambda document: document.update(planned=40))
+    assert "ended early, after" in with_change(lambda document: document.update(planned=40))
 
 
 def test_an_unknown_operation_or_feature_is_named_with_its_place(shards, capsys, folder):

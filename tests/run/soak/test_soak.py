@@ -279,7 +279,7 @@ def test_a_shard_that_was_interrupted_is_not_merged(folder, capsys, monkeypatch)
     assert text.rstrip().rpartition("\n")[2].startswith("INTERRUPTED after 0 of 3 calls, with 0 findings")
     status, _, err = run(capsys, "merge", "1.json", "2.json")
     assert status == WRONG_USE
-    assert "2.json: shard 2/2 was interrupted after 0 calls; run this shard again" in error_line(err)
+    assert "2.json: shard 2/2 ended early, after 0 calls; run this shard again" in error_line(err)
 
 
 def test_a_soak_shows_its_progress_by_parts(monkeypatch):
