@@ -67,8 +67,8 @@ def run(
         known: the lists of known failures.
 
     Returns:
-        True if all cases ran; False if the run ended early. A run ends early after `settings.max_findings` findings, not
-        counting known failures, or when a call makes the device unusable.
+        True if all cases ran; False if the run ended early. A run ends early after `settings.max_findings` findings
+        that are not known failures, or when a call makes the device unusable.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:

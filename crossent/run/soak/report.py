@@ -107,7 +107,7 @@ class SoakReport:
         return [one for subject in self.subjects for kept, _ in self._groups(subject) for one in kept]
 
     def _groups(self, subject: SubjectSums) -> Iterator[tuple[list[Finding], int]]:
-        """Yield, for each check, dtype and kind, the kept findings of a subject, and the number of all such findings."""
+        """Yield, for each check, dtype and kind, the kept findings of a subject, and the count of all such findings."""
         options = {"level": "normal", "device": self.environment["device"], "operation": self.operation.name}
         for _, failures in self._sorted(subject.failures):
             kept = [finding for _, finding in failures.first]
@@ -150,7 +150,8 @@ class SoakReport:
     def _table(self, by_check: bool) -> Iterator[Text]:
         """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
 
-        With `by_check`, each check has a row in each dtype. Otherwise only the check with the worst case has a row.
+        With `by_check`, each check with judged numbers has a row in each dtype. Otherwise each subject has a single row
+        in each dtype, for the check with the worst case. If no number was judged, the row is for the first check.
         """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
