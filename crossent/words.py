@@ -102,3 +102,9 @@ def one_line(text: str) -> str:
     """Return a text as one printable line of at most `LONGEST_LINE` characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """Return the first `most` names as one text, with the number of further names: "a, b and 2 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

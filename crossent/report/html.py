@@ -194,7 +194,7 @@ def gaps(report: Report) -> Iterator[Figure]:
         why = "--level normal has every combination of three options"
         yield Figure("Quick", "run, which has every combination of two options", why, loud=True)
     if report.left_out:
-        yield Figure(*_counted(len(report.left_out), "check", "not run"), f"at level {report.level}")
+        yield Figure(*_counted(len(report.left_out), "check", "not run"), "no case of this run includes them")
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
         yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):

@@ -19,8 +19,18 @@ from crossent.report.clarity import case_or_none
 from crossent.report.document import SCHEMA, Shard, jsonable, shard_json, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
-from crossent.report.text import LEGEND, NO_EVIDENCE, details, failures, gaps, overview, paragraph, plain_text
-from crossent.words import DECLARED, counted, cut, duration
+from crossent.report.text import (
+    LEGEND,
+    NO_EVIDENCE,
+    declared_away,
+    details,
+    failures,
+    gaps,
+    overview,
+    paragraph,
+    plain_text,
+)
+from crossent.words import DECLARED, counted, cut, duration, first_names
 
 MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, with one finding each
 
@@ -167,11 +177,14 @@ class Report:
             return f"{calls} without findings, but no case ran on {first_names(self.unchecked)}"
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
+        gaps = [f"no case ran on {first_names(self.unchecked)}"] if self.unchecked else []
+        if blind := [subject.name for subject in self.subjects if "gradient" in declared_away(subject)]:
+            gaps.append(f"no gradient of {first_names(blind)} was checked")
         known = sum(subject.counts["expected"] for subject in self.subjects)
         failures = f", except in {counted(known, 'known failure')}" if known else ""
-        differences = sum(len(subject.declared) for subject in self.subjects)
+        differences = sum(len(subject.declared) for subject in self.subjects if subject.outcomes)
         declared = f", with {counted(differences, 'declared difference')}" if differences else ""
-        return f"{calls}, every judged number within its error bound{failures}{declared}"
+        return "; ".join([f"{calls}, every judged number within its error bound{failures}{declared}", *gaps])
 
     def sort(self, cases: list[str]) -> None:
         """Sort outcomes and findings in place, in the order of the ids in `cases`.
@@ -260,6 +273,9 @@ class Report:
                 declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
                 reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
                 yield f"not applicable: {number}, since {subject.name} {reasons}"
+            if away := declared_away(subject):
+                features = first_names(list(dict.fromkeys(away.values())))
+                yield f"not checked: {', '.join(away)}, since {subject.name} {DECLARED}{features}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         if self.shard is not None:
@@ -273,11 +289,11 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a text for each gap in the coverage, such as checks that the level does not run."""
+        """Yield a text for each gap in the coverage, such as checks that no case of the run includes."""
         if self.level == "quick":
             yield "some combinations of three options, since level quick combines two"
         if self.left_out:
-            yield f"{counted(len(self.left_out), 'check')} that level {self.level} does not run"
+            yield f"{counted(len(self.left_out), 'check')} that no case of this run includes"
         compared = self.compared
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
@@ -289,7 +305,7 @@ class Report:
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
-            yield f"not run at level {self.level}: {', '.join(self.left_out)}"
+            yield f"in no case of this run: {', '.join(self.left_out)}"
         compared = self.compared
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
@@ -335,9 +351,3 @@ class Report:
     def write_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report to an HTML file, a single page. If writing fails, the file is not changed."""
         write_whole(path, page(self))
-
-
-def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Return the first `most` names as one text, with the number of further names: "a, b and 2 more"."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

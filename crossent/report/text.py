@@ -15,7 +15,7 @@ from rich.text import Text
 from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
-from crossent.words import counted
+from crossent.words import DECLARED, counted
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -97,6 +97,16 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
         return Text("so far", "yellow")
     unproven = subject.without_evidence and not part
     return Text("UNPROVEN", "bold red") if unproven else Text("PASSED", "green")
+
+
+def declared_away(subject: SubjectReport) -> dict[str, str]:
+    """Return the checks that ran on no case because the user declared that the subject lacks a feature.
+
+    The dict has the feature of each of these checks.
+    """
+    ran = {check for check, _ in subject.tallies}
+    reasons = {check: next(iter(counts)) for check, counts in subject.not_run.items() if check not in ran}
+    return {check: why.removeprefix(DECLARED) for check, why in reasons.items() if why.startswith(DECLARED)}
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:

@@ -312,8 +312,8 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 def _declaration(trial: Trial, of: str) -> str:
     """Return a line with an option under which the wrong result would pass; "" if no option fits.
 
-    `of` is the name of the result, such as "loss". If several options fit, name the option with the smallest error
-    bound.
+    `of` is the name of the result, such as "loss". If several options fit, name the option with the largest share of
+    the bound: an option that allows more errors has larger bounds, and so a smaller share.
     """
     subject, exact = trial.subject, trial.question.exact
     flushed = abs(trial.differences[of].exact) < FORMATS[trial.differences[of].dtype].smallest_normal
@@ -325,8 +325,8 @@ def _declaration(trial: Trial, of: str) -> str:
     for words, one in declared.items():
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1:
-            fits[words] = found[of].bound
-    return f"\n{_IF_INTENDED} {min(fits, key=fits.__getitem__)}" if fits else ""
+            fits[words] = found[of].ratio
+    return f"\n{_IF_INTENDED} {max(fits, key=fits.__getitem__)}" if fits else ""
 
 
 def describe(inputs: Inputs) -> str:

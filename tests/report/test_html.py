@@ -196,7 +196,7 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
         "0 cases ran on other this subject was not checked",
         "No evidence for the loss in float32 of mine",
         "Quick run, which has every combination of two options",
-        "2 checks not run at level quick",
+        "2 checks not run no case of this run includes them",
         "2 skipped checks counted for each case",
         "1,030 cases not applicable",
         "1 of 1 comparisons without evidence a wrong result, such as zeros, would pass too",

@@ -411,6 +411,9 @@ def test_a_run_with_a_subject_on_which_nothing_ran_is_not_ok():
     assert Report({}, [made]).ok
     whole.only = {"cases": ["a"]}  # the user chose the case, which is not applicable to the other subject
     assert whole.ok
+    assert whole.summary == "1 call checked, every judged number within its error bound; no case ran on other"
+    whole.subjects[1].declared = ["returns float32 for half precision"]
+    assert "declared difference" not in whole.summary
 
 
 def test_a_report_without_any_case_is_not_ok():

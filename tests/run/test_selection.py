@@ -144,6 +144,14 @@ def test_a_part_without_evidence_for_a_result_may_pass():
     assert re.search("^formula +UNPROVEN", str(whole), re.M)
 
 
+def test_the_report_names_the_checks_that_did_not_run_since_a_feature_is_declared_missing():
+    """Otherwise a wrong gradient would pass without a word, because its owner declared that there is no gradient."""
+    report = check_on(CASES)("formula", level="quick", dtypes="float32", without=["gradient"])
+    assert report.summary.endswith("; no gradient of formula was checked")
+    assert re.search(r"^not checked: gradient, .*since formula is declared without gradient$", str(report), re.M)
+    assert "not checked" not in str(check_on(CASES)("formula", level="quick", dtypes="float32"))
+
+
 def test_a_partial_run_is_compared_on_what_it_has_and_what_is_missing_is_no_change():
     options = {"level": "quick", "dtypes": "float32"}
     whole = check_on(CASES)(off_by_a_percent, **options)

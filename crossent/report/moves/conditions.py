@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from crossent.report.findings import SubjectReport
-from crossent.report.report import Report, first_names
-from crossent.words import quoted
+from crossent.report.report import Report
+from crossent.words import first_names, quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
 # The entries of the environment that can change the bits of results. If one differs, changes may not come from torch.

@@ -17,11 +17,10 @@ from crossent.checks import checks_of
 from crossent.files import write_whole
 from crossent.report.document import ShardNumber, finding_json, jsonable
 from crossent.report.findings import Finding
-from crossent.report.report import first_names
 from crossent.report.text import NO_EVIDENCE, paragraph, plain_text, share
 from crossent.run.commands import with_commands
 from crossent.run.soak.sums import SubjectSums
-from crossent.words import counted, duration, printable
+from crossent.words import counted, duration, first_names, printable
 
 SOAK_SCHEMA = "soak-1"
 SHOWN_VERSIONS = ("crossent", "torch", "python", "device")  # the entries of the environment in the text of a report
