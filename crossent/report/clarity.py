@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
-# A line of a message that names the option `--without FEATURE` under which the check would pass.
-_DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
+# A line of a message that names the option --without, --contract or --grade under which the check would pass.
+_DECLARATION = re.compile(r"^If .+: --(\w+) (\w+)(?: --grade \w)?, in Python ", re.MULTILINE)
 _OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")  # only the dtype is wrong
 _FACTOR = re.compile(r"^The number is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
@@ -94,7 +94,7 @@ def size_of_error(finding: Finding) -> int:
 def declaration(finding: Finding) -> str:
     """Return the feature that the message of a finding suggests for `--without`, such as "nan_mean", or ""."""
     found = _DECLARATION.search(finding.message)
-    return found[1] if found else ""
+    return found[2] if found and found[1] == "without" else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
@@ -118,13 +118,13 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
     return not ordinary, finding.check != "loss" and "linear-" in finding.case
 
 
-def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool]:
-    """Return a sort key of a cause, from its failed checks and its example.
+def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
+    """Return a sort key of a cause: for three reasons to show the cause late, whether the reason holds.
 
-    Causes in which only target gradients fail are last, after causes with an example that the second reason of
-    `less_clear` makes less clear.
+    A weaker contract or grade accepts the example; only target gradients fail; the second reason of `less_clear`.
     """
-    return set(checks) == {"target_gradient"}, less_clear(example)[1]
+    accepted = _DECLARATION.search(example.message)
+    return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
 def kind_of_number(finding: Finding) -> str:

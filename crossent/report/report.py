@@ -26,11 +26,12 @@ from crossent.report.text import (
     details,
     failures,
     gaps,
+    left_out,
     overview,
     paragraph,
     plain_text,
 )
-from crossent.words import DECLARED, counted, cut, duration, first_names
+from crossent.words import counted, cut, duration, first_names
 
 MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, with one finding each
 
@@ -266,16 +267,7 @@ class Report:
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"
         for subject in self.subjects:
-            if subject.not_applicable:
-                number = counted(sum(subject.not_applicable.values()), "case")
-                lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]
-                others = [reason for reason in subject.not_applicable if reason not in lacking]
-                declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
-                reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
-                yield f"not applicable: {number}, since {subject.name} {reasons}"
-            if away := declared_away(subject):
-                features = first_names(list(dict.fromkeys(away.values())))
-                yield f"not checked: {', '.join(away)}, since {subject.name} {DECLARED}{features}"
+            yield from left_out(subject)
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         if self.shard is not None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
-from crossent.words import DECLARED, counted
+from crossent.words import DECLARED, counted, first_names
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -97,6 +97,20 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
         return Text("so far", "yellow")
     unproven = subject.without_evidence and not part
     return Text("UNPROVEN", "bold red") if unproven else Text("PASSED", "green")
+
+
+def left_out(subject: SubjectReport) -> Iterator[str]:
+    """Yield a line about the cases that are not applicable to a subject, and one about the checks of no case."""
+    if subject.not_applicable:
+        number = counted(sum(subject.not_applicable.values()), "case")
+        lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]
+        others = [reason for reason in subject.not_applicable if reason not in lacking]
+        declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
+        reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
+        yield f"not applicable: {number}, since {subject.name} {reasons}"
+    if away := declared_away(subject):
+        features = first_names(list(dict.fromkeys(away.values())))
+        yield f"not checked: {', '.join(away)}, since {subject.name} {DECLARED}{features}"
 
 
 def declared_away(subject: SubjectReport) -> dict[str, str]:

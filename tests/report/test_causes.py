@@ -313,6 +313,21 @@ def test_the_example_of_a_cause_has_its_choices_and_a_finite_exact_value():
     assert cause.common.applies(cause.example.case)
 
 
+@pytest.mark.parametrize("option", ["--grade B, in Python grade='B'", "--contract logsumexp --grade B, in Python x"])
+def test_a_cause_that_a_weaker_promise_accepts_comes_after_a_smaller_cause_that_none_accepts(option):
+    subject = reported_by(
+        lambda case: ["loss"] * (case.dtype == "float64") + ["row_sums"] * (case.label_smoothing == 1.0)
+    )
+    first = causes(subject)[0]
+    for at, finding in enumerate(subject.findings):
+        if finding.check == first.findings[0].check:
+            message = f"{finding.message}\nIf this is intended, declare it: {option}"
+            subject.findings[at] = replace(finding, message=message)
+    later = causes(subject)
+    assert later[-1].checks == first.checks
+    assert len(later[0].findings) < len(first.findings)
+
+
 def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
     """The cause with the most findings comes first, although another cause has an earlier case."""
     subject = reported_by(

@@ -291,6 +291,19 @@ def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case,
     assert "loss" not in {finding.check for finding in judged(loss, case, without, **chosen).findings}
 
 
+def test_of_several_options_that_fit_the_narrowest_is_named():
+    """Each option has its largest share of the bound at another element, whose bounds do not compare."""
+
+    def log_softmax_in_its_dtype(input, target, reduction="mean"):
+        shifted = input - input.amax(1, keepdim=True)
+        log_probs = shifted - shifted.exp().sum(1, keepdim=True).log()
+        return -log_probs.gather(1, target[:, None])[:, 0]
+
+    case = Case.of("width/bfloat16-4x15-assorted-int64-none-rows")
+    found = {finding.check: finding.message for finding in judged(log_softmax_in_its_dtype, case).findings}
+    assert "If this is intended, declare it: --grade B, in Python grade='B'" in found["gradient"]
+
+
 def test_a_wrong_number_that_no_declaration_explains_names_none():
     def doubled(input, target, reduction="mean"):
         return 2 * crossent.formula(input, target, reduction=reduction)
