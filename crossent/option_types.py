@@ -73,7 +73,8 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
         try:
             return int(SEED_OPTION.convert(value, parameter, context))
         except click.BadParameter as error:
-            self.fail(f"{error.message}, and random", parameter, context)
+            message = error.message.replace("allowed are", "allowed are whole numbers from")
+            self.fail(f"{message}, or the word random", parameter, context)
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]

@@ -118,7 +118,10 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
             "--json: got '/nowhere/x'; the folder '/nowhere' does not exist; choose another file\n",
         ),
         (("check", "--contract", "torch", "--grade", "A"), "got 'A', but the contract 'torch' has grade B"),
-        (("check", "--seed", "x"), "--seed: got 'x'; allowed are 0 to 4294967295, and random\n"),
+        (
+            ("check", "--seed", "x"),
+            "--seed: got 'x'; allowed are whole numbers from 0 to 4294967295, or the word random\n",
+        ),
         (("check", "--seed", "-1"), "--seed"),
         (("check", "--nonsense"), "--nonsense"),
         (("nonsense",), "nonsense"),

@@ -229,7 +229,7 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
             worst, place = largest, start * hi.numel() + at
     tile, at = divmod(place, hi.numel())
     row, column = divmod(at, exact.hi.shape[1])
-    first, *further = np.unravel_index(row, (length, *_rows_beyond(got, name)))
+    first, *further = np.unravel_index(row, (length, *_further_sizes(got, name)))
     index = (tile * length + int(first), *([column] if name == "gradient" else []), *map(int, further))
     in_tile = row, column
     value = Ball(*(np.reshape(array[in_tile], (1, 1)) for array in (exact.hi, exact.lo, exact.radius)))
@@ -239,8 +239,8 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
     return replace(found, index=index, elements=got.numel(), mismatched=mismatched, not_judged=left, vacuous=vacuous)
 
 
-def _rows_beyond(got: Tensor, name: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of a result: a "loss" `(N, d1, …)` or a "gradient" `(N, C, d1, …)`, by its name."""
+def _further_sizes(got: Tensor, name: str) -> tuple[int, ...]:
+    """Return the sizes `(d1, …)` of `got`: a "loss" `(N, d1, …)` or a "gradient" `(N, C, d1, …)`, as `name` says."""
     return tuple(got.shape[2:] if name == "gradient" else got.shape[1:])
 
 

@@ -150,7 +150,8 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
     """Return a table with a row for each class that :func:`_shown` names, and a mark at the true class, `target`.
 
-    `rows` has the numbers of these classes, `headings` the names of their columns. `classes` counts all classes.
+    `rows` has the texts of the cells of each of these classes, and `headings` the headings of these cells. `classes` is
+    the number of all classes.
     """
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):

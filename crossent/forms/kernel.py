@@ -98,8 +98,8 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
 def flat(rows: Tensor) -> Tensor:
     """Return `rows`, a tensor (..., C), in the shape (N, D, C), as a view if possible.
 
-    N is the size of the first dimension, and D the product of the sizes between the first and the last dimension. The
-    kernel takes only three strides.
+    N is the size of the first dimension, or 1 for a tensor (C). D is the product of the sizes between the first and the
+    last dimension. The kernel takes only three strides.
     """
     return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
 

@@ -165,10 +165,10 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
     """Return a cause for each missing feature that explains some of the findings, and causes for the other findings.
 
-    The findings are of one check and kind. If no missing feature explains any of them, return []. A word of `lacking`
-    (from `_lacking`) explains the refused calls of cases with the word. The feature of `_of_check` explains the other
-    findings without numbers. In the check `errors`, the feature `error_classes` explains an error of the wrong class,
-    and the kind of a bad input explains any other finding, such as an accepted call.
+    The findings are of one check and kind. If no missing feature explains any of them, return []. In the check
+    `errors`, the feature is `error_classes` for an error of the wrong class, otherwise the kind of the bad input. Other
+    refused calls whose cases have a word of `lacking` need the feature of this word. Further findings, if refused or
+    without numbers, need the feature of `_of_check`, or the feature that the first message suggests.
     """
     first = findings[0]
     if first.check == "errors":

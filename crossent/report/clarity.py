@@ -239,7 +239,7 @@ def count_words(cases: Iterable[str]) -> Counter[str]:
 
 
 def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of one to `most` of `words`, how many failing and passing cases have all these words.
+    """Yield, for each selection of at most `most` words, how many failing and passing cases have all selected words.
 
     `failing` and `passing` have the ids of the cases.
     """
@@ -333,7 +333,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
     """Return two sets: the words that all cases of a bug have in common, and the unusual words of this first set.
 
-    Here, a word is unusual if no case with default options and the sizes of one of the bug's cases has the word.
+    A word is unusual if no plain case has it. A plain case has the sizes of a case of the bug, and default options.
     """
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]

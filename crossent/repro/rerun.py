@@ -173,7 +173,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     require_runs(check, named, made, device)
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
-        found = [one for one in check.run(trial) if isinstance(one, Difference)]
+        found = [one for one in check.run(trial) if isinstance(one, Difference) and one.elements]
     if not found:
         what = f"the check of {cut(id)} does not run here, or measures no number"
         raise ValueError(f"finding: {what}; choose another check")

@@ -231,7 +231,8 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
         )
     if finding.kind not in (*recipe.kinds, *ENDS):
         allowed = ", ".join(dict.fromkeys((*recipe.kinds, *ENDS)))
-        raise ValueError(f"finding: got kind {quoted(finding.kind)} of {finding.check}; allowed are {allowed}")
+        got = f"got kind {quoted(finding.kind)}; allowed for the check {finding.check}"
+        raise ValueError(f"finding: {got} are {allowed}")
     if isinstance(case, Case):
         require_runs(CHECKS[finding.check], subject, case, device)
     return recipe
@@ -285,7 +286,7 @@ def _impossible_result(finding: Finding, shapes: Shapes, *, lacks_numbers: bool)
     if any(shapes):
         return f"{got}; allowed are {', '.join(map(repr, shapes))}"
     if lacks_numbers:
-        return f"got no numbers; a wrong result of {check} has numbers"
+        return f"got no numbers; {check} reports each wrong result with numbers, so give the numbers"
     if finding.kind == "wrong" and finding.numbers is not None:
         return f"got numbers; {check} has no finding about a number, so leave out the numbers"
     return f"{got}; {check} has no finding of kind {quoted(finding.kind)} about a result, so leave the result empty"
@@ -331,9 +332,9 @@ def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> 
     elif BY_NAME.get(base, ANOTHER).loss is fused:
         if base == "fused_interpreter":
             yield 'import os\nos.environ["TRITON_INTERPRET"] = "1"  # before the import of Triton'
-        yield "from crossent import fused as subject  # this script needs nothing else but torch and Triton"
+        yield "from crossent import fused as subject  # the rest of this script needs only torch"
     elif base in FORM_SUBJECTS:
-        yield f"from crossent import {base} as subject  # this script needs nothing else but torch"
+        yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
     else:
         called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
         missing = ascii(f"in place of these two lines, import {printable(base)} as subject{called}")

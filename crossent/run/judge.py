@@ -324,7 +324,7 @@ def _declaration(trial: Trial, of: str) -> str:
     fits: dict[str, float] = {}
     for words, one in declared.items():
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
-        if of in found and found[of].ratio <= 1:
+        if of in found and found[of].ratio <= 1 and not trial.differences[of].ratio <= 1:
             fits[words] = found[of].ratio
     return f"\n{_IF_INTENDED} {max(fits, key=fits.__getitem__)}" if fits else ""
 

@@ -79,7 +79,7 @@ class Settings:
             raise ValueError(f"level: got {quoted(self.level)}; allowed are {', '.join(LEVELS)}")
         seed = SystemRandom().randrange(2**32) if self.seed == "random" else self.seed
         if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed: got {quoted(seed)}; allowed are 0 or more, and random")
+            raise ValueError(f"seed: got {quoted(seed)}; allowed are a whole number of 0 or more, or the word random")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs: got {quoted(self.jobs)}; allowed is 1 or more")
         if not self.timeout > 0:

@@ -67,7 +67,7 @@ class Difference:
     vacuous: bool
 
     def __str__(self) -> str:
-        relative = f"{self.error / abs(self.exact):.3g}" if self.exact else "inf"
+        relative = f"{self.error / abs(self.exact) if self.exact else math.inf if self.error else 0.0:.3g}"
         where = f" at index {self.index}" if self.index else ""
         counts = (
             f"Mismatched elements: {self.mismatched} / {self.elements} ({100 * self.mismatched / self.elements:.1f}%)"

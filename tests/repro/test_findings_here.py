@@ -170,3 +170,17 @@ def test_a_check_without_numbers_on_a_case_is_an_error_of_one_line(capsys, id):
     captured = capsys.readouterr()
     assert_refused(status, captured.out, captured.err)
     assert " does not run on " in captured.err
+
+
+def test_a_result_without_elements_has_no_number_for_a_script(capsys):
+    status = main(["repro", "--passed", "formula:gradient:policy/float32-0x4-normal-int64-mean"])
+    captured = capsys.readouterr()
+    assert_refused(status, captured.out, captured.err)
+    assert "does not run here, or measures no number; choose another check" in captured.err
+
+
+def test_the_script_of_a_check_that_passes_proposes_no_declaration_and_has_a_relative_difference_of_0(capsys):
+    assert main(["repro", "--passed", "formula:gradient:policy/float32-6x4-normal-int64-mean-ignored_all"]) == 0
+    out = capsys.readouterr().out
+    assert "If this is intended" not in out
+    assert "Relative difference there: 0, 0 ulp" in out

@@ -261,8 +261,20 @@ NUMBER = Numbers((), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0)
 @pytest.mark.parametrize(
     ("check", "kind", "of", "numbers", "said"),
     [
-        ("loss", "wrong", "", None, "got no numbers; a wrong result of the check loss has numbers"),
-        ("loss", "wrong", "loss", None, "got no numbers; a wrong result of the check loss has numbers"),
+        (
+            "loss",
+            "wrong",
+            "",
+            None,
+            "got no numbers; the check loss reports each wrong result with numbers, so give the numbers",
+        ),
+        (
+            "loss",
+            "wrong",
+            "loss",
+            None,
+            "got no numbers; the check loss reports each wrong result with numbers, so give the numbers",
+        ),
         ("loss", "wrong", "gradient", NUMBER, "got result 'gradient'; allowed are 'loss'"),
         (
             "no_grad",

@@ -278,7 +278,9 @@ def test_a_random_seed_is_in_the_report():
     one, other = (check_few("formula", level="quick", seed="random") for _ in range(2))
     assert one.seed != other.seed
     assert f"seed {one.seed}" in str(one)
-    with pytest.raises(ValueError, match="seed: got 'dice'; allowed are 0 or more, and random"):
+    with pytest.raises(
+        ValueError, match="seed: got 'dice'; allowed are a whole number of 0 or more, or the word random"
+    ):
         crossent.check("formula", seed="dice")
 
 

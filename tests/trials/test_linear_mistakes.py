@@ -178,7 +178,7 @@ def test_a_mistake_is_named(bug, case, said):
 @pytest.mark.parametrize(
     ("bug", "said"),
     [
-        ("ShiftsTheTargetsByOne", "with the target of the previous row in each row"),
+        ("ShiftsTheTargetsByOne", "in which each row uses the target of the previous row"),
         ("CutsTheOperandsToTf32", "with input and linear_weight rounded to TF32"),
     ],
 )
@@ -236,7 +236,11 @@ NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
         ),
         (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, and whose denominator includes them")),
         (DropsTheClassWeight, ALL, dict.fromkeys(NUMBERS, "without weight")),
-        (TakesTheTargetOfTheNextRow, PLAIN, dict.fromkeys(NUMBERS[:3], "with the target of the next row in each row")),
+        (
+            TakesTheTargetOfTheNextRow,
+            PLAIN,
+            dict.fromkeys(NUMBERS[:3], "in which each row uses the target of the next row"),
+        ),
         (RoundsTheOperands, PLAIN, dict.fromkeys(NUMBERS, "with input and linear_weight rounded to bfloat16")),
         (
             LeavesTheLastClassesZero,

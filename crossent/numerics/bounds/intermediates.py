@@ -189,7 +189,7 @@ def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
     The denominator is the sum of the class weights of the kept rows' true classes. The contract allows the same orders
-    for this sum as for the sum of the losses. Without class weights, and with class probabilities, the denominator is
+    for this sum as for the sum of the losses. Without class weights, or with class probabilities, the denominator is
     the number of kept rows.
     """
     if t.reduction != "mean":

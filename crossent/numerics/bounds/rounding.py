@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
     """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
 
-    If `known` is True, the exact rounding error counts where the error is 0, except in float64.
+    For a number with the error 0, return the exact rounding error, unless `known` is False or `format` is float64.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

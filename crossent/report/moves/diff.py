@@ -220,7 +220,10 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return lines about the known failures of a change, of the old run and then of the new run, each once."""
+        """Return the lines about the known failures of a change: the line of the old run, then the line of the new run.
+
+        A run without a known failure has no line. If both runs have the same known failure, return only one line.
+        """
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:

@@ -159,9 +159,10 @@ class Move:
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """Return the kind of the change of a check on a case, from its sides in the two runs.
+    """Return how the result of a check on a case changed: `old` is the result in the first run, `new` in the second.
 
-    The inputs must have the same bits in both runs. `policy` says whether the case shows a decision of torch.
+    The inputs must have the same bits in both runs. `policy` says whether torch decides the result of the case, because
+    the formula does not define the result.
     """
     before, now = old.finding, new.finding
     if _same(old, new):

@@ -88,4 +88,4 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
     if len(sort) > 1:
         dtypes = Counter(move.dtype for move in sort)
         each = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items())
-        yield Text(printable(f"  and {counted(len(sort) - 1, 'similar change')}; with this one: {each}"))
+        yield Text(printable(f"  and {counted(len(sort) - 1, 'similar change')}; dtypes of all {len(sort)}: {each}"))

@@ -181,8 +181,8 @@ class _Run:
             for number, attempt, cause in failed:
                 if attempt == self.attempts:
                     reason = f"{type(cause).__name__}: {cut(one_line(str(cause)))}"
-                    times = "once" if attempt == 1 else f"{attempt} times"
-                    raise RuntimeError(f"shard {number}/{self.count} failed {times}, the last time with {reason}")
+                    times = "" if attempt == 1 else f" {attempt} times, the last time"
+                    raise RuntimeError(f"shard {number}/{self.count} failed{times} with {reason}")
             if broken:
                 self._renew(failed[0][2])
             for number, attempt, _ in failed:

@@ -194,8 +194,8 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
         yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
     if rows.index is not None:
-        yield "with the target of the previous row in each row", replace(right, q=np.roll(right.q, 1, 0))
-        yield "with the target of the next row in each row", replace(right, q=np.roll(right.q, -1, 0))
+        yield "in which each row uses the target of the previous row", replace(right, q=np.roll(right.q, 1, 0))
+        yield "in which each row uses the target of the next row", replace(right, q=np.roll(right.q, -1, 0))
     if rows.reduction == "none":
         yield (
             "with the upstream gradient of the first row in every row",
