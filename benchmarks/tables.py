@@ -141,10 +141,10 @@ def _with_target(got: float, limit: float | None) -> str:
 
 
 def times(kept: dict[str, Any]) -> str:
-    """Return the README's sentence on the time that `crossent check` takes."""
+    """Return the README's two sentences on the time that `crossent check` takes."""
     seconds = {one["of"]: one["seconds"] for one in kept["commands"]}
     quick, normal = (_about(seconds[of]) for of in ("check --level quick", "check"))
-    return f"`--level quick` takes about {quick} on two cores, `normal`, the default, about {normal}."
+    return f"The default level, `normal`, takes about {normal} on two cores. `--level quick` takes about {quick}."
 
 
 def _about(seconds: float) -> str:

@@ -219,7 +219,7 @@ def test_the_readme_has_the_totals_of_the_figures(counted):
 def test_the_sentence_in_the_readme_has_the_totals_of_the_figures(counted):
     text = " ".join(README.read_text(encoding="utf-8").split())
     said = re.search(
-        r"find all (\d+) wrong cross-entropies in .+; `\S+assert_close` on `randn\(32, 10\)` finds (\d+) ", text
+        r"find all (\d+) wrong cross-entropies in .+\. `\S+assert_close` on `randn\(32, 10\)` finds (\d+) ", text
     )
     found = counted["mutants"].values()
     assert [*map(int, said.groups())] == [len(found), sum(one["one batch"] for one in found)]

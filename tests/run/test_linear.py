@@ -103,7 +103,8 @@ def test_the_lists_are_of_the_operation(capsys):
         "errors",
     ]
     assert any(line.startswith("linear_bias ") for line in listed["features"])
-    assert not any("logits" in line for line in listed["checks"])
+    of_logits = [line.split()[0] for line in listed["checks"] if "logits" in line]  # otherwise the argument is input
+    assert of_logits == ["memory"]
     status, out = run(capsys, "list", "cases", "--level", "quick", *OPERATION)
     assert status == PASSED
     assert len(out.splitlines()) == len(
