@@ -119,12 +119,15 @@ CIRCUMSTANCES = {
     operations=EVERY_OPERATION,
 )
 def circumstances(trial: Trial) -> Found:
-    """The result is exact for a Parameter, a hook, a negated view and create_graph, and in other modes of torch.
+    """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    A negated view is a tensor whose memory holds each number with the other sign (`Tensor.is_neg`). The modes are
-    anomaly detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each
-    number of a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler
-    relies on this behaviour: the scaler skips a step only if a gradient is not finite.
+    Other unusual calls have create_graph, a class weight that requires a gradient, or a negated view: a tensor whose
+    memory holds each number with the other sign (`Tensor.is_neg`). The modes are anomaly detection, another default
+    dtype and another number of threads.
+
+    A further call has an upstream gradient of NaN. Each element of a gradient must then be NaN, except the elements
+    that are 0 in the first call. torch.amp.GradScaler relies on this behaviour: the scaler skips a step only if a
+    gradient is not finite.
     """
     question = trial.question
     for way in circumstances_of(trial.case, trial.subject):

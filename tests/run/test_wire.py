@@ -123,6 +123,18 @@ def test_a_reply_that_no_act_returns_is_damaged(place, value):
         read(changed(place, value))
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [(5, "cuda:7", "a tensor is on cuda:7; allowed are cpu"), (4, 10**6, "a tensor is larger than its memory$")],
+    ids=["device", "offset"],
+)
+def test_the_error_of_a_tensor_names_its_fault(at, value, said):
+    header, raw = header_of(wire.write_reply(Performed(torch.zeros(3)), MOST))
+    header["value"]["tensor"][at] = value
+    with pytest.raises(wire.DamagedError, match=said):
+        wire.read_reply(reply_of(header, raw), make_call, (INPUTS,), MOST)
+
+
 def test_at_most_a_hundred_names_of_changed_state_are_read():
     header, raw = header_of(wire.write_reply(call(), MOST))
     header["state"] = [str(number) for number in range(10**5)]

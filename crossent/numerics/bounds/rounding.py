@@ -112,10 +112,10 @@ class Computed:
         return Computed(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Computed) -> Computed:
-        """Return the numbers with an infinite error where the format may overflow, and error 0 at infinite values.
+        """Return the numbers with an infinite error where the format may overflow. An infinite value has the error 0.
 
         If `operands` are given and finite, an infinite value means that the computation of the value overflowed
-        float64. The value then becomes the largest float64 number, with an infinite error.
+        float64. The value then becomes the largest float64 number of the same sign, with an infinite error.
         """
         assert self.format is not None
         top = self.largest.max(initial=0.0)

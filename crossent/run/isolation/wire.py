@@ -33,7 +33,7 @@ from crossent.checks.refusals import Reaction
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
-from crossent.words import LONGEST_TEXT, one_line, said
+from crossent.words import LONGEST_TEXT, cut, one_line, said
 
 _LENGTH = 8  # the bytes of the number that says how long a message or a header is
 _MOST_HEADER = 2**20  # the most bytes of a header; the texts of exceptions are cut at a few thousand characters
@@ -273,8 +273,10 @@ class _Reader:
                 raise ValueError("a tensor is on the meta device, and has no data")
             return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
-        if device not in self._devices or (math.prod(shape) and (last + 1) * size > length):
-            raise ValueError("a tensor is larger than its memory, or on a wrong device")
+        if device not in self._devices:
+            raise ValueError(f"a tensor is on {cut(str(device))}; allowed are {', '.join(sorted(self._devices))}")
+        if math.prod(shape) and (last + 1) * size > length:
+            raise ValueError("a tensor is larger than its memory")
         raw = self._raw[self._at : self._at + length]
         if len(raw) != length:
             raise ValueError("the data of a tensor is incomplete")

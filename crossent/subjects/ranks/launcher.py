@@ -69,10 +69,11 @@ class Launcher:
         self._ask(content, [stream.fileno() for stream in streams])
 
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
-        """End all ranks, and return the exit status of each rank that had already ended; None for any other rank.
+        """End all ranks, and return an exit status for each rank, or [] if no ranks run.
 
-        `ended` has the numbers of the ranks that have closed their sockets. The processes of these ranks end soon. If
-        no ranks run, return [].
+        The status is None for a rank that this call had to end. `ended` has the numbers of the ranks that have closed
+        their sockets. The launcher first waits a short time for these ranks, since a socket closes before its process
+        ends.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.

@@ -299,7 +299,10 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
 
 
 def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
-    """Overwrite the shard of rank `rank` in `logits` with `content`, a shard of :func:`shard`, without the padding."""
+    """Overwrite the shard of rank `rank` in `logits` with `content`, but leave out the padding of `content`.
+
+    `content` has the shape that :func:`shard` returns for the same `rule`, `rank` and `ranks`.
+    """
     axis = cut_axis(rule, logits.dim())
     shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))

@@ -281,9 +281,10 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield a phrase if a gradient is 0 in the last rows or classes, where an exact value exceeds its error bound.
+    """Yield a phrase if a gradient is 0 in its last rows or classes, and 0 is a wrong value for an element there.
 
-    `of` is the name of the result. For the loss, yield nothing.
+    0 is wrong if the magnitude of the exact value is larger than the error bound, `allowed`. `of` is the name of the
+    result. For the loss, yield nothing.
     """
     if of == "loss":
         return
