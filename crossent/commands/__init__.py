@@ -1,4 +1,4 @@
-"""Three commands of `crossent`, each in its own module. `crossent.cli` has the other commands.
+"""Three commands of `crossent`, each in its own module, and `reports`. `crossent.cli` has the other commands.
 
 Each command imports torch only when the command runs, so that `crossent --help` is fast.
 

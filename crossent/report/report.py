@@ -26,7 +26,7 @@ from crossent.report.text import (
     details,
     failures,
     gaps,
-    left_out,
+    not_covered,
     overview,
     paragraph,
     plain_text,
@@ -78,7 +78,7 @@ class Report:
     shard: Shard | None = None
 
     def __repr__(self) -> str:
-        """The run in one line: the names of the subjects, and the summary.
+        """Return the run in one line: the names of the subjects, and the summary.
 
         >>> Report({})
         <Report: no subjects; nothing ran>
@@ -178,14 +178,14 @@ class Report:
             return f"{calls} without findings, but no case ran on {first_names(self.unchecked)}"
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
-        gaps = [f"no case ran on {first_names(self.unchecked)}"] if self.unchecked else []
+        uncovered = [f"no case ran on {first_names(self.unchecked)}"] if self.unchecked else []
         if blind := [subject.name for subject in self.subjects if "gradient" in declared_away(subject)]:
-            gaps.append(f"no gradient of {first_names(blind)} was checked")
+            uncovered.append(f"no gradient of {first_names(blind)} was checked")
         known = sum(subject.counts["expected"] for subject in self.subjects)
         failures = f", except in {counted(known, 'known failure')}" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects if subject.outcomes)
         declared = f", with {counted(differences, 'declared difference')}" if differences else ""
-        return "; ".join([f"{calls}, every judged number within its error bound{failures}{declared}", *gaps])
+        return "; ".join([f"{calls}, every judged number within its error bound{failures}{declared}", *uncovered])
 
     def sort(self, cases: list[str]) -> None:
         """Sort outcomes and findings in place, in the order of the ids in `cases`.
@@ -267,7 +267,7 @@ class Report:
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"
         for subject in self.subjects:
-            yield from left_out(subject)
+            yield from not_covered(subject)
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         if self.shard is not None:

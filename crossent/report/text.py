@@ -99,8 +99,8 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
     return Text("UNPROVEN", "bold red") if unproven else Text("PASSED", "green")
 
 
-def left_out(subject: SubjectReport) -> Iterator[str]:
-    """Yield a line about the cases that are not applicable to a subject, and one about the checks of no case."""
+def not_covered(subject: SubjectReport) -> Iterator[str]:
+    """Yield a line about the cases that are not applicable to a subject, then a line about :func:`declared_away`."""
     if subject.not_applicable:
         number = counted(sum(subject.not_applicable.values()), "case")
         lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]

@@ -21,10 +21,10 @@ from crossent.words import cut, quoted
 
 _ALLOWED = {
     CROSS_ENTROPY: (
-        "a callable with the signature of F.cross_entropy, and a class or a factory with the options of "
+        "are a callable with the signature of F.cross_entropy, and a class or a factory with the options of "
         "nn.CrossEntropyLoss"
     ),
-    LINEAR_CROSS_ENTROPY: "a callable with the signature of F.linear_cross_entropy",
+    LINEAR_CROSS_ENTROPY: "is a callable with the signature of F.linear_cross_entropy",
 }
 Parameter = inspect.Parameter
 
@@ -65,15 +65,15 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     """
     what, allowed = name or _name(given), _ALLOWED[operation]
     if operation is LINEAR_CROSS_ENTROPY and isinstance(given, type | torch.nn.Module):
-        given_class = given if isinstance(given, type) else type(given)
-        raise TypeError(f"the class {cut(given_class.__name__)}, which has its own weight; allowed are {allowed}")
+        module = f"the class {given.__name__}" if isinstance(given, type) else f"an instance of {type(given).__name__}"
+        raise TypeError(f"{cut(module)}, which has its own weight; allowed {allowed}")
     if isinstance(given, torch.nn.Module):
         what = f"an instance of {cut(type(given).__name__)}"
         raise TypeError(f"{what}; pass the class, so that crossent can set the options")
     if isinstance(given, type) and not any("__call__" in vars(base) for base in given.__mro__):
-        raise TypeError(f"the class {cut(given.__name__)}, whose instances cannot be called; allowed are {allowed}")
+        raise TypeError(f"the class {cut(given.__name__)}, whose instances cannot be called; allowed {allowed}")
     if not callable(given):
-        raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed are {allowed}")
+        raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed {allowed}")
     try:
         parameters: Mapping[str, Parameter] = inspect.signature(given).parameters
     except (TypeError, ValueError):
@@ -81,7 +81,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     is_linear = operation is LINEAR_CROSS_ENTROPY
     is_factory = not is_linear and (isinstance(given, type) or _takes_options_only(parameters))
     if reason := _why_unfit(parameters, () if is_factory else operation.arguments):
-        raise TypeError(f"{quoted(what)}, which {reason}; allowed are {allowed}")
+        raise TypeError(f"{quoted(what)}, which {reason}; allowed {allowed}")
     loss = partial(_make_and_call, given) if is_factory else given
     if is_linear:
         loss = partial(with_weight, loss)

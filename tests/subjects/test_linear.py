@@ -63,7 +63,7 @@ class _Head(torch.nn.Module):
     ("given", "reason"),
     [
         (_Head, "the class _Head, which has its own weight"),
-        (_Head(), "the class _Head, which has its own weight"),
+        (_Head(), "an instance of _Head, which has its own weight; allowed is a callable with the signature"),
         (lambda hidden, target: hidden.sum(), "which does not take input, linear_weight and target"),
         (lambda hidden, weight, target, chunks: hidden.sum(), "which requires the argument 'chunks'"),
         (7, "an object of type int, which is not callable"),
@@ -73,7 +73,7 @@ def test_other_objects_are_refused_in_one_line(given, reason):
     with pytest.raises(TypeError) as error:
         linear_subject(given)
     assert reason in str(error.value)
-    assert "allowed are a callable with the signature of F.linear_cross_entropy" in str(error.value)
+    assert "allowed is a callable with the signature of F.linear_cross_entropy" in str(error.value)
 
 
 def test_a_linear_cross_entropy_without_its_operation_gets_a_hint():

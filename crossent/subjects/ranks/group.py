@@ -128,7 +128,8 @@ class Ranks:
         except (OSError, EOFError):
             self._end_launcher()
             self._launcher, self._ranks = None, []
-            raise RankEndedError("crashed", "the process that starts the ranks has ended") from None
+            reason = "the process that starts the ranks has ended, or did not reply in time"
+            raise RankEndedError("crashed", reason) from None
         finally:
             for _, theirs in pairs:
                 theirs.close()
