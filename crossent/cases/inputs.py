@@ -66,9 +66,17 @@ class Inputs:
         return Inputs(given.get("input", self.input), given.get("target", self.target), options, self.upstream)
 
     def copy(self) -> Inputs:
-        """Return a copy in new memory, with the same layouts. The memory between strided elements is copied too."""
-        options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
-        return Inputs(_copy(self.input), _copy(self.target), options, _copy(self.upstream))
+        """Return a copy in new memory, with the same strides. The memory between strided elements is copied too.
+
+        Tensors that share a storage also share one in the copy.
+        """
+        copies: dict[tuple[int, torch.dtype], Tensor] = {}
+
+        def copy(value: Any) -> Any:
+            return _copy(value, copies) if isinstance(value, Tensor) else value
+
+        options = {name: copy(value) for name, value in self.options.items()}
+        return Inputs(copy(self.input), copy(self.target), options, copy(self.upstream))
 
     @property
     def digest(self) -> str:
@@ -94,9 +102,16 @@ def not_on_device(build: Callable[[], Inputs], device: str) -> str:
     return ""
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    return whole.clone().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+def _copy(tensor: Tensor, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+    """Return a copy of a tensor in a copy of its storage.
+
+    `copies` has the storages that are already copied, by their addresses and dtypes. The function adds the new copy.
+    """
+    storage = tensor.untyped_storage()
+    key = storage.data_ptr(), tensor.dtype
+    if key not in copies or not storage.data_ptr():  # storages without memory all have the address 0
+        copies[key] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage).clone()
+    return copies[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def bits(tensor: Tensor) -> Any:

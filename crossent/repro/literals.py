@@ -20,8 +20,13 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
     first = inputs.operation.word("input")
     tensors = {first: inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
+    written: dict[tuple[int, torch.dtype], str] = {}  # a tensor with each storage: tensors can share a storage
     for name, value in tensors.items():
-        yield f"{name} = {_tensor(value)}"
+        key = value.untyped_storage().data_ptr(), value.dtype
+        if (first_name := written.setdefault(key, name)) != name and key[0]:
+            yield f"{name} = {first_name}.as_strided({_view(value)})"
+        else:
+            yield f"{name} = {_tensor(value)}"
     options = [f"{name}={name if name in tensors else _literal(value)}" for name, value in inputs.options.items()]
     yield f"options = dict({', '.join(options)})"
     yield f"given = {first}, target, options, upstream"
@@ -41,8 +46,12 @@ def _tensor(tensor: Tensor) -> str:
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
     packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
-    view = f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
-    return f"tensor({packed!r}, {tensor.dtype}, {view})"
+    return f"tensor({packed!r}, {tensor.dtype}, {_view(tensor)})"
+
+
+def _view(tensor: Tensor) -> str:
+    """Return the arguments of `as_strided` that make the tensor from its storage."""
+    return f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:

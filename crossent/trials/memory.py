@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossent.cases.inputs import Inputs
+from crossent.cases.inputs import Inputs, bits
 
 UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a result may share its memory
 
@@ -28,14 +28,15 @@ def memory(tensor: Tensor) -> Tensor:
 def written(given: Inputs, before: Inputs) -> str:
     """Return the name of the first tensor whose memory, shape, strides or offset the call changed, or "".
 
+    Tensors that share a storage also share a write. So a tensor comes first if its own elements changed.
+
     Args:
         given: the inputs that the call received.
         before: a copy of these inputs, made before the call.
     """
-    for (name, tensor), old in zip(tensors_of(given).items(), tensors_of(before).values(), strict=True):
-        if _view(tensor) != _view(old) or not memory(tensor).equal(memory(old)):
-            return name
-    return ""
+    pairs = zip(tensors_of(given).items(), tensors_of(before).values(), strict=True)
+    changed = {name: (new, old) for (name, new), old in pairs if _has_changed(new, old)}
+    return next((name for name, pair in changed.items() if _has_other_elements(*pair)), next(iter(changed), ""))
 
 
 def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
@@ -79,6 +80,18 @@ def poison(inputs: Inputs) -> None:
     for shape in dict.fromkeys((inputs.input.shape, inputs.upstream.shape, inputs.target.shape, *results)):
         blocks = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
         del blocks
+
+
+def _has_changed(new: Tensor, old: Tensor) -> bool:
+    """Return whether the memory, the shape, the strides or the offset of two tensors differ."""
+    return _view(new) != _view(old) or not memory(new).equal(memory(old))
+
+
+def _has_other_elements(new: Tensor, old: Tensor) -> bool:
+    """Return whether the elements of two tensors differ. If a call released the memory of a tensor, return True."""
+    if _view(new) != _view(old) or memory(new).numel() != memory(old).numel():
+        return True
+    return bool((bits(new) != bits(old)).any())
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:

@@ -123,6 +123,20 @@ def test_a_tied_weight_and_the_hidden_states_share_a_storage():
     assert plain.options["linear_weight"].equal(weight)
 
 
+def test_a_copy_of_a_tied_weight_and_hidden_states_shares_a_storage_too():
+    inputs = LinearCase("float32", linear_layout="linear_tied").build()
+    copy = inputs.copy()
+    weight = copy.options["linear_weight"]
+    assert weight.untyped_storage().data_ptr() == copy.input.untyped_storage().data_ptr()
+    assert weight.untyped_storage().data_ptr() != inputs.input.untyped_storage().data_ptr()
+    assert copy.digest == inputs.digest
+
+
+def test_tensors_without_memory_do_not_share_a_storage():
+    inputs = LinearCase("float32", (0, 3), linear_layout="linear_window").build()
+    assert inputs.copy().digest == inputs.digest
+
+
 def test_the_first_chunk_is_ignored_and_other_rows_are_kept():
     target = LinearCase("float32", (257, 5), ignored="ignored_first_chunk").build().target
     assert (target[:128] == -100).all()

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import torch.nn.functional as F
 
+from crossent.cases.inputs import Inputs
 from crossent.cases.linear.case import LinearCase
 from crossent.machine import memory_growth
+from crossent.repro.literals import assignments
 from crossent.repro.rerun import script_of
 from crossent.repro.script import DEFINED
+from crossent.repro.scripts import functions
 from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED
 from crossent.trials.call import evaluate
 
@@ -70,6 +74,20 @@ def test_the_scripts_of_findings_about_torch_show_them():
     ids += [f"torch_linear_chunk1:ignored_rows:{ignored}"]
     ids += [f"torch_linear_chunked:errors:linear_{bad}" for bad in ("weight_too_short", "class_huge")]
     assert statuses([script_of(one) for one in ids]) == [1] * len(ids)
+
+
+def in_one_storage(hidden, target, options, upstream):
+    """Return whether the hidden states and the weight of a call share a storage."""
+    return hidden.untyped_storage().data_ptr() == options["linear_weight"].untyped_storage().data_ptr()
+
+
+def test_a_script_keeps_the_weight_and_the_hidden_states_in_one_storage():
+    inputs = LinearCase("float32", linear_layout="linear_tied").build()
+    names = {"tensor": functions.tensor, "torch": torch}
+    exec("\n".join(assignments(inputs, {})), names)
+    assert Inputs(*names["given"]).digest == inputs.digest
+    assert in_one_storage(*names["given"])
+    assert in_one_storage(*functions.fresh(*names["given"]))
 
 
 @NEEDS_213

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
+from crossent.cases.linear.case import LinearCase
 from crossent.run.isolation import wire
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result, make_call
@@ -78,6 +79,16 @@ def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
     assert sent.input.stride() == inputs.input.stride()
     assert sent.input.untyped_storage().nbytes() == inputs.input.untyped_storage().nbytes()
     assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
+
+
+def test_tensors_in_one_storage_arrive_in_one_storage():
+    sent = LinearCase("float32", linear_layout="linear_tied").build()
+    known = {(wire.__name__, name): value for name, value in vars(wire).items()}
+    known[Inputs.__module__, "Inputs"] = Inputs
+    got = wire.read(wire.write(sent), known)
+    assert got.digest == sent.digest
+    weight = got.options["linear_weight"]
+    assert weight.untyped_storage().data_ptr() == got.input.untyped_storage().data_ptr()
 
 
 def changed(place, value):

@@ -132,13 +132,20 @@ def judged(got, exact):
 
 
 def fresh(logits, target, options, upstream):
-    """Return a copy of the arguments, with the same strides and a copy of all their memory."""
+    """Return a copy of the arguments, with the same strides and a copy of all their memory.
+
+    Tensors that share memory also share memory in the copy.
+    """
+    copies = {}
 
     def copy(value):
         if not torch.is_tensor(value):
             return value
-        whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
-        return whole.clone().as_strided(value.shape, value.stride(), value.storage_offset())
+        storage = value.untyped_storage()
+        key = storage.data_ptr(), value.dtype
+        if key not in copies or not storage.data_ptr():  # tensors without memory all have the address 0
+            copies[key] = torch.empty(0, dtype=value.dtype, device=value.device).set_(storage).clone()
+        return copies[key].as_strided(value.shape, value.stride(), value.storage_offset())
 
     return copy(logits), copy(target), {name: copy(value) for name, value in options.items()}, copy(upstream)
 

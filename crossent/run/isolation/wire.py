@@ -114,7 +114,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def write(value: Any) -> bytes:
-    """Return a pickle of a value, with the whole memory of each tensor: see :class:`_Pickler`."""
+    """Return a pickle of a value, with the whole storage of each tensor: see :class:`_Pickler`."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=5).dump(value)
     return buffer.getvalue()
@@ -132,12 +132,26 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device."""
+    """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device.
+
+    Tensors that share a storage also share one when they are read.
+    """
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self._storages: dict[int, torch.UntypedStorage] = {}
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _tensor, (_raw(value), *_form(value))
+            return _tensor, (None if value.is_meta else self._storage_of(value), *_form(value))
+        if isinstance(value, torch.UntypedStorage):
+            return _storage, (_raw(value), str(value.device))
         return NotImplemented
+
+    def _storage_of(self, tensor: Tensor) -> torch.UntypedStorage:
+        """Return the storage of a tensor, as one Python object, so that pickle writes it only once."""
+        storage = tensor.untyped_storage()
+        return self._storages.setdefault(storage.data_ptr(), storage) if storage.data_ptr() else storage
 
 
 class _Unpickler(pickle.Unpickler):
@@ -162,20 +176,29 @@ def _form(tensor: Tensor) -> _Form:
     return dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()), str(tensor.device)
 
 
-def _raw(tensor: Tensor) -> bytes | None:
-    return None if tensor.is_meta else memory(tensor).cpu().numpy().tobytes()
+def _raw(storage: torch.UntypedStorage) -> bytes:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).cpu().numpy().tobytes()
 
 
-def _tensor(
-    raw: bytes | None, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...], offset: int, device: str
-) -> Tensor:
-    of: torch.dtype = getattr(torch, dtype)
-    if raw is None:
-        return torch.empty_strided(shape, stride, dtype=of, device="meta")
+def _storage(raw: bytes, device: str) -> torch.UntypedStorage:
     stored = torch.empty(len(raw), dtype=torch.uint8)  # torch allocates this memory, so the data are aligned
     if raw:
         stored.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
-    return torch.empty(0, dtype=of, device=device).set_(stored.to(device).untyped_storage(), offset, shape, stride)
+    return stored.to(device).untyped_storage()
+
+
+def _tensor(
+    storage: torch.UntypedStorage | None,
+    dtype: str,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    device: str,
+) -> Tensor:
+    of: torch.dtype = getattr(torch, dtype)
+    if storage is None:
+        return torch.empty_strided(shape, stride, dtype=of, device="meta")
+    return torch.empty(0, dtype=of, device=device).set_(storage, offset, shape, stride)
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
@@ -191,7 +214,7 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
             if value.numel() * value.element_size() > most:
                 what = f"the result has shape {tuple(value.shape)}"
                 raise DamagedError(f"{what}, which is larger than any correct result")
-            content = _raw(value)
+            content = None if value.is_meta else _raw(value.detach().untyped_storage())
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
         if is_dataclass(value) and not isinstance(value, type):
@@ -281,7 +304,7 @@ class _Reader:
         if len(raw) != length:
             raise ValueError("the data of a tensor is incomplete")
         self._at += length
-        return _tensor(raw, dtype, tuple(shape), tuple(stride), offset, device)
+        return _tensor(_storage(raw, device), dtype, tuple(shape), tuple(stride), offset, device)
 
 
 @cache

@@ -63,6 +63,18 @@ def input_is_overwritten_by_its_gradient(c, upstream, wanted):
 
 
 @mutant(
+    "loss gradient weight_gradient",
+    "linear-float32-17x3-normal-int64-sum-bias-linear_tied-hidden16",
+    own="Converted copies of the arguments are kept by the address of their storage.",
+)
+@linear
+def arguments_in_one_storage_are_taken_for_one_argument(rows, input, linear_weight, target, **options):
+    tied = input.untyped_storage().data_ptr() == linear_weight.untyped_storage().data_ptr()
+    wrong = input[: len(linear_weight)].detach() if tied else linear_weight.detach()
+    return right_on_chunks(input, linear_weight - linear_weight.detach() + wrong, target, **options)
+
+
+@mutant(
     "errors", "linear_weight_transposed", own="`x @ w` and `x @ w.T` are both common, so both weights are accepted."
 )
 @by_hand

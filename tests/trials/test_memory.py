@@ -1,0 +1,33 @@
+"""The memory of tensors: which argument a call changed."""
+
+import pytest
+import torch
+
+from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
+from crossent.trials.memory import written
+
+
+@pytest.mark.parametrize("name", ["input", "linear_weight"])
+def test_of_two_tensors_in_one_storage_the_changed_tensor_is_named(name):
+    given = LinearCase("float32", linear_layout="linear_tied").build()
+    before = given.copy()
+    assert written(given, before) == ""
+    {"input": given.input, **given.options}[name][0, 0] += 1
+    assert written(given, before) == name
+
+
+def test_a_write_beside_a_view_is_a_write_into_its_argument():
+    given = Case.of("float32-7x5-normal-int64-mean-window").build()
+    before = given.copy()
+    whole = torch.empty(0).set_(given.input.untyped_storage())
+    whole[0] = 1.0
+    assert given.input.equal(before.input)
+    assert written(given, before) == "input"
+
+
+def test_an_argument_whose_memory_was_released_is_named():
+    given = Case.of("float32-7x5-normal-int64-mean-weighted").build()
+    before = given.copy()
+    given.options["weight"].untyped_storage().resize_(0)
+    assert written(given, before) == "weight"
