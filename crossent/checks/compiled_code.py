@@ -79,23 +79,29 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     `backend` is `TRACER`, which runs a traced graph, or `INDUCTOR`, which generates code. `device` is the type of the
     device, such as "cuda".
 
-    A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
-    operations, like the forms. Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
-    `-fno-unsafe-math-optimizations` to the compiler. Such code takes exp and log from the vector library, and from the
-    C library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
-    place (tests/numerics/test_assumptions.py).
+    A traced graph has the contract `own`, since the graph consists of torch's operations, like the forms.
 
-    Fused steps leave out some of the roundings to half precision that separate kernels make, and add no rounding. Every
-    contract allows fewer roundings. Compiled code adds half-precision numbers `t` in float32, in any order. Over at
-    most 2^13 rows, which is more than the cases of a level have, the error of the sum is at most
-    `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. Every contract of grade B allows one addition in half precision, whose error bound
-    is at least as large: the unit roundoff of float16 is 2^-11.
+    Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
+    `-fno-unsafe-math-optimizations` to the compiler. The code takes exp and log from the vector library, and from the C
+    library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
+    place (tests/numerics/test_assumptions.py). Fused steps leave out some of the roundings to half precision that
+    separate kernels make, and add no rounding. A contract permits roundings, and requires none, so its bounds also
+    cover fused steps.
 
-    Code for a GPU comes from Triton or Metal, with an approximate exp, log and division. Such code may compute a
-    softmax in blocks.
+    Code for a CPU may add up the rows in any order, in float32, or in float64 for float64 logits. So if `own` has no
+    intermediates in half precision (`stored`), the contract is `own` with every order of the rows. Otherwise the
+    contract is `own`, even if `own` limits the order. The plan runs compiled code on fewer than 2^13 rows. So the error
+    of the sum over numbers `t` of the rows is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. `own` allows at least one
+    addition in half precision. The bound of this addition is `u Σ|t|`, where the unit roundoff `u` is 2^-11 in float16
+    and 2^-8 in bfloat16.
+
+    Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
+    blocks. The contract is `own` with the functions "fast" of `FUNCTIONS`, and with `fused`.
     """
-    if backend == TRACER or device == "cpu":
+    if backend == TRACER:
         return own
+    if device == "cpu":
+        return own.in_any_order if own.stored is None else own
     return replace(own, functions=FUNCTIONS["fast", own.compute.name], fused=True)
 
 
@@ -245,8 +251,9 @@ def _why_no_error() -> str:
     For such an index, code compiled by torch 2.1 reads outside of a tensor, and code compiled by torch 2.4 ends the
     process.
     """
-    old = Version(torch.__version__).release < (2, 6)
-    return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""
+    if Version(torch.__version__).release >= (2, 6):
+        return ""
+    return "needs torch 2.6 or newer: code compiled by an older torch does not raise for a class index out of range"
 
 
 def wrong_classes(inputs: Inputs) -> list[int]:
