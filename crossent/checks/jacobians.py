@@ -61,15 +61,15 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
 
 @check("gradient", "batched_gradient", "vmap", cost=Cost.STRUCTURE, transforms=True)
 def jacrev(trial: Trial) -> Found:
-    """torch.func.vmap of the pull-back of torch.func.vjp, as torch.func.jacrev calls it, gives the exact gradients."""
+    """The function that torch.func.vjp returns, under vmap as in torch.func.jacrev, gives the exact gradients."""
     yield from _compare_gradients(trial, gradients_by_jacrev)
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev computes them.
 
-    This is an act: a function that runs in the process of the subject. The arguments are those of
-    :func:`gradients_of_batch`.
+    This is an act: a function that runs in the process of the subject. The arguments, and the result for a loss of a
+    wrong shape, are as in :func:`gradients_of_batch`.
     """
     function, tensors = _bind_options(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -80,7 +80,7 @@ def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: G
 
 @check("gradient", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
 def jacfwd(trial: Trial) -> Found:
-    """torch.func.vmap of torch.func.jvp, as torch.func.jacfwd calls it, gives the exact tangents of the loss."""
+    """torch.func.jvp, under vmap as in torch.func.jacfwd, gives the exact tangents of the loss."""
     inputs = trial.question.fresh()
     yield from _compare_both("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
 
@@ -110,7 +110,7 @@ def batched_second(trial: Trial) -> Found:
 
 @check("gradient", "double_backward", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
 def hessian(trial: Trial) -> Found:
-    """torch.func.jvp of the gradient under vmap, as torch.func.hessian calls it, gives exact second derivatives."""
+    """torch.func.jvp of the gradient, under vmap as in torch.func.hessian, gives exact second derivatives."""
     inputs = trial.question.fresh()
     yield from _compare_both("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
 
@@ -136,8 +136,8 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
     """Yield the differences of the gradients for a batch of two upstream gradients from their exact values.
 
-    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss has a wrong shape, dtype or device,
-    yield a problem instead.
+    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss is not a dense tensor, or
+    has a wrong shape, dtype or device, yield a problem instead.
     """
     question = trial.question
     inputs, exact = question.fresh(), question.exact
@@ -158,7 +158,8 @@ def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
     """Yield the differences of the derivatives along two directions from their exact values.
 
     `name` is the name of the derivative, such as "tangent". `got` has the two derivatives along its first dimension.
-    None stands for zeros, as in :func:`compare_derivative`.
+    None stands for zeros, as in :func:`compare_derivative`. After a problem, such as a
+    wrong shape, stop.
     """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
