@@ -22,7 +22,7 @@ In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their 
 `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g` is
 the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
-single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
+single         the first call: loss, gradients, arguments, global state, signs, row sums, ignored rows; a repeated call
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
 leaves         gradients of some arguments alone, and arguments that are not leaves

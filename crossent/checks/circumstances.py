@@ -131,7 +131,7 @@ def circumstances(trial: Trial) -> Found:
     """
     question = trial.question
     for way in circumstances_of(trial.case, trial.subject):
-        if way == MORE_THREADS and is_forked(trial) and not forks_with_threads():
+        if way == MORE_THREADS and may_be_forked(trial) and not forks_with_threads():
             continue  # a forked process lacks the threads of its parent, and the call could wait for them forever
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
         if problem := misshapen(trial, got.loss, question.exact, way=way):
@@ -141,7 +141,7 @@ def circumstances(trial: Trial) -> Found:
     yield from _check_nan(trial)
 
 
-def is_forked(trial: Trial) -> bool:
+def may_be_forked(trial: Trial) -> bool:
     """Return whether the subject runs in an isolated process or in a worker process. Such a process may be forked."""
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
@@ -151,8 +151,8 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
     parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
     for name, usual in trial.got.parts.items():
         if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
-            said = f"{int(lost.sum())} of {int((usual != 0).sum())} elements are not NaN; expected NaN in each element"
-            said = f"{said} that is not 0 with the upstream gradient of the case"
+            nonzero = f"{int((usual != 0).sum())} elements that are not 0 with the upstream gradient of the case"
+            said = f"{int(lost.sum())} of the {nonzero} are not NaN; expected NaN in each of them"
             yield Problem("wrong", f"{in_words(name, trial.case.operation)}, with an upstream gradient of NaN: {said}")
 
 
@@ -252,7 +252,8 @@ def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradien
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: the first exception that a thread raised.
+        BaseException: the exception of a thread. If several threads raise, the exception of the first of their inputs.
+            A BrokenBarrierError is raised only if no thread raises another exception.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)

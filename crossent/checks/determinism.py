@@ -41,7 +41,8 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
         raise
     for call, first, other in zip(range(2, CALLS + 1), [results[0]] * (CALLS - 1), results[1:], strict=True):
         if other.digest != first.digest:
-            yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives different bits")
+            said = f"call {call} of {CALLS} with the same arguments gives other bits than the first call"
+            yield Problem("not_repeated", said)
             return
 
 
@@ -67,7 +68,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
     The check makes the call on a new stream. The arguments are zeros until this stream writes their values, some
     milliseconds later. A subject that runs a kernel on any other stream, without waiting for the new stream, computes
     from the zeros. After the call, the default stream fills freed memory with NaN, while the new stream may still
-    compute.
+    compute. A subject that frees memory too early, without `record_stream`, then computes from the NaN.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
@@ -83,8 +84,8 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     The arguments are zeros until the copy runs. A subject that runs on any other stream, and does not wait for the new
     stream, computes from these zeros. Before the copy, the function makes another call on the new stream, with the
-    right values, and does not use the result of this call. If this torch cannot delay a stream, the function returns
-    NotRun.
+    right values, and does not use the result of this call. After the second call, the caller's stream fills freed
+    memory with NaN. If this torch cannot delay a stream, the function returns NotRun.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
@@ -128,4 +129,6 @@ def _without_kernel(raised: Raised) -> str:
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""
     operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
-    return f"uses {operation[1] if operation else 'an operation'}, which has no deterministic kernel in torch"
+    if operation is None:
+        return "uses an operation that has no deterministic kernel in torch"
+    return f"uses {operation[1]}, which has no deterministic kernel in torch"

@@ -160,6 +160,13 @@ def without_a_thread(input, target, **options):
     return crossent.formula(input, target, **options)
 
 
+def replaces_nan(input, target, **options):
+    logits = input.clone()
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: gradient.nan_to_num())
+    return crossent.formula(logits, target, **options)
+
+
 WRONG = [
     ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss, under no_grad:"),
     ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss, under no_grad:"),
@@ -209,6 +216,14 @@ WRONG = [
         DENSE,
         "wrong",
         "gradient of the target: got a tensor; expected None, since requires_grad is True only for the logits",
+    ),
+    (
+        "circumstances",
+        replaces_nan,
+        INDEX,
+        "wrong",
+        "gradient of the logits, with an upstream gradient of NaN: 35 of the 35 elements that are not 0 with the upstream "
+        "gradient of the case are not NaN; expected NaN in each of them",
     ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
