@@ -24,7 +24,6 @@ class Operation:
 
     Attributes:
         name: the name, as `crossent check --operation` takes it.
-        function: the function of torch, for messages.
         arguments: the arguments that a subject takes by position.
         options: the keywords of the other arguments, each with a default that means the same as the default of torch.
         gradients: the names of the gradients, which are keys of `GRADIENTS`.
@@ -33,7 +32,6 @@ class Operation:
     """
 
     name: str
-    function: str
     arguments: tuple[str, ...]
     options: Mapping[str, Any]
     gradients: tuple[str, ...]
@@ -43,14 +41,13 @@ class Operation:
         return hash(self.name)
 
     def word(self, argument: str) -> str:
-        """Return the word for an argument in messages, which may be its name."""
+        """Return the word for an argument in messages: the entry of `words`, or else the argument's name."""
         return self.words.get(argument, argument)
 
 
 _OPTIONS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
 CROSS_ENTROPY = Operation(
     "cross_entropy",
-    "F.cross_entropy",
     ("input", "target"),
     _OPTIONS,
     ("gradient", "target_gradient"),
@@ -59,7 +56,6 @@ CROSS_ENTROPY = Operation(
 # The logits are `input @ linear_weight.T + linear_bias`, and the loss is their cross-entropy.
 LINEAR_CROSS_ENTROPY = Operation(
     "linear_cross_entropy",
-    "F.linear_cross_entropy",
     ("input", "linear_weight", "target"),
     {"linear_bias": None, **_OPTIONS},
     ("gradient", "weight_gradient", "bias_gradient"),

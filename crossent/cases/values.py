@@ -56,7 +56,7 @@ class Draw:
 
     @property
     def is_hot(self) -> NDArray[np.bool_]:
-        """A mask of shape (R, C), True at the true class."""
+        """A mask of shape (R, C), True at the class `hot` of each row."""
         return np.asarray(np.arange(self.classes) == self.hot[:, None])
 
 
@@ -157,7 +157,8 @@ class LogitKind:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the finite magnitudes, which the dtype must hold; 0 for a kind that fits every dtype.
+        largest: an upper bound of the finite magnitudes. A case of this kind needs a dtype that holds the bound. 0 for
+            the kind `extreme`, whose numbers scale with the largest number of the dtype.
         ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 
