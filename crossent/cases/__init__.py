@@ -3,10 +3,11 @@
 A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits. This room
 defines the choices, builds the tensors of a case, and lists the cases. The modules import torch, numpy and, of other
 modules of this package, only `crossent.numerics.formats`, `crossent.choices`, `crossent.machine` and `crossent.words`.
+`cover` also imports covertable.
 
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error
-operation   Operation: the function of torch that a subject computes; its arguments and gradients
+operation   Operation: a function of torch that subjects compute; its arguments and gradients
 ids         finds the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
@@ -14,7 +15,7 @@ grid        the choices of sizes and label_smoothing; cases from covering arrays
             combine options (pairs.txt, triples.txt, transformed.txt). Two combine options with size ranges (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
-edges       cases at the limits of sizes and number formats, and for special code paths in torch
+edges       cases at the limits of sizes and number formats, for special code paths in torch, and for its decisions
 corpus      cases that trigger bugs that other projects shipped (corpus.toml)
 bad_inputs  calls for which a cross-entropy must raise an error
 linear/     the cases of `F.linear_cross_entropy`

@@ -1,7 +1,7 @@
-"""Cases at limits: the end of a vector, a block, a number format or a batch, and special code paths in torch.
+"""Cases at the limits of sizes and number formats, for special code paths in torch, and for decisions of torch.
 
-A case has the name of its issue, or a name that says what the case is about. These cases test sizes and numbers; the
-cases of :mod:`crossent.cases.grid` test combinations of options.
+A case has the name of its issue, or a name that says what the case is about. Other cases have a choice that the
+covering arrays of :mod:`crossent.cases.grid` leave out.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def _policy(values: str = "normal", target: str = "int64", reduction: str = "mea
 POLICIES = {
     "mean over no rows": _policy(sizes=(0, 4)),
     "sum over no rows": _policy(sizes=(0, 4), reduction="sum"),
-    "mean over probabilities of no rows": _policy(sizes=(0, 4), target="probabilities"),
+    "mean over no rows, with class probabilities": _policy(sizes=(0, 4), target="probabilities"),
     "mean over rows that are all ignored": _policy(ignored="ignored_all"),
     "weighted mean over rows that are all ignored": _policy(ignored="ignored_all", weight="weighted"),
     "sum over rows that are all ignored": _policy(ignored="ignored_all", reduction="sum"),
-    "rows that are all ignored, unreduced": _policy(ignored="ignored_all", reduction="none", upstream="rows"),
+    "unreduced loss of rows that are all ignored": _policy(ignored="ignored_all", reduction="none", upstream="rows"),
     "NaN in an ignored row": _policy("nan_ignored", ignored="ignored_first"),
     "-inf in an ignored row": _policy("inf_ignored", ignored="ignored_first"),
     "a NaN logit": _policy("nan", reduction="sum"),
@@ -136,13 +136,13 @@ POLICIES = {
     "-inf on the true class": _policy("inf_on_target", reduction="sum"),
     "-inf with label_smoothing": _policy("inf_off_target", reduction="sum", label_smoothing=0.1),
     "-inf on the true class with label_smoothing 1": _policy("inf_on_target", reduction="sum", label_smoothing=1.0),
-    "-inf where a soft target is 0": _policy("inf_off_target", target="hard", reduction="sum"),
+    "-inf where a class probability is 0": _policy("inf_off_target", target="hard", reduction="sum"),
     "uint8 class indices": _policy(target="uint8"),
     "uint8 class indices with further dimensions": _policy(sizes=(3, 4, 5), target="uint8"),
     "uint8 class indices with weight and label_smoothing": _policy(
         target="uint8", weight="weighted", label_smoothing=0.1
     ),
-    "probabilities that add up to anything": _policy(target="unnormalised"),
+    "a dense target of numbers with any sign and sum": _policy(target="unnormalised"),
     "probabilities of another dtype": _policy(target="other_float"),
     "an ignore_index that is a class": _policy(ignored="ignored_class"),
     "an ignore_index beyond 32 bits": _policy(ignored="ignored_huge"),
@@ -168,7 +168,7 @@ QUICK = (
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
     # The 67 positions fill several vectors, but not the last vector. The maxima of neighbouring rows differ much.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
-    # No rows, one row, and as many rows as classes; one class, with one row and with several.
+    # No rows, one row, as many rows as classes, and N == C == d1; one class, with one row and with several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
     Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),
     Case("float32", (1, 5), weight="weighted", name="rows"),

@@ -1,7 +1,7 @@
-"""The cases of a linear cross-entropy: chunks of rows and classes, cancelling dot products, options and layouts.
+"""Cases of a linear cross-entropy at limits: ends of chunks, cancelling dot products, unusual options and layouts.
 
 A function that works in chunks shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where the
-function adds up many chunks in a format with few bits. Each of these three bugs needs cases of other sizes.
+function adds up many chunks in a format with few bits. Each of these three situations needs its own sizes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _SMALL = (
     # An upstream gradient of 0.
     _case((7, 5), upstream="zero", bias="bias"),
 )
-# These cases leave out float64, whose exact values take long.
+# Cases in every dtype but float64, whose exact values take long.
 _CHUNKS = (
     # Sizes at which blocks of classes and of hidden units end early.
     _case((64, 257), bias="bias", hidden=31),
@@ -105,6 +105,8 @@ _MANY_ROWS = (
 
 def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
     """Yield the cases of this module with these dtypes and this seed.
+
+    In float64, only the small cases exist. Only float16 and bfloat16 have the cases with many rows.
 
     Example:
         >>> [case.id for case in linear_edges(["bfloat16"])][-1]

@@ -48,7 +48,7 @@ _HIDDEN = by_size_class(
     HIDDEN_LIMITS,
     "hidden units",
 )
-# The dtype and the size ranges come first: the search for an impossible combination then ends early.
+# The dtype and the size ranges come first, so that the search notices an impossible combination early.
 LINEAR_CHOICES: dict[str, tuple[Any, ...]] = {
     "dtype": tuple(DTYPES),
     "row_size": tuple(_ROWS),
@@ -83,13 +83,14 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
     """Return the triples (classes, rows, hidden units) from three size ranges, except triples that cost too much.
 
-    In float64, more triples cost too much than in another `dtype`.
+    In float64, more triples cost too much than in another `dtype`. Empty batches with more than 255 classes are left
+    out too, because they have no logits that could be wrong.
     """
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
         if classes * rows <= (_MOST_OF_FEW_ROWS if rows <= 3 else _MOST_LOGITS)
-        and (rows > 0 or classes <= 255)  # an empty batch has no logits that could be wrong
+        and (rows > 0 or classes <= 255)
         and (classes + rows) * hidden <= _MOST_FACTORS
         and (dtype != "float64" or classes * rows <= _MOST_IN_FLOAT64)
         and (dtype != "float64" or classes * rows * hidden <= _MOST_PRODUCTS_IN_FLOAT64)
@@ -117,7 +118,8 @@ class LinearArray(CoveringArray):
     case_class: ClassVar[type[Case]] = LinearCase
     package: ClassVar[str] = "crossent.cases.linear"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        # A constraint for each set of these axes: the search fills one axis after another, and must stop early.
+        # A constraint for each set of `_SIZE_AXES`: the search fills one axis after another, and so stops at the first
+        # impossible choice.
         *(_costs_too_much(axes) for count in (2, 3, 4) for axes in itertools.combinations(_SIZE_AXES, count)),
         Constraint(
             "an ignore_index of 255 must not be a class",
@@ -147,7 +149,7 @@ class LinearArray(CoveringArray):
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes in the size ranges of `chosen`, and for its dtype, as fields of a case."""
+        """Return the smallest sizes in the size ranges of `chosen`, as fields of a case. `chosen` also has a dtype."""
         classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
         return {"sizes": (rows, classes), "hidden": hidden}
 
@@ -162,5 +164,5 @@ LINEAR_ARRAYS = {"pairs": LinearArray(2, LINEAR_CHOICES), "triples": LinearArray
 
 
 def linear_grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases in these dtypes, with this seed, of the covering array `array`, a key of `LINEAR_ARRAYS`."""
+    """Yield the cases of a covering array in these dtypes, with this seed. `array` is a key of `LINEAR_ARRAYS`."""
     yield from LINEAR_ARRAYS[array].cases(array, dtypes, seed)

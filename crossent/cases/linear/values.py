@@ -20,8 +20,7 @@ class LinearDraw:
     """The data from which a kind of hidden states and weights draws its numbers.
 
     Attributes:
-        row_draw: the data about the N rows and the V classes: their numbers, the true classes, and the source of random
-            numbers.
+        row_draw: the data of a draw of logits, (N, V): N, V, the true classes, and the source of random numbers.
         hidden: the length of a hidden state, H.
     """
 

@@ -33,7 +33,7 @@ REFUSED = "policy/float32-3x4x5-normal-uint8-mean"  # torch raises on this case
 CASES = [
     *(Case.of(name) for name in (PLAIN, PER_ROW, "bfloat16-7x5-normal-int64-mean", REFUSED)),
     POLICIES["mean over no rows"],
-    POLICIES["-inf where a soft target is 0"],
+    POLICIES["-inf where a class probability is 0"],
     Case.of("half_sure/bfloat16-4x2-sure-int64-mean-gradeA"),
     *[bad for bad in BAD_INPUTS if bad.id in ("class_beyond_the_last", "label_smoothing_negative")],
 ]
@@ -630,7 +630,7 @@ def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
         ("mean over rows that are all ignored", torch.nan),
         ("sum over rows that are all ignored", 0.0),
         ("-inf on the true class", torch.inf),
-        ("-inf where a soft target is 0", torch.nan),
+        ("-inf where a class probability is 0", torch.nan),
     ],
 )
 def test_torch_and_the_forms_have_the_value_of_each_policy(policy, value):
