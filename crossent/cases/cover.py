@@ -74,11 +74,11 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _cover_sizes(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array of options with size ranges.
+    """Compute the cases of a covering array that has size ranges.
 
-    Each case starts with a combination of choices that no case has yet. :func:`_complete` then makes `_CANDIDATES`
-    candidates for this case, and the search takes the candidate that completes the most missing combinations. Finally,
-    :func:`_add_triples` and :func:`_vary_sizes` change the cases.
+    Each case starts with a combination of choices that no case has yet. :func:`_complete` runs until the case has
+    `_CANDIDATES` candidates. The search takes the candidate that completes the most missing combinations. Finally,
+    :func:`_add_triples` changes some choices, and :func:`_vary_sizes` changes some sizes.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
@@ -108,7 +108,7 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
     gradients are zeros, empty or NaN. Yield nothing if an axis has no possible choice.
 
     Args:
-        start: the first choices of the case: a combination that no case has yet.
+        start: the first choices of the case: a combination that no case has yet, which counts as completed.
         array: the covering array.
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.
@@ -130,7 +130,7 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether a possible case with the choices `chosen` exists.
+    """Return whether a case can have the choices `chosen` without breaking a constraint of the array.
 
     On every other axis, the case has one of :meth:`CoveringArray.revealing_choices`.
     """
@@ -150,7 +150,7 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
     improved = True
     while improved:
         improved = False
-        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *array.options)):
+        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *array.option_axes)):
             for word in array.choices[axis]:
                 case, moved = cases[at], replace(cases[at], **{axis: word})
                 before, after = sized_triples(case), sized_triples(moved)
@@ -180,7 +180,7 @@ def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArr
 
 
 def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:
-    """Yield the cases with new sizes from the same size ranges, so that they use the numbers of a range in turn."""
+    """Yield each case with sizes from its size ranges, so that all sizes of a range occur about equally often."""
     used: Counter[tuple[str, int]] = Counter()
 
     def numbers(case: Case) -> list[tuple[str, int]]:
@@ -198,4 +198,5 @@ if __name__ == "__main__":
             made = cover(array)
             path = Path(__file__).parent / folder / f"{name}.txt"
             path.write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
-            print(f"{path.relative_to(Path(__file__).parent)}: {len(made)} cases, {array.strength} choices")
+            what = f"{len(made)} cases for all combinations of {array.strength} choices"
+            print(f"{path.relative_to(Path(__file__).parent)}: {what}")

@@ -141,8 +141,8 @@ class CoveringArray:
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: by default (): the array covers all combinations. If `around` names axes, the array covers only
-            combinations with a choice on at least one of these axes.
+        around: names of axes, or (), the default. If `around` names axes, the array covers only combinations with a
+            choice on at least one of these axes. Otherwise the array covers all combinations.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
@@ -175,7 +175,7 @@ class CoveringArray:
         return set(self.size_axes) <= self.choices.keys()
 
     @property
-    def options(self) -> tuple[str, ...]:
+    def option_axes(self) -> tuple[str, ...]:
         """The axes other than the dtype and the size ranges."""
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
@@ -252,8 +252,8 @@ def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case
     """Return a few of `cases`, so that each choice of `cases` occurs in these few cases or in `others`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
-    several such cases, the search prefers cases with rows, because the graph of an empty batch can hardly be wrong. Of
-    several cases with rows, the search takes the case with the most missing pairs of choices.
+    several such cases, the search prefers cases with rows: the compiled or exported graph of an empty batch can hardly
+    be wrong. Of several cases with rows, the search takes the case with the most missing pairs of choices.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])
@@ -297,7 +297,8 @@ def count_combinations(cases: Iterable[Case], strength: int = 3) -> int:
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
     """Return the triples (size range, choice, dtype) of a case.
 
-    The size range is a range of classes or of rows. The choice is on any other axis.
+    The size range is a range of classes or of rows. The choice is on another axis of `Case.counted`, or is the number
+    of dimensions.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

@@ -44,7 +44,7 @@ class Inputs:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """The tensors that can have a gradient, by the names of their gradients."""
+        """The tensors that can have a gradient, by the names of the gradients (keys of `GRADIENTS`)."""
         tensors = {"input": self.input, "target": self.target, **self.options}
         named = {name: tensors.get(GRADIENTS[name]) for name in self.operation.gradients}
         return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
@@ -52,8 +52,11 @@ class Inputs:
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
         """Return the inputs with new leaves, and these leaves by the names of their gradients.
 
-        `gradients` names the gradients of the new leaves. Each new leaf has requires_grad=True, and no other tensor
-        has. The new tensors share the memory of the old tensors.
+        Each new leaf has requires_grad=True, and shares the memory of the old tensor. An input or a target without a
+        new leaf is detached. The options without a new leaf and the upstream gradient stay as they are.
+
+        Args:
+            gradients: the names of the gradients. A name without a tensor in :attr:`leaves` has no effect.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
@@ -90,7 +93,7 @@ class Inputs:
         return f"{checksum:08x}"
 
 
-def not_on_device(build: Callable[[], Inputs], device: str) -> str:
+def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
     """Return the reason why a device cannot hold the inputs that `build` makes, or "" if the device can.
 
     The only such device is Metal, which has no float64.

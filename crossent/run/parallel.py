@@ -15,7 +15,7 @@ from typing import Any
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.cases.inputs import not_on_device
+from crossent.cases.inputs import why_not_on_device
 from crossent.checks.derivatives import double_backward, forward_ad
 from crossent.checks.jacobians import batched_second, hessian, jacfwd
 from crossent.machine import ambient, available, lost
@@ -151,7 +151,7 @@ def judge_each(
             earlier, by the name of the subject.
     """
     for subject, host in zip(subjects, hosts, strict=True):
-        if reason := not_on_device(case.build, device):
+        if reason := why_not_on_device(case.build, device):
             yield Verdict(case.id, not_applicable=reason)
             continue
         if isinstance(case, BadInput):
@@ -219,7 +219,7 @@ class _Work:
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
             cases = {at: self.cases[at] for at in some}
             questions = {at: Question(case, device) for at, case in cases.items() if isinstance(case, Case)}
-            questions = {at: one for at, one in questions.items() if not not_on_device(one.case.build, device)}
+            questions = {at: one for at, one in questions.items() if not why_not_on_device(one.case.build, device)}
             derivatives = {forward_ad, double_backward, jacfwd, batched_second, hessian}
             along = [made for at, made in questions.items() if derivatives & {*self.planned[cases[at]]}]
             prepare(list(questions.values()), subjects, along)

@@ -151,7 +151,7 @@ def test_each_option_occurs_with_a_wide_row_and_with_many_rows(size, option):
 
 def test_the_combinations_of_size_option_and_dtype_are_counted(figure):
     case = Case.of("float32-2x300-flat-int64-sum")
-    assert len(sized_triples(case)) == 2 * (len(ARRAYS["sizes"].options) + 1)
+    assert len(sized_triples(case)) == 2 * (len(ARRAYS["sizes"].option_axes) + 1)
     assert ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(case)
     assert ("2 to 16 rows", "weight unweighted", "float32") in sized_triples(case)
     counts = {name: {triple for case in grid(array=name) for triple in sized_triples(case)} for name in ARRAYS}
