@@ -222,8 +222,8 @@ WRONG = [
         replaces_nan,
         INDEX,
         "wrong",
-        "gradient of the logits, with an upstream gradient of NaN: 35 of the 35 elements that are not 0 with the upstream "
-        "gradient of the case are not NaN; expected NaN in each of them",
+        "gradient of the logits, with an upstream gradient of NaN: 35 of the 35 elements that are not 0 with the "
+        "upstream gradient of the case are not NaN; expected NaN in each of them",
     ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
