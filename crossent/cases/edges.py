@@ -1,7 +1,7 @@
 """Cases at the limits of sizes and number formats, for special code paths in torch, and for decisions of torch.
 
-A case has the name of its issue, or a name that says what the case is about. Other cases have a choice that the
-covering arrays of :mod:`crossent.cases.grid` leave out.
+Some cases have a choice that the covering arrays of :mod:`crossent.cases.grid` leave out. A case has the name of its
+issue, or a name that says what the case is about.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class LinearDraw:
         return replace(self.row_draw, classes=self.hidden).nearly_normal()
 
     def weight(self) -> Array:
-        """Return (V, H) numbers with variance 1/H, so that the logits of :meth:`input` have variance 1."""
+        """Return (V, H) numbers with variance 1/H. With the numbers of :meth:`input`, logits have variance 1."""
         row_for_each_class = replace(self.row_draw, rows=self.row_draw.classes, classes=self.hidden)
         scaled: Array = row_for_each_class.nearly_normal() / np.sqrt(self.hidden)
         return scaled
