@@ -288,5 +288,5 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
             divisor = promised.keep(Computed.exactly(count, None).rounded(promised.compute))
             total = total.over(divisor, promised.compute, promised.functions.division_ulps)
         bound = float(safe(total.rounded(promised.storage).error))
-    short: Reason = "the format is too short for so many terms"
-    return bound, short if roundings >= 0.5 else "an intermediate may overflow"
+    too_many: Reason = "a sum has too many terms for the precision of its format"
+    return bound, too_many if roundings >= 0.5 else "an intermediate may overflow"

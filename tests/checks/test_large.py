@@ -180,7 +180,7 @@ def test_a_bfloat16_mean_in_which_torch_loses_most_rows_is_found():
 def test_a_mean_of_more_rows_than_the_format_can_count_is_not_judged():
     case = dataclasses.replace(SMALL, reduction="mean", upstream="one", sizes=(61, 1), tiled=150_000)
     measured = judged(case, formula)[1].checks["large"]
-    assert measured.not_judged == {"the format is too short for so many terms": 1}
+    assert measured.not_judged == {"a sum has too many terms for the precision of its format": 1}
     assert measured.vacuous
 
 

@@ -250,7 +250,7 @@ def test_an_infinite_bound_has_a_reason():
     # A running sum in bfloat16 may lose most of 200 equal terms.
     given = inputs([[0.0, 1.0]] * 200, [0] * 200, "bfloat16", reduction="sum")
     on_cuda = {"promise": "torch", "grade": "B", "device": "cuda", "rows": 200}
-    assert reasons("loss", given, **on_cuda) == {"the format is too short for so many terms": 1}
+    assert reasons("loss", given, **on_cuda) == {"a sum has too many terms for the precision of its format": 1}
     # With a probability of 0 at a logit of -inf, the exact value is NaN, and crossent compares this NaN.
     given = inputs([[0.0, -float("inf")]], [[1.0, 0.0]])
     assert reasons("loss", given, **eager) == {"a step may multiply zero by infinity": 1}

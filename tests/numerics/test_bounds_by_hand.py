@@ -15,6 +15,7 @@ from support.calls import inputs
 
 from crossent.numerics.bounds.contracts import FUNCTIONS, contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
+from crossent.numerics.bounds.intermediates import coefficients
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order, safe
 from crossent.numerics.bounds.unbounded import unbounded
@@ -505,10 +506,22 @@ def test_a_mean_may_be_divided_by_the_least_possible_denominator():
     assert has_infinite_bound(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is False
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_smoothed_probability_may_be_flushed(dtype):
+    """With ε = 2^-120, the product of 1 - ε and the smallest normal float32 number is subnormal, and may become 0."""
+    given = inputs([[0.0, 0.0]], [[2.0**-126] * 2], dtype, label_smoothing=2.0**-120)
+    given = replace(given, target=given.target.float())
+    flushes, keeps = (
+        coefficients(terms_of(given), contract("torch", "A", dtype, flushes=flushes)).error for flushes in (True, False)
+    )
+    assert (flushes >= 2.0**-126).all()
+    assert (keeps < 2.0**-140).all()
+
+
 # --- Infinite bounds ----------------------------------------------------------------------------------------------
 
 ZERO_TIMES_INFINITY, OVERFLOW = "a step may multiply zero by infinity", "an intermediate may overflow"
-TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
+TOO_MANY, ZERO_DENOMINATOR = "a sum has too many terms for the precision of its format", "the denominator may be zero"
 
 
 def reasons(check, given, promise="eager", grade="A", **changes):
@@ -537,11 +550,11 @@ def test_an_infinity_in_an_ignored_row_is_no_reason():
 
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
-def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order):
+def test_a_bound_is_infinite_if_a_sum_has_too_many_terms_for_its_format(order):
     """In a format with eight bits, a running sum of 129 terms may lose most terms. A sum of 128 terms cannot."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
-    assert reasons("loss", given, **stored) == {TOO_SHORT: True}
+    assert reasons("loss", given, **stored) == {TOO_MANY: True}
     logits, target = [[0.0, 1.0]] * 127 + [[0.0, -INF]], [[1.0, 0.0]] * 128
     given = inputs(logits, target, "bfloat16", reduction="sum")
     assert reasons("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
@@ -550,6 +563,14 @@ def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order)
     assert reasons("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16", reduction="sum")
     assert reasons("loss", given, **{**stored, "row_order": Order(20)}) == {ZERO_TIMES_INFINITY: True}
+
+
+def test_a_bound_is_infinite_if_a_row_has_too_many_classes_for_the_format():
+    """In a format with eight bits, a running sum of 129 exponentials may lose most of them. A sum of 128 cannot."""
+    given = inputs([[0.0, -1.0] * 64 + [0.0]], [0])
+    assert reasons("loss", given, compute=replace(FLOAT32, precision=8)) == {TOO_MANY: [True]}
+    given = inputs([[0.0, -1.0] * 63 + [0.0, -INF]], [[1.0] + [0.0] * 127])
+    assert reasons("loss", given, compute=replace(FLOAT32, precision=8)) == {ZERO_TIMES_INFINITY: [True]}
 
 
 def test_a_denominator_of_exactly_zero_may_be_zero():

@@ -265,7 +265,7 @@ def effective_contract(contract: Contract, terms: Terms) -> Contract:
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
     narrow = contract.in_target_format and terms.target_format is FLOAT32 and terms.smooths
-    return _effective_contract(contract, any_order, narrow and contract.compute is not FLOAT32)
+    return _effective_contract(contract, any_order, narrow and contract.compute.precision > FLOAT32.precision)
 
 
 @cache

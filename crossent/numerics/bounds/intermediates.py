@@ -18,7 +18,7 @@ import numpy as np
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.rounding import Computed, Order
 from crossent.numerics.bounds.terms import Terms
-from crossent.numerics.formats import FLOAT32, Array, Format, where_any
+from crossent.numerics.formats import FLOAT32, Array, Format, flushing, where_any
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
@@ -153,12 +153,15 @@ def coefficients(t: Terms, c: Contract) -> Computed:
 
 
 def smoothing_format(t: Terms, c: Contract) -> Format:
-    """Return the format in which the target is smoothed.
+    """Return the format in which an implementation smooths the target: `c.compute`, with one exception.
 
-    torch smooths float32 class probabilities in float32, also with float64 logits. Probabilities in half precision need
-    no rule: their logits are in half precision too, and :meth:`Contract.keep` rounds intermediates at grade B.
+    If `c.in_target_format` is True, an implementation may smooth float32 class probabilities in float32, also with
+    float64 logits, as torch does. Probabilities in half precision need no rule: their logits are in half precision too,
+    and :meth:`Contract.keep` rounds intermediates at grade B.
     """
-    return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
+    if not c.in_target_format or t.target_format is not FLOAT32 or c.compute.precision == FLOAT32.precision:
+        return c.compute
+    return flushing(FLOAT32) if c.compute.flushes else FLOAT32
 
 
 def unsmoothed_share(t: Terms, c: Contract) -> Computed:

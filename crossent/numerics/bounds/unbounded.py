@@ -1,4 +1,4 @@
-"""The reasons why some error bounds are infinite. Where a bound is infinite, the contract promises nothing."""
+"""The reasons why error bounds are infinite. Numbers with an infinite bound are not judged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crossent.numerics.bounds.loss import Bounds
 Reason = Literal[
     "an intermediate may overflow",
     "the denominator may be zero",
-    "the format is too short for so many terms",
+    "a sum has too many terms for the precision of its format",
     "a step may multiply zero by infinity",
 ]
 
@@ -20,8 +20,9 @@ Reason = Literal[
 def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
 
-    Each infinite bound has one reason, the first that applies: an overflow of a format, too many terms, a denominator
-    of zero, or zero times infinity. For any other infinite bound, the computation of the bound overflowed float64.
+    Each infinite bound has one reason, the first that applies: an overflow of a format, a sum of too many terms, a
+    denominator of zero, or zero times infinity. Any other bound is infinite because its float64 computation overflowed.
+    The reason is then "an intermediate may overflow" too.
 
     Args:
         bounds: The bounds of a call.
@@ -34,12 +35,13 @@ def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     # If a bound is finite in formats of unlimited range, the bound was infinite because of overflow.
     remaining = np.isinf(getattr(bounds.under(c.unlimited), name))
     found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~remaining}
-    rows = len(t.logits)
+    rows, classes = t.logits.shape
     depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
     infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
     reason: Reason = "an intermediate may overflow"  # the float64 computation of the bound overflowed
-    if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
-        reason = "the format is too short for so many terms"
+    too_many_rows = t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5
+    if too_many_rows or (classes - 1) * c.compute.unit_roundoff >= 0.5:
+        reason = "a sum has too many terms for the precision of its format"
     elif bounds.may_divide_by_zero:
         reason = "the denominator may be zero"
     else:
