@@ -6,6 +6,6 @@ cannot hide a mistake in the bounds.
 
 formats      the floating-point formats float16, bfloat16, float32 and float64
 linear_call  LinearCall: the arguments of one call of a linear cross-entropy
-oracle       the exact value of every loss and gradient element, with a proven error radius
-bounds       the error bound of every loss and gradient element, by rounding-error analysis
+oracle       the exact loss, gradients and derivatives along a direction, with a proven error radius
+bounds       the error bounds of loss, gradients and derivatives along a direction, by rounding-error analysis
 """

@@ -6,7 +6,7 @@ nor `crossent.numerics.oracle`.
 rounding          Computed: a computed number with its error bound, and the rules of rounding-error analysis
 contracts         Contract: the promises of an implementation about its arithmetic
 terms             Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
-inexact_logits    the softmax of logits that an implementation computes itself, with its error bound
+inexact_logits    the softmax and its error bound, for logits that an implementation computes itself
 intermediates     softmax, coefficients (class weight times smoothed target) and denominator, with their error bounds
 call              CallBounds: the intermediates that all bounds share, and the computation of several calls together
 loss              Bounds: the error bounds of the loss and of the gradients
@@ -17,8 +17,8 @@ unbounded         the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates`, `call`, `loss`, `derivatives` or `linear`. To allow
 another order of operations, compute both orders in the function that bounds the number. Then return
-`intermediates.wider(a, b)`, which has the larger error of both. To allow other orders of a sum, pass another
-`rounding.Order`. The order of the sum over the batch is `Contract.row_order`. To allow a step for some implementations
-only, add a field to `Contract`. To add an operation, add a method to `Computed`. After each change, run `nox -s mutants
-figures`, which shows whether the checks then miss a bug.
+`intermediates.wider(a, b)`, which has the larger of the two errors. To allow other orders of a sum, pass another
+`rounding.Order` to `Computed.sum`. The order of the sum over the rows is `Contract.row_order`. To allow a step for some
+implementations only, add a field to `Contract`. To add an operation, add a method to `Computed`. After each change, run
+`nox -s mutants figures`, which shows whether the checks then miss a bug.
 """

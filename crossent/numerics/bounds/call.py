@@ -34,7 +34,7 @@ class CallBounds:
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
         self.terms, self.contract, self._like = terms, contract, like
-        self._dense = terms.index is None or terms.smooths  # whether a row has a term for every class
+        self._dense = terms.index is None or terms.smooths  # whether a row needs the numbers of all classes
 
     @classmethod
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
@@ -109,7 +109,7 @@ class CallBounds:
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
-        """Return whether the denominators of both objects have the same values and error bounds."""
+        """Return whether both objects have denominators with the same values and error bounds, or both have none."""
         a, b = self._denominator, other._denominator
         if a is None or b is None:
             return a is b
@@ -124,7 +124,7 @@ class CallBounds:
     def part(self, rows: slice, contract: Contract) -> Self:
         """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
 
-        Use the returned object only for bounds with a number for each row: the gradients, and the loss for reduction
+        Use the returned object only for bounds that belong to one row: the gradients, and the loss for reduction
         "none". Small arrays stay in the cache of a processor, so the bounds of many rows take less time in parts.
         """
         some = type(self)(self.terms.part(rows), contract)
@@ -143,7 +143,8 @@ class CallBounds:
     def _total(self, numbers: Computed) -> Computed:
         """Return the sum of each row's numbers over the classes: (R, C) becomes (R,).
 
-        If only the true class has a term, return the number of the true class instead.
+        For class indices without smoothing, only the true class has a coefficient. Then return the number of the true
+        class.
         """
         return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
@@ -159,13 +160,16 @@ class CallBounds:
         return factors
 
     def _in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
-        """Return the product with an additional error: a partial product may underflow in some order of the factors.
+        """Return the product with an additional error: in some order of the factors, a partial product may underflow.
 
-        Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
-        absolute: :attr:`Format.underflow`, multiplied by the factors that remain after the underflow. After the first
-        multiplication, all factors but two remain. A partial product does not underflow if the whole product is above
-        twice the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two
-        products. The size of the sum says nothing about the two products, so both may underflow.
+        Every order has the same number of roundings with a relative error, so only underflow makes an order worse. The
+        error of an underflow is absolute: :attr:`Format.underflow`, multiplied by the factors that remain. In the worst
+        order, the largest factors remain. After the first multiplication, all factors but two remain. `product` already
+        has the error of the last multiplication, so the method adds the error of every earlier multiplication.
+
+        A partial product does not underflow if the whole product is above twice the smallest normal number times the
+        remaining factors. With smoothing, `product` is a sum of two products. The size of the sum says nothing about
+        the two products, so both may underflow.
 
         Args:
             product: The product or the sum of two products, (R, C), with its relative rounding errors.
@@ -195,9 +199,9 @@ class CallBounds:
         return self.contract.keep(self._divided(scale, self._of_rows(self._denominator)))
 
     def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
-        """Return the numbers divided by the denominator `D`.
+        """Return `numbers` divided by `divisor`, the denominator of the mean.
 
-        A kernel may multiply by `1/D` instead. The returned error is then the larger error of quotient and product.
+        A kernel may multiply by the reciprocal instead. Then return the larger error of quotient and product.
         """
         c = self.contract
         divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)
@@ -207,9 +211,9 @@ class CallBounds:
         return wider(divided, numbers.times(inverse, c.compute, known=False))
 
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
-        """Return the sum of the rows of each call, (B,), with the error of the worst order that the contract allows.
+        """Return the sum of the numbers of each call's rows: (R,) becomes (B,).
 
-        `rows` and `sizes` are (R,). In the error of the sum, `sizes` replaces the magnitudes of `rows`, as in
+        The error covers the worst order that the contract allows. `format` and `sizes`, (R,), are the arguments of
         :meth:`Computed.sum`.
         """
         return sum_of_calls(self.terms, rows, format, self.contract.row_order, sizes)

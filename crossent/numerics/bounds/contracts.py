@@ -24,16 +24,17 @@ Grade = Literal["A", "B", "F"]
 
 @dataclass(frozen=True)
 class Functions:
-    """The largest errors of exp, log and division in one format, in ulps (units in the last place).
+    """The largest errors of exp, log and division in one format. An ulp is a unit in the last place.
 
     Attributes:
-        exp_ulps, log_ulps: The largest errors of exp and log: the distance from the exact result, not from the
+        exp_ulps, log_ulps: The largest errors of exp and log in ulps: the distance from the exact result, not from the
             correctly rounded result.
         source: The documentation that states the errors.
         exp_per_unit: For an exp that first multiplies its argument by the rounded constant `log2 e`: the relative error
             of this product, in units of the unit roundoff. 0 for any other exp.
-        log_absolute: The largest absolute error of log for arguments below two, or 0 if `log_ulps` bounds this error.
-        division_ulps: The largest error of a division; one half if divisions are correctly rounded.
+        log_absolute: The largest absolute error of log for arguments below two; `log_ulps` then holds only above two.
+            0 if `log_ulps` holds for all arguments.
+        division_ulps: The largest error of a division in ulps; one half if divisions are correctly rounded.
     """
 
     exp_ulps: float
@@ -81,17 +82,16 @@ class Contract:
             same format, except in a copy from :meth:`storing`.
         compute: The format in which the implementation computes.
         functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation may also round intermediates, or None. This format has the
-            precision of float16 or bfloat16, and the largest number of float32. So the contract allows no overflow of
-            float16 in a count of rows, or in a sum whose mean is small.
+        stored: The format to which the implementation may also round intermediates; None if the implementation may not.
+            This format has the precision of float16 or bfloat16, and the largest number of float32. So the contract
+            allows no overflow of float16 in a count of rows, or in a sum whose mean is small.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
-            may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the
-            spread of a row, its largest minus its smallest logit, but not with the distance of the row from zero. The
-            code of a kernel computes the gradient without autograd. So a kernel may multiply by the factors in any
-            order, before or after the difference of softmax and target. Where torch divides, a kernel may multiply by a
-            reciprocal.
-        offset: Whether the error of a kernel may also grow with the row's distance from zero.
+            may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the
+            spread of the row, its largest minus its smallest logit. The code of a kernel computes the gradient without
+            autograd. So a kernel may multiply the factors of the gradient in any order, before or after the difference
+            of softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
+        offset: Whether the error of a kernel may also grow with a common offset of all logits of a row.
         keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
         keeps_probs: Whether the implementation may also round to `stored` the probabilities `p`, and their difference
             from the target, which is `p - 1` for the true class.
@@ -99,8 +99,8 @@ class Contract:
             is not near underflow.
         in_target_format: Whether the implementation may smooth float32 class probabilities in float32, even with
             float64 logits, as torch does.
-        recomputes: For a linear cross-entropy: whether the implementation may compute a logit again for the gradient,
-            or for the true class, with another order of additions.
+        recomputes: For a linear cross-entropy: whether the implementation may compute a logit a second time, with
+            another order of additions. The second logit is in the gradient, or is the logit of the true class.
     """
 
     grade: Grade
@@ -134,7 +134,7 @@ class Contract:
 
     @cached_property
     def in_any_order(self) -> Contract:
-        """A copy of this contract that allows every order of the sum over the batch."""
+        """A copy of this contract that allows every order of the sum over the rows."""
         return self if self.row_order == ANY_ORDER else replace(self, row_order=ANY_ORDER)
 
     @property
@@ -154,7 +154,7 @@ class Contract:
 #   blocked      as eager, and the form may take the logarithm of a computed probability
 #   torch        nn.CrossEntropyLoss: as eager, but on a CPU the sum over float32 or float64 rows has torch's order, and
 #                float32 probabilities are smoothed in float32
-#   stepwise     as eager, and the gradient is computed in stored steps, `(p - hot) * scale`: torch's loss_parallel
+#   stepwise     as eager, and each step of the gradient, `(p - target) * scale`, is rounded: torch's loss_parallel
 #   kernel       a kernel: sums in any order and in blocks, multiplies in any order; exp and log as accurate as CUDA's
 #   fast_kernel  as kernel, with the hardware's approximate exp, log and division, as in Triton
 #   logsumexp    as kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
@@ -168,7 +168,8 @@ def contract(
     """Return the contract of a kind of implementation, such as "kernel", for one dtype of logits, at grade A or B.
 
     Grade A: the implementation computes in float32, or in float64 for float64 logits. The implementation sums over
-    classes in any order, and rounds once to the dtype of the result. A wider format only leaves roundings out.
+    classes in any order, and rounds once to the dtype of the result. An implementation that computes in a wider format
+    has smaller rounding errors, so the contract covers this implementation too.
 
     Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 
@@ -176,27 +177,27 @@ def contract(
     has its own maximum. "kernel", "fast_kernel" and "logsumexp" allow any order, of classes and of rows, so these
     contracts also cover an implementation on several ranks.
 
-    Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks
-    of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
-    torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the
-    contract of "torch" allows every order in which a term goes through no more additions than in the deeper of these
-    two orders. In half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many
+    Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, ⌈log2 rows⌉ // 8)`, then
+    blocks of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class
+    probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on
+    a CPU, the contract of "torch" allows every order in which a term goes through no more additions than in the deeper
+    of these two orders. In half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many
     additions of a term as the order in eight levels. In this order, an ignored row at the end of a block makes the
-    block longer. A term may then go through more additions than the contract allows, and the check may fail. All other
-    contracts allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in
-    the order in which the blocks end.
+    block longer. A term may then go through more additions than the contract allows. The check of the loss may then
+    fail, although torch made no mistake. All other contracts allow any order: on CUDA, for example, torch adds blocks
+    of rows to the result in storage precision, in the order in which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
-    of `u |max|`, for the unit roundoff `u`. One rounding of the logits themselves causes an error of the same size. But
-    if all logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as
-    large as for the same row shifted until the row contains zero. A larger offset must not add to the error. At grade
-    B, and for "logsumexp" at both grades, the contract allows the full error. For "logsumexp" at grade B, the
-    implementation may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
+    of about `u |max|`, for the unit roundoff `u`. Rounding the logits once has an error of the same size. If all logits
+    of a row have a large common offset, this error can exceed the loss. At grade A, `|max|` counts only up to the
+    spread of the row, its largest minus its smallest logit. A larger offset must not add to the error. At grade B, and
+    for "logsumexp" at both grades, the contract allows the full error. For "logsumexp" at grade B, the implementation
+    may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
-    Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch
-    operations. Each operation stores its result in the dtype of the logits. So for "stepwise" at grade B, the
-    implementation may round the probability and the difference too. An implementation under "eager" or "torch" stores
-    only the gradient, and may not round the probability and the difference.
+    Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot` and the factor
+    `scale`, as separate torch operations. Each operation stores its result in the dtype of the logits. So for
+    "stepwise" at grade B, the implementation may round the probability and the difference too. All other contracts
+    forbid these two roundings in the gradient.
 
     Args:
         promise: The kind of implementation.
@@ -223,7 +224,7 @@ def contract(
     wide = replace(wide, grade="B", offset=fused)
     wide = replace(wide, keeps_logsumexp=promise == "logsumexp", keeps_probs=promise == "stepwise")
     if storage.precision >= FLOAT32.precision:
-        return wide  # the format of the computation is not wider than the logits
+        return wide  # the format of the computation is not wider than the format of the logits
     stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)
     order = Order(_cascade_depth(rows)) if kind == "cpu" else ANY_ORDER
     return replace(wide, stored=stored, row_order=order)
@@ -246,10 +247,10 @@ def _cascade_depth(rows: int) -> int:
 def _sum_depth(rows: int) -> int:
     """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
-    With `p = max(4, log2(rows)/4)`, torch adds up the terms in blocks of `2^p` terms (level one), the sums of these
-    blocks in blocks of `2^p` sums (level two), and once more (level three). Level four adds up the remaining sums. Then
-    torch adds the sums of the four levels, the last terms (fewer than four), and its four accumulators. Last, torch
-    adds the lanes of a vector (16 at most), and the terms that fill no vector.
+    torch adds in four levels. Level one adds blocks of `2^p` terms, with `p = max(4, ⌈log2 rows⌉ // 4)`. Levels two and
+    three add blocks of `2^p` sums of the level before. Level four adds the remaining sums. Then torch adds the sums of
+    the four levels. torch computes four such totals side by side, adds the last terms (fewer than four) to one total,
+    and adds the totals. Last, torch adds the lanes of a vector (16 at most), and the terms that fill no vector.
     """
     block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
     return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)
