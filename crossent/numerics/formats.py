@@ -46,7 +46,7 @@ class Format:
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
     @property
-    def underflow(self) -> float:
+    def largest_underflow_error(self) -> float:
         """The largest error of rounding a number in the subnormal range: half the smallest subnormal number.
 
         For float64, this property is the smallest subnormal number itself, because float64 cannot represent half of
@@ -90,11 +90,12 @@ class Format:
 
         Args:
             largest: The largest magnitude that each number can have: `|v| + e` for a number `v` with the error `e`.
-            under: Where `largest` is above 0 and below this limit, the returned error is at least :attr:`underflow`.
-                By default, the limit is infinite. In a format that flushes, the limit is at most twice the smallest
-                normal number.
+            under: Where `largest` is above 0 and below this limit, the returned error is at least
+                :attr:`largest_underflow_error`. By default, the limit is infinite. In a format that flushes, the limit
+                is at most twice the smallest normal number.
             error: The error `e` that each number has before the rounding. If `|v| - e` is below the smallest normal
-                number, a format that flushes may replace the number by 0. The whole error is then `|v|`.
+                number, a format that flushes may replace the number by 0. The returned error is then at least
+                `|v| - e`, so that the error after the rounding is at least `|v|`.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
@@ -102,7 +103,7 @@ class Format:
             least = largest - 2 * error
             once = where_any(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
         small = (largest < under) & (largest > 0)
-        return where_any(small, np.maximum(once, self.underflow), once)
+        return where_any(small, np.maximum(once, self.largest_underflow_error), once)
 
     def underflow_error(self, smallest: Array) -> Array:
         """Return, for each element, the largest error of multiplying by a power of two: only underflow causes an error.
@@ -110,7 +111,7 @@ class Format:
         `smallest` has the smallest magnitude that each product can have. Where `smallest` is above four times the
         smallest normal number, the error is 0.
         """
-        return np.where(smallest > 4 * self.smallest_normal, 0.0, self.underflow)
+        return np.where(smallest > 4 * self.smallest_normal, 0.0, self.largest_underflow_error)
 
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.

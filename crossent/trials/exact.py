@@ -70,12 +70,12 @@ class LinearPartBounds:
         """The bound of the gradient of `linear_bias`, (1, V)."""
         return self._bounds.grad_bias[None]
 
-    def vacuous_results(self, check: str) -> list[Array]:
-        """Return a list with the gradient named `check`, computed without the softmax; for the loss, return [].
+    def vacuous_results(self, name: str) -> list[Array]:
+        """Return a list with the gradient called `name`, computed without the softmax; for the loss, return [].
 
         If this wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
         """
-        if check == "loss":
+        if name == "loss":
             return []
         factors = self._factors
         of_target = self._bounds.of_logits.vacuous_results("gradient")
@@ -85,7 +85,7 @@ class LinearPartBounds:
                 "weight_gradient": lambda d: d.T @ factors.input,
                 "bias_gradient": lambda d: d.sum(0, keepdims=True),
             }
-            return [made[check](d) for d in of_target]
+            return [made[name](d) for d in of_target]
 
     def without_bound(self, name: str) -> Mapping[str, NDArray[np.bool_]]:
         """Return a mask for each reason: where the bounds of the result `name` are infinite for this reason."""

@@ -47,7 +47,7 @@ def without(clause):
         ),
         "terms are scaled before they are summed": lambda: patch.setattr(loss, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(
-            Bounds, "_in_any_order", lambda self, product, factors, products=1: product
+            Bounds, "_multiplied_in_any_order", lambda self, product, factors, products=1: product
         ),
         "no rounding is known": lambda: patch.setattr(
             Computed, "times", lambda self, other, into, known=True: times(self, other, into)

@@ -376,7 +376,7 @@ def underflow_error(product, *factors, of=None, **options):
     """
     computed = Computed(np.array([product]), np.zeros((1, len(product))), FLOAT32)
     of = of or bounds_of(equal_logits(1, [0]))
-    result = of._in_any_order(computed, [np.reshape(factor, (1, -1)) for factor in factors], **options)
+    result = of._multiplied_in_any_order(computed, [np.reshape(factor, (1, -1)) for factor in factors], **options)
     assert result.format is FLOAT32
     return result.error[0].tolist()
 

@@ -44,7 +44,7 @@ def without(clause):
         "an underflow is multiplied": ("_product", lambda self, product, last: self.contract.keep(product)),
         "mean and direction are summed separately": (
             "_two_sums",
-            lambda self: self._expected(mean_less_direction(self)),
+            lambda self: self._weighted_sums(mean_less_direction(self)),
         ),
     }
     if clause == "terms are scaled before they are summed":

@@ -159,13 +159,14 @@ class CallBounds:
             factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])
         return factors
 
-    def _in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
+    def _multiplied_in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
         """Return the product with an additional error: in some order of the factors, a partial product may underflow.
 
         Every order has the same number of roundings with a relative error, so only underflow makes an order worse. The
-        error of an underflow is absolute: :attr:`Format.underflow`, multiplied by the factors that remain. In the worst
-        order, the largest factors remain. After the first multiplication, all factors but two remain. `product` already
-        has the error of the last multiplication, so the method adds the error of every earlier multiplication.
+        error of an underflow is absolute: :attr:`Format.largest_underflow_error`, multiplied by the factors that
+        remain. In the worst order, the largest factors remain. After the first multiplication, all factors but two
+        remain. `product` already has the error of the last multiplication, so the method adds the error of every
+        earlier multiplication.
 
         A partial product does not underflow if the whole product is above twice the smallest normal number times the
         remaining factors. With smoothing, `product` is a sum of two products. The size of the sum says nothing about
@@ -188,7 +189,7 @@ class CallBounds:
         for factor in _descending(factors, remaining):
             amplified = amplified * factor
             under = (products > 1) | (product.largest < 2 * narrow.smallest_normal * amplified)
-            lost += np.where(small & under, products * narrow.underflow * amplified, 0.0)
+            lost += np.where(small & under, products * narrow.largest_underflow_error * amplified, 0.0)
         return Computed(product.value, product.error + lost, product.format)
 
     def _scale(self) -> Computed:

@@ -8,7 +8,8 @@ module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direc
     second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
 
 Here `p` is the softmax of a row `x` of logits, `w` are the class weights, `q` is the smoothed target, `g` is the
-upstream gradient, and `D` is the denominator of a mean. In shapes, R is the number of rows and C of classes.
+upstream gradient, and `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of
+rows, C of classes and B of calls.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class DerivativeBounds(Bounds):
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
         `e_c = exp(x_c - max x)`. The error is the larger error of the sum and the quotient. If the contract stores no
         intermediate in a narrower format, the sum has all roundings of the quotient, so the error of the sum suffices.
-        Otherwise the quotient has one rounding more, in the stored difference `x_c - max x`.
+        Otherwise the quotient may have the larger error, since the implementation also stores `x_c - max x` and the
+        exponentials.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -82,6 +84,8 @@ class DerivativeBounds(Bounds):
     def tangent(self) -> Array:
         """The bound of each row's tangent, (R,), for reduction "none"; otherwise the bound of the reduced tangent, ().
 
+        Stacked calls have one bound for each reduced tangent, (B,).
+
         An implementation may compute the tangent in three ways. The bound is the largest bound of the three:
 
         * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
@@ -91,7 +95,7 @@ class DerivativeBounds(Bounds):
         """
         c = self.contract
         with np.errstate(all="ignore"):
-            rows, sizes = self._expected(c.keep(column(self._mean).minus(self._along, c.compute)))
+            rows, sizes = self._weighted_sums(c.keep(column(self._mean).minus(self._along, c.compute)))
             for way, size in (self._two_sums(), self._gradient_times_direction())[: 1 + c.fused]:
                 rows, sizes = wider(rows, way), np.maximum(sizes, size)
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
@@ -129,6 +133,8 @@ class DerivativeBounds(Bounds):
         * Compute the same first product. Replace the second product by the sum of the first products over the classes,
           multiplied by `p_c`. The gradient of log-softmax does this.
         * Compute `u_c - mean` first, and multiply this difference by `p_c` and `g/D Σ_k w_k q_k`.
+
+        With smoothing, the bound also covers a backward pass that computes two parts: see :meth:`_parts_error`.
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
@@ -151,12 +157,14 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
-        """Return the additional error if a backward pass computes `second` in two parts, (R, 1).
+        """Return the additional error of `second` for a computation in two parts, divided by `p_c (|u_c| + |mean|)`.
 
-        The caller multiplies the returned error by `p_c (|u_c| + |mean|)`. With smoothing, the backward pass may
-        compute the part of the target and the uniform part (`intermediates.parts`) separately, and add the two parts
-        last. The addition is one more rounding. The products and differences of each part have five
-        roundings. If the parts cancel, these rounding errors do not cancel.
+        The result is (R, 1). With smoothing, the backward pass may compute the part of the target and the uniform part
+        (`intermediates.parts`) separately, and add the two parts last. The addition is one more rounding.
+
+        The products and differences of each part have five roundings. The error of `second` already has these
+        roundings, for the magnitude of the sum of both parts. If the parts cancel, the sum of their magnitudes is
+        larger. So the five roundings also count for the difference of these two magnitudes.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).
@@ -182,7 +190,7 @@ class DerivativeBounds(Bounds):
         """
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
-        return self._in_any_order(self.contract.keep(product), factors)
+        return self._multiplied_in_any_order(self.contract.keep(product), factors)
 
     @property
     def upstream_gradient(self) -> Array:
@@ -192,16 +200,16 @@ class DerivativeBounds(Bounds):
         """
         return self.tangent
 
-    def vacuous_results(self, check: str) -> list[Array]:
-        """Return a list with one wrong derivative, which has no terms with `mean`, as if the softmax `p` were constant.
+    def vacuous_results(self, name: str) -> list[Array]:
+        """Return a list with one wrong derivative: the derivative as if the log-sum-exp of each row were constant.
 
-        If the wrong derivative is within the bounds, passing a comparison does not show that an implementation is
-        right. The wrong derivative is (R, C) for `check="second"`. For "tangent" and "upstream_gradient", the wrong
-        derivative is (R, 1), or (1, 1) with a reduction.
+        The wrong derivative has no terms with `mean`. If the wrong derivative is within the bounds, passing a
+        comparison does not show that an implementation is right. The wrong derivative is (R, C) if `name` is "second".
+        For "tangent" and "upstream_gradient", the wrong derivative is (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value
-            if check == "second":
+            if name == "second":
                 total = np.where(kept, coefficients.sum(-1) * self._scale().value, 0.0)
                 return [total[:, None] * self._kept_probs.value * self.direction]
             rows = np.where(kept, -(coefficients * self.direction).sum(-1), 0.0)

@@ -3,8 +3,9 @@ r"""The error bounds of a linear cross-entropy: its loss, and the gradients of i
     z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
-In shapes, N is the number of rows, H the length of a hidden state and V the number of classes. `u` is the unit roundoff
-of the format of the computation, and `γ_k = k u/(1 - k u)`.
+`h` are the hidden states (the input), `W` and `b` are weight and bias of the linear layer, and `z` are the logits. In
+shapes, N is the number of rows, H the length of a hidden state and V the number of classes. `u` is the unit roundoff of
+the format of the computation, and `γ_k = k u/(1 - k u)`.
 
 The bounds follow the computation, step by step:
 
@@ -19,9 +20,9 @@ The bounds follow the computation, step by step:
    logit.
 3. The cross-entropy of logits with an error has the bounds of :mod:`crossent.numerics.bounds.inexact_logits`, and then
    the same formula as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss,
-   and the error bound `ε` of d.
+   and the error bound `η` of d.
 4. The three gradients are dot products of d and a factor, for example W. The error of d changes such a dot product by
-   at most `ε |W|`. The computed dot product has the error of step 1 too, for terms of at most `(|d| + ε) |W|`. An
+   at most `η |W|`. The computed dot product has the error of step 1 too, for terms of at most `(|d| + η) |W|`. An
    implementation may compute separate dot products for the two terms of d, the softmax and the target. The sum of the
    magnitudes of both terms then replaces |d|, and one more addition joins the two dot products.
 5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
@@ -31,15 +32,20 @@ The bounds follow the computation, step by step:
 6. An implementation rounds each gradient once to the storage format.
 
 This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
-`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let D be the largest such error in a row. The
-logits of an implementation differ from the logits here by at most `e + D`, and the exact logits by at most D. The
-bounds cover both differences with the error `e + 2 D` in place of e.
+`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let τ be the largest such error in a row. From the
+logits here, the logits of an implementation differ by at most `e + τ`, and the exact logits differ by at most τ. The
+bounds cover both differences with the error `e + 2 τ` in place of e.
 
-Proof. The largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If
-each e_i grows by D, f grows by the integral of `2 (1 - q_c)` from 0 to D. Here q_c is the term of class c divided by
-the sum. As e grows, q_c shrinks, so f grows by at least f(D), its growth from e = 0. Hence `f(e + 2 D)` is at least the
-sum of the two moves, `f(e + D) + f(D)`. The magnitudes are at least as large too. All other roundings of float64 are
-relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
+Proof. If no logit is computed again, the largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with
+`y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the integral of `2 (1 - q_c)` from 0 to
+τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f grows by at least f(τ), its growth
+from e = 0. Hence `f(e + 2 τ)` is at least the sum of the two moves, `f(e + τ) + f(τ)`.
+
+If a logit may be computed again, the largest move is `f(e) = e_c + log Σ p_i exp(e_i)`. If each e_i grows by τ, this f
+grows by exactly 2 τ, and `f(τ) = 2 τ`. So the sum of the two moves equals `f(e + 2 τ)`.
+
+With the error `e + 2 τ`, the magnitudes in the bounds are at least the magnitudes for the logits of any implementation.
+All other roundings of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
 from __future__ import annotations
@@ -69,7 +75,7 @@ class LinearTerms:
         bias: (V,), the bias of the linear layer, or None without a bias.
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
-        own_error: (N, 1), for each row twice the largest float64 error of its logits: `2 D` in the module's docstring.
+        own_error: (N, 1), for each row twice the largest float64 error of its logits: `2 τ` in the module's docstring.
         rows: The arguments of the cross-entropy of the logits, without the error of the logits (`logits_error`).
     """
 
@@ -142,7 +148,7 @@ class LinearBounds:
         w, upstream = self.terms.weight, np.abs(self.terms.rows.upstream)
         with np.errstate(all="ignore"):
             error = self._dot_product_error(len(w)) @ np.abs(w)
-            return self._product(self._gradient.value @ w, error, w, len(w), upstream[:, None])
+            return self._gradient_bound(self._gradient.value @ w, error, w, len(w), upstream[:, None])
 
     @cached_property
     def grad_weight(self) -> Array:
@@ -150,20 +156,20 @@ class LinearBounds:
         h = self.terms.input
         with np.errstate(all="ignore"):
             # BLAS computes the transposed product faster.
-            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._dot_product_error(self._kept)).T
-            return self._product(value, error, h, self._kept, self._common_upstream)
+            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._dot_product_error(self._kept_count)).T
+            return self._gradient_bound(value, error, h, self._kept_count, self._common_upstream)
 
     @cached_property
     def grad_bias(self) -> Array:
         """The bound of each element of the gradient of the bias, (V,)."""
         with np.errstate(all="ignore"):
-            value, error = self._gradient.value.sum(0), self._dot_product_error(self._kept, products=0).sum(0)
-            return self._product(value, error, np.ones(1), self._kept, self._common_upstream)
+            value, error = self._gradient.value.sum(0), self._dot_product_error(self._kept_count, products=0).sum(0)
+            return self._gradient_bound(value, error, np.ones(1), self._kept_count, self._common_upstream)
 
     @cached_property
     def logits_error(self) -> Array:
         """How far the logits of an implementation may be from the exact logits, (N, V), plus `own_error`."""
-        # The method computes, since mutmut (`nox -s mutate`) changes no decorated functions.
+        # A method does the computation, since mutmut (`nox -s mutate`) changes no decorated functions.
         with np.errstate(all="ignore"):
             return self._logits_error()
 
@@ -183,11 +189,12 @@ class LinearBounds:
         return computed.error
 
     def _underflow(self, terms: int) -> float:
-        """Return the largest error that underflows cause in a dot product with this number of terms.
+        """Return a bound of the error that underflows cause in a dot product with this number of terms.
 
-        Each product and, in a format that flushes, each addition may underflow: 2 n errors for n terms.
+        For n terms, there are at most 2 n underflows: one for each product and, in a format that flushes, one for each
+        addition.
         """
-        return 2 * terms * self.contract.loss.compute.underflow
+        return 2 * terms * self.contract.loss.compute.largest_underflow_error
 
     def _flushed(self, terms: int, *factors: Array) -> float:
         """Return the largest error that subnormal operands cause in a dot product, if the processor treats them as 0.
@@ -213,7 +220,7 @@ class LinearBounds:
         return Bounds(terms, self.contract.loss)
 
     @property
-    def _kept(self) -> int:
+    def _kept_count(self) -> int:
         """The number of kept rows. Only kept rows add terms to the gradients of weight and bias."""
         return int(self.terms.rows.kept.sum())
 
@@ -229,7 +236,7 @@ class LinearBounds:
             error = _inf_for_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
                 # A later multiplication by the upstream gradient also multiplies the underflow errors of d.
-                amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
+                amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.largest_underflow_error
                 error = error + np.where(of.terms.kept, amplified, 0.0)[:, None]
             return Computed(d, error, narrow.storage)
 
@@ -237,8 +244,8 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If an implementation may multiply the softmax and the target of d separately, this property adds the magnitudes
-        of both.
+        If an implementation may compute separate dot products for the two terms of d, softmax and target, this property
+        is the sum of the magnitudes of both terms.
         """
         if not self.contract.splits:
             return self._gradient.largest
@@ -258,20 +265,23 @@ class LinearBounds:
         roundings = c.roundings(terms) + c.splits + products
         return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
 
-    def _product(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
-        """Return the bound of a gradient, which is a product of d and a factor, rounded to the storage format.
+    def _gradient_bound(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
+        """Return the bound of a gradient, for an implementation that rounds the gradient to the storage format.
+
+        The gradient is a dot product of d and `factor`. If the contract has `scales_last`, the implementation may also
+        round the gradient before the multiplication by the upstream gradient.
 
         Args:
             value: The exact gradient.
             error: The error of the gradient before rounding: from the error of d and the roundings of the dot product.
-            factor: The factor: the weight, the input, or 1 for the gradient of the bias.
+            factor: The array by which d is multiplied: the weight, the input, or 1 for the gradient of the bias.
             terms: The number of terms of a dot product.
             upstream: The magnitude of the upstream gradient that all terms of a dot product share; None if the terms
                 have different upstream gradients.
         """
         c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
-        # A gradient to which only ignored rows contribute is exactly 0. The error is NaN where d has no bound and the
-        # factor is 0.
+        # An error of 0 means that only ignored rows or zeros contribute: the gradient is exactly 0. An error of NaN (d
+        # has no bound, and the factor is 0) becomes an infinite bound.
         some = error != 0
         lost = self._underflow(terms) + self._flushed(terms, factor, self._magnitudes)
         largest = self._magnitudes.max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
@@ -280,7 +290,7 @@ class LinearBounds:
             unscaled = Computed(value / upstream, error / upstream, None).rounded(storage)
             scaled = unscaled.error * upstream
             # Multiplying by a power of two rounds only where a number underflows.
-            once = np.where(np.isinf(unscaled.error), np.inf, error + storage.underflow * (upstream + 1))
+            once = np.where(np.isinf(unscaled.error), np.inf, error + storage.largest_underflow_error * (upstream + 1))
             scaled = np.where(is_power_of_two(upstream), once, scaled)
             error = np.where(some & (upstream > 0), scaled, error)
         return _inf_for_nan(safe(Computed(value, error, None).rounded(storage).error))

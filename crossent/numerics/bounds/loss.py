@@ -6,11 +6,12 @@ gradients.
 
     log p_c = (x_c - max x) - log Σ exp(x - max x)
     loss    = -Σ_c w_c q_c log p_c,     q = (1 - ε)·target + ε/C
-    ∂loss/∂x_c = g/D (p_c Σ_k w_k q_k - w_c q_c)
-    ∂loss/∂target_c = -g/D (1 - ε) w_c log p_c
+    gradient of x_c      =  g/D (p_c Σ_k w_k q_k - w_c q_c)
+    gradient of target_c = -g/D (1 - ε) w_c log p_c
 
-Here `x` is a row of logits over C classes, `w` are the class weights, `ε` is the label smoothing, `g` is the upstream
-gradient, and `D` is the denominator of a mean. In shapes, R is the number of rows and B the number of calls.
+Here `x` is a row of logits over C classes, `p` is its softmax, `w` are the class weights, and `ε` is the label
+smoothing. `g` is the upstream gradient, and `D` is the denominator of a mean, or 1 for the other reductions. In shapes,
+R is the number of rows and B the number of calls.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from crossent.numerics.formats import Array
 
 
 class Bounds(CallBounds):
-    """The error bounds of a call, or of several calls, under one contract.
+    """The error bounds of the loss and of the gradients of a call, or of several stacked calls, under one contract.
 
     A bound is infinite where the contract promises nothing.
     """
@@ -47,8 +48,10 @@ class Bounds(CallBounds):
     def _unshifted(self) -> Computed:
         """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum from the logits.
 
-        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The returned error is the error for rows
-        that are shifted until their maximum is :func:`offset`.
+        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The error must not grow with a common offset
+        of the logits, unless the contract has `offset`. So the error is computed for rows that are shifted until their
+        maximum is :func:`offset`. If the logits have an error, only the `error` of the result has a meaning. With
+        smoothing, the error is infinite if a sum without the factor `ε/C` may overflow.
         """
         c, t = self.contract, self.terms
         if t.logits_error is not None:
@@ -60,7 +63,7 @@ class Bounds(CallBounds):
             rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
         if not t.smooths:
             return rows
-        # The kernel may multiply by ε/C last. If `Σ w_c · logsumexp` or `Σ w_c x_c` may overflow, there is no bound.
+        # The kernel may multiply by ε/C last: `Σ w_c · logsumexp` or `Σ w_c x_c` may overflow.
         weights = float(t.logits.shape[1]) if t.weight is None else np.abs(t.weight).sum(-1)
         largest = np.abs(t.logits).max(1) + np.abs(t.log_sum)
         return rows.unless(c.compute.overflows(weights * largest))
@@ -76,12 +79,12 @@ class Bounds(CallBounds):
 
     def _loss(self) -> Array:
         """Compute the bounds that :attr:`loss` caches."""
-        rows, sizes = self._expected(-self._log_probs)
+        rows, sizes = self._weighted_sums(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())
         return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p is not an overflow: its size is 0
 
-    def _expected(self, values: Computed) -> tuple[Computed, Array]:
+    def _weighted_sums(self, values: Computed) -> tuple[Computed, Array]:
         """Return the sum of each row, `Σ_c w_c q_c values_c`, and the sum of the magnitudes of its terms, both (R,).
 
         `values` are (R, C), such as `-log p` for the loss.
@@ -93,23 +96,24 @@ class Bounds(CallBounds):
         products = c.keep(self._coefficients.times(values, c.compute))
         return products.sum(c.compute), products.largest.sum(1)
 
-    def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
+    def _reduced(self, rows: Computed, sizes: Array, magnitudes: Array) -> Array:
         """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,); with a reduction, of the sum or mean, ().
 
         Stacked calls have one bound for each sum or mean, (B,).
 
-        If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
-        the uniform part (:func:`parts`). If weights have both signs, the parts may cancel. So the error of a sum over
-        rows depends on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and
-        after the division by D. If the sum without the factor `ε/C` may overflow, the bound is infinite.
+        With smoothing, an implementation may sum two parts of a row separately: the part of the target and the uniform
+        part (:func:`parts`). If weights have both signs, the parts may cancel. So the error of a sum over rows depends
+        on `sizes`, not on the magnitudes of the rows' own sums. An implementation may also multiply by `ε/C` last,
+        after all sums and after the division by D. The bound is infinite if the sum without the factor `ε/C`, or a
+        partial product of a row (:meth:`_partial_products`), may overflow.
 
         Args:
             rows: `Σ_c w_c q_c values_c`, (R,).
             sizes: The sum of the magnitudes of each row's terms, (R,).
-            values: The magnitudes of the values, (R, C).
+            magnitudes: The magnitudes of `values_c`, (R, C).
         """
         c, t = self.contract, self.terms
-        narrow, unscaled = c.stored or c.compute, self._partial_products(values)
+        narrow, unscaled = c.stored or c.compute, self._partial_products(magnitudes)
         if self._dense:
             unscaled = unscaled.sum(1) if t.smooths else unscaled.max(1)
         rows = c.keep(rows.unless(narrow.overflows(unscaled))).where(t.kept)
@@ -144,9 +148,12 @@ class Bounds(CallBounds):
         """Return the bound of the gradient of the logits, `s (p_c Σ_k v_k - v_c)` with `v = w q` and `s = g/D`, (R, C).
 
         With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. The second
-        addition is one more rounding of each term. A kernel may also compute the part of the target and the uniform
-        part separately (:func:`parts`), and add the two parts. The larger of the two bounds counts. A kernel may
-        multiply by `s` after this addition, but then the error is not larger.
+        addition is one more rounding of each term. For class probabilities, the bound has this rounding without
+        smoothing too.
+
+        With smoothing, a kernel may also compute the part of the target and the uniform part separately, and add the
+        two parts (:func:`parts`). The larger error of both computations counts. If the kernel multiplies by `s` after
+        this addition, one rounding of the sum replaces a rounding of each part. So the error is not larger.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
@@ -166,27 +173,29 @@ class Bounds(CallBounds):
     def _gradient_with(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
         """Return the gradient `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
-        The error covers every order of the operations, for the coefficients `v` and the scale `s`. An implementation
-        may multiply both terms by a factor before the difference, or multiply the difference `d`. With `m` factors, of
-        which `a` come before the difference, the rounding errors are:
+        The error covers every order of the operations that the contract allows, for the coefficients `v` and the scale
+        `s`. An implementation may multiply both terms by a factor before the subtraction, or multiply the difference
+        after the subtraction. Let `a` of the `m` factors come before the subtraction. Each of them causes a rounding
+        error of both terms. The subtraction and each later factor cause a rounding error of the gradient `d`. The
+        rounding errors are:
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
-        This sum is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
+        This sum is linear in `a`, so its largest value is at an end: all factors come before the subtraction, or none.
         If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
         has one rounding less, and the error of the true class increases with `a`:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
         For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. So again the larger error of the two
-        ends counts. Automatic differentiation multiplies by v before the difference; a kernel need not. A fused
-        multiply-add leaves a rounding out.
+        ends counts. Automatic differentiation multiplies by v before the subtraction. A kernel, or an implementation
+        whose contract has `keeps_probs`, may multiply by v afterwards. A fused multiply-add leaves a rounding out.
 
-        Before the difference, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
+        Before the subtraction, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
         The larger error of the two counts: if the terms cancel, their rounding errors do not cancel.
 
         A `p` without an error is 0 or 1, and multiplying by 0 or 1 is exact. So the rounding error of a product of
-        known factors does not depend on the position of `p`.
+        factors without errors does not depend on the position of `p`.
         """
         c, t = self.contract, self.terms
         scaled = self._scaled(coefficients, scale)
@@ -196,7 +205,9 @@ class Bounds(CallBounds):
         # Autograd stores the gradient of log p, sums this gradient over the classes, and multiplies the sum by p.
         softmax = wider(softmax, self._probs.times(factor, c.compute))
         if c.fused:
-            softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
+            softmax = self._multiplied_in_any_order(
+                softmax, [*self._scale_factors(), column(total).largest, self._probs.largest]
+            )
         before = softmax.minus(scaled, c.compute)
         if hot and (c.fused or c.keeps_probs):
             is_hot = np.arange(t.logits.shape[1]) == np.asarray(t.index)[:, None]
@@ -209,15 +220,18 @@ class Bounds(CallBounds):
             difference = self._probs.times(column(total), c.compute).minus(coefficients, c.compute)
             after = difference.times(scale, c.compute)
         if c.fused:
-            after = self._in_any_order(after, [*self._scale_factors(), column(total).largest, difference.largest])
+            after = self._multiplied_in_any_order(
+                after, [*self._scale_factors(), column(total).largest, difference.largest]
+            )
         return wider(before, after), softmax.largest + scaled.largest
 
     def _partial_products(self, sizes: Array) -> Array:
-        """Return the largest partial product of each term, (R, C); if only the true class has a term, (R,).
+        """Return, for each term, the largest partial product that contains the value, (R, C).
 
-        A term is the product of a value, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes
-        of the values, (R, C). A partial product that contains the value is largest if the factors below one come last.
-        `1 - ε` and `ε/C` are at most one.
+        For class indices without smoothing, only the true class has a term, and the result is (R,). A term is the
+        product of a value, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes of the
+        values, (R, C). The partial product is largest if the factors below one come last. `1 - ε` and `ε/C` are at most
+        one, so they do not enlarge the product.
         """
         t = self.terms
         if t.probabilities is not None:
@@ -229,7 +243,8 @@ class Bounds(CallBounds):
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
         """Return the coefficients `w_c q_c` multiplied by the scale `s = g/D`, (R, C).
 
-        An implementation may multiply in any order, and may store partial products.
+        An implementation may multiply in any order, and may store partial products. `coefficients` may also be a part
+        from :func:`parts`; `scale` then contains `1 - ε` or `ε/C`.
         """
         t = self.terms
         factors = self._scale_factors()
@@ -240,7 +255,7 @@ class Bounds(CallBounds):
         if t.smooths:
             factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are at most one
         product = self.contract.keep(coefficients.times(scale, self.contract.compute))
-        return self._in_any_order(product, factors, products=2 if t.smooths else 1)
+        return self._multiplied_in_any_order(product, factors, products=2 if t.smooths else 1)
 
     @cached_property
     def target_gradient(self) -> Array:
@@ -270,17 +285,16 @@ class Bounds(CallBounds):
         unscaled = np.ones((1, 1))
         for factor in factors:
             unscaled = unscaled * np.maximum(factor, 1.0)
-        product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
+        product = self._multiplied_in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
         return safe(product.rounded(c.storage).error)
 
-    def vacuous_results(self, check: str) -> list[Array]:
-        """Return a list of wrong results, each of which leaves out a term of the formula.
+    def vacuous_results(self, name: str) -> list[Array]:
+        """Return a list with one wrong gradient if `name` is "gradient"; an empty list for any other result.
 
-        If a wrong result is within the bounds, passing a comparison does not show that an implementation is right. For
-        `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other names,
-        the list is empty.
+        The wrong gradient leaves out the softmax: `-g/D · w_c q_c`, (R, C). If the wrong gradient is within the bounds,
+        passing a comparison does not show that an implementation is right.
         """
-        if check != "gradient":
+        if name != "gradient":
             return []
         with np.errstate(all="ignore"):
             divisor = 1.0 if self._denominator is None else self.terms.by_row(self._denominator.value)

@@ -8,9 +8,9 @@ rules assume no distribution of the errors, and they drop no term of second orde
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
 gradually, the absolute error is instead at most half the smallest subnormal number (Higham, Accuracy and Stability of
 Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may treat a subnormal operand as 0, and
-may return 0 for a subnormal result. The error is then at most the smallest normal number. A wider format or a fused
-multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
-infinite: the rules promise nothing.
+may return 0 for a subnormal result. The operand or the result then changes by less than the smallest normal number. A
+wider format or a fused multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its
+format, its error is infinite: the rules promise nothing.
 
 In the formulas, `a` and `b` are the values of two operands, `e_a` and `e_b` their errors, and `u` is the unit roundoff
 of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. An error of
@@ -189,9 +189,9 @@ class Computed:
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
-        The error is infinite if `b` may be zero. `ulps` is the largest error of a division: `2 ulps` times the error of
-        one rounding. A division with `ulps=0.5` is correctly rounded, so the rules of :meth:`times` apply: for known
-        operands, for `known`, and for a divisor that is a power of two.
+        The error is infinite if `b` may be zero. A division errs by at most `ulps` ulps, so by at most `2 · ulps` times
+        the error of one rounding. With `ulps=0.5`, the division is correctly rounded, so the rules of :meth:`times`
+        apply: for known operands, for `known`, and for a divisor that is a power of two.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -213,8 +213,8 @@ class Computed:
         """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
 
         The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. An implementation
-        may scale the argument to base 2 first. The scaled argument `y = fl(x · fl(log2 e))` is `x log2 e (1 + δ)` with
-        `|δ| ≤ per_unit u`. Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to `e`.
+        may scale the argument to base 2 first: `y = fl(x · fl(1/log 2))` is `x/log 2 · (1 + δ)`, `|δ| ≤ per_unit u`.
+        Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to `e`. `per_unit=0` means no scaling.
 
         `exp(0) = 1` and `exp(-inf) = 0` are exact for a known argument. Near underflow, an implementation may flush the
         result to zero, so the error is larger by the smallest normal number.
@@ -257,10 +257,10 @@ class Computed:
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i`
-        and the largest magnitude `t_i`, and goes through `depth_i` additions. `h` is the largest depth. The maximum is
-        over the allowed trees; it is at most `depth · Σ t` if `order` has a depth. In a format that flushes, each
-        addition adds the smallest normal number.
+        The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and the magnitude of
+        at most `t_i`, and goes through `depth_i ≤ h` additions. Terms with `t_i = 0` do not count. `M` is the smallest
+        of `Ω`, `1/u` times the bound for big and small terms, and, if `order` has a depth, `depth · Σ t`. In a format
+        that flushes, each addition adds the smallest normal number to the error.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -277,7 +277,7 @@ class Computed:
         sum. No term is in two such second sums, so these additions contribute at most σ. Together, the error is at most
         `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
-        Exact sums. If all terms are known multiples of a power of two `2^k`, and `Σ t` is at most `2^k / u`, no order
+        Exact sums. If all terms are known multiples of a power of two `2^m`, and `Σ t` is at most `2^m / u`, no order
         rounds.
 
         Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow although the sum does
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
     """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
 
-    For a number with the error 0, return the exact rounding error, unless `known` is False or `format` is float64.
+    If the error is 0, return the exact error, unless `known` is False, or `format` is float64 or may flush the number.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

@@ -22,11 +22,13 @@ Entries = TypeVar("Entries", Array, NDArray[np.bool_])
 
 @dataclass(frozen=True)
 class Terms:
-    """The arguments of a call, or of B stacked calls, as R rows of C classes. All numbers are float64.
+    """The arguments of a call, or of B stacked calls, as R rows of C classes.
+
+    All arrays are float64, except `index` and `kept`.
 
     Attributes:
         logits: (R, C), exact unless `logits_error` is given.
-        log_sum: (R,), `log Σ exp(x - max x)`, computed in float64.
+        log_sum: (R,), `log Σ exp(x - max x)` of each row `x` of the logits, computed in float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
         kept: (R,), the mask of the kept rows: False on ignored rows.
         probabilities: (R, C), the class probabilities; None for class indices.
@@ -37,8 +39,8 @@ class Terms:
             reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
-        logits_error: (R, C), how far the logits that an implementation computes may be from `logits`. None if the
-            logits are an argument of the call, and so exact.
+        logits_error: (R, C), the largest errors of the logits, if an implementation computes the logits itself. None if
+            the logits are an argument of the call, and so exact.
     """
 
     logits: Array
@@ -61,7 +63,7 @@ class Terms:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """The properties that calls must share, so that :func:`stack_calls` can combine them."""
+        """The properties that :func:`stack_calls` requires all calls to share."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], self.logits_error is None, *given)
 
@@ -100,7 +102,7 @@ class Terms:
         return [numbers[rows] for rows in self._row_indices]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Return the numbers of the calls in the order of the calls, (B,).
+        """Return one number for each call, in the order of the calls, (B,).
 
         `sums` has, for each array of :meth:`lines`, an array with one number for each line.
         """
