@@ -13,8 +13,8 @@ large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact.
 `M_c` the largest move of `log p_c`, and `E = max_c e_c`. Then, for every such z':
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
-* `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. In the sum of the exponentials,
-  `p_c(z') ≤ 1` too.
+* `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. Since `p_c(z') ≤ 1` too, the sum of
+  the exponentials uses the smaller of w_c and 1.
 * The sum `s' = Σ exp(z'_i - max z')` is at least one. For the class c with the largest z', `log s' = -log p_c(z')`, and
   no class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
   the largest exact logit.
@@ -24,9 +24,11 @@ large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact.
   small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
   holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
-  With terms in descending order, the j-th term is scaled at most j-1 times. For an increasing f, `Σ t_j f(j - 1)` is
-  the least of the sums over all orders of the terms (rearrangement inequality). Each of these sums grows with every
-  term, so the least sum grows too. So the bound for the terms w_c holds here too. ∎
+  With the terms t in descending order, the j-th term is scaled at most j-1 times. So the scalings add an error of at
+  most `Σ t_j f(j - 1)`, where f(k) is the relative error of k scalings. Since f increases, this sum is the least of the
+  sums over all orders of the terms (rearrangement inequality). Each of these sums grows with every term, so the least
+  sum grows too. This holds although the terms w_c may have another order than the `p_c(z')`. So the bound for the terms
+  w_c holds here too. ∎
 
 In all functions, the parameter `t` has the arguments of a call, and the parameter `c` is a contract. In shapes, R is
 the number of rows and C of classes.
@@ -56,8 +58,9 @@ def largest_move(t: Terms, c: Contract) -> Array:
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
     The move is small if `p_c` is near one. If `c.recomputes` is True, an implementation may compute a logit again, for
-    the gradient or for the true class, with another order of additions. The two computed logits need not be equal. So
-    `log Σ exp(z_i)` moves by at most `log1p(Σ p_i expm1(e_i))`, and the second logit by at most e_c.
+    the gradient or for the true class, with another order of additions. The two computed logits need not be equal. The
+    logit in `log p_c` then moves by at most e_c, and `log Σ exp(z_i)` by at most `log1p(Σ p_i expm1(e_i))`. The largest
+    move is the sum of both.
     """
     assert t.logits_error is not None
     p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)
@@ -66,7 +69,8 @@ def largest_move(t: Terms, c: Contract) -> Array:
     if c.recomputes:
         return np.asarray(t.logits_error + np.log1p(total))
     top = np.arange(len(p)), t.logits.argmax(1)
-    # The sums over the other classes. `total - terms` loses digits only for the top class, if it has most of the total.
+    # The sums over the other classes. If a class has most of the total, `total - terms` loses digits: the margin covers
+    # the loss. For the top class, add the other terms instead.
     others, rest = np.maximum(total - terms, 0) + 2.0**-50 * total, 1 - p
     terms[top], p[top] = 0.0, 0.0
     others[top], rest[top] = terms.sum(1), p.sum(1)
@@ -82,8 +86,9 @@ def _log_probs(t: Terms) -> Array:
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
 
-    The errors of `log p` and of `p` are distances from the softmax of the exact logits. For the log-sum-exp, `value` is
-    the largest magnitude for any logits within the error, and `error` is the rounding error alone.
+    The errors of `log p` and of `p` include the effect of the errors of the logits. For the log-sum-exp, `error` is the
+    rounding error alone, and `value` is the largest magnitude of the number that :func:`softmax` returns, for any
+    logits z' with `|z' - z| ≤ e`.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal
@@ -126,7 +131,9 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
 
 
 def _exp_error(size: Array, error: Array, c: Contract) -> Array:
-    """Return the relative error of a computed `exp(x)`, as :meth:`Computed.exp` does for the absolute error.
+    """Return the relative error of a computed `exp(x)`, by the rules of :meth:`Computed.exp`, without an underflow.
+
+    The caller adds the error of an underflow.
 
     Args:
         size: The largest magnitude of each argument `x`.
@@ -156,13 +163,14 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 
 
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
-    """Return the error of `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,). Only the `error` of the result has a meaning.
+    """Return the error of `Σ v_c · logsumexp - Σ v_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    A kernel that does not subtract the maximum from the logits may compute the loss by this formula. Here `w_c q_c` are
-    the coefficients: class weight times smoothed target. The function replaces all numbers by their magnitudes, and
-    adds the two sums instead of subtracting. So every rounding error is at least as large as for the computed logits.
-    The errors of the logits change the exact result by at most `Σ |w_c q_c| M_c`, where `M_c` is :func:`largest_move`.
-    `logsumexp` is the third result of :func:`softmax_of_inexact`.
+    A kernel that does not subtract the maximum from the logits may compute the loss by this formula. Here `v_c` are the
+    coefficients: class weight times smoothed target. The error is the error for rows that are shifted until their
+    maximum is :func:`offset`. The function replaces all numbers by their magnitudes, and adds the two sums instead of
+    subtracting. So every rounding error is at least as large as for the computed logits. The errors of the logits
+    change the exact result by at most `Σ |v_c| M_c`, where `M_c` is :func:`largest_move`. `logsumexp` is the third
+    result of :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))

@@ -105,9 +105,9 @@ def offset(logits: Array, c: Contract) -> Array:
     """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
     If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
-    every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the
-    number is at most `max - min`, as if the row were shifted until the row contains zero. Cross-entropy does not change
-    under this shift.
+    every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 in float32, for a small C (pytorch#38839). Otherwise
+    the magnitude of the number is at most `max - min`: a larger maximum counts as if the row were shifted until the row
+    contains zero. Cross-entropy does not change under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
@@ -180,10 +180,11 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 
 
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
-    """Return a number that an implementation computes from an option, such as `1 - ε`, with its error bound.
+    """Return a number that an implementation computes from an option, such as `ε/C`, with its error bound.
 
-    `value` is the exact number. The error covers two roundings to `format`: of the option, and of the number. If the
-    contract `c` stores intermediates in a format, the error also covers the rounding to this format.
+    `value` is the exact number. The error covers two roundings to `format`, each of at most `u |value|`: for `ε/C`, the
+    roundings of `ε` and of the quotient. If the contract `c` stores intermediates in a format, the error also covers
+    the rounding to this format. For `1 - ε`, the rounding of `ε` may be larger: see :func:`unsmoothed_share`.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 

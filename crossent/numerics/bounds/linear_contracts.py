@@ -1,4 +1,4 @@
-"""Contracts of a linear cross-entropy: the promises about its logits, their gradient, and its three dot products."""
+"""Contracts of a linear cross-entropy: the promises about its logits, their cross-entropy, and the dot products."""
 
 from __future__ import annotations
 
@@ -78,22 +78,26 @@ def linear_contract(
 ) -> LinearContract:
     """Return the contract of a kind of implementation for one dtype of input and weight, at grade A or B.
 
-    At both grades, an implementation computes every dot product, and every sum of the loss and of a gradient, in
-    float32 or wider. The implementation may sum in any order, with or without fused multiply-adds, and in chunks of
-    rows and of classes. The sums over chunks must be in float32 or wider too.
+    At both grades, an implementation computes every dot product in float32 or wider, and in float64 for the dtype
+    float64. The same holds for every sum of the loss and of a gradient; "torch" at grade B has an exception. The
+    implementation may sum in any order, with or without fused multiply-adds, and in chunks of rows and of classes. The
+    sums over chunks must be in the same formats. For every promise but "eager", the implementation may compute separate
+    dot products for softmax and target.
 
-    Grade A: the implementation keeps the logits and their gradient in float32 or wider, and rounds each result once.
+    Grade A: the implementation keeps the logits and their gradient in these formats, and rounds each result once.
 
     Grade B: the implementation may also round the logits to the dtype, before and after the addition of the bias. The
     implementation may round the gradient of the logits to the dtype too. A kernel may round a result to the dtype
     before the multiplication by the upstream gradient. For the promise "torch", the implementation may also round every
-    intermediate of the cross-entropy to the dtype, as torch does on a CPU.
+    intermediate of the cross-entropy to the dtype, as torch does on a CPU. These intermediates include the sum of the
+    losses over rows and the denominator. On a CPU, the order of these two sums is then limited: see
+    :func:`crossent.numerics.bounds.contracts.contract`.
 
-    The promise "torch" allows chunks. In float32 and float64, a sum over rows may have any order, and the
-    implementation may multiply a gradient by the upstream gradient last, after rounding the gradient. "torch" forbids
-    this order in half precision, because the rounding loses small numbers that loss scaling would save. On a CPU,
-    "torch" also allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does
-    this (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
+    In float32 and float64, a sum over rows may have any order. For every promise but "eager", the implementation may
+    also multiply a gradient by the upstream gradient last, after rounding the gradient. "torch" forbids this order in
+    half precision, because the rounding loses small numbers that loss scaling would save. On a CPU, "torch" also allows
+    a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and
+    IA-32 Architectures Software Developer's Manual, volume 2).
 
     In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype.
 
@@ -128,7 +132,8 @@ def linear_contract(
     return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=by_hand)
 
 
-# The promises that a linear cross-entropy lacks, each with the promise that replaces it.
+# The promises that a linear cross-entropy lacks, each with the promise that replaces it. "stepwise" needs no entry: a
+# linear cross-entropy uses its contract at grade A, which equals the contract of "eager".
 _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
 
 
@@ -143,7 +148,7 @@ def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions:
         promise: The kind of implementation.
         grade: "A" or "B".
         dtype: The dtype of input and weight.
-        conditions: Other arguments of :func:`linear_contract`.
+        conditions: Other arguments of :func:`linear_contract`, except `recomputes`.
     """
     known = _OTHER_NAMES.get(promise, promise)
     return linear_contract(known, grade, dtype, recomputes=known in ("kernel", "fast_kernel"), **conditions)
