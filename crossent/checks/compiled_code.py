@@ -88,12 +88,7 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     separate kernels make, and add no rounding. A contract permits roundings, and requires none, so its bounds also
     cover fused steps.
 
-    Code for a CPU may add up the rows in any order, in float32, or in float64 for float64 logits. So if `own` has no
-    intermediates in half precision (`stored`), the contract is `own` with every order of the rows. Otherwise the
-    contract is `own`, even if `own` limits the order. The plan runs compiled code on fewer than 2^13 rows. So the error
-    of the sum over numbers `t` of the rows is at most `2^13 · 2^-24 Σ|t| = 2^-11 Σ|t|`. `own` allows at least one
-    addition in half precision. The bound of this addition is `u Σ|t|`, where the unit roundoff `u` is 2^-11 in float16
-    and 2^-8 in bfloat16.
+    Code for a CPU may also add up the rows in any order: see :attr:`Contract.compiled`.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
     blocks. The contract is `own` with the functions "fast" of `FUNCTIONS`, and with `fused`.
@@ -101,7 +96,7 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     if backend == TRACER:
         return own
     if device == "cpu":
-        return own.in_any_order if own.stored is None else own
+        return own.compiled
     return replace(own, functions=FUNCTIONS["fast", own.compute.name], fused=True)
 
 

@@ -178,6 +178,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
         not_transformed="is already compiled",
         # On a GPU, torch.compile generates code with approximate functions: Triton on CUDA and XPU, Metal on MPS.
         promise=subject.promise if device == "cpu" else "fast_kernel",
+        compiled=True,
         source=f"{subject.source}{COMPILE_SUFFIX}",
     ).lacking(_OF_COMPILED)
 

@@ -148,7 +148,7 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
     if loss.ranks:
         bare = replace(bare, not_applicable=partial(why_no_classes, split, loss.ranks, reasons))
     if loss.description.endswith(COMPILE_SUFFIX):
-        bare = replace(bare, not_applicable=partial(why_not_compiled, bare.not_applicable))
+        bare = replace(bare, not_applicable=partial(why_not_compiled, bare.not_applicable), compiled=True)
     return bare.lacking(reasons)
 
 

@@ -30,6 +30,7 @@ class Subject:
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
         promise: the promise of the subject about its arithmetic, from which the error bounds follow; by default, the
             promise of a fused kernel.
+        compiled: whether torch.compile compiles the loss, which may then sum the rows in any order.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
@@ -52,6 +53,7 @@ class Subject:
     not_applicable: Callable[[Inputs], str | None] = lambda inputs: None
     dtype: torch.dtype | None = None
     promise: Promise = "kernel"
+    compiled: bool = False
     not_transformed: str = ""
     grades: Mapping[str, Grade] = field(default_factory=dict)
     source: str = ""

@@ -227,7 +227,8 @@ class Trial:
         name = subject.dtype_name or dtype
         chosen = grade or self.wanted
         flushes = "subnormal" in subject.lacks
-        return contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
+        own = contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
+        return own.compiled if subject.compiled else own
 
     def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
         """Return the contract of the subject for the operation, the logits dtype and the number of rows of `exact`.
