@@ -26,7 +26,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
-from crossent.trials.memory import marks, written
+from crossent.trials.memory import describe_change, marks
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 # The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
@@ -201,8 +201,8 @@ def no_grad(trial: Trial) -> Found:
         if requires_grad:
             yield Problem("wrong", f"loss, {way}: got requires_grad=True; expected requires_grad=False")
             return
-        changed = written(given, question.inputs) if "arguments" not in trial.subject.lacks else ""
-        if change := f"the call wrote into {changed}" if changed else mark:
+        changed = describe_change(given, question.inputs) if "arguments" not in trial.subject.lacks else ""
+        if change := f"the call {changed}" if changed else mark:
             yield Problem("changed_input", f"{way}: {change}")
             return
         yield from _named(trial.compare(Result(loss), question.exact), way)

@@ -16,10 +16,10 @@ from crossent.cases.inputs import Inputs
 from crossent.machine import synchronize
 from crossent.subjects.subject import Loss
 from crossent.trials.act import Host, NotRun, Raised
-from crossent.trials.memory import written
+from crossent.trials.memory import describe_change
 from crossent.trials.trial import NotRunError, Problem
 
-ERRORS = "A bad call raises an error of the class that torch documents, before anything is written."
+ERRORS = "A call with a bad input raises an error of a class that torch raises for this mistake."
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Reaction:
 
     Attributes:
         raised: the exception; None if the call raised no exception.
-        returned: the numbers of the returned tensor as text after a space, if there are fewer than ten; "" otherwise.
-        wrote: the name of the argument that the call wrote into; "" if the call wrote into no argument; None if the
-            device can no longer be read.
+        returned: a space and the numbers of the returned tensor, such as " 0.5", if there are fewer than ten;
+            otherwise "".
+        wrote: a phrase about the first argument that the call changed, such as "wrote into input"; "" if the call
+            changed no argument; None if the device can no longer be read.
         changed_state: the names of the parts of the global state that the call changed.
         ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.
@@ -84,8 +85,8 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 def _restore_index_error(error: BaseException) -> BaseException:
     """Return an IndexError for an error of Python that hides torch's IndexError; return any other error unchanged.
 
-    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message as a single byte, which
-    Python may fail to decode.
+    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message of its IndexError as a
+    single byte, which Python may fail to decode.
     """
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))
@@ -110,7 +111,7 @@ def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> 
     elif not reaction.raised.is_a(*allowed):
         found["errors"] = Problem("wrong", f"the call raised {reaction.raised.message}; should have raised {names}")
     if reaction.wrote:
-        found["arguments"] = Problem("changed_input", f"the call wrote into {reaction.wrote}")
+        found["arguments"] = Problem("changed_input", f"the call {reaction.wrote}")
     if reaction.changed_state:
         found["state"] = Problem("changed_state", f"the call changed {', '.join(reaction.changed_state)}")
     return found
@@ -118,7 +119,7 @@ def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> 
 
 def _find_written(given: Inputs, before: Inputs) -> str | None:
     try:
-        return written(given, before)
+        return describe_change(given, before)
     except RuntimeError:
         if given.input.device.type != "cpu":
             return None

@@ -25,7 +25,7 @@ from crossent.trials.call import Result, digest_of, in_words, repeat_call
 from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
-from crossent.trials.memory import written
+from crossent.trials.memory import describe_change
 from crossent.trials.trial import Problem, Trial, misshapen
 
 
@@ -55,19 +55,19 @@ def result(trial: Trial) -> Iterator[Problem]:
 def arguments(trial: Trial) -> Iterator[Problem]:
     """The call leaves its arguments, their .grad and all their memory unchanged; no result shares memory with them.
 
-    If an argument is a view, "all their memory" includes the elements outside of the view. A result may share memory
-    with the upstream gradient.
+    If an argument is a view, "all their memory" includes the elements outside of the view. The call must also leave
+    requires_grad and the upstream gradient unchanged. A result may share memory with the upstream gradient.
     """
     yield from _arguments(trial)
 
 
 def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
-    if name := written(first.given, trial.question.inputs):
-        # `written` compares with the copy of the inputs in this process. The process of the subject cannot be trusted,
-        # so its reply only decides which pass the message names.
+    if change := describe_change(first.given, trial.question.inputs):
+        # `describe_change` compares with the copy of the inputs in this process. The process of the subject cannot be
+        # trusted, so its reply only decides which pass the message names.
         which = "forward" if first.written_forward else "backward"
-        yield Problem("changed_input", f"the call wrote into {name} in the {which} pass")
+        yield Problem("changed_input", f"the call {change} in the {which} pass")
     elif first.marked:
         yield Problem("changed_input", first.marked)
     elif first.shared:
@@ -165,10 +165,10 @@ def _sign(trial: Trial) -> Iterator[Difference]:
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    The sum may differ from 0 by the sum of the error bounds of the gradient's numbers, plus the error of
-    :func:`compensated_sum`, which adds the numbers. A row is not judged if a number of the gradient has no error bound,
-    if its logits have no softmax, or if the sum of the gradient's magnitudes overflows float64. Any other row fails if
-    its gradient holds NaN or an infinity.
+    The exact sum is 0, since `Σ_c p_c` is 1. The computed sum may differ from 0 by the sum of the error bounds of the
+    gradient's numbers, plus the error of :func:`compensated_sum`, which adds the numbers. A row is not judged if a
+    number of the gradient has no error bound, if its logits have no softmax, or if the sum of the gradient's magnitudes
+    overflows float64. Any other row fails if its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)
 
@@ -193,7 +193,7 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
         found,
         index=tuple(map(int, np.unravel_index(row, _row_sizes(trial.case)))),
         ulp=found.error / FORMATS[dtype].last_place(float(np.abs(numbers[row]).max())),
-        not_judged={"a number of the row has no error bound": int((~judged).sum())} if not judged.all() else {},
+        not_judged={"the sum of the row has no error bound": int((~judged).sum())} if not judged.all() else {},
     )
 
 
@@ -215,23 +215,25 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
         yield from _not_zero("loss", trial.got.loss.cpu(), ignored)
     if trial.got.gradient is not None:
         with_softmax = ignored.new_tensor(_has_softmax(trial)).reshape(ignored.shape)
-        axis = min(1, trial.got.gradient.dim() - 1)
         name = in_words("gradient", trial.case.operation)
-        yield from _not_zero(name, trial.got.gradient.cpu().movedim(axis, -1), ignored & with_softmax)
+        yield from _not_zero(name, trial.got.gradient.cpu(), ignored & with_softmax)
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), has a number other than 0 in the given rows.
+    """Yield a problem if a result, (N, d1, …) or (N, C, d1, …), has a number other than 0 in the given rows.
 
     `name` is the name of the result in the message. `rows`, (N, d1, …), is True for the given rows.
     """
-    wrong = rows & (got != 0 if got.dim() == rows.dim() else (got != 0).any(-1))
+    axis = min(1, got.dim() - 1)
+    is_loss = got.dim() == rows.dim()
+    wrong = (got != 0) & (rows if is_loss else rows.unsqueeze(axis))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
+        wrong_rows = wrong if is_loss else wrong.any(axis)
         yield Problem(
             "wrong",
-            f"{name}: {int(wrong.sum())} of {int(rows.sum())} ignored rows are not 0; "
-            f"got {got[first].tolist()} at index {first}; expected 0",
+            f"{name}: {int(wrong_rows.sum())} of {int(rows.sum())} ignored rows are not 0; "
+            f"got {got[first].item()} at index {first}; expected 0",
         )
 
 

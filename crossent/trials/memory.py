@@ -39,6 +39,17 @@ def written(given: Inputs, before: Inputs) -> str:
     return next((name for name, pair in changed.items() if _has_other_elements(*pair)), next(iter(changed), ""))
 
 
+def describe_change(given: Inputs, before: Inputs) -> str:
+    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input", or "".
+
+    `given` and `before` are the arguments of :func:`written`.
+    """
+    name = written(given, before)
+    if name and _view(tensors_of(given)[name]) != _view(tensors_of(before)[name]):
+        return f"changed the shape, strides or offset of {name}"
+    return name and f"wrote into {name}"
+
+
 def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
     """Return a sentence about the first argument whose .grad or requires_grad the call changed, or "".
 

@@ -149,19 +149,19 @@ def test_an_index_error_of_torch_whose_message_python_cannot_decode_is_right():
 
 
 @pytest.mark.parametrize(
-    ("write", "name"),
+    ("write", "said"),
     [
-        (lambda x, y, **options: x[0, 0].fill_(1), "input"),
-        (lambda x, y, **options: x.neg_(), "input"),  # -0.0 == 0.0
-        (lambda x, y, **options: x.unsqueeze_(0), "input"),
-        (lambda x, y, **options: y.clamp_(max=1), "target"),
-        (lambda x, y, **options: options["weight"].mul_(2), "weight"),
+        (lambda x, y, **options: x[0, 0].fill_(1), "wrote into input"),
+        (lambda x, y, **options: x.neg_(), "wrote into input"),  # -0.0 == 0.0
+        (lambda x, y, **options: x.unsqueeze_(0), "changed the shape, strides or offset of input"),
+        (lambda x, y, **options: y.clamp_(max=1), "wrote into target"),
+        (lambda x, y, **options: options["weight"].mul_(2), "wrote into weight"),
     ],
     ids=["one element", "a sign of zero", "its shape", "target", "weight"],
 )
-def test_a_bad_call_that_writes_into_an_argument_is_a_finding(write, name):
+def test_a_bad_call_that_changes_an_argument_is_a_finding(write, said):
     found = problems(refusing(write), SHORT_WEIGHT)
-    assert found == {"changed_input": f"the call wrote into {name}"}
+    assert found == {"changed_input": f"the call {said}"}
 
 
 @pytest.mark.parametrize(

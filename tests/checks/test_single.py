@@ -128,6 +128,17 @@ def test_a_change_of_an_argument_is_reported(loss, problem):
     assert found_by("arguments", crossent.formula) == []
 
 
+def test_a_changed_shape_is_not_called_a_write():
+    def reshapes(input, target, weight, **options):
+        loss = crossent.formula(input, target, weight, **options)
+        weight.unsqueeze_(0)
+        return loss
+
+    trial = trial_of(Question(Case("float32", weight="weighted")), Subject("mine", reshapes))
+    said = "the call changed the shape, strides or offset of weight in the forward pass"
+    assert list(single.arguments.run(trial)) == [Problem("changed_input", said)]
+
+
 def test_changed_state_is_named_once_even_if_two_calls_change_it():
     def sets_two(*args, **options):
         torch.manual_seed(torch.initial_seed() + 1)

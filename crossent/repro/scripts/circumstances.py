@@ -49,7 +49,9 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
     }
     for name, (one, before, wanted) in tensors.items():
         views = [(each.shape, each.stride(), each.storage_offset()) for each in (one, before)]
-        if views[0] != views[1] or not memory(one).equal(memory(before)):
+        if views[0] != views[1]:
+            verdict(True, f"{call}: the call changed the shape, strides or offset of {name}")
+        if not memory(one).equal(memory(before)):
             verdict(True, f"{call}: the call wrote into {name}")
         if one.is_leaf and one.grad is not None:
             verdict(True, f"{call}: the call set the .grad of {name}")
