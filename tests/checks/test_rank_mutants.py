@@ -20,6 +20,7 @@ from crossent.trials.trial import NotRunError, Question
 
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 OF_A_CALL = of_cost(Cost.CALL)
+PLAIN = "float32-7x5-normal-int64-none-rows"
 PUBLISHED = {
     "LocalMaximum",
     "LocalSmoothing",
@@ -65,7 +66,7 @@ def test_a_right_loss_survives_the_cases_of_the_mutants(loss, ranks):
     ("split", "target", "reason"),
     [
         ("classes", "int64", "pads no shard"),
-        ("padded", "probabilities", "gets class probabilities, which are not indices into the padding"),
+        ("padded", "probabilities", "gets class probabilities, which cannot be the index of padding"),
     ],
 )
 def test_padding_target_says_why_it_does_not_run(split, target, reason):
@@ -73,6 +74,32 @@ def test_padding_target_says_why_it_does_not_run(split, target, reason):
     trial = SimpleNamespace(question=Question(Case("float32", target=target)), subject=subject)
     with pytest.raises(NotRunError, match=f"^{reason}$"):
         list(RANK_CHECKS["padding_target"].body(trial))
+
+
+@pytest.mark.parametrize(("check", "split"), [("uneven_shards", "classes"), ("padding_target", "padded")])
+def test_a_single_rank_is_the_reason_why_a_check_of_its_shards_does_not_run(check, split):
+    subject = SimpleNamespace(split=split, ranks=1)
+    trial = SimpleNamespace(question=Question(Case("float32")), subject=subject)
+    with pytest.raises(NotRunError, match=r"^runs on one rank, which has all classes$"):
+        list(RANK_CHECKS[check].body(trial))
+
+
+def test_a_batch_of_one_sample_with_several_rows_is_not_cut():
+    trial = SimpleNamespace(
+        question=Question(Case("float32", (1, 5, 3))), subject=SimpleNamespace(normalization="tokens")
+    )
+    with pytest.raises(NotRunError, match=r"^gets a batch of one sample, which cannot be cut into micro-batches$"):
+        list(RANK_CHECKS["micro_batches"].body(trial))
+
+
+class WrongWithoutClasses(VocabParallel):
+    def forward(self, local_logits, target, shape, *arguments):
+        return super().forward(local_logits, target, shape, *arguments) + (shape[1] == 1)
+
+
+def test_the_message_of_a_call_with_one_class_says_class():
+    (finding, *_) = report_of(WrongWithoutClasses, 2, [PLAIN], [*OF_A_CALL, RANK_CHECKS["empty_shard"]]).findings
+    assert finding.message.startswith("loss, of 1 class:\n")
 
 
 def test_a_mutant_of_each_check_of_ranks_is_killed():

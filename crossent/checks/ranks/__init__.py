@@ -4,8 +4,8 @@ A shard is the part of the logits on one rank. The context of a subject is a con
 each backward pass runs. `crossent.subjects.ranks.protocol` explains both.
 
 shards    other numbers of ranks; targets, ignored rows and label smoothing across the shards; uneven and empty shards;
-          padding; micro-batches and a rank without rows
-contexts  the context of the subject, entered twice or ended by an exception
+          padding; micro-batches; a rank whose rows are all ignored
+contexts  the context of the subject: a second context inside the first, or an exception that ends the context
 
 `RANK_CHECKS` of `crossent.checks` lists the checks in the order of a report.
 """

@@ -15,8 +15,8 @@ def use_context(loss: Any, inputs: Inputs, scenario: str) -> tuple[bool, list[st
 
     This is an act: a function that runs in the process of the subject.
 
-    If `scenario` is "twice", each rank enters the context, and enters the context again before leaving. If `scenario`
-    is "exception", each rank calls the loss before and after an exception that ends the context.
+    If `scenario` is "twice", each rank enters a context, and a second context inside the first. If `scenario` is
+    "exception", each rank calls the loss before and after an exception that ends the context.
     """
     found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, scenario)
     return found is not None, found or []
@@ -37,5 +37,5 @@ def context(trial: Trial) -> Iterator[Problem]:
 
 @check(cost=Cost.CALLS, applies=lambda case: case.rows > 0)
 def nested_context(trial: Trial) -> Iterator[Problem]:
-    """The context of the loss can be entered again while it is active."""
+    """A second context of the loss can be entered inside the first."""
     yield from _problems(trial, "twice", "refused")

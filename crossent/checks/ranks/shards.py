@@ -26,8 +26,9 @@ from crossent.trials.exact import solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 from crossent.words import DECLARED, counted
 
-# A batch with more rows is not cut into micro-batches of one row, because a call with so many parts would take long.
+# A larger batch is not cut into single samples, because a call with so many parts would take long.
 _MOST_MICRO_BATCHES = 16
+_ONE_RANK = "runs on one rank, which has all classes"
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
@@ -75,7 +76,8 @@ def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
 def world_sizes(trial: Trial) -> Iterator[Difference]:
     """On a single rank, and on one rank fewer, the same call gives the exact loss and gradient.
 
-    So the results on different numbers of ranks agree up to the sum of their error bounds.
+    So the results on different numbers of ranks agree up to the sum of their error bounds. With `--ranks 1`, the check
+    makes no further call.
     """
     for ranks in sorted({1, max(1, trial.subject.ranks - 1)} - {trial.subject.ranks}):
         got = further_call(trial, trial.question.fresh(), evaluate_on, ranks)
@@ -87,7 +89,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
     """For each rank: if the classes of all targets are on this rank, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities, which are targets on every rank")
+        raise NotRunError("gets class probabilities; this check needs class indices")
     kept = _kept(inputs)
     for rank, (start, end) in enumerate(_class_ranges(trial, inputs)):
         if end > start:
@@ -107,24 +109,27 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
             target = torch.where(_kept(inputs) & ~own, inputs.target.long(), -100)
             options = {**inputs.options, "ignore_index": -100}
             changed = replace(_with_target(inputs, target), options=options)
-            yield from _compared(trial, changed, f"with ignored rows on rank {rank}")
+            yield from _compared(trial, changed, f"with the targets on rank {rank} ignored")
 
 
 @check("label_smoothing", cost=Cost.CALLS, applies=_has_classes)
 def whole_smoothing(trial: Trial) -> Iterator[Difference]:
     """With label_smoothing=1, which averages over the classes of all ranks, loss and gradient are exact."""
     inputs = trial.question.inputs
-    yield from _compared(trial, replace(inputs, options={**inputs.options, "label_smoothing": 1.0}), "smoothed by 1")
+    smoothed = replace(inputs, options={**inputs.options, "label_smoothing": 1.0})
+    yield from _compared(trial, smoothed, "with label_smoothing=1")
 
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def uneven_shards(trial: Trial) -> Iterator[Difference]:
     """If the number of classes is not a multiple of the number of ranks, loss and gradient are exact."""
     inputs, ranks = trial.question.inputs, trial.subject.ranks
-    _class_ranges(trial, inputs)
+    _class_ranges(trial, inputs)  # raises NotRunError if the subject cuts the batch
+    if ranks == 1:
+        raise NotRunError(_ONE_RANK)
     uneven = [classes for classes in range(inputs.classes, ranks, -1) if classes % ranks]
     if not uneven:
-        raise NotRunError("has too few classes for shards of different sizes")
+        raise NotRunError("gets too few classes for shards of different sizes")
     yield from _compared(trial, _of_classes(inputs, uneven[0]), f"of {uneven[0]} classes")
 
 
@@ -132,33 +137,37 @@ def uneven_shards(trial: Trial) -> Iterator[Difference]:
 def empty_shard(trial: Trial) -> Iterator[Difference]:
     """If there are fewer classes than ranks, so that a rank has no classes, loss and gradient are exact.
 
-    On two ranks, the call has one class. The check does not run if the user declares that the loss needs two classes.
+    The call has one class fewer than there are ranks, or the classes of the case if these are fewer. The check does not
+    run if `--without` declares that the loss lacks the feature `one_class`. The attribute `lacks` of the loss does not
+    prevent the check.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
-    _class_ranges(trial, inputs)
+    _class_ranges(trial, inputs)  # raises NotRunError if the subject cuts the batch
     if (reason := trial.subject.lacks.get("one_class", "")).startswith(DECLARED):
         raise NotRunError(reason)
     if ranks == 1:
-        raise NotRunError("runs on one rank, which has all classes")
+        raise NotRunError(_ONE_RANK)
     narrowed = _of_classes(inputs, min(inputs.classes, ranks - 1))
     got = trial.evaluate(narrowed.copy())
-    yield from _named(trial, got, narrowed, f"of {narrowed.classes} classes")
+    yield from _named(trial, got, narrowed, f"of {narrowed.classes} {'class' if narrowed.classes == 1 else 'classes'}")
 
 
 @check("index_target", "errors", "index_errors", cost=Cost.CALLS, applies=_has_classes)
 def padding_target(trial: Trial) -> Iterator[Problem]:
-    """A target whose class is in the padding of the last shard raises an error.
+    """A target that is the index of padding, and not of a class, raises an error.
 
-    The padding consists of further logits, which belong to no class and give all shards the same size.
+    The padding consists of further logits at the end of the class axis, so that all shards have the same size.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     if trial.subject.split != "padded":
         raise NotRunError("pads no shard")
+    if ranks == 1:
+        raise NotRunError(_ONE_RANK)
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities, which are not indices into the padding")
+        raise NotRunError("gets class probabilities, which cannot be the index of padding")
     classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
     if not classes:
-        raise NotRunError("has too few classes for a shard with padding")
+        raise NotRunError("gets too few classes for a shard with padding")
     narrowed = _of_classes(inputs, classes)
     target = torch.where(_kept(narrowed), classes, narrowed.target.long())
     performed: Performed[Result] = trial.host.perform(evaluate, _with_target(narrowed, target), ())
@@ -174,7 +183,7 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 
     This is an act: a function that runs in the process of the subject.
 
-    `sizes` has the number of rows of each micro-batch.
+    `sizes` has the number of samples, the entries of the first axis, in each micro-batch.
     """
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 
@@ -183,22 +192,24 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
-    Micro-batches are the parts of a batch in gradient accumulation. The check cuts the batch in up to three ways: into
-    two halves, into the first row and the other rows, and, with few rows, into single rows. With class indices, the
-    rows of the first half are ignored in a further call.
+    Micro-batches are the parts of a batch in gradient accumulation. A sample is an entry of the first axis. The check
+    cuts a batch into two halves, and into the first sample and the others. The check cuts a small batch into single
+    samples too. With class indices, the first half is ignored in a further call.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:
-        raise NotRunError("declares no normalization of micro-batches")
-    rows = inputs.input.shape[0]
-    if rows < 2:
-        raise NotRunError("gets one row, which cannot be cut into micro-batches")
-    halves = [rows - rows // 2, rows // 2]
-    for sizes in dict.fromkeys((tuple(halves), (1, rows - 1), *([(1,) * rows] if rows <= _MOST_MICRO_BATCHES else []))):
-        way = f"in micro-batches of {' and '.join(map(str, sizes[:2]))}" if len(sizes) == 2 else "in single rows"
-        yield from _named(trial, further_call(trial, inputs, evaluate_in_parts, sizes), inputs, way)
+        raise NotRunError('has no attribute normalization = "tokens", which micro-batches need')
+    size = inputs.input.shape[0]
+    if size < 2:
+        raise NotRunError("gets a batch of one sample, which cannot be cut into micro-batches")
+    halves = [size - size // 2, size // 2]
+    for sizes in dict.fromkeys((tuple(halves), (1, size - 1), *([(1,) * size] if size <= _MOST_MICRO_BATCHES else []))):
+        of = " and ".join(map(str, sizes)) if len(sizes) == 2 else "one sample"
+        yield from _named(
+            trial, further_call(trial, inputs, evaluate_in_parts, sizes), inputs, f"in micro-batches of {of}"
+        )
     if not is_dense(inputs):
-        ignoring = _ignoring(inputs, torch.arange(rows) < halves[0])
+        ignoring = _ignoring(inputs, torch.arange(size) < halves[0])
         got = further_call(trial, ignoring, evaluate_in_parts, halves)
         yield from _named(trial, got, ignoring, "with an ignored micro-batch")
 
