@@ -38,7 +38,7 @@ CHECK_NAMES = (
     "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
     "compile_dynamic", "compiled_error", "memory", "large", "errors",
 )
-# The checks that run with --ranks alone.
+# The checks that run only with --ranks.
 RANK_CHECK_NAMES = (
     "world_sizes", "one_shard", "ignored_shard", "whole_smoothing", "uneven_shards", "empty_shard", "padding_target",
     "micro_batches", "idle_rank",
@@ -79,10 +79,10 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the ids of cases in covering arrays that begin with `incomplete`.
+    """Return the ids of the cases in covering arrays, if they begin with `incomplete`.
 
-    To list the other cases, this function would have to import torch.
+    The covering arrays are text files. To list the cases of other sources, this function would have to import torch.
     """
-    arrays = Path(__file__).with_name("cases").glob("*.txt")
+    arrays = Path(__file__).with_name("cases").rglob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
     return sorted(case for case in ids if case.startswith(incomplete))

@@ -12,6 +12,7 @@ from support.readme import ROOT
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.grid import ARRAYS, grid
+from crossent.cases.linear.grid import LINEAR_ARRAYS, linear_grid
 from crossent.cases.operation import OPERATIONS
 from crossent.checks import CHECKS, RANK_CHECKS
 from crossent.choices import (
@@ -103,9 +104,16 @@ def test_a_shell_completes_what_the_command_accepts(words, said):
     assert completed(*words) == said
 
 
-def test_a_shell_completes_the_ids_of_the_covering_arrays():
-    start = "float32-7x5-"
-    ids = {case.id for array in ARRAYS for case in grid(array=array)}
+@pytest.mark.parametrize(
+    ("start", "cases"),
+    [
+        ("float32-7x5-", [case for array in ARRAYS for case in grid(array=array)]),
+        ("linear-float32-", [case for array in LINEAR_ARRAYS for case in linear_grid(array=array)]),
+    ],
+    ids=["cross_entropy", "linear_cross_entropy"],
+)
+def test_a_shell_completes_the_ids_of_the_covering_arrays(start, cases):
+    ids = {case.id for case in cases}
     found = completed("check", "--case", start)
     assert found == sorted(case for case in ids if case.startswith(start))
     assert len(found) > 10
