@@ -452,7 +452,7 @@ def test_a_check_of_a_linear_cross_entropy_says_input_for_an_argument_and_logits
     sentences = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
     assert "of the input" in sentences["gradient"]
     assert sentences["memory"].startswith("A call with 2^25 logits")
-    assert sentences["shift"].startswith("Adding a constant to every logit")
+    assert sentences["shift"].startswith("Adding one constant to every logit")
 
 
 def test_q_is_the_verdict_alone_with_the_time(capsys, one_case):

@@ -23,7 +23,8 @@ In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their 
 the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
 single         the first call: loss, gradients, arguments, global state, signs, row sums, ignored rows; a repeated call
-relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
+relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes,
+               chunk sizes; several backward passes
 options        the effect of an option, and options with a neutral value
 leaves         gradients of some arguments alone, and arguments that are not leaves
 circumstances  calls under no_grad, in threads, with Parameters or hooks, and in modes of torch

@@ -47,15 +47,15 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
                 for name in same
                 if _must_differ(trial, name, other, exact)
             )
-    yield from _with_options_off(trial)
+    yield from _with_neutral_options(trial)
 
 
 def without_each_option(given: Inputs) -> dict[str, Inputs]:
     """Return, for each option that the inputs use, the inputs without this option.
 
     The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
-    in use. In the inputs without `ignore_index`, each target must be a class. So the target of an ignored row becomes
-    class 0 if the ignore_index is not a class.
+    in use. The inputs without a label_smoothing have the label_smoothing 0. In the inputs without `ignore_index`, each
+    target must be a class. So the target of an ignored row becomes class 0 if the ignore_index is not a class.
     """
     found = {}
     for name in ("weight", "linear_bias"):
@@ -79,7 +79,8 @@ def without_each_option(given: Inputs) -> dict[str, Inputs]:
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     """Return whether the exact values with and without an option differ by more than the sum of both error bounds.
 
-    One element that differs is enough. Elements that are not finite in the first result do not count.
+    The sum includes both error radii. One element that differs is enough. An element does not count if it is infinite
+    or NaN in the result with the option.
 
     Args:
         trial: the subject on the case, whose inputs have the option.
@@ -97,20 +98,17 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     return bool((np.isfinite(numbers) & (with_option.distance(without.hi) > safe(room))).any())
 
 
-def _with_options_off(trial: Trial) -> Iterator[Difference]:
+def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
     """Yield the differences of the first result from the result of an equivalent call.
 
-    The equivalent call passes neutral values for options that the case leaves out, and leaves out options that have
-    their default value in the case. If nothing would change, yield nothing.
+    :func:`with_neutral_options` adds neutral values of weight and ignore_index to this call, and leaves out a
+    label_smoothing of 0 and the reduction "mean". If nothing would change, yield nothing.
     """
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return
-    other, passed = made
-
+    (other, passed), way = made, "with neutral options"
     got = further_call(trial, other, evaluate_with_options, passed)
-    yield from compare_results(
-        trial, with_radius(trial, got, exact_for(trial, "options off", other)), way="with options off"
-    )
+    yield from compare_results(trial, with_radius(trial, got, exact_for(trial, way, other)), way=way)
 
 
 def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:

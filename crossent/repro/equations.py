@@ -135,5 +135,5 @@ def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     if off := options.with_neutral_options(given, case.ignored):
         other, passed = off
         chosen = replace(other, options={name: other.options[name] for name in passed})
-        equations["with options off"] = Equation((given, chosen))
+        equations["with neutral options"] = Equation((given, chosen))
     return equations

@@ -78,7 +78,7 @@ def test_a_function_that_is_right_for_some_sizes_is_found(loss, kind, message):
 
 
 def test_a_function_may_refuse_sizes():
-    for loss, reason in ((takes_powers_of_two, None), (takes_nothing, "refuses every chunk size")):
+    for loss, reason in ((takes_powers_of_two, None), (takes_nothing, "refuses every chunk size that the check tries")):
         part = judged(loss)
         assert part.findings == []
         assert part.outcomes[CASE.id].not_run.get("chunks") == reason
@@ -86,7 +86,8 @@ def test_a_function_may_refuse_sizes():
 
 def test_a_function_without_such_an_argument_is_not_run():
     part = run(RIGHT[0], CASE, (*FIRST, chunks)).subjects[0]
-    assert part.outcomes[CASE.id].not_run == {"chunks": "has no argument for the chunk size"}
+    reason = "has no known argument for the chunk size; if it has one, name it in its attribute `chunks`"
+    assert part.outcomes[CASE.id].not_run == {"chunks": reason}
 
 
 def test_the_sizes_are_one_two_all_rows_and_one_more():

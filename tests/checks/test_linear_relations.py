@@ -43,7 +43,7 @@ def test_the_result_in_float64_changes_as_the_relations_say():
         turned = changes.restore_rows(evaluate(composed, changes.reverse_rows(given, 0)), 0, 2)
         assert_close(turned, result)
         assert_close(changes.restore_classes(evaluate(composed, changes.reverse_classes(given)), given), result)
-        before, after = changes.shifted(given)["shifted"]
+        before, after = changes.shifted(given)["with one shift for all rows"]
         assert_close(evaluate(composed, after), evaluate(composed, before), 2.0**-20)
 
 
@@ -133,7 +133,7 @@ PLAIN = LinearCase("float32")
     ("check", "loss", "case", "said"),
     [
         (two_calls.layout, reads_the_weight_as_contiguous, STRIDED, "loss:\nExpected"),
-        (two_calls.shift, without_maximum, ROWS, "loss, shifted:\n"),
+        (two_calls.shift, without_maximum, ROWS, "loss, with one shift for all rows:\n"),
         (
             two_calls.rows_permuted,
             changed(last_row_twice),
@@ -156,7 +156,7 @@ PLAIN = LinearCase("float32")
             LinearCase("float32", bias="bias"),
             "loss: got the same values with and without linear_bias; expected different values",
         ),
-        (backward.two_backwards, scales_in_place, PLAIN, "a second backward pass through the same graph gives a diff"),
+        (backward.two_backwards, scales_in_place, PLAIN, "after another backward pass through the same graph, "),
     ],
     ids=lambda one: getattr(one, "name", getattr(one, "__name__", None)),
 )

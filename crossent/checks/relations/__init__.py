@@ -1,4 +1,4 @@
-"""Checks of relations between calls: a known change of the inputs causes a known change of the result.
+"""Checks of several calls or backward passes of a subject, whose results must agree or change in a known way.
 
 The checks of `two_calls` use :mod:`crossent.trials.agreement`: two results must be equal up to the sum of their error
 bounds. The check `chunks` compares with exact values, and `two_backwards` compares bits.

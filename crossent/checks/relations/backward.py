@@ -31,15 +31,16 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
     """
     other = with_reversed_targets(trial.question.fresh())
     alone = further_call(trial, other)
-    first, second, again = trial.perform(backwards, trial.question.fresh(), other.copy())
+    first, second, again = trial.perform(run_backward_passes, trial.question.fresh(), other.copy())
     if again.digest != first.digest:
-        yield Problem("not_repeated", "a second backward pass through the same graph gives a different gradient")
+        passes = "after another backward pass through the same graph, the same upstream gradient"
+        yield Problem("not_repeated", f"{passes} gives a different result")
     elif (first.digest, second.digest) != (trial.got.digest, alone.digest):
         of = f"two losses of the same {trial.case.operation.word('input')}"
-        yield Problem("disturbed", f"{of} have different bits than each loss computed alone")
+        yield Problem("disturbed", f"{of}, or their gradients, have different bits than each loss computed alone")
 
 
-def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
+def run_backward_passes(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
     """Compute two losses of the same logits, run backward for each, then twice more for the first loss.
 
     This is an act: a function that runs in the process of the subject.

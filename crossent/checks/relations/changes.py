@@ -21,6 +21,7 @@ from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import NotRunError
 
 _OF_CLASSES = ("linear_weight", "linear_bias")  # the tensors of a linear layer, with one entry for each class
+_ONE_SHIFT = "with one shift for all rows"
 
 
 def contiguous(given: Inputs) -> Inputs:
@@ -34,16 +35,18 @@ def wide(given: Inputs) -> Inputs:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return a pair of inputs for each shift, by name: with rounded logits, and with these logits after the shift.
+    """Return two inputs for each shift, by its name: with rounded logits, and with these logits plus the shift.
 
-    The shift "shifted" adds the same constant to all rows. The shift "shifted row by row" adds positive and negative
-    constants in turn. In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. If no row
-    can be shifted exactly in the dtype of the logits, return {}.
+    One shift adds the same constant to all rows. The other adds positive and negative constants in turn, one to each
+    row. A row that cannot be shifted exactly in its dtype is unchanged. If this holds for all rows, return {}.
+
+    In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. So there is only the first
+    shift.
     """
     if given.operation is LINEAR_CROSS_ENTROPY:
         return _shifted_bias(given)
     logits, dtype = rows_of(given.input), name_of(given.input)
-    ways = {"shifted": True, "shifted row by row": False}
+    ways = {_ONE_SHIFT: True, "with a shift for each row": False}
     moves = {way: shiftable(logits, dtype, common=common) for way, common in ways.items()}
     if not any(by.any() for _, by in moves.values()):
         return {}
@@ -61,7 +64,7 @@ def _shifted_bias(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
     def with_bias(numbers: Array) -> Inputs:
         return replace(given, options={**given.options, "linear_bias": _tensor(numbers[None], bias)})
 
-    return {"shifted": (with_bias(rounded), with_bias(rounded + by))} if by else {}
+    return {_ONE_SHIFT: (with_bias(rounded), with_bias(rounded + by))} if by else {}
 
 
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
@@ -69,11 +72,11 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
     If no exact shift of a row is possible, the shift of the row is 0, and the logits of the row are unchanged.
 
-    Let the magnitudes of the finite logits be below `2^e`, and the shift be `2^s` or `-2^s` with `s >= e`. The function
-    rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits,
-    and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers
-    exactly if its range includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift. The
-    range of the dtype may require a smaller `s`.
+    Let the magnitudes of the finite logits of a row, or of all rows if `common`, be below `2^e`. Let the shift be `2^s`
+    or `-2^s` with `s >= e`. The function rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision
+    of the dtype in bits. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`.
+    The dtype represents these numbers exactly if its range includes them. `s = e + p/2` leaves half of the bits to the
+    logits and half to the shift. The range of the dtype may require a smaller `s`.
 
     Args:
         logits: the logits, (R, C).
@@ -94,7 +97,10 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of batched logits that have a size above 1, except the class dimension."""
+    """Return the dimensions of a batched `input` that have a size above 1, except dimension 1.
+
+    Dimension 1 has the classes of logits, or the numbers of a hidden state.
+    """
     return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
@@ -122,15 +128,17 @@ def restore_rows(result: Result, axis: int, dim: int) -> Result:
 def _flip_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
     """Return a tensor with its rows reversed along the dimension `axis` of the logits, which have `dim` dimensions.
 
-    A tensor with fewer dimensions, such as class indices, lacks the class dimension. A scalar is unchanged.
+    A tensor with fewer dimensions, such as class indices, lacks dimension 1. So its dimension `axis - 1` is reversed if
+    `axis` is not 0. A scalar is unchanged.
     """
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
 def reverse_classes(given: Inputs) -> Inputs:
-    """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class.
+    """Return the inputs with the classes reversed: logits, class weights, targets, and an ignore_index that is a class.
 
-    In a linear cross-entropy, the weight and the bias of the linear layer are reversed instead of the logits.
+    If ignore_index is not a class, ignored targets are unchanged. In a linear cross-entropy, the weight and the bias of
+    the linear layer are reversed instead of the logits.
     """
     axis, options = min(1, given.input.dim() - 1), dict(given.options)
     options |= {name: options[name].flip(0) for name in ("weight", *_OF_CLASSES) if name in options}
@@ -191,9 +199,10 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
-    """Return the result of a batch from the results of its two parts, which are already multiplied by their factors.
+    """Return the result of a batch from the results of its two parts.
 
-    Add the gradients of a linear layer and, unless the reduction is "none", the losses. Concatenate all other results.
+    The caller has multiplied each result by its factor. Add the gradients of linear_weight and linear_bias and, unless
+    the reduction is "none", the losses. Concatenate all other results.
     """
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
@@ -204,9 +213,13 @@ def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
 
 
 def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Return how many of the `size` samples of a batch are in the first of two parts, and a factor for each part.
+    """Choose the size of the first of two parts of a batch, and return this size and a factor for each part.
+
+    `size` is the size of the batch, and `terms` has its target, weights and reduction. Choose the size nearest to a
+    third of the batch. With "mean", leave out sizes for which a part or the batch has the denominator 0.
 
     With "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times the part's factor.
+    With "none", both factors are 1.
 
     Raises:
         NotRunError: see :func:`split_batch`.

@@ -22,14 +22,14 @@ REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 
 @check(cost=Cost.CALLS, applies=lambda case: case.rows > 0, operations=(LINEAR_CROSS_ENTROPY,))
 def chunks(trial: Trial) -> Found:
-    """If an argument sets the size of the chunks, the result is exact for each size: 1, 2, all rows, one row more.
+    """The result is exact with each chunk size: 1, 2, the number of rows, and this number plus 1.
 
-    The check also tries the number of logits in two rows, since an argument may count logits. A function may refuse a
-    size with a ValueError, AssertionError or NotImplementedError. Liger-Kernel#1391: the error of a gradient grew with
-    the number of chunks.
+    The check needs an argument that sets the chunk size. An argument may count logits, so the check also tries the
+    number of logits in two rows. A function may refuse a size with a ValueError, AssertionError or NotImplementedError.
+    Liger-Kernel#1391: the error of a gradient grew with the number of chunks.
     """
     if not trial.subject.chunks:
-        raise NotRunError("has no argument for the chunk size")
+        raise NotRunError("has no known argument for the chunk size; if it has one, name it in its attribute `chunks`")
     question, ran = trial.question, False
     for way, (keyword, size) in chunk_sizes_by_call(question.inputs, trial.subject.chunks).items():
         try:
@@ -45,7 +45,7 @@ def chunks(trial: Trial) -> Found:
             return
         yield from (replace(one, of=f"{one.of} {way}") for one in trial.compare(got, question.exact))
     if not ran:
-        raise NotRunError("refuses every chunk size")
+        raise NotRunError("refuses every chunk size that the check tries")
 
 
 def chunk_sizes_by_call(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:

@@ -38,35 +38,37 @@ def _has_shift(case: Case) -> bool:
 
 @check(cost=Cost.CALLS, versus="other", applies=_has_layout, operations=EVERY_OPERATION)
 def layout(trial: Trial) -> Iterator[Difference]:
-    """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
+    """In any memory layout, arguments and upstream gradient give the same result as contiguous copies, up to rounding.
 
-    pytorch#67167: a kernel read a strided target as a contiguous target. unsloth#10713: the same bug with logits.
+    pytorch#67167: a kernel read a non-contiguous target as a contiguous target. unsloth#10713: the same bug with
+    logits.
     """
     yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
 
 @check(cost=Cost.CALLS, versus="other", applies=_has_shift, operations=EVERY_OPERATION)
 def shift(trial: Trial) -> Iterator[Difference]:
-    """Adding a constant to every logit, or a different constant to each row, gives the same result up to rounding.
+    """Adding one constant to every logit, or one constant to each row, gives the same result up to rounding.
 
     pytorch#38839: in `m + log Σ_k exp(x_k - m)`, adding a large maximum `m` rounds away the digits of the logarithm.
     The check first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check rounds
-    the bias and adds the constant to the bias.
+    the bias and adds one constant to the bias.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
         raise NotRunError("receives logits that cannot be shifted exactly in their dtype")
     for way, (before, after) in ways.items():
-        of_before, of_after = exact_for(trial, f"not {way}", before), exact_for(trial, way, after)
+        of_before, of_after = exact_for(trial, f"before a call {way}", before), exact_for(trial, way, after)
         moved = with_radius(trial, further_call(trial, after), of_after)
         yield from compare_results(trial, moved, further_call(trial, before), of_before, way=way)
 
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 1, operations=EVERY_OPERATION)
 def rows_permuted(trial: Trial) -> Iterator[Difference]:
-    """Reversing the rows, along the batch or along a further dimension, only reverses the result, up to rounding.
+    """Reversing the rows, along the batch or a further dimension, reverses the rows of the result, up to rounding.
 
-    The check reverses one dimension at a time: a kernel that confuses two dimensions could pass if both were reversed.
+    A reduced loss, and the gradients of linear_weight and linear_bias, stay the same. The check reverses one dimension
+    at a time: a kernel that confuses two dimensions could pass if both were reversed.
     """
     inputs = trial.question.inputs
     dim = inputs.input.dim()
@@ -78,7 +80,10 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1, operations=EVERY_OPERATION)
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
-    """Reversing the classes, with weights and targets, keeps the loss and reverses the gradients, up to rounding."""
+    """Reversing the classes of all arguments keeps the loss, and reverses the classes of the gradients, up to rounding.
+
+    In a linear cross-entropy, the gradient of the hidden states has no classes, and stays the same.
+    """
     reversed_classes = reverse_classes(trial.question.fresh())
     back = restore_classes(further_call(trial, reversed_classes), trial.question.inputs)
     yield from compare_results(trial, with_radius(trial, back))
@@ -91,12 +96,12 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
     operations=EVERY_OPERATION,
 )
 def split(trial: Trial) -> Iterator[Difference]:
-    """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
+    """Two parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The first part has about a third of the batch: the size nearest to a third for which no denominator of a mean is 0.
-    A batch of two has equal parts. The check concatenates the gradients of the parts and, with "none", their losses.
-    With "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a linear
-    layer.
+    The size of the first part is nearest to a third of the batch. With "mean", the check leaves out sizes for which a
+    part or the batch has the denominator 0. The check concatenates the gradients of the parts and, with "none", their
+    losses. With "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a
+    linear layer.
 
     With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by

@@ -77,6 +77,8 @@ def check_two_backwards():
     shaped(alone["loss"], *other)
     last = evaluate(*fresh(*given), loss_of=both)
     if list(bits(last).values()) != seen[0]:
-        verdict(True, "a second backward pass through the same graph gives a different gradient")
+        passes = "after another backward pass through the same graph, the same upstream gradient"
+        verdict(True, f"{passes} gives a different result")
     if seen[:2] != [list(bits(one).values()) for one in (first, alone)]:
-        verdict(True, "two losses of the same logits have different bits than each loss computed alone")
+        losses = "two losses of the same logits, or their gradients,"
+        verdict(True, f"{losses} have different bits than each loss computed alone")
