@@ -1,8 +1,8 @@
 """The checks of size: huge inputs, and the memory of a linear cross-entropy.
 
 A huge input repeats the batch of a small case. Each repetition is a tile. All tiles have the same inputs, so the check
-`large` computes exact values and error bounds for a single tile. Most of the huge inputs have more elements than 31 or
-32 bits can count; the others have many rows to sum.
+`large` computes the exact values of a single tile. Most of the huge inputs have more elements than 31 or 32 bits can
+count; the others have many rows to sum.
 
 A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32` elements away from the right
 element. The number of elements of a tile has an odd prime factor, so the distance is not a multiple of this number. The
@@ -56,12 +56,13 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
 
 
 def needed_bytes(case: Case, subject: Subject) -> int:
-    """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
+    """Return the number of bytes that the check `large` needs for a subject on a case.
 
-    A large tensor has as many elements as the logits. torch keeps three large tensors in the dtype of the logits: the
-    gradient, the log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs
-    no more. By our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its
-    arithmetic, and some numbers for each row. The returned number includes the memory of the comparison.
+    The number includes inputs, loss, gradient, intermediate results and the comparison. A large tensor has as many
+    elements as the logits. torch keeps three large tensors in the dtype of the logits: the gradient, the
+    log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more. By
+    our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic,
+    and some numbers for each row. With the layout class_last, the number includes a copy of the logits.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -69,7 +70,7 @@ def needed_bytes(case: Case, subject: Subject) -> int:
     inputs = logits * size + rows * (8 + size)
     widest = max(4, size if subject.dtype is None else _bytes(subject.dtype))
     work = logits * 5 * widest + rows * 32 if subject.promise == "eager" else logits * 3 * size + rows * 16
-    copy = logits * size if case.layout == "class_last" else 0
+    copy = logits * size if case.layout == "class_last" else 0  # a subject may first make the logits contiguous
     compared = 8 * TILE_BLOCK * 8  # the comparison: eight float64 tensors of one block
     return inputs + work + copy + rows * size + compared
 
@@ -104,7 +105,7 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
 
     This is an act: a function that runs in the process of the subject.
 
-    If the device has too little memory for the call, or if :func:`memory_growth` cannot measure its memory, return
+    If the device has too little memory for the call, or if :func:`memory_growth` has no counter for the device, return
     NotRun.
     """
     many = with_many_logits(inputs)
@@ -112,7 +113,8 @@ def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -
     if need > have:
         return _too_little(need, have, device)
     grown = memory_growth(lambda: evaluate(loss, many, gradients), device)
-    return NotRun("needs Linux or CUDA, which measure the memory of a call") if grown is None else grown
+    needed = "needs CUDA, or a CPU under Linux with a writable /proc/self/clear_refs, to measure the memory of a call"
+    return NotRun(needed) if grown is None else grown
 
 
 def _too_little(need: int, have: int, device: str) -> NotRun:
@@ -136,7 +138,10 @@ def with_many_logits(inputs: Inputs) -> Inputs:
 
 @check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)
 def large(trial: Trial) -> Iterator[Difference | Problem]:
-    """A small case repeated to millions of rows, or to more than 2^31 elements, gives the exact loss and gradient."""
+    """A small batch, repeated to many rows or to more than 2^31 elements, gives the exact loss and gradient.
+
+    If the reduction is "mean", the check does not compare the gradient.
+    """
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
         raise NotRunError("runs in an isolated process, which cannot return results of this size")
@@ -154,7 +159,8 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
         yield _compare_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
         yield _compare_reduced(trial, got.loss, _storing(promised, got.loss))
-    # The gradient of a mean is not compared: this gradient is divided by the number of rows of all tiles.
+    # The gradient of a mean is divided by the number of kept rows of all tiles, but the exact gradient only by those of
+    # one tile.
     if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
         yield _compare_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
@@ -240,7 +246,7 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
 
 
 def _further_sizes(got: Tensor, name: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of `got`: a "loss" `(N, d1, …)` or a "gradient" `(N, C, d1, …)`, as `name` says."""
+    """Return the sizes `(d1, …)` of a result. A "loss" has the shape `(N, d1, …)`, a "gradient" `(N, C, d1, …)`."""
     return tuple(got.shape[2:] if name == "gradient" else got.shape[1:])
 
 
@@ -266,10 +272,11 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
 
     `promised` is the contract of the subject for the dtype of the result.
 
-    The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
-    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. One of the `h`
-    roundings is a division, since the subject may divide each loss before the addition. For a mean, the subject also
-    rounds the divisor, which is the number of rows. If `h u` is 1/2 or more, the bound is infinite.
+    The loss `l` of a row has an error of at most `e`, as without a reduction. A loss passes through at most `h - 1`
+    additions (`Contract.row_order`). The subject may also divide each loss before the addition. These `h` roundings of
+    unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)`. If `h u` is 1/2 or more, the bound is infinite.
+    For a mean, the subject also rounds the divisor, the number of kept rows, and divides the sum. Last, the subject
+    rounds the result to its dtype.
     """
     tile = trial.question.here
     ones = torch.ones_like(tile.target).double()

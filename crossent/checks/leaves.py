@@ -23,13 +23,13 @@ _WORDS = {"gradient": "the logits", "target_gradient": "the target"}
 
 
 def has_target_gradient(inputs: Inputs) -> bool:
-    """Return whether the target can have a gradient."""
+    """Return whether the target has class probabilities, which can have a gradient."""
     return "target_gradient" in inputs.leaves
 
 
 @check("gradient", cost=Cost.CALLS, operations=EVERY_OPERATION)
 def non_leaf(trial: Trial) -> Found:
-    """Logits that are the output of an operation stay unchanged, and give the exact loss and gradients.
+    """An output of an operation, given as logits, stays unchanged and gives the exact loss and gradients.
 
     In a linear cross-entropy, the weight and the bias of the linear layer are outputs of operations too.
     """

@@ -67,12 +67,13 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     transforms=True,
 )
 def vmap(trial: Trial) -> Found:
-    """torch.func.vmap of the loss and of its gradients gives the exact result of each sample: pytorch#90916, #105736.
+    """torch.func.vmap of the loss and of its gradients gives the exact result of each sample.
 
     The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
     dimension. So the logits of a call under vmap have one dimension fewer. With every reduction, the result of a
-    sample is the result of a call with that sample alone. The check does not apply to an empty batch, where torch's own
-    batching rules of reshape(-1) and of gather with one index fail.
+    sample is the result of a call with that sample alone. The check does not apply to logits (C), which have no
+    samples, nor to an empty batch. For an empty batch, torch's own batching rules of reshape(-1) and of gather with one
+    index fail. pytorch#90916, #105736: under vmap, a target of -100 raised an out-of-bounds error.
     """
     inputs, exact = trial.question.fresh(), trial.question.exact
     axis, by_row = _samples_axis(inputs), inputs.options["reduction"] == "none"
@@ -83,9 +84,8 @@ def vmap(trial: Trial) -> Found:
     results: list[tuple[Tensor, ...]] = [(losses,)]
     if trial.subject.differentiable:
         results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
-        if len(results[1]) != (3 if inputs.target.is_floating_point() else 2):
-            due = "expected 2, or 3 with target probabilities"
-            raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients; {due}")
+        if len(results[1]) != (due := 3 if inputs.target.is_floating_point() else 2):
+            raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients; expected {due}")
     for at, expected in enumerate(_samples(trial.case)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):
@@ -125,11 +125,12 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
-    """Under torch.autocast, half-precision inputs give a loss in float32, computed in float32; other dtypes are kept.
+    """Under torch.autocast, the loss of half-precision inputs is computed in float32, and is float32.
 
-    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products of
-    float32 in half precision, so a subject that contains a matrix product usually fails. Each gradient has the dtype of
-    its argument. Liger-Kernel#501: the weights had another dtype than the arithmetic.
+    Other inputs give a loss of their own dtype. torch documents cross_entropy_loss as an operation that autocasts to
+    float32. Autocast computes matrix products of float32 in half precision, so a subject that contains a matrix product
+    usually fails. Each gradient has the dtype of its argument. Liger-Kernel#501: the weights had another dtype than the
+    arithmetic.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.input)
@@ -157,9 +158,9 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype to pass to torch.autocast: bfloat16, or float16 for float16 logits on a device that supports it.
+    """Return float16 for float16 logits if autocast on their device supports float16, and bfloat16 otherwise.
 
-    float16 logits need float16: under autocast to bfloat16, `torch.stack` raises for float16 tensors.
+    Under autocast to bfloat16, `torch.stack` raises for float16 tensors.
     """
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 

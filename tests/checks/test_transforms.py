@@ -18,6 +18,7 @@ from crossent import machine
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
+from crossent.checks import transforms
 from crossent.checks.compiled_code import _why_no_error, contract_of_compiled_code
 from crossent.checks.transforms import _casts_to_float16, _why_no_export
 from crossent.numerics.bounds.contracts import contract
@@ -181,6 +182,17 @@ def test_an_ignored_class_that_vmap_gathers_is_found():
     ignored = (CASE.build().target == -100).nonzero().squeeze(1).tolist()
     assert {one.index for one in found if one.of == "loss"} == {(row,) for row in ignored}
     assert {one.index[0] for one in found if one.of == "gradient"} == set(ignored)
+
+
+@pytest.mark.parametrize(("target", "expected"), [("int64", 2), ("probabilities", 3)])
+def test_a_missing_gradient_of_vmap_names_the_number_of_tensors(target, expected, monkeypatch):
+    """An isolated process may send any number of tensors."""
+    monkeypatch.setattr(
+        transforms, "gradients_by_vmap", lambda loss, inputs: (transforms.losses_by_vmap(loss, inputs),)
+    )
+    trial = trial_of(Question(Case("float32", target=target)), FORM_SUBJECTS["formula"])
+    with pytest.raises(ValueError, match=f"^got 1 tensors for a loss and its gradients; expected {expected}$"):
+        list(CHECKS["vmap"].run(trial))
 
 
 def test_a_python_branch_on_a_row_is_refused_by_vmap():
