@@ -26,7 +26,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
-from crossent.trials.memory import describe_change, marks
+from crossent.trials.memory import describe_change, marks, received
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 # The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
@@ -201,8 +201,8 @@ def no_grad(trial: Trial) -> Found:
         if requires_grad:
             yield Problem("wrong", f"loss, {way}: got requires_grad=True; expected requires_grad=False")
             return
-        changed = describe_change(given, question.inputs) if "arguments" not in trial.subject.lacks else ""
-        if change := f"the call {changed}" if changed else mark:
+        changed = describe_change(given, question.inputs)
+        if "arguments" not in trial.subject.lacks and (change := f"the call {changed}" if changed else mark):
             yield Problem("changed_input", f"{way}: {change}")
             return
         yield from _named(trial.compare(Result(loss), question.exact), way)
@@ -214,17 +214,15 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     This is an act: a function that runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and a sentence that names an argument whose .grad or
-        requires_grad the call changed; "" if the call changed neither.
+        The loss, its requires_grad, the inputs after the call, and the sentence of :func:`marks` about an argument.
     """
     mode, required = UNRECORDED[way]
     with mode():
         given = inputs.copy()
         given, _ = given.requiring(given.leaves if required else ())
-        tensors = {"input": given.input, "target": given.target, **given.options}
-        passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
+        tensors = received({"input": given.input, "target": given.target, **given.options})
         value = as_loss(loss(given.input, given.target, **given.options))
-    return value.detach(), value.requires_grad, given, marks(passed)
+    return value.detach(), value.requires_grad, given, marks(tensors)
 
 
 @check(cost=Cost.STRUCTURE, operations=EVERY_OPERATION)

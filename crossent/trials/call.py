@@ -15,7 +15,7 @@ from torch import Tensor
 from crossent.cases.inputs import Inputs, bits
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.subjects.subject import Loss
-from crossent.trials.memory import marks, poison, shared, written
+from crossent.trials.memory import Received, marks, poison, received, shared, written
 
 Gradients = tuple[str, ...]  # names of gradients, such as "target_gradient"
 S = TypeVar("S")
@@ -180,7 +180,8 @@ class Call:
         result: the loss and the gradients.
         given: the inputs after the call.
         written_forward: the name of the first input that the forward pass changed (:func:`written`), or "".
-        marked: a sentence about an argument whose .grad or requires_grad the call changed (:func:`marks`), or "".
+        marked: a sentence about an argument whose .grad, requires_grad or shape the call changed (:func:`marks`), or
+            "".
         shared: a sentence about a result that shares memory with an argument (:func:`shared`), or "".
     """
 
@@ -198,20 +199,19 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
     This is an act: a function that runs in the process of the subject.
     """
-    passed: dict[str, tuple[Tensor, bool]] = {}
+    tensors: dict[str, Received] = {}
     before, written_forward = inputs.copy(), ""
 
     def watched(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         nonlocal written_forward
-        tensors = {"input": input, "target": target, **options}
-        passed.update((name, (each, each.requires_grad)) for name, each in tensors.items() if isinstance(each, Tensor))
+        tensors.update(received({"input": input, "target": target, **options}))
         value = loss(input, target, **options)
         written_forward = written(inputs, before)  # here, `evaluate` has not yet run the backward pass
         return value
 
     result = evaluate(watched, inputs, gradients)
     parts = {in_words(name, inputs.operation): tensor for name, tensor in result.parts.items()}
-    return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
+    return Call(result, inputs, written_forward, marks(tensors), shared(parts, inputs))
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:

@@ -6,6 +6,9 @@ probably NaN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -50,19 +53,33 @@ def describe_change(given: Inputs, before: Inputs) -> str:
     return name and f"wrote into {name}"
 
 
-def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
-    """Return a sentence about the first argument whose .grad or requires_grad the call changed, or "".
+class Received(NamedTuple):
+    """A tensor that a function received as an argument, with its properties before the call."""
 
-    Only the caller may change these attributes. For example, a loss that calls backward() adds to the caller's .grad.
+    tensor: Tensor
+    requires_grad: bool
+    view: tuple[object, ...]
 
-    Args:
-        passed: the arguments by name, each with its requires_grad before the call.
+
+def received(arguments: Mapping[str, object]) -> dict[str, Received]:
+    """Return the tensors among the arguments of a call that begins, by name."""
+    tensors = {name: one for name, one in arguments.items() if isinstance(one, Tensor)}
+    return {name: Received(one, one.requires_grad, _view(one)) for name, one in tensors.items()}
+
+
+def marks(tensors: Mapping[str, Received]) -> str:
+    """Return a sentence about the first argument whose attributes the call changed, or "".
+
+    The attributes are .grad, requires_grad, shape, strides and offset. Only the caller may change them. For example, a
+    loss that calls backward() adds to the caller's .grad. `tensors` is the result of :func:`received`.
     """
-    for name, (argument, required) in passed.items():
+    for name, (argument, required, view) in tensors.items():
         if argument.is_leaf and argument.grad is not None:
             return f"the call set the .grad of {name}"
         if argument.requires_grad != required:
             return f"the call changed the requires_grad of {name}"
+        if _view(argument) != view:
+            return f"the call changed the shape, strides or offset of {name}"
     return ""
 
 

@@ -110,6 +110,12 @@ def sets_grad(input, target, **options):
     return crossent.formula(input, target, **options)
 
 
+def reshapes_target(input, target, **options):
+    loss = crossent.formula(input, target, **options)
+    target.unsqueeze_(0)
+    return loss
+
+
 def first_logit(input, target, **options):
     return input.flatten()[:7]
 
@@ -120,6 +126,7 @@ def first_logit(input, target, **options):
         (writes, Problem("changed_input", "the call wrote into input in the forward pass")),
         (writes_backward, Problem("changed_input", "the call wrote into input in the backward pass")),
         (sets_grad, Problem("changed_input", "the call set the .grad of input")),
+        (reshapes_target, Problem("changed_input", "the call changed the shape, strides or offset of target")),
         (first_logit, Problem("aliased", "the loss shares memory with input")),
     ],
 )

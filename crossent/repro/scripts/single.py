@@ -80,8 +80,12 @@ def arguments():
     """Return the shape, strides, offset and bytes of memory of each argument and of the upstream gradient, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
-    views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
-    return {name: (view, memory(tensors[name]).tolist()) for name, view in views.items()}
+    return {name: (view(one), memory(one).tolist()) for name, one in tensors.items()}
+
+
+def view(tensor):
+    """Return the shape, the strides and the offset of a tensor."""
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def changed(before, after, when=""):
@@ -103,7 +107,7 @@ def check_arguments():
         tensors = {"input": input, "target": target, **options}
         for name, one in tensors.items():
             if torch.is_tensor(one):
-                passed.append((name, one, one.requires_grad))
+                passed.append((name, one, one.requires_grad, view(one)))
         loss = subject(input, target, **options)
         changed(before, arguments(), " in the forward pass")
         return loss
@@ -111,11 +115,13 @@ def check_arguments():
     before = arguments()
     result = evaluate(*given, loss_of=watched)
     changed(before, arguments(), " in the backward pass")
-    for name, argument, wanted in passed:
+    for name, argument, wanted, before in passed:
         if argument.is_leaf and argument.grad is not None:
             verdict(True, f"the call set the .grad of {name}")
         if argument.requires_grad != wanted:
             verdict(True, f"the call changed the requires_grad of {name}")
+        if view(argument) != before:
+            verdict(True, f"the call changed the shape, strides or offset of {name}")
     for name, tensor in result.items():
         for argument in (logits, target, *filter(torch.is_tensor, options.values())):
             if tensor.numel() and tensor.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr():
