@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The names of the results of a call, in the order in which a report lists the results.
+# The results of a call: attributes of both `LinearAnswer` and `LinearBounds`, by which the tests compare the two.
 LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 
 
@@ -35,7 +35,7 @@ class LinearCall:
 
     Raises:
         ValueError: `input`, `linear_weight` or `linear_bias` has a wrong shape or dtype, or contains inf or NaN. Or
-            there is no class. :class:`crossent.numerics.oracle.arguments.Arguments` checks the other arguments.
+            there is no class. :func:`crossent.numerics.oracle.linear.linear_answer` checks the other arguments.
     """
 
     input: NDArray[Any]

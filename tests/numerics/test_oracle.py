@@ -744,7 +744,7 @@ def test_blocks_cover_all_rows_once_and_change_no_number(target, dtype, seed, mo
     whole = everything(answer(a))
     monkeypatch.setattr(answer_module, "SAVED", 0)
     for rows, starts in ((1, range(7)), (2, (0, 2, 4, 6)), (3, (0, 3, 6)), (7, (0,)), (100, (0,)), (0.25, range(7))):
-        monkeypatch.setattr(answer_module, "BLOCK" if a.exact_in_float64 else "BALL_BLOCK", int(rows * 4))
+        monkeypatch.setattr(answer_module, "BLOCK" if a.float64_suffices else "BALL_BLOCK", int(rows * 4))
         assert [block.rows for block in answer(a).blocks()] == [slice(s, min(s + max(1, int(rows)), 7)) for s in starts]
         for one, other in zip(whole, everything(answer(a)), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -878,7 +878,8 @@ def test_a_class_outside_the_row_is_refused_unless_it_is_ignored(index):
     allowed = "allowed are the classes 0 to 2 and ignore_index, -100"
     with pytest.raises(IndexError, match=f"^index: got {index}; {allowed}$"):
         Arguments(np.zeros((2, 3)), index=np.array([2, index]))
-    with pytest.raises(IndexError, match=f"^index: got {index}; allowed is, without classes, only ignore_index, -100$"):
+    allowed = "the logits have no classes, so only ignore_index, -100, is allowed"
+    with pytest.raises(IndexError, match=f"^index: got {index}; {allowed}$"):
         Arguments(np.zeros((1, 0)), index=np.array([index]))
     assert_exact(
         answer(Arguments(np.zeros((1, 3)), index=np.array([index]), ignore_index=index, reduction="sum")).loss, 0.0
@@ -887,6 +888,6 @@ def test_a_class_outside_the_row_is_refused_unless_it_is_ignored(index):
 
 def test_with_an_upstream_gradient_beyond_float32_the_oracle_computes_in_ball_arithmetic():
     a = Arguments(np.zeros((1, 2), np.float32), index=np.array([0]), upstream=1e300)
-    assert not a.exact_in_float64
+    assert not a.float64_suffices
     (_, gradient, _) = next(answer(a).gradients())
     assert gradient.hi.tolist() == [[-0.5e300, 0.5e300]]

@@ -8,8 +8,8 @@ This folder imports numpy and flint. From crossent, the folder imports only `num
 the code under test nor on the error bounds.
 
 arguments       Arguments: one call as numpy arrays; Denominator: the exact denominator of a mean
-arithmetic      Ball: numbers with an error radius; Float64 and Balls: the same operations in two arithmetics
-products        the product of two float64 matrices, with an error far below the rounding error of float64
+arithmetic      Ball: an array of balls; Float64Arithmetic and BallArithmetic: the same operations in two arithmetics
+products        the product of a matrix of balls and an exact matrix, with radii far below the rounding error of float64
 formula         the formula on rows whose largest logit is finite, with the proof of its error in float64
 special_values  the rules for values that are infinite, NaN or exactly 0
 answer          answer(): the exact loss and gradients of a call; the sum or mean over the rows

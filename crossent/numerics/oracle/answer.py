@@ -31,14 +31,14 @@ import numpy as np
 
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arguments import EXACT_BITS, Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import Ball, Balls
+from crossent.numerics.oracle.arithmetic import Ball, BallArithmetic
 from crossent.numerics.oracle.special_values import RowBlock
 
 # The largest number of logits in a block, unless a single row is longer. An array of a block takes 0.5 MiB in float64
 # (BLOCK), and 0.3 MiB in ball arithmetic (BALL_BLOCK).
 BLOCK, BALL_BLOCK = 2**16, 2**12
-# If a call has at most this number of logits, the oracle saves the exponentials of the loss for the gradient. The saved
-# exponentials take up to 300 MiB in ball arithmetic.
+# If a call has at most this number of logits, the oracle keeps the blocks, so that the gradients use the exponentials
+# that the losses computed. The blocks take up to 300 MiB in ball arithmetic.
 SAVED = 2**20
 
 
@@ -50,8 +50,8 @@ class Answer:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: A function that returns the rows of the call in blocks, so that the gradients of all rows are never in
-            memory together.
+        blocks: A function that returns the blocks of the call. Each `RowBlock` computes the gradients of its rows, so
+            that the gradients of all rows are never in memory together.
     """
 
     losses: Ball
@@ -74,7 +74,7 @@ class Answer:
 
         The direction is (R, C). The tangent is (R,) for the reduction "none", otherwise 0-d.
 
-        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient.
+        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient of the logits.
 
         The tangent of a mean over no kept rows has the radius inf, because torch gives no consistent answer: the mean
         is NaN for all logits, but its gradient is 0. If rows are kept but the denominator is 0, the tangent is NaN.
@@ -123,7 +123,7 @@ def answer(arguments: Arguments) -> Answer:
     """
     total_rows, classes = arguments.logits.shape
     denominator = Denominator.of(arguments)
-    step = max(1, (BLOCK if arguments.exact_in_float64 else BALL_BLOCK) // max(1, classes))
+    step = max(1, (BLOCK if arguments.float64_suffices else BALL_BLOCK) // max(1, classes))
 
     def new_blocks() -> Iterator[RowBlock]:
         for start in range(0, total_rows, step):
@@ -148,18 +148,20 @@ def answer(arguments: Arguments) -> Answer:
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
 
-    `losses` may also hold the tangents of the rows. An infinite or NaN loss makes the result infinite or NaN. If the
-    denominator is 0, the mean is NaN, with the radius :attr:`Denominator.undefined`. If a partial sum overflows, the
-    result is NaN with the radius inf.
+    `losses` may also hold the tangents of the rows. If the denominator is 0, the mean is NaN, with the radius
+    :attr:`Denominator.nan_radius`. Otherwise, an infinite or NaN loss makes the result infinite or NaN. If the radius
+    of a loss is inf, the radius of the result is inf. If a partial sum overflows, the result is NaN with the radius
+    inf.
 
     The code computes the sum of all `hi` and `lo` as a pair of float64 numbers: the rounded sum, and its rounding
-    error. The rounding error is itself rounded. The error radius is the sum of all radii, plus the errors of this
-    second rounding and of the division.
+    error. The rounding error is itself rounded. The error radius of the sum is the sum of all radii, plus the error of
+    this second rounding. The sum and its radius are then divided by the denominator, and the radius grows by the error
+    of the division.
     """
     if arguments.reduction == "none":
         return losses
-    if denominator.undefined is not None:
-        return _scalar(np.nan, denominator.undefined)
+    if denominator.nan_radius is not None:
+        return _scalar(np.nan, denominator.nan_radius)
     special = losses.hi[~np.isfinite(losses.hi)]
     if special.size:
         with np.errstate(invalid="ignore"):
@@ -174,9 +176,9 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
     # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. A
     # term for underflow is not needed, because a sum of float64 numbers is exact where the sum is subnormal.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
-    if hi == radius == 0:  # every loss is exactly 0
+    if hi == radius == 0:  # every loss is exactly 0: only a rule, which gives 0, has the radius 0
         return _scalar(0.0, 0.0)
-    exactly = Balls(EXACT_BITS)
+    exactly = BallArithmetic(EXACT_BITS)
     with exactly.context():
         value = (flint.arb(hi) + flint.arb(lo, radius)) / denominator.value
         return exactly.ball(np.array(value, object))

@@ -10,7 +10,7 @@ import flint
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.numerics.oracle.arithmetic import Ball, Balls, Mask
+from crossent.numerics.oracle.arithmetic import Ball, BallArithmetic, Mask
 
 # The precision, in bits, in which a sum of up to 2^63 float64 numbers is exact: the bits of this sum range from 2^-1074
 # to 2^1087.
@@ -78,8 +78,10 @@ class Arguments:
         if self.index is not None:
             outside = self.index[self.kept & ((self.index < 0) | (self.index >= classes))]
             if outside.size:
-                classes_and = f"are the classes 0 to {classes - 1} and" if classes else "is, without classes, only"
-                raise IndexError(f"index: got {outside[0]}; allowed {classes_and} ignore_index, {self.ignore_index}")
+                allowed = f"allowed are the classes 0 to {classes - 1} and ignore_index, {self.ignore_index}"
+                if not classes:
+                    allowed = f"the logits have no classes, so only ignore_index, {self.ignore_index}, is allowed"
+                raise IndexError(f"index: got {outside[0]}; {allowed}")
 
     @cached_property
     def kept(self) -> Mask:
@@ -87,11 +89,11 @@ class Arguments:
         return np.ones(len(self.logits), bool) if self.index is None else self.index != self.ignore_index
 
     @cached_property
-    def exact_in_float64(self) -> bool:
+    def float64_suffices(self) -> bool:
         """Whether the proof of the oracle's error in float64 applies to this call, so that float64 suffices.
 
-        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 arrays, and an upstream gradient
-        whose magnitude is at most 2^128.
+        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 logits, class probabilities and
+        class weights, and an upstream gradient whose magnitude is at most 2^128.
         """
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)
@@ -106,25 +108,26 @@ class Denominator:
     rows. Otherwise, the denominator is the number of kept rows. A denominator of 0 makes the mean NaN. The denominator
     is 0 in two cases:
 
-    * No row is kept, or every weight in the sum is 0. torch divides 0 by 0 and returns NaN. So NaN is the exact value,
-      with the radius 0.
+    * No row is kept, or every weight in the sum is 0. torch divides the total loss of the true classes by the
+      denominator, separately from the term of the label smoothing. Both are 0, so torch returns NaN. NaN is the exact
+      value, with the radius 0.
     * Weights of both signs cancel. torch's result depends on how the sum of the weights is rounded, so there is no
       exact value. The NaN has the radius inf.
 
     Attributes:
         value: The exact denominator, or 1 if the exact denominator is 0.
         ball: The exact denominator as a pair of float64 numbers with an error radius.
-        undefined: The radius of the NaN if the exact denominator is 0, otherwise None.
+        nan_radius: The radius of the NaN if the exact denominator is 0, otherwise None.
     """
 
     value: flint.arb
     ball: Ball
-    undefined: float | None
+    nan_radius: float | None
 
     @classmethod
     def of(cls, arguments: Arguments) -> Denominator:
         """Return the denominator of the mean of a call, or 1 for the other reductions."""
-        exactly, undefined = Balls(EXACT_BITS), None
+        exactly, nan_radius = BallArithmetic(EXACT_BITS), None
         with exactly.context():
             value = np.array(flint.arb(1), object)
             if arguments.reduction == "mean":
@@ -134,8 +137,8 @@ class Denominator:
                     classes, counts = np.unique(arguments.index[kept], return_counts=True)
                     weights = arguments.weight[classes]
                     value = exactly.total(exactly.numbers(weights) * counts)
-                    undefined = np.inf if weights.any() else 0.0
+                    nan_radius = np.inf if weights.any() else 0.0
             ball = exactly.ball(value)
         if value == 0:
-            return cls(flint.arb(1), ball, undefined or 0.0)
+            return cls(flint.arb(1), ball, nan_radius or 0.0)
         return cls(value.item(), ball, None)

@@ -1,8 +1,8 @@
 """The two arithmetics in which the oracle computes: float64 with compensated sums, and the ball arithmetic of flint.
 
-The classes :class:`Float64` and :class:`Balls` have the same methods for arrays, so that a formula is written once and
-runs in either arithmetic. The method `ball` of both classes returns results as a :class:`Ball`: numbers, each with an
-error radius.
+The classes :class:`Float64Arithmetic` and :class:`BallArithmetic` have the same methods for arrays, so that a formula
+is written once and runs in either arithmetic. The method `ball` of both classes returns results as a :class:`Ball`:
+numbers, each with an error radius.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXP_LOG_ULP = 2
 
 @dataclass(frozen=True)
 class Ball:
-    """Numbers with an error radius: each exact value is within `radius` of `hi + lo`.
+    """An array of balls: each exact value is within `radius` of `hi + lo`, the sum of two float64 numbers.
 
     The three arrays have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where
     the radius is inf, the exact value is not known.
@@ -45,14 +45,14 @@ class Ball:
     radius: Array
 
     def distance(self, got: ArrayLike) -> Array:
-        """Return the distance of each number of `got` from its exact value, `|got - (hi + lo)|`.
+        """Return the distance of each number of `got` from `hi + lo`: `|got - (hi + lo)|`. The radius has no effect.
 
         If `got` and `hi` are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
         or a NaN, the distance is inf.
 
-        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma), so a small
-        distance loses no digits. Otherwise the relative error of the distance is about `2 u` at most, for the unit
-        roundoff `u`.
+        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma). The relative
+        error of the distance is then at most `u`, the unit roundoff. Otherwise the relative error is about `2 u` at
+        most.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -71,9 +71,9 @@ class Ball:
 
     @staticmethod
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
-        """Return the rows of all balls, one after another, as one ball.
+        """Return one :class:`Ball` with the rows of all `balls`, one after another.
 
-        If there are no balls, the result has no rows, and `columns` is the shape of a row. Otherwise `columns` has no
+        If `balls` is empty, the result has no rows, and `columns` is the shape of a row. Otherwise `columns` has no
         effect.
 
         Example:
@@ -84,6 +84,11 @@ class Ball:
         if not balls:
             return Ball(*np.empty((3, 0, *columns)))
         return Ball(*(np.concatenate([getattr(ball, name) for ball in balls]) for name in ("hi", "lo", "radius")))
+
+
+def gamma(n: int) -> float:
+    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings in float64."""
+    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -105,17 +110,17 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def compensated_sum(terms: Array) -> Array:
     r"""Return the sum over the last axis, (..., n) to (...), nearly as accurate as with a single rounding.
 
-    At each level, :func:`two_sum` adds the first half of the terms to the second half. The rounded sums are the terms
-    of the next level, until a single sum is left. The errors of all levels are summed in plain float64, and the result
-    is added to the last sum. For `n <= 2^30` terms, the error of the function is at most
-    `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
+    At each level, :func:`two_sum` adds the first half of the terms to the second half. The terms of the next level are
+    the rounded sums and, if the number of terms is odd, the last term. The levels end when a single term is left. The
+    errors of all levels are summed in plain float64, and the result is added to this last term. For `n <= 2^30` terms,
+    the error of the function is at most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
 
-    Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the last sum
-    and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
+    Proof. The terms of the next level and the errors of a level add up to the terms of the level, exactly. So the last
+    term and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
     `u (1 + u)^l Σ|terms|`, and there are at most 30 levels. Summing the errors, in any order, has an error of at most
     `n u` times the sum of their absolute values (Higham, section 4.2). This is at most
     `2^30·30 u² (1 + u)^31 Σ|terms|`, less than `2^-18 u Σ|terms|`. The last addition adds one rounding. Additions that
-    underflow are exact. ∎
+    underflow are exact, unless the processor flushes the result to 0. ∎
 
     Example:
         >>> float(compensated_sum(np.array([1.0, 2.0**-70, -1.0]))) == 2.0**-70
@@ -130,12 +135,13 @@ def compensated_sum(terms: Array) -> Array:
     return np.asarray(terms.sum(-1) + errors)
 
 
-class Float64:
+class Float64Arithmetic:
     """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
 
-    The proofs assume that `+ - × ÷` round correctly (IEEE 754), and that exp and log1p have an error of at most
-    `EXP_LOG_ULP` ulp. For the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the
-    processor may flush the result to 0, the proofs assume an error of at most 2^-1022.
+    The proofs of :class:`crossent.numerics.oracle.formula.Formula` and :mod:`crossent.numerics.oracle.linear` assume
+    that `+ - × ÷` round correctly (IEEE 754), and that exp and log1p have an error of at most `EXP_LOG_ULP` ulp. For
+    the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the processor may flush the
+    result to 0, the proofs assume an error of at most 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:
@@ -172,12 +178,12 @@ class Float64:
         return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
-class Balls:
+class BallArithmetic:
     """The ball arithmetic of flint, with midpoints of `bits` bits.
 
     A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball
-    that contains the exact result. The class has the same methods as :class:`Float64`, for arrays of `flint.arb`
-    objects.
+    that contains the exact result. The class has the same methods as :class:`Float64Arithmetic`, for arrays of
+    `flint.arb` objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.
@@ -202,8 +208,8 @@ class Balls:
         return value
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest` and exp(a), as :meth:`Float64.shifted_exp` does."""
-        # float64 minus ball is fast: flint converts the float64 number exactly, and rounds the difference to `bits`.
+        """Return `a = logits - largest` and exp(a) as balls, both (r, C). `largest` is (r, 1)."""
+        # `logits` stay float64: flint is faster if it converts each number, exactly, in the subtraction.
         shifted = logits - self.numbers(largest)
         return shifted, np.asarray(_EXP(shifted), object)
 

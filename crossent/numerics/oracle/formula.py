@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.numerics.formats import Array
-from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Balls, Elements, Float64, Mask
+from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, BallArithmetic, Elements, Float64Arithmetic, Mask
 
-# The docstring of Formula proves these three constants.
+# The error radius in float64 is `ROUNDINGS·2^-53·size + UNDERFLOW`, with SECOND_ROUNDINGS for second derivatives. The
+# docstring of Formula has the proof.
 ROUNDINGS, SECOND_ROUNDINGS = 28, 41
 UNDERFLOW = 2.0**-200
 
@@ -50,7 +51,7 @@ class FiniteRows:
         weight: (C,), or None for ones.
         label_smoothing: `ε`, from 0 to 1.
         upstream: (r,), the upstream gradient for each row. For "mean" and "sum", all rows have the same number.
-        denominator: The exact denominator, not 0.
+        denominator: The exact denominator, or 1 if the exact denominator is 0 (`Denominator.value`).
     """
 
     logits: Array
@@ -74,11 +75,13 @@ class FiniteRows:
 
 
 class Formula:
-    r"""The losses and gradients of `rows`, and their derivatives along a direction, computed in `arithmetic`.
+    r"""The losses and gradients of a block of rows, and their derivatives along a direction.
 
-    The docstring of the module defines the symbols and the formulas. In ball arithmetic, every result contains the
-    exact value. In float64 with float32 inputs, the error of a result is at most `28 u·size + 2^-200`, with
-    `u = 2^-53`. For a second derivative, the factor is 41 in place of 28.
+    The docstring of the module defines the symbols and the formulas, and `arithmetic` computes the results for `rows`.
+    In ball arithmetic, every result contains the exact value. In float64, the error of a result is at most
+    `28·2^-53·size + 2^-200`. For a second derivative, the factor is 41 in place of 28. This holds under three
+    conditions. Logits, class probabilities and class weights are float32 numbers. The upstream gradient has a magnitude
+    of at most 2^128. The direction has a magnitude below 2^128.
 
     The size of a result is the sum of the magnitudes of its terms:
 
@@ -91,11 +94,11 @@ class Formula:
 
     With label smoothing, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
 
-    Proof. The number after a quantity is the relative error of the quantity, in units of `u`. For example, "`S`: 7"
-    means that the computed S has a relative error of at most `7 u`. Write g for the upstream gradient, and D for the
-    denominator.
+    Proof. The number after a quantity is the relative error of the quantity, in units of 2^-53. For example, "`S`: 7"
+    means that the computed S has a relative error of at most `7·2^-53`. Write g for the upstream gradient, and D for
+    the denominator.
 
-    * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= u|a|`. The code computes
+    * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= 2^-53 |a|`. The code computes
       `e = exp(a)·(1 + l)`: 4 from exp and 1 from the addition of the product, together 5. The factor `1 + l` differs
       from `exp(l)` by about `l²/2 < 2^-87`, since `|a| < 709` where exp does not underflow. For the largest logit,
       `e = 1` exactly.
@@ -117,6 +120,7 @@ class Formula:
       logit, `S - e_y` is `rest`: 6. If not, `e_y <= 1 <= S - e_y`, hence `S <= 2·(S - e_y)` and `rest <= S - e_y`. Then
       `S - e_y` has 6 from `rest`, 2 from the addition in S, 5 from `e_y`, and 1 from the subtraction: 14. The whole
       product has 14, 3 from s, 7 from S, and 3 operations: 27. The hundredths that the sums above leave out make 27.2.
+      The gradient of any other logit is `s·w/S·e`: 3 from s, 7 from S, 5 from `e`, and 3 operations, together 18.
     * The gradient of the target, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations, together 18.
     * The mean m has an error relative to M. The products `e·u`: 6. Their sum: 7. The division by S: 7 + 7 + 1 = 15.
     * The tangent. If only the true class has a term, the tangent is `v·(m - u)`: 15 and 2 operations, together 17.
@@ -125,8 +129,8 @@ class Formula:
     * The second derivative `s·Σv/S·e·(u - m)`: 23 for `s·Σv/S·e`, as above, and 15 + 1 = 16 for `u - m`. The product:
       23 + 16 + 1 = 40.
 
-    The largest numbers are 27.2 and, for a second derivative, 40. The terms of order u² fit between 27.2 and 28, and
-    between 40 and 41.
+    The largest numbers are 27.2 and, for a second derivative, 40. The terms of order 2^-106 fit between 27.2 and 28,
+    and between 40 and 41.
 
     Underflow. An operation that underflows has an error of at most 2^-1022. One result takes at most `16 C²`
     operations, with C up to 2^30, so the result contains at most 2^64 of these errors. Each error is multiplied at most
@@ -136,7 +140,7 @@ class Formula:
     Overflow. No result exceeds 2^(64 + 3·130 + 277), so nothing overflows. ∎
     """
 
-    def __init__(self, rows: FiniteRows, arithmetic: Float64 | Balls) -> None:
+    def __init__(self, rows: FiniteRows, arithmetic: Float64Arithmetic | BallArithmetic) -> None:
         self.rows, self.arithmetic = rows, arithmetic
         self.top = rows.logits.argmax(1)
         top = np.arange(len(self.top)), self.top
@@ -202,7 +206,7 @@ class Formula:
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """The sum of the coefficients of each row, `Σ v`, (r,). Used only if every class has a term."""
+        """The sum of the coefficients of each row, `Σ v`, (r,). Wrong if only the true class has a term."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:
@@ -235,7 +239,7 @@ class Formula:
         return np.asarray(self.coefficients * (mean - u[self.rows.at_true_class]))
 
     def second(self, direction: Array) -> Elements:
-        """Return the derivative of the gradient along a direction `u`, `s·Σ v·p (u - m)`. Both are (r, C)."""
+        """Return the derivative of the gradient, `s·Σ v·p (u - m)`, (r, C), along a direction `u`, (r, C)."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
         deviation = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
@@ -257,7 +261,7 @@ class Formula:
         return np.asarray(np.abs(self.scale)[:, None] * (factor[:, None] * self.exps + self.magnitudes))
 
     def target_gradient_sizes(self) -> Array:
-        """Return the size of each element of the target's gradient, (r, C): its magnitude, because it has one term."""
+        """Return the size of each element of the target's gradient, (r, C): the magnitude, as there is one term."""
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
@@ -275,8 +279,9 @@ class Formula:
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of results that :class:`Formula` computed in float64: `roundings·u·size + 2^-200`.
+    """Return the error radius of results that :class:`Formula` computed in float64: `roundings·2^-53·size + 2^-200`.
 
-    The docstring of :class:`Formula` proves this error, and defines the size of a result.
+    The docstring of :class:`Formula` proves this error, and defines the size of a result. `roundings` is
+    `SECOND_ROUNDINGS` for second derivatives, and `ROUNDINGS` for other results.
     """
     return roundings * UNIT_ROUNDOFF * size + UNDERFLOW

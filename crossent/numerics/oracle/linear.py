@@ -9,17 +9,20 @@ functions computes a call:
 * :func:`_in_float64` computes the logits, their cross-entropy (:class:`crossent.numerics.oracle.formula.Formula`), and
   the three products. The proof below gives the error radius.
 * :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint, which computes the error radius
-  itself. The oracle uses this function if an argument is float64, or if the error of a float64 logit may exceed
-  2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix products, because
-  it takes less time than flint.
+  itself. The oracle uses this function where the proof does not apply: an array is float64, or the magnitude of an
+  upstream gradient exceeds 2^128. The oracle also uses this function if a logit computed in float64 may have an error
+  above 2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix products,
+  because it takes less time than flint.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
 * Logits. The product of two float32 numbers is exact in float64. The sum of H products and a bias, in any order, has
   an error of at most `γ_H (Σ|h_k W_ck| + |b_c|)` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-  section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (|h| max_c |W_c| + max_c |b_c|)`, with Euclidean norms.
-* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128, and float32 class weights
-  and class probabilities. The proof uses no other property of float32 logits. So the radii of `Formula` hold for z'.
+  section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (‖h‖ max_c ‖W_c‖ + max_c |b_c|)`, with Euclidean norms.
+  (`γ_H` would do; the code uses the next larger number.)
+* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128 in magnitude, float32 class
+  weights and class probabilities, and upstream gradients of at most 2^128 in magnitude. The proof uses no other
+  property of float32 logits. So the radii of `Formula` hold for z'.
 * From z' to the exact z. Every logit changes by at most `e`. In `log p_c = -log Σ_i exp(z_i - z_c)`, the term of class
   c is always 1, and every other term changes by a factor of at most `exp(2e)`. So `log p_c` changes by at most
   `log(p_c + (1 - p_c) exp(2e))` if the other terms grow. If they shrink, the change is smaller, since
@@ -28,10 +31,11 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
   `Σ |v_c| (1 - p_c) δ`. The probability p_c grows or shrinks at most by the factor `1 + (1 - p_c) δ`, so p_c changes by
   at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. (`Formula` defines v and
   s.) These bounds are small for a class with `p_c` near 1.
-* Products. Let d' be the computed d, `ρ` its radius, and n the number of terms of a dot product. The computed `d' W`
-  differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`. The gradients of W and b have the same bound, with h or ones
-  in place of W. The proof assumes that numpy's BLAS adds the terms of each dot product, in any order, with or without
-  fused multiply-adds. The proof does not cover matrix algorithms that subtract, such as Strassen's.
+* Products. Let d' be the computed d, `ρ` its radii, and n the number of terms of a dot product. Write `|A|` for the
+  matrix of the magnitudes of A. The computed `d' W` differs from `d W` by at most `ρ |W| + γ_n |d'| |W|`. (The code
+  uses `γ_{n+1}`.) The gradients of W and b have the same bound, with h or ones in place of W. The proof assumes that
+  numpy's BLAS adds the terms of each dot product, in any order, with or without fused multiply-adds. The proof does not
+  cover matrix algorithms that subtract, such as Strassen's.
 
 The radii are computed in float64 too. The factor `1 + 2^-20` covers the rounding errors of the radii for up to 2^30
 terms, and 2^-1000 covers products that underflow. ∎
@@ -39,7 +43,6 @@ terms, and 2^-1000 covers products that underflow. ∎
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +54,13 @@ from crossent.numerics.formats import Array
 from crossent.numerics.linear_call import LinearCall
 from crossent.numerics.oracle.answer import reduce_losses
 from crossent.numerics.oracle.arguments import Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, Balls, Elements, Float64
+from crossent.numerics.oracle.arithmetic import Ball, BallArithmetic, Elements, Float64Arithmetic, gamma
 from crossent.numerics.oracle.formula import FiniteRows, Formula, float64_radius
 from crossent.numerics.oracle.products import ball_product
 
-_BLOCK = 2**20  # logits in a block of float64: an array of 8 MiB. With smaller blocks, the weight is read more often.
+# The largest number of logits in a block in float64, an array of 8 MiB, unless a single row is longer. With smaller
+# blocks, the weight is read more often.
+_BLOCK = 2**20
 # The largest absolute radius of a logit in ball arithmetic: the oracle doubles the bits until no radius is larger.
 _LOGIT_RADIUS = 2.0**-85
 _BITS = 128  # the first precision of ball arithmetic
@@ -64,15 +69,15 @@ _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000  # for the errors of the radii: see th
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
-    """The exact values of a call to linear cross-entropy, each with an error radius.
+    """The exact values of a call of a linear cross-entropy, each with an error radius.
 
     The call has `N` hidden states of length `H`, and `V` classes.
 
     Attributes:
-        loss: (N,) for the reduction "none", otherwise 0-d.
+        loss: The loss after the reduction: (N,) for "none", otherwise 0-d.
         grad_input: (N, H), the gradient of the hidden states.
         grad_weight: (V, H), the gradient of `linear_weight`.
-        grad_bias: (V,), or None if the call has no bias.
+        grad_bias: (V,), the gradient of `linear_bias`; None if the call has no bias.
     """
 
     loss: Ball
@@ -84,9 +89,11 @@ class LinearAnswer:
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call of a linear cross-entropy.
 
-    An ignored row has the loss 0 and adds exactly 0 to every gradient. If every row is ignored, all gradients are 0,
-    and the mean is NaN. If some rows are kept but the class weights of their true classes sum to 0, the mean and
-    its gradients are NaN. The gradient of the hidden state of an ignored row is always 0.
+    An ignored row has the loss 0, its hidden state has the gradient 0, and the row adds exactly 0 to the other
+    gradients. If no row is kept, all gradients are 0, and the mean is NaN.
+
+    If rows are kept but the class weights of their true classes sum to 0, the mean is NaN. Then every gradient is NaN,
+    except for the hidden states of ignored rows. If weights of both signs cancel, each NaN has the radius inf.
 
     Args:
         call: The arguments.
@@ -115,7 +122,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     )
     denominator = Denominator.of(arguments)
     narrow = all(a is None or a.dtype == np.float32 for a in (call.input, call.linear_weight, call.linear_bias))
-    narrow = narrow and arguments.exact_in_float64 and not in_balls
+    narrow = narrow and arguments.float64_suffices and not in_balls
     errors = _logit_errors(call) if narrow else np.zeros(0)
     if narrow and (errors <= 2.0**-20).all():
         losses, *gradients = _in_float64(call, arguments, denominator, errors)
@@ -124,8 +131,8 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     losses = losses.replaced(~arguments.kept | (call.classes == 1), 0.0)
     grad_input, grad_weight, grad_bias = gradients
     grad_input = grad_input.replaced(~arguments.kept[:, None] | (call.classes == 1), 0.0)
-    if denominator.undefined is not None and arguments.kept.any():
-        radius, all_numbers = denominator.undefined, np.array(True)
+    if denominator.nan_radius is not None and arguments.kept.any():
+        radius, all_numbers = denominator.nan_radius, np.array(True)
         grad_input = grad_input.replaced(arguments.kept[:, None], np.nan, radius)
         grad_weight = grad_weight.replaced(all_numbers, np.nan, radius)
         grad_bias = grad_bias.replaced(all_numbers, np.nan, radius)
@@ -144,13 +151,8 @@ def _logit_errors(call: LinearCall) -> Array:
 
     bias = 0.0 if call.linear_bias is None else float(np.abs(call.linear_bias).max())
     size = norms(call.input) * norms(call.linear_weight).max() + bias
-    errors: Array = np.where(size < 2.0**127, _gamma(call.features + 1) * size * _MARGIN, np.inf)
+    errors: Array = np.where(size < 2.0**127, gamma(call.features + 1) * size * _MARGIN, np.inf)
     return errors
-
-
-def _gamma(n: int) -> float:
-    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings."""
-    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
 
 
 def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
@@ -167,11 +169,11 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
     step = max(1, _BLOCK // call.classes)
     for start in range(0, call.rows, step):
         rows = slice(start, min(start + step, call.rows))
-        formula = Formula(_finite_rows(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
+        formula = Formula(_finite_rows(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64Arithmetic())
         losses, d = _with_logit_errors(formula, np.expm1(2 * errors[rows]) * _MARGIN)
-        error_d = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
+        error_d = d.radius + gamma(call.classes + 1) * np.abs(d.hi)
         by_row.append((losses, _with_radius(d.hi @ w, error_d @ size_w)))
-        error_d = d.radius + _gamma(call.rows + 1) * np.abs(d.hi)
+        error_d = d.radius + gamma(call.rows + 1) * np.abs(d.hi)
         grad_w += h[rows].T @ d.hi
         radius_w += np.abs(h[rows]).T @ error_d
         grad_b += d.hi.sum(0)
@@ -182,7 +184,7 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
 
 
 def _with_radius(values: Array, radius: Array) -> Ball:
-    """Return the values as a ball. Widen the array `radius`, in place, by the rounding errors of its computation."""
+    """Return the values as a ball. First widen `radius`, in place, as the end of the module's proof says."""
     radius *= _MARGIN
     radius += _TINY
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
@@ -206,10 +208,11 @@ def _finite_rows(
 
 
 def _with_logit_errors(formula: Formula, delta: Array) -> tuple[Ball, Ball]:
-    """Return the losses, (r,), and the gradient of the logits, (r, V), with radii for logits that are not exact.
+    """Return the losses, (r,), and the gradient of the logits, (r, V). The radii cover the errors of the logits too.
 
-    The radii cover the rounding errors of the formula and the errors of the logits. `delta`, (r,), has for each row the
-    number `δ` of this module's proof: a bound on the relative change of every `exp(z_i - z_c)`.
+    `formula` has the `r` rows of a block, with logits computed in float64. `delta`, (r,), has for each row the number
+    `δ` of this module's proof: a bound on the relative change of every `exp(z_i - z_c)`. The gradient of an ignored
+    row is 0, with the radius 0.
     """
     rows, every = formula.rows, np.arange(len(delta))
     with formula.arithmetic.context():
@@ -231,7 +234,6 @@ def _with_logit_errors(formula: Formula, delta: Array) -> tuple[Ball, Ball]:
     return Ball(losses, np.zeros_like(losses), loss_radius), Ball(gradient, np.zeros_like(gradient), radius)
 
 
-_ADDED: Callable[..., Any] = np.add.reduce
 _EXP = np.frompyfunc(flint.arb.exp, 1, 1)
 _LOG1P = np.frompyfunc(flint.arb.log1p, 1, 1)
 _RAD = np.frompyfunc(flint.arb.rad, 1, 1)
@@ -244,65 +246,60 @@ def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) 
     h, w = (factor.astype(np.float64) for factor in (call.input, call.linear_weight))
     product = ball_product(Ball(h, zeros, zeros), w.T)
     while True:
-        balls = Balls(bits)
-        with balls.context():
+        arithmetic = BallArithmetic(bits)
+        with arithmetic.context():
             if product is not None and bits == _BITS:
-                logits = balls.numbers(product.hi) + np.asarray(_WITH_RADIUS(product.lo, product.radius), object)
+                logits = arithmetic.numbers(product.hi) + np.asarray(_WITH_RADIUS(product.lo, product.radius), object)
             else:
-                logits = _product(balls.numbers(h), balls.numbers(w).T)
+                logits = _product(arithmetic.numbers(h), arithmetic.numbers(w).T)
             if call.linear_bias is not None:
-                logits = logits + balls.numbers(call.linear_bias)
+                logits = logits + arithmetic.numbers(call.linear_bias)
             if (np.asarray(_RAD(logits), np.float64) <= _LOGIT_RADIUS).all():
-                return _from_logits(call, arguments, denominator, balls, logits)
+                return _from_logits(call, arguments, denominator, arithmetic, logits)
         bits *= 2
 
 
 def _from_logits(
-    call: LinearCall, arguments: Arguments, denominator: Denominator, balls: Balls, logits: Elements
+    call: LinearCall, arguments: Arguments, denominator: Denominator, arithmetic: BallArithmetic, logits: Elements
 ) -> list[Ball]:
     """Return the losses of the rows and the gradients of h, W and b, from the balls of the logits, (N, V)."""
     every, kept = np.arange(call.rows), arguments.kept
-    zero = balls.numbers(np.zeros(1))
+    zero = arithmetic.numbers(np.zeros(1))
     top = every, np.asarray(logits, np.float64).argmax(1)
     shifted = logits - logits[top][:, None]
     shifted[top] = zero[0]
     exps = np.asarray(_EXP(shifted), object)
     below = exps.copy()
     below[top] = zero[0]
-    rest = _total(below)
+    rest = arithmetic.total(below)
     log_sum, p = np.asarray(_LOG1P(rest)), exps / (1 + rest)[:, None]
-    scale = balls.numbers(np.broadcast_to(call.upstream, call.rows)) / denominator.value
+    scale = arithmetic.numbers(np.broadcast_to(call.upstream, call.rows)) / denominator.value
     scale = np.where(kept, scale, zero)[:, None]
-    weight = balls.numbers(np.ones(call.classes) if call.weight is None else call.weight)
+    weight = arithmetic.numbers(np.ones(call.classes) if call.weight is None else call.weight)
     if call.index is None or call.label_smoothing:
         smoothing = flint.arb(call.label_smoothing)
         if call.index is None:
             assert call.probabilities is not None
-            hot = balls.numbers(call.probabilities)
+            hot = arithmetic.numbers(call.probabilities)
         else:
-            hot = balls.numbers(np.arange(call.classes) == call.index[:, None])
+            hot = arithmetic.numbers(np.arange(call.classes) == call.index[:, None])
         v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
-        losses, d = _total(v * (log_sum[:, None] - shifted)), scale * (p * _total(v)[:, None] - v)
+        losses, d = arithmetic.total(v * (log_sum[:, None] - shifted)), scale * (p * arithmetic.total(v)[:, None] - v)
     else:  # for the true class, compute `p - 1` as minus the sum of the other probabilities, so that nothing cancels
         at_true_class = every, np.where(kept, call.index, 0)
         v = weight[at_true_class[1]]
         exps[at_true_class] = zero[0]
         losses, d = v * (log_sum - shifted[at_true_class]), p * (scale[:, 0] * v)[:, None]
-        d[at_true_class] = -(scale[:, 0] * v * _total(exps) / (1 + rest))
-    ball = balls.ball(d)
+        d[at_true_class] = -(scale[:, 0] * v * arithmetic.total(exps) / (1 + rest))
+    ball = arithmetic.ball(d)
     transposed = Ball(ball.hi.T, ball.lo.T, ball.radius.T)
     factors = call.linear_weight.astype(np.float64), call.input.astype(np.float64)
     products = [ball_product(ball, factors[0]), ball_product(transposed, factors[1])]
     grad_h, grad_w = (
-        found if found is not None else balls.ball(_product(terms, balls.numbers(factor)))
+        found if found is not None else arithmetic.ball(_product(terms, arithmetic.numbers(factor)))
         for found, terms, factor in zip(products, (d, d.T), factors, strict=True)
     )
-    return [balls.ball(np.asarray(losses, object)), grad_h, grad_w, balls.ball(_total(d.T))]
-
-
-def _total(terms: Elements) -> Elements:
-    """Return the sum of balls over the last axis."""
-    return np.asarray(_ADDED(terms, -1, initial=flint.arb(0)), object)
+    return [arithmetic.ball(np.asarray(losses, object)), grad_h, grad_w, arithmetic.ball(arithmetic.total(d.T))]
 
 
 def _product(a: Elements, b: Elements) -> Elements:

@@ -1,9 +1,10 @@
-r"""The product of two float64 matrices, with a proven error radius far below the rounding error of float64.
+r"""The product of a matrix of balls and an exact float64 matrix, with radii far below the rounding error of float64.
 
 The method is the error-free split of K. Ozaki, T. Ogita, S. Oishi and S. M. Rump, "Error-free transformations of matrix
-multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. Each matrix is split
-into two matrices with few bits, A₁ and A₂, and the rest A'. (A is the sum `hi + lo` of a ball, so A' also contains
-`lo`.) The float64 product of two matrices with few bits has no rounding error, and is as fast as any other product.
+multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. A is split into two
+matrices with few bits, A₁ and A₂, and the rest A'. B is split in the same way. (A is the sum `hi + lo` of a matrix of
+balls, so A' also contains `lo`.) The float64 product of two matrices with few bits has no rounding error, and is as
+fast as any other product.
 
     A B = (A₁ + A₂ + A') (B₁ + B₂ + B') = A₁B₁ + A₁B₂ + A₂B₁ + A₂B₂ + (A₁ + A₂) B' + A' B
 
@@ -17,13 +18,15 @@ Proof. Write `u = 2^-53`, `γ_n = n u/(1 - n u)`, and k for the number of terms 
 * The product of two matrices with few bits. Let `2^F` be the limit for a column of B. The terms of a dot product are
   multiples of `g = 2^(E-β) 2^(F-β)`, and at most `2^(2β) g`. If `2β + log₂ k ≤ 53`, every sum of some of the terms is a
   multiple of g and at most `2^53 g`. So every partial sum is a float64 number, and no addition is rounded, in any order
-  of the additions, with or without fused multiply-adds.
+  of the additions, with or without fused multiply-adds. The code takes the largest such β.
+* The radii of A. If a matrix differs from A by at most R, element by element, its product with B differs from `A B` by
+  at most `R |B|`.
 * The products `A' B` and `(A₁ + A₂) B'` are computed in float64, with an error of at most `γ_k |A'| |B|` and
   `γ_k |A₁ + A₂| |B'|` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). The matrices A'
   and `A₁ + A₂` are rounded once, so the code uses `γ_{k+1}`.
 * The sum of the six products. `two_sum` adds the four exact products, and returns three exact errors. The code adds
   these three errors and the other two products in float64. These are 4 additions of 5 numbers, with an error of at most
-  `γ_4` times the sum of their magnitudes.
+  `γ_4` times the sum of their magnitudes. A last `two_sum` returns the result as a pair `hi + lo`, without an error.
 * An underflow adds at most 2^-1074 for each term of each product. 2^-1000 covers all underflows.
 
 The radius is computed in float64. The factor `1 + 2^-20` covers the rounding errors of the radius for up to 2^30
@@ -35,21 +38,22 @@ from __future__ import annotations
 import numpy as np
 
 from crossent.numerics.formats import Array
-from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
+from crossent.numerics.oracle.arithmetic import Ball, gamma, two_sum
 
 _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000  # for the rounding errors of the radii, and for underflow: see the proof
-# The largest radius of a number, divided by the sum of the magnitudes of its terms: far below one rounding, 2^-53.
+# The largest radius of an element of the product, divided by the sum of the magnitudes of its terms. One rounding is
+# 2^-53.
 _LARGEST_RADIUS = 2.0**-80
 
 
 def ball_product(a: Ball, b: Array) -> Ball | None:
-    """Return the product of a matrix with radii and an exact matrix, or None if a radius of the product is too large.
+    """Return the product of a matrix of balls and an exact matrix, or None if a radius of the product is too large.
 
-    The matrix `a` with radii is (m, k), the exact matrix `b` is (k, n), and the product is (m, n).
+    The matrix of balls `a` is (m, k), the exact matrix `b` is (k, n), and the product is (m, n).
 
-    A radius is too large if it is above 2^-80 times the sum of the magnitudes of the number's terms. This can have
-    three reasons. A row of `a`, or a column of `b`, has a number far above the numbers that determine the result. Or
-    `a` has a large radius. Or a number overflows.
+    An element of the product is a sum of k terms. Its radius is too large if it exceeds 2^-80 times the sum of the
+    magnitudes of these terms, plus 2^-999. This can have three reasons. A row of `a`, or a column of `b`, has a number
+    far above the numbers that determine the result. Or `a` has a large radius. Or a number overflows.
 
     Example:
         >>> a = Ball(np.array([[1.0, 1.0, -1.0]]), np.array([[0.0, 2.0**-60, 0.0]]), np.zeros((1, 3)))
@@ -70,9 +74,9 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
             hi, error = two_sum(hi, product)
             lost.append(error)
         lost += [top @ low, small @ b]
-        gamma = _gamma(terms + 1)
-        radius = (a.radius + gamma * np.abs(small)) @ size_b + gamma * (np.abs(top) @ np.abs(low))
-        radius = (radius + _gamma(4) * sum(map(np.abs, lost), np.zeros(hi.shape))) * _MARGIN + _TINY
+        relative = gamma(terms + 1)
+        radius = (a.radius + relative * np.abs(small)) @ size_b + relative * (np.abs(top) @ np.abs(low))
+        radius = (radius + gamma(4) * sum(map(np.abs, lost), np.zeros(hi.shape))) * _MARGIN + _TINY
         if not (radius <= _LARGEST_RADIUS * (np.abs(a.hi) @ size_b) + 2 * _TINY).all():
             return None
         hi, lo = two_sum(hi, sum(lost, np.zeros(hi.shape)))
@@ -88,8 +92,3 @@ def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift
     return part, values - part
-
-
-def _gamma(n: int) -> float:
-    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings."""
-    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)

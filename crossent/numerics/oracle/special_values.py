@@ -1,8 +1,9 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
 The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. The values that the
-rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only the NaN of a mean
-whose class weights cancel has the radius inf.
+rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only if the class
+weights of a mean cancel, the NaN of a gradient and of its derivatives has the radius inf. The symbols below, such as
+`v_c`, are those of :mod:`crossent.numerics.oracle.formula`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arguments import Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
+from crossent.numerics.oracle.arithmetic import Ball, BallArithmetic, Elements, Float64Arithmetic, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
 # In ball arithmetic, the largest radius of a number divided by the number's size: 2^-20 times the unit roundoff of
@@ -39,8 +40,8 @@ class RowBlock:
     """
 
     def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
-        self.rows, self._undefined = rows, denominator.undefined
-        self._in_float64, self._classes = arguments.exact_in_float64, arguments.logits.shape[1]
+        self.rows, self._nan_radius = rows, denominator.nan_radius
+        self._in_float64, self._classes = arguments.float64_suffices, arguments.logits.shape[1]
 
         with_one_class = self._with_one_class
         logits = np.asarray(with_one_class(arguments.logits[rows]), np.float64)
@@ -59,21 +60,25 @@ class RowBlock:
         )
 
     def _with_one_class(self, values: NDArray[Any] | None) -> Any:
-        """Return the values unchanged. If the call has no classes, return zeros for a single class instead.
+        """Return `values` unchanged: an array whose last axis is the classes, or None.
 
-        With no classes, the loss is an empty sum. With one class and a finite logit, the loss is `-log 1`. Both are 0.
+        If the call has no classes, return an array of zeros for a single class instead. With no classes, the loss is an
+        empty sum. With one class and a finite logit, the loss is `-log 1`. Both losses are 0.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
     @cached_property
     def _float64(self) -> Formula:
         """The formula in float64, which computes the sizes of the results in every call."""
-        return Formula(self._finite_rows, Float64())
+        return Formula(self._finite_rows, Float64Arithmetic())
 
     @cached_property
     def _formula(self) -> Formula:
-        """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic."""
-        return self._float64 if self._in_float64 else Formula(self._finite_rows, Balls(BITS))
+        """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic.
+
+        If the bits are too few for a result, :meth:`_compute` replaces this formula, also for later results.
+        """
+        return self._float64 if self._in_float64 else Formula(self._finite_rows, BallArithmetic(BITS))
 
     def losses(self) -> Ball:
         """Return the loss of each row before the reduction, (r,)."""
@@ -92,7 +97,8 @@ class RowBlock:
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of a row without a finite maximum is NaN, even if the row is ignored, as in torch.
+        The gradient of a row without a finite maximum is NaN, even if the row is ignored, as in torch. If the
+        denominator of a mean is 0, the gradient of every kept row is NaN.
         """
         kept = self._finite_rows.kept[:, None]
 
@@ -100,14 +106,18 @@ class RowBlock:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
             if self._infinite.any():  # at a logit of -inf, `p_c` is 0, so the gradient is 0 where `v_c` is exactly 0
                 ball = ball.replaced(self._infinite & (self._signs() == 0), 0.0)
-            if self._undefined is not None:
-                ball = ball.replaced(kept, np.nan, self._undefined)
+            if self._nan_radius is not None:
+                ball = ball.replaced(kept, np.nan, self._nan_radius)
             return ball.replaced(self._no_maximum[:, None], np.nan)
 
         return self._compute(Formula.gradient, Formula.gradient_sizes, with_rules)
 
     def target_gradient(self) -> Ball | None:
-        """Return the gradient of the class probabilities, (r, C); None for class indices."""
+        """Return the gradient of the class probabilities, (r, C); None for class indices.
+
+        At a logit of -inf, the gradient is infinite, or NaN if another factor of the gradient is 0. The gradient of a
+        row without a finite maximum is NaN.
+        """
         if self._finite_rows.probabilities is None:
             return None
         sign = (
@@ -136,16 +146,16 @@ class RowBlock:
         return self._compute(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction. Both are (r, C).
+        """Return the derivative of the gradient along a direction.
 
-        The derivative is NaN where the gradient is NaN.
+        The derivative and the direction are (r, C). The derivative is NaN where the gradient is NaN.
         """
         kept, u = self._finite_rows.kept[:, None], np.asarray(self._with_one_class(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
-            if self._undefined is not None:
-                ball = ball.replaced(kept, np.nan, self._undefined)
+            if self._nan_radius is not None:
+                ball = ball.replaced(kept, np.nan, self._nan_radius)
             return ball.replaced(self._no_maximum[:, None], np.nan)
 
         def numbers(formula: Formula) -> Elements:
@@ -160,16 +170,18 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return one result of every row of the block, such as the loss, with error radii.
+        """Return one kind of result of the block, such as the losses, with error radii.
 
         In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
         `RELATIVE_RADIUS` times the size of the result, or about the precision of two float64 numbers.
 
         Args:
-            numbers: A function that takes a :class:`Formula` and returns the results without a radius.
+            numbers: A function that takes a :class:`Formula` and returns the results: float64 numbers, or flint's
+                balls.
             sizes: A function that takes a :class:`Formula` and returns the size of each result.
-            with_rules: A function that replaces a result where a rule says that the exact value is infinite, NaN or 0.
-            roundings: In float64, the factor of `u·size` in the error that :class:`Formula` proves.
+            with_rules: A function that takes the results as a ball, and replaces a result where a rule says that the
+                exact value is infinite, NaN or 0.
+            roundings: In float64, the factor of `2^-53·size` in the error that :class:`Formula` proves.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -177,14 +189,15 @@ class RowBlock:
         while True:
             with self._formula.arithmetic.context():
                 ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
-            if isinstance(self._formula.arithmetic, Float64):
+            if isinstance(self._formula.arithmetic, Float64Arithmetic):
                 break
             # A pair of float64 numbers is not more precise than 2^-104 times the number, or than 2^-1070. If the size
-            # overflowed to NaN, fmax ignores the size, and only these limits count.
+            # overflowed to NaN, fmax ignores the size, and only these limits count. If the size overflowed to inf, any
+            # radius is small enough.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
-            self._formula = Formula(self._finite_rows, Balls(2 * self._formula.arithmetic.bits))
+            self._formula = Formula(self._finite_rows, BallArithmetic(2 * self._formula.arithmetic.bits))
         # For a call without classes, `_with_one_class` added a class, which the gradient must not have.
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
