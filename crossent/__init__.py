@@ -28,7 +28,7 @@ The checker:
 The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
 imports only modules on the same line of this list, or on a line above:
 
-    words, files, choices   printable text; files written completely or not at all; the words that options accept
+    words, files, choices   printable text; files written completely or not at all; words and limits of options
     machine, state          devices and versions; the global state of torch, numpy and Python
     forms                   the forms
     numerics                the exact value (oracle), and the error bounds (bounds)

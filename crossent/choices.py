@@ -1,4 +1,4 @@
-"""The words that options accept, and the completion of these words in a shell.
+"""The words and limits of options, and the completion of the words in a shell.
 
 This module imports no other module of the package. So the command can print its help, and complete words, without an
 import of torch.
@@ -28,6 +28,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 CONTRACT_NAMES: tuple[ContractName, ...] = get_args(ContractName)
 GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
+# The largest number of shards of a run: more than any level has cases.
+MOST_SHARDS = 100_000
 # The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.
 # fmt: off
 CHECK_NAMES = (

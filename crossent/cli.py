@@ -27,9 +27,9 @@ from crossent.options import (
     NOTHING_RAN,
     PASSED,
     WRONG_USE,
+    as_click_errors,
     check_options,
     chosen_part,
-    one_line,
 )
 from crossent.words import printable, quoted
 
@@ -155,7 +155,7 @@ def check(
     from crossent.run.verify import require_comparable
     from crossent.subjects.ranks.job import join_job
 
-    with one_line():
+    with as_click_errors():
         join_job(part["ranks"])
     old = None if baseline_file is None else recorded(baseline_file, "--baseline")
     subjects, lacking = options.with_features(subjects, without)
@@ -168,10 +168,10 @@ def check(
     warn_of_grade(subjects, contract, grade)
     status, chosen = None, chosen_part(subjects, on_dask=dask is not None, **part)
     if old is not None and not force:
-        with one_line():  # before the run, which takes long
+        with as_click_errors():  # before the run, which takes long
             some = {**chosen, "operation": operation_of(subjects, chosen["operation"])}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
-    with one_line():
+    with as_click_errors():
         try:
             here = partial(run_check, jobs=jobs or cores())
             runs = here if dask is None else partial(check_on_dask, dask, shards=shards, jobs=jobs or 1)
@@ -203,7 +203,7 @@ def check(
         return NOTHING_RAN
     if old is None:
         return PASSED if report.ok else FAILED
-    with one_line():
+    with as_click_errors():
         moved = diff_of(old, report, force=force)
     Output().show([Text(), *moved.render()])
     return _status(moved, strict) if report.ok else FAILED
@@ -236,7 +236,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     from crossent.console import Output
     from crossent.report.moves.diff import diff as diff_of
 
-    with one_line():
+    with as_click_errors():
         made = diff_of(recorded(old, "OLD"), recorded(new, "NEW"), files=(old, new), force=force)
     Output().show(made.render())
     if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
@@ -274,7 +274,7 @@ def verify(
     from crossent.machine import cores
     from crossent.run.verify import verify as verification
 
-    with one_line():
+    with as_click_errors():
         made = verification(
             recorded(report, "REPORT"),
             subjects,
@@ -338,7 +338,7 @@ def repro(
         raise click.UsageError("--passed runs a form or torch here: leave out the REPORT and --subject")
     from crossent.repro.rerun import script_of
 
-    with one_line():
+    with as_click_errors():
         try:
             text = script_of(finding, report, device=device, passed=passed, source=source, **promises)
         except OSError as error:

@@ -1,7 +1,8 @@
-"""The types of options: words, numbers, seeds and rows of numbers. Errors name the given and the allowed values."""
+"""The types of options: words, numbers, seeds, shards and rows of numbers. Errors say which values are allowed."""
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,13 +16,14 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """The allowed values after their verb, for example "are quick, normal, thorough" or "is 1 or more"."""
+        """The allowed values after their verb, such as "are quick, normal, thorough" or "are numbers above 0"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
-        assert isinstance(self, (click.IntRange, click.FloatRange))
-        if self.max is not None:
-            return f"are {self.min} to {self.max}"
-        return f"is more than {self.min}" if self.min_open else f"is {self.min} or more"
+        if isinstance(self, click.FloatRange):
+            return f"are numbers above {self.min}"
+        assert isinstance(self, click.IntRange)
+        bounds = f"of {self.min} or more" if self.max is None else f"from {self.min} to {self.max}"
+        return f"are whole numbers {bounds}"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Convert the value as click does. The error for a wrong value names the allowed values."""
@@ -29,7 +31,7 @@ class _Allowed:
             return super().convert(value, parameter, context)  # type: ignore[misc]
         except click.BadParameter:
             near = get_close_matches(str(value), getattr(self, "choices", ()), n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            meant = f" (did you mean {near[0]}?)" if near else ""
             message = f"got {quoted(value)}{meant}; allowed {self.allowed}"
             raise click.BadParameter(message, context, parameter) from None
 
@@ -57,8 +59,9 @@ class Positive(_Allowed, click.FloatRange):
         super().__init__(0, min_open=True)
 
 
-# The type of a seed, which has 32 bits, because numpy and torch both accept such seeds.
-SEED_OPTION = Whole(0, 2**32 - 1)
+# The type of an option whose value is a seed, without the word "random". A seed has 32 bits, because numpy and torch
+# both accept such seeds.
+SEED_NUMBER = Whole(0, 2**32 - 1)
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]
@@ -71,25 +74,31 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
         if value == "random":
             return "random"
         try:
-            return int(SEED_OPTION.convert(value, parameter, context))
+            return int(SEED_NUMBER.convert(value, parameter, context))
         except click.BadParameter as error:
-            message = error.message.replace("allowed are", "allowed are whole numbers from")
-            self.fail(f"{message}, or the word random", parameter, context)
+            self.fail(f"{error.message}, or the word random", parameter, context)
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a shard: the number of the shard and the number of shards, as in "2/8"."""
+    """The type of an option whose value is a shard: the number of the shard and the number of shards, as in "2/8".
+
+    Args:
+        most: The largest number of shards.
+    """
 
     name = "shard"
 
+    def __init__(self, most: int) -> None:
+        self.most = most
+
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
         """Return the number of the shard and the number of shards."""
-        number, slash, count = str(value).partition("/")
-        if not (slash and all(part.isascii() and part.isdigit() and len(part) <= 6 for part in (number, count))):
-            self.fail(f"got {quoted(value)}; allowed are 1/N to N/N, as in 2/8", parameter, context)
-        if not 1 <= int(number) <= int(count):
-            self.fail(f"got {quoted(value)}; allowed are 1/N to N/N, as in 2/8", parameter, context)
-        return int(number), int(count)
+        shard = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(value))
+        number, count = map(int, shard.groups()) if shard else (0, 0)
+        if not 1 <= number <= count <= self.most:
+            allowed = f"1/N to N/N, as in 2/8, with N from 1 to {self.most:,}"
+            self.fail(f"got {quoted(value)}; allowed are {allowed}", parameter, context)
+        return number, count
 
 
 class Row(click.ParamType):  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ from crossent.choices import (
     FEATURE_NAMES,
     GRADE_NAMES,
     LEVELS,
+    MOST_SHARDS,
     OPERATION_NAMES,
     RANK_CHECK_NAMES,
     complete_case,
@@ -40,7 +41,7 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def as_click_errors() -> Iterator[None]:
     """Turn errors of the package, such as ValueError, into errors of click, which the command prints in one line.
 
     If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
@@ -126,7 +127,7 @@ promises = _add_options(
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
-        help="What the subjects promise about their arithmetic: see `crossent list contracts`. For "
+        help="What the subjects promise about their arithmetic: see `crossent list contracts`. If your function calls "
         "F.cross_entropy, choose torch.  [default: kernel; the forms and torch have their own]",
     ),
     click.option(
@@ -148,7 +149,7 @@ run_options = _add_options(
         type=Positive(),
         default=300.0,
         show_default=True,
-        help="Time limit in seconds for all calls of a subject on one case. A longer case is a finding (hung).",
+        help="Limit in seconds for all calls of a subject on one case. A case that takes longer is a finding (hung).",
     ),
 )
 _baseline = _add_options(
@@ -156,8 +157,9 @@ _baseline = _add_options(
         "--baseline",
         "baseline_file",
         type=click.Path(exists=True, dir_okay=False),
-        help="Report of an earlier run (--json). Show the changes since this run, and exit with 1 on a regression, "
-        "as `crossent diff` does. Cases and checks that only one of the runs has are not compared.",
+        help="Report of an earlier run (--json). Show the changes since the earlier run, and exit with 1 on a "
+        "regression, as `crossent diff` does. Cases and checks that only one of the runs has are not compared. "
+        "--seed and --contract default to the values in the report.",
     ),
     click.option("--strict", is_flag=True, help="With --baseline: also fail on changes that are worse within bounds."),
     click.option(
@@ -167,13 +169,14 @@ _baseline = _add_options(
 _operation = click.option(
     "--operation",
     type=Word(OPERATION_NAMES),
-    help="Function of torch that the subjects compute.  [default: as the built-in subjects, otherwise cross_entropy]",
+    help="Function of torch that the subjects compute.  [default: the function that a given form or loss of torch "
+    "computes, otherwise cross_entropy]",
 )
 _ranks = click.option(
     "--ranks",
     metavar="N",
     type=Whole(1, 64),
-    help="Number of ranks, for a loss on several ranks. Ranks are processes that each have a shard of the logits.",
+    help="Number of ranks, for a loss on several ranks. Ranks are processes that each have a part of the logits.",
 )
 listed_operation = click.option(
     "--operation",
@@ -182,7 +185,7 @@ listed_operation = click.option(
 )
 _shard = click.option(
     "--shard",
-    type=ShardOption(),
+    type=ShardOption(MOST_SHARDS),
     metavar="I/N",
     help="Divide the cases into N shards of about equal cost, and run only shard I, such as 2/8. "
     "`crossent merge` makes the report of the run from the reports of all shards.",
@@ -247,7 +250,7 @@ _engine = _add_options(
     ),
     click.option(
         "--shards",
-        type=Whole(1, 100_000),
+        type=Whole(1, MOST_SHARDS),
         metavar="N",
         help="With --dask: the number of shards.  [default: two for each thread of the workers]",
     ),
@@ -269,8 +272,8 @@ soak_options = _add_options(
 def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Return the subjects, and the features after --without.
 
-    In `--without weight vmap`, click takes `vmap` for a subject. No subject has the name of a feature, so this function
-    moves each name of a feature from the subjects to the features.
+    In `--without weight vmap`, click takes `vmap` for a subject. No subject has the name of a feature. So if --without
+    is given, this function moves each name of a feature from the subjects to the features.
     """
     more = [name for name in subjects if without and name in FEATURE_NAMES]
     return tuple(name for name in subjects if name not in more), [*without, *more]
@@ -307,9 +310,12 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The parameters are the values of the options; `on_dask` says whether --dask is given. With --last-failed, choose the
-    cases that failed in the last run on these subjects, each with its failed checks. With --check, failures of other
-    checks do not count. If there is no such case, print a line about this to stderr, and ignore --last-failed.
+    The parameters are the values of the options; `on_dask` says whether --dask is given. With --dask, leave out
+    `max_findings`, which a run in shards does not take.
+
+    With --last-failed, choose the cases that failed in the last run on these subjects and this operation, each with its
+    failed checks. If --check is given too, only failures of its checks count. If there is no such case, print a line
+    about this to stderr, and ignore --last-failed.
 
     Raises:
         UsageError: two options contradict each other.
@@ -319,7 +325,7 @@ def chosen_part(
     if shard is not None and on_dask:
         raise click.UsageError("--dask runs every shard: leave out --shard")
     if (shard is not None or on_dask) and (last_failed or exitfirst or max_findings is not None):
-        one = "--last-failed" if last_failed else "--exitfirst" if exitfirst else "--max-findings"
+        one = "--last-failed" if last_failed else "-x" if exitfirst else "--max-findings"
         why = "chooses other cases on each machine" if last_failed else "ends a run early, and a shard must be complete"
         raise click.UsageError(f"{one} {why}: leave out {one} or {'--dask' if on_dask else '--shard'}")
     if last_failed and cases:
@@ -337,8 +343,8 @@ def chosen_part(
         if chosen["cases"]:
             chosen["checks"] = ()  # each case names its checks
         else:
-            of_checks = f" of --check {','.join(names)}" if names else ""
-            runs = "these checks run on every case" if names else "everything runs"
-            said = f"no finding{of_checks} is stored from the last run on these subjects: {runs}"
-            click.echo(f"crossent: {said}", err=True)
+            of_checks = f" of {' or '.join(names)}" if names else ""
+            runs = "the chosen checks run on every case" if names else "everything runs"
+            said = f"this folder stores no finding{of_checks} from the last run on these subjects; {runs}"
+            click.echo(f"crossent: --last-failed: {said}", err=True)
     return chosen

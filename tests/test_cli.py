@@ -102,7 +102,7 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         ),
         (
             ("check", "--level", "quik"),
-            "--level: got 'quik'; did you mean quick?; allowed are quick, normal, thorough\n",
+            "--level: got 'quik' (did you mean quick?); allowed are quick, normal, thorough\n",
         ),
         (("check", "--without", "wings"), "--without: got 'wings'; allowed are float16, "),
         (("check", "--case", "3x7"), "--case: got '3x7', which is not the id of a case"),
@@ -110,9 +110,10 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
             ("check", "--expected-findings", "nowhere"),
             "--expected-findings: got 'nowhere'; this file cannot be read: No such file",
         ),
-        (("check", "--jobs", "0"), "--jobs: got '0'; allowed are 1 to 1024\n"),
-        (("check", "--max-findings", "x"), "--max-findings: got 'x'; allowed is 1 or more\n"),
-        (("check", "--timeout", "0"), "--timeout: got '0'; allowed is more than 0\n"),
+        (("check", "--jobs", "0"), "--jobs: got '0'; allowed are whole numbers from 1 to 1024\n"),
+        (("check", "--jobs", "1.5"), "--jobs: got '1.5'; allowed are whole numbers from 1 to 1024\n"),
+        (("check", "--max-findings", "x"), "--max-findings: got 'x'; allowed are whole numbers of 1 or more\n"),
+        (("check", "--timeout", "0"), "--timeout: got '0'; allowed are numbers above 0\n"),
         (
             ("check", "--json", "/nowhere/x"),
             "--json: got '/nowhere/x'; the folder '/nowhere' does not exist; choose another file\n",

@@ -103,7 +103,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--check", "los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
+        (["--check", "los"], "--check: got 'los' (did you mean loss?); allowed are call, result"),
         (["--case", "*3x7*"], "--case: got '*3x7*', which matches no case of this level and these dtypes"),
         (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
         (
@@ -113,7 +113,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--max-findings", "0"], "--max-findings"),
         (["-x", "--max-findings", "2"], "-x means --max-findings 1: leave out one of the two"),
         (["--last-failed", "--case", "*"], "--last-failed chooses the cases: leave out --case"),
-        (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
+        (["--check", "loss,los"], "--check: got 'los' (did you mean loss?); allowed are call, result"),
         (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],
 )
@@ -141,8 +141,8 @@ def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it
     assert re.search("^ONLY A PART RAN: only checks gradient *$", out, re.M)
     status, cases, out, err = check("--last-failed", "--check", "sign")
     assert (status, len(cases)) == (PASSED, 4)
-    said = "no finding of --check sign is stored from the last run on these subjects: these checks run on every case"
-    assert err == f"crossent: {said}\n"
+    said = "this folder stores no finding of sign from the last run on these subjects; the chosen checks run on every"
+    assert err == f"crossent: --last-failed: {said} case\n"
     assert re.search("^ONLY A PART RAN: only checks sign *$", out, re.M)
 
 
@@ -159,7 +159,8 @@ def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everyth
     assert check("--last-failed")[:2] == (PASSED, cases)
     status, cases, _, err = check("--last-failed")
     assert (status, len(cases)) == (PASSED, 4)
-    assert err == "crossent: no finding is stored from the last run on these subjects: everything runs\n"
+    said = "this folder stores no finding from the last run on these subjects; everything runs"
+    assert err == f"crossent: --last-failed: {said}\n"
 
 
 def test_each_set_of_subjects_has_its_last_report(check):

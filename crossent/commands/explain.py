@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from crossent.option_types import SEED_OPTION, Row, Whole
-from crossent.options import one_line
+from crossent.option_types import SEED_NUMBER, Row, Whole
+from crossent.options import as_click_errors
 
 
 @click.command()
@@ -15,7 +15,7 @@ from crossent.options import one_line
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Draw the logits and the true class at random.")
 @click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
-@click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
+@click.option("--seed", type=SEED_NUMBER, help="Seed of the random row.  [default: 0]")
 @click.option("--linear", is_flag=True, help="Also show the last layer, which computes the logits, and its gradients.")
 def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
     """Explain the loss of one row, step by step."""
@@ -37,7 +37,7 @@ def explain(logits: Any, target: int | None, random: bool, classes: int | None, 
     explained: Any = explain_linear if linear else explain_row
     drawn: Any = random_layer if linear else random_row
     row = drawn(classes or 5, seed or 0) if random else () if logits is None else (logits, target)
-    with one_line():
+    with as_click_errors():
         text = explained(*row)
     console = Output()
     console.show([Constrain(text, min(console.width, 100))])

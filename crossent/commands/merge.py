@@ -7,7 +7,7 @@ import click
 from crossent import options
 from crossent.commands.reports import recorded_shard
 from crossent.files import chosen_files, write_all
-from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line
+from crossent.options import FAILED, NOT_WRITTEN, NOTHING_RAN, PASSED, as_click_errors
 
 
 @click.command(short_help="Merge the reports of all shards of a run.")
@@ -36,7 +36,7 @@ def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None
     from crossent.report.report import Report
     from crossent.run.soak.merge import merged
 
-    with one_line():
+    with as_click_errors():
         report = merged([(path, recorded_shard(path, "REPORT")) for path in reports])
     if html_file is not None and not isinstance(report, Report):
         raise click.UsageError("--html: the report of a soak has no HTML page; leave out --html")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from crossent.options import one_line
+from crossent.options import as_click_errors
 from crossent.words import quoted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def recorded_shard(path: str, argument: str) -> Report | SoakReport:
 
 
 def _read(read: Callable[[str], T], path: str, argument: str) -> T:
-    with one_line():
+    with as_click_errors():
         try:
             return read(path)
         except OSError as error:

@@ -9,7 +9,7 @@ import click
 from crossent import choices, options
 from crossent.choices import DTYPE_NAMES, DtypeName
 from crossent.files import chosen_files, write_all
-from crossent.options import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, one_line
+from crossent.options import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, as_click_errors
 
 
 @click.command(short_help="Check functions on any number of random cases.")
@@ -63,7 +63,7 @@ def soak(
 
     warn_of_grade(subjects, contract, grade)
     status = None
-    with one_line():
+    with as_click_errors():
         try:
             report = run_soak(
                 *subjects,

@@ -16,7 +16,7 @@ import torch
 from crossent.cases.axes import DTYPES
 from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
 from crossent.checks import RANK_CHECKS, checks_of
-from crossent.choices import LEVELS
+from crossent.choices import LEVELS, MOST_SHARDS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.findings import Finding, SubjectReport
@@ -34,7 +34,6 @@ from crossent.trials.check import Check
 from crossent.words import cut, quoted
 
 ExpectedList = list[lists.ExpectedFinding]
-MOST_SHARDS = 100_000  # more than any level has cases
 
 
 @dataclass(frozen=True)

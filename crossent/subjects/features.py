@@ -222,7 +222,7 @@ def require_features(names: Iterable[str]) -> tuple[str, ...]:
     given = {names} if isinstance(names, str) else set(names)
     if unknown := sorted(map(str, given - FEATURES.keys())):
         near = get_close_matches(unknown[0], FEATURES, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"without: got {quoted(unknown[0])}{meant}; allowed are {', '.join(FEATURES)}")
     if given >= {"reduction_none", "reduction_sum"}:
         given.add("reduction")

@@ -286,7 +286,7 @@ def test_a_keyword_that_the_signature_lacks_is_a_feature_that_the_subject_lacks(
 
 def test_the_error_of_an_unknown_feature_names_the_features():
     with pytest.raises(
-        ValueError, match=r"without: got 'wieght'; did you mean weight\?; allowed are float16, .*, large$"
+        ValueError, match=r"without: got 'wieght' \(did you mean weight\?\); allowed are float16, .*, large$"
     ):
         require_features(["wieght", "vmap"])
     assert require_features("vmap") == ("vmap",)

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
+from crossent.choices import DTYPE_NAMES, MOST_SHARDS, ContractName, DtypeName, GradeName, Level, OperationName
 from crossent.files import write_whole
 from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.run.order import Step, Steps
 from crossent.run.parallel import Progress
-from crossent.run.settings import MOST_SHARDS
 from crossent.run.shards.merge import merged
 from crossent.run.shards.task import ShardError, Task
 from crossent.words import cut, one_line, quoted

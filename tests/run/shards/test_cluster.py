@@ -118,7 +118,7 @@ def test_without_the_package_the_error_says_what_to_install(capsys, monkeypatch)
     ("arguments", "reason"),
     [
         (("--dask", "tcp://127.0.0.1:1", "--shard", "1/2"), "--dask runs every shard: leave out --shard"),
-        (("--dask", "tcp://127.0.0.1:1", "-x"), "--exitfirst ends a run early, and a shard must be complete"),
+        (("--dask", "tcp://127.0.0.1:1", "-x"), "-x ends a run early, and a shard must be complete"),
         (("--dask", "tcp://127.0.0.1:1", "--last-failed"), "--last-failed chooses other cases on each machine"),
         (("--shards", "8"), "--shards is the number of shards on Dask: add --dask ADDRESS, or use --shard I/N"),
     ],

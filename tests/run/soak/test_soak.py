@@ -162,7 +162,7 @@ def test_parts_have_every_case_once_and_no_case_twice(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("formula", "--cases", "0"), "--cases: got '0'; allowed are 1 to 4294967296"),
+        (("formula", "--cases", "0"), "--cases: got '0'; allowed are whole numbers from 1 to 4294967296"),
         (("formula",), "Missing option '--cases'"),
         (("--cases", "3"), "Missing argument 'SUBJECT ...'"),
         (("rare.py:loss", "--cases", "3", "--shard", "1/2"), "--shard: each shard would draw its own random seed"),
