@@ -159,7 +159,7 @@ _baseline = _add_options(
         type=click.Path(exists=True, dir_okay=False),
         help="Report of an earlier run (--json). Show the changes since the earlier run, and exit with 1 on a "
         "regression, as `crossent diff` does. Cases and checks that only one of the runs has are not compared. "
-        "--seed and --contract default to the values in the report.",
+        "The report gives the defaults of --seed and, if it has only one contract, of --contract.",
     ),
     click.option("--strict", is_flag=True, help="With --baseline: also fail on changes that are worse within bounds."),
     click.option(
