@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import platform
@@ -229,22 +230,30 @@ def available(device: str) -> int:
     if device.startswith("mps"):  # the memory of the CPU, of which Metal uses a part
         torch.mps.empty_cache()
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
-        free.append(most)  # set for an isolated process, or by the user
+    free: list[float] = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    free.append(process_limit())
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
     except (OSError, ValueError, KeyError):  # not Linux: count all memory as free
-        return free[0]
+        return int(min(free))
     try:  # the limit of the container
         group = Path("/sys/fs/cgroup")
         free.append(
             int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text())
         )
     except (OSError, ValueError):  # no limit
-        return min(free)
-    return min(free)
+        return int(min(free))
+    return int(min(free))
+
+
+def process_limit() -> float:
+    """Return the limit of this process on memory, RLIMIT_DATA, in bytes; infinity without a limit.
+
+    An isolated process has a limit; a user can set another.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def memory_growth(call: Callable[[], object], device: str) -> int | None:

@@ -23,7 +23,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
-from crossent.machine import available, memory_growth
+from crossent.machine import available, memory_growth, process_limit
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Computed, safe
@@ -92,7 +92,11 @@ def memory(trial: Trial) -> Iterator[Problem]:
     memory of the logits.
     """
     case, device = trial.case, trial.question.device
-    grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device)
+    need = 8 * MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
+    # The judge measures the free memory: an isolated process may be asked again later, when another amount is free.
+    if (have := available(device)) < need:
+        raise NotRunError(_too_little(need, have, device))
+    grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device, need)
     most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
     if grown >= most:
         said = f"memory: got {grown / 2**20:.0f} MiB for a call with {MEMORY_ROWS} rows and {MEMORY_CLASSES} classes"
@@ -100,25 +104,23 @@ def memory(trial: Trial) -> Iterator[Problem]:
         yield Problem("wrong", f"{said}; {due}\nIf this is intended, declare it: {as_options(without=['memory'])}")
 
 
-def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str) -> int | NotRun:
+def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
     """Return by how many bytes the memory grows at most during a call of the subject on many rows and classes.
 
     This is an act: a function that runs in the process of the subject.
 
-    If the device has too little memory for the call, or if :func:`memory_growth` has no counter for the device, return
-    NotRun.
+    If this process may not use `need` bytes, or if :func:`memory_growth` has no counter for the device, return NotRun.
     """
+    if need > (limit := process_limit()):
+        return NotRun(f"needs {need / GIB:.1f} GiB of memory, and a process of this run may use {limit / GIB:.1f} GiB")
     many = with_many_logits(inputs)
-    need, have = 8 * MEMORY_ROWS * MEMORY_CLASSES * many.input.element_size(), available(device)
-    if need > have:
-        return _too_little(need, have, device)
     grown = memory_growth(lambda: evaluate(loss, many, gradients), device)
     needed = "needs CUDA, or a CPU under Linux with a writable /proc/self/clear_refs, to measure the memory of a call"
     return NotRun(needed) if grown is None else grown
 
 
-def _too_little(need: int, have: int, device: str) -> NotRun:
-    return NotRun(f"needs {need / GIB:.1f} GiB of free memory on {device}, which has {have / GIB:.1f} GiB")
+def _too_little(need: int, have: int, device: str) -> str:
+    return f"needs {need / GIB:.1f} GiB of free memory on {device}, which has {have / GIB:.1f} GiB"
 
 
 def with_many_logits(inputs: Inputs) -> Inputs:
@@ -179,7 +181,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
     """
     have = available(device)
     if need > have:
-        return _too_little(need, have, device)
+        return NotRun(_too_little(need, have, device))
     try:
         return evaluate(loss, tiled(case, device), gradients)
     except Exception as error:

@@ -1,5 +1,6 @@
 """The check of the memory of a linear cross-entropy: a function that stores all logits is found."""
 
+import random
 import subprocess
 import sys
 
@@ -135,3 +136,19 @@ def test_an_isolated_process_measures_its_own_memory():
         if "memory" in part.outcomes[CASE.id].not_run:
             pytest.skip(part.outcomes[CASE.id].not_run["memory"])
         assert [finding.check for finding in part.findings] == found
+
+
+def test_an_isolated_process_is_believed_although_the_free_memory_varies(monkeypatch):
+    """Torch's process repeats a statement of the subject's process that a check cannot run."""
+    monkeypatch.setattr(large, "available", lambda device: random.SystemRandom().randrange(2**29))
+    part = run_isolated(subject_of(blocked), cases=[CASE], checks=(*FIRST, large.memory)).subjects[0]
+    assert [str(finding) for finding in part.findings] == []
+    assert part.outcomes[CASE.id].not_run["memory"].startswith("needs 1.0 GiB of free memory on cpu")
+
+
+def test_a_process_that_may_use_too_little_memory_is_not_measured(monkeypatch):
+    monkeypatch.setattr(large, "process_limit", lambda: 2**29)
+    part = run(subject_of(blocked), CASE, (*FIRST, large.memory)).subjects[0]
+    assert part.findings == []
+    said = "needs 1.0 GiB of memory, and a process of this run may use 0.5 GiB"
+    assert part.outcomes[CASE.id].not_run == {"memory": said}
