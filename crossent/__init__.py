@@ -12,14 +12,14 @@ The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blo
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
     linear_formula   computes the logits, then their cross-entropy
-    linear_blocked   some rows at a time, so that memory never holds all logits at once
+    linear_blocked   some rows at a time, so that only the logits of these rows are in memory
 
 The checker:
 
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: makes a test for each check on each case
-    soak         check functions on any number of random cases; returns sums
-    merge        combine the reports of shards, which are parts of a run as separate commands, into one report
+    soak         check functions on any number of random cases; returns counts and worst cases
+    merge        combine the reports of all shards (parts) of a run into one report
     over         check functions in shards, on an executor such as a pool of processes or Dask
     diff         compare two reports, for example of two versions of torch
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors

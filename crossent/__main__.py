@@ -16,8 +16,8 @@ def main() -> int:
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
-        # After a KeyboardInterrupt inside exec() or eval(), for example during namedtuple(), `python -m` loses the exit
-        # status. Another exec() prevents the loss.
+        # After a KeyboardInterrupt inside exec() or eval(), for example during namedtuple(), `python -m` drops the exit
+        # status. Another exec() avoids this bug.
         exec("")
 
 

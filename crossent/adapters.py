@@ -1,13 +1,13 @@
-"""Adapters: losses in numpy, JAX or ONNX, or on several ranks, as callables with the signature of `F.cross_entropy`.
+"""Adapters: make losses of numpy, JAX and ONNX, and losses on several ranks, callable with tensors.
 
 An adapter of numpy, JAX or ONNX converts the tensors of a call to arrays of the same numbers, calls the function, and
 converts the result to a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a
 check can find a function that writes into its arguments. JAX and ONNX get copies. Outside its 64-bit mode, JAX converts
 int64 to int32: see :func:`from_jax`.
 
-The adapted callable has the signature of the function, and an attribute `lacks`. The attribute is a dict from each
-missing feature, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the signature and
-the attribute. :func:`from_ranks` instead returns a callable that runs the loss on several processes.
+The callable has the parameters of the adapted function, and an attribute `lacks`: a dict from each missing feature,
+such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute.
+The callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: On a call, if the result of the function is not an array of real numbers.
+        TypeError: In the forward pass, if the result of `function` is not an array of real numbers. In the backward
+            pass, if the result of `gradient` is not an array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -75,8 +76,9 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     """Adapt a JAX loss function, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
     The adapter compiles the function with `jax.jit`, as training code does: once for each dtype, shape and choice of
-    the options. The Python code of the function runs only during a compilation. If the function reads the value of an
-    array, `jax.jit` cannot trace the function. The adapter then calls the function uncompiled, which is slow.
+    the options. Calls with and without gradients are compiled separately. The Python code of the function runs only
+    during a compilation. If the function reads the value of an array, `jax.jit` cannot trace the function. The adapter
+    then calls the function uncompiled, which is slow.
 
     Args:
         function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
@@ -153,7 +155,9 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
         def pull(upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
             with bits():
-                gradients = [_tensor(np.asarray(one), logits.device) for one in apply(pulled, jaxs(upstream))]
+                gradients = [
+                    _tensor(np.asarray(one), logits.device, "gradient") for one in apply(pulled, jaxs(upstream))
+                ]
             return gradients[0], gradients[1] if dense else None
 
         return np.asarray(made), pull
@@ -162,7 +166,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
-    """Adapt an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss, so that you can call it with tensors.
+    """Return an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss, as a callable on tensors.
 
     ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. The evaluator computes no
     gradients.
@@ -223,16 +227,17 @@ def from_ranks(
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: A time limit in seconds for ten forward or backward passes. A pass that takes more than a tenth of this
-            time, and more than 1 second, raises an error.
+        timeout: Ten times the time limit of a forward or backward pass, in seconds. The limit of a pass is at least 1
+            second. A pass that exceeds its limit raises an error.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`. Its method `close` ends the ranks.
 
     Raises:
-        ValueError: The loss cannot be loaded, or `ranks` is not from 1 to 64.
-        TypeError: The class or function lacks what the page "On several ranks" requires.
+        ValueError: `given` is a text, and its loss cannot be loaded or lacks what the page "On several ranks" requires.
+            Or `ranks` is not from 1 to 64, or torch is older than 2.3.
+        TypeError: `given` is a class or function that lacks what the page requires.
 
     Example:
         >>> loss = from_ranks("loss_parallel", ranks=2)  # doctest: +SKIP
@@ -252,7 +257,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
         def pull(upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
             assert gradient is not None
-            return _tensor(gradient(_array(upstream), *arrays, **given), logits.device), None
+            return _tensor(gradient(_array(upstream), *arrays, **given), logits.device, "gradient"), None
 
         return function(*arrays, **given), pull if wanted else None
 
@@ -288,7 +293,7 @@ class _Foreign(torch.autograd.Function):
     ) -> Tensor:
         wanted = differentiable and any(ctx.needs_input_grad)
         made, ctx.pull = run(input.detach(), target.detach(), options, wanted)
-        loss = _tensor(made, input.device)
+        loss = _tensor(made, input.device, "loss")
         if not differentiable:
             ctx.mark_non_differentiable(loss)
         return loss
@@ -326,14 +331,14 @@ def _array(tensor: Tensor) -> _Array:
     return made
 
 
-def _tensor(value: Any, device: torch.device) -> Tensor:
+def _tensor(value: Any, device: torch.device, noun: str) -> Tensor:
     """Return an array or a number as a tensor of the same dtype on the device, in the same memory if possible.
 
-    Raise TypeError for values that are not real numbers.
+    Raise TypeError for values that are not real numbers. `noun` is "loss" or "gradient", for the message.
     """
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
-        raise TypeError(f"the function returned an array of {array.dtype}; return an array of real numbers")
+        raise TypeError(f"the {noun} is an array of {array.dtype}; return an array of real numbers")
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.name == "bfloat16":

@@ -136,8 +136,14 @@ def test_options_may_be_given_by_position():
 
 @pytest.mark.parametrize("result", ["text", [None], 1j], ids=["text", "objects", "complex"])
 def test_a_result_that_is_no_array_of_real_numbers_is_refused(result):
-    with pytest.raises(TypeError, match=r"^the function returned an array of .*; return an array of real numbers$"):
+    with pytest.raises(TypeError, match=r"^the loss is an array of .*; return an array of real numbers$"):
         from_numpy(lambda logits, target: result)(LOGITS, TARGET)
+
+
+def test_a_gradient_that_is_no_array_of_real_numbers_is_refused_by_its_name():
+    loss = from_numpy(nll, gradient=lambda *arguments, **options: None)(LOGITS.clone().requires_grad_(), TARGET)
+    with pytest.raises(TypeError, match=r"^the gradient is an array of object; return an array of real numbers$"):
+        loss.backward()
 
 
 def test_a_function_of_numpy_has_the_options_of_its_signature_and_its_own_name():

@@ -105,7 +105,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
     [
         (["--check", "los"], "--check: got 'los' (did you mean loss?); allowed are call, result"),
         (["--case", "*3x7*"], "--case: got '*3x7*', which matches no case of this level and these dtypes"),
-        (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
+        (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` prints ids"),
         (
             ["--check", "large"],
             "--check: got large; no chosen case of level quick runs these checks; choose another level or dtype",

@@ -6,7 +6,7 @@ modules of this package, only `crossent.numerics.formats`, `crossent.choices`, `
 `cover` also imports covertable.
 
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
-values      the kinds of logits: each kind triggers one kind of numerical error
+values      the kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error
 operation   Operation: a function of torch that subjects compute; its arguments and gradients
 ids         finds the case or the bad input with an id
 case        Case: its id, and the tensors that it builds

@@ -1,6 +1,7 @@
-"""The axes of a case whose choices are words, and the impossible combinations of choices.
+"""The axes of a case whose choices are words, the size ranges, and the rules that exclude impossible cases.
 
-The choices of `label_smoothing` and of `sizes` are in `crossent.cases.grid`.
+`CLASS_SIZES` and `ROW_SIZES` have the numbers of classes and rows in each size range. The other choices of `sizes`, and
+the choices of `label_smoothing`, are in `crossent.cases.grid`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ IGNORED = {
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
 # The choices on each axis whose choices are words. Each axis is an attribute of `Case`. An id always has its dtype,
 # values, target and reduction, in this order. On each other axis, the first word is the default, and an id leaves out
-# the default. An id has a word without the name of its axis, since no two of these axes have a word in common.
+# the default. No two of these other axes have a word in common, so an id has the word without the name of the axis.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     "values": tuple(VALUES),
@@ -66,20 +67,21 @@ AXES: dict[str, tuple[str, ...]] = {
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
 # Kernels change their code path with the number of classes and of rows: at the length of a vector, a block, a tile or a
-# chunk of the vocabulary. A size range is a range of numbers of classes or rows, which ends at one of these limits.
+# chunk of the vocabulary. A size range is a range of numbers of classes or rows that ends at one of these limits, or
+# lies above all limits.
 CLASS_LIMITS = (1, 2, 7, 32, 256, 1024, 4096, 16384, 65535)
 ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 
 
-def size_class(number: int, limits: Sequence[int], of: str) -> str:
+def size_range(number: int, limits: Sequence[int], of: str) -> str:
     """Return the size range of a number of classes, rows or hidden units, as text.
 
     Args:
         number: The number of classes, rows or hidden units.
-        limits: The last number of each size range, in ascending order.
+        limits: The last number of each size range except the highest, which has none, in ascending order.
         of: "classes", "rows" or "hidden units", which follows the numbers in the text.
 
-    >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
+    >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
     """
     above = bisect_left(limits, number)
@@ -92,20 +94,20 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
     return {0: f"no {of}", 1: one}.get(high, f"{high} {of}")
 
 
-def by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
+def by_size_range(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
     """Return a dict from the text of each size range to the elements of `numbers` in this range.
 
-    `limits` and `of` are as in :func:`size_class`.
+    `limits` and `of` are as in :func:`size_range`.
     """
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
-        name = size_class(number, limits, of)
+        name = size_range(number, limits, of)
         found[name] = (*found.get(name, ()), number)
     return found
 
 
 # The size range of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
-CLASS_SIZES = by_size_class(
+CLASS_SIZES = by_size_range(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 31, 32, 33, 64, 100, 127, 129, 255),
         *(257, 300, 511, 513, 521, 1000, 1009, 1023, 1024, 1025, 1031, 2047, 2049, 3000, 4096),
@@ -114,7 +116,7 @@ CLASS_SIZES = by_size_class(
     CLASS_LIMITS,
     "classes",
 )
-ROW_SIZES = by_size_class(
+ROW_SIZES = by_size_range(
     (
         *(1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 64, 100, 127, 128, 129, 130, 256, 1000, 1023, 1024),
         *(1025, 1030, 2049, 4095, 4096, 4097, 4100, 6000),
@@ -131,11 +133,11 @@ OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream grad
 
 @dataclass(frozen=True)
 class Constraint:
-    """A rule that forbids combinations of choices.
+    """Combinations of choices that are impossible together.
 
     Attributes:
         reason: why the combinations are impossible.
-        axes: the names of the axes that the rule is about.
+        axes: the names of the axes whose choices are combined.
         forbids: a function that takes the choices on these axes, and returns whether their combination is impossible.
     """
 
@@ -155,12 +157,12 @@ CONSTRAINTS = (
         lambda target, ignored: target in DENSE_TARGETS and ignored != "kept",
     ),
     Constraint(
-        "uint8 holds 0 to 255",
+        "a uint8 target cannot hold this ignore_index; uint8 has 0 to 255",
         ("target", "ignored"),
         lambda target, ignored: target == "uint8" and ignored != "kept" and IGNORED[ignored] not in range(256),
     ),
     Constraint(
-        "uint8 holds 0 to 255",
+        "a uint8 target needs 256 classes or fewer",
         ("target", "sizes"),
         lambda target, sizes: target == "uint8" and _classes(sizes) > 256,
     ),
@@ -170,7 +172,7 @@ CONSTRAINTS = (
         lambda ignored, sizes: ignored in ("ignored", "ignored_all") and _classes(sizes) > 255,
     ),
     Constraint(
-        "a reduced loss has one upstream gradient",
+        f"the upstream gradients {', '.join(OF_ROWS[:-1])} and {OF_ROWS[-1]} need the reduction none",
         ("reduction", "upstream"),
         lambda reduction, upstream: reduction != "none" and upstream in OF_ROWS,
     ),
@@ -185,14 +187,14 @@ CONSTRAINTS = (
         lambda values, dtype: VALUES[values].largest > FORMATS[dtype].largest,
     ),
     Constraint(
-        "this layout needs more axes",
+        "transposed needs 2 dimensions of the logits or more, and class_last needs 3",
         ("layout", "sizes"),
         lambda layout, sizes: (
             layout in ("transposed", "class_last") and len(sizes) < (2 if layout == "transposed" else 3)
         ),
     ),
     Constraint(
-        "this layout needs more axes",
+        "target_transposed needs 2 dimensions of the target or more, and target_class_last needs 3",
         ("target_layout", "sizes", "target"),
         lambda layout, sizes, target: (
             layout in ("target_transposed", "target_class_last")
@@ -200,12 +202,12 @@ CONSTRAINTS = (
         ),
     ),
     Constraint(
-        "an expanded tensor needs a batch",
+        "an expanded tensor needs a batch of 1 entry or more",
         ("layout", "sizes"),
         lambda layout, sizes: layout == "expanded" and (len(sizes) < 2 or sizes[0] == 0),
     ),
     Constraint(
-        "an expanded tensor needs a batch",
+        "an expanded tensor needs a batch of 1 entry or more",
         ("target_layout", "sizes"),
         lambda layout, sizes: layout == "target_expanded" and (len(sizes) < 2 or sizes[0] == 0),
     ),
@@ -241,7 +243,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     ),
     "the grade must be A or B": lambda case: case.grade in ("", "A", "B"),
     "tiled must be 1 or more": lambda case: case.tiled > 0,
-    "tiles need a batch, class indices, and a layout that is contiguous or class_last": lambda case: (
+    "tiles need a batch, class indices, layout contiguous or class_last, and target_contiguous": lambda case: (
         case.tiled == 1
         or (
             len(case.sizes) > 1

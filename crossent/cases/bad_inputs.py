@@ -17,7 +17,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, Operation
 
-SIZE_ERRORS = (ValueError, RuntimeError)
+VALUE_OR_RUNTIME_ERROR = (ValueError, RuntimeError)
 # The kinds of mistakes in a call. Each kind is a feature: a user may declare that a subject lacks its errors.
 BAD_INPUT_KINDS = {
     "index_errors": "An error for an index that is neither a class nor ignored.",
@@ -39,8 +39,8 @@ class BadInput:
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA and XPU. Afterwards the process cannot use the
             device.
-        dtype: the dtype under which the report counts the call: the dtype of the logits, unless that dtype is the
-            mistake.
+        dtype: the dtype under which the report counts the call: the dtype of the logits, or float32 if the dtype of the
+            logits is the mistake.
         operation: the operation that must refuse the call.
         right: a function that returns the arguments of a correct call, by name.
     """
@@ -109,7 +109,10 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call whose target has an index that is neither a class nor ignored. Its id is `id` after "class_"."""
+    """Return a call with the id "class_" + `id`. Its target has an index that is neither a class nor ignored.
+
+    `make` returns the arguments that differ from a correct call, by name.
+    """
     return BadInput(f"class_{id}", "index_errors", make, (IndexError,), poisons=True)
 
 
@@ -154,41 +157,49 @@ BAD_INPUTS = (
     BadInput("probabilities_of_integers", "dtype_errors", _shapes((3, 4), (3, 4), torch.int64)),
     BadInput("probabilities_of_uint8", "dtype_errors", _shapes((3, 4), (3, 4), torch.uint8)),
     BadInput("probabilities_complex", "dtype_errors", _shapes((3, 4), (3, 4), torch.complex64)),
-    BadInput("target_of_another_batch", "size_errors", _target(0, 1), SIZE_ERRORS),
-    BadInput("target_of_a_batch_of_one", "size_errors", _target(0), SIZE_ERRORS),
+    BadInput("target_of_another_batch", "size_errors", _target(0, 1), VALUE_OR_RUNTIME_ERROR),
+    BadInput("target_of_a_batch_of_one", "size_errors", _target(0), VALUE_OR_RUNTIME_ERROR),
     BadInput("target_with_a_dimension_too_many", "size_errors", _shapes((3, 4), (3, 1))),
-    BadInput("target_without_a_dimension", "size_errors", _shapes((3, 4), ()), SIZE_ERRORS),
-    BadInput("target_of_another_size", "size_errors", _shapes((2, 4, 3), (2, 4)), SIZE_ERRORS),
-    BadInput("target_without_further_dimensions", "size_errors", _shapes((2, 4, 3), (2,)), SIZE_ERRORS),
-    BadInput("target_batched_of_unbatched_logits", "size_errors", _shapes((4,), (2,)), SIZE_ERRORS),
-    BadInput("logits_without_a_dimension", "size_errors", _shapes((), ()), SIZE_ERRORS),
-    BadInput("probabilities_of_another_width", "size_errors", _probabilities(3, 5), SIZE_ERRORS),
-    BadInput("probabilities_of_another_batch", "size_errors", _probabilities(2, 4), SIZE_ERRORS),
-    BadInput("probabilities_of_a_batch_of_one", "size_errors", _probabilities(1, 4), SIZE_ERRORS),
+    BadInput("target_without_a_dimension", "size_errors", _shapes((3, 4), ()), VALUE_OR_RUNTIME_ERROR),
+    BadInput("target_of_another_size", "size_errors", _shapes((2, 4, 3), (2, 4)), VALUE_OR_RUNTIME_ERROR),
+    BadInput("target_without_further_dimensions", "size_errors", _shapes((2, 4, 3), (2,)), VALUE_OR_RUNTIME_ERROR),
+    BadInput("target_batched_of_unbatched_logits", "size_errors", _shapes((4,), (2,)), VALUE_OR_RUNTIME_ERROR),
+    BadInput("logits_without_a_dimension", "size_errors", _shapes((), ()), VALUE_OR_RUNTIME_ERROR),
+    BadInput("probabilities_of_another_width", "size_errors", _probabilities(3, 5), VALUE_OR_RUNTIME_ERROR),
+    BadInput("probabilities_of_another_batch", "size_errors", _probabilities(2, 4), VALUE_OR_RUNTIME_ERROR),
+    BadInput("probabilities_of_a_batch_of_one", "size_errors", _probabilities(1, 4), VALUE_OR_RUNTIME_ERROR),
     BadInput(
-        "probabilities_with_classes_last", "size_errors", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZE_ERRORS
+        "probabilities_with_classes_last",
+        "size_errors",
+        _shapes((2, 4, 3), (2, 3, 4), torch.float32),
+        VALUE_OR_RUNTIME_ERROR,
     ),
     BadInput(
-        "probabilities_of_another_width_unbatched", "size_errors", _shapes((4,), (3,), torch.float32), SIZE_ERRORS
+        "probabilities_of_another_width_unbatched",
+        "size_errors",
+        _shapes((4,), (3,), torch.float32),
+        VALUE_OR_RUNTIME_ERROR,
     ),
     BadInput("probabilities_with_ignore_index", "option_errors", _probabilities(ignore_index=1)),
     BadInput("probabilities_with_ignore_index_zero", "option_errors", _probabilities(ignore_index=0)),
     BadInput("probabilities_with_ignore_index_255", "option_errors", _probabilities(ignore_index=255)),
-    BadInput("weight_too_short", "size_errors", _weight(3), SIZE_ERRORS),
-    BadInput("weight_too_long", "size_errors", _weight(5), SIZE_ERRORS),
-    BadInput("weight_of_one", "size_errors", _weight(1), SIZE_ERRORS),
-    BadInput("weight_without_a_dimension", "size_errors", _weight(), SIZE_ERRORS),
-    BadInput("weight_with_a_dimension_too_many", "size_errors", _weight(3, 4), SIZE_ERRORS),
-    BadInput("weight_too_short_smoothed", "size_errors", _weight(3, label_smoothing=0.1), SIZE_ERRORS),
+    BadInput("weight_too_short", "size_errors", _weight(3), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_too_long", "size_errors", _weight(5), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_of_one", "size_errors", _weight(1), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_without_a_dimension", "size_errors", _weight(), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_with_a_dimension_too_many", "size_errors", _weight(3, 4), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_too_short_smoothed", "size_errors", _weight(3, label_smoothing=0.1), VALUE_OR_RUNTIME_ERROR),
     BadInput(
         "weight_too_short_unbatched",
         "size_errors",
         lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)},
-        SIZE_ERRORS,
+        VALUE_OR_RUNTIME_ERROR,
     ),
-    BadInput("weight_too_short_with_probabilities", "size_errors", _weight(3, dense=True), SIZE_ERRORS),
-    BadInput("weight_of_one_with_probabilities", "size_errors", _weight(1, dense=True), SIZE_ERRORS),
-    BadInput("weight_for_each_row_with_probabilities", "size_errors", _weight(3, 4, dense=True), SIZE_ERRORS),
+    BadInput("weight_too_short_with_probabilities", "size_errors", _weight(3, dense=True), VALUE_OR_RUNTIME_ERROR),
+    BadInput("weight_of_one_with_probabilities", "size_errors", _weight(1, dense=True), VALUE_OR_RUNTIME_ERROR),
+    BadInput(
+        "weight_for_each_row_with_probabilities", "size_errors", _weight(3, 4, dense=True), VALUE_OR_RUNTIME_ERROR
+    ),
     BadInput("weight_of_another_dtype", "dtype_errors", _weight(4, dtype=torch.float64)),
     BadInput("weight_of_another_dtype_smoothed", "dtype_errors", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
     BadInput("weight_of_half_precision", "dtype_errors", _weight(4, dtype=torch.float16)),
@@ -207,26 +218,31 @@ BAD_INPUTS = (
     BadInput("reduction_in_capitals", "option_errors", _option(reduction="Mean"), (ValueError,)),
     BadInput("reduction_empty", "option_errors", _option(reduction=""), (ValueError,)),
     BadInput("reduction_that_is_none", "option_errors", _option(reduction=None), (ValueError,)),
-    BadInput("label_smoothing_above_one", "option_errors", _option(label_smoothing=1.5), SIZE_ERRORS),
+    BadInput("label_smoothing_above_one", "option_errors", _option(label_smoothing=1.5), VALUE_OR_RUNTIME_ERROR),
     BadInput(
-        "label_smoothing_above_one_by_an_ulp", "option_errors", _option(label_smoothing=1 + 2.0**-52), SIZE_ERRORS
+        "label_smoothing_above_one_by_an_ulp",
+        "option_errors",
+        _option(label_smoothing=1 + 2.0**-52),
+        VALUE_OR_RUNTIME_ERROR,
     ),
     BadInput(
         "label_smoothing_above_one_with_probabilities",
         "option_errors",
         _probabilities(label_smoothing=1.5),
-        SIZE_ERRORS,
+        VALUE_OR_RUNTIME_ERROR,
     ),
-    BadInput("label_smoothing_infinite", "option_errors", _option(label_smoothing=math.inf), SIZE_ERRORS),
-    BadInput("label_smoothing_negative", "option_errors", _option(label_smoothing=-0.1), SIZE_ERRORS),
-    BadInput("label_smoothing_negative_by_little", "option_errors", _option(label_smoothing=-1e-9), SIZE_ERRORS),
+    BadInput("label_smoothing_infinite", "option_errors", _option(label_smoothing=math.inf), VALUE_OR_RUNTIME_ERROR),
+    BadInput("label_smoothing_negative", "option_errors", _option(label_smoothing=-0.1), VALUE_OR_RUNTIME_ERROR),
+    BadInput(
+        "label_smoothing_negative_by_little", "option_errors", _option(label_smoothing=-1e-9), VALUE_OR_RUNTIME_ERROR
+    ),
     BadInput(
         "label_smoothing_negative_with_probabilities",
         "option_errors",
         _probabilities(label_smoothing=-0.1),
-        SIZE_ERRORS,
+        VALUE_OR_RUNTIME_ERROR,
     ),
-    BadInput("label_smoothing_nan", "option_errors", _option(label_smoothing=math.nan), SIZE_ERRORS),
+    BadInput("label_smoothing_nan", "option_errors", _option(label_smoothing=math.nan), VALUE_OR_RUNTIME_ERROR),
     BadInput("label_smoothing_of_text", "option_errors", _option(label_smoothing="0.1"), (TypeError,)),
     BadInput("ignore_index_of_a_fraction", "option_errors", _option(ignore_index=1.5), (TypeError,)),
     BadInput("ignore_index_that_is_none", "option_errors", _option(ignore_index=None), (TypeError,)),

@@ -26,7 +26,7 @@ from crossent.cases.axes import (
     ROW_LIMITS,
     RULES,
     Constraint,
-    size_class,
+    size_range,
     why_forbidden,
 )
 from crossent.cases.inputs import Inputs, laid_out
@@ -143,7 +143,8 @@ class Case:
         except (ValueError, TypeError):
             case = None
         if case is None or case.id != id or case.invalid:
-            reason = f": {case.invalid}" if case is not None and case.invalid else ""
+            known = "; `crossent list cases` prints ids" if case is None else f"; did you mean {quoted(case.id)}?"
+            reason = f": {case.invalid}" if case is not None and case.invalid else known
             raise ValueError(f"case: got {quoted(id)}, which is not the id of a case{reason}")
         return case
 
@@ -177,12 +178,12 @@ class Case:
     @property
     def class_size(self) -> str:
         """The size range of the number of classes, such as "257 to 1024 classes"."""
-        return size_class(self.classes, CLASS_LIMITS, "classes")
+        return size_range(self.classes, CLASS_LIMITS, "classes")
 
     @property
     def row_size(self) -> str:
         """The size range of the number of rows, such as "17 to 32 rows"."""
-        return size_class(self.rows, ROW_LIMITS, "rows")
+        return size_range(self.rows, ROW_LIMITS, "rows")
 
     @property
     def dimensions(self) -> int:
@@ -243,25 +244,26 @@ class Case:
     def _seed_choices(self) -> tuple[Any, ...]:
         """Return the choices that determine the random numbers.
 
-        The dtype and the upstream gradient are not among these choices, so each dtype has the same numbers before they
-        are rounded.
+        The dtype is not among these choices. So each dtype has the same numbers before they are rounded, except for
+        logits that scale with the format. The upstream gradient and the layouts are not among these choices either.
         """
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
 
     def _drawn(self, draw: Draw) -> dict[str, Any]:
-        """Return the numbers of the arguments that determine the logits, by the names of the arguments."""
+        """Return the arguments that determine the logits, as arrays by name, with random numbers from `draw`."""
         return {"input": self._shaped(VALUES[self.values].draw(draw))}
 
     def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of :meth:`_drawn` in the memory layouts of the case."""
+        """Return `drawn`, the arrays of :meth:`_drawn` as tensors, in the memory layouts of the case."""
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
         """Return the direction along which checks take derivatives: a tensor with the logits' shape and dtype.
 
-        The elements are random numbers from -2 to 2, which depend only on the sizes and the seed. Rounded to the dtype,
-        they use all of its bits. So code that rounds the direction to fewer bits gets another derivative.
+        The elements are random numbers from -2 to 2, rounded to the dtype. They depend only on the sizes and the seed.
+        Most elements need more bits than a narrower dtype has. So code that rounds the direction to a narrower dtype
+        gets another derivative.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
@@ -326,7 +328,8 @@ class Case:
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
         """Return the value in `entries` for the case's choice on `axis`.
 
-        If there is none, raise the error of :func:`_not_made`, which names `function`.
+        If `entries` lacks the choice, raise the error of :func:`_not_made`. The message names `function`, the method to
+        extend.
         """
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)

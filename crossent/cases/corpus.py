@@ -22,12 +22,13 @@ class Bug:
     """One entry of the corpus.
 
     Attributes:
-        id: a letter for the kind of bug, and a number, such as "D6"; `corpus.toml` lists the kinds.
+        id: a letter for the kind of bug, and a number, such as "D6". "D6b" is a variant of D6. `corpus.toml` lists the
+            kinds.
         breaks: the bug, in a sentence.
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
         bad_inputs: the ids of calls for which a loss must raise an error. The buggy code raises no error.
-        checks: the names of the checks that must catch the bug on these cases and calls.
+        checks: the names of the checks that must catch the bug, each on these cases or on these calls.
         why_not: the reason why no case can trigger the bug, or "".
     """
 
@@ -41,9 +42,10 @@ class Bug:
 
     def __str__(self) -> str:
         lines = [f"{self.id:<4} {self.breaks} {', '.join(self.issues)}".rstrip()]
-        lines += [f"       {', '.join(self.checks)}: {case.id}" for case in self.cases]
+        checks = ", ".join(check for check in self.checks if check != "errors")  # the check errors runs on calls only
+        lines += [f"       {checks}: {case.id}" for case in self.cases]
         lines += [f"       errors: {bad_input}" for bad_input in self.bad_inputs]
-        return "\n".join([*lines, *([f"       none: {self.why_not}"] if self.why_not else [])])
+        return "\n".join([*lines, *([f"       no case: {self.why_not}"] if self.why_not else [])])
 
 
 @cache

@@ -85,9 +85,7 @@ def _case(id: str) -> Case | BadInput:
     try:
         return case_of(id)
     except ValueError as error:
-        raise ValueError(
-            f"{error}; `crossent list cases` shows ids, and a pattern has a *, as in '*smooth0.1*'"
-        ) from None
+        raise ValueError(f"{error}; a pattern has a *, as in '*smooth0.1*'") from None
 
 
 def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | BadInput]:

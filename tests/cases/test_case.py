@@ -147,6 +147,11 @@ def test_a_refusal_says_which_choices_are_impossible_together():
         ("float32-7x5-normal-probabilities-mean-ignored", "a target of class probabilities cannot have ignored rows"),
         ("float16-7x5-large_offset-int64-mean", "the values overflow the dtype"),
         ("float32-7x0-normal-int64-mean", "the number of classes must be 1 or more"),
+        ("float32-7x300-normal-uint8-mean", "a uint8 target needs 256 classes or fewer"),
+        ("float32-7x5-normal-uint8-mean-ignored_huge", "a uint8 target cannot hold this ignore_index"),
+        ("float32-7x5-normal-int64-mean-target_strided-tiled2", "tiles need .*, and target_contiguous"),
+        ("float32-7x5-normal-int64-mean-seed01", "did you mean 'float32-7x5-normal-int64-mean-seed1'"),
+        ("foo", "which is not the id of a case; `crossent list cases` prints ids"),
     ):
         with pytest.raises(ValueError, match=reason):
             Case.of(refused)

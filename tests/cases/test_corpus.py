@@ -96,6 +96,12 @@ def test_an_entry_names_existing_checks_and_bad_inputs(bug):
     assert not bug.why_not or re.fullmatch(r"\S.*\.", bug.why_not)
 
 
+def test_a_printed_bug_has_the_check_errors_before_its_calls_only():
+    lines = str(BUGS["G1"]).splitlines()[1:]
+    assert {line.split(":")[0].strip() for line in lines} == {"loss", "errors"}
+    assert all(("class_" in line) == line.strip().startswith("errors: ") for line in lines)
+
+
 def test_every_case_is_read_back_from_its_id_and_has_the_name_of_its_bug():
     for bug in BUGS.values():
         for case in bug.cases:

@@ -14,7 +14,7 @@ from crossent.cases.axes import (
     DTYPES,
     ROW_LIMITS,
     ROW_SIZES,
-    size_class,
+    size_range,
     why_forbidden,
 )
 from crossent.cases.case import Case
@@ -106,8 +106,8 @@ def test_each_number_of_a_class_of_sizes_occurs():
 )
 def test_a_class_of_sizes_contains_its_numbers_and_ends_at_a_limit(words, limits, of):
     for word, numbers in words.items():
-        assert {size_class(number, limits, of) for number in numbers} == {word}
-    ends = [size_class(number, limits, of) for limit in limits for number in (limit, limit + 1)]
+        assert {size_range(number, limits, of) for number in numbers} == {word}
+    ends = [size_range(number, limits, of) for limit in limits for number in (limit, limit + 1)]
     assert list(dict.fromkeys(ends)) == [*(["no rows"] if of == "rows" else []), *words]
 
 

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, size_class
+from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, size_range
 from crossent.cases.case import Case
 from crossent.cases.grid import count_combinations, sized_triples
 from crossent.cases.linear.case import HIDDEN_LIMITS, LinearCase
@@ -139,7 +139,7 @@ def test_the_numbers_of_the_size_ranges_occur():
     ],
 )
 def test_the_size_ranges_are_those_of_their_numbers(name, limits, of):
-    assert set(LINEAR_CHOICES[name]) <= {size_class(limit + more, limits, of) for limit in limits for more in (0, 1)}
+    assert set(LINEAR_CHOICES[name]) <= {size_range(limit + more, limits, of) for limit in limits for more in (0, 1)}
 
 
 def test_pairs_have_a_vocabulary_of_32000_classes_in_each_other_dtype():

@@ -102,7 +102,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
         (
             {"cases": "float32-7x5"},
-            "case: got 'float32-7x5', which is not the id of a case; `crossent list cases` shows",
+            "case: got 'float32-7x5', which is not the id of a case; `crossent list cases` prints ids; a pattern has",
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},

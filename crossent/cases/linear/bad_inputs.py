@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from crossent.cases.bad_inputs import BAD_INPUTS, SIZE_ERRORS, BadInput
+from crossent.cases.bad_inputs import BAD_INPUTS, VALUE_OR_RUNTIME_ERROR, BadInput
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 
 
@@ -39,7 +39,7 @@ _INHERITED = (
 
 
 def _own(id: str, kind: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    return BadInput(f"linear_{id}", kind, make, SIZE_ERRORS, operation=LINEAR_CROSS_ENTROPY, right=_right)
+    return BadInput(f"linear_{id}", kind, make, VALUE_OR_RUNTIME_ERROR, operation=LINEAR_CROSS_ENTROPY, right=_right)
 
 
 LINEAR_BAD_INPUTS = (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import AXES, CONSTRAINTS, IGNORED, MOST_NUMBERS, RULES, Constraint, size_class
+from crossent.cases.axes import AXES, CONSTRAINTS, IGNORED, MOST_NUMBERS, RULES, Constraint, size_range
 from crossent.cases.case import Case
 from crossent.cases.inputs import laid_out
 from crossent.cases.linear.values import LINEAR_VALUES, LinearDraw
@@ -79,7 +79,7 @@ class LinearCase(Case):
     @property
     def hidden_size(self) -> str:
         """The size range of the length of a hidden state, such as "17 to 64 hidden units"."""
-        return size_class(self.hidden, HIDDEN_LIMITS, "hidden units")
+        return size_range(self.hidden, HIDDEN_LIMITS, "hidden units")
 
     def _more_words(self) -> list[str]:
         return [f"hidden{self.hidden}"]

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
-from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, Constraint, by_size_class
+from crossent.cases.axes import CLASS_LIMITS, DTYPES, ROW_LIMITS, Constraint, by_size_range
 from crossent.cases.case import Case
 from crossent.cases.grid import CHOICES, CoveringArray
 from crossent.cases.linear.case import HIDDEN_LIMITS, LinearCase
 
 # The size range of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
-_CLASSES = by_size_class(
+_CLASSES = by_size_range(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 61, 64, 67, 127, 128, 129, 251, 255),
         *(257, 300, 509, 511, 512, 513, 1000, 1021, 1023, 1024, 1025, 1031, 2047, 2048, 2049, 4093, 4096, 32000),
@@ -32,7 +32,7 @@ _CLASSES = by_size_class(
     CLASS_LIMITS,
     "classes",
 )
-_ROWS = by_size_class(
+_ROWS = by_size_range(
     (
         *(0, 1, 2, 3, 7, 8, 13, 15, 16, 17, 31, 32, 33, 61, 64, 67, 100, 127, 128, 129, 130, 255, 256, 257, 384),
         *(511, 512, 513, 1000, 1021, 1023, 1024, 1025, 1031, 2047, 2048, 2049, 4093, 4095, 4096),
@@ -40,7 +40,7 @@ _ROWS = by_size_class(
     ROW_LIMITS,
     "rows",
 )
-_HIDDEN = by_size_class(
+_HIDDEN = by_size_range(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 96, 127, 128, 129, 251, 255, 256),
         *(257, 300, 509, 511, 512, 513, 768, 1000, 1021, 1024),
