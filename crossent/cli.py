@@ -127,9 +127,10 @@ def check(
     Exit status:
       0    all checks passed
       1    a check failed; or a wrong result would pass every case of a dtype;
-           or no case ran on a subject; or --baseline shows a regression
+           or no case ran on a subject; or no check of --check ran;
+           or --baseline shows a change for which `crossent diff` exits with 1
       2    wrong use
-      3    nothing ran, or nothing was compared
+      3    nothing ran; or, with --baseline, nothing was compared
       130  interrupted
       141  the output cannot be written
 
@@ -225,12 +226,12 @@ def _status(moved: Diff, strict: bool) -> int:
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    The command compares each check on each case that both reports have with the same input. Examples of changes are
+    The command compares each check on each case that both reports have with the same input. Examples of results are
     regression, newly refused (the call now raises an error), changed behaviour (another shape, dtype, kind of value or
     class of error), worse within bounds, fixed and same bits.
 
-    Exit status: 0: none of the first three changes. 1: one of them; with --strict, also worse within bounds. 2: wrong
-    use, or reports that cannot be compared. 3: nothing was compared (with --force). 141: the output cannot be written.
+    Exit status: 0: none of the first three results. 1: one or more of these three; with --strict, also worse within
+    bounds. 2: wrong use, or incomparable reports. 3: nothing was compared (--force). 141: the output cannot be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -260,13 +261,13 @@ def verify(
     """Run the cases of a REPORT again, and compare the bits and the verdict of each result with the report.
 
     REPORT is a file that `crossent check --json` wrote. The level, the seed, the device, the contract and the other
-    options of the run come from the REPORT.
+    options that change results come from the REPORT, except --expected-findings and --timeout.
 
-    SUBJECT names your function, as in `crossent check`. Without a SUBJECT, only the forms and torch run, since a report
-    cannot choose code to run.
+    SUBJECT names your function, as in `crossent check`. If the REPORT has results of your function, SUBJECT is
+    required, since a report cannot choose code to run.
 
     Exit status: 0: every result equals the result in the report, findings included. 1: a result differs. 2: wrong use,
-    or a report that cannot be verified here. 130: interrupted.
+    or a report that cannot be verified here. 130: interrupted. 141: the output cannot be written.
     """
     from rich.text import Text
 
@@ -300,9 +301,9 @@ def list_(what: str, level: str, operation: str | None) -> None:
     subjects   the functions that `check` takes by name, with their operation
     checks     the properties that are tested on a case
     cases      the ids of the cases of a level
-    features   what a subject may lack; declare it with `check --without`
+    features   the abilities that a subject may lack; see `check --without`
     contracts  promises about arithmetic; choose one with `check --contract`
-    bugs       published bugs, each with the cases that trigger the bug
+    bugs       published bugs; the cases that trigger each bug, or why none can
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     from crossent.console import listed
 
@@ -323,8 +324,8 @@ def repro(
     """Print a script that repeats a FINDING.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is a file that `crossent check --json` wrote.
-    Without a REPORT, the finding comes from the last runs in this folder. If these runs do not have the finding, and
-    the subject is a form or torch, the check runs again.
+    Without a REPORT, the finding comes from the last runs in this folder. If these runs do not have the finding, or
+    with --device or --passed, the check runs again. To run again on your function, the check needs --subject.
 
     A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
     alone, and marks where to insert your function. With --subject, the script imports your function, and also needs
@@ -333,8 +334,7 @@ def repro(
     """
     if report is not None and device is not None:
         raise click.UsageError(f"--device: got {quoted(device)} and a REPORT, which sets the device; give only one")
-    passed = passed or held
-    if passed and (report is not None or source):
+    if (passed := passed or held) and (report is not None or source):
         raise click.UsageError("--passed runs a form or torch here: leave out the REPORT and --subject")
     from crossent.repro.rerun import script_of
 

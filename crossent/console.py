@@ -58,7 +58,7 @@ def progress(steps: Steps) -> Iterator[Step]:
             for finding in step.findings[: MOST_FINDINGS - shown]:
                 bar.print(Text(finding.headline, "red"), soft_wrap=True)
             if shown < MOST_FINDINGS <= shown + len(step.findings):
-                bar.print(Text("more findings are in the report", "dim"))
+                bar.print(Text(f"no more than {MOST_FINDINGS} findings are shown during the run", "dim"))
             shown = min(MOST_FINDINGS, shown + len(step.findings))
             yield step
 
@@ -99,8 +99,9 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
     """
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
-        reason = "without --contract, the forms and torch keep their own grades"
-        Console(stderr=True).print(f"crossent: --grade does not apply to {', '.join(own)}: {reason}", soft_wrap=True)
+        names, reason = ", ".join(own), "without --contract, the forms and torch keep their own grades"
+        advice = f"add --contract, or leave out {names}"
+        Console(stderr=True).print(f"crossent: --grade does not apply to {names}: {reason}; {advice}", soft_wrap=True)
 
 
 def listed(what: str, level: str, operation: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write files in one step, and refuse a file that cannot be written, if possible before the run."""
+"""Write files in one step, and check before a run that the files of --json and --html can be written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return a dict from the given options, "--json" and "--html", to the paths of the files to write.
+    """Return the paths of the files to write, by the option that names the file: "--json" or "--html".
+
+    `json_file` and `html_file` are the values of these options, or None for an option that is not given.
 
     Raises:
         BadParameter: a file cannot be written, or both options name the same file, unless this file is a stream.

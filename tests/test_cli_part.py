@@ -65,7 +65,8 @@ def test_a_grade_that_changes_some_subjects_says_which_keep_their_own(check):
     status, _, _, err = check("torch", "--grade", "B")
     assert status == FAILED
     assert err == (
-        "crossent: --grade does not apply to torch: without --contract, the forms and torch keep their own grades\n"
+        "crossent: --grade does not apply to torch: without --contract, the forms and torch keep their own grades; "
+        "add --contract, or leave out torch\n"
     )
     assert check("--grade", "B")[3] == ""
     assert check("torch", "--grade", "B", "--contract", "kernel")[3] == ""
@@ -259,7 +260,7 @@ def test_a_terminal_shows_what_runs_and_each_finding_as_it_comes(monkeypatch, fi
 def test_a_terminal_shows_the_first_of_many_findings(monkeypatch, findings):
     _, text = shown(monkeypatch, findings * 50, True)
     assert text.count(findings[0].headline) == 20
-    assert text.count("more findings are in the report") == 1
+    assert text.count("no more than 20 findings are shown during the run") == 1
 
 
 def test_a_pipe_gets_no_progress_and_no_findings(monkeypatch, findings):

@@ -13,14 +13,21 @@ from crossent.options import as_click_errors
 @click.command()
 @click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
 @click.option("--target", type=int, help="True class.  [default: 0]")
-@click.option("--random", is_flag=True, help="Draw the logits and the true class at random.")
+@click.option(
+    "--random",
+    is_flag=True,
+    help="Draw the logits and the true class at random. With --linear, draw the hidden state and the layer instead of "
+    "the logits.",
+)
 @click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_NUMBER, help="Seed of the random row.  [default: 0]")
 @click.option("--linear", is_flag=True, help="Also show the last layer, which computes the logits, and its gradients.")
 def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
     """Explain the loss of one row, step by step."""
     if linear and (logits is not None or target is not None):
-        raise click.UsageError("--linear computes the logits: leave out --logits and --target")
+        raise click.UsageError(
+            "--linear computes the logits of its own example, with its own target: leave out --logits and --target"
+        )
     if random and (logits is not None or target is not None):
         raise click.UsageError("--random draws the logits and the target: leave out --logits and --target")
     if (logits is None) != (target is None):

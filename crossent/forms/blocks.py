@@ -1,15 +1,15 @@
 r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memory and less time.
 
-    loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
+    loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
 allocates three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the
 logits and one write of the gradient are enough.
 
-This form keeps a block of rows in the cache while it computes on the block. For a result in float16 or bfloat16, the
-form computes in float32. The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et
-al., "Liger Kernel", arXiv:2410.10989. The Liger kernel writes the gradient into the logits; this form writes into no
-argument.
+The form `blocked` keeps a block of rows in the cache while it computes on the block. For a result in float16 or
+bfloat16, `blocked` computes in float32. The only buffer of the logits' size is the gradient. The idea to compute the
+gradient together with the loss is from Hsu et al., "Liger Kernel", arXiv:2410.10989. The Liger kernel writes the
+gradient into the logits; `blocked` writes into no argument.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def blocked(
     On a CPU, if `input` requires a gradient, the forward pass of a reduced loss also computes the gradient for an
     upstream gradient of 1. This is the upstream gradient of `loss.backward()`, whose backward pass then only returns
     the computed gradient. For any other upstream gradient, for an unreduced loss, and in a second backward pass, the
-    backward pass computes the gradient from the logits. On CUDA, the backward pass always computes the gradient from
-    the logits: to read the upstream gradient, the host would have to wait for the device.
+    backward pass computes the gradient from the logits. On any other device, the backward pass always computes the
+    gradient from the logits: to read the upstream gradient, the host would have to wait for the device.
 
     The function calls :func:`crossent.formula` instead if
 
@@ -186,7 +186,8 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
             p, y = work.softmax(block.logits, out), block.index.unsqueeze(-1)
             p_y = p.gather(-1, y)
             torch.log(p_y.squeeze(-1), out=log_p)
-            # Multiply before the subtraction: the element of the true class then has one rounding less.
+            # Multiply first: for a small p_y, the rounding of the product p_y g/D is tiny. Only the subtraction then
+            # rounds at the size of g/D.
             slope = p.mul_(factor).scatter_(-1, y, p_y.mul_(factor).sub_(factor))
         if ignored:
             slope.masked_fill_(~block.kept.unsqueeze(-1), 0)  # the logits of an ignored row may be NaN
@@ -252,7 +253,8 @@ class _Work:
         return out
 
 
-# With smaller blocks, the overhead of the calls costs more time than a block that exceeds the second-level cache.
+# The least number of logits in a block of the default size. With smaller blocks, the overhead of the calls costs more
+# time than a block that exceeds the second-level cache.
 _LEAST = 2**19
 
 

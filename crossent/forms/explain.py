@@ -15,9 +15,9 @@ from torch import Tensor
 
 from crossent.forms import FORMS, scalar
 
-# The default example, from the article in which this project began.
-SEED_LOGITS = (3.0, 1.0, -3.0)
-SEED_TARGET = 0
+# The logits and the true class of the default example.
+DEFAULT_LOGITS = (3.0, 1.0, -3.0)
+DEFAULT_TARGET = 0
 # To fit a screen, a table of more classes shows only this number of classes and the true class.
 MOST_CLASSES = 12
 # The formulas in the table of the forms.
@@ -40,8 +40,8 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
     return tuple(logits), target
 
 
-def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
-    """Return the steps from one row of logits to the loss, with the numbers of each step, as text for a rich console.
+def explain(logits: Sequence[float] = DEFAULT_LOGITS, target: int = DEFAULT_TARGET) -> RenderableType:
+    """Return the steps from one row of logits to the loss and its gradient, as text for a rich console.
 
     A table of many classes shows only the first `MOST_CLASSES` classes and the true class. The table of the last step
     compares the loss of each form in `FORMS` with the loss of torch.
@@ -94,7 +94,7 @@ def _numbered(*steps: _Step) -> list[RenderableType]:
     """Return the titles, paragraphs and tables of all steps in order. The titles are numbered from 1."""
     made: list[RenderableType] = []
     for number, (title, mathematics, parts) in enumerate(steps, 1):
-        made += [_step(str(number), title, mathematics), *parts]
+        made += [_heading(str(number), title, mathematics), *parts]
     return made
 
 
@@ -104,7 +104,6 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
     loss = torch.nn.CrossEntropyLoss()(x, y).item()
     log_sum = loss + x[target].item()
     twice = torch.nn.CrossEntropyLoss()(p, y).item()
-    seed = (tuple(x.tolist()), target) == (SEED_LOGITS, SEED_TARGET)
     return [
         (
             "Softmax turns the logits into probabilities",
@@ -129,7 +128,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
                     f"The target as a vector, y', is 1 at class {target} and 0 at all other classes. One term of the "
                     f"sum is left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. The loss is 0 "
                     "where the true class has probability 1, and grows without limit as that probability goes to 0."
-                    + _rounded_by_hand(p[target].item(), loss, seed)
+                    + _rounded_by_hand(p[target].item(), loss)
                 )
             ],
         ),
@@ -148,8 +147,8 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
             "its input is the logits",
             [
                 _paragraph(
-                    f"Pass logits to nn.CrossEntropyLoss, not probabilities. If you pass probabilities, softmax is "
-                    f"applied twice, and the loss is {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
+                    "Pass logits to nn.CrossEntropyLoss, not probabilities. If you pass probabilities, softmax is "
+                    f"applied twice{_twice(twice, loss)}"
                 )
             ],
         ),
@@ -158,7 +157,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
             "∂H/∂x_i = p_i - y'_i",
             [
                 _paragraph(
-                    f"For these logits the gradient is {_vector(_slope(x, target))}. A step against the gradient "
+                    f"For these logits the gradient is {_vector(_gradient(x, target))}. A step against the gradient "
                     "raises the logit of the true class, and lowers each other logit in proportion to its probability."
                 )
             ],
@@ -166,8 +165,8 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
     ]
 
 
-def _slope(x: Tensor, target: int) -> Tensor:
-    """Return the gradient of the loss with respect to the logits `x` of a row, `softmax(x) - e_target`."""
+def _gradient(x: Tensor, target: int) -> Tensor:
+    """Return the gradient of the loss with respect to the logits `x` of a row: `softmax(x)`, minus 1 at `target`."""
     return x.softmax(0) - torch.nn.functional.one_hot(torch.tensor(target), len(x))
 
 
@@ -175,7 +174,7 @@ def _step_of_forms(table: Table) -> _Step:
     return "The forms of the loss, compared with torch", "", [Padding(table, (0, 0, 0, 2))]
 
 
-def _step(number: str, title: str, mathematics: str) -> Text:
+def _heading(number: str, title: str, mathematics: str) -> Text:
     return Text.assemble("\n", (f"{number}. {title}", "bold"), (f"   {mathematics}" if mathematics else "", "cyan"))
 
 
@@ -246,18 +245,16 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
     )
 
 
-def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
+def _rounded_by_hand(probability: float, loss: float) -> str:
     """Return a sentence that warns of early rounding: the loss of the probability rounded to two decimals.
 
     `probability` is the probability of the true class, and `loss` is the loss without rounding. Return "" if the
-    rounded probability is 0 or 1, or if both losses have the same digits in print. If `seed` is True, the example is
-    from the article, and a second sentence says what the article prints.
+    rounded probability is 0 or 1, or if both losses have the same digits in print.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
-    text = f" Round last: with the rounded probability {rounded:.2f}, the loss would be {_number(-math.log(rounded))}."
-    return text + (" (The article with this example prints 0.12.)" if seed else "")
+    return f" Round last: with the rounded probability {rounded:.2f}, the loss would be {_number(-math.log(rounded))}."
 
 
 def _log_of(probability: float) -> str:
@@ -265,9 +262,10 @@ def _log_of(probability: float) -> str:
 
 
 def _twice(twice: float, loss: float) -> str:
+    """Return the end of a sentence: what happens if softmax is applied twice. `twice` is the loss in this case."""
     if twice == loss:
-        return "here the two losses are equal, because all logits are equal."
-    return "a wrong loss, and also a wrong gradient."
+        return f". Here the loss is {_number(loss)} either way, because all logits are equal."
+    return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."
 
 
 def _vector(values: Tensor) -> str:

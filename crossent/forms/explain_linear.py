@@ -14,15 +14,15 @@ from torch import Tensor
 from crossent.forms import LINEAR_FORMS
 from crossent.forms.explain import (
     _MEANING,
-    SEED_TARGET,
+    DEFAULT_TARGET,
     _count,
+    _gradient,
     _losses_table,
     _number,
     _numbered,
     _paragraph,
     _require_row,
     _shown,
-    _slope,
     _Step,
     _step_of_forms,
     _steps_of_loss,
@@ -30,10 +30,10 @@ from crossent.forms.explain import (
     _vector,
 )
 
-# The default example: a hidden state, and a weight and a bias of the last layer. Their logits are SEED_LOGITS.
-SEED_HIDDEN = (2.0, 1.0)
-SEED_WEIGHT = ((1.0, 1.0), (1.0, -1.0), (-2.0, 0.0))
-SEED_BIAS = (0.0, 0.0, 1.0)
+# The default example: a hidden state, and a weight and a bias of the last layer. Their logits are DEFAULT_LOGITS.
+DEFAULT_HIDDEN = (2.0, 1.0)
+DEFAULT_WEIGHT = ((1.0, 1.0), (1.0, -1.0), (-2.0, 0.0))
+DEFAULT_BIAS = (0.0, 0.0, 1.0)
 
 
 def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
@@ -48,10 +48,10 @@ def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]
 
 
 def explain_linear(
-    hidden: Sequence[float] = SEED_HIDDEN,
-    weight: Sequence[Sequence[float]] = SEED_WEIGHT,
-    bias: Sequence[float] = SEED_BIAS,
-    target: int = SEED_TARGET,
+    hidden: Sequence[float] = DEFAULT_HIDDEN,
+    weight: Sequence[Sequence[float]] = DEFAULT_WEIGHT,
+    bias: Sequence[float] = DEFAULT_BIAS,
+    target: int = DEFAULT_TARGET,
 ) -> RenderableType:
     """Return the steps from a hidden state to the loss and back to the gradients, as text for a rich console.
 
@@ -118,8 +118,8 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
             ),
             Padding(_class_table(("W_c", "h · W_c", "b_c", "logit x_c"), rows, len(x), target), (0, 2)),
             _paragraph(
-                "A batch of N rows has N × C logits. In a language model this is the largest tensor. "
-                "crossent.linear_blocked computes some rows at a time, so that all logits together are never in memory."
+                "The logits of N rows and C classes are N × C numbers, the largest tensor of a language model. "
+                "crossent.linear_blocked computes some rows at a time, and holds only their logits in memory."
             ),
         ],
     )
@@ -127,21 +127,22 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
 
 def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
     """Return the step from the gradient of the logits to the gradients of hidden state, weight and bias."""
-    d = _slope(x, target)
+    d = _gradient(x, target)
     rows = [(_number(float(d[c])), _vector(d[c] * h), _number(float(d[c]))) for c in _shown(len(x), target)]
     return (
         "The gradients of the layer",
         "∂H/∂h = d W, ∂H/∂W = dᵀ h, ∂H/∂b = Σ d",
         [
             _paragraph(
-                "The last step computed d, the gradient of the logits. The gradient of the hidden state is the sum of "
-                f"the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of the row W_c is d_c times h, "
-                "and the gradient of b_c is d_c:"
+                "Let d be the gradient of the logits, from the previous step. The gradient of the hidden state is the "
+                f"sum of the rows of W, each times its d_c: {_vector(d @ w)}. The gradient of the row W_c is d_c times "
+                "h, and the gradient of b_c is d_c:"
             ),
             Padding(_class_table(("d_c", "∂H/∂W_c = d_c h", "∂H/∂b_c"), rows, len(x), target), (0, 2)),
             _paragraph(
                 "In a batch, each row has its own gradient of the hidden state. The gradients of weight and bias are "
-                "sums over the rows, in float32 even for half precision. An ignored row has d = 0, and adds nothing."
+                "sums over the rows. For half precision, the forms compute these sums in float32. An ignored row has "
+                "d = 0, and adds nothing."
             ),
         ],
     )

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from crossent.cli import PASSED, main
 from crossent.forms import LINEAR_FORMS
-from crossent.forms.explain import SEED_LOGITS, SEED_TARGET
-from crossent.forms.explain_linear import SEED_BIAS, SEED_HIDDEN, SEED_WEIGHT, explain_linear
+from crossent.forms.explain import DEFAULT_LOGITS, DEFAULT_TARGET
+from crossent.forms.explain_linear import DEFAULT_BIAS, DEFAULT_HIDDEN, DEFAULT_WEIGHT, explain_linear
 
 
 def shown(capsys, *words):
@@ -19,13 +19,16 @@ def shown(capsys, *words):
 
 
 def test_the_example_has_the_logits_of_the_example_without_a_layer():
-    h, w, b = torch.tensor(SEED_HIDDEN), torch.tensor(SEED_WEIGHT), torch.tensor(SEED_BIAS)
-    assert tuple((w @ h + b).tolist()) == SEED_LOGITS
+    h, w, b = torch.tensor(DEFAULT_HIDDEN), torch.tensor(DEFAULT_WEIGHT), torch.tensor(DEFAULT_BIAS)
+    assert tuple((w @ h + b).tolist()) == DEFAULT_LOGITS
 
 
 def test_the_walk_shows_the_logits_and_the_three_gradients(capsys):
-    leaves = [torch.tensor(one, dtype=torch.float64).requires_grad_() for one in (SEED_HIDDEN, SEED_WEIGHT, SEED_BIAS)]
-    loss = F.cross_entropy(F.linear(*leaves), torch.tensor(SEED_TARGET))
+    leaves = [
+        torch.tensor(one, dtype=torch.float64).requires_grad_()
+        for one in (DEFAULT_HIDDEN, DEFAULT_WEIGHT, DEFAULT_BIAS)
+    ]
+    loss = F.cross_entropy(F.linear(*leaves), torch.tensor(DEFAULT_TARGET))
     of_hidden, of_weight, of_bias = torch.autograd.grad(loss, leaves)
     out = shown(capsys)
     words = " ".join(out.split())
