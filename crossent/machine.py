@@ -26,8 +26,8 @@ def ambient() -> Iterator[None]:
     """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
 
     Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
-    have tiny tensors. On a busy machine, a run with several threads took three times as long. numpy's matrix products
-    have one thread too, because the last bits of a product depend on the number of threads.
+    have tiny tensors. On a busy machine, a run with several threads took three times as long. numpy's OpenBLAS has one
+    thread too, because the last bits of a matrix product depend on the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -47,7 +47,8 @@ def end_threads() -> None:
     """End the threads that GNU OpenMP has started for this thread. torch starts new threads when it needs them.
 
     Call this function before a fork, in the thread that forks. A forked process has none of its parent's threads, but
-    its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever.
+    its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever. Old
+    versions of GNU OpenMP cannot end their threads: see :func:`forks_with_threads`.
     """
     for library in _gnu_openmp():
         if pause := getattr(library, "omp_pause_resource_all", None):
@@ -76,10 +77,15 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
 
 
 def _kinds_with_autocast() -> Iterator[str]:
-    """Yield "cpu", and "cuda" and "xpu" if this machine has such a device. Otherwise torch's autocast would warn."""
+    """Yield the types of devices on which a run turns autocast off: "cpu", and the types that this machine has.
+
+    Some versions of torch warn about autocast on a missing device, and old versions have no autocast on MPS.
+    """
     yield "cpu"
-    for kind, module in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None))):
-        if module is not None and module.is_available():
+    has_autocast = getattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")  # since torch 2.4
+    modules = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}
+    for kind, module in modules.items():
+        if module is not None and module.is_available() and has_autocast(kind):
             yield kind
 
 
@@ -88,7 +94,7 @@ DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
 
 @contextmanager
 def _one_thread_of_openblas() -> Iterator[None]:
-    """Return a context manager in which numpy's OpenBLAS has one thread. If numpy has another BLAS, change nothing."""
+    """Return a context manager in which the OpenBLAS of numpy's wheel has one thread; change no other BLAS."""
     found = _thread_functions()
     if found is None:
         yield
@@ -104,7 +110,10 @@ def _one_thread_of_openblas() -> Iterator[None]:
 
 @cache
 def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel, or None."""
+    """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel.
+
+    Return None if numpy has no wheel with OpenBLAS.
+    """
     package = Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
@@ -122,13 +131,16 @@ def require_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()  # item() waits for the device, and raises its errors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
-        raise RuntimeError(f"device: got {quoted(device)}; torch cannot use this device: {reason}") from None
+        # After the first sentence, torch lists its backends.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise RuntimeError(
+            f"device: got {quoted(device)}; torch cannot use this device ({reason}); choose another, such as cpu"
+        ) from None
 
 
 def lacks_float64(device: str) -> str:
-    """Return the reason why a device has no float64, as a phrase that follows the name of a subject; otherwise ""."""
-    return "needs float64, which Metal does not have" if device.startswith("mps") else ""
+    """Return why an input in float64 cannot be on a device, as a phrase that follows a subject's name; "" if it can."""
+    return "needs float64, which the device mps does not have" if device.startswith("mps") else ""
 
 
 def lost(device: str) -> str:
@@ -217,11 +229,11 @@ def cpu_capability() -> str:
 def available(device: str) -> int:
     """Return about how many bytes of memory this process may still use on a device.
 
-    On a CPU, the number is the least of three: the available memory, the limit of this process, and the unused part of
-    the container's limit. Outside Linux, the number is the size of the whole memory.
+    On a CPU, the number is the least of three: the available memory, RLIMIT_DATA of this process, and the unused part
+    of the container's limit. On a CPU outside Linux, the number is the size of the whole memory.
     """
     if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # memory that torch keeps for later counts as used
+        torch.cuda.empty_cache()  # otherwise, memory that torch caches counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     if device.startswith("xpu"):
         torch.xpu.empty_cache()
@@ -273,11 +285,11 @@ def memory_growth(call: Callable[[], object], device: str) -> int | None:
         with suppress(OSError, AttributeError):  # memory that was freed, but stays resident, would hide the growth
             ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc_pid_clear_refs(5)
-        before = _resident("VmRSS")
-        call()
-        return max(0, _resident("VmHWM") - before)
+        before, _ = _resident("VmRSS"), _resident("VmHWM")
     except OSError:
         return None
+    call()
+    return max(0, _resident("VmHWM") - before)
 
 
 def _resident(name: str) -> int:

@@ -104,7 +104,7 @@ def test_a_bad_call_that_raises_the_right_error_may_make_the_device_unusable(gpu
 
 
 def test_on_a_device_without_float64_its_cases_are_skipped_with_the_reason(monkeypatch):
-    reason = "needs float64, which Metal does not have"
+    reason = "needs float64, which the device mps does not have"
     monkeypatch.setattr(inputs, "lacks_float64", lambda device: reason)
     built = []
     build = Case.build
