@@ -180,7 +180,7 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
         if block.dense:
             log_probs, wide = work.softmax(block.logits, log=True), block.widened()
             log_p.copy_(wide.expect(log_probs))
-            v = wide.weighted(wide.one_hot())
+            v = wide.weighted(wide.smoothed_target())
             slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
         else:
             p, y = work.softmax(block.logits, out), block.index.unsqueeze(-1)

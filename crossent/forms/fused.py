@@ -1,9 +1,9 @@
 r"""Cross-entropy in one Triton kernel, for CUDA: two reads of the logits and one write of the gradient.
 
-    loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
+    loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. The kernel is in
-:mod:`crossent.forms.kernel`. Without CUDA, the form calls :func:`crossent.blocked`.
+:mod:`crossent.forms.kernel`. Where the kernel cannot run, the form calls :func:`crossent.blocked`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def fused(
     r"""Compute the cross-entropy as `-log softmax(x)_y` in one Triton kernel, with the gradient written by hand.
 
     The loss, the arguments and the errors are the same as in :func:`crossent.formula`. If `input` requires a gradient,
-    the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1. In the backward pass,
-    the kernel reads the upstream gradient on the device, and computes the gradient again if the upstream gradient is
-    not 1. So the host never waits for the device, and each number of the gradient is rounded once. For an unreduced
-    loss, only the backward pass computes the gradient.
+    the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1. In the first backward
+    pass, the kernel reads the upstream gradient on the device, and keeps this gradient if the upstream gradient is 1.
+    Otherwise, for an unreduced loss, and in a second backward pass, the kernel computes the gradient from the logits.
+    The kernel never multiplies a rounded gradient by the upstream gradient, so each number of the gradient is rounded
+    once. The host never waits for the device.
 
     The kernel needs tensors on a CUDA device and the package `triton`. For tensors on another device, or without
     `triton`, the function calls :func:`crossent.blocked`. If `triton` is installed and the environment variable
@@ -55,11 +56,14 @@ def fused(
     others = [target] if weight is None else [target, weight]
     if not _is_plain(input, *others) or input.numel() == 0:
         return formula(input, target, weight, *options)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others):
+    recorded = torch.is_grad_enabled()
+    if recorded and any(tensor.requires_grad for tensor in others):
         return formula(input, target, weight, *options)
     from crossent.forms import kernel
 
-    loss: Tensor = _Fused.apply(kernel, input, target, weight, options)  # type: ignore[no-untyped-call]
+    # Under no_grad, `ctx.needs_input_grad` is True for an input that requires a gradient, so pass the condition.
+    wanted = recorded and input.requires_grad
+    loss: Tensor = _Fused.apply(kernel, input, target, weight, options, wanted)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -68,12 +72,12 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        ctx.kernel, *tensors, ctx.options = arguments
+        ctx.kernel, *tensors, ctx.options, wanted = arguments
         ctx.save_for_backward(*tensors)
         rows = arrange(*tensors, *ctx.options)
         losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
-        wanted = ctx.needs_input_grad[1] and rows.reduction != "none"
-        ctx.gradient = torch.empty_like(ctx.kernel.flat(rows.logits)) if wanted else None
+        early = wanted and rows.reduction != "none"
+        ctx.gradient = torch.empty_like(ctx.kernel.flat(rows.logits)) if early else None
         ctx.kernel.launch(rows, losses, ctx.gradient, None, False)
         return rows.reduce(losses)
 
@@ -85,12 +89,12 @@ class _Fused(torch.autograd.Function):
             with torch.enable_grad():  # the gradient itself is differentiated, or the upstream gradient is a batch
                 loss = formula(logits, *others, *ctx.options)
             (result,) = torch.autograd.grad(loss, logits, upstream, create_graph=torch.is_grad_enabled())
-            return None, result, None, None, None
+            return None, result, None, None, None, None
         rows = arrange(logits, *others, *ctx.options)
         gradient = torch.empty_like(ctx.kernel.flat(rows.logits)) if made is None else made
         ctx.kernel.launch(rows, None, gradient, upstream, made is not None)
         result = gradient.view(rows.logits.shape)
-        return None, result.movedim(-1, 1) if result.dim() > 2 else result, None, None, None
+        return None, result.movedim(-1, 1) if result.dim() > 2 else result, None, None, None, None
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from crossent.forms.rows import Rows
 
-_TILE, _IN_A_THREAD = 4096, 16  # how many logits a program of the kernel holds at a time, and a thread of the program
+# How many logits a program holds at a time (`launch` uses more for long rows), and a thread of the program.
+_TILE, _IN_A_THREAD = 4096, 16
 _LOCK = threading.Lock()
 
 
@@ -22,9 +23,10 @@ _LOCK = threading.Lock()
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
     """Return `w_c q_c`, the class weight times the smoothed target, for each class in `c`; 0 where `mask` is False.
 
-    `t_at` points to the class probabilities, with the stride `t_step`, and is None for class indices. `weight` points
-    to the C class weights, and is None if the call has none. `uniform` is `ε/C`, and `hit` is `1 - ε`. For class
-    indices, `q_c` is only `uniform`, and the caller adds `w_y hit` at the true class y. `F` is the dtype of the result.
+    `t_at` points to the first class probability of each row, and `t_step` is the stride of the classes. `t_at` is None
+    for class indices. `weight` points to the C class weights, and is None if the call has none. For the label smoothing
+    `ε`, `uniform` is `ε/C` and `hit` is `1 - ε`. For class indices, `q_c` is only `uniform`, and the caller adds
+    `w_y hit` at the true class y. `F` is the dtype of the result.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
@@ -40,9 +42,10 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
                    divisor, upstream, u_step, losses, N, D, C, SMOOTHING: tl.constexpr, DENSE: tl.constexpr,
                    DONE: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     # fmt: on
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits, because all offsets need 64 bits
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits, because an offset can exceed 2^31
     exists = row < N
-    counts = exists if kept is None else tl.load(kept + row, exists, 0) != 0  # False on ignored rows
+    # False on ignored rows, and after the last row
+    counts = exists if kept is None else tl.load(kept + row, exists, 0) != 0
     g = tl.full([ROWS], 1, F)
     if upstream is not None:
         g = tl.load(upstream + row * u_step, exists, 1).to(F)
@@ -95,21 +98,23 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
         tl.store(losses + row, loss, exists)  # also for an ignored row, whose loss Rows.reduce replaces by 0
 
 
-def flat(rows: Tensor) -> Tensor:
-    """Return `rows`, a tensor (..., C), in the shape (N, D, C), as a view if possible.
+def flat(tensor: Tensor) -> Tensor:
+    """Return a tensor (..., C) in the shape (N, D, C), as a view if possible.
 
     N is the size of the first dimension, or 1 for a tensor (C). D is the product of the sizes between the first and the
     last dimension. The kernel takes only three strides.
     """
-    return rows.reshape(rows.shape[0] if rows.dim() > 1 else 1, -1, rows.shape[-1])
+    return tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1, tensor.shape[-1])
 
 
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
-    """Launch the kernel, which fills `losses`, (...), and the gradient of the logits, `gradient`, (N, D, C).
+    """Launch the kernel, which writes the loss of each row to `losses` and the gradient of the logits to `gradient`.
 
-    If `losses` is None, the kernel writes no losses. If `gradient` is None, the kernel writes no gradient. None for
-    `upstream` means an upstream gradient of 1. If `done` is True, `gradient` already has the values for an upstream
-    gradient of 1. A program of the kernel then writes nothing if the upstream gradient is 1 in all its rows.
+    `rows` are from :func:`crossent.forms.rows.arrange`, not widened. `losses` has the shape (...), and `gradient` has
+    the shape (N, D, C) of :func:`flat`. If `losses` is None, the kernel writes no losses. If `gradient` is None, the
+    kernel writes no gradient. None for `upstream` means an upstream gradient of 1. If `done` is True, `gradient`
+    already has the values for an upstream gradient of 1. A program of the kernel then writes nothing if the upstream
+    gradient is 1 in all its rows.
     """
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)

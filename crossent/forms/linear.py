@@ -1,15 +1,15 @@
 r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight.T + linear_bias`, in two forms.
 
     z = h Wᵀ + b,   loss = -log p_y,   p = softmax(z)
-    d = g (p - e_y),   ∂loss/∂h = d W,   ∂loss/∂W = dᵀ h,   ∂loss/∂b = Σ_n d_n
+    gradients:   d = g (p - e_y) of z,   d W of h,   dᵀ h of W,   Σ_n d_n of b
 
 Here `h` is the input, `W` and `b` are the weight and the bias of the linear layer, `g` is the upstream gradient, and
 `e_y` is the one-hot vector of the true class `y`.
 
 The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than any other
 tensor of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
-:func:`linear_blocked` computes some rows at a time and never stores all logits. The idea of `linear_blocked` is from
-Hsu et al., "Liger Kernel", arXiv:2410.10989.
+:func:`linear_blocked` computes some rows at a time, and stores only the logits of these rows. This idea is from Hsu et
+al., "Liger Kernel", arXiv:2410.10989.
 
 Both forms take the arguments of `torch.nn.functional.linear_cross_entropy` of torch 2.13, except `options`, and compute
 the same loss. `linear_blocked` also takes `block_size`.
@@ -31,8 +31,7 @@ from crossent.forms.validation import _without_autocast, as_int, check_linear
 # By default, a block has at most `_LOGITS` logits, or `_ROWS` rows if these have more logits. Every block reads the
 # whole weight, so many small blocks would take long.
 _LOGITS, _ROWS = 2**22, 64
-# linear_blocked converts the weight to the dtype of the computation in slices. A slice has about this fraction of the
-# numbers of a block.
+# A slice of the weight, which `_parts` describes, has about this fraction of the numbers of a block.
 _SHARE = 1 / 16
 
 
@@ -49,9 +48,9 @@ def linear_formula(
 ) -> Tensor:
     r"""Compute the cross-entropy of the logits `input @ linear_weight.T + linear_bias`.
 
-    The loss of the logits is defined as in :func:`crossent.formula`. For float16 and bfloat16, all computation is in
-    float32, and the loss and every gradient are rounded once. A row with the target `ignore_index` adds nothing to any
-    gradient. If `linear_weight` is `(C, H)`, a NaN in the input of such a row makes no gradient NaN.
+    The loss of the logits is defined as in :func:`crossent.formula`. For a result in float16 or bfloat16, all
+    computation is in float32, and loss and gradients are rounded once. A row with the target `ignore_index` adds
+    nothing to any gradient. If `linear_weight` is `(C, H)`, a NaN in the input of such a row makes no gradient NaN.
 
     Args:
         input: The hidden states, in float16, bfloat16, float32 or float64.
@@ -77,8 +76,9 @@ def linear_formula(
         The loss, in the dtype of `input`, promoted as in :func:`crossent.formula`.
 
     Raises:
-        RuntimeError: The shapes, dtypes or devices of `input`, `linear_weight` and `linear_bias` do not match, or
-            `ignore_index` is given with class probabilities. All other errors are as in :func:`crossent.formula`.
+        RuntimeError: `input`, `linear_weight` or `linear_bias` has another shape than above, or a size `C`, `d1`, …,
+            `dK` is 0, or their dtypes or devices differ, or `ignore_index` is given with class probabilities. All other
+            errors are as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -122,8 +122,8 @@ def linear_blocked(
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
     multiplies these gradients by the upstream gradient. For the reduction "none", or if an earlier backward pass has
     returned these gradients, the backward pass computes the logits again. The loss and the gradients are summed in
-    float32, or in float64 for float64 inputs, and rounded once. The function computes a gradient only for the tensors
-    that require a gradient.
+    float32, or in float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor. The
+    function computes a gradient only for the tensors that require a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
@@ -226,8 +226,8 @@ def _through_formula(
 ) -> list[Tensor | None]:
     """Return the gradients of :func:`crossent.linear_formula` for input, weight and bias of the linear layer.
 
-    A caller may differentiate these gradients, and `upstream` may be a batch. A gradient is None where `wanted` is
-    False. `tensors` and `options` are as in :func:`_arranged`.
+    A caller may differentiate these gradients. `upstream` is the upstream gradient, or a batch of upstream gradients. A
+    gradient is None where `wanted` is False. `tensors` and `options` are as in :func:`_arranged`.
     """
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
@@ -248,7 +248,7 @@ def _differentiate(
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
-    # The first block writes the gradients, and each further block adds to the gradients of weight and bias.
+    # Each block writes its rows of grad_h. The first block writes grad_w and grad_b, and the others add to them.
     gradients = [
         torch.empty_like(leaf, dtype=compute) if want else None for leaf, want in zip(leaves, wanted, strict=True)
     ]
@@ -282,14 +282,14 @@ def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits of r hidden states to `out`, (r, C), and return `out`. `parts`: slices from :func:`_parts`."""
+    """Write the logits, `h @ w.T + b`, to `out`, (r, C), and return `out`. `parts` has the slices of :func:`_parts`."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of r hidden states, to `out`, (r, H). `parts`: slices from :func:`_parts`."""
+    """Write `d @ w`, the gradient of hidden states, to `out`, (r, H). `d`, (r, C), is the gradient of the logits."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -310,16 +310,16 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
     """Replace `z`, the logits of the block `rows`, by their gradient, and write the loss of each row to `loss`.
 
-    The gradient of a row is `g/D (p Σ_c v_c - v)`. `crossent.forms.blocks._differentiate` defines the symbols.
-    `factor` is `g/D`. If `rows.dense` is False, `factor` includes the weight of the true class, but the written loss
-    does not.
+    The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`:
+    `crossent.forms.blocks._differentiate` defines the symbols. `factor` is `g/D`. If `rows.dense` is False, `factor`
+    includes the weight of the true class, but the written loss does not.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
         z -= z.exp().sum(-1, keepdim=True).log_()
         wide = replace(rows, logits=z).widened()
         torch.neg(wide.expect(z), out=loss)
-        v = wide.weighted(wide.one_hot())
+        v = wide.weighted(wide.smoothed_target())
         z.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
     else:
         assert rows.index is not None

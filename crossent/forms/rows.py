@@ -6,7 +6,8 @@ ignored rows to 0, applies the reduction and rounds once to the dtype of the res
 only its formula.
 
 The other forms on tensors start with :func:`arrange`, which does not widen. A form that works on some rows at a time
-then takes some rows with :meth:`Rows.blocks`, and widens these rows with :meth:`Rows.widened`.
+then takes some rows with :meth:`Rows.blocks`. If :attr:`Rows.dense` is True, the form widens these rows with
+:meth:`Rows.widened`.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Rows:
 
         Without class weights, each weight is 1. For class probabilities, the divisor is the number of rows.
 
-        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. If the code
-        replaced only the result by NaN, the derivatives would be 0.
+        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. (Only `backward`
+        gives 0, on ignored rows.) If the code replaced only the result by NaN, a forward-mode derivative would be 0.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
@@ -149,7 +150,7 @@ class Rows:
             return uniform
         return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
-    def one_hot(self) -> Tensor:
+    def smoothed_target(self) -> Tensor:
         """Return the smoothed target `q` of widened rows as a dense tensor, (..., C), also for class indices."""
         if self.probabilities is not None:
             return self.probabilities
@@ -182,16 +183,8 @@ def lay_out(
 ) -> Rows:
     """Check the arguments of a form, and return them as widened :class:`Rows`.
 
-    The arguments are documented in :func:`crossent.formula`.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases except
-            two: torch accepts a `label_smoothing` that is negative or NaN, and complex weights with class
-            probabilities.
-        NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
-        IndexError: `input` has no dimensions (RuntimeError if `target` is one class index, of shape `()`), or a target
-            is outside `[0, C)` and is not `ignore_index`. For such a target, CUDA stops with a device-side assert, as
-            in torch: the host never waits for the device.
+    :func:`crossent.formula` documents the arguments and the errors. `F.cross_entropy` raises in the same cases except
+    two: torch accepts a `label_smoothing` that is negative or NaN, and complex weights with class probabilities.
     """
     return arrange(input, target, weight, ignore_index, reduction, label_smoothing).widened()
 
@@ -216,16 +209,16 @@ def arrange(
     later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
-    dense = target.shape == input.shape
-    check_target(input, target, dense, ignore_index)
-    dtype = check_dtypes(input, target if dense else None, weight)
+    has_probabilities = target.shape == input.shape
+    check_target(input, target, has_probabilities, ignore_index)
+    dtype = check_dtypes(input, target if has_probabilities else None, weight)
     compute = torch.float32 if dtype in HALVES else dtype
 
     logits = input
     class_weight = None if weight is None else weight.to(compute)
     if input.dim() > 2:
         logits = logits.movedim(1, -1)
-    if dense:
+    if has_probabilities:
         if target.dim() > 2:
             target = target.movedim(1, -1)
     elif input.dim() == 1:
@@ -235,10 +228,10 @@ def arrange(
         # Without classes the loss is an empty sum, 0. One class with logit 0 has the same loss, and the row then has
         # a maximum.
         logits = logits.sum(-1, keepdim=True)
-        target = target.sum(-1, keepdim=True) if dense else target
+        target = target.sum(-1, keepdim=True) if has_probabilities else target
         class_weight = None
 
-    if dense:
+    if has_probabilities:
         return Rows(logits, None, None, target, class_weight, None, label_smoothing, reduction, dtype)
 
     index = target.to(torch.int64)  # before the comparison: in uint8, -100 is 156
@@ -278,7 +271,8 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of `table`, (C,), for each row's true class.
 
-    `index` is a class also on ignored rows. `classes` and `ignore_index` are only for the error message.
+    `index` has the true class of each row, and 0 on ignored rows. `classes` and `ignore_index` are only for the error
+    message.
 
     On a CPU, raise IndexError if a class is outside `[0, C)`; compiled code raises RuntimeError. On CUDA, `gather`
     stops with a device-side assert, without a copy to the host.
@@ -291,6 +285,9 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
     except (IndexError, RuntimeError) as error:
         if "out of bounds" not in str(error):
             raise
+        if not classes:  # `arrange` has replaced the classes
+            got = f"got a class, but input has no classes; allowed is only ignore_index, {ignore_index}"
+            raise IndexError(f"target: {got}") from None
         found = re.search(r"index (-?\d+) is out of bounds", str(error))
         raise IndexError(
             f"target: got {f'class {found[1]}' if found else 'a class'}, which is out of bounds; "

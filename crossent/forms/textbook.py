@@ -115,9 +115,8 @@ def log_softmax_nll(
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
     The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
-    `F.nll_loss` takes no class probabilities and has no label smoothing. For class probabilities, and for label
-    smoothing, the form computes the sum `-Σ_c w_c q_c log softmax(x)_c` over the classes without `F.nll_loss`, with the
-    class weights `w` and the smoothed target `q`.
+    `F.nll_loss` takes no class probabilities and has no label smoothing. In these two cases, the form computes the sum
+    `-Σ_c w_c q_c log softmax(x)_c` over the classes. Here `w` are the class weights, and `q` is the smoothed target.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 
@@ -164,7 +163,7 @@ def one_hot(
         0.1291
     """
     rows = lay_out(input, target, weight, ignore_index, reduction, label_smoothing)
-    y = rows.one_hot()
+    y = rows.smoothed_target()
     terms = rows.weighted(y * torch.log_softmax(rows.logits, -1))
     if rows.index is not None:
         terms = torch.where(y == 0, 0.0, terms)

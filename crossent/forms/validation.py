@@ -2,8 +2,9 @@
 
 For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, IndexError and
 RuntimeError. An input that has none of the four floating-point dtypes, and a tensor that is not dense, raise
-NotImplementedError. For `scalar`, the exceptions are TypeError, ValueError and IndexError. Each message names the
-argument, the given value and the allowed values.
+NotImplementedError. :mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the
+exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and
+the allowed values.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ def as_float(name: str, value: object) -> float:
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is a number") from None
 
 
-def as_int(name: str, value: object) -> int:
+def as_int(name: str, value: object, allowed: str = "an int") -> int:
     """Return `value` as an int; raise TypeError for a bool, and for a value that `operator.index` refuses.
 
-    `name` is the argument that the error names. A tensor of one integer is allowed.
+    The error names the argument, `name`, and what is `allowed`. A tensor of one integer is allowed, too.
     """
     try:
         if isinstance(value, bool):
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value without __index__
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}: got {type(value).__name__}; allowed is an int") from None
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is {allowed}") from None
 
 
 def check_options(
@@ -83,10 +84,10 @@ def check_options(
 
 
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Check the types, sizes, layouts, dtypes and devices of the arguments of the linear layer.
+    """Check the types and sizes of input, weight and bias, and the layout, dtype and device of weight and bias.
 
-    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. But torch accepts a size d1, …, dK of 0, and
-    returns NaN for the mean.
+    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. A size d1, …, dK of 0 also raises RuntimeError,
+    but torch accepts this size, and returns NaN for the mean.
     """
     for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if not isinstance(value, Tensor) and not (name == "linear_bias" and value is None):
@@ -112,23 +113,24 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
             raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {allowed}")
 
 
-def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
-    """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
+def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_index: int) -> None:
+    """Check the target, that `input` has a class axis, and the `ignore_index` for class probabilities.
 
-    As in torch, a wrong batch size raises ValueError, and any other wrong size or a wrong dtype raises RuntimeError.
-    Logits without a class axis raise IndexError; with a class index of the same shape, (), they raise RuntimeError.
-    With class probabilities, an `ignore_index` that is not negative raises RuntimeError.
+    `has_probabilities` says whether the target holds class probabilities. As in torch, a wrong batch size raises
+    ValueError, and any other wrong size or a wrong dtype raises RuntimeError. An `input` without dimensions raises
+    IndexError, but RuntimeError if the target is one class index, of shape (). With class probabilities, an
+    `ignore_index` that is not negative raises RuntimeError.
     """
     if input.dim() == 0:
-        # Logits and target have the same shape. torch then takes a class index for a probability of a wrong dtype.
-        raise (RuntimeError if dense and not target.dtype.is_floating_point else IndexError)(
+        # A class index of shape () has the shape of input. For torch, the index is then a probability of a wrong dtype.
+        raise (RuntimeError if has_probabilities and not target.dtype.is_floating_point else IndexError)(
             "input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)"
         )
-    if dense:
-        if not target.dtype.is_floating_point:
+    if has_probabilities:
+        if target.dtype not in FLOATS:
             raise RuntimeError(
                 f"target: got {_name(target.dtype)} with the shape {tuple(target.shape)} of class probabilities; "
-                "allowed for class probabilities is a floating-point dtype"
+                f"allowed for class probabilities are {_ALLOWED}"
             )
         if ignore_index >= 0:
             raise RuntimeError(
@@ -140,8 +142,9 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
     if tuple(target.shape) != rows and not (input.dim() == 1 and tuple(target.shape) == (1,)):
         wrong_batch = target.dim() <= 1 if input.dim() == 1 else target.shape[:1] != input.shape[:1]
         raise (ValueError if wrong_batch else RuntimeError)(
-            f"target: got shape {tuple(target.shape)} with an input of shape {tuple(input.shape)}; "
-            f"allowed are {rows} for class indices and {tuple(input.shape)} for class probabilities"
+            f"target: got shape {tuple(target.shape)} with logits of shape {tuple(input.shape)}; "
+            f"allowed are {rows}{'' if rows else ' and (1,)'} for class indices and {tuple(input.shape)} for class "
+            "probabilities"
         )
     if target.dtype not in INDEX_DTYPES:
         raise RuntimeError(f"target: got {_name(target.dtype)}; allowed for class indices are int64 and uint8")
@@ -163,10 +166,9 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
     if probabilities is not None:
         dtype = _promote(dtype, _dtype_under_autocast(probabilities))
         if weight is not None:
+            if weight.dtype not in FLOATS and (weight.dtype.is_complex or weight.dtype.is_floating_point):
+                raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed are {_ALLOWED}")
             dtype = _promote(dtype, _dtype_under_autocast(weight))
-        if dtype not in FLOATS:  # the target has a floating-point dtype, so the weight is complex
-            assert weight is not None
-            raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed are {_ALLOWED}")
     elif weight is not None and _dtype_under_autocast(weight) != dtype:
         raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(input.dtype)}, the dtype of input")
     return dtype
@@ -197,7 +199,7 @@ def check_row(
         if ignore_index >= 0:
             raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative int")
         return x, _numbers("target", target, len(x)), w, label_smoothing
-    if (target := as_int("target", target)) == ignore_index:
+    if (target := as_int("target", target, "an int or a sequence of class probabilities")) == ignore_index:
         return x, None, w, label_smoothing
     if 0 <= target < len(x):
         return x, target, w, label_smoothing

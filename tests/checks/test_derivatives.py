@@ -184,7 +184,7 @@ class Call:
 
     def v(self, *, masked=True, **options):
         rows = self.rows(**options)
-        v = rows.weighted(rows.one_hot())
+        v = rows.weighted(rows.smoothed_target())
         return v * self.kept.unsqueeze(-1) if masked else v
 
     @property

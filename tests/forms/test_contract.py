@@ -906,7 +906,8 @@ class Bad:
 
 def wrong_shape(error, logits, target, dtype=torch.int64, formerly=None):
     rows = logits[:1] + logits[2:] if len(logits) > 1 else ()
-    allowed = f"allowed are {rows} for class indices and {logits} for class probabilities"
+    one = "" if rows else " and (1,)"
+    allowed = f"with logits of shape {logits}; allowed are {rows}{one} for class indices and {logits} for class prob"
     call = (torch.zeros(logits), torch.zeros(target, dtype=dtype))
     return Bad(error, f"target: got shape {target}", allowed, call, formerly=formerly)
 
@@ -927,6 +928,7 @@ REDUCTION = "allowed are 'none', 'mean' and 'sum'"
 TENSOR = "allowed is a torch.Tensor"
 OUTSIDE = "target: got class {}, which is out of bounds"
 CLASSES = "allowed are the classes 0 to 2 and ignore_index, -100"
+NO_CLASSES = "target: got a class, but input has no classes"
 UNCHECKED = "torch only compares label_smoothing with `> 1` and `> 0`, so torch reads this value as no smoothing"
 COMPLEX = "torch returns a complex loss, which cannot be minimised"
 
@@ -996,7 +998,7 @@ BAD = [
         Bad(
             RuntimeError,
             f"target: got {short(dtype)}",
-            "allowed for class probabilities is a floating-point dtype",
+            "allowed for class probabilities are float16, bfloat16, float32 and float64",
             (X, P.to(dtype)),
         )
         for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
@@ -1056,12 +1058,12 @@ BAD = [
     ),
     Bad(IndexError, OUTSIDE.format(3), CLASSES, (X[0], torch.tensor(3))),
     Bad(IndexError, OUTSIDE.format(3), CLASSES, (torch.zeros(2, 3, 4, 5), torch.full((2, 4, 5), 3))),
-    Bad(IndexError, "target: got class", "allowed", (torch.zeros(2, 0), torch.tensor([0, -100]))),
+    Bad(IndexError, NO_CLASSES, "allowed is only ignore_index, -100", (torch.zeros(2, 0), torch.tensor([3, -100]))),
     # The target 0 is neither a class nor ignored. A comparison in uint8 would take ignore_index 2**32 for 0.
     Bad(
         IndexError,
-        "target: got class",
-        "allowed",
+        NO_CLASSES,
+        "allowed is only ignore_index, 4294967296",
         (torch.zeros(2, 0), torch.tensor([0, 0], dtype=torch.uint8)),
         {"ignore_index": 2**32},
     ),
@@ -1078,6 +1080,17 @@ def test_the_error_of_a_bad_call_names_the_argument_its_value_and_the_allowed_va
     message = str(raised.value)
     assert message.startswith(bad.got), message
     assert bad.allowed in message, message
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="float8 exists since torch 2.1")
+@each_form
+def test_float8_class_probabilities_and_class_weights_are_refused_by_name(form):
+    with pytest.raises(
+        RuntimeError, match=r"^target: got float8_e4m3fn with the shape \(4, 3\) of class probabilities"
+    ):
+        form(X, P.to(torch.float8_e4m3fn))
+    with pytest.raises(RuntimeError, match=r"^weight: got float8_e4m3fn; allowed are float16, bfloat16, float32 and"):
+        form(X, P, weight=torch.ones(3).to(torch.float8_e4m3fn))
 
 
 @each_bad_call
@@ -1099,6 +1112,7 @@ BAD_SCALAR = [
     (TypeError, "target: got str", "allowed is a sequence of numbers", (ROW, "0"), {}),
     (TypeError, "target: got NoneType", "allowed", (ROW, None), {}),
     (TypeError, "target: got float", "allowed", (ROW, 1.0), {}),
+    (TypeError, "target: got Tensor", "allowed is an int or a sequence of class prob", (ROW, torch.zeros(2)), {}),
     (ValueError, "target: got length 3", "allowed is length 2", (ROW, (0.5, 0.25, 0.25)), {}),
     (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, 2), {}),
     (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, -1), {}),

@@ -76,6 +76,29 @@ def test_a_report_names_the_code_that_ran():
     assert report.ok
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_forward_pass_computes_a_gradient_only_if_a_backward_pass_may_follow(recorded, monkeypatch):
+    launches = []
+
+    class Kernel:
+        """The kernel, without Triton."""
+
+        @staticmethod
+        def flat(tensor):
+            return tensor
+
+        @staticmethod
+        def launch(rows, losses, gradient, upstream, done):
+            launches.append(gradient is not None)
+
+    monkeypatch.setattr(sys.modules[path_of.__module__], "path_of", lambda device_type: "kernel")
+    monkeypatch.setattr(crossent.forms, "kernel", Kernel, raising=False)
+    logits, target = batch((6, 5))
+    with torch.set_grad_enabled(recorded):
+        crossent.fused(logits.requires_grad_(), target)
+    assert launches == [recorded]
+
+
 @pytest.mark.skipif(path_of("cpu") != "blocked", reason="TRITON_INTERPRET=1 lets the kernel run on a CPU")
 def test_without_cuda_and_the_interpreter_fused_has_the_bits_of_blocked():
     logits, target = batch((6, 5))
@@ -162,7 +185,9 @@ def test_a_forward_pass_without_a_gradient_reads_the_logits_once(monkeypatch):
     logits, target = batch((7, 5000))
     with watched(kernel, "_cross_entropy", monkeypatch) as forward:
         crossent.fused(logits, target)
-    assert forward.count(forward.reads, "logits") == logits.numel() + 7
+        with torch.no_grad():
+            crossent.fused(logits.requires_grad_(), target)
+    assert forward.count(forward.reads, "logits") == 2 * (logits.numel() + 7)
     assert set(forward.writes) == {"losses"}
 
 

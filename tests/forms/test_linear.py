@@ -304,7 +304,7 @@ BAD = {
     "dtype": ((h, w.double(), y), {}, RuntimeError, "linear_weight: got float64"),
     "dtype of bias": ((h, w, y), {"linear_bias": torch.ones(4).half()}, RuntimeError, "linear_bias: got float16"),
     "class": ((h, w, torch.tensor([0, 4])), {}, IndexError, "target: got class 4"),
-    "rows": ((h, w, torch.tensor([0])), {}, ValueError, "target: got shape"),
+    "rows": ((h, w, torch.tensor([0])), {}, ValueError, r"target: got shape \(1,\) with logits of shape \(2, 4\)"),
     "integers": ((h, w, y.int()), {}, RuntimeError, "target: got int32"),
     "reduction": ((h, w, y), {"reduction": "avg"}, ValueError, "reduction: got 'avg'"),
     "class weight": ((h, w, y), {"weight": torch.ones(3)}, RuntimeError, "weight: got shape"),

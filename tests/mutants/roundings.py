@@ -68,7 +68,7 @@ def logarithm_of_the_softmax(rows):
 @mutant("loss", "float32-7x5-inf_off_target-int64-none-rows", "optax#896", "MindAct#1633")
 @form
 def zero_times_infinity(rows):
-    return rows.reduce(-rows.weighted(rows.one_hot() * log_probs(rows.logits)).sum(-1))
+    return rows.reduce(-rows.weighted(rows.smoothed_target() * log_probs(rows.logits)).sum(-1))
 
 
 @mutant("loss gradient", "float32-7x64-inf_tiles-int64-none-rows", "flash-attention#1930")

@@ -72,7 +72,7 @@ class _InSteps(torch.autograd.Function):
 
         smoothing = step("smoothing", steps.label_smoothing)
         uniform = step("uniform", torch.tensor(smoothing / x.shape[-1], dtype=x.dtype))
-        q = step("target", (1 - smoothing) * rows.one_hot() + uniform)
+        q = step("target", (1 - smoothing) * rows.smoothed_target() + uniform)
         weight = step("weight", torch.ones_like(x[..., :1]) if rows.weight is None else rows.weight)
         wq = weight * q if rows.kept is None else torch.where(rows.kept.unsqueeze(-1), weight * q, 0.0)
         wq = step("wq", wq)
