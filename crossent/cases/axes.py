@@ -252,7 +252,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
             and case.target_layout == "target_contiguous"
         )
     ),
-    "tiles cannot have the upstream gradients rows_strided and rows_large": lambda case: (
+    "tiles cannot have the upstream gradients rows_strided or rows_large": lambda case: (
         case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
     ),
     "tiles with a reduction cannot have a weight or label_smoothing": lambda case: (
