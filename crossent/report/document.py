@@ -22,7 +22,7 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class ShardNumber:
-    """The number of a shard, counted from 1, and the number of all shards of the run."""
+    """Which shard of a run: shard `number`, counted from 1, of `count` shards. One command runs one shard."""
 
     number: int
     count: int
@@ -33,16 +33,17 @@ class ShardNumber:
 
 @dataclass(frozen=True)
 class Shard(ShardNumber):
-    """The description of a shard: the part of a run that one command runs. `crossent merge` needs the description.
+    """The description of a shard, the part of a run that one command runs. `crossent merge` reads the description.
 
     Attributes:
         run: properties of the whole run, such as its dtypes, that must be equal in all its shards.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
-        known: the text and the state of each known failure that applies, in the order of the lists. The state is
-            "happened", "absent" (a check of the entry ran, and no finding matches the entry) or "not run". An entry
-            marked `sometimes` is never "absent".
+        known: the text and the state of each known failure for this version of torch and this device, in the order of
+            the lists. The state is "happened" if a finding matches. The state is "absent" if no finding matches,
+            although a check of the known failure ran on one of its cases. Otherwise the state is "not run". A known
+            failure that is marked `sometimes` is never "absent".
     """
 
     run: Mapping[str, str]
@@ -139,13 +140,17 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+# What JSON calls the values of a type, for messages.
+_IN_JSON = {int: "an integer", str: "a string", bool: "true or false", list: "an array", dict: "an object"}
+
+
 def typed(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`, so True is not an int. Otherwise raise TypeError.
 
-    The message of the error calls the value `what`. This also holds for the functions below.
+    `what` is the name of the value in the message of the error. The functions below have the same argument.
     """
     if type(value) is not kind:
-        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {_IN_JSON[kind]}")
     return value
 
 

@@ -1,9 +1,10 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but the failure does not make the run fail.
 
-The comments of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding
-instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check, result or
-case that does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a check of
-the entry ran on a case of the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
+The comments of `torch_findings.toml`, one of the built-in lists, document the format. An entry may have the id of one
+finding instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check,
+result or case that does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a
+check of the entry ran on a case of the entry. A complete run reports the fixed entries, except entries marked
+`sometimes`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class ExpectedFinding:
         results: names of results, such as "loss". The entry also matches a finding of any other check that compares
             such a result with the exact value. An example is the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
-        torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
+        torch: the versions of torch with this failure, for example `>=2.1,<2.4`; "" stands for all versions.
         got: the values that the worst element may have, as Python prints them; any value if empty.
         sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
         reason: an explanation for the reader of a report.
@@ -127,11 +128,12 @@ def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
     return [entry for name in names for entry in _parse((files("crossent.report") / name).read_bytes(), name)]
 
 
-def require_about(
+def check_entries(
     entries: Iterable[ExpectedFinding],
     subjects: Collection[str] | None,
     checks: Collection[str],
     cases: Callable[[], list[str]] | None,
+    operation: Operation = CROSS_ENTROPY,
 ) -> None:
     """Check that the subject, checks, results and cases of each entry exist.
 
@@ -140,6 +142,7 @@ def require_about(
         subjects: the names of the subjects of a run. None allows any subject.
         checks: the names of all checks.
         cases: a function that returns the ids of all cases. None allows any case.
+        operation: the operation of the run, for the message about an unknown case.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -167,7 +170,7 @@ def require_about(
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
                 f"entry with the reason {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
-                f"`crossent list cases` prints all cases"
+                f"see `crossent list cases --level thorough --operation {operation.name}`"
             )
 
 
@@ -179,13 +182,13 @@ def mark(
     Args:
         report: the report.
         entries: a list of known failures.
-        names: a dict from names in the report to names in the list, for the subjects to which the list applies. None
-            stands for all subjects, with the same names in both. Only a subject with the same name in both can show
-            that an entry is fixed.
+        names: a dict from the names of subjects in the report to their names in the list. The list is only about these
+            subjects. None stands for all subjects, with the same names in both. Only a subject with the same name in
+            both can show that an entry is fixed.
 
     Returns:
-        For each entry that applies, its text, and "happened", "absent" or "not run": see
-        :class:`crossent.report.document.Shard`.
+        For each entry about the report's version of torch and device, the text of the entry and its state. See `known`
+        of :class:`crossent.report.document.Shard`.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -268,7 +271,8 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     try:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
-        raise ValueError(f"torch: got {quoted(entry['torch'])}; allowed are versions, as in '>=2.1,<2.4'") from None
+        allowed = "version specifiers, such as '>=2.1,<2.4' or '==2.1.*'"
+        raise ValueError(f"torch: got {quoted(entry['torch'])}; allowed are {allowed}") from None
     arguments: dict[str, Any] = {"checks": ()} | {
         key: tuple(value) if key in _LISTS else value for key, value in entry.items()
     }
@@ -276,7 +280,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of an entry with the keys subject, checks and cases in place of the key `id`, a finding's id."""
+    """Return a copy of an entry with subject, checks and cases in place of the key `id`. The default of kind is ""."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

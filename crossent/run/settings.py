@@ -230,7 +230,7 @@ class Settings:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
             ids = None if cases is None else lambda: [*_ids(self.seed, self._operation), *cases]
-            lists.require_about(here, names, self.check_names, ids)
+            lists.check_entries(here, names, self.check_names, ids, self._operation)
         except OSError as error:
             got = f"expected_findings: got {quoted(os.fspath(path))}; this file cannot be read: {error.strerror}"
             raise ValueError(f"{got}; give a TOML file of known failures") from None

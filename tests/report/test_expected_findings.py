@@ -98,9 +98,9 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
         (toml(sometimes=1), "sometimes: got 1; allowed is true or false"),
         (toml(issue=["x"]), "issue: got ['x']; allowed is a string"),
         (toml(torch=2.1), "torch: got 2.1; allowed is a string"),
-        (toml(torch="2.1"), "torch: got '2.1'; allowed are versions"),
-        (toml(torch=">=two"), "torch: got '>=two'; allowed are versions"),
-        (toml(torch=">=2.1 <2.4"), "torch: got '>=2.1 <2.4'; allowed are versions"),
+        (toml(torch="2.1"), "torch: got '2.1'; allowed are version specifiers, such as '>=2.1,<2.4'"),
+        (toml(torch=">=two"), "torch: got '>=two'; allowed are version specifiers, such as '>=2.1,<2.4'"),
+        (toml(torch=">=2.1 <2.4"), "torch: got '>=2.1 <2.4'; allowed are version specifiers, such as '>=2.1,<2.4'"),
         (toml(torch="\n"), None),
     ],
 )

@@ -316,7 +316,7 @@ def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp
     [
         ("ulp", -1.0, "ulp is -1.0; allowed is 0 or more"),
         ("elements", -2, "elements is -2; allowed is 0 or more"),
-        ("elements", "x", "elements is 'x'; it must be an int"),
+        ("elements", "x", "elements is 'x'; it must be an integer"),
         ("not_judged", {"it overflows": -3}, "not_judged: it overflows is -3; allowed is 0 or more"),
     ],
 )

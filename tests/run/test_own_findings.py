@@ -82,7 +82,10 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
             TABLE.replace('"loss"', '"lost"'),
             "entry with the reason 'a percent too much': got check 'lost'; allowed are call, result,",
         ),
-        (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
+        (
+            TABLE.replace('["*"]', '["float63*"]'),
+            "no case matches 'float63*'; see `crossent list cases --level thorough --operation cross_entropy`",
+        ),
         (
             TABLE.replace('"wrong"', '"wrnog"'),
             "finding 1: kind: got 'wrnog'; allowed are wrong, refused, accepted, changed_input,",
