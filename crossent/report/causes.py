@@ -1,4 +1,4 @@
-"""Group findings by probable cause: similar findings, on cases with the same words.
+"""Group findings by probable cause: similar findings (see `SubjectReport.sorts`), on cases with the same words.
 
 A word is a phrase such as "a weight of 0": see `words_of`. A declaration is the feature that the message of a finding
 suggests for the option `--without`.
@@ -16,17 +16,17 @@ from itertools import chain
 from crossent.report.clarity import (
     FEATURE_OF,
     Common,
-    choices,
     count_words,
     declaration,
     factor_names,
     kind_of_number,
     less_clear,
     same_trigger,
+    selections,
     shown_late,
     words_of,
 )
-from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
+from crossent.report.findings import DEPENDS, Finding, SubjectReport
 
 _MOST_WORDS = 3  # of a cause; with more words, few cases would have all of them
 _LEAST_INCREASE = 0.02  # a further word must increase `Common.above` by at least this share
@@ -40,9 +40,10 @@ class Cause:
         findings: one or more groups of similar findings. In each group, the clearest finding is first.
         common: the words that tell the failing cases from the passing cases; None if there are no such words.
         feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
-        lacks: a missing feature that may explain why results are wrong; "" if there is none.
+        lacks: if `feature` is "", a missing feature that may explain the findings; "" if there is none.
         cases: the ids of the cases of the findings.
-        kinds, declaration: the kinds of the wrong numbers, such as "NaN"; the declaration of the first finding, or "".
+        number_kinds: the kinds of the wrong numbers, such as "NaN", except in findings that `join` added.
+        declaration: the declaration of the first finding; "" if there is none.
     """
 
     findings: list[Finding]
@@ -52,7 +53,7 @@ class Cause:
 
     def __post_init__(self) -> None:
         self.cases = {finding.case for finding in self.findings}
-        self.kinds = {kind for kind in map(kind_of_number, self.findings) if kind}
+        self.number_kinds = {kind for kind in map(kind_of_number, self.findings) if kind}
         self.declaration = declaration(self.findings[0])
 
     @property
@@ -64,8 +65,8 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding, if possible on a case with the common words.
 
-        Of several such findings, take the clearest by `less_clear`, then the finding whose message names the most
-        frequent factor and few other factors, then logits of (N, C), then the reduction 'none'.
+        Of several such findings, take the clearest by `less_clear`. Then prefer a message with the most frequent of
+        `factor_names` and few others, then logits of (N, C), then the reduction 'none', then the first finding.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -104,7 +105,8 @@ class Cause:
         cases = [finding.case for finding in other.findings]
         same = sum(case in self.cases for case in cases)
         alike = sum(self.common is not None and self.common.applies(case) for case in cases)
-        if self.declaration or (self.kinds and other.kinds and self.kinds.isdisjoint(other.kinds)):
+        kinds = self.number_kinds, other.number_kinds
+        if self.declaration or (all(kinds) and kinds[0].isdisjoint(kinds[1])):
             alike = 0
         return max(same, alike) >= _MOST_OF * len(cases)
 
@@ -138,14 +140,14 @@ def causes(subject: SubjectReport) -> list[Cause]:
     return sorted(found, key=lambda cause: (*shown_late(cause.checks, cause.example), -len(cause.findings)))
 
 
-def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return the causes `found` in two lists: the causes without a missing feature, and the causes with one."""
+def split_by_feature(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
+    """Return two lists of the causes `found`: the causes without a missing feature, and the other causes."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return the findings that are not known failures, cause by cause. Each cause begins with its example."""
-    wrong, declarable = in_order(causes(subject))
+    """Return the findings that are not known failures, by cause, the example first. Missing features come last."""
+    wrong, declarable = split_by_feature(causes(subject))
     ordered: list[Finding] = []
     for cause in (*wrong, *declarable):
         example = cause.example
@@ -165,17 +167,18 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
     """Return a cause for each missing feature that explains some of the findings, and causes for the other findings.
 
-    The findings are of one check and kind. If no missing feature explains any of them, return []. In the check
-    `errors`, the feature is `error_classes` for an error of the wrong class, otherwise the kind of the bad input. Other
-    refused calls whose cases have a word of `lacking` need the feature of this word. Further findings, if refused or
-    without numbers, need the feature of `_of_check`, or the feature that the first message suggests.
+    The findings are of one check and kind. `lacking` is the result of `_lacking`. If no feature explains any finding,
+    return []. In the check `errors`, the feature is `error_classes` for an error of the wrong class, otherwise the kind
+    of the bad input. In other checks, a refused call whose case has a word of `lacking` needs the feature of this word.
+    The feature of `_of_check`, if any, explains the remaining refused calls or findings without numbers. A feature that
+    the first message suggests then takes the place of this feature.
     """
     first = findings[0]
     if first.check == "errors":
-        kinds = count_words(finding.case for finding in findings)
+        bad_input_kinds = count_words(finding.case for finding in findings)
         if first.kind == "wrong":
             return [Cause(list(findings), None, "error_classes")]
-        return [Cause([one for one in findings if kind in words_of(one.case)], None, kind) for kind in kinds]
+        return [Cause([one for one in findings if kind in words_of(one.case)], None, kind) for kind in bad_input_kinds]
     if first.kind != "refused" and first.numbers is not None:
         return []
     rest, made = list(findings), list[Cause]()
@@ -190,14 +193,15 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 def _of_check(subject: SubjectReport, check: str) -> str:
     """Return a feature that the check needs, and that no check with a passing case needs; "" if there is none."""
-    works = {name for outcome in subject.outcomes.values() for name in outcome.checks if _passes(outcome, name)}
+    ran = [measured for outcome in subject.outcomes.values() for measured in outcome.checks.items()]
+    works = {name for name, measured in ran if not measured.failed}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
     needs = () if check in works else subject.needs.get(check, ())
     return next((feature for feature in needs if feature not in present), "")
 
 
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
-    """Return the ids of the cases in four lists, by the first call: "right", "wrong", "misshapen" and "refused".
+    """Return the ids of the cases by the result of the first call: "right", "wrong", "misshapen" and "refused".
 
     The last of the checks `call`, `result` and `loss` that ran decides. A failed `loss` is "wrong", any other failure
     "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence and a bad input are in
@@ -215,7 +219,7 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
     return found
 
 
-def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
+def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
     """Return the words for features that may be missing. For each word, count the failed calls that have the word.
 
     `of` has the lists of `_by_result`, and `failed` the names of the lists that count as failed. Of the right and
@@ -227,23 +231,20 @@ def _unused(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
 
 
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
-    """Return the words for features that the subject seems to lack, and how many refused and right calls have them.
+    """Return each word for a feature that seems missing, and how many refused and right calls have the word.
 
-    Of the calls with such a word, nearly all are wrong or refused, and no more wrong than refused. Frequent words come
-    first. A refused call counts only for its first such word. If no call is right, wrong calls count as right.
+    Of the calls with such a word, nearly all failed (wrong or refused), and no fewer were refused than wrong. Frequent
+    words come first. A refused call counts for its first such word. If no call is right, wrong calls count as right.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
         of["right"], of["wrong"] = of["wrong"], []
-    unused, wrong, rest = _unused(of, "wrong", "refused"), count_words(of["wrong"]), of["refused"]
+    missing, wrong, rest = _missing_feature_words(of, "wrong", "refused"), count_words(of["wrong"]), of["refused"]
     found: dict[str, Common] = {}
     while rest:
         words = count_words(rest)
-        word = max(
-            (word for word in unused if words[word] >= max(wrong[word], 1)),
-            key=lambda one: (words[one], one),
-            default="",
-        )
+        own = [word for word in missing if words[word] >= max(wrong[word], 1)]
+        word = max(own, key=lambda one: (words[one], one), default="")
         if not word:
             break
         used, right = count_words(of["right"])[word], len(of["right"])
@@ -253,36 +254,31 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a missing feature that may explain wrong results, since few right results need the feature; or ""."""
+    """Return a feature that most cases of a cause, but few right calls, need, or a feature of its check, or ""."""
     if cause.feature or "--without" in cause.example.message:
-        return ""
-    unused = _unused(_by_result(subject), "wrong", "misshapen", "refused")
+        return ""  # the cause or its example names a feature already
+    missing = _missing_feature_words(_by_result(subject), "wrong", "misshapen", "refused")
     told = {word for word, n in count_words(cause.cases).items() if n >= _MOST_OF * len(cause.cases)}
     told.update(cause.common.words if cause.common else ())
-    word = max(told.intersection(unused), key=lambda one: (unused[one], one), default="")
+    word = max(told.intersection(missing), key=lambda one: (missing[one], one), default="")
     of_check = _of_check(subject, cause.findings[0].check)
     return FEATURE_OF.get(word, "" if of_check in FEATURE_OF.values() else of_check)
-
-
-def _passes(outcome: Outcome, check: str) -> bool:
-    """Return whether a check ran on a case and passed."""
-    measured = outcome.checks.get(check)
-    return measured is not None and not measured.failed
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The words are words of the first finding's case, or `DEPENDS` alone. `Common.above`
-    of the returned words exceeds one half, and each word after the first adds `_LEAST_INCREASE` or more.
-    `other` has the ids of cases that fail the check with another kind of number (NaN, infinite, finite). These cases
-    count as passing for the choice of the words, but not in the returned numbers. With `other`, never return `DEPENDS`.
+    Return None also for a single finding, or if no case passes. All findings are of one check. The words are at most
+    `_MOST_WORDS` words of the first finding's case, or `DEPENDS` alone. `Common.above` exceeds one half, and each word
+    after the first adds more than `_LEAST_INCREASE`. `other` has the ids of cases that fail the check with another kind
+    of number (NaN, infinite, finite). For `above`, these cases count as passing; the returned numbers leave them out.
+    With `other`, never return `DEPENDS`.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
         return None
     others = [*passing, *other]
-    found = choices(words_of(failing[0]), _MOST_WORDS, failing, others)
+    found = selections(words_of(failing[0]), _MOST_WORDS, failing, others)
     each = (*([] if other else _by_earlier_calls(subject, check, failing, passing)), *found)
     best = max(each, key=lambda one: one.above - _LEAST_INCREASE * len(one.words))
     passes = best.passes - sum(best.applies(case) for case in other)
@@ -292,16 +288,19 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check. `other` is as in `common`.
 
-    The findings are one cause if `common` returns words that are not `vague`, or if they have a declaration. Otherwise,
-    search for one or two words such that nearly all cases with these words fail. The words that the most failing cases
-    have give the first cause. Separate the other findings in the same way. Without such words, return one cause.
+    The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
+    finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail,
+    and two or more do (see `_LEAST_OF`). The words that the most failing cases have give the first cause. Separate the
+    other findings in the same way. Without such words, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
     if (whole.common and not whole.common.vague) or whole.declaration or len(findings) < 2 or not passing:
         return [whole]
     words = list(dict.fromkeys(word for case in failing for word in words_of(case)))
-    certain = [one for one in choices(words, 2, failing, passing) if one.fails >= _MOST_OF * (one.fails + one.passes)]
+    certain = [
+        one for one in selections(words, 2, failing, passing) if one.fails >= _MOST_OF * (one.fails + one.passes)
+    ]
     best = max(certain, key=lambda one: one.fails, default=None)
     if best is None or best.fails < 2 or (whole.common and best.fails < _LEAST_OF * len(findings)):
         return [whole]
@@ -330,7 +329,7 @@ def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
     """Return whether there is a word that nearly all cases of `findings` have, and nearly no case of `others`."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
-    return any(one.above >= _MOST_OF for one in choices(words, 1, cases, without))
+    return any(one.above >= _MOST_OF for one in selections(words, 1, cases, without))
 
 
 def _passing(subject: SubjectReport, check: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rank findings by how clearly they show a failure, describe cases in words, and find bugs with the same trigger.
+"""Rank findings by how clearly they show a failure, describe cases in words, and find published bugs of the same cases.
 
 A word is a phrase that `words_of` returns for a case, such as "a weight of 0".
 """
@@ -19,7 +19,7 @@ from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, ROW_LIMITS
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
-from crossent.cases.ids import BAD_INPUT_OF, case_of
+from crossent.cases.ids import BAD_INPUT_OF, MOST_CACHED, case_or_none
 from crossent.cases.values import VALUES
 
 if TYPE_CHECKING:
@@ -28,20 +28,22 @@ if TYPE_CHECKING:
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 # A line of a message that names the option --without, --contract or --grade under which the check would pass.
 _DECLARATION = re.compile(r"^If .+: --(\w+) (\w+)(?: --grade \w)?, in Python ", re.MULTILINE)
-_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")  # only the dtype is wrong
+# Only the dtype of a result is wrong. On a device other than the CPU, the message names the device.
+_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)(?: on \S+)?); expected \S+ with shape \1(?! on )")
 _FACTOR = re.compile(r"^The number is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error of 10**3 times its bound is as clear as any larger error
-_KEPT = 2**15  # the largest number of cases whose words are cached; a soak may have millions of failing cases
-_SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
-# The kinds of logits with rows far below zero, and the most rows that may precede the first such row. "row_offsets" and
-# "offsets" add an offset of random sign to each row, so one of two rows is probably far below zero.
+# Cases with fewer than twice this many logits count as equally small: a reader can read all of their numbers.
+_SMALL = 64
+# For each kind of logits with rows far below zero: a case with more rows than this number has such a row. For
+# "row_offsets" and "offsets" this is only probable, because the offset of each row has a random sign.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
 # A copy of `findings.NUMBERS`: this module cannot import `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
-# For each word: the feature that a subject lacks if the subject refuses all cases with this word.
+# For each word: the feature that a subject lacks if the subject refuses all cases with this word. For a kind of bad
+# inputs: the feature that a subject lacks if the subject accepts them.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
     "logits of (N, C, d1, …)": "spatial",
@@ -69,8 +71,10 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
     - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
     - a smaller case, counted in powers of two above 64 logits;
-    - a larger share of wrong numbers in the result;
-    - fewer unusual options.
+    - a larger share of wrong numbers in the result, rounded to tenths;
+    - an id with fewer words. A kind of logits other than "normal" counts as one more word.
+
+    A bad input counts as a smallest case, with no such words.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -119,9 +123,10 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
-    """Return a sort key of a cause: for three reasons to show the cause late, whether the reason holds.
+    """Return a sort key of a cause with these checks and this example. Each entry is a reason to show the cause later.
 
-    A weaker contract or grade accepts the example; only target gradients fail; the second reason of `less_clear`.
+    The first entry is whether the example would pass under a weaker contract or grade. The second is whether
+    `target_gradient` is the only check. The third is the second reason of :func:`less_clear`, for the example.
     """
     accepted = _DECLARATION.search(example.message)
     return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]
@@ -139,25 +144,19 @@ def similarity_key(finding: Finding) -> tuple[str, str]:
     """Return a key that is equal for similar findings of a check: a text, and the result of :func:`declaration`.
 
     For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
-    "#" in place of dtypes and numbers. All findings about a result of the right shape in a wrong dtype share one text.
+    "#" in place of dtypes and numbers. If only the dtype of a result is wrong, "got another dtype" takes the place of
+    the dtypes, shapes and devices.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
 
-@lru_cache(_KEPT)
-def case_or_none(id: str) -> Case | None:
-    """Return the case with this id, or None if there is no such case, for example for the id of a bad input."""
-    try:
-        found = case_of(id)
-    except ValueError:
-        return None
-    return found if isinstance(found, Case) else None
-
-
-@lru_cache(_KEPT)
+@lru_cache(MOST_CACHED)
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words for the options, sizes and values of the case with this id; for a bad input, only its kind."""
+    """Return the words for the options, sizes and kind of logits of the case with this id.
+
+    A bad input has a single word, its kind, such as "index_errors". An unknown id has none.
+    """
     case = case_or_none(id)
     if case is None:
         return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
@@ -177,14 +176,14 @@ def words_of(id: str) -> tuple[str, ...]:
         "uint8 targets": case.target == "uint8",
         f"reduction={case.reduction!r}": True,
         case.dtype: True,
-        **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
+        **{f"more than {limit} class{'es' * (limit > 1)}": case.classes > limit for limit in CLASS_LIMITS},
         **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
         "an odd number of classes": case.classes % 2 == 1,
         "an odd batch size": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
         case.class_size: True,
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
-        f"values {case.values}": True,
+        f"logits of the kind {case.values}": True,
         "logits that are not finite": case.values in _NOT_FINITE,
         "a class with a logit of -inf": case.values.startswith("inf_"),
         "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
@@ -199,7 +198,8 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: the words, as `words_of` returns them; or only `DEPENDS`, for cases that fail the check `repeat`.
+        words: the words, as `words_of` returns them. Or only `DEPENDS` of :mod:`crossent.report.findings`, which stands
+            for cases that also fail the check `repeat`.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -217,7 +217,7 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether a case with default options has all the words, and fewer failing than passing cases have the words.
+        """Whether the default case, `Case("float32")`, has all the words, and fewer failing than passing cases do.
 
         Such words do not say what is special about the failing cases.
         """
@@ -238,8 +238,8 @@ def count_words(cases: Iterable[str]) -> Counter[str]:
     return Counter(word for case in cases for word in words_of(case))
 
 
-def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of at most `most` words, how many failing and passing cases have all selected words.
+def selections(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
+    """Yield, for each selection of 1 to `most` words, how many failing and passing cases have all the selected words.
 
     `failing` and `passing` have the ids of the cases.
     """
@@ -251,7 +251,7 @@ def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Se
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, an int whose bit n is 1 if case n has the word: `choices` counts cases by such bits."""
+    """Return, for each word, an int whose bit n is 1 if case n has the word: `selections` counts such bits."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
         for word in found.keys() & words_of(case):
@@ -268,22 +268,22 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
 
-    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if a
-    case with default options lacks this word. A bug has the same trigger if all these conditions are true:
+    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if the
+    default case, `Case("float32")`, lacks this word. A bug has the same trigger if all these conditions are true:
 
-    - A finding is on a case of the bug, with any name and seed. This case has all of `words`, and its failed checks fit
-      the bug: see `_shows`.
+    - A finding is on a case of the bug, with any name and seed, or on a bad input of the bug. This input has all of
+      `words`. The checks of the findings on this input fit the bug: see `_shows`.
     - Every case of the bug has all unusual words of `words`.
     - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
-    - Take `words`, and the second set of words that `_words_of_bug` returns. The share of failing cases that have all
-      these words exceeds the share of passing cases that have them by more than one half.
+    - Count the cases that have all of `words` and all of the second set of `_words_of_bug`. The share of such cases
+      among `failing` exceeds their share among `passing` by more than one half.
 
     If several bugs have the same trigger, choose the bug with the largest difference of these shares.
 
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the ids of the cases of the findings that are of the same check as the first finding.
+        failing: the ids of the cases of the findings whose check is the check of the first finding.
         passing: the ids of the cases on which this check passes, and a wrong result such as zeros would fail.
         ran: the checks that ran on each case, by the id of the case.
     """
@@ -308,7 +308,7 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether the checks that failed on a case fit the bug. `ran` has all checks that ran on the case.
+    """Return whether `failed`, the checks of the findings on a case, fit the bug. `ran` has all checks that ran there.
 
     At least one of the checks that the bug names must fail. Of the checks of numbers that ran (`loss`, `gradient` and
     the other gradients), exactly the checks that the bug names must fail.
@@ -317,7 +317,7 @@ def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
 
 
-@lru_cache(_KEPT)
+@lru_cache(MOST_CACHED)
 def _trigger(id: str) -> str:
     """Return the id of a case without its name and seed. The id of a bad input, which has neither, is unchanged."""
     case = case_or_none(id)
@@ -331,9 +331,9 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return two sets: the words that all cases of a bug have in common, and the unusual words of this first set.
+    """Return two sets: the words that all cases of a bug have, and those words of the first set that no plain case has.
 
-    A word is unusual if no plain case has it. A plain case has the sizes of a case of the bug, and default options.
+    A plain case is a float32 case with the sizes of a case of the bug, and default options and logits.
     """
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
@@ -346,5 +346,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of a case with default options. These words say nothing about the trigger of a bug.
+# The words of the default case, also of its sizes, dtype and logits. They say nothing about the trigger of a bug.
 _PLAIN_WORDS = frozenset(words_of(Case("float32").id))

@@ -20,7 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes, in_order, published
+from crossent.report.causes import Cause, causes, published, split_by_feature
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
 from crossent.report.text import NO_EVIDENCE, explained, share, short
@@ -218,7 +218,7 @@ def _part(subject: SubjectReport) -> SubjectPart:
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
     each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
-    wrong, lacking = ([_group(subject, cause, each) for cause in part] for part in in_order(found))
+    wrong, lacking = ([_group(subject, cause, each) for cause in part] for part in split_by_feature(found))
     small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None

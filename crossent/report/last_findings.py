@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from crossent.cases.ids import BAD_INPUT_OF
+from crossent.cases.ids import BAD_INPUT_OF, case_or_none
 from crossent.files import write_whole
-from crossent.report.clarity import case_or_none
 from crossent.report.findings import SubjectReport
 from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from crossent.cases.axes import DTYPES
+from crossent.cases.ids import case_or_none
 from crossent.cases.values import VALUES
-from crossent.report.clarity import case_or_none
 from crossent.report.findings import Measured, SubjectReport
 
 # The checks that have a plot.

@@ -13,9 +13,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from crossent.cases.grid import sized_triples
+from crossent.cases.ids import case_or_none
 from crossent.files import write_whole
 from crossent.report.causes import clearest_first
-from crossent.report.clarity import case_or_none
 from crossent.report.document import SCHEMA, Shard, jsonable, shard_json, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes, in_order, published
+from crossent.report.causes import Cause, causes, published, split_by_feature
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
 from crossent.words import DECLARED, counted, first_names
 
@@ -140,7 +140,7 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
     Causes with a missing feature are last. Of the other causes, show only the first `most`, or all if `most` is None.
     If `ids` is true, add the id of every finding of each cause that is shown.
     """
-    wrong, declarable = in_order(causes(subject))
+    wrong, declarable = split_by_feature(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
         counts = ", ".join(f"{check} {count}" for check, count in cause.checks.items())
         which = f"cause {at} of {len(wrong)}, " if len(wrong) > 1 else ""

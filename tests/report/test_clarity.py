@@ -8,7 +8,7 @@ from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.grid import grid
 from crossent.report.causes import causes, published
-from crossent.report.clarity import by_plainness
+from crossent.report.clarity import by_plainness, similarity_key
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.html import page
 from crossent.subjects.subject import Subject
@@ -58,6 +58,21 @@ def test_by_plainness_reads_the_count_of_wrong_numbers_from_the_message():
     few = Finding(**{**vars(found), "message": found.message.replace(" 7 / 7 ", " 1 / 7 ")})
     assert few.message != found.message
     assert by_plainness(found) < by_plainness(few)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "alike"),
+    [
+        ("float32 with shape (3, 5)", "float16 with shape (3, 5)", True),
+        ("float32 with shape (3, 5) on cuda:0", "float16 with shape (3, 5) on cuda:0", True),
+        ("float32 with shape (3, 5)", "float16 with shape (3,)", False),
+        ("float32 with shape (3, 5)", "float16 with shape (3, 5) on cuda:0", False),
+        ("float32 with shape (3, 5) on cuda:0", "float16 with shape (3, 5)", False),
+    ],
+)
+def test_findings_are_similar_if_only_the_dtype_of_a_result_is_wrong(got, expected, alike):
+    key, _ = similarity_key(Finding("mine", "result", SMALL, "wrong", f"loss: got {got}; expected {expected}"))
+    assert (key == "loss: got another dtype") == alike
 
 
 CASES = list(dict.fromkeys([*grid(["float32"], array="pairs"), *(case for bug in bugs() for case in bug.cases)]))

@@ -297,7 +297,7 @@ def test_a_cause_has_its_counts_what_its_cases_share_and_its_example_in_full():
             part.findings.append(Finding("mine", "gradient", case, "wrong", "the sign"))
     text = page_text(Report(ENVIRONMENT, [part]))
     assert "6 findings : loss 3, gradient 3" in text.replace("findings:", "findings :")
-    assert "where values wide: 3 of 3 failing cases, no passing case" in text
+    assert "where logits of the kind wide: 3 of 3 failing cases, no passing case" in text
     (example,) = {finding.case for finding in part.findings if f"loss wrong on {finding.case} far off" in text}
     assert f"crossent repro mine:loss:{example}" in text
     assert "5 further findings" in text

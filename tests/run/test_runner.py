@@ -21,8 +21,8 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import count_combinations
+from crossent.cases.ids import case_or_none
 from crossent.cases.linear.case import LinearCase
-from crossent.report.clarity import case_or_none
 from crossent.report.reader import report_of
 from crossent.run.isolation.process import _MOST_HUNG
 

@@ -14,8 +14,9 @@ from support.processes import COMMAND, in_session, start, wait_until
 
 import crossent
 from crossent import console
+from crossent.cases.ids import case_or_none
 from crossent.cli import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, main
-from crossent.report.clarity import case_or_none, words_of
+from crossent.report.clarity import words_of
 from crossent.report.findings import Finding, Measured, Outcome, Verdict
 from crossent.run import parallel
 from crossent.run.soak import runner
