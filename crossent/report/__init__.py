@@ -1,19 +1,19 @@
 """Reports: everything that a run found, as text, as an HTML page and as JSON.
 
-This folder has the data of a report, its output formats, and the lists of known failures. No module runs a subject, the
-loss function under test. Of the rest of crossent, the modules import only `crossent.cases`, `crossent.choices`,
-`crossent.files`, `crossent.machine` and `crossent.words`.
+This folder has the data of a report, the output formats of a report, and the lists of known failures. No module runs a
+subject, the loss function under test. Of the rest of crossent, the modules import only `crossent.cases`,
+`crossent.choices`, `crossent.files`, `crossent.machine` and `crossent.words`.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first lines, its verdict and the lines about what the verdict does not cover
 expected_findings  lists of known failures, with their reasons (torch_findings.toml and others)
 causes             the findings of a subject, grouped by probable cause
-clarity            how clearly a finding shows its failure; words for a case; published bugs with the same inputs
+clarity            how clearly a finding shows its failure; words for a case; published bugs on the inputs of findings
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
 last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro
-text               as text for a terminal: the table of the subjects, and the causes and details of a subject
+text               a report for a terminal: the table of the subjects, and the causes and details of a subject
 html               a report as an HTML page, or for a notebook (*.html.jinja, report.css, report.js)
-regimes            the error for each kind of logits, as the marks of a plot
+plots              the errors as a heat map, and as the marks of a plot for each kind of logits
 moves              the changes between two runs
 """

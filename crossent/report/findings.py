@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,18 +23,19 @@ class Finding:
 
     Attributes:
         subject, check, case: the names of the subject and the check, and the id of the case.
-        kind: how the check failed: "wrong" (a wrong result or class of error), "refused" (the subject raised),
-            "accepted" (the subject must raise, but did not), "changed_input" (a call wrote into its arguments),
-            "aliased" (a result shares memory with an argument), "changed_state" (a call changed global state),
-            "not_repeated" (a repeated call or backward pass gives other bits), "disturbed" (two losses of the same
-            logits change each other), "crashed" (the isolated process ended) or "hung" (the call did not return).
+        kind: how the check failed: "wrong" (a wrong result, `requires_grad` flag or class of error, or too much
+            memory), "refused" (the subject raised), "accepted" (the subject must raise, but did not), "changed_input"
+            (a call wrote into its arguments), "aliased" (a result shares memory with an argument), "changed_state" (a
+            call changed global state), "not_repeated" (a repeated call or backward pass gives other bits), "disturbed"
+            (two losses of the same logits change each other), "crashed" (the process of the call ended, or sent a
+            damaged reply) or "hung" (the call did not return).
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element and its error; None if the finding is not about a number.
         torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
         expected: the reason from the list of known failures; None if no entry of the list matches the finding.
-        of: the wrong result, such as "gradient" of the first call or "loss under no_grad" of another call; or "".
-        repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
+        of: the wrong result, such as "gradient", or "loss under no_grad" for a call under no_grad; "" for no result.
+        repeat: the command or line of Python that repeats the finding; "" stands for `crossent repro` and the id.
     """
 
     subject: str
@@ -55,14 +57,15 @@ class Finding:
 
     @property
     def command(self) -> str:
-        """The command that repeats the finding."""
+        """The command or line of Python that repeats the finding."""
         return self.repeat or f"crossent repro {shell_word(self.id)}"
 
     @property
     def headline(self) -> str:
-        """The finding in one line, with the error as a multiple of its bound if the error exceeds the bound."""
-        times = "" if self.numbers is None or self.numbers.ratio <= 1 else f", {self.numbers.ratio:.3g} × its bound"
-        return f"{self.subject}: {self.check} {self.kind} on {self.case}{times}"
+        """The finding in one line, with the error as a multiple of the error bound, if finite and more than 1."""
+        ratio = self.numbers.ratio if self.numbers else 0.0
+        error = f", error {ratio:.3g} × the error bound" if 1 < ratio < math.inf else ""
+        return f"{self.subject}: {self.check} {self.kind} on {self.case}{error}"
 
     def __str__(self) -> str:
         lines = [self.headline]
@@ -81,7 +84,7 @@ class Numbers:
 
     `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` and
     `ratio` are the error, in ulp and as a share of the error bound, `bound`. If `versus` is "other" instead of "exact",
-    `exact` is a value that follows from other calls of the subject.
+    `exact` is a value that follows from other calls of the subject, and `radius` is the error bound of this value.
     """
 
     index: tuple[int, ...]
@@ -142,7 +145,7 @@ class Outcome:
         inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
         grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
         checks, not_run: the result of each check that ran, and the reason for each skipped check, by name.
-        results: summaries of the first call's results, by name ("loss"); empty if `call` failed, or for a bad input.
+        results: summaries of the first call's results, by name ("loss"); empty if `call` failed or did not run.
         raised: the class and message of the error that a call with bad input raised; "" for any other call.
     """
 
@@ -161,9 +164,9 @@ class Tally:
     """The counts of one check in one dtype, summed over the cases, and the worst case.
 
     `ran` counts the cases, `expected` the known failures, and `failed` the other failures. `vacuous`, `elements` and
-    `not_judged` are sums of the attributes of `Measured`. `case` is the worst case: the id of the case with the largest
-    error, `ulp` in ulp and `ratio` as a share of its bound. A known failure is never the worst case. Without a worst
-    case, `case` is "", and `ulp` and `ratio` are None.
+    `not_judged` are sums of the attributes of `Measured`. `case` is the id of the worst case, which has the largest
+    share of a bound, `ratio`. `ulp` is the error of this case in ulp. A known failure is never the worst case. Without
+    a worst case, `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -185,9 +188,9 @@ class Tally:
         self.elements += measured.elements
         if measured.not_judged:
             self.not_judged.update(measured.not_judged)
-        if measured.failed and known:
+        if measured.ratio is None or (measured.failed and known):
             return
-        if measured.ratio is not None and (self.ratio is None or measured.ratio > self.ratio):
+        if self.ratio is None or measured.ratio > self.ratio:
             self.ulp, self.ratio, self.case = measured.ulp, measured.ratio, case
 
 
@@ -244,11 +247,9 @@ class SubjectReport:
     def tallies(self) -> dict[tuple[str, str], Tally]:
         """The counts and the worst case of each pair of a check and a dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
-        tallies: dict[tuple[str, str], Tally] = {}
+        tallies: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
         for case, outcome in self.outcomes.items():
             for check, measured in outcome.checks.items():
-                if (check, outcome.dtype) not in tallies:
-                    tallies[check, outcome.dtype] = Tally()
                 tallies[check, outcome.dtype].add(case, measured, (check, case) in known)
         order = list(dict.fromkeys((*self.order, *(check for check, _ in tallies))))
         dtypes = list(DTYPES)
@@ -296,8 +297,7 @@ class SubjectReport:
             findings.sort(key=by_plainness)
             first, refused = findings[0], kind in ("refused", "accepted")
             relative = first.numbers is not None and first.numbers.versus != "exact"
-            plain = -size_of_error(first)
-            places[sort] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
+            places[sort] = refused, seen[check, kind] > 0, relative, -size_of_error(first), order.get(check, len(order))
             seen[check, kind] += 1
         return [sorts[sort] for sort in sorted(sorts, key=places.__getitem__)]
 
@@ -336,8 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. The list leaves out a result if the dtype has at least as
-        many known failures of `call` as comparisons of the result. For example, torch 2.0 raises for float16 on a CPU.
+        A loss that was never compared has no evidence either. The list leaves out a result if its dtype has known
+        failures of `call`, at least as many as comparisons. For example, torch 2.0 raises for float16 on a CPU.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

@@ -22,9 +22,9 @@ from markupsafe import Markup
 from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, published, split_by_feature
 from crossent.report.findings import Finding, SubjectReport, Tally, together
-from crossent.report.regimes import Strip, scale, strips
+from crossent.report.plots import Cell, Strip, cell, scale, strips
 from crossent.report.text import NO_EVIDENCE, explained, share, short
-from crossent.words import counted, printable
+from crossent.words import counted, first_names, printable
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
@@ -32,14 +32,13 @@ if TYPE_CHECKING:
 # The page shows only some of many findings. The JSON report has all findings.
 MOST_CARDS = 24  # causes of a subject that are shown with an example in full
 MOST_LINES = 60  # further causes of a subject, with a line each; the page only counts the other causes
-MOST_FURTHER_OF_ALL = 144  # further findings of all causes shown in full, with a command each
+MOST_FURTHER_OF_ALL = 144  # further findings of the causes of a subject that are shown in full, with a command each
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
 LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
 _LONGEST_TEXT = 1000  # characters
 LONGEST_NAME = 80  # characters
 LONGEST_COMMAND = 4000  # characters
-STEPS = 5  # colours of the heat map, for errors from 0 to the error bound
 # An issue, a pull request or a discussion. The characters before and after must not belong to a longer address.
 _ISSUE = re.compile(
     r"(?<![\w./:#@%-])(?:https://github\.com/\w[\w.-]*/\w[\w.-]*/(?:issues|pull|discussions)/\d+|\w[\w.-]*/\w[\w.-]*#\d+)"
@@ -52,21 +51,8 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of the heat map: one check in one dtype.
-
-    `kind` names the colour. `says` is the text, `below` has smaller lines below the text, and `title` is the tooltip.
-    """
-
-    kind: str
-    says: str = ""
-    below: Sequence[str] = ()
-    title: str = ""
-
-
-@dataclass(frozen=True)
 class Group:
-    """A cause on the page: the finding `example` in full, and the commands of the further findings `more`.
+    """A cause on the page: the finding `example` in full, and the commands of `more`, some of the further findings.
 
     `corpus` is a sentence about a published bug with the same trigger, or "".
     """
@@ -88,8 +74,11 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A line about the coverage or a gap: a count, a noun (`what`) and a reason (`why`); highlighted if `loud`."""
+class Line:
+    """A line about the coverage or a gap: `count`, a number or a word such as "No", in bold, then `what`.
+
+    `why` follows in small type. If `loud` is true, the line is highlighted.
+    """
 
     count: str
     what: str
@@ -116,7 +105,7 @@ class SubjectPart:
     lines: Sequence[Group]
     hidden: Counter[str]
     features: Sequence[Group]
-    gaps: Sequence[Figure]
+    gaps: Sequence[Line]
 
     @property
     def failed(self) -> int:
@@ -126,7 +115,7 @@ class SubjectPart:
 
 def page(report: Report) -> str:
     """Return the report as an HTML document. Equal reports give equal documents."""
-    return _document("report.html.jinja", report, [_part(subject) for subject in report.subjects])
+    return _document("report.html.jinja", report, [_part(subject, _is_partial(report)) for subject in report.subjects])
 
 
 def notebook(report: Report) -> str:
@@ -135,7 +124,8 @@ def notebook(report: Report) -> str:
     In an iframe, neither the style of the page nor a text of the report can change the notebook. Failed subjects are
     first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
-    parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
+    made = [_part(subject, _is_partial(report)) for subject in report.subjects]
+    parts = sorted(made, key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
         # In a quoted attribute, only these two characters end or change the text.
         document = _document("notebook.html.jinja", report, parts[:most]).replace("&", "&amp;").replace('"', "&quot;")
@@ -168,54 +158,68 @@ def verdict(report: Report) -> str:
     return "passed" if report.ok else "failed" if report.failed else "unproven"
 
 
-def covered(report: Report) -> Iterator[Figure]:
+def covered(report: Report) -> Iterator[Line]:
     """Yield the lines about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
-    yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
-    yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
+    yield Line(*_counted(report.ran, "call", "checked"), f"of {names}")
+    yield Line(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
-        yield Figure(f"{report.triples:,}", "combinations of three options", "that occur in a case")
-        yield Figure(f"{report.sized[1]:,}", "combinations of a size, an option and a dtype", "that occur in a case")
+        triples, sized = "of three options", "of a size, an option and a dtype"
+        yield Line(*_counted(report.triples, "combination", triples), "that occur in a case")
+        yield Line(*_counted(report.sized[1], "combination", sized), "that occur in a case")
     if compared.ran:
         telling = compared.ran - compared.vacuous
-        yield Figure(f"{telling:,}", "comparisons that a wrong result would fail", f"of {compared.ran:,}")
+        yield Line(*_counted(telling, "comparison", "that a wrong result would fail"), f"of {compared.ran:,}")
         judged = compared.elements - compared.not_judged.total()
-        yield Figure(f"{judged:,}", "numbers judged", "of losses, gradients and other results")
+        yield Line(*_counted(judged, "number", "judged"), "of losses, gradients and other results")
 
 
-def gaps(report: Report) -> Iterator[Figure]:
-    """Yield the lines about cases, checks and comparisons that a verdict does not cover, the most serious first."""
+def gaps(report: Report) -> Iterator[Line]:
+    """Yield the lines about everything that the verdict does not cover, such as skipped checks, the most serious first.
+
+    A partial run needs no evidence for its results.
+    """
+    for what, names in report.only.items():
+        yield Line("Only", "a part ran", f"only {what} {first_names(names)}", loud=True)
+    if (shard := report.shard) is not None:
+        cases = f"{len(shard.places):,} of {counted(shard.planned, 'case')}"
+        yield Line("Only", "a part ran", f"shard {shard}, with {cases}", loud=True)
     for subject in report.subjects:
         if not subject.outcomes:
-            yield Figure("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
-        for result in subject.without_evidence:
-            yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
+            yield Line("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
+        for result in () if _is_partial(report) else subject.without_evidence:
+            yield Line("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
         why = "--level normal has every combination of three options"
-        yield Figure("Quick", "run, which has every combination of two options", why, loud=True)
+        yield Line("Quick", "run, which has every combination of two options", why, loud=True)
     if report.left_out:
-        yield Figure(*_counted(len(report.left_out), "check", "not run"), "no case of this run includes them")
+        yield Line(*_counted(len(report.left_out), "check", "not run"), "in no case of this run")
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
-        yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
+        yield Line(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a needed feature")
+        yield Line(*_counted(not_applicable, "case", "not applicable"), "counted for each subject")
     compared = report.compared
     if compared.vacuous:
-        yield Figure(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
+        yield Line(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
+        yield Line(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
-        yield Figure(*_counted(known, "case", "with known failures"), "not counted among the findings")
+        yield Line(*_counted(known, "case", "with known failures"), "not counted among the findings")
 
 
-def _part(subject: SubjectReport) -> SubjectPart:
+def _is_partial(report: Report) -> bool:
+    """Return whether only chosen checks or cases, or only a shard, ran."""
+    return bool(report.only) or report.shard is not None
+
+
+def _part(subject: SubjectReport, partial: bool) -> SubjectPart:
     tallies = subject.tallies
     missing = Counter((check, outcome.dtype) for outcome in subject.outcomes.values() for check in outcome.not_run)
     used = {dtype for _, dtype in (*tallies, *missing)}
     dtypes = [dtype for dtype in DTYPES if dtype in used]
     planned = dict.fromkeys(check for check, _ in (*tallies, *missing))
     checks = dict.fromkeys((*(check for check in subject.order if check in planned), *planned))
-    rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
+    rows = {check: [cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
     each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
     wrong, lacking = ([_group(subject, cause, each) for cause in part] for part in split_by_feature(found))
@@ -224,7 +228,7 @@ def _part(subject: SubjectReport) -> SubjectPart:
     result = "nothing" if not subject.outcomes else "failed" if found else None
     return SubjectPart(
         subject=subject,
-        verdict=result or ("unproven" if subject.without_evidence else "passed"),
+        verdict=result or ("unproven" if subject.without_evidence and not partial else "passed"),
         dtypes=dtypes,
         rows=rows,
         strips=strips(subject),
@@ -242,51 +246,25 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
     return Group(cause, example, others[:most], published(subject, cause))
 
 
-def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
+def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Line]:
     """Yield the lines about the gaps in the verdict on one subject, such as skipped checks, with the reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
-        yield Figure(*_counted(count, "case", "not applicable"), reason)
+        yield Line(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
         each = ", ".join(f"{check} {count:,}" for check, count in checks.items())
-        yield Figure(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
+        yield Line(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
     compared = together(tally for tally in tallies if tally.ratio is not None)
     if compared.vacuous:
-        yield Figure(*_counted(compared.vacuous, "comparison", "without evidence"), NO_EVIDENCE)
+        yield Line(*_counted(compared.vacuous, "comparison", "without evidence"), NO_EVIDENCE)
     for reason, count in sorted(compared.not_judged.items()):
-        yield Figure(*_counted(count, "number", "not judged"), reason)
-
-
-def _cell(tally: Tally | None, missing: int) -> Cell:
-    """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
-
-    `tally` is None if the check ran on no case. `missing` counts the cases on which the check was skipped. A comparison
-    is evidence if a wrong result, such as zeros, would fail.
-    """
-    if tally is None:
-        return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
-    known = [f"{tally.expected:,} known"] if tally.expected else []
-    title = "" if tally.ulp is None else f"worst: {short(tally.ulp)} ulp on {tally.case}"
-    passed, evidence = tally.ran - tally.expected, tally.ran - tally.vacuous
-    if tally.failed:
-        worst = "" if tally.ratio is None else f" {share(tally.ratio)}"
-        kind, says, below = "failed", f"✗{worst}", f"{tally.failed:,} failed"
-        known = [f"of {tally.ran:,}", *known]
-    elif not passed:
-        kind, says, below, known = "known", "known", f"{tally.ran:,}", []
-    elif tally.ratio is None:
-        kind, says, below = "passed", "passed", f"{passed:,}"
-    elif not evidence:
-        kind, says, below = "none", "no evidence", f"0/{tally.ran:,}"
-    else:
-        step = min(int(STEPS * tally.ratio), STEPS - 1)
-        kind, says, below = f"step{step}", share(tally.ratio), f"{evidence:,}/{tally.ran:,}"
-    return Cell(kind, says, [below, *known, *([f"{missing:,} not run"] if missing else [])], title)
+        yield Line(*_counted(count, "number", "not judged"), reason)
 
 
 def render(template: str, **values: Any) -> str:
     """Return the HTML of a page. The page is a template of this folder, with the style and script that all pages share.
 
-    `values` are the template's variables. The engine escapes their texts, and `_make_printable` control characters.
+    `values` are the variables of the template. The template engine escapes every text that is not markup.
+    `_make_printable` escapes control characters.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -312,7 +290,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def _make_printable(value: Any) -> Any:
-    """Return a text with escaped control characters, cut to `_LONGEST_TEXT`. Return any other value unchanged."""
+    """Return a text with control characters escaped, except line breaks, cut to `_LONGEST_TEXT`.
+
+    Return markup, and a value that is no text, unchanged.
+    """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = "\n".join(map(printable, value.split("\n")))
@@ -330,7 +311,7 @@ def command(line: str) -> Markup:
 
 
 def linked(text: str) -> Markup:
-    """Return a text as escaped HTML, with a link for each GitHub issue: an address, or `owner/repository#number`."""
+    """Return a text as escaped HTML, with links to GitHub issues, pull requests and discussions (see `_ISSUE`)."""
     made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"

@@ -18,6 +18,7 @@ import torch
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
+from crossent.report.document import Shard
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.html import (
     LARGEST_NOTEBOOK,
@@ -33,8 +34,8 @@ from crossent.report.html import (
 from crossent.report.moves.diff import diff
 from crossent.report.moves.html import page as moves_page
 from crossent.report.moves.rules import Kind
+from crossent.report.plots import Scale, scale, strips
 from crossent.report.reader import read_report
-from crossent.report.regimes import Scale, scale, strips
 from crossent.report.report import Report
 
 ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
@@ -196,9 +197,9 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
         "0 cases ran on other this subject was not checked",
         "No evidence for the loss in float32 of mine",
         "Quick run, which has every combination of two options",
-        "2 checks not run no case of this run includes them",
+        "2 checks not run in no case of this run",
         "2 skipped checks counted for each case",
-        "1,030 cases not applicable",
+        "1,030 cases not applicable counted for each subject",
         "1 of 1 comparisons without evidence a wrong result, such as zeros, would pass too",
         "2 of 7 numbers not judged",
     ):
@@ -211,6 +212,32 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
         "2 numbers not judged overflow",
     ):
         assert words in below
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"only": {"checks": ["loss"], "cases": [CASE]}}, ["only checks loss", f"only cases {CASE}"]),
+        ({"shard": Shard(2, 8, {}, 40, {CASE: 3}, {})}, ["shard 2/8, with 1 of 40 cases"]),
+    ],
+    ids=["chosen", "shard"],
+)
+def test_the_page_of_a_part_of_a_run_says_so_and_asks_for_no_evidence(part, said):
+    made = measured_report(VACUOUS, level="normal", **part)
+    for text in (page(made), Frame(made._repr_html_()).frames[0][1]["srcdoc"]):
+        shown = " ".join(Document(text).text.split())
+        assert shown.startswith("Passed:")
+        assert shown.index("Not covered by this verdict Only a part ran") < shown.index("1 of 1 comparisons")
+        assert all(f"Only a part ran {words}" in shown for words in said)
+        assert "No evidence for" not in shown
+        assert "not proven" not in shown
+        assert "1 comparison that a wrong result would fail" not in shown
+
+
+def test_the_page_counts_one_comparison_in_the_singular():
+    shown = " ".join(Document(page(measured_report(("loss", Measured(False, 1.0, 0.5, False, {}, 1))))).text.split())
+    assert "1 comparison that a wrong result would fail of 1" in shown
+    assert "1 number judged of losses" in shown
 
 
 def cells(report):

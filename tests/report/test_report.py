@@ -455,6 +455,16 @@ def test_the_message_of_a_wrong_number_has_the_words_of_torch_testing():
     assert re.search(r"Greatest absolute difference: \S+ at index \(\d+,\) \(up to \S+ allowed\)", theirs[3])
 
 
+@pytest.mark.parametrize(
+    ("ratio", "error"),
+    [(0.5, ""), (2.5, ", error 2.5 × the error bound"), (float("inf"), ""), (float("nan"), "")],
+)
+def test_the_headline_has_a_finite_error_above_the_error_bound(ratio, error):
+    numbers = Numbers((0,), 1.0, "0x0", 0.0, 0.0, 1.0, ratio, ratio)
+    assert Finding("mine", "loss", "case", "wrong", "", numbers=numbers).headline == f"mine: loss wrong on case{error}"
+    assert Finding("mine", "call", "case", "refused", "").headline == "mine: call refused on case"
+
+
 def test_every_kind_of_finding_has_its_text():
     def wrong_shape(*args, **options):
         return crossent.formula(*args, **options)[None]
@@ -466,7 +476,7 @@ def test_every_kind_of_finding_has_its_text():
     number = r"-?\d\S*"
     for check, text in (("loss", loss), ("gradient", gradient)):
         first, *lines = text.splitlines()
-        assert re.fullmatch(rf"mine: {check} wrong on {CASES[0].id}, \d\S* × its bound", first)
+        assert re.fullmatch(rf"mine: {check} wrong on {CASES[0].id}, error \d\S* × the error bound", first)
         assert MISMATCH.fullmatch("\n".join(line.removeprefix("  ") for line in lines[:3]))
         assert re.fullmatch(rf"  got     {number}  \(0x[0-9a-f]{{8}}\)", lines[3])
         assert re.fullmatch(rf"  exact   {number} ± {number}", lines[4])

@@ -1,4 +1,4 @@
-"""Plots of the error as a share of its bound, with a row for each regime.
+"""Plots of the error as a share of its bound: the cells of a heat map, and plots with a row for each regime.
 
 The regime of a case is the kind of its logits, `Case.values`, such as "normal". Each regime has its own row, because a
 small error on normal logits says nothing about logits with an offset of 1e8.
@@ -14,10 +14,52 @@ from dataclasses import dataclass
 from crossent.cases.axes import DTYPES
 from crossent.cases.ids import case_or_none
 from crossent.cases.values import VALUES
-from crossent.report.findings import Measured, SubjectReport
+from crossent.report.findings import Measured, SubjectReport, Tally
+from crossent.report.text import share, short
 
 # The checks that have a plot.
 PLOTTED = ("loss", "gradient")
+STEPS = 5  # colours of the heat map, for errors from 0 to the error bound
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the heat map: one check in one dtype.
+
+    `kind` names the colour. `says` is the text, `below` has smaller lines below the text, and `title` is the tooltip.
+    """
+
+    kind: str
+    says: str = ""
+    below: Sequence[str] = ()
+    title: str = ""
+
+
+def cell(tally: Tally | None, missing: int) -> Cell:
+    """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
+
+    `tally` is None if the check ran on no case. `missing` counts the cases on which the check was skipped. A comparison
+    is evidence if a wrong result, such as zeros, would fail.
+    """
+    if tally is None:
+        return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
+    known = [f"{tally.expected:,} known"] if tally.expected else []
+    title = "" if tally.ulp is None else f"worst: {short(tally.ulp)} ulp on {tally.case}"
+    passed, evidence = tally.ran - tally.expected, tally.ran - tally.vacuous
+    if tally.failed:
+        worst = "" if tally.ratio is None else f" {share(tally.ratio)}"
+        kind, says, below = "failed", f"✗{worst}", f"{tally.failed:,} failed"
+        known = [f"of {tally.ran:,}", *known]
+    elif not passed:
+        kind, says, below, known = "known", "known", f"{tally.ran:,}", []
+    elif tally.ratio is None:
+        kind, says, below = "passed", "passed", f"{passed:,}"
+    elif not evidence:
+        kind, says, below = "none", "no evidence", f"0/{tally.ran:,}"
+    else:
+        step = min(int(STEPS * tally.ratio), STEPS - 1)
+        kind, says, below = f"step{step}", share(tally.ratio), f"{evidence:,}/{tally.ran:,}"
+    return Cell(kind, says, [below, *known, *([f"{missing:,} not run"] if missing else [])], title)
 
 
 @dataclass(frozen=True)
