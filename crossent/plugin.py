@@ -29,7 +29,7 @@ JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--cros
 RECORDS = pytest.StashKey[list[str]]()  # the results of checks, each packed as a string
 DESELECTED = pytest.StashKey[int]()  # the number of deselected checks
 SHOWN = pytest.StashKey[bool]()  # whether the header has been shown
-Wrong = (ValueError, TypeError, RuntimeError)  # the errors for a wrong subject or option
+USAGE_ERRORS = (ValueError, TypeError, RuntimeError)  # the errors for a wrong subject or option
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     devices = "Device: cpu, cuda, cuda:N, xpu, xpu:N or mps. Repeatable. Default: cpu."
     option(DEVICE, devices, action="append", metavar="DEVICE")
-    option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")
+    dtypes = "Dtype of the logits: float16, bfloat16, float32 or float64. Repeatable. Default: all four."
+    option(DTYPE, dtypes, action="append", metavar="DTYPE")
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
@@ -65,10 +66,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent`. If `--crossent-subject` is given, check all options before pytest collects tests.
+    """Register the marker `crossent`. If `--crossent-subject` is given, check its settings before the collection.
 
-    Raises:
-        UsageError: an option is wrong. The message is one line.
+    Raise UsageError, with a message of one line, if a subject or a setting is wrong.
     """
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return the header if an option sets a subject, a level, a dtype, a missing feature, a JSON file or a minimum."""
+    """Return crossent's header if one of the options below is given, otherwise None."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -93,15 +93,17 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(config: pytest.Config) -> str:
-    """Return crossent's line in the header of pytest: the version of torch, the devices, the seed and the level."""
+    """Return crossent's line in the header: the version of torch; device, seed and level of the command line."""
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0
-    return f"crossent: torch {version('torch')}, device {', '.join(devices)}, seed {seed}, level {loud}"
+    may_differ = any(config.getoption(option) is None for option in (DEVICE, _SEED, LEVEL))
+    own = ", unless a test sets its own" if may_differ else ""
+    return f"crossent: torch {version('torch')}, device {', '.join(devices)}, seed {seed}, level {loud}{own}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Generate a test for each check on each case, for a function under `crossent.parametrize`."""
+    """Generate a test for each check on each case under `crossent.parametrize`. Raise CollectError for wrong use."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return
@@ -118,16 +120,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for settings in _settings_of(metafunc.config, dict(mark.kwargs))
             for one in tests_of(mark.args[0], settings)
         ]
-    except Wrong as error:
+    except USAGE_ERRORS as error:
         raise pytest.Collector.CollectError(f"crossent.parametrize: {error}") from None
     metafunc.parametrize("check", made, ids=[one.id for one in made])
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
+    """Yield the settings for each device, from the command line and `own`.
 
-    An option on the command line overrides the argument. The exception is `--crossent-without`, which adds its features
-    to the argument `without`. The seed "random", and a value that :class:`Settings` refuses, raise an error.
+    `own` has the arguments of `crossent.parametrize`, or for `--crossent-subject` at most the operation. An option on
+    the command line overrides an argument, but `--crossent-without` adds features to the argument `without`. Raise
+    ValueError for the seed "random", and ValueError or TypeError for a value that :class:`Settings` refuses.
     """
     from crossent.run.settings import Settings
 
@@ -144,11 +147,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
-    """Return the tests of `--crossent-subject`.
-
-    Raises:
-        UsageError: an option is wrong. The message is one line.
-    """
+    """Return the tests of `--crossent-subject`. Raise UsageError, in one line, for a wrong subject or setting."""
     from crossent.run.pytest_checks import tests_of
 
     names, operation = config.getoption(_SUBJECT) or (), config.getoption(OPERATION)
@@ -160,7 +159,7 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
             for settings in _settings_of(config, dict(own))
             for one in tests_of(name, settings)
         ]
-    except Wrong as error:
+    except USAGE_ERRORS as error:
         raise pytest.UsageError(f"crossent: {error}") from None
 
 
@@ -215,8 +214,8 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Store the pytest command that repeats a test, for the findings of the test.
 
-    A finding shows this command if its subject was given as an object. If the subject has a name or a file, the finding
-    shows `crossent repro` instead.
+    A finding shows this command if its subject was given as an object. If the subject was given as text (a name, or a
+    file and a name), the finding shows `crossent repro` instead.
     """
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
@@ -265,9 +264,9 @@ class RecordCollector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if too few checks ran, or if the comparison with the baseline fails."""
+    """Fail the run if too few checks ran, or if the comparison with the baseline shows a regression or an error."""
     config = session.config
-    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist only sends its number of deselected checks
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
         return
     ran, least = _ran(config), _least(config)
@@ -299,9 +298,7 @@ def _compare_with_baseline(config: pytest.Config) -> tuple[list[str], bool]:
 
 def _least(config: pytest.Config) -> int:
     given: int | None = config.getoption(MIN_CHECKS)
-    if given is not None:
-        return given
-    return 1 if config.stash[RECORDS] or config.getoption(_SUBJECT) else 0
+    return int(bool(config.stash[RECORDS] or config.getoption(_SUBJECT))) if given is None else given
 
 
 def _ran(config: pytest.Config) -> int:
@@ -313,14 +310,15 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print how many checks ran and the changes since the baseline, warn after a quick run, and write the report."""
+    """Print the changes since the baseline and the counts of each subject. Write the report of `--crossent-json`."""
     if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
     terminalreporter.line(_header(config))
     ran, least = _ran(config), _least(config)
     if ran < least:
-        terminalreporter.line(f"ERROR: {ran} checks ran; at least {least} must run ({MIN_CHECKS})", red=True, bold=True)
+        more = f"at least {least} must run: select more tests, or lower {MIN_CHECKS}"
+        terminalreporter.line(f"ERROR: {counted(ran, 'check')} ran; {more}", red=True, bold=True)
     moved, breaks = _compare_with_baseline(config)
     for line in moved:
         terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
@@ -330,19 +328,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
     for part in report.subjects:
-        words = {"expected": "with known failures", "not_applicable": "not applicable"}
-        counts = ", ".join(f"{count} {words.get(word, word)}" for word, count in part.counts.items())
-        terminalreporter.line(f"{part.name}: cases {counts}{part.contract and f', under the contract {part.contract}'}")
+        of, contract = part.counts, part.contract and f", under the contract {part.contract}"
+        counts = (
+            f"{of['failed']:,} failed, {of['expected']:,} with known failures, {of['not_applicable']:,} not applicable"
+        )
+        terminalreporter.line(f"{part.name}: {counted(of['ran'], 'case')} ran, {counts}{contract}")
         if part.declared:
             terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")
         for reason, count in sorted(part.not_applicable.items()):
-            terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
+            terminalreporter.line(f"  not applicable, {counted(count, 'case')}: {part.name} {reason}")
     left_out = f": {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
-    terminalreporter.line(f"{ran} checks ran; {report.summary}{left_out}")
+    terminalreporter.line(f"{counted(ran, 'check')} ran; {report.summary}{left_out}")
     if report.level == "quick":
         terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal runs more", yellow=True, bold=True)
     if path := config.getoption(JSON):
         try:
             report.write_json(path)
         except OSError as error:
-            terminalreporter.line(f"ERROR: {JSON}: {path} cannot be written: {error.strerror}", red=True)
+            why = f"{path} cannot be written: {error.strerror}; give a file in a folder that you can write to"
+            terminalreporter.line(f"ERROR: {JSON}: {why}", red=True)

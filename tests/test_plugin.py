@@ -60,7 +60,7 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     assert "test_right[" not in out
     for said in ("Greatest absolute difference", "got  ", "exact  "):
         assert said in out
-    assert re.search(r"doubled: loss wrong on \S+, \d\S* × its bound$", out, re.M)
+    assert re.search(r"doubled: loss wrong on \S+, error \d\S* × the error bound$", out, re.M)
     repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out, re.M)
     again = run(repeated[1], here=True)
     again.assert_outcomes(failed=1)
@@ -89,7 +89,7 @@ def test_the_summary_says_how_many_tests_were_deselected(run):
     numbers = []
     for more in (["-n", "0"], ["-n", "2"]):
         out = run("-k", "right and large_offset and sign", *more).stdout.str()
-        (line,) = (line for line in out.splitlines() if " checks ran; " in line)
+        (line,) = (line for line in out.splitlines() if " check ran; " in line)
         assert re.search(r"without findings, but some results have no evidence: [\d,]+ tests deselected$", line), line
         numbers.append(int(line.rpartition(": ")[2].split()[0].replace(",", "")))
     assert numbers[0] == numbers[1] > 1000
@@ -128,7 +128,7 @@ def test_a_subject_of_the_command_line_needs_no_file(run, pytester):
     result = run("empty", "--crossent-subject", "formula", "--crossent-dtype", "float64", "-k", "gradient and 7x5")
     assert result.ret == pytest.ExitCode.OK
     assert re.search(r"collected \d+ items / \d+ deselected / \d+ selected", result.stdout.str())
-    assert re.search(r"^formula: cases \d+ ran, 0 failed", result.stdout.str(), re.M)
+    assert re.search(r"^formula: \d+ cases ran, 0 failed, 0 with known failures, 0 not applicable$", result.stdout.str(), re.M)
 
 
 def test_a_linear_cross_entropy_of_the_command_line_needs_its_operation(run, pytester):
@@ -142,7 +142,7 @@ def test_a_linear_cross_entropy_of_the_command_line_needs_its_operation(run, pyt
     result = run("empty", "--crossent-subject", "mine.py:loss", *chosen)
     assert result.ret == pytest.ExitCode.OK, result.stdout.str()
     for name in ("loss", "linear_formula"):
-        assert re.search(rf"^{name}: cases 1 ran, 0 failed", result.stdout.str(), re.M)
+        assert re.search(rf"^{name}: 1 case ran, 0 failed, ", result.stdout.str(), re.M)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,33 @@ def test_a_green_run_in_which_nothing_ran_has_failed(run, pytester):
     )
     result = run("test_skipped.py", "-k", "7x5")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "ERROR: 0 checks ran; at least 1 must run (--crossent-min-checks)" in result.stdout.str()
+    assert "ERROR: 0 checks ran; at least 1 must run: select more tests, or lower --crossent-min-checks" in result.stdout.str()
     assert run("test_skipped.py", "-k", "7x5", "--crossent-min-checks", "0").ret == pytest.ExitCode.OK
     assert (
         run("-k", "right and loss and 7x5-normal", "--crossent-min-checks", "100000").ret
         == pytest.ExitCode.TESTS_FAILED
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [
+        ({}, "seed 0, level QUICK (--crossent-level=normal runs more), unless a test sets its own"),
+        ({"--crossent-seed": 3, "--crossent-level": "normal"}, "seed 3, level normal, unless a test sets its own"),
+        ({"--crossent-seed": 3, "--crossent-level": "normal", "--crossent-device": ["cpu"]}, "seed 3, level normal"),
+    ],
+)
+def test_the_header_says_that_a_test_may_set_its_own_device_seed_or_level(given, end):
+    assert plugin._header(SimpleNamespace(getoption=given.get)).endswith(f", device cpu, {end}")
+
+
+def test_the_summary_counts_a_single_check_and_names_a_file_that_cannot_be_written(run, pytester):
+    pytester.mkdir("empty")
+    chosen = ["--crossent-dtype=float64", "--crossent-json=missing/report.json", "-k", ":loss[decimals"]
+    out = run("empty", "--crossent-subject=formula", *chosen).stdout.str()
+    assert re.search(r"^formula: 1 case ran, 0 failed, 0 with known failures, 0 not applicable$", out, re.M)
+    assert re.search(r"^1 check ran; ", out, re.M)
+    assert "ERROR: --crossent-json: missing/report.json cannot be written: No such file or directory; give a" in out
 
 
 def test_in_a_project_without_such_tests_the_plugin_prints_nothing_and_imports_no_torch(run, pytester):
