@@ -335,9 +335,9 @@ def chosen_part(
     chosen |= {} if on_dask else {"max_findings": 1 if exitfirst else max_findings}
     chosen |= {"shard": shard} if shard is not None else {}
     if last_failed:
-        from crossent.report.last_findings import last_failed as failed_in_last_run
+        from crossent.report.last_findings import read_failed_checks
 
-        failed = failed_in_last_run(subjects, operation)
+        failed = read_failed_checks(subjects, operation)
         kept = {case: [check for check in of if not names or check in names] for case, of in failed.items()}
         chosen["cases"] = {case: of for case, of in kept.items() if of}
         if chosen["cases"]:

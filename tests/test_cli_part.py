@@ -14,7 +14,7 @@ from support.running import check_on
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
-from crossent.report.last_findings import FOLDER, last_failed, path_of
+from crossent.report.last_findings import FOLDER, path_of, read_failed_checks
 from crossent.report.reader import find, read_json
 from crossent.run import pytest_checks
 from crossent.run.order import Step, Steps
@@ -149,7 +149,7 @@ def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it
 
 def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everything(check, tmp_path):
     assert len(check()[1]) == 4
-    failed = last_failed(["wrong.py:loss"])
+    failed = read_failed_checks(["wrong.py:loss"])
     assert [re.sub(r"-seed\d+", "", case) for case in failed] == [one.id for one in CASES if one.label_smoothing]
     assert all(set(checks) >= {"loss", "gradient"} for checks in failed.values())
     status, cases, out, err = check("--last-failed")
@@ -167,9 +167,9 @@ def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everyth
 def test_each_set_of_subjects_has_its_last_report(check):
     check()
     check(subject="formula")
-    assert last_failed(["wrong.py:loss"])
-    assert not last_failed(["formula"])
-    assert not last_failed(["wrong.py:loss", "formula"])
+    assert read_failed_checks(["wrong.py:loss"])
+    assert not read_failed_checks(["formula"])
+    assert not read_failed_checks(["wrong.py:loss", "formula"])
     assert path_of(["a", "b"]) == path_of(["b", "a", "b"]) != path_of(["a"])
 
 
@@ -185,7 +185,7 @@ def test_the_kept_report_has_the_cases_with_findings_and_their_inputs(check):
     check()
     document = read_json(path_of(["wrong.py:loss"]))
     (part,) = document["subjects"]
-    assert set(part["cases"]) == set(last_failed(["wrong.py:loss"]))
+    assert set(part["cases"]) == set(read_failed_checks(["wrong.py:loss"]))
     finding, digest = find(document, part["findings"][0]["id"])
     assert (finding.check, bool(digest)) == ("loss", True)
 
@@ -218,11 +218,11 @@ def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys, monkey
 def test_a_case_that_this_version_lacks_is_not_repeated(check):
     check()
     path = path_of(["wrong.py:loss"])
-    failed = last_failed(["wrong.py:loss"])
+    failed = read_failed_checks(["wrong.py:loss"])
     assert len(failed) == 2
     missing = next(iter(failed))
     path.write_text(path.read_text().replace(missing, missing.replace("-normal-", "-gone-")))
-    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != missing]
+    assert [*read_failed_checks(["wrong.py:loss"])] == [case for case in failed if case != missing]
 
 
 class Work(Steps):

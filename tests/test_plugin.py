@@ -128,7 +128,9 @@ def test_a_subject_of_the_command_line_needs_no_file(run, pytester):
     result = run("empty", "--crossent-subject", "formula", "--crossent-dtype", "float64", "-k", "gradient and 7x5")
     assert result.ret == pytest.ExitCode.OK
     assert re.search(r"collected \d+ items / \d+ deselected / \d+ selected", result.stdout.str())
-    assert re.search(r"^formula: \d+ cases ran, 0 failed, 0 with known failures, 0 not applicable$", result.stdout.str(), re.M)
+    assert re.search(
+        r"^formula: \d+ cases ran, 0 failed, 0 with known failures, 0 not applicable$", result.stdout.str(), re.M
+    )
 
 
 def test_a_linear_cross_entropy_of_the_command_line_needs_its_operation(run, pytester):
@@ -188,7 +190,10 @@ def test_a_green_run_in_which_nothing_ran_has_failed(run, pytester):
     )
     result = run("test_skipped.py", "-k", "7x5")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "ERROR: 0 checks ran; at least 1 must run: select more tests, or lower --crossent-min-checks" in result.stdout.str()
+    assert (
+        "ERROR: 0 checks ran; at least 1 must run: select more tests, or lower --crossent-min-checks"
+        in result.stdout.str()
+    )
     assert run("test_skipped.py", "-k", "7x5", "--crossent-min-checks", "0").ret == pytest.ExitCode.OK
     assert (
         run("-k", "right and loss and 7x5-normal", "--crossent-min-checks", "100000").ret

@@ -1,7 +1,7 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-The folder has one file for each set of subjects and each operation. The next run of the same subjects and operation
-replaces the file.
+The folder has one file for each set of arguments SUBJECT and each value of `--operation`. The next run with the same
+arguments replaces the file. A shard, and a run with `--no-cache`, write no file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
     Args:
         subjects: the arguments SUBJECT. If there are none, the run is on all built-in subjects of the operation.
-        operation: the option `--operation`, or None.
+        operation: the value of `--operation`; None if the option is not given.
     """
     names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
@@ -44,7 +44,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
     Args:
         report: the report of the run.
         subjects: the arguments SUBJECT of `crossent check`.
-        operation: the option `--operation`, or None.
+        operation: the value of `--operation`; None if the option is not given.
     """
     path = path_of(subjects, operation)
     small = replace(report, subjects=[_with_findings(part) for part in report.subjects])
@@ -56,10 +56,10 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
         write_whole(path, json.dumps(small.to_json(), allow_nan=False, ensure_ascii=False))
 
 
-def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with the finding `id` and the version `torch`; None if there is no such file.
+def find_file(id: str, torch: str) -> str | None:
+    """Return the path of the newest file that has the finding `id`, from a run with the torch version `torch`, or None.
 
-    Ignore damaged files.
+    Ignore files that are damaged or cannot be read.
     """
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):
@@ -77,7 +77,7 @@ def _with_findings(part: SubjectReport) -> SubjectReport:
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
-def last_failed(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
+def read_failed_checks(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
     """Return, for each case that failed in the last run with these arguments, the names of the failed checks.
 
     Leave out known failures, and cases that this version of crossent does not have. Return an empty dict if nothing

@@ -14,7 +14,7 @@ from crossent.cases.ids import case_of
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
-from crossent.report.last_findings import kept
+from crossent.report.last_findings import find_file
 from crossent.report.reader import find, read_json
 from crossent.repro.recipes import REFUSALS
 from crossent.repro.script import ANOTHER, require_runs, script, subject_of
@@ -69,7 +69,7 @@ def script_of(
         RuntimeError: this machine does not have the device.
     """
     if report is None and device is None and not passed:
-        report = kept(id, str(torch.__version__))
+        report = find_file(id, str(torch.__version__))
     loaded = _load(source, id) if source else None
     if report is None:
         if _parts(id)[0] in RANK_SUBJECTS:

@@ -13,7 +13,7 @@ import pytest
 import crossent
 from crossent.cli import FAILED, PASSED, main
 from crossent.machine import can_fork
-from crossent.report.last_findings import FOLDER, kept
+from crossent.report.last_findings import FOLDER, find_file
 from crossent.subjects.ranks.protocol import can_start_ranks
 
 FILE = """
@@ -124,13 +124,13 @@ def test_the_report_of_the_last_run_is_used_only_if_undamaged_and_of_the_same_to
     (file,) = Path(FOLDER).glob("*.json")
     document = json.loads(file.read_text(encoding="utf-8"))
     here = document["environment"]["torch"]
-    assert kept(name, here) == str(file)
-    assert kept(name, "0.1") is None
-    assert kept(f"loss:gradient:{CASE}", here) is None
+    assert find_file(name, here) == str(file)
+    assert find_file(name, "0.1") is None
+    assert find_file(f"loss:gradient:{CASE}", here) is None
     (Path(FOLDER) / "damaged.json").write_text("{", encoding="utf-8")
-    assert kept(name, here) == str(file)
+    assert find_file(name, here) == str(file)
     file.write_text("[]", encoding="utf-8")
-    assert kept(name, here) is None
+    assert find_file(name, here) is None
 
 
 def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):

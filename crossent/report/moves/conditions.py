@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.words import first_names, quoted
+from crossent.words import counted, first_names, quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
-# The entries of the environment that can change the bits of results. If one differs, changes may not come from torch.
+# The entries of the environment that can change the bits of results. If an entry differs, a change may have another
+# cause than torch.
 MACHINE = ("device", "device_name", "cpu_capability", "ranks")
 UNKNOWN = "unknown"
 _BY_DEFAULT = "the default"
@@ -19,25 +20,28 @@ _BY_DEFAULT = "the default"
 def hindrances(old: Report, new: Report) -> list[str]:
     """Return the reasons why two runs cannot be compared: a text for each difference in `MACHINE` or in the seed.
 
-    A value that one of the runs does not know is no difference.
+    If the value of one run is "unknown", do not count the difference. A missing entry counts as "".
     """
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
         if was != now and UNKNOWN not in (was, now):
             chosen = " (set ATEN_CPU_CAPABILITY to one value for both runs)" if name == "cpu_capability" else ""
-            found.append(f"{name} was {quoted(was)} and is {quoted(now)}{chosen}")
+            before, after = (quoted(value) if value else "not set" for value in (was, now))
+            found.append(f"{name} was {before} and is {after}{chosen}")
     if old.seed != new.seed:
         seeds = f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ"
-        found.append(f"{seeds}: repeat with --seed {quoted(old.seed)}")
+        found.append(f"{seeds}: repeat the new run with --seed {quoted(old.seed)}")
     return found
 
 
-def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences in versions, options and coverage: for each, a name, the old value and the new value.
+def differences(old: Report, new: Report) -> list[tuple[str, str, str]]:
+    """Return the differences in environment, options and coverage: for each, a name, the old and the new value.
 
-    If only one run has the name, the value of the other run is "". If a run is partial, leave out the coverage: see
-    `is_partial`.
+    The options are the level and the seed, and the contract and declarations of each subject. The coverage has the
+    checks that did not run, the number of combinations of three options, and the known failures that no longer happen.
+    If a run is partial (see `is_partial`), leave out the coverage. If only one run has an entry, the value of the other
+    run is "".
     """
     partial = is_partial(old) or is_partial(new)
     was, now = _describe(old, partial), _describe(new, partial)
@@ -123,10 +127,10 @@ def _notes_on(
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]
     for which, mine, other in sides:
         if alone := [case for case in mine.outcomes if case not in other.outcomes]:
-            yield f"only in the {which} run: {_some(alone)}", ""
+            yield f"only in the {which} run", f": {_some(alone)}"
     shared = [case for case in new.outcomes if case in old.outcomes]
     if unlike := [case for case in shared if old.outcomes[case].inputs != new.outcomes[case].inputs]:
-        yield f"not compared, because the bits of the inputs differ: {_some(unlike)}", ""
+        yield "not compared, because the bits of the inputs differ", f": {_some(unlike)}"
     for which, mine, other in sides:
         checks = Counter(
             check
@@ -136,14 +140,14 @@ def _notes_on(
             if check not in other.outcomes[case].checks
         )
         if checks:
-            each = ", ".join(f"{check} on {count}" for check, count in checks.items())
+            each = ", ".join(f"{check} on {counted(count, 'case')}" for check, count in checks.items())
             yield f"checks that ran only in the {which} run", f": {each}"
     for reason in sorted({*old.not_applicable, *new.not_applicable}):
         was, now = old.not_applicable[reason], new.not_applicable[reason]
         if was != now and not any(partial):
-            yield f"not applicable, {was} → {now} cases", f": {reason}"
+            yield f"cases that are not applicable: {was} in the old run, {now} in the new run", f": {reason}"
 
 
 def _some(cases: Sequence[str]) -> str:
     """Return the number of cases and the id of the first case, as one text."""
-    return f"{len(cases)} case{'s' if len(cases) > 1 else ''}, for example {cases[0]}"
+    return f"{counted(len(cases), 'case')}, {'for example ' if len(cases) > 1 else ''}{cases[0]}"

@@ -101,7 +101,7 @@ class Diff:
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:
         """The differences in versions, options and coverage: for each, a name, the old value and the new value."""
-        return conditions.others(self.old, self.new)
+        return conditions.differences(self.old, self.new)
 
     @cached_property
     def notes(self) -> list[str]:

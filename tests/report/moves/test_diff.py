@@ -349,12 +349,22 @@ def test_subjects_cases_and_checks_of_only_one_run_are_noted_and_not_compared(be
     assert made.notes == [
         "only in the old run: subject mine",
         "only in the new run: subject yours",
-        f"only in the old run: 1 case, for example {PLAIN}, of formula",
-        f"not compared, because the bits of the inputs differ: 1 case, for example {PLAIN}, of torch",
-        "checks that ran only in the old run, of torch: loss on 1",
+        f"only in the old run, of formula: 1 case, {PLAIN}",
+        f"not compared, because the bits of the inputs differ, of torch: 1 case, {PLAIN}",
+        "checks that ran only in the old run, of torch: loss on 1 case",
     ]
     lines = str(made).splitlines()
     assert all(f"  {note}" in lines for note in made.notes)
+
+
+def test_a_note_counts_several_cases_and_the_cases_that_are_not_applicable(before, after):
+    for case in (PLAIN, PER_ROW):
+        del after.subjects[0].outcomes[case]
+    after.subjects[1].not_applicable["takes one row only"] = 2
+    assert diff(before, after).notes == [
+        f"only in the old run, of formula: 2 cases, for example {PLAIN}",
+        "cases that are not applicable: 0 in the old run, 2 in the new run, of torch: takes one row only",
+    ]
 
 
 def test_a_note_about_several_subjects_is_one_line(before, after):
@@ -363,8 +373,8 @@ def test_a_note_about_several_subjects_is_one_line(before, after):
     for part in after.subjects[:2]:
         del part.outcomes[PER_ROW].checks["loss"]
     assert diff(before, after).notes == [
-        f"only in the old run: 1 case, for example {PLAIN}, of formula, torch, mine",
-        "checks that ran only in the old run, of formula, torch: loss on 1",
+        f"only in the old run, of formula, torch, mine: 1 case, {PLAIN}",
+        "checks that ran only in the old run, of formula, torch: loss on 1 case",
     ]
 
 
@@ -373,7 +383,11 @@ def test_a_note_about_several_subjects_is_one_line(before, after):
     [
         (lambda run: run.environment.update(device="cuda:0"), "device was 'cpu' and is 'cuda:0'"),
         (lambda run: run.environment.update(cpu_capability="ALTIVEC"), "is 'ALTIVEC'"),
-        (lambda run: setattr(run, "seed", 7), "seed was 0 and is 7"),
+        (lambda run: run.environment.update(ranks="2"), "ranks was not set and is '2'"),
+        (
+            lambda run: setattr(run, "seed", 7),
+            "seed was 0 and is 7, so the inputs differ: repeat the new run with --seed",
+        ),
         (lambda run: run.subjects.clear(), "no subject in common"),
         (lambda run: [part.outcomes.clear() or part.findings.clear() for part in run.subjects], "no case in common"),
     ],
