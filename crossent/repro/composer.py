@@ -1,4 +1,7 @@
-"""Copy functions of `scripts` into a script, with the functions, imports and values that these functions use."""
+"""Copy functions of `scripts` into a script, with all functions that their text uses.
+
+Also collect the names of the imports and values that the copied text uses.
+"""
 
 from __future__ import annotations
 

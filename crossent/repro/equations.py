@@ -17,7 +17,7 @@ from crossent.trials.exact import terms_of
 from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
-Shapes = Mapping[str, Index]  # the shapes of results, by name
+Shapes = Mapping[str, Index]  # the shapes of the parts of a result, by name
 # The terms of a sum. Each term is a factor times a number of a result: the position of this result in
 # `Equation.inputs`, the factor, and the index of the number in the result.
 EquationTerms = tuple[tuple[int, float, Index], ...]
@@ -45,8 +45,8 @@ OF_LAYER = ("weight_gradient", "bias_gradient")
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
-def parts(given: Inputs) -> Shapes:
-    """Return the shapes of the loss and of the gradients of a call with these inputs, by name."""
+def part_shapes(given: Inputs) -> Shapes:
+    """Return the shapes of the loss and of each gradient of a call with these inputs, by name."""
     shapes = {"loss": given.upstream.shape, **{name: leaf.shape for name, leaf in given.leaves.items()}}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
@@ -59,8 +59,9 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
 
-    For logits, one equation adds the same number to all rows. Another equation adds positive and negative numbers in
-    turn, one to each row. The logits, or the bias, are rounded first, so that each sum is exact.
+    For logits, the first shift adds the same number to all rows. The second shift adds positive and negative numbers in
+    turn, one to each row. The logits, or the bias, are rounded first, so that each sum is exact. Return {} if no exact
+    shift is possible.
     """
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
@@ -68,16 +69,17 @@ def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return an equation for each dimension of the rows: inputs flipped along the dimension flip the result.
 
-    A dimension of the rows is any dimension of batched logits with a size above 1, except the class dimension. A result
-    without this dimension stays the same, such as a mean, or the gradient of the weight of a linear layer.
+    A dimension of the rows is any dimension of batched logits with a size above 1, except the class dimension. A part
+    of the result without this dimension stays the same, such as a mean, or the gradient of the weight of a linear
+    layer.
     """
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
             if part in OF_LAYER:
                 return ((1, 1.0, index),)
-            of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
-            return ((1, 1.0, _reverse(index, parts(given)[part], of_rows)),)
+            of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class dimension
+            return ((1, 1.0, _reverse(index, part_shapes(given)[part], of_rows)),)
 
         return Equation((given, changes.reverse_rows(given, axis)), terms)
 
@@ -95,7 +97,7 @@ def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
         linear = given.operation is LINEAR_CROSS_ENTROPY
         axis = 0 if linear else min(1, given.input.dim() - 1)
         flipped = part in OF_LAYER if linear else part != "loss"
-        return ((1, 1.0, _reverse(index, parts(given)[part], axis) if flipped else index),)
+        return ((1, 1.0, _reverse(index, part_shapes(given)[part], axis) if flipped else index),)
 
     return {"": Equation((given, changes.reverse_classes(given)), terms)}
 
@@ -128,8 +130,9 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return equations between the result of the case and the results with fewer or more options.
 
-    The result without an option that has an effect must differ, for example without a weight. The result with further
-    options that have no effect must be equal, for example with a weight of ones.
+    The result without an option that has an effect must differ, for example without a weight. The result with neutral
+    options must be equal, for example with a weight of ones. This last call leaves out each option that has its default
+    value.
     """
     equations = {call: Equation((given, without), None) for call, without in options.without_each_option(given).items()}
     if off := options.with_neutral_options(given, case.ignored):

@@ -20,7 +20,7 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
     first = inputs.operation.word("input")
     tensors = {first: inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
-    written: dict[tuple[int, torch.dtype], str] = {}  # a tensor with each storage: tensors can share a storage
+    written: dict[tuple[int, torch.dtype], str] = {}  # the first tensor of each storage and dtype; others are views
     for name, value in tensors.items():
         key = value.untyped_storage().data_ptr(), value.dtype
         if (first_name := written.setdefault(key, name)) != name and key[0]:
@@ -35,7 +35,10 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text as the content of a docstring: in ASCII, with escaped quotes, backslashes and control codes."""
+    """Return a text as the content of a docstring in ASCII, with "+-" for "±".
+
+    Escape quotes, backslashes, control characters and all other characters outside ASCII.
+    """
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()

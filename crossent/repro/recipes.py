@@ -16,16 +16,9 @@ from crossent.checks.large import GIB, MEMORY_CLASSES, MEMORY_ROWS, needed_bytes
 from crossent.checks.relations import changes, chunks
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
-from crossent.repro.equations import Equations, Index, Shapes, parts
-from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, single, transforms
+from crossent.repro.equations import Equations, Index, Shapes, part_shapes
+from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, relations, single, transforms
 from crossent.repro.scripts.compiled_code import call_compiled, check_compiled_errors
-from crossent.repro.scripts.relations import (
-    call_each,
-    call_in_chunks,
-    check_two_backwards,
-    judge_terms,
-    judge_unchanged,
-)
 from crossent.repro.scripts.single import call_once, judge_number
 from crossent.subjects.compiler import INDUCTOR, TRACER
 from crossent.subjects.subject import Subject
@@ -34,13 +27,13 @@ from crossent.trials.agreement import RESULT_PARTS
 
 @dataclass(frozen=True)
 class Focus:
-    """The result, or the one number in a result, that a finding is about.
+    """The part of a result, or the one number in this part, that a finding is about.
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is not about one
-            result.
-        index: the index of the number in this result; None if the finding is not about one number.
+        of: the name of the part, then the name of the call if the check makes several calls, as in "gradient reversed
+            along dimension 2"; "" if the finding is not about one part.
+        index: the index of the number in this part; None if the finding is not about one number.
     """
 
     case: Case
@@ -51,12 +44,12 @@ class Focus:
 
     @property
     def part(self) -> str:
-        """The part of the result: "loss", "gradient" or another derivative."""
+        """The name of the part: "loss", "gradient" or another derivative; "" if the finding is not about one part."""
         return self.of.partition(" ")[0]
 
     @property
     def call(self) -> str:
-        """The name of the call that returned the result, if a check makes several calls; "" for the first call."""
+        """The name of the call, such as "reversed along dimension 2"; "" if `of` names no call."""
         return self.of.partition(" ")[2]
 
 
@@ -72,10 +65,10 @@ class Recipe:
     Attributes:
         kinds: the kinds of findings that the check may have, except "crashed" and "hung".
         step: the function that calls the subject. A step may end the script itself, for example if a shape is wrong.
-        number: the function that judges one number in the result of `step`.
-        whole: the function that judges a whole result, for a finding that is not about one number.
-        numbers: a function that returns the shapes of the results in which a number can be wrong, by `Focus.of`.
-        wholes: a function that returns the shapes of the results that can be wrong as a whole, by `Focus.of`.
+        number: the function that judges one number in the result of `step`; None if no finding is about a number.
+        whole: the function that judges a whole part of a result; None if no finding is about a whole part.
+        numbers: a function that returns the shapes of the parts in which a number can be wrong, by `Focus.of`.
+        wholes: a function that returns the shapes of the parts that can be wrong as a whole, by `Focus.of`.
         numbered: whether each finding of kind "wrong" is about a number.
         values: a function that returns the further values that the script needs, by name.
     """
@@ -93,13 +86,13 @@ class Recipe:
 EITHER = ("wrong", "refused")  # the kinds of most checks: a wrong result, or an exception
 
 
-# Functions for the fields of a recipe: a function that returns `Shapes` is for `numbers`, any other for `values`.
+# Functions for the attributes of a recipe: a function that returns `Shapes` is for `numbers`, any other for `values`.
 def _all(focus: Focus) -> Shapes:
-    return parts(focus.inputs)
+    return part_shapes(focus.inputs)
 
 
 def _only(part: str) -> Callable[[Focus], Shapes]:
-    return lambda focus: {part: parts(focus.inputs)[part]}
+    return lambda focus: {part: part_shapes(focus.inputs)[part]}
 
 
 def _rows(focus: Focus) -> Shapes:
@@ -108,12 +101,15 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe, with these attributes, of a check whose only findings are wrong numbers of one call."""
+    """Return the recipe of a check whose only findings are wrong numbers of one call.
+
+    `numbers` and `number` are attributes of the recipe.
+    """
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe of a check that tests equations between results, such as `crossent.checks.relations.layout`.
+    """Return the recipe of a check that tests equations between results, such as the check `layout`.
 
     Args:
         equations_of: returns the equations of a case, by the name of the call.
@@ -123,7 +119,8 @@ def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Reci
     def named(focus: Focus, *, whole: bool) -> Shapes:
         found = equations_of(focus.case, focus.inputs).items()
         calls = [call for call, equation in found if (equation.terms is None) == whole]
-        return {f"{part} {call}".rstrip(): shape for call in calls for part, shape in parts(focus.inputs).items()}
+        shapes = part_shapes(focus.inputs).items()
+        return {f"{part} {call}".rstrip(): shape for call in calls for part, shape in shapes}
 
     def values(focus: Focus) -> dict[str, Any]:
         found = equations_of(focus.case, focus.inputs)
@@ -134,7 +131,7 @@ def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Reci
         return {"equations": [equation.inputs], "terms": terms}
 
     numbers, wholes = partial(named, whole=False), partial(named, whole=True)
-    return Recipe(EITHER, call_each, judge_terms, whole, numbers, wholes, values=values)
+    return Recipe(EITHER, relations.call_each, relations.judge_terms, whole, numbers, wholes, values=values)
 
 
 def _called(
@@ -154,7 +151,7 @@ def _called(
     """
 
     def numbers(focus: Focus) -> Shapes:
-        known = parts(focus.inputs)
+        known = part_shapes(focus.inputs)
         return {f"{part} {call}": known[part] for call, names in calls.items() for part in names if part in known}
 
     def values(focus: Focus) -> dict[str, Any]:
@@ -173,7 +170,7 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
 
 
 def _of_some(focus: Focus) -> Shapes:
-    known, ways = parts(focus.inputs), leaves.gradients_by_call(focus.inputs)
+    known, ways = part_shapes(focus.inputs), leaves.gradients_by_call(focus.inputs)
     return {f"{part} {call}": known[part] for call, names in ways.items() for part in ("loss", *names)}
 
 
@@ -185,7 +182,7 @@ def _wanted(focus: Focus) -> dict[str, Any]:
 
 def _of_chunks(focus: Focus) -> Shapes:
     ways = chunks.chunk_sizes_by_call(focus.inputs, focus.subject.chunks)
-    return {f"{part} {call}": shape for call in ways for part, shape in parts(focus.inputs).items()}
+    return {f"{part} {call}": shape for call in ways for part, shape in part_shapes(focus.inputs).items()}
 
 
 def _chunk_sizes(focus: Focus) -> dict[str, Any]:
@@ -206,7 +203,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
     """
 
     def shapes(focus: Focus) -> Shapes:
-        known = parts(focus.inputs)
+        known = part_shapes(focus.inputs)
         return {name: (*batch, *known["gradient" if name == "second" else "loss"]) for name in names}
 
     def values(focus: Focus) -> dict[str, Any]:
@@ -217,27 +214,30 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
     return Recipe(EITHER, step, number, whole, shapes, shapes, values=values)
 
 
-def _transform(
+def _wrong_or_refused(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe, with these attributes, of a check of a transform, such as torch.func.vmap."""
+    """Return the recipe of a check whose findings are wrong results or exceptions, such as the check `vmap`.
+
+    The parameters are attributes of the recipe.
+    """
     return Recipe(EITHER, step, number, numbers=numbers)
 
 
 def _of_samples(focus: Focus) -> Shapes:
     logits = focus.inputs.input
     reduced = {} if focus.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
-    return {**parts(focus.inputs), **reduced}
+    return {**part_shapes(focus.inputs), **reduced}
 
 
 def _of_batch(focus: Focus) -> Shapes:
-    return {name: (2, *shape) for name, shape in parts(focus.inputs).items() if name != "loss"}
+    return {name: (2, *shape) for name, shape in part_shapes(focus.inputs).items() if name != "loss"}
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe of a check that calls the compiled subject twice. If `dynamic`, the second call is larger.
+    """Return the recipe of a check that calls the compiled subject twice.
 
-    `backend` is the backend of torch.compile.
+    `backend` is the backend of torch.compile. If `dynamic` is true, the second call is on a larger case.
     """
 
     def second(focus: Focus) -> tuple[str, Inputs]:
@@ -246,7 +246,8 @@ def _compiled(backend: str, *, dynamic: bool) -> Recipe:
 
     def numbers(focus: Focus) -> Shapes:
         call, other = second(focus)
-        return {**parts(focus.inputs), **{f"{part} {call}": shape for part, shape in parts(other).items()}}
+        of_second = {f"{part} {call}": shape for part, shape in part_shapes(other).items()}
+        return {**part_shapes(focus.inputs), **of_second}
 
     def values(focus: Focus) -> dict[str, Any]:
         which = {"other": second(focus)[1], "which_call": int(focus.call != "")}
@@ -261,7 +262,7 @@ def _wrong_classes(focus: Focus) -> dict[str, Any]:
 
 def _of_tiles(focus: Focus) -> Shapes:
     times = focus.case.tiled
-    return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(focus.inputs).items()}
+    return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in part_shapes(focus.inputs).items()}
 
 
 def _many(focus: Focus) -> dict[str, Any]:
@@ -293,27 +294,25 @@ RECIPES = {
     "rows_permuted": _equal(equations.of_reversed_rows),
     "classes_permuted": _equal(equations.of_reversed_classes),
     "split": _equal(equations.of_two_batches),
-    "chunks": Recipe(EITHER, call_in_chunks, circumstances.judge_one_call, numbers=_of_chunks, values=_chunk_sizes),
+    "chunks": Recipe(
+        EITHER, relations.call_in_chunks, circumstances.judge_one_call, numbers=_of_chunks, values=_chunk_sizes
+    ),
     "widened": _equal(equations.equal_to(changes.wide)),
-    "options": _equal(equations.of_options, judge_unchanged),
+    "options": _equal(equations.of_options, relations.judge_unchanged),
     "two_backwards": Recipe(
         ("disturbed", "not_repeated", *EITHER),
-        check_two_backwards,
+        relations.check_two_backwards,
         values=lambda focus: {"other": changes.with_reversed_targets(focus.inputs)},
     ),
     "no_grad": _called(
-        circumstances.call_without_gradients,
-        dict.fromkeys(UNRECORDED, ("loss",)),
-        kinds=("changed_input", *EITHER),
+        circumstances.call_without_gradients, dict.fromkeys(UNRECORDED, ("loss",)), kinds=("changed_input", *EITHER)
     ),
     "non_leaf": Recipe(("changed_input", *EITHER), circumstances.call_on_non_leaf, judge_number, numbers=_all),
     "alone": Recipe(
         EITHER, circumstances.call_for_some_gradients, circumstances.judge_one_call, numbers=_of_some, values=_wanted
     ),
     "threads": _called(
-        circumstances.call_in_threads,
-        dict.fromkeys(THREADS, RESULT_PARTS),
-        number=circumstances.judge_every_try,
+        circumstances.call_in_threads, dict.fromkeys(THREADS, RESULT_PARTS), number=circumstances.judge_every_try
     ),
     "circumstances": replace(
         _called(circumstances.call_in_circumstances, dict.fromkeys(CIRCUMSTANCES, RESULT_PARTS)),
@@ -323,23 +322,23 @@ RECIPES = {
     "forward_ad": _derivative(derivatives.differentiate_forward, "tangent"),
     "deterministic": Recipe(("not_repeated", "refused"), determinism.check_deterministic),
     "stream": Recipe(EITHER, determinism.call_on_stream, judge_number, numbers=_all, numbered=True),
-    "func_grad": _transform(transforms.call_under_vjp),
-    "vmap": _transform(transforms.call_under_vmap, _of_samples, number=transforms.judge_samples),
-    "batched_gradient": _transform(transforms.differentiate_batch, _of_batch),
-    "jacrev": _transform(transforms.differentiate_by_jacrev, _of_batch),
+    "func_grad": _wrong_or_refused(transforms.call_under_vjp),
+    "vmap": _wrong_or_refused(transforms.call_under_vmap, _of_samples, number=transforms.judge_samples),
+    "batched_gradient": _wrong_or_refused(transforms.differentiate_batch, _of_batch),
+    "jacrev": _wrong_or_refused(transforms.differentiate_by_jacrev, _of_batch),
     "jacfwd": _derivative(transforms.differentiate_by_jacfwd, "tangent", batch=(2,)),
     "batched_second": _derivative(transforms.differentiate_batch_twice, "second", "upstream_gradient", batch=(2,)),
     "hessian": _derivative(transforms.differentiate_by_hessian, "second", batch=(2,)),
-    "autocast": _transform(transforms.call_under_autocast),
+    "autocast": _wrong_or_refused(transforms.call_under_autocast),
     "meta": Recipe(EITHER, transforms.call_on_meta),
-    "export": _transform(transforms.call_exported, _only("loss")),
+    "export": _wrong_or_refused(transforms.call_exported, _only("loss")),
     "trace": _compiled(TRACER, dynamic=False),
     "trace_dynamic": _compiled(TRACER, dynamic=True),
     "compile": _compiled(INDUCTOR, dynamic=False),
     "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
     "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_wrong_classes),
     "memory": Recipe(EITHER, single.check_memory, values=_many),
-    "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
+    "large": replace(_wrong_or_refused(single.call_on_repeated, _of_tiles), values=_tiles),
 }
 # The recipes on bad inputs, by the name of the check.
 REFUSALS = {

@@ -57,14 +57,15 @@ def script_of(
         report: the file of a report that has the finding.
         device: the device on which the check runs again; by default the CPU. If `report` is given, the device of the
             report is used.
-        passed: whether the script shows a check that passes, at the number nearest to its error bound.
-        source: the description of your function, as in `crossent check`; "" for a form or torch.
+        passed: whether the script shows a check that passes, at the number nearest to its error bound. This option has
+            no effect if `report` is given.
+        source: the description of the user's function, as in `crossent check`; "" for a form or torch.
         promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. These options
             have no effect if `passed` is true.
 
     Raises:
-        ValueError: there is no such finding, subject or case; the finding needs several ranks; or the report is
-            damaged.
+        ValueError: there is no such finding, subject, check or case; the finding needs several ranks; the report is
+            damaged; or `source` cannot be loaded.
         OSError: the report cannot be read.
         RuntimeError: this machine does not have the device.
     """
@@ -99,7 +100,7 @@ def _load(source: str, id: str) -> Subject:
     the finding, `id`, says which operation the function computes.
 
     Raises:
-        ValueError: `source` is a form or torch, or cannot be loaded.
+        ValueError: `source` is a form or torch, or cannot be loaded; or `id` names no known case.
     """
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
@@ -157,8 +158,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     the error that the call raises.
 
     Raises:
-        ValueError: there is no such subject, check or case, or the check does not run on this case or measures no
-            number.
+        ValueError: there is no such subject, check or case; or the check does not run on this case; or the subject
+            raises an exception; or the check compares no number.
         RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)
@@ -175,8 +176,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference) and one.elements]
     if not found:
-        what = f"the check of {cut(id)} does not run here, or measures no number"
-        raise ValueError(f"finding: {what}; choose another check")
+        why = "the check does not run, the subject raises, or no number is compared"
+        raise ValueError(f"finding: the check of {cut(id)} has no number here: {why}; choose another check or case")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number nearest to its error bound:\n{finding.message}")
 
@@ -184,7 +185,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     """Return the checks `call` and `result`, and the check with this name if there is one.
 
-    For a case whose batch is repeated to more than 2^31 elements (`Case.tiled`), return only the check with this name.
+    For a tiled case, whose batch the check `large` repeats (`Case.tiled`), return only the check with this name.
     """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
@@ -217,7 +218,7 @@ def _own_subject(name: str, device: str, advice: str) -> Subject:
 
 
 def _case_for(subject: Subject, id: str) -> Case | BadInput:
-    """Return the case or bad input with this id. Raise ValueError if the subject computes another operation."""
+    """Return the case or bad input with this id. Raise ValueError for an unknown id or another operation."""
     made = case_of(id)
     if made.operation is not subject.operation:
         raise ValueError(

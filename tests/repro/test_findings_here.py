@@ -20,7 +20,7 @@ from crossent.subjects.compiler import INDUCTOR, unusable
 COMPILED = "where torch+compile is compiled"
 
 IDS = {
-    "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got 0.0, exact 0.001",
+    "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got 0.0, exact value 0.001",
     "torch_nll:gradient:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got ",
     "torch:loss:half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "got ",
     "torch:call:float32-5-normal-uint8-mean-weighted-scalar-smooth1": "RuntimeError",
@@ -176,7 +176,7 @@ def test_a_result_without_elements_has_no_number_for_a_script(capsys):
     status = main(["repro", "--passed", "formula:gradient:policy/float32-0x4-normal-int64-mean"])
     captured = capsys.readouterr()
     assert_refused(status, captured.out, captured.err)
-    assert "does not run here, or measures no number; choose another check" in captured.err
+    assert "the subject raises, or no number is compared; choose another check or case" in captured.err
 
 
 def test_the_script_of_a_check_that_passes_proposes_no_declaration_and_has_a_relative_difference_of_0(capsys):
