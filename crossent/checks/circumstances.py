@@ -101,7 +101,7 @@ MORE_THREADS = "with another number of threads"
 # The circumstances, by the name of the call: a phrase that messages contain.
 CIRCUMSTANCES = {
     "of a Parameter": Circumstance(lambda logits: torch.nn.Parameter(logits.detach())),
-    "with a hook on the logits": Circumstance(_with_hook),
+    "with a hook": Circumstance(_with_hook),
     "of a lazily negated view": Circumstance(_negated, needs="strided"),
     "under create_graph": Circumstance(create_graph=True, needs="double_backward"),
     "with a weight that requires a gradient": Circumstance(weighted=True, needs="target_gradient"),

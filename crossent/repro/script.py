@@ -111,13 +111,15 @@ def script(
         finding: the finding of a run.
         device: the device of that run.
         digest: the checksum of the inputs in that run, to compare with the inputs here; None for no comparison.
-        passed: whether the check passed. If so, the script judges the number by its error bound alone.
+        passed: whether `finding` comes from `nearest_to_bound`, and so is about a check that passes. The script then
+            judges the number by its error bound alone.
         widened: whether the report says that the subject returns float32 for half precision.
-        loaded: the user's function, which the script loads from the same source; None for any other subject.
+        loaded: the user's function, which the script loads from the same source; None for a form, for torch, or if the
+            source is unknown.
 
     Raises:
-        ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
-        RuntimeError: this machine does not have the device.
+        ValueError: the case cannot be built, or its inputs have other bits here; or the check does not run on the case,
+            or has no such finding.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
@@ -127,7 +129,7 @@ def script(
     if digest is not None and inputs.digest != digest:
         raise ValueError(
             f"finding: the inputs of {cut(finding.case)} have other bits here: digest {inputs.digest}, "
-            f"in the report {digest}; use the versions of crossent and numpy that wrote the report"
+            f"in the report {digest}; use the versions of crossent and numpy that made the report"
         )
     ending, values, needs_calls = None, dict[str, Any](), False
     if isinstance(case, BadInput):
@@ -140,7 +142,7 @@ def script(
             values["part"], ending = focus.part, recipe.whole
         if focus.index is not None and finding.numbers is not None:
             ending = recipe.number
-            values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if passed else {})
+            values |= _numbers(finding.numbers, CHECKS[finding.check]) | ({"found": None} if passed else {})
         needs_calls = not passed and _needs_earlier_calls(finding)
         if needs_calls:
             values = {**of_other_numbers(case), **values}
@@ -254,8 +256,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:
-        ValueError: a finding of the check cannot be about this result, about a number or about this number; or a wrong
-            result lacks its numbers.
+        ValueError: the check cannot report this result or this index. Or the finding has numbers that the check never
+            reports, or lacks numbers that the check always reports.
     """
     n = finding.numbers
     shapes: Shapes = {"": ()}
@@ -267,8 +269,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
         shapes = recipe.wholes(focus)
     shape = shapes.get(finding.of)
     if shape is None:
-        lacks_numbers = n is None and finding.kind == "wrong" and bool(recipe.numbers(focus))
-        raise ValueError(f"finding: {_impossible_result(finding, shapes, lacks_numbers=lacks_numbers)}")
+        numbered = recipe.numbers(focus) if n is None and finding.kind == "wrong" else {}
+        raise ValueError(f"finding: {_impossible_result(finding, shapes, numbered)}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
@@ -276,30 +278,32 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     return replace(focus, of=finding.of, index=n.index)
 
 
-def _impossible_result(finding: Finding, shapes: Shapes, *, lacks_numbers: bool) -> str:
-    """Return a message for a finding about a result that its check cannot have.
+def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> str:
+    """Return the error message for a finding whose result or numbers its check cannot report.
 
-    `shapes` has the results that the finding may be about, by name. `lacks_numbers` says whether the finding lacks the
-    numbers that each wrong result of the check has.
+    `shapes` has the results that the finding could be about, by name. If a finding of kind "wrong" has no numbers,
+    `numbered` has the results that the check reports with numbers.
     """
     got, check = f"got result {quoted(finding.of)}", f"the check {finding.check}"
+    if finding.of in numbered:
+        return f"{got} without numbers; {check} reports this result with numbers, so give the numbers"
     if any(shapes):
         return f"{got}; allowed are {', '.join(map(repr, shapes))}"
-    if lacks_numbers:
-        return f"got no numbers; {check} reports each wrong result with numbers, so give the numbers"
+    if numbered:
+        return f"{got} without numbers; allowed with numbers are {', '.join(map(repr, numbered))}"
     if finding.kind == "wrong" and finding.numbers is not None:
         return f"got numbers; {check} has no finding about a number, so leave out the numbers"
     return f"{got}; {check} has no finding of kind {quoted(finding.kind)} about a result, so leave the result empty"
 
 
-def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
-    """Return the numbers `n` of a finding as the values of a script, by name. `versus` is an attribute of the check."""
-    if versus == "exact":
-        return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
+def _numbers(n: Numbers, check: Check) -> dict[str, Any]:
+    """Return the numbers `n` of a finding of a check as the values of a script, by name."""
+    if check.versus == "exact":
+        return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": "exact"}
     # The other result may differ on this machine, so the same number may be right here. If the other result was
-    # infinite or NaN, the finding is that only one result is finite. Then any finite error passes.
+    # infinite or NaN, the finding is not about an error bound. Then any finite error passes.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
-    return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
+    return {"index": n.index, "found": None, "allowed": allowed, "versus": check.versus}
 
 
 def subject_of(name: str, device: str) -> Subject:
@@ -313,10 +317,12 @@ def subject_of(name: str, device: str) -> Subject:
 
 
 def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
-    """Yield the lines that import, load or compile the subject.
+    """Yield the lines that import, load or compile the subject, whose name is `name`.
 
-    If the script can define the subject as a function, add this function to `code` instead. `name` is the name of the
-    subject. `source` is the description of the user's function, or "" for any other subject.
+    If the script can define the subject as a function, add this function to `code` instead of an import. For a subject
+    with unknown code, the lines ask the user for an import, and end the script with status 2.
+
+    `source` is the description of the user's function; "" for a form, for torch, or if the description is unknown.
     """
     linear = operation is LINEAR_CROSS_ENTROPY
     if source:
@@ -337,7 +343,7 @@ def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> 
         yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
     else:
         called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
-        missing = ascii(f"in place of these two lines, import {printable(base)} as subject{called}")
-        yield f"print({missing})\nraise SystemExit(2)"
+        missing = f"this script lacks the code of {printable(base)}; replace this print and the next line by its import"
+        yield f"print({missing + ' as subject' + called!a})\nraise SystemExit(2)"
     if base != name:
         yield "subject = compiled(subject)"

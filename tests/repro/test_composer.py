@@ -21,7 +21,7 @@ from crossent.repro.composer import Code
 from crossent.repro.recipes import RECIPES, REFUSALS
 from crossent.repro.script import DEFINED
 from crossent.repro.scripts import case as example
-from crossent.repro.scripts import circumstances
+from crossent.repro.scripts import circumstances, single
 from crossent.repro.scripts.functions import evaluate, evaluate_loss
 from crossent.repro.scripts.single import call_once, judge_number, state
 from crossent.state import STATES, restore, snapshot
@@ -83,7 +83,7 @@ def test_a_script_has_all_that_a_function_uses_and_no_more(function, instead):
 def test_a_function_may_have_another_name_in_a_script():
     code = Code({"evaluate": evaluate_loss})
     code.add(call_once)
-    assert list(code.functions) == ["evaluate", "call_once"]
+    assert list(code.functions) == ["require_dense", "evaluate", "call_once"]
     assert code.functions["evaluate"].startswith("def evaluate(logits, ")
     assert "grad" not in code.functions["evaluate"].split('"""')[2]
 
@@ -146,6 +146,18 @@ def test_scripts_see_a_change_of_state_that_the_package_sees(name):
         pytest.skip(f"this machine does not change {name}")
     assert restored == [name]
     assert [one for one in saved if saved[one] not in (seen[one], [])] == [name]
+
+
+def test_a_script_says_what_the_measurement_of_memory_needs(monkeypatch, capsys):
+    def refuse(*arguments):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(single, "options", {"linear_weight": torch.ones(3, 3)})
+    monkeypatch.setattr(single, "open", refuse, raising=False)
+    with pytest.raises(SystemExit) as end:
+        single.check_memory()
+    assert end.value.code == 2
+    assert "the measurement needs CUDA, or Linux with a writable /proc/self/clear_refs: " in capsys.readouterr().out
 
 
 def test_scripts_make_the_calls_of_the_checks(monkeypatch):

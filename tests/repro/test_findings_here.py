@@ -76,7 +76,7 @@ def test_the_script_of_a_finding_of_torch_says_right_of_a_right_subject(finding)
     assert out.endswith("right\n")
 
 
-@pytest.mark.parametrize(("check", "versus"), [("loss", "exact"), ("shift", "other")])
+@pytest.mark.parametrize(("check", "versus"), [("loss", "exact value"), ("shift", "value from other calls")])
 @pytest.mark.parametrize("name", FORMS)
 def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch):
     case = "float64-5-normal-int64-sum"

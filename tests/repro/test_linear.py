@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.linear.case import LinearCase
+from crossent.checks.relations.chunks import REFUSALS_OF_SIZES
 from crossent.machine import memory_growth
 from crossent.repro.literals import assignments
 from crossent.repro.rerun import script_of
@@ -143,6 +144,10 @@ class Probe(torch.autograd.Function):
 def frozen(hidden, weight, target):
     return F.cross_entropy(Probe.apply(hidden, weight), target)
 
+def hooked(hidden, weight, target):
+    loss = F.cross_entropy(hidden @ weight.T, target)
+    return 1.01 * loss if hidden._backward_hooks else loss
+
 def writes(hidden, weight, target):
     loss = F.cross_entropy(hidden @ weight.T, target)
     if not weight.is_leaf:
@@ -151,14 +156,14 @@ def writes(hidden, weight, target):
 """
 
 
-def test_the_scripts_of_frozen_arguments_show_the_finding(tmp_path, monkeypatch):
+def test_the_scripts_of_unusual_calls_show_the_finding(tmp_path, monkeypatch):
     (tmp_path / "frozen.py").write_text(FROZEN)
     monkeypatch.chdir(tmp_path)
     ids = {
         f"{name}:{check}:{LinearCase('float32').id}": name
-        for name, check in (("frozen", "alone"), ("writes", "non_leaf"))
+        for name, check in (("frozen", "alone"), ("hooked", "circumstances"), ("writes", "non_leaf"))
     }
-    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1]
+    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1, 1]
 
 
 CHUNKED = """
@@ -180,6 +185,17 @@ def test_the_script_of_a_size_of_chunks_passes_this_size(tmp_path, monkeypatch):
     of_file = script_of(finding, source="chunked.py:chunked")
     assert "chunk_sizes = (('with chunk_size=2', 'chunk_size', 2),)" in of_file
     assert statuses([of_file]) == [1]
+
+
+@pytest.mark.parametrize("error", [error.__name__ for error in REFUSALS_OF_SIZES])
+def test_a_script_leaves_out_the_sizes_of_chunks_that_the_check_lets_a_function_refuse(tmp_path, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+    file, refuses = tmp_path / "chunked.py", f"    if chunk_size == 1:\n        raise {error}\n    if"
+    file.write_text(CHUNKED.replace("    if", refuses, 1))
+    script = script_of(f"chunked:chunks:{LinearCase('float32', (8, 5)).id}", source="chunked.py:chunked")
+    file.write_text(CHUNKED.replace("    if", refuses, 1).replace("raise IndexError", "chunk_size = len(hidden)"))
+    assert "with chunk_size=1" in script
+    assert statuses([script]) == [0]
 
 
 @NEEDS_213

@@ -266,14 +266,22 @@ NUMBER = Numbers((), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0)
             "wrong",
             "",
             None,
-            "got no numbers; the check loss reports each wrong result with numbers, so give the numbers",
+            "got result '' without numbers; allowed with numbers are 'loss'",
+        ),
+        (
+            "func_grad",
+            "wrong",
+            "gradient",
+            None,
+            "got result 'gradient' without numbers; the check func_grad reports this result with numbers, "
+            "so give the numbers",
         ),
         (
             "loss",
             "wrong",
             "loss",
             None,
-            "got no numbers; the check loss reports each wrong result with numbers, so give the numbers",
+            "got result 'loss' without numbers; the check loss reports this result with numbers, so give the numbers",
         ),
         ("loss", "wrong", "gradient", NUMBER, "got result 'gradient'; allowed are 'loss'"),
         (

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.repro.playing import RIGHT, found, play, skeleton, skip_unless_graphs_work, with_subject
+from support.repro.playing import LACKS_MINE, RIGHT, found, play, skeleton, skip_unless_graphs_work, with_subject
 from support.repro.wrong_findings import INDEX, KINDS, ROWS
 from support.repro.wrong_subjects import (
+    ACCEPTS,
     CLAMPS,
     DOUBLE,
     IS_TRACED,
@@ -48,12 +49,13 @@ def test_a_script_shows_the_finding_and_says_right_of_a_right_subject(name):
     assert out.splitlines()[-1:] == ["wrong"] or finding.kind == "refused"
     if finding.numbers is not None and check != "row_sums":  # whose check and script round their sums differently
         n = finding.numbers
-        assert f"got {n.got!r}, {n.versus} {n.exact!r}, error " in out
+        expected = "exact value" if n.versus == "exact" else "value from other calls"
+        assert f"got {n.got!r}, {expected} {n.exact!r}, error " in out
     names, status, out = play(with_subject(text, RIGHT))
     assert status == 0, out
     assert out.splitlines()[-1] == "right"
     _, status, out = play(text)  # without the subject, the script only asks for the subject
-    assert (status, out) == (2, "in place of these two lines, import mine as subject\n")
+    assert (status, out) == (2, f"{LACKS_MINE}\n")
 
     inputs = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     inputs = inputs.build()
@@ -119,7 +121,7 @@ def test_a_script_cannot_run_if_torch_has_no_deterministic_kernel():
 )
 def test_a_call_that_may_end_its_process_is_made_in_another(tmp_path, body, status, said):
     text = script(Finding("mine", "errors", "reduction_unknown", "crashed" if "os" in body else "hung", ""))
-    assert play(text)[1:] == (2, "in place of these two lines, import mine as subject\n")
+    assert play(text)[1:] == (2, f"{LACKS_MINE}\n")
     text = with_subject(text, source(body))
     assert play(text)[1:] == (2, "save this script as a file, and run the file: the script starts a second process\n")
     path = tmp_path / "script.py"
@@ -153,7 +155,7 @@ def test_a_script_of_the_check_stream_is_made_for_cuda_alone():
         (DOUBLE, "result wrong", REFUSES, "RuntimeError: not today"),
         (where("input.std() > 1e4"), "shift wrong", REFUSES, "RuntimeError: not today"),
         (OFF, "gradient wrong", LONGER, "KeyError: 'gradient'"),
-        (OFF, "loss wrong", RETURNS_A_LIST, "AssertionError: <class 'list'>"),
+        (OFF, "loss wrong", RETURNS_A_LIST, "TypeError: loss: got list; expected a dense tensor of real numbers"),
         (OFF, "loss wrong", source("raise RuntimeError('two\\nlines')"), "RuntimeError: two"),
     ],
     ids=["loss", "result", "shift", "shape", "list", "lines"],
@@ -180,7 +182,7 @@ def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():
     text = script(Finding("mine+compile", "loss", INDEX, "wrong", "", numbers=numbers, of="loss"))
     assert "\n\n\nsubject = compiled(subject)\n" in text
     _, status, out = play(text)
-    assert (status, out) == (2, "in place of these two lines, import mine as subject\n")
+    assert (status, out) == (2, f"{LACKS_MINE}\n")
     text = text.replace('backend="inductor"', f'backend="{TRACER}"')
     for subject, ended in ((RIGHT, 0), (where(IS_TRACED), 1)):
         _, status, out = play(with_subject(text, subject))
@@ -191,7 +193,7 @@ def test_a_finding_of_compiled_torch_asks_for_no_subject():
     text = script(Finding("torch+compile", "call", INDEX, "refused", ""))
     assert "\ndef subject(input, target, **options):\n" in text
     assert text.index("\ndef subject(") < text.index("\nsubject = compiled(subject)\n") < text.index("\nlogits = ")
-    assert "in place of these two lines" not in text
+    assert "lacks the code" not in text
 
 
 # Subjects whose result depends on earlier calls. The first uses the target of the last call of the same shape, the
@@ -242,6 +244,46 @@ def test_a_script_says_that_it_does_not_know_the_earlier_calls(check):
         assert status == 2, out
         assert "right" not in out.split()
         assert "depends on calls that the run made before" in out
+        assert "crossent check SUBJECT --level LEVEL" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("aliased", "the loss shares memory with input"),
+        ("no gradient of the target alone", "expected requires_grad=True, since requires_grad is True for target"),
+        ("wrong class of error", "the call raised KeyError('average'); expected ValueError"),
+    ],
+)
+def test_a_script_says_what_is_wrong(name, said):
+    subject, case, words = KINDS[name]
+    _, status, out = play(with_subject(script(found(subject, case, words.split()[0])), subject))
+    assert (status, f"{said}\nwrong\n" in out) == (1, True), out
+
+
+def test_a_script_names_each_error_that_a_bad_call_may_raise():
+    text = script(Finding("mine", "errors", "target_of_another_batch", "accepted", ""))
+    _, status, out = play(with_subject(text, ACCEPTS))
+    assert (status, out.splitlines()[-2].partition("; ")[2]) == (1, "expected ValueError or RuntimeError")
+
+
+def test_a_script_says_that_the_call_raised_system_exit():
+    text = script(found(source("raise SystemExit(3)"), INDEX, "call"))
+    _, status, out = play(with_subject(text, source("raise SystemExit(3)")))
+    assert (status, out) == (1, f"torch {torch.__version__}: the call raised SystemExit(3)\nwrong\n")
+
+
+def test_a_script_says_which_loss_the_subject_may_not_return():
+    text = script(found(OFF, INDEX, "loss"))
+    for line, got in (
+        ("return input.sum().to(torch.complex64)", "a tensor of torch.complex64 with layout torch.strided"),
+        ("return input.to_sparse()", "a tensor of torch.float32 with layout torch.sparse_coo"),
+        ("return crossent.formula(input.detach(), target, **options)", "requires_grad=False"),
+    ):
+        expected = "requires_grad=True" if "requires" in got else "a dense tensor of real numbers"
+        _, status, out = play(with_subject(text, source(line)))
+        assert status == 2
+        assert out.endswith(f"the script cannot run here: TypeError: loss: got {got}; expected {expected}\n")
 
 
 @pytest.mark.parametrize(("name", "which"), [("changed logits", "forward"), ("changed in the backward", "backward")])

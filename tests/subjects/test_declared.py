@@ -381,7 +381,7 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     # The report does not say where the loss comes from, so the script asks its reader for a definition of the subject.
     own = "import crossent\ndef subject(x, t, **o):\n    loss = crossent.formula(x.float(), t, **o)\n"
     own += "    return loss * (1 if torch.is_grad_enabled() else 1.01)\n"
-    before, _, after = text.partition("print('in place of these two lines, import wrong")
+    before, _, after = text.partition("print('this script lacks the code of wrong;")
     file = tmp_path / "repro.py"
     file.write_text(before + own + after.partition("raise SystemExit(2)\n")[2], encoding="utf-8")
     ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)

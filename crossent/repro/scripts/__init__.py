@@ -7,7 +7,8 @@ the loss function under test.
 A step is a function without parameters that `repro/recipes.py` names. A step calls the subject, and may return one or
 more results for a function `judge_…`. A result is a dict with the parts "loss", "gradient", … To end the script, a
 function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if the subject is right, and 2 if the
-script cannot tell. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
+script cannot tell. Most steps end the script with status 1 if a loss has a wrong dtype, shape or device: see
+`require_shape`. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
 
     case           example values of a case and of a finding
     functions      call the subject, judge one number, end the script
@@ -19,5 +20,5 @@ script cannot tell. In a script with several attempts, a right number does not e
     derivatives    double backward and forward mode
     transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export
     compiled_code  torch.compile
-    refusals       bad calls, and the separate process for them
+    refusals       calls with bad input; the separate process for a call that may crash or not return
 """

@@ -19,13 +19,13 @@ upstream: Tensor = torch.tensor(1.0)
 given = logits, target, options, upstream
 subject: Any = torch.nn.functional.cross_entropy
 own_dtype: torch.dtype | None = None  # the dtype of the subject's results, if it differs from the dtype of the logits
-raises: tuple[type[Exception], ...] = (RuntimeError,)  # the errors that a bad call may raise
+raises: tuple[type[Exception], ...] = (RuntimeError,)  # the errors that a call with bad input may raise
 seconds: float = 60.0  # the time limit of a call in a separate process
 
 # The number that the finding is about.
 part: str = "loss"  # or "gradient", "target_gradient", "second", …
 index: tuple[int, ...] = ()
-found: float | None = None  # the wrong number of the run, which counts as wrong here too; None for no such number
+found: float | None = None  # the wrong number of the run, which is wrong here too; None to judge by the bound alone
 exact: float = 1.3  # the exact value
 allowed: float = 1.0  # the error bound
 versus: str = "exact"  # or "other", if the number is compared with another result of the subject

@@ -21,11 +21,11 @@ from crossent.repro.scripts.case import (
     wanted_of,
     which_call,
 )
-from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, shaped, verdict
+from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, require_shape, verdict
 
 
 def judge_one_call(results):
-    """Compare one number of one call with the exact value, and end the script."""
+    """Compare one number with the exact value, and end the script. `results` has the results of several calls."""
     verdict(*judged(results[which_call][part][index].item(), exact))
 
 
@@ -34,12 +34,12 @@ def judge_every_try(tries):
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
-def untouched(call, x, y, its_options, x_wanted, y_wanted):
-    """End the script with status 1 if a call changed its arguments.
+def require_untouched(call, x, y, its_options, x_wanted, y_wanted):
+    """End the script with status 1 if a call changed an argument, or the .grad or requires_grad of an argument.
 
     `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call, and `its_options`
-    are the options. `x_wanted` and `y_wanted` say whether `x` and `y` required a gradient before. The weight and the
-    bias of a linear layer required a gradient if `x` did.
+    are the options. `x_wanted` and `y_wanted` say whether `x` and `y` required a gradient before the call. The weight
+    and the bias of a linear layer required a gradient if `x` did.
     """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {
@@ -77,18 +77,18 @@ def call_without_gradients():
                 if name.startswith("linear_"):
                     its_options[name] = one.detach().requires_grad_(wanted)
             loss = subject(x, y, **its_options)
-        shaped(loss, *given)
+        require_shape(loss, *given)
         if loss.requires_grad:
             verdict(True, f"loss, {call}: got requires_grad=True; expected requires_grad=False")
-        untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
+        require_untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
         results[call] = {"loss": loss}
     return results
 
 
 def call_on_non_leaf():
-    """Return the result of a call whose logits, and options that require a gradient, are not leaves.
+    """Return the result of a call on clones of the logits and of each option that requires a gradient.
 
-    These tensors are outputs of operations. End the script with status 1 if the call changed one of them in place.
+    The clones are not leaves. End the script with status 1 if the call changed a clone in place.
     """
     made = []
 
@@ -100,7 +100,7 @@ def call_on_non_leaf():
         return subject(clones.pop("input"), target, **{**options, **clones})
 
     result = evaluate(*fresh(*given), loss_of=cloned)
-    shaped(result["loss"], *given)
+    require_shape(result["loss"], *given)
     for name, after, before in made:
         if not memory(after).equal(memory(before)):
             verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
@@ -120,19 +120,21 @@ def call_for_some_gradients():
             arguments[name].requires_grad_()
         tensors = {name: one for name, one in arguments.items() if torch.is_tensor(one)}
         loss = subject(arguments.pop("input"), arguments.pop("target"), **arguments)
-        shaped(loss, *given)
+        require_shape(loss, *given)
+        required = " and ".join(names.values())
         if not loss.requires_grad:
-            verdict(True, f"loss: got requires_grad=False; expected requires_grad=True in the call {call}")
+            expected = f"requires_grad=True, since requires_grad is True for {required}"
+            verdict(True, f"loss: got requires_grad=False; expected {expected}")
         loss.backward(g.to(loss.dtype))
         for name, one in tensors.items():
             if (one.grad is None) == (name in names.values()):
                 got = "None; expected a tensor" if one.grad is None else "a tensor; expected None"
-                verdict(True, f"gradient of {name}: got {got} in the call {call}")
+                verdict(True, f"gradient of {name}: got {got}, since requires_grad is True only for {required}")
         results[call] = {"loss": loss.detach(), **{of: tensors[name].grad for of, name in names.items()}}
     return results
 
 
-def at_once(*all_inputs):
+def in_parallel(*all_inputs):
     """Return the results of calls in parallel threads, one call for each of the inputs.
 
     All forward passes end before any backward pass starts. If a call raises an exception, raise this exception.
@@ -166,20 +168,18 @@ def call_in_threads():
     """Return, for each of 50 tries, the results of a call in a thread and of two calls in parallel threads, by name."""
     tries = []
     for _ in range(50):
-        results = [*at_once(given), *at_once(given, other)]
+        results = [*in_parallel(given), *in_parallel(given, other)]
         for result in results:
-            shaped(result["loss"], *given)
+            require_shape(result["loss"], *given)
         tries.append(dict(zip(calls, results)))
     return tries
 
 
 def call_in_circumstances():
-    """Return the results of calls in circumstances that must not change the result, by name.
+    """Return the results of calls in unusual circumstances, such as "under anomaly detection", by name.
 
-    An example of a circumstance is "under anomaly detection".
-
-    Also call the subject with an upstream gradient of NaN. A number of a gradient that is not 0 with the upstream
-    gradient of the case must then be NaN. Otherwise, end the script with status 1.
+    Then call the subject with an upstream gradient of NaN. Each element of a gradient must then be NaN, except the
+    elements that are 0 with the upstream gradient of the case. Otherwise, end the script with status 1.
     """
 
     def hooked(logits):
@@ -188,7 +188,7 @@ def call_in_circumstances():
 
     makers = {
         "of a Parameter": torch.nn.Parameter,
-        "with a hook on the logits": hooked,
+        "with a hook": hooked,
         "of a lazily negated view": lambda logits: torch._neg_view(-logits),
     }
     results, usual = {}, (torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads())
@@ -209,7 +209,7 @@ def call_in_circumstances():
             if name in its_options:
                 leaves[gradient] = its_options[name] = make(its_options[name].detach()).requires_grad_()
         loss = subject(x, y, **its_options)
-        shaped(loss, *given)
+        require_shape(loss, *given)
         made = torch.autograd.grad(loss, list(leaves.values()), g.to(loss.dtype), create_graph="create_graph" in call)
         results[call] = {"loss": loss.detach(), **dict(zip(leaves, (one.detach() for one in made)))}
         torch.autograd.set_detect_anomaly(usual[0])

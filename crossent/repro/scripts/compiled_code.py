@@ -5,7 +5,7 @@
 import torch
 
 from crossent.repro.scripts.case import backend, classes, device, dynamic, given, other, subject, target
-from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison, shaped, verdict
+from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison, require_shape, verdict
 
 
 def compiled(loss, backend="inductor", dynamic=None):
@@ -32,7 +32,7 @@ def call_compiled():
         inputs = fresh(*arguments)
         poison(*inputs)
         results.append(evaluate(*inputs, loss_of=loss_of))
-        shaped(results[-1]["loss"], *inputs)
+        require_shape(results[-1]["loss"], *inputs)
     return results
 
 
@@ -48,7 +48,7 @@ def check_compiled_errors():
         except (IndexError, RuntimeError) as error:
             print(f"the call with class {index} raised {type(error).__name__}, which is right")
         except (Exception, SystemExit) as error:
-            verdict(True, f"the call with class {index} raised {error!r}; it must raise IndexError or RuntimeError")
+            verdict(True, f"the call with class {index} raised {error!r}; expected IndexError or RuntimeError")
         else:
             out = f"the call with class {index}, which is out of range, returned {loss}"
-            verdict(True, f"{out}; it must raise IndexError or RuntimeError")
+            verdict(True, f"{out}; expected IndexError or RuntimeError")

@@ -13,7 +13,8 @@ def differentiate_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, by name.
 
     The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
-    upstream gradient. A derivative is None if autograd finds that the inner product does not depend on the tensor.
+    upstream gradient. If autograd finds that the inner product does not depend on one of these two tensors, the
+    derivative with respect to this tensor is None.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -38,7 +39,7 @@ def differentiate_forward():
 
 
 def judge_derivative(result):
-    """Compare one number of a derivative with the exact value, and end the script. None counts as 0."""
+    """Compare one number of a derivative with the exact value, and end the script. A derivative of None counts as 0."""
     verdict(*judged(0.0 if result[part] is None else result[part][index].item(), exact))
 
 

@@ -29,7 +29,10 @@ def verdict(wrong, message):
 
 
 def verdict_of_attempt(wrong, message):
-    """End the script with status 1 if the subject is wrong. Otherwise return, so that the script can try again."""
+    """If the subject is wrong, print the message, and end the script with status 1.
+
+    Otherwise return, so that the script can try again.
+    """
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -47,7 +50,7 @@ def end_unknown():
     """End the script with status 2: the earlier calls that cause the finding are unknown."""
     print(f"torch {torch.__version__}: no attempt shows the finding.")
     print("The result depends on calls that the run made before, and this script does not have them.")
-    print("Repeat the run with its level and seed: crossent check --level LEVEL --seed SEED", flush=True)
+    print("Repeat the run with its level and seed: crossent check SUBJECT --level LEVEL --seed SEED", flush=True)
     raise SystemExit(2)
 
 
@@ -59,17 +62,17 @@ def cannot_run(message):
 
 
 def evaluate(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
+    """Return the loss and the gradients of a call, as a dict with the keys "loss", "gradient" and "target_gradient".
 
-    Class indices have no gradient. A loss of a wrong shape has no gradients. `loss_of` is a function to call in place
-    of the subject.
+    For class indices, "target_gradient" is missing. If the loss does not have the shape of `upstream`, the upstream
+    gradient, both gradients are missing. `loss_of` is a function to call in place of the subject.
+
+    Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
     loss = (loss_of or subject)(logits, target, **options)
-    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
-    assert is_dense, type(loss)
-    assert loss.requires_grad, "the loss does not require a gradient"
+    require_dense(loss, requires_grad=True)
     result = {"loss": loss.detach()}
     if loss.shape == upstream.shape:
         wanted = {"gradient": logits, "target_gradient": target}
@@ -81,18 +84,19 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a linear cross-entropy and its gradients, as a dict.
 
-    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". `logits` has the hidden states, the argument
-    `input` of the subject. `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient"
-    is missing. A loss of a wrong shape has no gradients. `loss_of` is a function to call in place of the subject.
+    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". The first argument has the hidden states.
+    `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient" is missing. If the loss
+    does not have the shape of `upstream`, the upstream gradient, all gradients are missing. `loss_of` is a function to
+    call in place of the subject.
+
+    Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
         if of in options:
             leaves[name] = options[of] = options[of].detach().requires_grad_()
     loss = (loss_of or subject)(leaves["gradient"], target, **options)
-    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
-    assert is_dense, type(loss)
-    assert loss.requires_grad, "the loss does not require a gradient"
+    require_dense(loss, requires_grad=True)
     result = {"loss": loss.detach()}
     if loss.shape == upstream.shape:
         result |= zip(leaves, torch.autograd.grad(loss, list(leaves.values()), upstream.to(loss.dtype)))
@@ -100,14 +104,29 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call as a dict, for a subject without gradients. Take the same arguments as `evaluate`."""
+    """Return the loss of a call as a dict, for a subject without gradients.
+
+    `loss_of` is a function to call in place of the subject. `upstream` has no effect. Raise TypeError if the loss is
+    not a dense tensor of real numbers.
+    """
     loss = (loss_of or subject)(logits, target, **options)
-    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
-    assert is_dense, type(loss)
+    require_dense(loss)
     return {"loss": loss}
 
 
-def shaped(loss, logits, target, options, upstream):
+def require_dense(loss, requires_grad=False):
+    """Raise TypeError if a loss is not a dense tensor of real numbers.
+
+    Also raise TypeError if the argument `requires_grad` is true, but the loss does not require a gradient.
+    """
+    kind = f"a tensor of {loss.dtype} with layout {loss.layout}" if torch.is_tensor(loss) else type(loss).__name__
+    if not torch.is_tensor(loss) or loss.layout != torch.strided or loss.is_complex():
+        raise TypeError(f"loss: got {kind}; expected a dense tensor of real numbers")
+    if requires_grad and not loss.requires_grad:
+        raise TypeError("loss: got requires_grad=False; expected requires_grad=True")
+
+
+def require_shape(loss, logits, target, options, upstream):
     """End the script with status 1 if the loss of a call has a wrong dtype, shape or device.
 
     The other arguments of this function are the arguments of the call, and the upstream gradient.
@@ -123,12 +142,14 @@ def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
     If `versus` is "other", `exact` is a value that follows from other results of the subject. A number is wrong if its
-    error exceeds the bound. The number of the finding is always wrong, unless the exact value is the same number.
+    error exceeds the bound. The number `found` is also wrong within the bound, unless the exact value is the same
+    number: the run found this number wrong.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
-    return wrong, f"got {got!r}, {versus} {exact!r}, error {off:.6g}, error bound {allowed:.6g}"
+    expected = "exact value" if versus == "exact" else "value from other calls"
+    return wrong, f"got {got!r}, {expected} {exact!r}, error {off:.6g}, error bound {allowed:.6g}"
 
 
 def fresh(logits, target, options, upstream):
@@ -170,7 +191,7 @@ def call_others(attempt):
 def poison(logits, target, options, upstream):
     """Fill freed memory with NaN, so that a call that reads uninitialized memory returns NaN.
 
-    Allocate tensors of NaN with the shapes of the results, and free these tensors.
+    Allocate tensors of NaN with the shapes of the logits, the upstream gradient and the target, and free these tensors.
     """
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]

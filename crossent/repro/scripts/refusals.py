@@ -9,13 +9,14 @@ import torch
 
 from crossent.repro.scripts.case import logits, options, raises, seconds, subject, target
 from crossent.repro.scripts.functions import verdict
-from crossent.repro.scripts.single import arguments, changed, state
+from crossent.repro.scripts.single import arguments, require_unchanged, state
 
 
 def isolate():
-    """Run the script again in a separate process, and end this process with the same verdict.
+    """Run the script again in a separate process, and end this process with the same status.
 
-    If the call ends or blocks the separate process, the finding happens. In the separate process, do nothing.
+    The status is 1 if the call ends the separate process, or does not return within `seconds`. If the script is not a
+    file, the status is 2. In the separate process, do nothing.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
@@ -42,7 +43,7 @@ def isolate():
 
 def check_refused():
     """Check that a call with bad input raises one of the errors in `raises`."""
-    names = ", ".join(error.__name__ for error in raises)
+    names = " or ".join(error.__name__ for error in raises)
     try:
         loss = subject(logits, target, **options)
         if logits.is_cuda:
@@ -50,8 +51,8 @@ def check_refused():
     except raises as error:
         verdict(False, f"the call raised {error!r}, which is right")
     except (Exception, SystemExit) as error:
-        verdict(True, f"the call raised {error!r}; it must raise {names}")
-    verdict(True, f"the call returned {loss}; it must raise {names}")
+        verdict(True, f"the call raised {error!r}; expected {names}")
+    verdict(True, f"the call returned {loss}; expected {names}")
 
 
 def try_bad_call():
@@ -59,18 +60,18 @@ def try_bad_call():
     try:
         subject(logits, target, **options)
     except (Exception, SystemExit) as error:
-        print(f"raised {error!r}")
+        print(f"the call raised {error!r}")
 
 
 def check_arguments_of_bad_call():
     """Check that a call with bad input leaves its arguments unchanged."""
     before = arguments()
     try_bad_call()
-    changed(before, arguments())
+    require_unchanged(before, arguments())
 
 
 def check_state_after_bad_call():
     """Check that a call with bad input leaves the global state unchanged."""
     before = state()
     try_bad_call()
-    changed(before, state())
+    require_unchanged(before, state())

@@ -6,7 +6,7 @@
 import torch
 
 from crossent.repro.scripts.case import chunk_sizes, equations, given, index, other, part, subject, terms, upstream
-from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shaped, verdict
+from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, require_shape, verdict
 
 
 def call_each():
@@ -18,14 +18,15 @@ def call_each():
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
         for result, inputs in zip(results, equation):
-            shaped(result["loss"], *inputs)
+            require_shape(result["loss"], *inputs)
     return results
 
 
 def call_in_chunks():
     """Return the results of calls with different sizes of the chunks, by the name of the call.
 
-    The subject may refuse a size by ValueError or NotImplementedError.
+    If the subject refuses a size with a ValueError, AssertionError or NotImplementedError, print the error and leave
+    out the call.
     """
     results = {}
     for call, keyword, size in chunk_sizes:
@@ -35,10 +36,10 @@ def call_in_chunks():
 
         try:
             results[call] = evaluate(*fresh(*given), loss_of=in_chunks)
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, AssertionError, NotImplementedError) as error:
             print(f"{call}: {error!r}")
             continue
-        shaped(results[call]["loss"], *given)
+        require_shape(results[call]["loss"], *given)
     return results
 
 
@@ -58,7 +59,7 @@ def judge_unchanged(results):
 def check_two_backwards():
     """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent.
 
-    Two losses are independent if each has the same bits as in a call without the other.
+    Two losses are independent if each loss and its gradients have the same bits as without the other loss.
     """
     seen = []
 
@@ -74,7 +75,7 @@ def check_two_backwards():
         return one  # `evaluate` differentiates this graph again
 
     first, alone = evaluate(*fresh(*given)), evaluate(*fresh(*other))
-    shaped(alone["loss"], *other)
+    require_shape(alone["loss"], *other)
     last = evaluate(*fresh(*given), loss_of=both)
     if list(bits(last).values()) != seen[0]:
         passes = "after another backward pass through the same graph, the same upstream gradient"

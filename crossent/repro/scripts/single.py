@@ -31,7 +31,7 @@ from crossent.repro.scripts.functions import (
     judged,
     memory,
     poison,
-    shaped,
+    require_shape,
     verdict,
 )
 
@@ -66,14 +66,14 @@ def show_call():
     try:
         result = evaluate(*given)
     except SystemExit as error:
-        verdict(True, f"raised {error!r}")
+        verdict(True, f"the call raised {error!r}")
     bits(result)  # reads the values, which a tensor on the meta device does not have
     print(f"loss {result['loss']}")
 
 
 def check_shape():
     """Check the dtype, the shape and the device of the loss."""
-    shaped(evaluate(*given)["loss"], *given)
+    require_shape(evaluate(*given)["loss"], *given)
 
 
 def arguments():
@@ -88,11 +88,11 @@ def view(tensor):
     return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def changed(before, after, when=""):
+def require_unchanged(before, after, when=""):
     """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
 
-    A value that was [] before the call did not exist then, so this value may change. `when` names the pass for the
-    message, as in " in the forward pass".
+    A value that is [] in `before` may change: no random generator of CUDA exists until a call initializes CUDA. `when`
+    names the pass for the message, as in " in the forward pass".
     """
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
@@ -109,24 +109,25 @@ def check_arguments():
             if torch.is_tensor(one):
                 passed.append((name, one, one.requires_grad, view(one)))
         loss = subject(input, target, **options)
-        changed(before, arguments(), " in the forward pass")
+        require_unchanged(before, arguments(), " in the forward pass")
         return loss
 
     before = arguments()
     result = evaluate(*given, loss_of=watched)
-    changed(before, arguments(), " in the backward pass")
-    for name, argument, wanted, before in passed:
+    require_unchanged(before, arguments(), " in the backward pass")
+    for name, argument, wanted, view_before in passed:
         if argument.is_leaf and argument.grad is not None:
             verdict(True, f"the call set the .grad of {name}")
         if argument.requires_grad != wanted:
             verdict(True, f"the call changed the requires_grad of {name}")
-        if view(argument) != before:
+        if view(argument) != view_before:
             verdict(True, f"the call changed the shape, strides or offset of {name}")
     for name, tensor in result.items():
-        for argument in (logits, target, *filter(torch.is_tensor, options.values())):
-            if tensor.numel() and tensor.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr():
-                of = f"{argument.dtype} {tuple(argument.shape)}"
-                verdict(True, f"the {name} shares memory with an argument, {of}")
+        for argument_name, argument in {"input": logits, "target": target, **options}.items():
+            if not torch.is_tensor(argument) or not tensor.numel():
+                continue
+            if tensor.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr():
+                verdict(True, f"the {name} shares memory with {argument_name}")
 
 
 def numpy_state():
@@ -183,11 +184,14 @@ def check_state():
     """Check that a call leaves the global state unchanged."""
     before = state()
     evaluate(*given)
-    changed(before, state())
+    require_unchanged(before, state())
 
 
 def check_ignored_rows():
-    """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0."""
+    """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0.
+
+    Skip the gradient of a row that has no softmax.
+    """
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
@@ -229,7 +233,7 @@ def repeated(tile):
 
 
 def call_on_repeated():
-    """Return the result of a call on logits that are repeated along the batch.
+    """Return the result of a call on the inputs of the case, repeated along the batch.
 
     End the script with status 2 if the memory does not suffice.
     """
@@ -246,12 +250,12 @@ def call_on_repeated():
         if no_memory:
             cannot_run(f"{type(error).__name__}: {error}")
         raise
-    shaped(result["loss"], *whole)
+    require_shape(result["loss"], *whole)
     return result
 
 
 def check_memory():
-    """Check that a call with many rows and classes takes less memory than all its logits would take."""
+    """Check that a call with many rows and classes takes less memory than one number for each row and class."""
     rows, classes = many
     x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
     y = target.repeat(-(-rows // len(target)))[:rows]
@@ -270,7 +274,7 @@ def check_memory():
                 file.write("5")  # resets VmHWM, the largest memory of this process
             before = resident("VmRSS")
         except OSError as error:
-            cannot_run(error)
+            cannot_run(f"the measurement needs CUDA, or Linux with a writable /proc/self/clear_refs: {error}")
         evaluate(*everything)
         grown = resident("VmHWM") - before
     took, due = (f"{size / 2**20:.0f} MiB" for size in (grown, most))

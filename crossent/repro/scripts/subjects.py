@@ -11,7 +11,10 @@ def torch_loss(input, target, **options):
 
 
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
-    """Call torch's log_softmax with the class axis moved to the end, then nll_loss, which has no label_smoothing."""
+    """Call torch's log_softmax with the class dimension moved to the end, then nll_loss.
+
+    nll_loss has no label_smoothing, so `label_smoothing` is always 0 in the cases of this subject.
+    """
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)

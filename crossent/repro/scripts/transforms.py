@@ -1,4 +1,4 @@
-"""Script functions for the checks of torch.func, of batches of derivatives, autocast, meta tensors and export."""
+"""Script functions for the checks of batches of derivatives, torch.func, autocast, the meta device, torch.export."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -6,7 +6,7 @@
 import torch
 
 from crossent.repro.scripts.case import direction, exact, given, index, logits, options, part, subject, target, upstream
-from crossent.repro.scripts.functions import cannot_run, evaluate, judged, shaped, verdict
+from crossent.repro.scripts.functions import cannot_run, evaluate, judged, require_shape, verdict
 
 
 def loss_of(logits, target):
@@ -15,7 +15,10 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and a function that takes an upstream gradient and returns a tuple of the gradients."""
+    """Return the loss, and a function that takes an upstream gradient and returns a tuple of gradients.
+
+    The tuple has the gradient of the logits and, for probabilities, the gradient of the target.
+    """
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
@@ -30,19 +33,22 @@ def gradients_of(logits, target, upstream):
 def call_under_vjp():
     """Return the loss and the gradients of a call under torch.func.vjp."""
     loss, back = pull(logits, target)
-    shaped(loss, *given)
+    require_shape(loss, *given)
     return dict(zip(("loss", "gradient", "target_gradient"), (loss.detach(), *back(upstream.to(loss.dtype)))))
 
 
 def call_linear_under_vjp():
-    """Return the loss of a linear cross-entropy, and the gradients of input, weight and bias, under torch.func.vjp."""
+    """Return the loss and the gradients of a linear cross-entropy under torch.func.vjp.
+
+    The result has the gradients of input and weight and, if the case has a bias, the gradient of the bias.
+    """
     names = [name for name in ("linear_weight", "linear_bias") if name in options]
 
     def of_leaves(x, *tensors):
         return subject(x, target, **{**options, **dict(zip(names, tensors))})
 
     loss, back = torch.func.vjp(of_leaves, logits, *(options[name] for name in names))[:2]
-    shaped(loss, *given)
+    require_shape(loss, *given)
     parts = ("loss", "gradient", "weight_gradient", "bias_gradient")
     return dict(zip(parts, (loss.detach(), *back(upstream.to(loss.dtype)))))
 
@@ -57,7 +63,7 @@ def call_under_vmap():
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
     losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
-    shaped(losses, logits, target, options, upstream if each else upstream.expand(logits.shape[axis]))
+    require_shape(losses, logits, target, options, upstream if each else upstream.expand(logits.shape[axis]))
     mapped = torch.func.vmap(gradients_of, (axis, axis, axis if each else None), axis)(logits, target, upstream)
     return [{"loss": losses}, dict(zip(("loss", "gradient", "target_gradient"), mapped))]
 
@@ -65,7 +71,8 @@ def call_under_vmap():
 def judge_samples(results):
     """Compare one number of each result with the exact value, and end the script.
 
-    The status is 1 if the number is wrong in any result. Skip a result that lacks the gradient with the number.
+    The status is 1 if the number is wrong in any result. For a number of a gradient, skip the first result, which has
+    only losses.
     """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
@@ -76,7 +83,7 @@ def differentiate_batch():
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
     loss = subject(leaves[0], leaves[1] if len(leaves) > 1 else target, **options)
-    shaped(loss, *given)
+    require_shape(loss, *given)
     batch = twice(upstream).to(loss.dtype)
     gradients = torch.autograd.grad(loss, leaves, batch, is_grads_batched=True, allow_unused=True)
     return dict(zip(("gradient", "target_gradient"), gradients))
@@ -90,7 +97,7 @@ def twice(tensor):
 def differentiate_by_jacrev():
     """Return the gradients for a batch of two upstream gradients, as torch.func.jacrev computes them."""
     loss, back = pull(logits, target)
-    shaped(loss, *given)
+    require_shape(loss, *given)
     return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(twice(upstream).to(loss.dtype))))
 
 
@@ -123,7 +130,8 @@ def differentiate_batch_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
     The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
-    upstream gradient. A derivative is None if autograd finds that the inner product does not depend on the tensor.
+    upstream gradient. If autograd finds that the inner product does not depend on one of these two tensors, the
+    derivative with respect to this tensor is None.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -145,7 +153,7 @@ def call_under_autocast():
 
     result = evaluate(*given, loss_of=under_autocast)
     x, y = (one.float() if one.dtype in (torch.float16, torch.bfloat16) else one for one in (logits, target))
-    shaped(result["loss"], x, y, options, upstream)
+    require_shape(result["loss"], x, y, options, upstream)
     return result
 
 
@@ -159,7 +167,7 @@ def empty(value):
 def call_on_meta():
     """Call the subject on the meta device, and check the dtype, the shape and the device of the loss."""
     meta = empty(logits), empty(target), {name: empty(value) for name, value in options.items()}, empty(upstream)
-    shaped(evaluate(*meta)["loss"], *meta)
+    require_shape(evaluate(*meta)["loss"], *meta)
 
 
 class Module(torch.nn.Module):
@@ -192,5 +200,5 @@ def call_exported():
     others = {name: value for name, value in options.items() if name not in tensors}
     arguments = logits, target, *tensors.values()
     loss = export(Module(subject, tuple(tensors), others), arguments).module()(*arguments)
-    shaped(loss, *given)
+    require_shape(loss, *given)
     return {"loss": loss.detach()}

@@ -23,6 +23,8 @@ from crossent.subjects.compiler import TRACER, unusable
 from crossent.subjects.subject import Subject
 
 RIGHT = "from crossent import formula as subject"
+# What a script prints if it does not have the code of its subject, `mine`.
+LACKS_MINE = "this script lacks the code of mine; replace this print and the next line by its import as subject"
 TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
 
 
@@ -43,7 +45,7 @@ def found(text, case, check):
 
 def with_subject(text, subject):
     """Return a script in which the code of a subject replaces the lines that ask for the subject."""
-    request = re.compile(r"^print\('in place of these two lines, import mine .*\nraise SystemExit\(2\)$", re.M)
+    request = re.compile(rf"^print\('{LACKS_MINE}.*\nraise SystemExit\(2\)$", re.M)
     assert len(request.findall(text)) == 1
     return request.sub(lambda match: subject, text)
 
