@@ -1,8 +1,8 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
 A check compares results with exact values or with other results, and yields a :class:`Difference` for each comparison.
-For any other failure, such as a changed argument, the check yields a :class:`Problem`. If a subject raises an exception
-during a check, the judge makes a :class:`Problem` from the exception.
+For a failure that is not about an error bound, such as a changed argument, the check yields a :class:`Problem`. If a
+subject raises an exception, crashes or hangs during a check, the judge makes the :class:`Problem`.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def judge_case(
         question: the case, with its exact values.
         subject: the subject.
         host: the object that calls the subject, in this process or in another process.
-        checks: the checks to run.
+        checks: the checks to run. After a hang, or a failure of `call` or `result`, most other checks are skipped.
         enough: a function that returns whether the findings on this case are enough to end the run. After enough
             findings, no further check of the case runs.
 
     Returns:
-        The verdict. If the case is not applicable to the subject, the verdict has only the reason.
+        The verdict. If no check can run on the case, the verdict has only the reason.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -97,7 +97,7 @@ def judge_case(
             break
         hung = any(isinstance(one, Problem) and one.kind == "hung" for one in problems)
         if problems and (check in _FIRST or hung):  # each further call might take the whole time limit
-            why = "makes a call that does not return" if hung else f"fails `{check.name}`, which the other checks need"
+            why = "exceeds the time limit" if hung else f"fails `{check.name}`, which the other checks need"
             if check is single.result and widens_halves(trial):
                 blocked = why
                 continue
@@ -137,7 +137,7 @@ def _unused_options(trial: Trial) -> str:
         return ""
     without = unused
     if "reduction" in unused and _checksum_without("reduction", trial, reduction="sum") != checksum(trial.got.loss):
-        without = ["reduction_none" if name == "reduction" else name for name in unused]  # "sum" changes the loss
+        without = ["reduction_none" if name == "reduction" else name for name in unused]  # only "none" is ignored
     return f"\nThe loss is the same without {' and '.join(unused)}. {_IF_INTENDED} {as_options(without=without)}"
 
 
@@ -194,7 +194,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
     `host` is the object that calls the subject, and `device` is the device of the tensors.
     """
     inputs = bad.build(device)
-    if reason := why_not_badly(bad, subject, inputs) or host.not_run:
+    if reason := why_not_called(bad, subject, inputs) or host.not_run:
         return Verdict(bad.id, not_applicable=reason)
     try:
         reaction = refusals.react(host, bad, device)
@@ -212,7 +212,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
     return Verdict(bad.id, outcome, findings)
 
 
-def why_not_badly(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
+def why_not_called(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
     """Return the reason why a subject is not called with a bad input, whose arguments are `inputs`; otherwise ""."""
     return subject.not_applicable(inputs) or subject.lacks.get("errors") or subject.lacks.get(bad.kind) or ""
 
@@ -249,8 +249,8 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding describes the arguments of the call. Some checks, such as `loss` and `gradient`, compare the first call
-    with the exact value. A finding of these checks also has torch's value, except if the subject is torch.
+    The finding describes the arguments of the call. If a number of the first call is wrong (checks `loss`, `gradient`,
+    …), the finding also has torch's value, except if the subject is torch.
     """
     inputs, of, numbers, of_torch = trial.question.here, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -289,8 +289,8 @@ def _bits(value: float, dtype: str) -> str:
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or "".
 
-    If torch raises an exception, return the exception in place of the value. Return the hint if a wrong result of the
-    subject has the bits of torch's result, and the subject has another contract than torch.
+    If torch raises an exception, return the exception in place of the value. Return the hint if the wrong result has
+    the bits of torch's result, the contracts differ, and the number is finite and not 0.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:

@@ -66,10 +66,10 @@ class Part:
 
 @dataclass
 class Step:
-    """A finished step of a run, for a progress bar.
+    """A finished step of a run, for a progress bar: a case in this process, or a :class:`Part` in a worker process.
 
     Attributes:
-        cost: the estimated CPU seconds of the step.
+        cost: the estimated CPU seconds of the step; 0 for a case that runs again after a worker crashed or hung.
         findings: the findings of the step that are not known failures.
     """
 
@@ -114,9 +114,9 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return the structure of a case: the properties that two cases must share to have joint error bounds.
+    """Return the structure of a case: the properties that cases share if their error bounds can be computed together.
 
-    The error bounds of all cases of the same structure in a part are computed together, which is faster.
+    Computing the bounds together is faster. All bad inputs have the same structure, since they have no error bounds.
     """
     if isinstance(case, BadInput):
         return ("no case",)
@@ -141,10 +141,10 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     """Return the parts of a run, in the order in which they start.
 
     Each of the first cases is a separate part, so that its findings are reported at once. These parts start first. The
-    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Of these
-    parts, the parts with the most expensive cases start first. In a run that may end soon, the cases that need torch's
-    compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose worker computes
-    their error bounds together.
+    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Among
+    these parts, the parts with the most expensive cases start first. In a run that may end soon, the parts with cases
+    that need torch's compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose
+    worker computes their error bounds together.
 
     With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of the first subjects come before
     the parts of the next subjects. Random numbers divide the other cases into parts, and order the cases of each part.
@@ -185,10 +185,11 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
-    """Return the items in about `count` bins of about equal cost. The bins with the most expensive items come first.
+    """Divide the items into bins. The bins with the most expensive items come first.
 
-    The items are indices of cases, and `costs` has the cost of each index. The average cost of a bin is the total cost
-    divided by `count`. An item that costs more than a third of this average is alone in its bin.
+    The items are indices of cases, and `costs` has the cost of each index. The planned cost of a bin is the total cost
+    divided by `count`. An item that costs more than a third of the planned cost is alone in its bin. The other bins
+    have about the planned cost. So there can be more than `count` bins.
     """
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]
@@ -204,13 +205,13 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The steps of a run, for a progress bar. Iterating runs the steps one by one, and yields a :class:`Step` for each.
+    """The steps of a run, for a progress bar. Iterating runs the steps, and yields a :class:`Step` after each of them.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
         running: the most expensive of the running cases and its most expensive check, in words; "" if none runs.
 
-    `work` runs the steps and yields them, and `count` is the number of steps.
+    `work` runs the steps and yields them. `count` is the planned number of steps: a case that runs again adds a step.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

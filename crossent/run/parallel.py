@@ -21,7 +21,7 @@ from crossent.checks.jacobians import batched_second, hessian, jacfwd
 from crossent.machine import ambient, available, lost
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
-from crossent.run.isolation.fork_server import OWN, ForkServer, ForkServerError
+from crossent.run.isolation.fork_server import TORCH_INDEX, ForkServer, ForkServerError
 from crossent.run.isolation.fresh_process import FreshProcess, call_ahead
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
@@ -251,15 +251,15 @@ class _Work:
             os._exit(1)
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
-        if subject == OWN:
+        if subject == TORCH_INDEX:
             use_new_compile_cache()  # a subject may have written into the compile cache of this run
         # If torch's compiler is imported already, its headers are in a folder into which other subjects can write.
         keep_headers_with_code()
-        perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
+        perform_acts(stream, output, partial(_loss_of, TORCH if subject == TORCH_INDEX else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
         """Return an isolated process for each subject with an index in `subjects`, and close all other processes."""
-        if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
+        if self.server is None:  # in a run of a user's function, no exact value has been computed yet
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
                 self.server = ForkServer(self._serve, memory)

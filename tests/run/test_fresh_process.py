@@ -72,14 +72,17 @@ def test_processes_that_one_process_forks_report_the_same(reactions, monkeypatch
     made = fresh_process.perform_each(list(SUBJECTS.values()), call_badly, calls, "cpu", 4)
     assert len(started) == 1
     for name, outcome in zip(SUBJECTS, made, strict=True):
-        found = judge_reaction(react(fresh_process.Made(outcome), BEYOND, "cpu"), BEYOND.allowed("cpu"))
+        found = judge_reaction(react(fresh_process.PastCall(outcome), BEYOND, "cpu"), BEYOND.allowed("cpu"))
         assert {problem.kind: problem.message for problem in found.values() if problem} == reactions[name], name
 
 
 def test_a_subject_that_cannot_be_sent_does_not_keep_others_from_their_calls():
     losses = [lambda *arguments, **options: None, crossent.formula]
     lost, right = fresh_process.perform_each(losses, call_badly, [(BEYOND.id, "cpu")] * 2, "cpu", 2)
-    assert "cannot be sent to a separate process" in lost.value.reason
+    said = "cannot be sent to a new process, because pickle raised "
+    advice = "; define the loss in a module that can be imported"
+    assert lost.value.reason.startswith(said)
+    assert lost.value.reason.endswith(advice)
     assert right.value.raised.is_a(IndexError)
 
 
@@ -108,14 +111,15 @@ def test_a_run_starts_one_process_for_all_calls_that_would_poison_a_device(monke
 def test_a_process_that_does_not_start_is_ended(monkeypatch):
     monkeypatch.setattr(fresh_process, "_STARTING", 0.05)
     performed = FreshProcess(crossent.formula).perform(call_badly, BEYOND.id, "cpu")
-    assert performed == Performed(ended="hung", how="its process did not start within 0.05 s")
+    said = "its process needed more than 0.05 s to import torch and the subject and to initialize the device"
+    assert performed == Performed(ended="hung", how=said)
 
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
     monkeypatch.setattr(BadInput, "asserts", lambda self, device: True)
     report = run(lambda *arguments, **options: None, BEYOND)
     (reason,) = report.subjects[0].not_applicable
-    assert reason.startswith("cannot be sent to a separate process: ")
+    assert reason.startswith("cannot be sent to a new process, because pickle raised ")
     assert "lambda" in reason
     assert not report.ran
 
@@ -126,7 +130,8 @@ def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
 
     main.__module__, main.__qualname__ = "__main__", "main"
     monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
-    with pytest.raises(NotRunError, match=r"cannot be sent to a separate process: AttributeError: .*main"):
+    said = r"cannot be sent to a new process, because loading it there raised AttributeError: .*main.*; define the loss"
+    with pytest.raises(NotRunError, match=said):
         problems(main)
 
 

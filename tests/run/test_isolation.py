@@ -155,6 +155,14 @@ def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
     assert finding.message == "its process ended: exit status 3"
 
 
+def test_a_result_too_large_to_be_right_has_no_exception_of_crossent_in_its_finding():
+    def loss(input, target, **options):
+        return input.sum().expand(2**33)
+
+    (finding,) = run_isolated(Subject("mine", loss), cases=CASES[:1]).findings
+    assert finding.message.startswith(f"a result has shape ({2**33},) and {2**35} bytes; expected at most ")
+
+
 def test_the_calls_of_a_case_share_the_time_limit():
     """Each act alone would return in time, but all acts together take too long. The next case has its own limit."""
 

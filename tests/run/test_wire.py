@@ -136,8 +136,15 @@ def test_a_reply_that_no_act_returns_is_damaged(place, value):
 
 @pytest.mark.parametrize(
     ("at", "value", "said"),
-    [(5, "cuda:7", "a tensor is on cuda:7; allowed are cpu"), (4, 10**6, "a tensor is larger than its memory$")],
-    ids=["device", "offset"],
+    [
+        (2, [-1], "^a reply with a tensor of impossible sizes$"),
+        (2, [2**40], f"^a reply with a tensor of {2**42} bytes; allowed are {MOST}$"),
+        (0, None, "^a reply with a tensor on the meta device, which has no data$"),
+        (5, "cuda:7", "^a reply with a tensor on cuda:7; allowed are cpu$"),
+        (4, 10**6, "^a reply with a tensor that is larger than its memory$"),
+        (0, 2**20, "^a reply with incomplete data of a tensor$"),
+    ],
+    ids=["sizes", "bytes", "meta", "device", "offset", "data"],
 )
 def test_the_error_of_a_tensor_names_its_fault(at, value, said):
     header, raw = header_of(wire.write_reply(Performed(torch.zeros(3)), MOST))
@@ -165,7 +172,8 @@ def test_a_deep_header_is_damaged():
 
 def test_a_result_too_large_to_be_right_is_not_sent():
     expanded = torch.zeros(1).expand(2**33)
-    with pytest.raises(wire.DamagedError, match=r"the result has shape \(8589934592,\), which is larger than any"):
+    said = rf"^a result has shape \({2**33},\) and {2**35} bytes; expected at most {MOST} bytes$"
+    with pytest.raises(wire.DamagedError, match=said):
         wire.write_reply(Performed(expanded), MOST)
 
 

@@ -11,7 +11,7 @@ from crossent.report.expected_findings import mark
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import runner
-from crossent.run.isolation.fork_server import OWN, ForkServer
+from crossent.run.isolation.fork_server import TORCH_INDEX, ForkServer
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
@@ -82,7 +82,7 @@ def trial_of(question, subject, host=None):
 def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY, checks=SINGLE):
     """Run checks, and return the report of a subject that runs in an isolated process."""
     with ambient():
-        losses = {0: subject.loss, OWN: TORCH.loss}
+        losses = {0: subject.loss, TORCH_INDEX: TORCH.loss}
         server = ForkServer(lambda at, *descriptors: perform_acts(*descriptors, lambda: losses[at]), memory)
         process = IsolatedProcess(server, 0, seconds)
         try:

@@ -8,8 +8,8 @@ judge does not trust a reply. The judge compares numbers with exact values, whic
 statements of a reply have no exact value, such as the error that a call with bad input raised. The judge must rely on
 these statements, which SECURITY.md lists.
 
-fresh_process  a new process for each call with bad input that may make a CUDA device unusable
-fork_server    the process that forks isolated processes; the judge starts it before the judge knows any exact value
+fresh_process  a new process for each call with bad input that may make a CUDA or XPU device unusable
+fork_server    the process that forks isolated processes
 process        an isolated process: the loop in the process, and the host through which the judge sends acts
 wire           the messages between the judge and an isolated process: contents, validation, limits of size and time
 """

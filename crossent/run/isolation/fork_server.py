@@ -1,7 +1,11 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-An isolated process calls a subject. The judge is the process that runs the checks. The judge starts the fork server
-before the judge computes any exact value, so no isolated process inherits an exact value.
+An isolated process calls a subject. The judge is the process that runs the checks. In a run of a user's function, the
+judge starts the fork server before the judge computes any exact value. So no process of a user's function inherits an
+exact value.
+
+In a run of only forms and torch, none of them compiled, the fork server starts when cases run again after a crash
+or a hang. The fork server may then inherit exact values.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ _SECONDS = 10.0  # the time limit of a reply of the fork server; a fork or a kil
 Serve = Callable[[int, int, int], None]
 # Stands for torch where a function takes the index of a subject. If the process of a subject replies that a call
 # cannot run on this machine, the judge repeats the call with torch in another isolated process.
-OWN = -1
+TORCH_INDEX = -1
 
 
 class ForkServerError(Exception):
@@ -62,7 +66,7 @@ class ForkServer:
         """Fork an isolated process for a subject, and return the process id.
 
         Args:
-            subject: the index of the subject in the run, or `OWN` for torch.
+            subject: the index of the subject in the run, or `TORCH_INDEX` for torch.
             stream: the socket through which the process receives requests and sends replies.
             output: the descriptor of the file to which the process prints.
 
@@ -75,9 +79,10 @@ class ForkServer:
         return process
 
     def end(self, process: int) -> int:
-        """Return the exit status of the isolated process with the id `process`; -N if signal N ended the process.
+        """End the isolated process with the id `process`, and return its exit status; -N if signal N ended the process.
 
-        If the process still runs, the fork server kills the process and its process group first.
+        If the process has already ended, only return the status. Otherwise the fork server kills the process and its
+        process group.
 
         Raises:
             ForkServerError: the fork server has ended, or does not reply.
@@ -102,10 +107,10 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Start and end isolated processes, as the judge requests, until the judge closes its socket.
+    """Limit this process; then start and end isolated processes until the judge closes its socket.
 
-    This function runs in the fork server. `control` is the socket to the judge. `serve` and `memory` are the arguments
-    of :class:`ForkServer`.
+    This function runs in the fork server. The isolated processes inherit the limits. The judge sends its requests
+    through the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
@@ -155,7 +160,8 @@ def _kill(process: int) -> int:
 def _reap(ended: dict[int, int]) -> None:
     """Add to `ended` the exit status of each child process that has ended, by process id.
 
-    In a PID namespace, a process that a subject started can become a child process of the fork server.
+    In a PID namespace, a process that a subject started becomes a child of the fork server when its parent ends. Then
+    `ended` gets the exit status of this process too.
     """
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:

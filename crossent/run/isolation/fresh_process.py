@@ -1,8 +1,8 @@
-"""A fresh process for each call that may make its device unusable.
+"""A fresh process for each call that may make a device unusable.
 
-A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process receives the loss as a pickle, and makes the call. For several calls, one new Python
-process forks a process for each call (:func:`perform_each`).
+A class index out of range triggers a device-side assert on CUDA and XPU. Afterwards no call on the device works in the
+same process. So a new Python process receives the loss as a pickle, and makes the call. For several calls, one new
+Python process forks a process for each call (:func:`perform_each`).
 
 An act is a function that calls a loss. A host is an object that runs an act (:mod:`crossent.trials.act`).
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -29,7 +29,7 @@ from crossent.checks.refusals import call_badly
 from crossent.machine import can_fork, cores
 from crossent.run.isolation import wire
 from crossent.run.isolation.process import status_in_words
-from crossent.run.judge import why_not_badly
+from crossent.run.judge import why_not_called
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Host, NotRun, Performed, perform
 from crossent.words import said
@@ -57,7 +57,7 @@ class FreshProcess:
         loss: the loss, which the new process must be able to import.
         device: the device of the tensors.
         seconds: the time limit of a call.
-        isolated: True, as :class:`crossent.trials.act.Host` requires.
+        isolated: True, since the loss runs in another process (:class:`crossent.trials.act.Host`).
         not_run: "", since every act is run.
     """
 
@@ -95,7 +95,8 @@ def _request(loss: Loss, act: Callable[..., T], arguments: tuple[Any, ...], devi
 
 
 def _not_sent(error: Exception) -> Performed[Any]:
-    return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
+    reason = f"cannot be sent to a new process, because pickle raised {said(error)}"
+    return Performed(NotRun(f"{reason}; define the loss in a module that can be imported"))
 
 
 def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
@@ -109,7 +110,7 @@ def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
     )
 
 
-class _Patience:
+class _TimeLimits:
     """The two time limits of a process: `_STARTING` seconds to start, and then `seconds` for its call.
 
     When the process is ready for the call, it creates the file `_STARTED` in `folder`.
@@ -117,15 +118,16 @@ class _Patience:
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._started, self._seconds = folder / _STARTED, seconds
-        self._end, self._late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
-        self._running = False
+        self._end, self._running = time.monotonic() + _STARTING, False
+        needed = "to import torch and the subject and to initialize the device"
+        self._exceeded = f"its process needed more than {_STARTING:g} s {needed}"
 
-    def late(self) -> str:
+    def exceeded(self) -> str:
         """Return a sentence that names the exceeded time limit; "" if the process is in time."""
         if not self._running and self._started.exists():
             self._end, self._running = time.monotonic() + self._seconds, True
-            self._late = f"the call did not return within {self._seconds:g} s"
-        return self._late if time.monotonic() > self._end else ""
+            self._exceeded = f"the call did not return within {self._seconds:g} s"
+        return self._exceeded if time.monotonic() > self._end else ""
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
@@ -136,9 +138,9 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
         folder: the folder in which the process creates a file when it is ready for the call.
         seconds: the time limit of the call, from the creation of the file.
     """
-    patience = _Patience(folder, seconds)
+    limits = _TimeLimits(folder, seconds)
     while process.poll() is None:
-        if late := patience.late():
+        if late := limits.exceeded():
             return late
         time.sleep(_LOOK)
     return ""
@@ -166,12 +168,12 @@ def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], la
 
 
 @dataclass(frozen=True)
-class Made:
+class PastCall:
     """A host that returns the outcome of an earlier call, and calls nothing.
 
     Attributes:
         performed: the outcome.
-        isolated: True, as :class:`crossent.trials.act.Host` requires.
+        isolated: True, since the loss ran in another process (:class:`crossent.trials.act.Host`).
         not_run: "", since the call has been made.
     """
 
@@ -187,7 +189,7 @@ class Made:
 def perform_each(
     losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
 ) -> list[Performed[T]]:
-    """Call `act(loss, *arguments)` for each loss with its arguments, each in a new process; return the outcomes.
+    """Call `act(losses[i], *arguments[i])` for each i in a new process, and return the outcomes in this order.
 
     A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
     each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
@@ -232,7 +234,7 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
         not called with a bad input, there is no entry. The dict is empty for fewer than two calls, and on a system
         without fork. Each call then starts its own new process later.
     """
-    calls = [(bad, one) for bad in cases for one in subjects if not why_not_badly(bad, one, bad.build())]
+    calls = [(bad, one) for bad in cases for one in subjects if not why_not_called(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
         return {}
     losses, arguments = [one.loss for _, one in calls], [(bad.id, device) for bad, _ in calls]
@@ -240,19 +242,19 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
     for (bad, one), outcome in zip(
         calls, perform_each(losses, call_badly, arguments, device, min(_CALLS_AT_ONCE, cores())), strict=True
     ):
-        made.setdefault(bad.id, {})[one.name] = Made(outcome)
+        made.setdefault(bad.id, {})[one.name] = PastCall(outcome)
     return made
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request, and write how the process ended to a file in the folder of the request.
+    """Fork a process for each request. When the process ends, write a file into the folder of the request.
 
-    The folders of the requests are in `folder`. The new process of :func:`perform_each` runs this function. At most
-    `jobs` processes run at once, and `seconds` is the time limit of a call. All arguments are strings, since they come
-    from a command line.
+    The file says how the process ended. The folders of the requests are in `folder`. The new process of
+    :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is the time limit of a
+    call. All arguments are strings, since they come from a command line.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
-    running: dict[int, tuple[Path, _Patience]] = {}
+    running: dict[int, tuple[Path, _TimeLimits]] = {}
     while waiting or running:
         while waiting and len(running) < int(jobs):
             own = waiting.pop(0)
@@ -261,10 +263,10 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
                     main(str(own))
                 finally:
                     os._exit(1)
-            running[child] = own, _Patience(own, float(seconds))
-        for child, (own, patience) in list(running.items()):
+            running[child] = own, _TimeLimits(own, float(seconds))
+        for child, (own, limits) in list(running.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
-            if not ended and (late := patience.late()):
+            if not ended and (late := limits.exceeded()):
                 os.kill(child, signal.SIGKILL)
                 ended, status = os.waitpid(child, 0)
             else:
@@ -276,17 +278,19 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
         time.sleep(_LOOK)
 
 
-def main(folder: str) -> None:
+def main(folder: str) -> NoReturn:
     """Read a loss, an act and its arguments from a folder, call the act, and write the reply to the folder.
 
-    A new process of :class:`FreshProcess` runs this function, and so does each process that :func:`serve` forks.
+    If the request cannot be read, the reply has the value `NotRun`. Then end the process. A new process of
+    :class:`FreshProcess` runs this function, and so does each process that :func:`serve` forks.
     """
     performed: Performed[Any]
     most = 0
     try:
         loss, act, arguments, device, most = pickle.loads(Path(folder, _REQUEST).read_bytes())
     except Exception as error:  # an import may raise anything; the new process does not import the caller's main module
-        performed = Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
+        reason = f"cannot be sent to a new process, because loading it there raised {said(error)}"
+        performed = Performed(NotRun(f"{reason}; define the loss in a module that a new process can import"))
     else:
         torch.empty(1, device=device).zero_()  # initializes the device
         Path(folder, _STARTED).touch()

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import IO, Any, NoReturn, TypeVar
 
 from crossent.run.isolation import wire
-from crossent.run.isolation.fork_server import OWN, ForkServer
+from crossent.run.isolation.fork_server import TORCH_INDEX, ForkServer
 from crossent.subjects.confinement import close_all_but
 from crossent.subjects.ranks.protocol import allow_fork
 from crossent.subjects.subject import Loss
@@ -61,6 +61,8 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
         try:
             loss = loss or load()
             reply = wire.write_reply(perform(act, loss, *arguments), most)
+        except wire.DamagedError as error:  # a result is too large: a finding, but no exception of the subject
+            reply = wire.write_reply(Performed(raised=Raised(*[str(error)] * 3)), most)
         except BaseException as error:  # from the import of the subject, or a KeyboardInterrupt of the act
             reply = wire.write_reply(Performed(raised=Raised.of(error)), most)
         for file in (sys.stdout, sys.stderr):
@@ -76,7 +78,7 @@ class IsolatedProcess:
 
     Args:
         server: the fork server, which forks the process.
-        subject: the index of the subject in the run, or `OWN` for torch.
+        subject: the index of the subject in the run, or `TORCH_INDEX` for torch.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
         alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
     """
@@ -97,7 +99,10 @@ class IsolatedProcess:
     @property
     def not_run(self) -> str:
         """The reason why the subject is no longer called; "" if the subject is still called."""
-        return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
+        if self._hung < _MOST_HUNG:
+            return ""
+        times = f"{_MOST_HUNG} times in a worker process"
+        return f"exceeded the time limit {times}, and is no longer called there; --timeout sets the limit"
 
     def start_case(self) -> None:
         """Start a case. The calls of `perform` on this case may take `timeout` seconds together."""
@@ -126,7 +131,8 @@ class IsolatedProcess:
         except TimeoutError:
             self._hung += 1
             self._end()
-            return Performed(ended="hung", how=f"the call did not return within {self._timeout:g} s")
+            how = f"its process sent no reply within {self._timeout:g} s, the limit that --timeout sets"
+            return Performed(ended="hung", how=how)
         except (EOFError, OSError):
             return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")
         except wire.DamagedError as damage:
@@ -143,12 +149,12 @@ class IsolatedProcess:
         false if the same act with torch, in another isolated process, has a different outcome. The judge must not run
         the act itself: an act that compiles could load code that the subject has left in torch's cache.
         """
-        if not isinstance(performed.value, NotRun) or self._subject == OWN:
+        if not isinstance(performed.value, NotRun) or self._subject == TORCH_INDEX:
             return performed
         reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
         if reason not in self._confirmed:
             self._end()  # the subject's process must not run at the same time as torch's
-            self._torch = self._torch or IsolatedProcess(self._server, OWN, self._timeout, self._alive)
+            self._torch = self._torch or IsolatedProcess(self._server, TORCH_INDEX, self._timeout, self._alive)
             self._torch.start_case()
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(

@@ -134,7 +134,8 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 class _Pickler(pickle.Pickler):
     """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device.
 
-    Tensors that share a storage also share one when they are read.
+    If tensors share a storage, the tensors that are read from the pickle also share a storage. A tensor on the meta
+    device has no data, so the pickler keeps only its form.
     """
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
@@ -149,7 +150,10 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
     def _storage_of(self, tensor: Tensor) -> torch.UntypedStorage:
-        """Return the storage of a tensor, as one Python object, so that pickle writes it only once."""
+        """Return the storage of a tensor. For tensors that share a storage, return the same Python object.
+
+        pickle writes an object only once.
+        """
         storage = tensor.untyped_storage()
         return self._storages.setdefault(storage.data_ptr(), storage) if storage.data_ptr() else storage
 
@@ -212,8 +216,8 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             if value.numel() * value.element_size() > most:
-                what = f"the result has shape {tuple(value.shape)}"
-                raise DamagedError(f"{what}, which is larger than any correct result")
+                size = f"shape {tuple(value.shape)} and {value.numel() * value.element_size()} bytes"
+                raise DamagedError(f"a result has {size}; expected at most {most} bytes")
             content = None if value.is_meta else _raw(value.detach().untyped_storage())
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
@@ -287,29 +291,29 @@ class _Reader:
     def _tensor(self, length: int | None, dtype: str, shape: Any, stride: Any, offset: int, device: str) -> Tensor:
         numbers = [offset, *shape, *stride, 0 if length is None else length]
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) != len(stride):
-            raise ValueError("a tensor has impossible sizes")
+            raise DamagedError("a reply with a tensor of impossible sizes")
         size = torch.empty(0, dtype=_DTYPES[dtype]).element_size()
         if math.prod(shape) * size > self._most:
-            raise ValueError("a tensor is larger than any correct result")
+            raise DamagedError(f"a reply with a tensor of {math.prod(shape) * size} bytes; allowed are {self._most}")
         if length is None:
             if "meta" not in self._devices:
-                raise ValueError("a tensor is on the meta device, and has no data")
+                raise DamagedError("a reply with a tensor on the meta device, which has no data")
             return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if device not in self._devices:
-            raise ValueError(f"a tensor is on {cut(str(device))}; allowed are {', '.join(sorted(self._devices))}")
+            allowed = ", ".join(sorted(self._devices))
+            raise DamagedError(f"a reply with a tensor on {cut(str(device))}; allowed are {allowed}")
         if math.prod(shape) and (last + 1) * size > length:
-            raise ValueError("a tensor is larger than its memory")
+            raise DamagedError("a reply with a tensor that is larger than its memory")
         raw = self._raw[self._at : self._at + length]
         if len(raw) != length:
-            raise ValueError("the data of a tensor is incomplete")
+            raise DamagedError("a reply with incomplete data of a tensor")
         self._at += length
         return _tensor(_storage(raw, device), dtype, tuple(shape), tuple(stride), offset, device)
 
 
 @cache
 def _return_type(act: Callable[..., Any]) -> Any:
-    """Return the declared return type of an act."""
     return _hints(act)["return"]
 
 
