@@ -41,15 +41,15 @@ def parametrize(
     `check()` runs the check, and raises AssertionError with the finding if the check fails. `check()` marks a known
     failure as xfail, and skips the test if the check does not run. The id of a test is `check[case]`. On a device other
     than the CPU, the id also has the device, as in `check[case]@cuda`. Options on the command line, such as
-    `--crossent-level`, override the options given here.
+    `--crossent-level`, override the options given here. Only `--crossent-without` adds its features to `without`.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
-        options: device, dtypes, level (default "quick"), seed, without, contract, grade, expected_findings, checks,
-            cases and operation, as :func:`crossent.check` takes them.
+        options: device, dtypes, level (default "quick"), seed (a number), without, contract, grade, expected_findings,
+            checks, cases and operation, as :func:`crossent.check` takes them.
 
     Raises:
-        TypeError: an option is not in this list.
+        TypeError: `options` has an option that this function does not take.
 
     Example::
 
@@ -122,7 +122,7 @@ class CheckTest:
         """Run the check. Mark a known failure as xfail, and skip the test if the check does not run on the case.
 
         Raises:
-            AssertionError: the check failed. The message is the whole finding.
+            AssertionError: the check failed, or a call made the device unusable. The message is the whole finding.
         """
         __tracebackhide__ = True
         import pytest
@@ -134,7 +134,9 @@ class CheckTest:
             (self.record.not_applicable,) = part.not_applicable
             pytest.skip(f"{subject.name} {self.record.not_applicable}")
         outcome = part.outcomes[case.id]
-        of = list(outcome.checks) if isinstance(case, BadInput) else [self.check]
+        # If a call made the device unusable, the outcome has only the check `call`, which then fails in every test.
+        ended = self.check not in {*outcome.checks, *outcome.not_run}
+        of = list(outcome.checks) if ended or isinstance(case, BadInput) else [self.check]
         measured = {name: outcome.checks[name] for name in of if name in outcome.checks}
         not_run = {name: outcome.not_run[name] for name in of if name in outcome.not_run}
         self.record.outcome = replace(outcome, checks=measured, not_run=not_run)
@@ -189,7 +191,9 @@ def unpacked(text: str) -> CheckRecord:
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield the tests of a subject: for each check on each case that the settings choose, and for each bad input.
+    """Yield the tests of a subject, one for each chosen check that applies to a chosen case.
+
+    Each chosen bad input has one more test. `settings` choose the checks, the cases and the bad inputs.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
@@ -218,9 +222,9 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return one report of the records of all tests: at least one record, possibly from several processes.
+    """Return the report of all tests from their records, which may come from several processes.
 
-    The report has the settings of the first record.
+    There is at least one record. The report has the settings of the first record, but the contracts of all records.
     """
     all_records = list(records)
     settings = all_records[0].settings
@@ -230,6 +234,8 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     parts: dict[str, SubjectReport] = {}
     contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()
+    # After a call that makes the device unusable, several tests have the same finding.
+    found: set[tuple[str, str, str]] = set()
     for one in all_records:
         part = parts.setdefault(one.subject, SubjectReport(one.subject, order=(*CHECKS, "errors")))
         contracts.setdefault(one.subject, set()).add(one.contract)
@@ -243,7 +249,9 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.checks.update(one.outcome.checks)
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
-        part.findings += one.findings
+        new = {(part.name, finding.case, finding.check): finding for finding in one.findings}
+        part.findings += [finding for key, finding in new.items() if key not in found]
+        found |= new.keys()
     for name, chosen in contracts.items():  # tests of one subject may have several contracts
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())

@@ -10,7 +10,8 @@ from crossent.cases import inputs
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.machine import environment, require_device
-from crossent.run import parallel
+from crossent.run import parallel, pytest_checks
+from crossent.run.settings import Settings
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.trials.trial import Question
 
@@ -98,6 +99,25 @@ def test_a_bad_call_that_raises_the_right_error_may_make_the_device_unusable(gpu
 
     (finding,) = run(loss, bad).findings
     assert (finding.check, finding.kind) == ("errors", "crashed")
+
+
+def test_a_test_of_a_call_that_makes_the_device_unusable_fails_for_each_check(gpu):
+    """The verdict has only the check `call`. A test of any other check must not pass for lack of a result."""
+    settings = Settings(level="quick", dtypes="float32", cases=SOME[:2])
+    tests = list(pytest_checks.tests_of(gpu.loss, settings))
+    messages = {}
+    for test in tests:
+        try:
+            test()
+        except AssertionError as error:
+            messages[test.id] = str(error)
+    lost = {test.id for test in tests if test.run.case.id.endswith(SOME[1])}
+    assert len(lost) > 5
+    assert {test.id for test in tests} - lost
+    assert lost <= messages.keys()
+    assert all(f"the call made cpu unusable: {ASSERT}" in messages[name] for name in lost)
+    report = pytest_checks.report_of_records(test.record for test in tests)
+    assert [finding.check for finding in report.subjects[0].findings if finding.case.endswith(SOME[1])] == ["call"]
 
 
 # --- A device without float64 ---------------------------------------------------------------------------------------

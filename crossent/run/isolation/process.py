@@ -62,7 +62,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
             loss = loss or load()
             reply = wire.write_reply(perform(act, loss, *arguments), most)
         except wire.DamagedError as error:  # a result is too large: a finding, but no exception of the subject
-            reply = wire.write_reply(Performed(raised=Raised(*[str(error)] * 3)), most)
+            reply = wire.write_reply(Performed(raised=Raised(str(error), str(error), str(error))), most)
         except BaseException as error:  # from the import of the subject, or a KeyboardInterrupt of the act
             reply = wire.write_reply(Performed(raised=Raised.of(error)), most)
         for file in (sys.stdout, sys.stderr):
