@@ -52,8 +52,8 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
         words += ["--check", finding.check, "--case", finding.case]
     else:
         words = ["crossent", "repro", finding.id]
-        is_named = source == finding.subject and source in BY_NAME  # a form or torch, and not compiled
-        words += [] if is_named else ["--subject", relative_source(source)]
+        is_built_in = source == finding.subject and source in BY_NAME  # a form or torch, and not compiled
+        words += [] if is_built_in else ["--subject", relative_source(source)]
     for name, value in given.items():
         words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
     return " ".join(map(shell_word, words))

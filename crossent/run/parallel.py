@@ -27,7 +27,7 @@ from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
+from crossent.run.settings import ExpectedList, Settings, is_built_in, unexpected
 from crossent.run.workers import Ended, alive, result, workers
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.compiler import keep_headers_with_code, own_compile_cache, use_new_compile_cache
@@ -56,7 +56,7 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
+    """Run the cases of a plan on subjects, and add the verdicts to a report. At the end, sort the report like the plan.
 
     Args:
         planned: the cases, each with its checks.
@@ -102,7 +102,10 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run in this process. Each step judges all subjects on one case."""
+    """Yield the steps of a run in this process. Each step judges all subjects on one case.
+
+    `enter` adds the verdicts of a step to the report, and returns the findings that are not known failures.
+    """
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -147,8 +150,8 @@ def judge_each(
         device: the device of the tensors.
         enough: a function that returns whether these findings of a subject on the case are enough to end the run.
         question: the case with its exact values; None to compute the exact values here.
-        made: for a bad input that may make the device unusable, the hosts with the outcomes of calls that were made
-            earlier, by the name of the subject.
+        made: for a bad input that may make the device unusable, a host with the outcome of an earlier call, by the
+            name of the subject. If `made` is None or lacks a subject, a fresh process makes the call.
     """
     for subject, host in zip(subjects, hosts, strict=True):
         if reason := why_not_on_device(case.build, device):
@@ -210,10 +213,12 @@ class _Work:
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Judge the cases at the indices `places` of the plan. Yield each index, with one verdict for each subject.
+        """Judge the cases at the indices `places` of the plan. Yield each index, with the result of `judge_each`.
 
-        Up to `_CASES_AT_ONCE` cases form a group. Exact values and most error bounds of a group are computed together,
-        before its first case is judged.
+        Reading this result, an iterator, judges the case. `subjects`, `hosts` and `device` are those of `judge_each`.
+
+        Up to `_CASES_AT_ONCE` cases form a group. Before its first case is judged, exact values and most error bounds
+        of a group are computed together, except for a linear cross-entropy.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
@@ -230,10 +235,10 @@ class _Work:
                 checks = self.planned[case]
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
-    def share(self, part: Part) -> list[Placed]:
+    def judge_part(self, part: Part) -> list[Placed]:
         """Judge the cases of a part of the run, and return the verdicts, each with the index of its subject.
 
-        Stop after enough findings to end the run.
+        Stop after a verdict whose findings alone are enough to end the run.
         """
         subjects = [self.subjects[at] for at in part.subjects]
         try:
@@ -277,12 +282,15 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
 
     If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
     Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again in isolated
-    processes. Each case on each subject is then a separate step.
+    processes. Each case on each subject is then a separate step. If a worker ends again, its case has the finding
+    "crashed" or "hung".
+
+    `enter` adds the verdicts of a step to the report, and returns the findings that are not known failures.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
     _import("torch.fx.experimental.symbolic_shapes")  # else each worker imports it in a backward pass, in half a second
-    isolated = not all(map(is_named, subjects))
+    isolated = not all(map(is_built_in, subjects))
     # torch's compilers import Triton, but the file of a subject may have to set TRITON_INTERPRET before that import.
     leaves_triton = isolated and find_spec("triton") is not None
     if not brief and not leaves_triton:  # in a run that may end soon, a worker imports the compilers when needed
@@ -310,7 +318,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
             yield Step(0.0, enter(made))
 
     steps = Steps(judged(), len(shares), sum(part.cost for part in shares))
-    with unreadable(), workers(work.share, jobs, work.settings.timeout) as pool:
+    with unreadable(), workers(work.judge_part, jobs, work.settings.timeout) as pool:
         yield steps
 
 

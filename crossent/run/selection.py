@@ -31,12 +31,13 @@ def select(
     cases: Mapping[str, Collection[str]],
     every: Mapping[str, Check] | None = None,
 ) -> Plan:
-    """Return the chosen cases of a plan, each with its chosen checks.
+    """Return the chosen cases of a plan, each with its chosen checks. Leave out a case on which no chosen check runs.
 
     Args:
         planned: the plan.
         level: the level of the plan.
-        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
+        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run. A
+            case that the plan lacks then has the checks that suit the level.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
             is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
@@ -63,6 +64,10 @@ def select(
         if _runs(case, names, planned.get(case), case in by_full_id, every)
     }
     if not part:
+        if cases and by_full_id == wanted.keys():
+            names = sorted({name for of_case in wanted.values() for name in of_case})
+            what = f"no chosen check ({', '.join(names)}) applies to a chosen case; choose another check or case"
+            raise ValueError(f"cases: got {', '.join(cases)}; {what}")
         if checks:
             given, what = f"checks: got {', '.join(checks)}", f"no chosen case of level {level} runs these checks"
         else:
@@ -109,7 +114,7 @@ def _runs(
     case: Case | BadInput,
     names: Collection[str],
     planned: Collection[Check] | None,
-    whole: bool,
+    by_full_id: bool,
     every: Mapping[str, Check] | None,
 ) -> bool:
     """Return whether at least one check in `names` runs on a case. If `names` is empty, return True.
@@ -118,13 +123,13 @@ def _runs(
         case: the case or the bad input.
         names: the names of the chosen checks.
         planned: the checks of the case in the plan, or None if the plan lacks the case.
-        whole: whether the user chose the case by its full id.
+        by_full_id: whether the user chose the case by its full id.
         every: as for :func:`select`.
     """
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
     return not names or any(
-        check.name in names for check in _checks(case, names, planned, whole, "", every) if check.applies(case)
+        check.name in names for check in _checks(case, names, planned, by_full_id, "", every) if check.applies(case)
     )
 
 
@@ -132,7 +137,7 @@ def _checks(
     case: Case | BadInput,
     names: Collection[str],
     planned: Collection[Check] | None,
-    whole: bool,
+    by_full_id: bool,
     level: str,
     every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
@@ -159,5 +164,5 @@ def _checks(
     possible = of_cost(Cost.TILES) if case.tiled > 1 else (every or checks_of(case.operation)).values()
     before = () if case.tiled > 1 else BEFORE
     for check in possible:
-        if check in before or (check.name in names and (whole or check in (planned or ()))):
+        if check in before or (check.name in names and (by_full_id or check in (planned or ()))):
             yield check

@@ -46,8 +46,8 @@ class Settings:
     Raises:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
             contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings`
-            is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or this torch cannot start ranks for
-            the operation. `shard` is not from (1, N) to (N, N), or contradicts another option.
+            is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, the operation cannot run on ranks, or
+            this torch cannot start ranks. `shard` is not from (1, N) to (N, N), or contradicts another option.
         RuntimeError: this machine does not have the device.
     """
 
@@ -173,12 +173,12 @@ class Settings:
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
-        """Return the subjects, each loaded once and under a unique name. Without arguments, return the forms and torch.
+        """Return the subjects, each once and under a unique name; by default, the built-in subjects of the operation.
 
         Raises:
             ValueError: a subject cannot be loaded, a feature does not exist, the grade applies to no subject, or
                 `ranks` is given without a subject.
-            TypeError: a subject is neither a name nor callable.
+            TypeError: a subject is neither a name nor a callable that crossent can call as a cross-entropy.
         """
         if self.ranks is not None and not subjects:
             raise ValueError(f"ranks: got {self.ranks}, but no subject; name a subject that runs on ranks")
@@ -258,10 +258,10 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     """Return the name of the operation of a run: `operation`, if given, or else the operation of the built-in subjects.
 
-    The built-in subjects are the forms and the losses of torch. Without any of these, the default is "cross_entropy".
+    The built-in subjects are forms and losses of torch, given by name. Without any, the default is "cross_entropy".
 
     Raises:
-        ValueError: two subjects compute different operations, or a subject does not compute `operation`.
+        ValueError: two built-in subjects compute different operations, or one does not compute `operation`.
     """
     own: dict[str, str] = {}
     for subject in subjects:
@@ -271,23 +271,23 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     chosen = operation or next(iter(own), CROSS_ENTROPY.name)
     if others := [name for name in own if name != chosen and chosen in OPERATIONS]:
         given = f"got {quoted(operation)}" if operation else f"{own[chosen]} computes {chosen}"
-        other = f"{cut(own[others[0]])} computes {others[0]}"
-        raise ValueError(f"operation: {given}, but {other}; a run has one operation, so use a run for each")
+        advice = f"choose {others[0]} or another subject" if operation else "use a run for each operation"
+        raise ValueError(f"operation: {given}, but {cut(own[others[0]])} computes {others[0]}; {advice}")
     return chosen
 
 
-def is_named(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled, even if it is declared without some features."""
+def is_built_in(subject: Subject) -> bool:
+    """Return whether the subject is a form or torch, and not compiled. Features declared missing do not count."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
 def mark_expected(
     report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
 ) -> list[tuple[str, str]]:
-    """Mark the known failures in a report, and return the states of the entries of both lists.
+    """Mark the known failures in a report, and return the states of all entries of `known`.
 
-    :func:`crossent.report.expected_findings.mark` documents the states. torch's list applies only to subjects with
-    torch's contract, and to torch's `loss_parallel`.
+    Also add the fixed entries to `report.fixed`. :func:`crossent.report.expected_findings.mark` documents the states.
+    torch's list applies only to subjects with torch's contract, and to torch's `loss_parallel`.
 
     Args:
         report: the report. Each finding that is a known failure gets its reason.
@@ -295,7 +295,8 @@ def mark_expected(
         subjects: the subjects of the run.
     """
     of_torch, of_user = known
-    as_torch = {one.name: _name_in_list(one) for one in subjects if one.contract == TORCH_CONTRACT or _is_of_torch(one)}
+    like_torch = [one for one in subjects if one.contract == TORCH_CONTRACT or _is_loss_parallel(one)]
+    as_torch = {one.name: _name_in_list(one) for one in like_torch}
     return [*lists.mark(report, of_torch, as_torch), *lists.mark(report, of_user)]
 
 
@@ -318,8 +319,8 @@ def unexpected(
     return marked.findings
 
 
-def _is_of_torch(subject: Subject) -> bool:
-    """Return whether the subject is a loss of torch on several ranks."""
+def _is_loss_parallel(subject: Subject) -> bool:
+    """Return whether the subject is torch's `loss_parallel`, a loss on several ranks."""
     return subject.ranks > 0 and subject.source == "loss_parallel"
 
 
@@ -329,7 +330,7 @@ def _name_in_list(subject: Subject) -> str:
     For a loss of torch, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
     cross-entropy. If the subject is compiled, the name ends in "+compile".
     """
-    if _is_of_torch(subject):
+    if _is_loss_parallel(subject):
         return subject.source
     of_torch = TORCHS[subject.operation]
     if own_subject(subject) in of_torch:

@@ -72,7 +72,11 @@ def test_the_command_checks_a_function_in_isolation(folder, capsys):
     [
         (["mine.py:right"], "(a linear cross-entropy needs --operation linear_cross_entropy)"),
         (["mine.py:right", "--operation", "softmax"], "--operation: got 'softmax'; allowed are cross_entropy, linear_"),
-        (["formula", *OPERATION], "--operation: got 'linear_cross_entropy', but formula computes cross_entropy"),
+        (
+            ["formula", *OPERATION],
+            "--operation: got 'linear_cross_entropy', but formula computes cross_entropy; "
+            "choose cross_entropy or another subject",
+        ),
         (["formula", "linear_formula"], "--operation: formula computes cross_entropy, but linear_formula computes"),
         (["torch_linear", "formula"], "--operation: torch_linear computes linear_cross_entropy, but formula computes"),
         (

@@ -106,7 +106,15 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
-            "checks: got target_gradient; no chosen case of level quick runs these checks",
+            r"cases: got float32-7x5-normal-int64-mean; no chosen check \(target_gradient\) applies to a chosen case;",
+        ),
+        (
+            {"cases": {"float32-7x5-normal-int64-mean": ["large"], "class_negative": ["loss"]}},
+            r"cases: got float32-7x5-normal-int64-mean, class_negative; no chosen check \(large, loss\) applies to a ",
+        ),
+        (
+            {"cases": {"float32-7x5-normal-int64-mean": ["large"], "float32-7x5*": []}, "checks": ["large"]},
+            "checks: got large; no chosen case of level quick runs these checks",
         ),
     ],
 )

@@ -24,7 +24,7 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
         address: the address of the scheduler.
         subjects: as for :func:`crossent.over`.
         shards: the number of shards. By default, two shards for each thread of the workers.
-        options: other arguments of :func:`crossent.over`, such as `level`.
+        options: keyword arguments of :func:`crossent.over`, such as `level`.
 
     Returns:
         The report of the whole run.
@@ -33,7 +33,7 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
         ValueError: the package distributed is missing, no scheduler answers at the address, the scheduler has no
             workers, or an argument is wrong.
         TypeError: a subject is not a string.
-        RuntimeError: a shard failed too often.
+        RuntimeError: as for :func:`crossent.over`.
     """
     try:
         from distributed import Client
@@ -44,8 +44,8 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = one_line(str(error)) or type(error).__name__
-        got = f"dask: got {quoted(address)}; no scheduler answers there: {cut(reason)}"
-        raise ValueError(f"{got}; start a scheduler with `dask scheduler`") from None
+        got = f"dask: got {quoted(address)}; cannot connect to a scheduler there: {cut(reason)}"
+        raise ValueError(f"{got}; start `dask scheduler`, and give the address that it prints") from None
     try:
         threads = sum(client.nthreads().values())
         if not threads:

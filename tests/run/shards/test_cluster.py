@@ -103,7 +103,7 @@ def test_an_address_without_a_scheduler_is_wrong_use():
         [*COMMAND, "check", "formula", "--dask", address], capture_output=True, text=True, check=False
     )
     assert done.returncode == WRONG_USE
-    assert f"--dask: got '{address}'; no scheduler answers there: " in error_line(done.stderr)
+    assert f"--dask: got '{address}'; cannot connect to a scheduler there: " in error_line(done.stderr)
 
 
 def test_without_the_package_the_error_says_what_to_install(capsys, monkeypatch):

@@ -170,7 +170,7 @@ def test_parts_have_every_case_once_and_no_case_twice(monkeypatch):
         (("formula", "--cases", "3", "--shard", "1/2", "--seed", "random"), "--seed: got random"),
         (("formula", "--cases", "3", "--shard", "3/2"), "--shard: got '3/2'; allowed are 1/N to N/N"),
         (("formula", "--cases", "3", "--dtype", "half"), "--dtype: got 'half'"),
-        (("formula", "linear_formula", "--cases", "3"), "a run has one operation"),
+        (("formula", "linear_formula", "--cases", "3"), "use a run for each operation"),
         (("formula", "--cases", "3", "--json", "missing/a.json"), "the folder 'MISSING' does not exist"),
         (("formula", "--cases", "3", "--expected-findings", "missing.toml"), "--expected-findings: got 'missing.toml'"),
     ],
