@@ -9,11 +9,11 @@ means a graph that torch traces for torch.compile or torch.export. "Other circum
 in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`), and calls with tensors that are not
 leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
 
-Each level also runs the rows of the levels above it in this table, except that level thorough does not run the row
-`samples`:
+In each of the two tables, a level also runs the rows of the levels above it. The exception is the row `samples`, which
+level thorough does not run:
 
     level      cases            costs of the checks
-    quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
+    quick      corpus           CALL, AGAIN, and the checks that the bug names, without compilation; a single graph
                a case per dtype calls in other circumstances
                edges            CALL
                pairs            CALL
@@ -27,9 +27,9 @@ Each level also runs the rows of the levels above it in this table, except that 
                transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, which cover each choice
                samples          CODE, each check on one case
     thorough   edges            CALL, AGAIN; more edges
-               pairs, triples   as at level normal, four times with other numbers
-               sizes            as at level normal, four times with other numbers
-               size_triples     as at level normal, four times with other numbers
+               pairs, triples   as at level normal, four times, each with different numbers
+               sizes            as at level normal, four times, each with different numbers
+               size_triples     as at level normal, four times, each with different numbers
                corpus           all checks that the bug names
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
@@ -39,12 +39,12 @@ A linear cross-entropy has other cases (:mod:`crossent.cases.linear`):
     level      cases            costs of the checks
     quick      edges            CALL, AGAIN
                pairs            CALL
-               some per dtype   CALLS, STRUCTURE; of the transforms only func_grad and circumstances
+               some per dtype   CALLS, STRUCTURE
     normal     edges            CALL, AGAIN, CALLS, STRUCTURE
                pairs            CALL, AGAIN, CALLS
                triples          CALL
     thorough   edges            as at level normal
-               pairs, triples   as at level normal, four times with other numbers
+               pairs, triples   as at level normal, four times, each with different numbers
 
 Each level also has all bad inputs, on which the checks `errors`, `arguments` and `state` run
 (:mod:`crossent.checks.refusals`).
@@ -124,6 +124,8 @@ _RANK_CASES = tuple(
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
+    The numbers of the cases follow from `seed`. For `cross_entropy`:
+
     - quick: the cases cover all pairs of choices. On some cases, the subjects are called more than once.
     - normal: the cases cover all triples of choices. Checks that need several calls run on the cases that cover pairs.
       The traced graphs cover each choice.
@@ -133,6 +135,10 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
     classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover its
     pairs. The other levels cover its pairs, but not its triples.
+
+    For a linear cross-entropy, level quick covers the pairs of every size range. The triples leave out empty batches,
+    one class, and the largest size range of classes. No level traces a graph, and level thorough has the edges of level
+    normal.
 
     Every plan also has the bad inputs of the operation, each with an empty tuple of checks.
     """
@@ -149,8 +155,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the plan `planned`, extended by the checks of ranks (`RANK_CHECKS`) on a few cases of each dtype.
 
-    These cases, which have the seed `seed`, keep their checks in `planned`. A case that `planned` lacks also has the
-    checks of the cost CALL.
+    These cases have the dtypes `dtypes` and the seed `seed`. If `planned` has such a case, its checks in `planned` run
+    too. Otherwise the checks of the cost CALL run too.
     """
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
@@ -162,7 +168,7 @@ def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
 
 @cache
 def of_cost(*costs: Cost) -> tuple[Check, ...]:
-    """Return all checks that have one of these costs."""
+    """Return all checks of `CHECKS` that have one of these costs."""
     return tuple(check for check in CHECKS.values() if check.cost in costs)
 
 
@@ -200,8 +206,7 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     quick = level == "quick"
     of_edges = of_cost(*_TWICE) if quick else of_cost(*_TWICE, Cost.CALLS, Cost.STRUCTURE)
     of_pairs = of_cost(Cost.CALL) if quick else of_cost(*_TWICE, Cost.CALLS)
-    further = [check for check in of_cost(Cost.CALLS, Cost.STRUCTURE) if not check.transforms]
-    of_calls = (*further, *_QUICK_CIRCUMSTANCES, transforms.func_grad)
+    of_calls = of_cost(Cost.CALLS, Cost.STRUCTURE)
     yield from ((case, of_edges) for case in linear_edges(dtypes, seed))
     yield from ((case.seeded(seed), of_calls) for case in _QUICK_LINEAR_CALLS if case.dtype in dtypes)
     for at in range(_REPETITIONS[level]):

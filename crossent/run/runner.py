@@ -56,7 +56,8 @@ def check(
         subjects: the functions to check, as objects or as strings. An object is a callable with the signature of
             `F.cross_entropy`, or a class with the constructor of `nn.CrossEntropyLoss`. A string is the name of a form,
             "torch" for `nn.CrossEntropyLoss`, "package.module:NAME" or "path/to/file.py:NAME". A string that ends in
-            "+compile" names the compiled function. Without subjects, every form and torch are checked.
+            "+compile" names the compiled function. Without subjects, torch and the forms of the operation are checked;
+            `fused` only if its kernel runs on the device.
         device: the device of the tensors: "cpu", "cuda", "cuda:0", "xpu", "mps", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
@@ -73,8 +74,8 @@ def check(
             alone. None stands for "B" under the contract "torch", otherwise for "A". The forms and torch have their own
             grades, except if a contract is given.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
-        jobs: the number of worker processes. A subject may then crash or hang without ending the run. Without `jobs`
-            and `ranks`, on a GPU, and on a system without fork, all cases run in this process.
+        jobs: the number of worker processes. A subject may then crash or hang without ending the run. All cases run in
+            this process if neither `jobs` nor `ranks` is given, if `device` is not "cpu", or if the system has no fork.
         timeout: with `jobs` or `ranks`, the seconds that all calls of a subject on one case may take together. If the
             calls take longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
@@ -85,7 +86,7 @@ def check(
             that ended early has the cases that were done, and is not ok.
         operation: the function of torch that the subjects compute: "cross_entropy", of logits, or
             "linear_cross_entropy", of hidden states and a weight. By default, the operation of the forms and losses of
-            torch among the subjects, otherwise "cross_entropy".
+            torch that are given by name, otherwise "cross_entropy".
         ranks: the number of ranks, for subjects that run on several ranks, such as "loss_parallel". Each rank is a
             process with a shard of the logits. See "On several ranks" in the docs. None for subjects in one process.
         shard: the part of the run that this call runs: (2, 8) is the second of eight shards of about equal cost. All
@@ -96,17 +97,18 @@ def check(
 
     Returns:
         The report. `report.ok` is True if the run is complete, every failed check is a known failure, and every result
-        has evidence. `print(report)` shows the tables.
+        has evidence: on at least one case, wrong results such as zeros would fail. `print(report)` shows the tables.
 
     Raises:
         ValueError: an argument is wrong. A subject cannot be loaded, or the subjects compute different operations. A
-            dtype, level, feature, contract, grade, check, case or operation does not exist. `seed` is below 0, `jobs`
-            or `max_findings` is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, or differs from the
-            number of ranks of a subject. `shard` is not from (1, N) to (N, N), or is given together with a random seed
-            or `max_findings`. The grade contradicts the contract or applies to no subject, or the file of known
-            failures is damaged.
-        TypeError: a subject is neither a name nor callable.
+            dtype, level, feature, contract, grade, check, case or operation does not exist, or no chosen check runs on
+            a chosen case. `seed` is below 0, `jobs` or `max_findings` is below 1, or `timeout` is not positive. `ranks`
+            is not from 1 to 64, differs from the number of ranks of a subject, or needs another torch or operation.
+            `shard` is not from (1, N) to (N, N), or is given together with a random seed or `max_findings`. The grade
+            contradicts the contract or applies to no subject, or the file of known failures is damaged.
+        TypeError: a subject is neither a name nor a callable that crossent can call as a cross-entropy.
         RuntimeError: this machine does not have the device.
+        KeyboardInterrupt: the user interrupted the run. The attribute `report` has the report of the finished cases.
 
     Example:
         >>> import crossent
@@ -135,6 +137,7 @@ def run(
         progress: as for :func:`check`.
 
     Raises:
+        ValueError: as for :meth:`Settings.select` and :meth:`Settings.expected`.
         Interrupted: the user interrupted the run. The exception has the report of the cases that were done.
     """
     planned = settings.plan() if planned is None else settings.select(planned)
@@ -184,9 +187,11 @@ def _finish(
 ) -> Report:
     """Complete the report of a run, and return the report.
 
-    Mark the findings that are known failures, and add the commands that repeat findings. Add the checks that the level
-    left out, and the number of combinations of three options in the cases that ran. `planned` is the plan of the run or
-    shard, and `known` has the lists of known failures.
+    Mark the findings that are known failures, and add the commands that repeat findings. Add the number of combinations
+    of three choices in the cases that ran. Unless the user chose cases, add the checks that the level left out. Only a
+    complete run without a choice reports fixed failures. A shard stores the states of the known failures instead.
+
+    `planned` is the plan of the run or shard, and `known` has the lists of known failures.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject.source, options_of(settings))
