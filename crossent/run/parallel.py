@@ -339,4 +339,4 @@ def _import(module: str) -> None:
 
 def _loss_of(subject: Subject) -> Loss:
     """Return the loss function of a subject. Load the code of a :class:`RemoteLoss` in this process."""
-    return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss
+    return subject.loss.load_function() if isinstance(subject.loss, RemoteLoss) else subject.loss

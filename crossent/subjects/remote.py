@@ -56,9 +56,9 @@ class RemoteLoss:
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         """Load the loss in this process, call the loss, and return its result."""
-        return self.here()(*arguments, **options)
+        return self.load_function()(*arguments, **options)
 
-    def here(self) -> Callable[..., Tensor]:
+    def load_function(self) -> Callable[..., Tensor]:
         """Load the loss function in this process, and return the function."""
         found = load(self.description, operation=self.operation, ranks=self.ranks, timeout=self.timeout)
         return found[0].loss
@@ -74,15 +74,15 @@ def load_remote(
     operation: Operation = CROSS_ENTROPY,
     ranks: int | None = None,
 ) -> tuple[Subject, ...]:
-    """Return the subject of a description, like :func:`crossent.subjects.loader.load`, but do not load it here.
+    """Load the subject of a description in another process, and return the subject.
 
-    Another process loads the subject, and sends its name, its missing features and other facts, but no code. This
-    process adds the contract, the grade, and a :class:`RemoteLoss` in place of the loss. The result is a tuple of one
-    subject, because `load` also returns a tuple.
+    The other process calls :func:`crossent.subjects.loader.load`. It sends the name of the subject, its missing
+    features and other facts, but no code. This process adds the contract, the grade, and a :class:`RemoteLoss` in place
+    of the loss. The result is a tuple of one subject, because `load` also returns a tuple.
 
     Args:
-        description: package.module:NAME or path/to/file.py:NAME, also with `+compile`; with `ranks`, also
-            "loss_parallel". The names of built-in subjects are not allowed.
+        description: package.module:NAME or path/to/file.py:NAME. Without `ranks`, `+compile` may follow. With `ranks`,
+            "loss_parallel" is allowed too. The names of built-in subjects are not allowed.
         seconds: the time limit for loading, in seconds. A case has the same time limit.
         without: the names of the features that the user declares missing.
         contract: the name of a contract, or None, as for `load`.
@@ -162,7 +162,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         seconds: the time limit.
 
     Raises:
-        ValueError: the process sends no dict, or no result within the time limit.
+        ValueError: within the time limit, the process does not send a dict as JSON, in fewer than `LONGEST` bytes.
     """
     ours, theirs = os.pipe()
 

@@ -26,7 +26,8 @@ class Subject:
         name: the name in the report.
         loss: the function, which is called with input and target by position, and with the options by keyword.
         differentiable: whether the loss has a gradient.
-        not_applicable: a function that returns why the subject cannot take the given inputs, or None if it can.
+        not_applicable: a function that returns why the subject cannot take the given inputs; None for inputs that the
+            subject can take.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
         promise: the promise of the subject about its arithmetic, from which the error bounds follow; by default, the
             promise of a fused kernel.
@@ -36,8 +37,9 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract in the report. If the user chose no contract, a built-in subject has the name
-            of its promise here, and so has `loss_parallel`; any other subject has "kernel".
+        contract: the name of the contract in the report. If the user chose no contract, a built-in subject or
+            `loss_parallel` has the name of its promise here; with `+compile`, of its promise without `+compile`. Any
+            other subject has "kernel".
         operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
@@ -68,7 +70,8 @@ class Subject:
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason.
 
-        A feature that the subject already lacks keeps its reason in `lacks`.
+        If the subject already lacks a feature, `lacks` keeps the old reason, but `not_applicable` returns the new
+        reason. A subject without the feature "gradient" is not differentiable.
         """
         lacks = {**reasons, **self.lacks}
         return replace(

@@ -38,7 +38,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     Args:
         given: the name of a subject in `RANK_SUBJECTS`; package.module:NAME or path/to/file.py:NAME; a class or a
             function that follows :mod:`crossent.subjects.ranks.protocol`; or a loss of
-            :func:`crossent.adapters.from_ranks`.
+            :func:`crossent.adapters.from_ranks`, which keeps its own number of ranks, time limit and backend.
         ranks: the number of ranks.
         timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time, but
             at least one second.
@@ -47,7 +47,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
             :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
-        ValueError: the subject cannot be loaded, or cannot run on this number of ranks. The message is one line.
+        ValueError: the subject cannot be loaded, cannot run on this number of ranks, or keeps another number of ranks.
+            The message is one line.
         TypeError: the object does not follow the protocol. The message is one line.
     """
     require_ranks(ranks, operation)
@@ -77,7 +78,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def with_rank_promise(subject: Subject) -> Subject:
-    """Return a subject of `RANK_SUBJECTS` with the promise `RANK_PROMISE` and the grade `RANK_GRADE`."""
+    """Return a copy of a subject of `RANK_SUBJECTS`, with `RANK_PROMISE` as promise and contract, and `RANK_GRADE`."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 
