@@ -1,14 +1,14 @@
-"""The messages between the calling process and the ranks. A message is a dict of tensors, numbers and strings.
+"""The messages between the calling process and the ranks.
 
-`torch.save` writes a message, and `torch.load(weights_only=True)` reads it. So the calling process runs no code that a
-rank has sent.
+A message is a dict. Its values are tensors, numbers, strings and None, and lists and dicts of such values. `torch.save`
+writes a message, and `torch.load(weights_only=True)` reads the message. So the calling process runs no code that a rank
+has sent.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import socket
 import time
 from typing import Any
@@ -19,7 +19,7 @@ _LENGTH = 8  # bytes of the number that says the length of a message
 
 
 class DamagedMessageError(Exception):
-    """The content of a message is not a dict of tensors, numbers and strings."""
+    """The content of a message cannot be read, or is not a dict."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -35,7 +35,7 @@ def receive(stream: socket.socket, until: float = math.inf) -> bytes:
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
-        EOFError, OSError: the other process has ended.
+        EOFError, OSError: the other process has closed its socket, or has ended.
     """
     return _exactly(stream, int.from_bytes(_exactly(stream, _LENGTH, until), "big"), until)
 
@@ -44,11 +44,11 @@ def unpack(content: bytes) -> dict[str, Any]:
     """Return the message that has this content: the bytes after the length.
 
     Raises:
-        DamagedMessageError: the content is not a message.
+        DamagedMessageError: the content cannot be read, or is not a dict.
     """
     try:
         message = torch.load(io.BytesIO(content), weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes can also raise IndexError, KeyError, AssertionError and others
         raise DamagedMessageError(f"a damaged message: {type(error).__name__}") from None
     if not isinstance(message, dict):
         raise DamagedMessageError("a message that is not a dict")
