@@ -1,8 +1,10 @@
 """Losses on several ranks: a fault of a rank is a finding, the next call has new ranks, and no process stays behind."""
 
 import os
+import re
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,10 +16,13 @@ import crossent
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.loader import load
+from crossent.subjects.ranks import rank as rank_process
 from crossent.subjects.ranks.group import Ranks, _Rank, _Watch
-from crossent.subjects.ranks.loss import RankLoss
+from crossent.subjects.ranks.loss import RankLoss, _difference
+from crossent.subjects.ranks.messages import DamagedMessageError, unpack
 from crossent.subjects.ranks.protocol import (
     SPLITS,
+    OnRank,
     can_start_ranks,
     join,
     require_protocol,
@@ -153,7 +158,7 @@ def test_a_loss_without_one_class_needs_classes_on_every_rank(classes, ranks):
 
 def test_a_gradient_of_the_padding_is_an_error():
     shards = [torch.ones(2, 2), torch.ones(2, 2)]
-    with pytest.raises(RuntimeError, match="the gradient of the padding is not 0, but 1"):
+    with pytest.raises(RuntimeError, match="the gradient of the padding is not 0, but 1; leave the padding out"):
         join(shards, "padded", (2, 3))
 
 
@@ -166,6 +171,10 @@ class WrongRule:
 
     def forward(self, local_logits, target, shape, axis, options):
         return local_logits.sum()
+
+
+class ListOfRules(WrongRule):
+    split: ClassVar = ["classes", "batch"]
 
 
 class WrongNormalization(WrongRule):
@@ -183,16 +192,37 @@ class TokensAreNoArgument(WrongRule):
     split, normalization = "batch", "tokens"
 
 
+class TokensWithoutForward:
+    split, normalization = "batch", "tokens"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (NoForward, "the class NoForward, which has no method forward"),
+        (NoForward, "the class NoForward, which has no method forward; .* axis, options[)], and a function with these"),
+        (
+            TokensWithoutForward,
+            "a class with forward[(]self, local_logits, target, shape, axis, options, tokens[)], and",
+        ),
         (WrongRule, "attribute split is 'columns'; allowed are classes, padded, batch"),
-        (WrongNormalization, "attribute normalization is 'rows'; allowed is tokens"),
+        (ListOfRules, r"attribute split is \['classes', 'batch'\]; allowed are classes, padded, batch"),
+        (
+            WrongNormalization,
+            "attribute normalization is 'rows'; allowed is 'tokens'; leave out normalization to divide",
+        ),
         (TokensOfClasses, "attribute split is 'classes'; normalization = 'tokens' needs split = 'batch'"),
-        (TokensAreNoArgument, "does not take local_logits, target, shape, axis, options, tokens by position"),
-        (lambda logits, target: logits, "does not take local_logits, target, shape, axis, options by position"),
-        (3, "an object of type int"),
+        (
+            TokensAreNoArgument,
+            "the class TokensAreNoArgument, whose method forward does not take these positional arguments: "
+            "local_logits, target, shape, axis, options, tokens$",
+        ),
+        (
+            lambda logits, target: logits,
+            "the function <lambda>, which does not take these positional arguments: "
+            "local_logits, target, shape, axis, options$",
+        ),
+        (WrongRule(), "an instance of the class WrongRule; give the class itself"),
+        (3, "an object of type int; allowed are a class with forward"),
     ],
 )
 def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, message):
@@ -206,8 +236,13 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
         (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
         (["loss_parallel"], {}, "it runs on several ranks; give their number: --ranks N, or ranks=N in Python"),
         ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
-        (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are 1 to 64"),
-        (["loss_parallel"], {"ranks": 2, "operation": "linear_cross_entropy"}, "ranks: got the operation linear_"),
+        (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are whole numbers from 1 to 64"),
+        (["loss_parallel"], {"ranks": 2.0}, "ranks: got 2.0; allowed are whole numbers from 1 to 64"),
+        (
+            ["loss_parallel"],
+            {"ranks": 2, "operation": "linear_cross_entropy"},
+            "ranks: got 2 with the operation linear_cross_entropy; only cross_entropy runs on ranks; leave out ranks",
+        ),
         (["loss_parallel+compile"], {"ranks": 2}, "which does not run on ranks"),
     ],
 )
@@ -224,7 +259,71 @@ def test_an_adapted_loss_has_one_number_of_ranks():
 
 
 def test_a_rank_is_told_its_place_and_no_exact_value():
-    assert set(Place.__dataclass_fields__) == {"rank", "ranks", "backend", "device", "store", "group", "seconds"}
+    assert set(Place.__dataclass_fields__) == {"rank", "ranks", "backend", "device", "store", "seconds"}
+
+
+def names_the_devices(local_logits, target, shape, axis, options):
+    raise RuntimeError(f"{local_logits.device}, {target.device}, {options['weight'].device}")
+
+
+def test_a_call_outside_of_the_context_has_its_tensors_on_the_device_of_the_rank(monkeypatch):
+    meta = torch.device("meta")  # in place of a GPU
+    monkeypatch.setattr(Place, "own_device", property(lambda place: meta))
+    place = Place(rank=0, ranks=2, backend="gloo", device="cuda", store="", seconds=1.0)
+    state = rank_process._RankState(place, "classes", OnRank(names_the_devices))
+    request = {"input": torch.zeros(3, 4), "target": torch.zeros(3).long(), "options": {"weight": torch.ones(4)}}
+    assert rank_process._outside(state, request) == "raises RuntimeError: meta, meta, meta"
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b".", b"\x80\x02h\x00."])
+def test_damaged_bytes_are_a_damaged_message(content):
+    with pytest.raises(DamagedMessageError, match=r"^a damaged message: "):
+        unpack(content)
+
+
+def losses_with_nan(bits, number):
+    """Return two losses in float32: a NaN with these bits, and a number."""
+    return torch.stack([torch.tensor(bits, dtype=torch.int32).view(torch.float32), torch.tensor(number)])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        (
+            losses_with_nan(0x7FC00000, 1.0),
+            losses_with_nan(0x7FC00001, 2.0),
+            "rank 0 returns 1.0, and rank 3 returns 2.0; ",
+        ),
+        (
+            torch.zeros(()),
+            torch.zeros(2, dtype=torch.float64),
+            r"rank 0 returns the shape \(\) in torch.float32, and rank 3 returns the shape \(2,\) in torch.float64; ",
+        ),
+    ],
+)
+def test_the_difference_between_two_ranks_is_a_number_or_a_shape(one, other, difference):
+    assert re.match(f"{difference}every rank must return the same bits", _difference(one, other, 3))
+
+
+def changes_state_and_may_raise(local_logits, target, shape, axis, options):
+    """Change the default dtype. Raise the same error on all ranks if ignore_index is 7."""
+    torch.set_default_dtype(torch.float64)
+    if options["ignore_index"] == 7:
+        raise ValueError("takes no 7")
+    return local_logits.sum() * 0
+
+
+def test_changed_state_is_known_after_an_exception_and_on_another_number_of_ranks():
+    loss = RankLoss(changes_state_and_may_raise, 2)
+    arguments = torch.zeros(3, 4), torch.zeros(3).long()
+    with pytest.raises(ValueError, match="takes no 7"):
+        loss(*arguments, ignore_index=7)
+    assert loss.take_changed_state() == ["the default dtype"]
+    assert loss.take_changed_state() == []
+    loss.on(1)(*arguments)
+    assert loss.take_changed_state() == ["the default dtype"]
+    assert loss.take_changed_state() == []
+    loss.close()
 
 
 class GivesThePart:
@@ -244,7 +343,7 @@ def test_crossent_counts_the_kept_rows_of_all_ranks_and_micro_batches():
     got, gradient = loss.accumulate(inputs, [2, 3], True)
     assert got == 2 * 2 * 3  # for each micro-batch
     assert torch.equal(gradient, torch.zeros(5, 3))
-    with pytest.raises(RuntimeError, match=r"the part of a loss has the shape \(3, 3\); expected a number"):
+    with pytest.raises(RuntimeError, match=r"forward: got a loss of shape \(3, 3\); with normalization = 'tokens'"):
         loss(inputs.input, inputs.target, ignore_index=7)
     loss.close()
 
@@ -264,4 +363,4 @@ def test_a_rank_that_gets_no_processor_is_starved_and_one_that_computes_is_not()
 def test_ranks_that_never_started_need_no_end():
     ranks = Ranks(lambda: faulty_ranks.right, 2, description="", seconds=5)
     ranks.close()
-    assert ranks.group == 0
+    assert ranks._launcher is None

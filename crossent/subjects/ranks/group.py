@@ -50,7 +50,8 @@ class _Rank:
 class Ranks:
     """The ranks of one subject. The first request starts the ranks, and the request after a fault starts new ranks.
 
-    The attribute `group` counts how many times ranks were started.
+    The attribute `changed_state` has the names of the parts of the global state that a rank changed and restored. The
+    caller empties this list.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -71,7 +72,7 @@ class Ranks:
         self._ranks: list[_Rank] = []
         self._device = ""
         self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
-        self.group = 0
+        self.changed_state: list[str] = []
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
         """Send a request to all ranks, and return their replies. If no ranks run, start ranks for tensors on `device`.
@@ -108,7 +109,6 @@ class Ranks:
 
     def _start(self, device: str) -> None:
         """Start new ranks for tensors on `device`, and wait until all ranks have joined the group."""
-        self.group += 1
         if self._launcher is None or self._launcher.owner != os.getpid():
             self._launcher = Launcher(self._load, self._description)
             self._end_launcher.detach()
@@ -118,7 +118,7 @@ class Ranks:
         others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
         store = f"crossent/{secrets.token_hex(8)}" if others else ""
         limit = collective_limit((1 + _PATIENCE) * self._seconds)  # so long that `_answers` finds a blocked rank first
-        places = [Place(rank, self.count, backend, device, store, self.group, limit) for rank in range(self.count)]
+        places = [Place(rank, self.count, backend, device, store, limit) for rank in range(self.count)]
         pairs = [socket.socketpair() for _ in range(self.count - len(others))]
         self._ranks = [_Rank(ours) for ours, _ in pairs]
         try:
@@ -167,6 +167,7 @@ class Ranks:
                 rank.ended, rank.status = "ended", answer["ended"]
             else:
                 rank.answer = answer
+                self.changed_state += answer.get("state", ())
         except (EOFError, ConnectionError):
             rank.ended = "ended"
         except (TimeoutError, DamagedMessageError) as error:

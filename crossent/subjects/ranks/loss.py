@@ -25,7 +25,7 @@ from crossent.subjects.ranks.protocol import (
 )
 
 _REASON = "runs on several ranks, whose operations torch does not see in this process"
-_TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast", "large")
+_TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast")
 _ONE_BACKWARD = "has its own backward, which need not work twice"
 
 
@@ -33,9 +33,14 @@ def lacks_of(given: object) -> dict[str, str]:
     """Return the features that a loss on several ranks lacks, with the reasons.
 
     Every loss on several ranks lacks some features, such as `vmap`. Further features are missing because of the loss's
-    `split`, its `normalization`, or its own `backward`. The attribute `lacks` of the loss names the others.
+    `split`, its `normalization`, or its own `backward`. The attribute `lacks` of the loss adds features and reasons, or
+    replaces reasons.
+
+    Raises:
+        TypeError: the attribute `lacks` is wrong: see :func:`crossent.subjects.callables.declared_lacks`.
     """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
+    lacks["large"] = "runs on several ranks, to which each call sends its tensors"
     lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"
     if hasattr(given, "backward"):
         lacks["retain_graph"] = _ONE_BACKWARD
@@ -50,20 +55,22 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call, and run until :meth:`close` or the end of this process. The attributes `split`
-    and `normalization` are those of the user's class or function. The attribute `lacks` is the result of
-    :func:`lacks_of`.
+    The ranks start at the first call. They end with :meth:`close`, after a fault, or when this object is deleted. A
+    later call starts new ranks. The attributes `split` and `normalization` are those of the user's class or function.
+    The attribute `lacks` is the result of :func:`lacks_of`.
 
     Args:
         given: the user's class or function.
         ranks: the number of ranks.
-        description: a description from which a new Python process can load `given`; "" if there is none.
-        seconds: the time limit of a forward or a backward pass, in seconds.
+        description: a description from which a new Python process can load `given`. With "", the description is
+            package.module:NAME, if `given` has such a name.
+        seconds: the time limit of a request to the ranks, such as a forward or a backward pass, in seconds.
         backend: the backend of torch.distributed, such as "gloo". With None,
             :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
-        TypeError: `given` does not follow the protocol (:mod:`crossent.subjects.ranks.protocol`).
+        TypeError: `given` does not follow the protocol (:mod:`crossent.subjects.ranks.protocol`), or has a wrong
+            attribute `lacks`.
     """
 
     def __init__(
@@ -78,7 +85,6 @@ class RankLoss:
         self._given, self._description, self._seconds, self._backend = given, description, seconds, backend
         self._ranks = Ranks(self._load, ranks, description=description, seconds=seconds, backend=backend)
         self._keys, self._freed = itertools.count(), deque[int]()
-        self._state: list[str] = []
         self._others: dict[int, RankLoss] = {}
 
     @property
@@ -94,10 +100,11 @@ class RankLoss:
         return self._others[ranks]
 
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], scenario: str) -> list[str] | None:
-        """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
+        """Test the context of the loss on all ranks, and return the problems as sentences.
 
-        If `scenario` is "twice", each rank enters the context twice. If `scenario` is "exception", each rank calls the
-        loss with these arguments, ends a context by an exception, and calls the loss again.
+        Return None if the loss has no context. If `scenario` is "twice", each rank enters a second context inside the
+        first. If `scenario` is "exception", each rank calls the loss outside of the context, before and after an
+        exception ends a context. Both calls must do the same.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -134,19 +141,21 @@ class RankLoss:
     def take_changed_state(self) -> list[str]:
         """Return the names of the parts of the global state that a rank has changed since the last call of this method.
 
-        The rank has restored these parts.
+        The rank has restored these parts. The names include those of the losses that :meth:`on` has returned.
         """
-        changed, self._state = self._state, []
+        changed, self._ranks.changed_state = self._ranks.changed_state, []
+        changed += [name for other in self._others.values() for name in other.take_changed_state()]
         return list(dict.fromkeys(changed))
 
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
         """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
 
         With normalization="tokens", the loss is the sum of the parts of all ranks. `differentiable` says whether the
-        call needs a gradient of the logits.
+        call needs a gradient of the logits. If a rank changed its copy of an argument, change the argument too.
 
         Raises:
-            RanksDifferError: two ranks return different losses. The parts of the ranks may differ.
+            RanksDifferError: without normalization="tokens", two ranks return different losses.
+            RuntimeError: with normalization="tokens", the part of a rank is not a single number.
         """
         key = next(self._keys)
         request = {
@@ -163,7 +172,7 @@ class RankLoss:
         first: Tensor = replies[0]["loss"]
         for at, reply in enumerate(replies):
             if not _same(first, reply["loss"]):
-                raise RanksDifferError(f"the ranks return different losses: {_differing(first, reply['loss'], at)}")
+                raise RanksDifferError(f"the ranks return different losses: {_difference(first, reply['loss'], at)}")
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
@@ -179,9 +188,13 @@ class RankLoss:
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss of a batch and the gradient of its logits, computed in micro-batches.
 
-        `inputs` is the whole batch, with options and upstream gradient. `sizes` has the number of rows of each
-        micro-batch. The loss is the sum of the parts of all ranks and micro-batches. If `differentiable` is False, the
-        gradient is None. Call this method only for a loss with normalization="tokens".
+        `inputs` is the whole batch, with options and upstream gradient. `sizes` has the number of samples of each
+        micro-batch, which are entries of the first axis. The loss is the sum of the parts of all ranks and
+        micro-batches. If `differentiable` is False, the gradient is None. Call this method only for a loss with
+        normalization="tokens".
+
+        Raises:
+            RuntimeError: the part of a rank is not a single number.
         """
         logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
         request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
@@ -196,33 +209,34 @@ class RankLoss:
         return loss, torch.cat(joined).to(logits.device)
 
     def free(self, key: int) -> None:
-        """Let the ranks free the graph with this key. The next forward pass tells the ranks."""
+        """Let the ranks free the graphs with this key. The next forward pass tells the ranks."""
         self._freed.append(key)
 
     def _load(self) -> Any:
         return self._given
 
     def _ask(self, request: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-        replies = self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
-        self._state += [name for reply in replies for name in reply["state"]]
-        return replies
+        return self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
 
-    def _write_back(self, replies: list[dict[str, Any]], tensors: Mapping[str, Any]) -> None:
-        """Write into `tensors`, the arguments of this call, the numbers that a rank wrote into its copies of them.
+    def _write_back(self, replies: list[dict[str, Any]], arguments: Mapping[str, Any]) -> None:
+        """Copy to `arguments`, the arguments of this call, the new content of each argument that a rank changed.
 
-        So a check can find the change. `replies` has the reply of each rank.
+        So a check can see that the loss changes its arguments. `replies` has the reply of each rank.
         """
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():
                 with torch.no_grad():
                     if name == "input":
-                        write_shard(tensors[name].detach(), content, self.split, rank, len(replies))
+                        write_shard(arguments[name].detach(), content, self.split, rank, len(replies))
                     else:
-                        tensors[name].detach().copy_(content)
+                        arguments[name].detach().copy_(content)
 
 
 def _description_of(given: Any) -> str:
-    """Return the description package.module:NAME of an object; "" if a new Python process cannot import the object."""
+    """Return the description package.module:NAME of an object.
+
+    Return "" if the module is `__main__`, or does not have the object under this name.
+    """
     module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
     if module == "__main__" or not name:
         return ""
@@ -241,17 +255,17 @@ class _OnRanks(torch.autograd.Function):
         wanted = differentiable and ctx.needs_input_grad[0]
         made: Tensor
         made, key = loss.forward(input, target, options, wanted)
-        ctx.shape, ctx.loss, ctx.graph = input.shape, loss, _Graph(loss.free, key)
+        ctx.shape, ctx.loss, ctx.graphs = input.shape, loss, _GraphKey(loss.free, key)
         if not differentiable:
             ctx.mark_non_differentiable(made)
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        return ctx.loss.backward(ctx.graph.key, upstream, ctx.shape), None, None, None
+        return ctx.loss.backward(ctx.graphs.key, upstream, ctx.shape), None, None, None
 
 
-class _Graph:
+class _GraphKey:
     """The key of the autograd graphs of a call. When this object is freed, `free` lets the ranks free the graphs."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
@@ -279,10 +293,11 @@ def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the sum of the parts of a loss. The sum is computed in float64, and rounded to the dtype once.
 
     Raises:
-        RuntimeError: a part has dimensions, so it is not a single number.
+        RuntimeError: a part has dimensions, and is not a single number.
     """
     if wrong := [tuple(part.shape) for part in parts if part.dim()]:
-        raise RuntimeError(f"the part of a loss has the shape {wrong[0]}; expected a number")
+        todo = "with normalization = 'tokens', return a single number on each rank"
+        raise RuntimeError(f"forward: got a loss of shape {wrong[0]}; {todo}")
     return torch.stack([part.double() for part in parts]).sum().to(dtype)
 
 
@@ -296,14 +311,22 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Return whether the losses of two ranks have the same dtype, shape and bits. All NaN count as equal."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    different = bits(one) != bits(other)
-    return not bool((different & ~(one.isnan() & other.isnan()).numpy()).any())
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and not bool(_different(one, other).any())
 
 
-def _differing(one: Tensor, other: Tensor, rank: int) -> str:
+def _different(one: Tensor, other: Tensor) -> Any:
+    """Return, for each number of two losses of the same dtype and shape, whether its bits differ, as a numpy array.
+
+    All NaN count as equal.
+    """
+    return (bits(one) != bits(other)) & ~(one.isnan() & other.isnan()).numpy()
+
+
+def _difference(one: Tensor, other: Tensor, rank: int) -> str:
+    """Return the first difference between the losses of rank 0 and rank `rank`, and what to do, as a phrase."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return f"rank 0 returns {one.dtype} {tuple(one.shape)}, rank {rank} {other.dtype} {tuple(other.shape)}"
-    at = (bits(one) != bits(other)).reshape(-1).argmax()
-    return f"rank 0 returns {one.reshape(-1)[at].item()!r}, rank {rank} {other.reshape(-1)[at].item()!r}"
+        first, second = (f"the shape {tuple(loss.shape)} in {loss.dtype}" for loss in (one, other))
+    else:
+        at = _different(one, other).reshape(-1).argmax()
+        first, second = (repr(loss.reshape(-1)[at].item()) for loss in (one, other))
+    return f"rank 0 returns {first}, and rank {rank} returns {second}; every rank must return the same bits"

@@ -1,4 +1,4 @@
-"""The subject `loss_parallel`: `F.cross_entropy` of a sharded DTensor, in torch's `loss_parallel`."""
+"""The subject `loss_parallel`: `F.cross_entropy` of a sharded DTensor, in torch's context manager of this name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ class LossParallel:
 
     For class indices, `F.cross_entropy` computes the loss from the shards, without gathering the logits. A target of
     class probabilities is replicated: every rank has the whole target. Each entry of `lacks` describes torch 2.13.0.
+
+    Raises:
+        RuntimeError: torch is older than 2.5.
     """
 
     lacks: ClassVar = {
         "label_smoothing": "raises with label_smoothing: got mixed torch.Tensor and DTensor",
         "uint8_target": "raises with targets in uint8, which torch.gather does not take",
         "one_class": "raises on a rank without classes, while the other ranks wait",
-        "empty": "raises without rows",
+        "empty": "raises for an empty batch",
         "errors": "does not check its arguments: a target out of range gives a loss of another class",
     }
 

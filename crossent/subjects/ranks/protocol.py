@@ -1,9 +1,10 @@
-"""The class that a user writes for a loss on several ranks, and the rules by which the logits are cut into shards.
+"""The class or function that a user writes for a loss on several ranks, and the rules that cut logits into shards.
 
 The user writes a class. Each rank makes one instance, without arguments, after its process has joined the group:
 
     class VocabParallel:
         split = "classes"  # the default: see `SPLITS`
+        lacks = {"weight": "has no weight"}  # optional: the features that the loss lacks, with the reasons
 
         def context(self): ...  # optional: a context manager around each forward and each backward pass
         def forward(self, local_logits, target, shape, axis, options): ...  # returns the loss
@@ -14,9 +15,11 @@ A function with the arguments of `forward` is enough for a loss that needs no co
 `local_logits` is the shard of this rank. This tensor is a leaf, and requires a gradient if the call needs a gradient.
 Every rank gets the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape`
 is the shape of all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same
-bits. If the loss is a DTensor, crossent takes its full tensor. `upstream` is the upstream gradient.
+bits. If the loss is a DTensor, crossent takes its full tensor. The argument `loss` of `backward` is the result of
+`forward`, and `upstream` is the upstream gradient.
 
-A loss for data-parallel training divides by `tokens`, the number of kept rows of the whole batch:
+A loss for data-parallel training divides by `tokens`, the number of kept rows of the whole batch. A row is kept if its
+target is not `ignore_index`:
 
     class TokenMean:
         split = "batch"
@@ -50,36 +53,34 @@ from crossent.words import cut, quoted
 SPLITS = {
     "classes": "the class axis, cut as torch.chunk does; the last ranks may have fewer classes, or none",
     "padded": "the class axis, padded with further logits so that all shards have the same size",
-    "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer rows, or none",
+    "batch": "the first axis, cut as torch.chunk does; the last ranks may have fewer samples, or none",
 }
 # The divisor of a loss: "" for the divisor of `F.cross_entropy`, "tokens" for the number of kept rows of a whole batch.
 NORMALIZATIONS = ("", "tokens")
 MOST_RANKS = 64
 _PADDING = 10_000.0  # a finite number in every dtype, far above most logits
 _FORWARD = ("local_logits", "target", "shape", "axis", "options")
-_ALLOWED = f"a class with forward(self, {', '.join(_FORWARD)}), and a function with these arguments"
 
 
 def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     """Check a number of ranks, and that the operation can be computed on several ranks.
 
     Raises:
-        ValueError: the number is not from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this torch cannot
-            start ranks. The message is one line.
+        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this torch
+            cannot start ranks. The message is one line.
     """
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
-        raise ValueError(f"ranks: got {quoted(ranks)}; allowed are 1 to {MOST_RANKS}")
+        raise ValueError(f"ranks: got {quoted(ranks)}; allowed are whole numbers from 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
-        can = f"only {CROSS_ENTROPY.name} runs on ranks"
-        raise ValueError(
-            f"ranks: got the operation {operation.name}; {can}: leave out ranks, or choose {CROSS_ENTROPY.name}"
-        )
+        can = f"only {CROSS_ENTROPY.name} runs on ranks; leave out ranks"
+        raise ValueError(f"ranks: got {ranks} with the operation {operation.name}; {can}")
     if not _has_launcher():
-        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; use torch 2.3 or newer")
+        needed = "use torch 2.3 or newer, with torch.distributed"
+        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; {needed}")
 
 
 def can_start_ranks() -> bool:
-    """Return whether ranks can start here: the system forks processes, and torch is 2.3 or newer."""
+    """Return whether ranks can start here: the system forks processes, and torch can start ranks."""
     return can_fork() and _has_launcher()
 
 
@@ -92,7 +93,10 @@ def _has_launcher() -> bool:
 
 
 class RankEndedError(RuntimeError):
-    """A rank ended (`kind` is "crashed"), or did not answer in time (`kind` is "hung"). `how` is the message."""
+    """A rank ended or sent a damaged message (`kind` is "crashed"), or did not reply in time (`kind` is "hung").
+
+    `kind` is also "crashed" if the process that starts the ranks ends, or does not reply in time. `how` is the message.
+    """
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -148,10 +152,11 @@ class OnRank:
         return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
-        """Run the backward pass of `loss`, a result of :meth:`forward`, with an upstream gradient.
+        """Run the backward pass of `loss`, a result of :meth:`forward`. `upstream` is the upstream gradient.
 
-        The backward pass sets the `.grad` of this rank's shard of the logits. The default of the user's optional method
-        `backward` is `loss.backward(upstream)`.
+        The backward pass sets the `.grad` of this rank's shard of the logits. If the user wrote no method `backward`,
+        call `loss.backward(upstream, retain_graph=True)`. For a loss that is a DTensor, first make `upstream` a
+        replicated DTensor.
         """
         own = getattr(self._made, "backward", None)
         if own is not None:
@@ -171,32 +176,37 @@ def require_protocol(given: object) -> None:
     """Check that an object is a loss on several ranks, as this module describes.
 
     Raises:
-        TypeError: the object is neither a class with a method `forward` nor a function; it does not take the arguments
-            of `forward`; or it has a wrong `split` or `normalization`. The message is the end of a sentence that begins
-            with "got".
+        TypeError: the object is neither a class with a method `forward` nor a callable, or does not take the arguments
+            of `forward`. Or `split` or `normalization` is unknown, or both do not fit together. The message begins with
+            a phrase for the object, so that the caller can put "got" or "it is" before the message.
     """
+    arguments = forward_arguments(given)
+    names = ", ".join(arguments)
+    allowed = f"a class with forward(self, {names}), and a function with these arguments"
     if isinstance(given, type):
         what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)
         if forward is None:
-            raise TypeError(f"{what}, which has no method forward; allowed are {_ALLOWED}")
-        places = [None, *forward_arguments(given)]
+            raise TypeError(f"{what}, which has no method forward; allowed are {allowed}")
+        places, takes = [None, *arguments], "whose method forward does not take"
     elif callable(given):
         what, forward = f"the function {cut(getattr(given, '__name__', repr(given)))}", given
-        places = [*forward_arguments(given)]
+        places, takes = [*arguments], "which does not take"
+    elif hasattr(given, "forward"):
+        raise TypeError(f"an instance of the class {cut(type(given).__name__)}; give the class itself")
     else:
-        raise TypeError(f"an object of type {cut(type(given).__name__)}; allowed are {_ALLOWED}")
+        raise TypeError(f"an object of type {cut(type(given).__name__)}; allowed are {allowed}")
     try:
         inspect.signature(forward).bind(*places)
     except TypeError:
-        raise TypeError(
-            f"{what}, which does not take {', '.join(forward_arguments(given))} by position; use these arguments"
-        ) from None
+        raise TypeError(f"{what}, {takes} these positional arguments: {names}") from None
     except ValueError:
         pass  # Python cannot read the signature
-    if (rule := split_of(given)) not in SPLITS:
+    if not _is_split(rule := split_of(given)):
         raise TypeError(f"{what}, whose attribute split is {quoted(rule)}; allowed are {', '.join(SPLITS)}")
     if (normalization := normalization_of(given)) not in NORMALIZATIONS:
-        raise TypeError(f"{what}, whose attribute normalization is {quoted(normalization)}; allowed is tokens")
+        default = "leave out normalization to divide as F.cross_entropy does"
+        got = f"{what}, whose attribute normalization is {quoted(normalization)}"
+        raise TypeError(f"{got}; allowed is 'tokens'; {default}")
     if normalization and rule != "batch":
         raise TypeError(
             f"{what}, whose attribute split is {quoted(rule)}; normalization = 'tokens' needs split = 'batch'"
@@ -227,7 +237,7 @@ def require_normalization(word: object) -> str:
         ValueError: the word is not in `NORMALIZATIONS`.
     """
     if word not in NORMALIZATIONS:
-        raise ValueError(f"normalization: got {quoted(word)}; allowed is tokens")
+        raise ValueError(f"normalization: got {quoted(word)}; allowed are 'tokens' and ''")
     return str(word)
 
 
@@ -237,9 +247,13 @@ def require_split(rule: object) -> str:
     Raises:
         ValueError: the rule is not a key of `SPLITS`.
     """
-    if rule not in SPLITS:
+    if not _is_split(rule):
         raise ValueError(f"split: got {quoted(rule)}; allowed are {', '.join(SPLITS)}")
     return str(rule)
+
+
+def _is_split(rule: object) -> bool:
+    return isinstance(rule, str) and rule in SPLITS  # a list, which has no hash, cannot be looked up in a dict
 
 
 def cut_axis(rule: str, dimensions: int) -> int:
@@ -248,11 +262,11 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot run on these inputs: a rank would have no classes. Return None if the loss can run.
+    """Return the reason of the missing feature `one_class`, if a rank would have no classes for these inputs.
 
-    A loss that needs classes on every rank lacks the feature `one_class`: on two ranks, one class leaves the second
-    rank without classes. `rule` is the attribute `split` of the loss, and `ranks` is the number of ranks. `lacks` has
-    the features that the loss lacks, with the reasons.
+    Otherwise return None. A loss that needs classes on every rank lacks `one_class`: on two ranks, one class leaves the
+    second rank without classes. `rule` is the attribute `split` of the loss; only the rule "classes" gives a reason.
+    `ranks` is the number of ranks. `lacks` has the features that the loss lacks, with the reasons.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
@@ -294,7 +308,7 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
     padding = whole.narrow(axis, shape[axis], whole.shape[axis] - shape[axis])
     if bool((padding != 0).any()):
         worst = float(padding.flatten()[padding.abs().argmax()])
-        raise RuntimeError(f"the gradient of the padding is not 0, but {worst:.3g}")
+        raise RuntimeError(f"the gradient of the padding is not 0, but {worst:.3g}; leave the padding out of the loss")
     return whole.narrow(axis, 0, shape[axis])
 
 

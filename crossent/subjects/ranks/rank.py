@@ -1,7 +1,7 @@
-"""The process of one rank: it joins the group, makes the user's loss, and answers the requests of the calling process.
+"""The process of one rank, which joins the group, makes the user's loss, and replies to the calling process.
 
 A request is a dict with the name of an action, and the arguments of the action. A reply is a dict with the result, or
-with the exception that the action raised.
+with the exception that the action raised. A reply also names the parts of the global state that the action changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from crossent.subjects.ranks.messages import pack, receive, unpack
 from crossent.subjects.ranks.protocol import OnRank, cut_axis, shard, split_of
 from crossent.words import name_of_class, said, text_of
 
-# The time limit of the first collective, in which a rank may wait for the others to start.
+# The time limit, in seconds, of an operation on the store of a torchrun job. A rank may wait there for other ranks.
 _SECONDS_TO_START = 180.0
 
 
@@ -47,7 +47,6 @@ class Place:
         device: the device of the tensors, such as "cpu".
         store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job;
             "" until the launcher chooses a file.
-        group: the number of this group among the groups that the calling process started for the subject, from 1.
         seconds: the time limit of a collective operation, in seconds.
     """
 
@@ -56,15 +55,14 @@ class Place:
     backend: str
     device: str
     store: str
-    group: int
     seconds: float
 
     @property
     def own_device(self) -> torch.device:
-        """The device of this rank.
+        """The device of this rank, the CPU or a GPU.
 
-        For `device` "cpu", the CPU. Otherwise a GPU: with NCCL, each rank has its own GPU; with another backend, all
-        ranks share the first GPU.
+        If `device` is "cpu", this is the CPU. With NCCL, each rank has its own GPU. With another backend, all ranks
+        share the first GPU.
         """
         if self.device == "cpu":
             return torch.device("cpu")
@@ -92,10 +90,10 @@ class Place:
 
 
 def run_rank(place: Place, stream: int, load: Callable[[], Any]) -> NoReturn:
-    """Join the group, and answer requests until the calling process closes its socket. Then end this process.
+    """Join the group, and reply to requests until the calling process closes its socket. Then end this process.
 
     Args:
-        place: the place of this rank in its group.
+        place: the data with which this process joins the group.
         stream: the file descriptor of the socket to the calling process.
         load: a function that returns the user's class or function.
     """
@@ -133,10 +131,10 @@ def _serve(connection: socket.socket) -> None:
 
 @dataclass
 class _RankState:
-    """The state of this rank: its place in the group, the user's loss, and the graphs of forward passes, by key.
+    """The state of this rank: its :class:`Place`, the user's loss, and the graphs of forward passes, by key.
 
     `rule` is the rule by which the logits are cut into shards, a key of `protocol.SPLITS`. A graph is the loss of a
-    forward pass, with this rank's shard of the logits.
+    forward pass, with this rank's shard of the logits. Its key is a number, which the calling process chooses.
     """
 
     place: Place
@@ -184,10 +182,10 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Call the loss on the shard of this rank, and keep the graph for the backward pass.
+    """Call the loss on the shard of this rank. If the request needs a gradient, keep the graph for the backward pass.
 
-    Return the loss and, under the key "written", the new content of each argument that the call changed. First free
-    the graphs that the calling process does not need any more.
+    Return the loss and, under the key "written", the new content of each tensor that the call changed. For the logits,
+    this is the shard. First free the graphs that the calling process does not need any more.
     """
     for key in request["freed"]:
         state.graphs.pop(key, None)
@@ -251,7 +249,7 @@ def _full(loss: Any) -> Tensor:
     """Return the loss as a dense tensor in new memory. For a DTensor, return its full tensor.
 
     Raises:
-        TypeError: the loss is not a dense tensor.
+        TypeError: the loss is neither a DTensor nor a dense tensor of exactly the class torch.Tensor.
     """
     dense: Any = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
     if type(dense) is not Tensor or dense.layout != torch.strided:
@@ -300,10 +298,10 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Test the context of the loss, and return the problems in words. `request["scenario"]` says which test.
+    """Test the context of the loss, and return a dict with the list "problems", which has sentences.
 
-    "twice" enters the context inside the context. "exception" ends the context by an exception: a call outside of the
-    context must then do the same as before the exception, which is return the same bits or raise the same error.
+    In the scenario "twice" of the request, enter a second context inside the first. In "exception", end a context by an
+    exception. A call outside of the context must then return the same bits, or raise the same error, as before.
     """
     if request["scenario"] == "twice":
         try:
@@ -322,10 +320,11 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
-    """Run both passes outside of the context, and return a phrase: what the call returns or raises."""
-    local = shard(request["input"], state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
+    """Run a forward and a backward pass outside of the context. Return the checksum or the error as a phrase."""
+    logits, target, options = _arguments_on(state.place.own_device, request)
+    local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:
-        loss = _loss_of(state, local, request["input"], request["target"], request["options"])
+        loss = _loss_of(state, local, logits, target, options)
         full = _full(loss)
         state.loss.backward(loss, torch.ones_like(full))
     except Exception as error:
