@@ -1,7 +1,8 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
 The reader does not run, import or open anything that the file names. Some values of a report, such as counts, follow
-from its cases and findings. So the reader computes these values again, and refuses a file with other values.
+from its cases and findings. `report_of` computes these values again, and refuses a document with other values.
+`read_json` and `find` do not compare these values.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
 from crossent.choices import FEATURE_NAMES
+from crossent.files import strict_json
 from crossent.machine import DEVICES
 from crossent.report.document import ABSENT, HAPPENED, NOT_RUN, SCHEMA, Shard, each, real, strings, typed, typed_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
@@ -41,7 +43,7 @@ def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[d
 
     Args:
         path: the file.
-        makers: for each allowed schema, the function that makes the object from the JSON document.
+        makers: the allowed schemas (versions of the format), each with the function that makes the object.
 
     Raises:
         ValueError: the file describes no such object, or is damaged. The message is one line.
@@ -82,7 +84,8 @@ def report_of(document: dict[str, Any]) -> Report:
     if len(set(names)) < len(names):
         raise ValueError(f"two subjects have the name {quoted(max(names, key=names.count))}; each name may occur once")
     for place in unlike(document, made.to_json()):
-        raise ValueError(f"the value of {cut(place)} contradicts the cases and findings")
+        reason = "its value is wrong, or the key is unknown or missing"
+        raise ValueError(f"{cut(place)} does not fit the cases and findings: {reason}")
     return made
 
 
@@ -90,19 +93,19 @@ def _shard(entry: Any) -> Shard:
     data = typed(dict, entry, "shard")
     number, count, planned = (typed(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
     places = each(int, data["places"], "shard: places")
-    if not 1 <= number <= count or any(not 0 <= place < planned for place in places.values()):
-        raise ValueError(
-            f"shard: got number {number}, count {count} and planned {planned}; "
-            f"allowed are 1 to count for number, and 0 to planned - 1 for each of places"
-        )
-    known = [
-        (reason, state)
-        for reason, state in (strings(one, "shard: known") for one in typed_list(data["known"], "known"))
-    ]
-    if wrong := [state for _, state in known if state not in (HAPPENED, ABSENT, NOT_RUN)]:
-        raise ValueError(
-            f"shard: known has the state {quoted(wrong[0])}; allowed are {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}"
-        )
+    if not 1 <= number <= count:
+        raise ValueError(f"shard: got number {number} of {count}; allowed are 1 to {count}")
+    for case, place in places.items():
+        if not 0 <= place < planned:
+            raise ValueError(f"shard: places: {cut(case)} is {place}; allowed are 0 to {planned - 1}")
+    known: list[tuple[str, str]] = []
+    for one in typed_list(data["known"], "shard: known"):
+        if len(pair := strings(one, "shard: known")) != 2:
+            raise ValueError(f"shard: known has the entry {quoted(one)}; it must be a reason and a state")
+        if pair[1] not in (HAPPENED, ABSENT, NOT_RUN):
+            allowed = f"allowed are {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}"
+            raise ValueError(f"shard: known has the state {quoted(pair[1])}; {allowed}")
+        known.append((pair[0], pair[1]))
     run, sources = (each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
     return Shard(number, count, run, planned, places, sources, known)
 
@@ -133,7 +136,7 @@ def _subject(entry: Any) -> SubjectReport:
 def _features(value: Any, what: str) -> list[str]:
     """Return the value if it is a list of names of features.
 
-    A page shows the names in a command that users may copy into a shell, so no other text is allowed.
+    The report shows the names in a command that users may copy into a shell, so no other text is allowed.
 
     Raises:
         TypeError, ValueError: the value is anything else. The message calls the value `what`.
@@ -145,13 +148,14 @@ def _features(value: Any, what: str) -> list[str]:
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome that `entry` describes, of the case with the id `case`. `failed` has its failed checks."""
+    """Return the outcome of the case with the id `case` from `entry`. `failed` has the failed checks of the case."""
     data = typed(dict, entry, case)
     dtype = typed(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
         raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}; allowed are {', '.join(DTYPES)}")
     numbers = {check: one for check, one in data.items() if check not in OF_A_CASE}
     checks = {check: _measured(one, f"{case}: {check}", check in failed) for check, one in numbers.items()}
+    results = typed(dict, data["results"], f"{case}: results")
     for check in strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
             raise ValueError(f"{cut(case)}: {cut(check)} is listed as passed, and also has numbers or a finding")
@@ -162,17 +166,17 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
     return Outcome(
         dtype,
         _checksum(data["inputs"], f"{case}: inputs"),
-        _checksum(data["digest"], f"{case}: digest", or_none=True),
+        _checksum(data["digest"], f"{case}: digest", or_empty=True),
         data["grade"],
         checks,
         each(str, data["not_run"], f"{case}: not_run"),
-        {name: _summary(one, case) for name, one in typed(dict, data["results"], f"{case}: results").items()},
+        {name: _summary(one, f"{case}: {name}") for name, one in results.items()},
         typed(str, data["raised"], f"{case}: raised"),
     )
 
 
 def _measured(entry: Any, what: str, failed: bool) -> Measured:
-    """Return the result that `entry` describes. `failed` says if the check failed. Messages call the entry `what`."""
+    """Return the result of a check from `entry`, called `what` in messages. `failed` says whether the check failed."""
     data = typed(dict, entry, what)
     elements = typed(int, data["elements"], f"{what}: elements")
     vacuous = typed(bool, data.get("vacuous", False), f"{what}: vacuous")
@@ -185,12 +189,12 @@ def _measured(entry: Any, what: str, failed: bool) -> Measured:
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
-def _summary(entry: Any, case: str) -> ResultSummary:
-    data = typed(dict, entry, f"{case}: a result")
-    shape = tuple(typed(int, size, f"{case}: a size") for size in typed_list(data["shape"], f"{case}: shape"))
-    value = None if data["value"] is None else real(data["value"], f"{case}: value")
-    special = each(int, data["special"], f"{case}: special")
-    return ResultSummary(_checksum(data["digest"], case), typed(str, data["dtype"], case), shape, value, special)
+def _summary(entry: Any, what: str) -> ResultSummary:
+    data = typed(dict, entry, what)
+    digest, dtype = _checksum(data["digest"], f"{what}: digest"), typed(str, data["dtype"], f"{what}: dtype")
+    shape = tuple(typed(int, size, f"{what}: a size") for size in typed_list(data["shape"], f"{what}: shape"))
+    value = None if data["value"] is None else real(data["value"], f"{what}: value")
+    return ResultSummary(digest, dtype, shape, value, each(int, data["special"], f"{what}: special"))
 
 
 def _seed(value: Any) -> int:
@@ -200,23 +204,23 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
-def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return the value if it is a checksum: eight hexadecimal digits. If `or_none` is true, also allow "".
+def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
+    """Return the value if it is a checksum: eight hexadecimal digits in lower case. If `or_empty`, also allow "".
 
     Raises:
         TypeError, ValueError: the value is not a checksum. The message calls the value `what`.
     """
     text = typed(str, value, what)
-    if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
-        raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
+    if not (or_empty and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
+        raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits in lower case")
     return text
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     """Yield the path of each value in which the JSON documents `data` and `made` differ, such as "subjects[0].name".
 
-    If both documents have the value, the value in `data` follows the path. In the recursion, `data` and `made` are
-    parts of the documents, and `where` is their path.
+    If both documents have the path, the value in `data` follows, as in `seed, 3,`. Two lists of different lengths count
+    as one value. In the recursion, `data` and `made` are parts of the documents, and `where` is their path.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
@@ -233,60 +237,44 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
         yield f"{where}, {json.dumps(data)[:80]},"
 
 
-LARGEST = 2**29  # the most bytes of a report; a report on five subjects at level thorough has a tenth of this size
-
-
 def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
     """Return the JSON document of a report file.
 
-    Check the size, the JSON syntax, the device, that a version of torch is named, and that the schema is one of
-    `schemas`. Check nothing else.
+    Check that the file is strict JSON (see :func:`strict_json`), and that the schema is one of `schemas`. Check that
+    the environment names a version of torch and a known device. Check nothing else.
 
     Raises:
         ValueError: the file is not a report, has another schema, or names an unknown device. The message is one line.
         OSError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)  # a limit, because a device such as /dev/zero has no end
-        if len(content) > LARGEST:
-            raise ValueError(f"the file has more than {LARGEST:,} bytes, the largest size of a report")
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        reason = f"not a report of crossent: {one_line(str(error))}"
-        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote") from None
+        document = strict_json(path)
+    except (ValueError, RecursionError) as error:
+        raise _no_report(path, one_line(str(error))) from None
     found = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or isinstance(found, bool) or found not in schemas:
-        raise ValueError(
-            f"{cut(str(path))}: got schema {quoted(found)}; "
-            f"allowed is a report of crossent with schema {' or '.join(map(str, schemas))}"
-        )
+    if not isinstance(document, dict) or found is None:
+        raise _no_report(path, "schema is missing")
+    if isinstance(found, bool) or found not in schemas:
+        known = "`crossent check` writes schema 1, and `crossent soak` writes schema soak-1"
+        allowed = f"allowed is schema {' or '.join(map(str, schemas))} ({known})"
+        raise ValueError(f"{cut(str(path))}: got a report with schema {quoted(found)}; {allowed}")
     environment = document.get("environment")
     named = environment if isinstance(environment, dict) else {}
     device = named.get("device")
     if missing := [key for key in ("device", "torch") if named.get(key) is None]:
-        reason = f"not a report of crossent: environment.{missing[0]} is missing"
-        raise ValueError(f"{cut(str(path))}: {reason}; give a file that `crossent check --json` wrote")
+        raise _no_report(path, f"environment.{missing[0]} is missing")
     if not isinstance(device, str) or not re.fullmatch(r"cpu|(cuda|xpu)(:\d{1,4})?|mps", device):
         found = f"got environment.device {quoted(device)}; allowed are {DEVICES}"
         raise ValueError(f"{cut(str(path))}: damaged: {found}")
     return document
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError if a key occurs twice, since programs disagree on its value."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {quoted(max(keys, key=keys.count))} occurs twice in one object")
-    return made
+def _no_report(path: str | os.PathLike[str], reason: str) -> ValueError:
+    advice = "give a report that crossent wrote with --json"
+    return ValueError(f"{cut(str(path))}: not a report of crossent: {reason}; {advice}")
 
 
-def _no_number(token: str) -> float:
-    raise ValueError(f"{token} is not JSON")
-
-
-def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
+def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
     """Return the finding with the id `id` in the JSON document of a report, and the checksum of its case's inputs.
 
     Raises:
@@ -296,11 +284,12 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
         for subject in document["subjects"]:
             for entry in subject["findings"]:
                 if entry["id"] == id:
-                    finding = finding_of(_string(subject, "name"), entry)
+                    finding = finding_of(typed(str, subject["name"], "a subject: name"), entry)
                     if finding.id != id:
                         raise ValueError(f"the entry with the id {cut(id)} describes the finding {cut(finding.id)}")
                     return finding, _checksum(subject["cases"][finding.case]["inputs"], "inputs")
-        ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
+        entries = (entry for subject in document["subjects"] for entry in subject["findings"])
+        ids = [typed(str, entry["id"], "a finding: id") for entry in entries]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else one_line(str(error))
         raise ValueError(
@@ -320,29 +309,16 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.
     """
+    texts = ("check", "case", "kind", "message", "call", "torch", "of")
+    check, case, kind, message, call, torch, of = (typed(str, entry[name], f"a finding: {name}") for name in texts)
+    expected = None if entry["expected"] is None else typed(str, entry["expected"], "a finding: expected")
     numbers = None
-    if entry["index"] is not None:
-        reals = [_number(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
-        got, exact, radius, bound, ulp, ratio = reals
-        if not all(type(place) is int and place >= 0 for place in entry["index"]):
-            raise TypeError(f"index is {quoted(entry['index'])}; it must be a list of integers that are 0 or more")
-        bits, versus = _string(entry, "bits"), _string(entry, "versus")
-        numbers = Numbers(tuple(entry["index"]), got, bits, exact, radius, bound, ulp, ratio, versus)
-    check, case, kind, message, call, torch = (
-        _string(entry, name) for name in ("check", "case", "kind", "message", "call", "torch")
-    )
-    expected = None if entry["expected"] is None else _string(entry, "expected")
-    return Finding(subject, check, case, kind, message, call, numbers, torch, expected, _string(entry, "of"))
-
-
-def _string(entry: dict[str, Any], name: str) -> str:
-    if not isinstance(value := entry[name], str):
-        raise TypeError(f"{name} is {quoted(value)}; it must be a string")
-    return value
-
-
-def _number(entry: dict[str, Any], name: str) -> float:
-    value = entry[name]
-    if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{name} is {quoted(value)}; it must be a number")
-    return float(value)
+    if (index := entry["index"]) is not None:
+        if type(index) is not list or not all(type(place) is int and place >= 0 for place in index):
+            must = "it must be an array of integers that are 0 or more"
+            raise TypeError(f"a finding: index is {quoted(index)}; {must}")
+        reals = ("got", "exact", "radius", "bound", "ulp", "ratio")
+        got, exact, radius, bound, ulp, ratio = (real(entry[name], f"a finding: {name}") for name in reals)
+        bits, versus = (typed(str, entry[name], f"a finding: {name}") for name in ("bits", "versus"))
+        numbers = Numbers(tuple(index), got, bits, exact, radius, bound, ulp, ratio, versus)
+    return Finding(subject, check, case, kind, message, call, numbers, torch, expected, of)

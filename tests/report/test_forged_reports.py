@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import crossent
 from crossent.cli import main
-from crossent.report.reader import read_report, report_of, unlike
+from crossent.report.reader import find, read_report, report_of, unlike
 from crossent.run import verify as verification
 from crossent.subjects.builtin import EVERY_NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -325,3 +325,67 @@ def test_the_message_about_a_wrong_number_names_the_check_the_number_and_its_val
     document["subjects"][0]["cases"][CASES[0]]["loss"][key] = value
     with pytest.raises((TypeError, ValueError), match=rf"^{re.escape(f'{CASES[0]}: loss: {message}')}$"):
         report_of(document)
+
+
+GONE = object()
+CASE, SUBJECT = CASES[0], ("subjects", 0)
+FINDING = (*SUBJECT, "findings", 0)
+SHARD = {"number": 1, "count": 2, "planned": 2, "places": {}, "known": [], "run": {}, "sources": {}}
+NO_FIT = "does not fit the cases and findings: its value is wrong, or the key is unknown or missing"
+# The path of a value in the document of a report, another value or `GONE`, and the message.
+DAMAGE = {
+    "an unknown key": (("extra",), 1, f"extra {NO_FIT}"),
+    "a missing key": (("crossent",), GONE, f"crossent {NO_FIT}"),
+    "a wrong count": (("coverage", "cases"), 9, f"coverage.cases, 9, {NO_FIT}"),
+    "a number of a shard": (("shard",), SHARD | {"number": 3}, "shard: got number 3 of 2; allowed are 1 to 2"),
+    "a place of a shard": (
+        ("shard",),
+        SHARD | {"places": {CASE: 7}},
+        f"shard: places: {CASE} is 7; allowed are 0 to 1",
+    ),
+    "an entry of a shard": (
+        ("shard",),
+        SHARD | {"known": [["a", "b", "c"]]},
+        "shard: known has the entry ['a', 'b', 'c']; it must be a reason and a state",
+    ),
+    "a list of a shard": (("shard",), SHARD | {"known": 1}, "shard: known is 1; it must be "),
+    "a state of a shard": (("shard",), SHARD | {"known": [["a", "b"]]}, "shard: known has the state 'b'; allowed are "),
+    "a checksum": (
+        (*SUBJECT, "cases", CASE, "results", "loss", "digest"),
+        "zz",
+        f"{CASE}: loss: digest is 'zz'; it must be eight hexadecimal digits in lower case",
+    ),
+    "a checksum in upper case": (
+        (*SUBJECT, "cases", CASE, "inputs"),
+        "ABCDEF12",
+        f"{CASE}: inputs is 'ABCDEF12'; it must be eight hexadecimal digits in lower case",
+    ),
+    "a dtype": ((*SUBJECT, "cases", CASE, "results", "loss", "dtype"), 3, f"{CASE}: loss: dtype is 3; it must be "),
+    "an index": ((*FINDING, "index"), 5, "a finding: index is 5; it must be an array of integers that are 0 or more"),
+    "a message": ((*FINDING, "message"), 5, "a finding: message is 5; it must be a str"),
+    "a number": ((*FINDING, "got"), "x", "a finding: got is 'x'; it must be a number"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_message_about_damage_names_the_place_and_what_is_allowed_there(true, damage):
+    (*path, last), value, message = DAMAGE[damage]
+    document = part = true[0].to_json()
+    for key in path:
+        part = part[key]
+    part[last] = value
+    if value is GONE:
+        del part[last]
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+        report_of(document)
+
+
+def test_the_message_about_a_damaged_finding_names_the_finding_or_the_subject(true):
+    document = true[0].to_json()
+    finding = document["subjects"][0]["findings"][0]["id"]
+    document["subjects"][0]["name"] = 5
+    with pytest.raises(ValueError, match=r": a subject: name is 5; it must be a str"):
+        find(document, finding)
+    document["subjects"][0]["findings"][0]["id"] = 5
+    with pytest.raises(ValueError, match=r": a finding: id is 5; it must be a str"):
+        find(document, finding)

@@ -610,7 +610,7 @@ def test_a_file_that_is_no_report_is_an_error_of_one_line_and_status_2(before, c
 
 
 def test_a_file_larger_than_the_limit_is_not_read(monkeypatch, before, tmp_path):
-    monkeypatch.setattr("crossent.report.reader.LARGEST", 1000)
+    monkeypatch.setattr("crossent.files.LARGEST", 1000)
     before.write_json(tmp_path / "old")
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         read_report(tmp_path / "old")

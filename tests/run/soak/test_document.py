@@ -8,8 +8,10 @@ from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cli import WRONG_USE, main
+from crossent.report.document import SCHEMA
 from crossent.report.reader import read_report
 from crossent.run.soak.document import read_either, soak_of
+from crossent.run.soak.report import SOAK_SCHEMA
 
 CHOSEN = {"cases": 8, "dtypes": ["float32", "float64"], "seed": 3}
 
@@ -117,7 +119,10 @@ def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkey
     text = json.dumps(shards[0])
     damaged = {
         "cut.json": (text[: len(text) // 2], "cut.json: not a report of crossent"),
-        "other.json": (json.dumps({**shards[0], "schema": "soak-2"}), "got schema 'soak-2'; allowed is a report"),
+        "other.json": (
+            json.dumps({**shards[0], "schema": "soak-2"}),
+            "schema 'soak-2'; allowed is schema 1 or soak-1",
+        ),
         "twice.json": (json.dumps(changed(shards[0], "shard", value=[2, 2])), "does not belong to this soak or shard"),
         "more.json": (json.dumps(changed(shards[0], *SUMS, "call", "float32", "ran", value=8)), "the report give 8"),
         "key.json": (json.dumps({k: v for k, v in shards[0].items() if k != "cases"}), "the key 'cases' is missing"),
@@ -127,10 +132,10 @@ def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkey
         assert reason in line(capsys, "merge", name, "2.json")
     assert "1.json: got shard 1/2 again, after 1.json" in line(capsys, "merge", "1.json", "1.json", "2.json")
     assert "1 of 2 are missing: 2/2" in line(capsys, "merge", "1.json")
-    assert "got schema 'soak-1'; allowed is a report of crossent with schema 1\n" in line(
-        capsys, "diff", "1.json", "2.json"
-    )
-    with pytest.raises(ValueError, match="got schema 'soak-1'"):
+    said = f"got a report with schema '{SOAK_SCHEMA}'; allowed is schema {SCHEMA} "
+    writers = f"(`crossent check` writes schema {SCHEMA}, and `crossent soak` writes schema {SOAK_SCHEMA})"
+    assert f"{said}{writers}\n" in line(capsys, "diff", "1.json", "2.json")
+    with pytest.raises(ValueError, match="got a report with schema 'soak-1'"):
         read_report(tmp_path / "1.json")
 
 
