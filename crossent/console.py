@@ -14,7 +14,7 @@ from crossent.cases.operation import OPERATIONS
 from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
-from crossent.report.text import is_one_line
+from crossent.report.text import keeps_lines
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
 from crossent.subjects.builtin import EVERY_NAMED, builtin_subjects
@@ -32,7 +32,7 @@ class Output(Console):
         """Print the parts of an output, one below the other."""
         self.width = max(self.width, self.NARROWEST)
         for part in parts:
-            self.print(part, soft_wrap=is_one_line(part))
+            self.print(part, soft_wrap=keeps_lines(part))
         self.file.flush()
 
     def on_broken_pipe(self) -> None:

@@ -64,16 +64,17 @@ def cell(tally: Tally | None, missing: int) -> Cell:
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark in a plot. The mark stands for all known failures, or for all other results, of one regime in one dtype.
+    """A mark in a plot. The mark stands for all known failures, or for all other results, of a check, regime and dtype.
 
     Attributes:
         dtype: the dtype of the logits.
-        kind: "passed", "failed", "known" for known failures, or "none" for passes without evidence: there, a wrong
-            result such as zeros would pass too.
+        kind: "known" for known failures. The other results are "failed" if at least one failed, otherwise "passed".
+            They are "none" if no result has evidence: a wrong result, such as zeros, would pass too.
         count: the number of results. Passes without evidence count only for the kind "none".
-        ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
+        ratio: the error of the worst result, as a share of its bound; 0 for "none".
+        ulp: the error of the worst result in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
-        median: the median share of the bound over the results.
+        median: the median share of the bound over the results; 0 for "none".
     """
 
     dtype: str
@@ -94,7 +95,7 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result; None if all are known failures or passes without evidence."""
+        """The regime and mark of the worst result that is no known failure and has evidence; None if there is none."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -158,7 +159,7 @@ def strips(subject: SubjectReport) -> list[Strip]:
 
 
 def regime_of(case: str) -> str | None:
-    """Return the regime of the case with this id, such as "normal", or None for a bad input."""
+    """Return the regime of the case with this id, such as "normal"; None for a bad input or an unknown id."""
     found = case_or_none(case)
     return None if found is None else found.values
 
@@ -169,20 +170,20 @@ def _marks(
     """Yield the marks of one check, one dtype and one regime. `results` has the id of each case and its result.
 
     `known` has the check and the case of each known failure. Known failures share one mark, and all other results with
-    evidence another. If no other result has evidence, yield a mark of the kind "none" for these results.
+    evidence another. If none of the other results has evidence, a mark of the kind "none" stands for them.
     """
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:
-        yield _worst(dtype, "known", expected)
+        yield _mark(dtype, "known", expected)
     others = [result for result in results if result not in expected]
     evidence = [(case, of) for case, of in others if of.failed or not of.vacuous]
     if evidence:
-        yield _worst(dtype, "failed" if any(of.failed for _, of in evidence) else "passed", evidence)
+        yield _mark(dtype, "failed" if any(of.failed for _, of in evidence) else "passed", evidence)
     elif others:
         yield Mark(dtype, "none", len(others))
 
 
-def _worst(dtype: str, kind: str, results: Sequence[tuple[str, Measured]]) -> Mark:
+def _mark(dtype: str, kind: str, results: Sequence[tuple[str, Measured]]) -> Mark:
     ratios = [of.ratio or 0.0 for _, of in results]
     case, worst = max(results, key=lambda result: result[1].ratio or 0.0)
     return Mark(dtype, kind, len(results), max(ratios), worst.ulp or 0.0, case, statistics.median(ratios))

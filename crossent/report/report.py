@@ -1,4 +1,4 @@
-"""`Report`, the result of one run: its findings, and the cases and checks that did not run."""
+"""`Report`, the results and findings of one run, with the verdict and the first and last lines of the text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from crossent.cases.grid import sized_triples
 from crossent.cases.ids import case_or_none
+from crossent.choices import LEVELS
 from crossent.files import write_whole
 from crossent.report.causes import clearest_first
 from crossent.report.document import SCHEMA, Shard, jsonable, shard_json, subject_json
@@ -26,6 +27,7 @@ from crossent.report.text import (
     details,
     failures,
     gaps,
+    in_short,
     not_covered,
     overview,
     paragraph,
@@ -38,26 +40,27 @@ MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, 
 
 @dataclass
 class Report:
-    """One run: its environment, and a part for each subject.
+    """One run: its environment, and a report on each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
     failures, and has evidence for every result of every subject. A result, such as the loss in float16, has
-    evidence if a wrong loss, such as zeros, would fail on at least one case.
+    evidence if a wrong loss, such as zeros, would fail on at least one case. For a shard, or a run of chosen checks
+    or cases, see `ok`.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
         subjects: the results and findings of each subject.
         level, seed: the level and the seed of the cases.
         fixed: known failures that were tested and no longer happen. You can delete their entries in the list.
-        triples: the number of different combinations of three options that occur in the cases.
-        left_out: the checks that the level does not run.
+        triples: the number of different combinations of three options that occur in the cases that ran.
+        left_out: the chosen checks, by default all, that no planned case includes; empty if the user chose cases.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
-        stopped: whether the run stopped early because of its findings.
+        stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
             "cases"; empty if the user chose neither.
         without: the features that the user declared as missing.
         grade: the grade that the user chose, or "".
-        seconds: how long the run took; None for a report from a file.
+        seconds: how long the run took; None if unknown, for example for a report from a file.
         shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
             findings. The merged report of all shards says whether every result has evidence.
     """
@@ -98,7 +101,10 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The numbers of different pairs (size, option) and of different triples (size, option, dtype) in the cases."""
+        """The numbers of different pairs and triples in the cases that ran.
+
+        A pair is a range of sizes and an option. A triple is a range of sizes, an option and a dtype.
+        """
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
@@ -113,7 +119,7 @@ class Report:
     def compared(self) -> Tally:
         """The counts of all checks that compare numbers, summed over all subjects and dtypes.
 
-        If all results of a check in a dtype are known failures, leave out their counts.
+        The counts leave out a check of a subject in a dtype if no result there has numbers, except known failures.
         """
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
@@ -138,8 +144,8 @@ class Report:
 
         A result has evidence if a wrong result, such as zeros, would fail on at least one case. At least one case must
         have run on every subject. If the user chose checks or cases, results need no evidence, and one subject with a
-        case is enough. If the user chose checks, at least one of them must have run. A shard is ok if it is complete
-        and has no findings except known failures.
+        case is enough. If the user chose checks but no cases, a planned case must include at least one of the
+        checks. A shard is ok if it is complete and has no findings except known failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
@@ -154,7 +160,7 @@ class Report:
 
     @property
     def _lacks_chosen_checks(self) -> bool:
-        """Whether the user chose checks, and the level runs none of them."""
+        """Whether the user chose checks but no cases, and the level runs none of the checks."""
         chosen = self.only.get("checks", ())
         return bool(chosen) and set(chosen) <= set(self.left_out)
 
@@ -173,7 +179,8 @@ class Report:
         if self.shard is not None:
             return f"{calls} without findings; `crossent merge` gives the verdict on all shards"
         if self._lacks_chosen_checks:
-            return f"{calls}, but none of the chosen checks ran"
+            advice = "" if self.level == LEVELS[-1] else "; choose a higher level"
+            return f"{calls}, but no case of level {self.level} includes a chosen check{advice}"
         if self.unchecked and not self.only:
             return f"{calls} without findings, but no case ran on {first_names(self.unchecked)}"
         if not self.ok:
@@ -182,7 +189,7 @@ class Report:
         if blind := [subject.name for subject in self.subjects if "gradient" in declared_away(subject)]:
             uncovered.append(f"no gradient of {first_names(blind)} was checked")
         known = sum(subject.counts["expected"] for subject in self.subjects)
-        failures = f", except in {counted(known, 'known failure')}" if known else ""
+        failures = f", except in {counted(known, 'call')} with known failures" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects if subject.outcomes)
         declared = f", with {counted(differences, 'declared difference')}" if differences else ""
         return "; ".join([f"{calls}, every judged number within its error bound{failures}{declared}", *uncovered])
@@ -200,12 +207,13 @@ class Report:
             subject.findings.sort(key=lambda finding: places[finding.case])
 
     def render(self, verbosity: int = 0) -> list[RenderableType]:
-        """Return the report as parts that rich prints, for `crossent check`.
+        """Return the report as renderables of rich, for `crossent check`.
 
         Args:
-            verbosity: 0 gives a table with a row for each subject, and the clearest findings. 1 adds a table by check
-                and dtype for each subject, all causes and the known failures. 2 adds the id of each finding, the cases
-                nearest to a bound, and every reason why a case or a check did not run. -1 gives the verdict alone.
+            verbosity: 0 gives a table with a row for each subject, the clearest findings and the coverage. 1 adds a
+                table by check and dtype for each subject, all causes and the known failures. 2 adds the environment,
+                the id of each finding, the cases nearest to a bound, and every reason why a case or a check did not
+                run. -1 gives the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -218,22 +226,13 @@ class Report:
             if verbosity > 0:
                 parts += details(subject)
             else:
-                parts += map(paragraph, self._in_short(subject))
+                parts += map(paragraph, in_short(subject))
             if verbosity > 1:
                 parts += gaps(subject)
             parts += failures(subject, MOST_CAUSES if verbosity == 0 else None, ids=verbosity > 1)
         parts += [Text(), *map(paragraph, self._coverage())]
         parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
         return [*parts, Text(), self._verdict()]
-
-    def _in_short(self, subject: SubjectReport) -> Iterator[str]:
-        """Yield a line with the contract and declarations of a subject, and a line about its known failures, if any."""
-        promised = [f"has the contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
-        if promised:
-            yield f"declared: {subject.name} {'; '.join(promised)}"
-        if known := subject.known:
-            cases, reasons = counted(subject.counts["expected"], "case"), counted(len(known), "known reason")
-            yield f"{subject.name} fails on {cases}, for {reasons}: -v lists them"
 
     def _verdict(self) -> Text:
         """Return the last line: the verdict in a colour, the summary, and the time that the run took."""
@@ -250,16 +249,13 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield a line with versions, device, level and seed; with the environment alone if `verbosity` is above 1."""
+        """Yield a line with versions, device, level and seed. If `verbosity` is above 1, show the whole environment."""
         of = self.environment
-        if verbosity > 1:
-            yield "  ".join(f"{name} {value}" for name, value in of.items())
-        else:
-            named = [f"{name} {of[name]}" for name in ("crossent", "torch", "python", "device") if name in of]
-            yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
+        shown = of if verbosity > 1 else [name for name in ("crossent", "torch", "python", "device") if name in of]
+        yield ", ".join([*(f"{name} {of[name]}" for name in shown), f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield lines about the coverage of the run, and about what the verdict does not cover."""
+        """Yield lines about the coverage of the run, its gaps, and the known failures that are fixed."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
             yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
@@ -283,7 +279,7 @@ class Report:
     def _uncovered(self) -> Iterator[str]:
         """Yield a text for each gap in the coverage, such as checks that no case of the run includes."""
         if self.level == "quick":
-            yield "some combinations of three options, since level quick combines two"
+            yield "some combinations of three options, since level quick covers only combinations of two"
         if self.left_out:
             yield f"{counted(len(self.left_out), 'check')} that no case of this run includes"
         compared = self.compared
@@ -293,11 +289,11 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines about the covered combinations of sizes, the checks that did not run, and unjudged numbers."""
+        """Yield lines about the covered combinations with a size, the checks in no case, and the unjudged numbers."""
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
-            yield f"in no case of this run: {', '.join(self.left_out)}"
+            yield f"checks that no case of this run includes: {', '.join(self.left_out)}"
         compared = self.compared
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
@@ -312,9 +308,10 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        Some keys keep their names from earlier versions of crossent, so that old files can still be read. The key
-        "mended" lists the known failures that are fixed. The key "held" lists the checks without numbers that passed. A
-        case that passed has the outcome "held". A case with only known failures has the outcome "expected".
+        Some keys and values keep their names from earlier versions of crossent, so that old files can still be read.
+        The key "mended" lists the known failures that are fixed. The key "held" of a case lists the checks without
+        numbers that passed. A case that passed has the outcome "held". A case with only known failures has the outcome
+        "expected".
         """
         document = {
             "schema": SCHEMA,
@@ -337,9 +334,12 @@ class Report:
         return made
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report to a JSON file. If writing fails, the file is not changed."""
+        """Write the report to a JSON file. If writing fails, raise OSError; a regular file is then unchanged."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report to an HTML file, a single page. If writing fails, the file is not changed."""
+        """Write the report to an HTML file, a single page.
+
+        If writing fails, raise OSError; a regular file is then unchanged.
+        """
         write_whole(path, page(self))

@@ -19,23 +19,23 @@ from crossent.words import DECLARED, counted, first_names
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
-    """Return the parts as text without colours. Tables are at most 100 columns wide if their content fits."""
+    """Return the parts of a report as text without colours. Tables and paragraphs are at most 100 columns wide."""
     text = io.StringIO()
     console = Console(file=text, width=100)
     for part in parts:
-        console.print(part, soft_wrap=is_one_line(part))
+        console.print(part, soft_wrap=keeps_lines(part))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def paragraph(text: str) -> Text:
     """Return a text as a paragraph, which rich wraps at the width of the terminal.
 
-    Every other `Text` of a report keeps its lines, so that a user can copy commands: see `is_one_line`.
+    Every other `Text` of a report keeps its lines, so that a user can copy commands: see `keeps_lines`.
     """
     return Text(text, overflow="fold")
 
 
-def is_one_line(part: RenderableType) -> bool:
+def keeps_lines(part: RenderableType) -> bool:
     """Return whether rich must not wrap a part of a report: a `Text` that :func:`paragraph` did not make."""
     return isinstance(part, Text) and part.overflow is None
 
@@ -53,6 +53,7 @@ _DID = {
     "crashed": "crashed",
     "hung": "hung",
 }
+_DID_ON_BAD_INPUT = _DID | {"wrong": "raised another class of error", "accepted": "accepted"}
 # The reason why a comparison is not evidence: see `vacuous` of crossent.report.findings.Measured.
 NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
 LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
@@ -100,7 +101,10 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def not_covered(subject: SubjectReport) -> Iterator[str]:
-    """Yield a line about the cases that are not applicable to a subject, then a line about :func:`declared_away`."""
+    """Yield a line about the cases that are not applicable, then a line with the checks of :func:`declared_away`.
+
+    If there are no such cases or no such checks, leave out the line.
+    """
     if subject.not_applicable:
         number = counted(sum(subject.not_applicable.values()), "case")
         lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]
@@ -126,7 +130,8 @@ def declared_away(subject: SubjectReport) -> dict[str, str]:
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
     """Return the grade and the largest share of a bound in one dtype, such as "A 43%".
 
-    Leave out a missing grade or share. If both are missing, return "failed" if a check failed, otherwise "".
+    `tallies` has the tally of each check in this dtype. Leave out a missing grade or share. If both are missing, return
+    "failed" if a check failed, otherwise "".
     """
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
@@ -157,7 +162,8 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
             yield from _ids(cause)
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")
-        yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
+        shown = "-v shows them, and report.findings in Python"
+        yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: {shown}", "dim")
     yield from _declarable(declarable, ids=ids)
 
 
@@ -177,7 +183,10 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
         return
     features = " ".join(cause.feature for cause in found)
     number = counted(sum(len(cause.findings) for cause in found), "finding")
-    said = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
+    if len(found) == 1:
+        said = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
+    else:
+        said = f"Missing features would explain {number}. Declare each feature that is missing on purpose"
     yield Text(f"\n{said}: --without {features}", "bold")
     for cause in found:
         first = cause.findings[0]
@@ -187,18 +196,40 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
 
 
 def explained(cause: Cause) -> str:
-    """Return what a missing feature explains, in words, such as "152 calls raised with class probabilities"."""
-    first, count = cause.findings[0], len(cause.findings)
-    did = _DID.get(first.kind, first.kind)  # the kind of a report from a file may be any text
-    if first.check == "errors":
-        did = {"wrong": "raised another class of error", "accepted": "accepted"}.get(first.kind, did)
-        return f"{counted(count, 'bad input')} {did}"
-    where = f"with {', '.join(cause.common.words)}" if cause.common else f"in the check {first.check}"
-    return f"{counted(count, 'call')} {did} {where}"
+    """Return the findings of a missing feature as a phrase, such as "152 calls raised with class probabilities".
+
+    `cause` has the findings. The phrase counts the findings of each kind.
+    """
+    counts = Counter((finding.check == "errors", finding.kind) for finding in cause.findings)
+    phrases = []
+    for (is_bad, kind), count in counts.items():
+        did = _DID_ON_BAD_INPUT if is_bad else _DID
+        # The kind of a finding from a file may be any text.
+        phrases.append(f"{counted(count, 'bad input' if is_bad else 'call')} {did.get(kind, kind)}")
+    said = ", ".join(phrases)
+    if [*cause.checks] == ["errors"]:
+        return said
+    if cause.common:
+        return f"{said} with {', '.join(cause.common.words)}"
+    return f"{said} in the check{'s' * (len(cause.checks) > 1)} {', '.join(cause.checks)}"
+
+
+def in_short(subject: SubjectReport) -> Iterator[str]:
+    """Yield a line about the contract and the declared differences of a subject, and a line about its known failures.
+
+    Leave out a line that would be empty.
+    """
+    promised = [f"has the contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
+    if promised:
+        yield f"declared: {subject.name} {'; '.join(promised)}"
+    if known := subject.known:
+        cases = {finding.case for findings in known.values() for finding in findings}
+        number, reasons = counted(len(cases), "case"), counted(len(known), "reason")
+        yield f"{subject.name} has known failures on {number}, for {reasons}; -v lists the reasons"
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:
-    """Yield a subject's contract and declarations, its table by check and dtype, and its known failures."""
+    """Yield a subject's contract and declared differences, its table by check and dtype, and its known failures."""
     yield Text()
     yield Text(subject.name, "bold")
     if subject.contract:
@@ -237,7 +268,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "40 12%" for 40 comparisons with a largest error of 12% of its bound.
+    """Return the cell of a check in a dtype: "40 12%" for 40 cases with a largest error of 12% of its bound.
 
     Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran.
     """
@@ -251,7 +282,7 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield a table that has, for each check, the case nearest to a bound, and how many comparisons have no evidence.
+    """Yield the lines of a table: for each check, the case nearest to a bound, and the comparisons without evidence.
 
     The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes. A check
     without numbers, or with errors of 0 only, has no line.
@@ -274,7 +305,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage, or ">10×" if the share is at least ten, or NaN."""
+    """Return a share of a bound as a percentage. If the share is NaN or at least ten, return ">10×"."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 

@@ -132,25 +132,41 @@ def test_vague_words_give_way_to_words_of_which_nearly_all_cases_fail():
     assert "a weight" in causes(subject)[0].common.words
 
 
-def explained_words(check, kind):
-    """Return the words for two findings of a check and a kind that a missing feature explains."""
-    return explained(
-        Cause([Finding("mine", check, PAIRS[0].id, kind, ""), Finding("mine", check, PAIRS[1].id, kind, "")])
-    )
+def explained_words(*findings):
+    """Return the words for findings that a missing feature explains, each given as (check, kind)."""
+    pairs = zip(PAIRS, findings, strict=False)
+    return explained(Cause([Finding("mine", check, case.id, kind, "") for case, (check, kind) in pairs]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_words_about_a_missing_feature_have_a_phrase_for_each_kind_of_finding(kind):
-    said = explained_words("arguments", kind)
+    said = explained_words(*[("arguments", kind)] * 2)
     assert said.startswith("2 calls ")
     assert kind in ("crashed", "hung") or said != f"2 calls {kind} in the check arguments"
 
 
 def test_the_words_about_a_missing_feature_say_what_the_calls_did():
-    assert explained_words("arguments", "changed_input") == "2 calls wrote into an argument in the check arguments"
-    assert explained_words("errors", "accepted") == "2 bad inputs accepted"
-    assert explained_words("errors", "wrong") == "2 bad inputs raised another class of error"
+    changed = ("arguments", "changed_input")
+    assert explained_words(changed, changed) == "2 calls wrote into an argument in the check arguments"
+    assert explained_words(*[("errors", "accepted")] * 2) == "2 bad inputs accepted"
+    assert explained_words(*[("errors", "wrong")] * 2) == "2 bad inputs raised another class of error"
+
+
+def test_the_words_about_a_missing_feature_name_all_checks_and_count_each_kind():
+    said = explained_words(("double_backward", "refused"), ("hessian", "refused"))
+    assert said == "2 calls raised in the checks double_backward, hessian"
+    said = explained_words(("errors", "accepted"), ("errors", "crashed"))
+    assert said == "1 bad input accepted, 1 bad input crashed"
+    said = explained_words(("loss", "refused"), ("loss", "wrong"), ("loss", "refused"))
+    assert said == "2 calls raised, 1 call gave a wrong result in the check loss"
+
+
+def test_one_missing_feature_is_in_the_singular():
+    subject = with_calls(lambda case: ("call", "ValueError: no rows") if is_index(case) else None)
+    (line,) = [line for line in str(Report({}, [subject])).splitlines() if "issing feature" in line]
+    said = f"A missing feature would explain {len(subject.findings)} findings. If it is missing on purpose, declare it"
+    assert line == f"{said}: --without index_target"
 
 
 def test_the_words_about_a_missing_feature_repeat_an_unknown_kind_of_a_file():
-    assert explained_words("loss", "odd") == "2 calls odd in the check loss"
+    assert explained_words(*[("loss", "odd")] * 2) == "2 calls odd in the check loss"

@@ -27,6 +27,7 @@ from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report
+from crossent.report.text import failures, plain_text
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.words import LONGEST_LINE
@@ -372,8 +373,8 @@ def test_known_failures_do_not_count_for_grade_and_verdict():
     assert made.counts == {"ran": 2, "failed": 0, "expected": 1, "not_applicable": 0}
     assert whole.ok
     assert not whole.findings
-    assert whole.summary.endswith("except in 1 known failure")
-    assert "mine fails on 1 case, for 1 known reason: -v lists them" in str(whole)
+    assert whole.summary.endswith("except in 1 call with known failures")
+    assert "mine has known failures on 1 case, for 1 reason; -v lists the reasons" in str(whole)
     assert "1 known failure: known; for example mine:loss:b" in shown(whole, verbosity=1)
 
 
@@ -388,6 +389,28 @@ def test_a_case_with_a_known_and_another_finding_has_failed():
     assert whole.to_json()["subjects"][0]["cases"]["a"]["outcome"] == "failed"
     assert [finding.check for finding in whole.findings] == ["gradient"]
     assert not whole.ok
+    assert "mine has known failures on 1 case, for 1 reason; -v lists the reasons" in str(whole)
+
+
+def test_two_known_failures_of_a_case_are_one_call_with_known_failures():
+    made = part_of(("a", "loss", Measured(True, 1.0, 2.0)), ("a", "gradient", Measured(True, 1.0, 2.0)))
+    made.findings = [Finding("mine", check, "a", "wrong", "", expected=check) for check in ("loss", "gradient")]
+    whole = Report(ENVIRONMENT, [made])
+    assert whole.summary.endswith("within its error bound, except in 1 call with known failures")
+    assert "mine has known failures on 1 case, for 2 reasons; -v lists the reasons" in str(whole)
+
+
+def test_the_first_line_has_level_and_seed_and_with_vv_the_whole_environment():
+    made = Report({**ENVIRONMENT, "platform": "Linux"}, level="quick", seed=7)
+    text = "crossent 0.1.0, torch 2.13.0, device cpu, {}level quick, seed 7"
+    assert shown(made).splitlines()[0] == text.format("")
+    assert shown(made, verbosity=2).splitlines()[0] == text.format("platform Linux, ")
+
+
+def test_the_line_about_causes_that_are_not_shown_says_where_they_are():
+    (part,) = report_on(subject(off_by_a_percent)).subjects
+    count = f"1 more cause with {len(part.findings)} findings"
+    assert plain_text(failures(part, 0)) == f"\n{count}: -v shows them, and report.findings in Python"
 
 
 def test_a_check_that_zeros_would_pass_on_every_case_is_no_evidence_and_not_ok():
@@ -423,7 +446,7 @@ def test_a_report_without_any_case_is_not_ok():
 
 
 def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
-    """For example, `--check memory --without memory` runs the check `call`, but not the chosen check."""
+    """For example, `--check compile --level quick` runs the check `call`, but not the chosen check."""
     made = SubjectReport("mine", {"a": Outcome("float32", 0, checks={"call": Measured(False)})})
     for chosen, left_out, ok in (
         (["memory"], ["memory"], False),
@@ -432,8 +455,11 @@ def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
     ):
         report = Report({}, [made], only={"checks": chosen} if chosen else {"cases": ["a"]}, left_out=left_out)
         assert report.ok == ok
-        assert report.summary.endswith(", but none of the chosen checks ran") != ok
-        assert ("NOT PROVEN: 1 call checked, but none" in str(report)) != ok
+        said = "1 call checked, but no case of level normal includes a chosen check; choose a higher level"
+        assert (report.summary == said) != ok
+        assert (f"NOT PROVEN: {said}" in str(report)) != ok
+        report.level = "thorough"
+        assert report.summary.endswith(", but no case of level thorough includes a chosen check") != ok
 
 
 # The message of torch.testing.assert_close, with the error bound in place of its tolerance.
