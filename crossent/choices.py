@@ -51,6 +51,12 @@ SUBJECT_NAMES = (
     "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "fused", "torch", "linear_formula", "linear_blocked",
     "torch.nn.functional:linear_cross_entropy",
 )
+# The names of the built-in subjects in a report: a name above may stand for several subjects, as "torch" does.
+BUILTIN_NAMES = (
+    "formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "fused", "fused_interpreter", "fused_as_blocked",
+    "torch", "torch_nll", "linear_formula", "linear_blocked", "torch_linear", "torch_linear_chunked",
+    "torch_linear_chunk1", "torch_linear_accurate", "torch_linear_balanced", "torch_linear_compact",
+)
 # The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.
 FEATURE_NAMES = (
     *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "linear_bias",

@@ -16,6 +16,7 @@ from crossent.cases.linear.grid import LINEAR_ARRAYS, linear_grid
 from crossent.cases.operation import OPERATIONS
 from crossent.checks import CHECKS, RANK_CHECKS
 from crossent.choices import (
+    BUILTIN_NAMES,
     CHECK_NAMES,
     CONTRACT_NAMES,
     DTYPE_NAMES,
@@ -27,7 +28,7 @@ from crossent.choices import (
 )
 from crossent.numerics.formats import FORMATS
 from crossent.run.plan import plan
-from crossent.subjects.builtin import EVERY_NAMED
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 
@@ -39,6 +40,7 @@ def test_the_words_of_the_options_are_the_names_that_the_package_has():
     assert (*CHECKS, "errors") == CHECK_NAMES
     assert tuple(RANK_CHECKS) == RANK_CHECK_NAMES
     assert tuple(EVERY_NAMED) == SUBJECT_NAMES
+    assert tuple(BY_NAME) == BUILTIN_NAMES
     assert tuple(FEATURES) == FEATURE_NAMES
     sizes = [len(plan(level, ("float32",), 0)) for level in LEVELS]
     assert sizes == sorted(set(sizes))

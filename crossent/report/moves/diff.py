@@ -1,7 +1,7 @@
 """diff() and Diff: compare two runs, for example with two versions of torch, and name the changes.
 
-The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A failed check is also a
-finding in the report of its run. So if you keep the new run as the next baseline, you lose no failure.
+The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A new baseline hides no
+failure, since the report of each run lists its failed checks as findings.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from rich.console import RenderableType
 
 from crossent.cases.axes import DTYPES
-from crossent.cases.edges import POLICY_NAMES
+from crossent.choices import BUILTIN_NAMES
 from crossent.files import write_whole
 from crossent.report.document import jsonable
-from crossent.report.findings import Finding, Outcome, SubjectReport
+from crossent.report.findings import Finding, SubjectReport
 from crossent.report.moves import conditions
+from crossent.report.moves.comparisons import ABOUT, comparisons
 from crossent.report.moves.html import page
-from crossent.report.moves.rules import Kind, Move, Side, kind_of
+from crossent.report.moves.rules import Kind, Move
 from crossent.report.moves.text import rendered
 from crossent.report.reader import read_report
 from crossent.report.report import Report
@@ -31,8 +32,6 @@ from crossent.report.text import plain_text
 from crossent.words import counted, shell_word
 
 DIFF_SCHEMA = 1
-# For each check that needs only the first call, but has no result of its own name: the results that the check uses.
-ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
 def diff(
@@ -50,8 +49,9 @@ def diff(
     Args:
         old: a report, or a file that :meth:`Report.write_json` wrote.
         new: another report or file.
-        force: whether to compare runs with different devices, machines or seeds too.
-        files: the names of the files of `old` and `new`, if these are reports, for the commands that repeat a change.
+        force: whether to compare runs with different devices, processors, numbers of ranks or seeds too.
+        files: the files of `old` and `new`, for the commands that repeat a finding. None stands for `old` and `new`
+            where these are paths, and for no file where these are reports.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
@@ -81,7 +81,7 @@ class Diff:
 
     Attributes:
         old, new: the reports of the two runs.
-        old_file, new_file: the files of the reports, for the commands that repeat a change; "" for a report in memory.
+        old_file, new_file: the files of the reports, for the commands that repeat a finding; "" for a report in memory.
     """
 
     old: Report
@@ -94,18 +94,18 @@ class Diff:
         """The reasons why the two runs cannot be compared."""
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
-            return [*found, "they have no subject in common: compare two runs of the same subject"]
-        unlike = "they have no case in common whose inputs have the same bits: repeat with the same level and seed"
+            return [*found, "the runs have no subject in common; check the same subject in both runs"]
+        unlike = "the runs have no case in common whose inputs have the same bits; repeat with the same level and seed"
         return found if self.compared else [*found, unlike]
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:
-        """The differences in versions, options and coverage: for each, a name, the old value and the new value."""
+        """The differences in machine, versions, options and coverage, each as a name, the old and the new value."""
         return conditions.differences(self.old, self.new)
 
     @cached_property
     def notes(self) -> list[str]:
-        """Lines about everything that is not compared, such as a subject, case or check that only one run has."""
+        """Lines about results that are not compared, for example of a subject, case or check that only one run has."""
         of_calls = {(move.subject, move.case) for move in self.moves if move.check in ("call", "result")}
         return list(conditions.notes(self.old, self.new, self.pairs, of_calls))
 
@@ -118,14 +118,17 @@ class Diff:
     @cached_property
     def compared(self) -> list[Move]:
         """The comparisons of each check on each case that both runs have with the same input bits, changed or not."""
-        return [move for old, new in self.pairs for move in _moves(old, new)]
+        return [move for old, new in self.pairs for move in comparisons(old, new)]
 
     @cached_property
     def moves(self) -> list[Move]:
-        """The comparisons with a change, the most serious change first."""
+        """The comparisons with a change, the most serious kind first.
+
+        Inside a kind, decisions of torch come first, then the largest change of the error.
+        """
         order = list(Kind)
         moved = [move for move in self.compared if move.kind is not Kind.SAME]
-        return sorted(moved, key=lambda move: (order.index(move.kind), not move.policy, -move.growth))
+        return sorted(moved, key=lambda move: (order.index(move.kind), not move.policy, -move.change_in_ulp))
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
@@ -137,10 +140,10 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of `table`, and its rows by kind. A row has a name, and a count for each dtype.
+        """Return the dtypes of the comparisons, and the rows of a table by kind.
 
-        `name` is a function that returns the name of the row for a kind and a check. Checks with the same name share a
-        row.
+        A row has a name, and a count for each dtype. `name` returns the name of the row that counts a check of a kind;
+        several checks can share a row. By default, a row has the name of its check.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -164,7 +167,7 @@ class Diff:
 
     @property
     def cases(self) -> Counter[Kind]:
-        """The number of cases of each kind, over all subjects."""
+        """The number of cases of each kind. A case counts once for each subject."""
         return sum(self.cases_of.values(), Counter())
 
     @property
@@ -184,11 +187,15 @@ class Diff:
 
     @property
     def summary(self) -> str:
-        """The comparison in one line, such as "40 cases in both runs: 2 regressions, 38 same bits"."""
+        """The comparison in one line, such as "40 cases in both runs: 2 regressions, 38 same bits".
+
+        A case counts once for each subject.
+        """
         if not self.compared:
             return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
-        return f"{counted(self.cases.total(), 'case')} in both runs: {each}"
+        how = " (counted for each subject)" if len(self.pairs) > 1 else ""
+        return f"{counted(self.cases.total(), 'case')} in both runs{how}: {each}"
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
@@ -200,8 +207,7 @@ class Diff:
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
-            numeric = move.new.measured.ulp is not None and not move.kind.fails
-            words = move.policy or ("" if numeric else move.says if move.new.measured.ulp is None else "numbers")
+            words = move.policy or ("" if move.new.measured.ulp is not None else move.says)
             groups.setdefault((move.kind, move.subject, move.check, words), []).append(move)
         sorts: dict[Kind, list[list[Move]]] = {}
         for (kind, *_), group in groups.items():
@@ -231,21 +237,25 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats the finding of a change, of the new run or otherwise of the old run.
+        """Return the shell command that repeats the finding of the new run, or of the old run if the new run has none.
 
-        If the check passed in both runs, the command shows the number nearest to its error bound.
+        If neither run has a finding, the command shows a number of the check. If the check has no number, the command
+        shows a number of the loss or gradient. For a bad input, the command shows the error. These commands need a form
+        or a subject of torch, so return "" for another subject.
         """
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
+            if move.subject.removesuffix("+compile") not in BUILTIN_NAMES:
+                return ""
             # A check without numbers has no number to show, so show the number of a result that the check uses.
-            check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
-            check = "gradient" if check == "loss" and move.check in ABOUT else check
+            has_number = move.new.measured.ulp is not None or move.check == "errors"
+            check = move.check if has_number else ABOUT.get(move.check, ("loss",))[0]
             return f"crossent repro --passed {shell_word(f'{move.subject}:{check}:{move.case}')}"
         return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """Return the comparison as parts that rich prints.
+        """Return the comparison as renderables of rich.
 
         For each kind of change, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
         and at most `most` other groups of similar changes. For a kind that needs no action, show one group.
@@ -290,60 +300,12 @@ class Diff:
         return made
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the comparison to an HTML file, a single page. If writing fails, the file is not changed."""
+        """Write the comparison to an HTML file, a single page.
+
+        If writing fails, raise OSError; a regular file is then unchanged.
+        """
         write_whole(path, page(self))
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the comparison to a JSON file. If writing fails, the file is not changed."""
+        """Write the comparison to a JSON file. If writing fails, raise OSError; a regular file is then unchanged."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
-    """Yield the comparison of each check on each case that both runs have, if the inputs have the same bits."""
-    findings = [{(finding.case, finding.check): finding for finding in part.findings} for part in (old, new)]
-    for case, now in new.outcomes.items():
-        before = old.outcomes.get(case)
-        if before is None or before.inputs != now.inputs:
-            continue
-        both = before.checks.keys() & now.checks.keys()
-        # NaN is not equal to NaN, but both have the same repr.
-        alike = before.results == now.results or repr(before.results) == repr(now.results)
-        for check in [check for check in now.checks if check in both]:
-            was = _side(check, before, findings[0].get((case, check)), both, alike)
-            now_is = _side(check, now, findings[1].get((case, check)), both, alike)
-            policy = POLICY_NAMES.get(case, "")
-            kind = kind_of(check, was, now_is, bool(policy))
-            if (old.contract, [*old.declared]) != (new.contract, [*new.declared]) and kind is not Kind.SAME:
-                kind = Kind.BEHAVIOUR  # the two runs have different bounds, so no other kind can be determined
-            found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
-            # A refusal by a further check, such as a transform, does not make the result of the call wrong.
-            also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
-            if kind is Kind.ACCEPTED and check == "call" and also:
-                kind = Kind.BROKEN
-            else:
-                also = ()
-            yield Move(kind, new.name, check, case, now.dtype, was, now_is, policy, also)
-
-
-def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return one check on one case in one run, as a side of a comparison.
-
-    Args:
-        check: the name of the check.
-        outcome: the outcome of the case in this run.
-        finding: the finding of the check, or None if the check passed.
-        checked: the names of the checks that both runs have on the case.
-        alike: whether the first call has equal results in both runs.
-    """
-    whose = {name: shown for name, shown in outcome.results.items() if name == check}
-    digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)
-    if check == "call":  # show the results that no check compared, for example a loss of the wrong shape
-        whose = {name: shown for name, shown in outcome.results.items() if name not in checked}
-    return Side(
-        outcome.checks[check],
-        finding,
-        whose,
-        outcome.raised if check in ("call", "errors") else "",
-        outcome.digest if check == "call" and alike else digest,
-        outcome.grade if check == "result" else "",
-    )

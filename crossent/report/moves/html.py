@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _MOST = 40  # the most cards of a kind
-_MOST_OF_A_CARD = 60  # the most changes that a card lists
+_MOST_OF_A_CARD = 60  # the most changes that a card shows, with the first
 _MOST_NAMES = 6  # the most names in a title
 _HEADLINES = ("Nothing was compared", "Look at the changes before you upgrade")
 # The class of a card in report.css, by kind of change.
@@ -25,7 +25,10 @@ TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", 
 
 @dataclass(frozen=True)
 class Card:
-    """Similar changes of one kind. The page shows the first change in full, and the other changes in a folded list."""
+    """The changes `moves` of one kind that share a card of the page.
+
+    The card shows the first change in full, and the other changes in a folded list.
+    """
 
     moves: list[Move]
 

@@ -14,9 +14,10 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp. The second limit
-# is needed because another order of summation changes the last bit. The share of the bound must also grow by more than
-# TIMES: the worst element of the new run may be closer to zero, where the same error is more ulp.
+# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp, and as better the
+# other way round. The second limit is needed because another order of summation changes the last bit. The share of the
+# bound must also grow by more than TIMES: the worst element of the new run may be closer to zero, where the same error
+# is more ulp.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
@@ -55,18 +56,18 @@ MEANINGS = {
     Kind.BROKEN: "The check passed and now fails; or the call raised and now returns, but fails a check.",
     Kind.REFUSED: "The call returned a result and now raises.",
     Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed; or a second call gives "
-    "other bits; or the two runs have different contracts or declarations.",
+    "other bits; or the results differ, and the runs have different contracts or declarations.",
     Kind.WORSE: "Within its bound, the error grew by more than one ulp and more than doubled, in ulp and as a share of "
     "the bound; or the grade is lower.",
-    Kind.STILL: "The check failed before and still fails, with other numbers.",
+    Kind.STILL: "The check failed before and still fails, with other numbers, other bits or another message.",
     Kind.FIXED: "The check failed and now passes.",
     Kind.ACCEPTED: "The call raised and now returns a correct result.",
     Kind.BETTER: "Within its bound, the error shrank by more than one ulp and to less than half, in ulp and as a share "
     "of the bound; or the grade is higher.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
     Kind.WORDS: "The call raises the same class of error with another message.",
-    Kind.JUDGED: "The bits in the reports are the same; another version of numpy or crossent computed the error or the "
-    "bound.",
+    Kind.JUDGED: "The results are the same, but the error, its bound or other details differ, for example because of "
+    "another version of numpy or crossent.",
     Kind.SAME: "The bits are the same. Reports have no bits for a check of several calls: there the error is the same.",
 }
 
@@ -78,13 +79,14 @@ class Side:
     Attributes:
         measured: the result of the check.
         finding: the finding, or None if the check passed.
-        shown: the results of the first call that this comparison shows, by name. A check such as "gradient" has the
-            result of the same name. The check "call" has the results that no other check compares. Other checks have
-            no results.
-        raised: the error that a call with bad input raised, or "".
+        shown: summaries of results of the first call, by name. A check with the name of a result, such as "gradient",
+            has this result. The check "call" has the results that no other check compares. For other checks, `shown`
+            is empty.
+        raised: the class and message of the error that a call with bad input raised, for the checks "call" and
+            "errors"; otherwise "".
         digest: the checksums of other results of the first call that the check uses, as one text, or "". For the check
             "call", if both runs have equal results, the checksum of all results.
-        grade: the grade that the subject reached, for the check "result"; otherwise "".
+        grade: the grade that the subject reached, if this is the check "result" and the check passed; otherwise "".
     """
 
     measured: Measured
@@ -95,20 +97,21 @@ class Side:
     grade: str = ""
 
     @property
-    def error(self) -> str:
-        """The class of the error that the call raised, or ""."""
+    def error_class(self) -> str:
+        """The text before the colon of the call's error, mostly the class of the error; "" without an error."""
         raised = self.finding.message if self.finding and self.finding.kind == "refused" else self.raised
         return raised.partition(":")[0]
 
 
 @dataclass(frozen=True)
 class Move:
-    """The comparison of one check on one case of one subject, whose sides in the two runs are `old` and `new`.
+    """The comparison of one check on one case of one subject. `old` and `new` are its sides in the two runs.
 
     `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
     of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
 
-    If the call raised in the old run and returns in the new run, `also` has the checks that find a wrong result.
+    `also` has the names of the new run's checks that find a wrong result, if the call raised in the old run and this is
+    the check "call"; otherwise `also` is empty.
     """
 
     kind: Kind
@@ -128,20 +131,23 @@ class Move:
 
     @property
     def says(self) -> str:
-        """The old and the new result, in one line."""
+        """The difference between the two sides in one line, such as "NaN → 0"."""
         if self.old.shown.keys() == self.new.shown.keys():
             pairs = [(self.old.shown[name], self.new.shown[name]) for name in self.old.shown]
             values = [words for old, new in pairs if (words := _between(old, new, self._alone))]
         else:
             values = []
-        errors = _errors(self.old, self.new)
+        messages = _messages(self.old, self.new)
         numbers = _numbers(self.old.measured, self.new.measured)
-        grades = f"grade {self.old.grade} → {self.new.grade}" if self.old.grade != self.new.grade else ""
+        before, now = self.old.grade, self.new.grade
+        grades = f"grade {before} → {now}" if before and now and before != now else ""
         if self.also:
-            errors = f"{errors.removesuffix('right')}returns a result, but fails {', '.join(self.also)}"
-        parts = [*values, *(words for words in (errors, grades, numbers) if words)]
-        other_bits = self.kind is Kind.MOVED and not _same_bits(self.old, self.new)
-        return "; ".join(parts) or ("other bits" if other_bits else "another number of comparisons, or another message")
+            messages = f"{messages.removesuffix('right')}returns a result, but fails {', '.join(self.also)}"
+        if parts := [*values, *(words for words in (messages, grades, numbers) if words)]:
+            return "; ".join(parts)
+        if self.kind is Kind.MOVED and _has_checksums(self.old, self.new) and not _same_bits(self.old, self.new):
+            return "other bits"
+        return "other details, such as another message, known failure or number of elements"
 
     @property
     def _alone(self) -> bool:
@@ -149,20 +155,20 @@ class Move:
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
-    def growth(self) -> float:
-        """The absolute change of the error in ulp. `Diff.moves` sorts the changes of a kind by this number.
+    def change_in_ulp(self) -> float:
+        """The absolute change of the error in ulp. A missing number counts as 0.
 
-        If an error is NaN, or both errors are infinite, the number is infinite.
+        If an error is NaN, or both errors are infinite, the change counts as infinite.
         """
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """Return how the result of a check on a case changed: `old` is the result in the first run, `new` in the second.
+    """Return the kind of the change from `old` to `new`, the sides of the check `check` on one case.
 
-    The inputs must have the same bits in both runs. `policy` says whether torch decides the result of the case, because
-    the formula does not define the result.
+    The inputs must have the same bits in both runs, and the two runs must have the same contract and declarations.
+    `policy` says whether torch decides the result of the case, because the formula does not define the result.
     """
     before, now = old.finding, new.finding
     if _same(old, new):
@@ -183,7 +189,7 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Return whether all checksums, numbers and messages of the two sides are equal. NaN counts as equal to NaN."""
+    """Return whether the two sides are equal, except for the command of the finding. NaN counts as equal to NaN."""
     return repr(_comparable(old)) == repr(_comparable(new))
 
 
@@ -196,20 +202,26 @@ def _same_bits(old: Side, new: Side) -> bool:
 def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error of a check of several calls is the same on both sides, in ulp to three decimals.
 
-    Reports have no checksums for such a check, so this function compares errors instead. If the bits of the worst
-    element change, the first three decimals of its error change. If only the library for the exact value changes, the
-    first three decimals stay the same. A change in other elements has no effect. If a side has checksums, return False,
-    since :func:`_same_bits` compares the checksums.
+    Reports have no checksums for such a check, so this function compares errors instead. Another bit of the worst
+    element changes its error by about 1 ulp. Another library for the exact value changes the error by less than 0.001
+    ulp. A change in other elements has no effect. Return False if a side has no number, or has checksums, which
+    :func:`_same_bits` compares.
     """
     before, now = old.measured.ulp, new.measured.ulp
-    has_checksums = any((old.shown, old.digest, new.shown, new.digest))
-    return not has_checksums and before is not None and now is not None and f"{before:.3f}" == f"{now:.3f}"
+    if _has_checksums(old, new) or before is None or now is None:
+        return False
+    return f"{before:.3f}" == f"{now:.3f}"
+
+
+def _has_checksums(old: Side, new: Side) -> bool:
+    """Return whether at least one side has checksums of results."""
+    return any((old.shown, old.digest, new.shown, new.digest))
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side. The copies of two sides with equal results have the same `repr`.
+    """Return a copy of a side without the command of its finding, and with `Measured.not_judged` sorted by reason.
 
-    The copy has no command that repeats the finding, and has `Measured.not_judged` sorted by reason.
+    Two sides with equal results have copies with the same `repr`.
     """
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
@@ -217,15 +229,17 @@ def _comparable(side: Side) -> Side:
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
+    """Return whether the results, or the class of an error, changed as `MEANINGS` says for `BEHAVIOUR`.
 
-    If the check passed and now fails because a finite result became NaN or infinite, the change is a regression.
-    The exception is a case that shows a decision of torch (`policy`). A wrong NaN that became right is `FIXED`.
+    The caller of :func:`kind_of` compares contracts and declarations. A new failure of the check "result" is
+    `BEHAVIOUR`, as are other bits in a repeated call. A new dtype or shape is always `BEHAVIOUR`. If a check newly
+    fails because a finite result became NaN or infinite, the kind is `BROKEN`; on a case with a decision of torch
+    (`policy`), `BEHAVIOUR`. A wrong NaN that became right is `FIXED`.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
         return True
-    if passed == passes and old.error != new.error:
+    if passed == passes and old.error_class != new.error_class:
         return True
     if old.shown.keys() != new.shown.keys():
         return passed == passes
@@ -264,8 +278,8 @@ def _has_grown(less: Measured, more: Measured) -> bool:
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    Show a change of dtype or shape. Without such a change, show for a single element a change of the value, if `alone`
-    is true. For several elements, show a change of how many are NaN or infinite.
+    If the dtype or shape changed, show only this change. If the result has a single element and `alone` is true, show
+    the old and the new value. If it has several elements, show how many were and are NaN or infinite.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
@@ -282,10 +296,16 @@ def _special(shown: ResultSummary) -> str:
     return ", ".join(f"{count} {'NaN' if name == 'nan' else name}" for name, count in shown.special.items()) or "finite"
 
 
-def _errors(old: Side, new: Side) -> str:
-    """Return the old and the new message of findings without numbers, such as "right → IndexError: …"."""
+def _messages(old: Side, new: Side) -> str:
+    """Return the old and the new message, such as "right → IndexError: …", or "" if these are equal.
+
+    The message of a side is its finding's, if the finding has no numbers; otherwise the error of a bad input. In place
+    of a missing message, show "right", or "wrong" if the check failed.
+    """
     was, now = _message(old), _message(new)
-    return "" if was == now else f"{was or 'right'} → {now or 'right'}"
+    if was == now:
+        return ""
+    return " → ".join(message or ("wrong" if side.finding else "right") for message, side in ((was, old), (now, new)))
 
 
 def _message(side: Side) -> str:
@@ -301,5 +321,5 @@ def _numbers(old: Measured, new: Measured) -> str:
 
 
 def number(value: float) -> str:
-    """Return a value as text with at most five digits, such as "NaN", "0" or "0.4517"."""
+    """Return a value as text with at most five significant digits, such as "NaN", "0" or "0.4517"."""
     return "NaN" if math.isnan(value) else f"{value:.5g}"

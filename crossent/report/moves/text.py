@@ -42,25 +42,29 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
         if what not in ("torch",):
             yield Text(printable(f"  {what}: {old or 'none'} → {new or 'none'}"))
     for hindrance in diff.hindrances:
-        yield Text(printable(f"  COMPARED ANYWAY: {hindrance}"), "bold red")
+        yield Text(printable(f"  {'COMPARED ANYWAY' if diff.compared else 'NOT COMPARED'}: {hindrance}"), "bold red")
     for note in diff.notes:
         yield Text(printable(f"  {note}"))
     yield Text()
     yield Padding(_table(diff), (0, 0, 0, 2))
-    for kind, sorts in diff.sorts.items():
-        policies = [sort for sort in sorts if sort[0].policy and kind not in QUIET]
-        others = [sort for sort in sorts if sort not in policies]
+    for kind, groups in diff.sorts.items():
+        policies = [group for group in groups if group[0].policy and kind not in QUIET]
+        others = [group for group in groups if group not in policies]
         shown = others[: 1 if kind in QUIET else most]
-        for sort in (*policies, *shown):
-            yield from _sort(diff, sort)
-        if hidden := sum(len(sort) for sort in others[len(shown) :]):
-            yield Text(f"\n… and {hidden} more changes of the kind '{kind}': --json has all of them", "dim")
+        for group in (*policies, *shown):
+            yield from _group_lines(diff, group)
+        if hidden := sum(len(group) for group in others[len(shown) :]):
+            how = "to see all of them, run crossent diff OLD NEW --json FILE"
+            yield Text(f"\n… and {counted(hidden, 'more change')} of the kind '{kind}'; {how}", "dim")
     yield Text()
     yield Text(diff.summary)
 
 
 def _table(diff: Diff) -> Table:
-    """Return the table of the numbers of comparisons, by kind, check and dtype."""
+    """Return the table of the numbers of comparisons, by kind, check and dtype.
+
+    In a kind of `QUIET`, all checks but `NUMBERS` share the row "other checks".
+    """
     dtypes, rows = diff.rows(lambda kind, check: "other checks" if kind in QUIET and check not in NUMBERS else check)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for name in ("change", "check", *dtypes):
@@ -71,9 +75,9 @@ def _table(diff: Diff) -> Table:
     return table
 
 
-def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """Yield the lines about the group `sort`: its largest change in full, and the number of its further changes."""
-    move = sort[0]
+def _group_lines(diff: Diff, group: list[Move]) -> Iterator[Text]:
+    """Yield the lines about a group of changes: its largest change in full, and the number of its further changes."""
+    move = group[0]
     yield Text()
     if move.policy:
         line = f"{move.kind}: {move.subject}: {move.policy}, {move.check}: {move.says}"
@@ -84,8 +88,9 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
         yield Text(printable(f"  {move.says}"))
     for known in diff.known(move):
         yield Text(printable(f"  {known}"))
-    yield Text(f"  {diff.command(move)}")
-    if len(sort) > 1:
-        dtypes = Counter(move.dtype for move in sort)
+    if command := diff.command(move):
+        yield Text(f"  {command}")
+    if len(group) > 1:
+        dtypes = Counter(move.dtype for move in group)
         each = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items())
-        yield Text(printable(f"  and {counted(len(sort) - 1, 'similar change')}; dtypes of all {len(sort)}: {each}"))
+        yield Text(printable(f"  and {counted(len(group) - 1, 'similar change')}; dtypes of all {len(group)}: {each}"))

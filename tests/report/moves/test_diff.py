@@ -22,8 +22,10 @@ from crossent.machine import cpu_capability
 from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers
 from crossent.report.moves.diff import diff
+from crossent.report.moves.html import page
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
 from crossent.report.reader import read_report, report_of
+from crossent.report.text import plain_text
 from crossent.run.plan import plan
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
@@ -100,7 +102,10 @@ def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
     assert not made.notes
     assert made.cases == {Kind.SAME: sum(len(part.outcomes) for part in before.subjects)}
     assert main(["diff", str(tmp_path / "r.json"), str(tmp_path / "r.json"), "--strict"]) == 0
-    assert re.search(r"^27 cases in both runs: 27 same bits$", capsys.readouterr().out, re.M)
+    summary = "27 cases in both runs (counted for each subject): 27 same bits"
+    assert capsys.readouterr().out.splitlines()[-1] == summary
+    one = replace(before, subjects=before.subjects[:1])
+    assert diff(one, one).summary == "9 cases in both runs: 9 same bits"
 
 
 def test_two_runs_of_one_torch_have_no_changes(before):
@@ -326,6 +331,45 @@ def test_a_move_without_numbers_says_other_bits():
     assert Move(kind, "torch", "ignored_rows", PLAIN, "float32", *sides).says == "other bits"
 
 
+def test_a_move_in_which_only_details_differ_says_so():
+    sides = Side(Measured(elements=1)), Side(Measured(elements=2))
+    said = "other details, such as another message, known failure or number of elements"
+    assert Move(kind_of("vmap", *sides), "torch", "vmap", PLAIN, "float32", *sides).says == said
+    finding = formula_finding("loss", PLAIN, numbers=WRONG, expected="since torch 2.4")
+    sides = tuple(Side(Measured(True), one, digest="0") for one in (finding, replace(finding, expected="a bug")))
+    assert kind_of("sign", *sides) is Kind.JUDGED
+    assert Move(Kind.JUDGED, "torch", "sign", PLAIN, "float32", *sides).says == said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (("wrong", WRONG, ""), ("refused", None, "InternalError: no"), "wrong → InternalError: no"),
+        (("refused", None, "InternalError: no"), ("wrong", WRONG, ""), "InternalError: no → wrong"),
+        (("wrong", None, "no gradient\nat all"), ("wrong", WRONG, ""), "no gradient → wrong"),
+        (("wrong", None, "no gradient"), None, "no gradient → right"),
+    ],
+)
+def test_a_side_without_a_message_is_right_or_wrong(old, new, said):
+    sides = [
+        Side(Measured(failed=bool(one)), one and formula_finding("compile", PLAIN, one[0], one[2], one[1]))
+        for one in (old, new)
+    ]
+    assert Move(kind_of("compile", *sides), "formula", "compile", PLAIN, "float32", *sides).says == said
+
+
+def test_the_grade_of_a_result_that_is_fixed_is_no_change_of_grade():
+    wrong = formula_finding("result", PLAIN, message="a shape")
+    sides = Side(Measured(failed=True), wrong), Side(Measured(), grade="A")
+    assert Move(Kind.FIXED, "formula", "result", PLAIN, "float32", *sides).says == "a shape → right"
+
+
+def test_the_line_about_changes_that_are_not_shown_names_the_command_that_shows_them(before, after):
+    (line,) = [line for line in plain_text(diff(before, refuse(after)).render(0)).splitlines() if line.startswith("…")]
+    how = "to see all of them, run crossent diff OLD NEW --json FILE"
+    assert line == f"… and 1 more change of the kind 'newly refused'; {how}"
+
+
 def test_a_lower_grade_is_worse(before, after):
     after.subjects[0].outcomes[PLAIN].grade = "B"
     made = diff(before, after)
@@ -406,13 +450,16 @@ def test_runs_that_cannot_be_compared_are_refused_unless_forced(before, after, c
     assert err.count("\n") == 1
     comparable = "in common" not in message
     assert ("; `crossent diff --force`, in Python force=True, compares them anyway" in err) == comparable
-    page = tmp_path / "page.html"
-    assert main(["diff", *files, "--force", "--html", str(page)]) == (0 if comparable else 3)
+    html = tmp_path / "page.html"
+    assert main(["diff", *files, "--force", "--html", str(html)]) == (0 if comparable else 3)
     out = capsys.readouterr().out
-    assert "COMPARED ANYWAY: " in out
+    assert ("COMPARED ANYWAY: " in out) == comparable
+    assert ("NOT COMPARED: the runs have no " in out) != comparable
+    assert ("<b>Compared anyway: " in html.read_text(encoding="utf-8")) == comparable
+    assert ("<b>Not compared: the runs have no " in html.read_text(encoding="utf-8")) != comparable
     assert out.splitlines()[-1].startswith("27 cases in both runs" if comparable else "nothing was compared")
     assert diff(before, after, force=True).ok == comparable
-    assert ("<h1>Nothing was compared" in page.read_text(encoding="utf-8")) != comparable
+    assert ("<h1>Nothing was compared" in html.read_text(encoding="utf-8")) != comparable
 
 
 def test_a_level_without_compiled_code_is_noted(before, after):
@@ -477,9 +524,9 @@ def test_markup_and_control_characters_of_a_message_are_shown_as_text(before, af
     assert all(char.isprintable() or char == "\n" for char in str(made))
     assert "[bold]x[/bold]" in str(made)
     made.write_html(tmp_path / "d.html")
-    page = (tmp_path / "d.html").read_text(encoding="utf-8")
-    assert "alert(1)</script>" not in page
-    assert "\x1b" not in page
+    html = (tmp_path / "d.html").read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in html
+    assert "\x1b" not in html
 
 
 # Damage
@@ -687,6 +734,29 @@ def test_the_command_of_a_move_that_passes_prints_a_script_that_shows_its_number
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "The number nearest to its error bound" in script
+
+
+@pytest.mark.parametrize(
+    ("check", "shown"), [("sign", "loss"), ("row_sums", "gradient"), ("ignored_rows", "loss"), ("call", "loss")]
+)
+def test_the_command_of_a_check_without_a_number_shows_a_result_that_the_check_uses(before, check, shown):
+    sides = Side(Measured(), digest="0"), Side(Measured(), digest="1")
+    move = Move(Kind.MOVED, "formula+compile", check, PLAIN, "float32", *sides)
+    assert diff(before, before).command(move) == f"crossent repro --passed formula+compile:{shown}:{PLAIN}"
+
+
+def test_a_passed_check_of_a_users_function_has_no_command(before, after, capsys):
+    """`crossent repro --passed` knows only the forms and torch."""
+    outcome = after.subjects[2].outcomes[BAD]
+    outcome.raised = "IndexError: in other words"
+    made = diff(before, after)
+    assert only_move(made).subject == "mine"
+    assert main(["repro", "--passed", only_move(made).id]) == 2
+    assert "got subject 'mine'; with --passed, choose from formula, " in capsys.readouterr().err
+    assert made.command(only_move(made)) == ""
+    assert "crossent repro" not in str(made)
+    assert made.to_json()["moves"][0]["repro"] == ""
+    assert not re.search("crossent repro|too long", page(made))
 
 
 def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):
