@@ -21,7 +21,7 @@ from crossent.run.commands import options_of, with_commands
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of
-from crossent.run.shards.division import described, share
+from crossent.run.shards.division import described, plan_of_shard
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
@@ -152,7 +152,7 @@ def run(
     report = Report(where, parts, level=settings.level, seed=settings.seed, only=settings.only)
     report.without, report.grade = list(settings.without), settings.grade or ""
     if settings.shard is not None:
-        whole, planned = planned, share(planned, settings.shard)
+        whole, planned = planned, plan_of_shard(planned, settings.shard)
         report.shard = described(settings, subjects, whole, planned)
     start = time.perf_counter()
     try:

@@ -47,7 +47,7 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
     return [sorted(items) for items in shards]
 
 
-def share(planned: Plan, shard: tuple[int, int]) -> Plan:
+def plan_of_shard(planned: Plan, shard: tuple[int, int]) -> Plan:
     """Return the cases of one shard, with their checks. `shard` has the shard's number, from 1, and the shard count."""
     number, count = shard
     cases = list(planned)
@@ -68,14 +68,14 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
     return Shard(
         number,
         count,
-        run=_run(settings, subjects, planned),
+        run=_values_of_run(settings, subjects, planned),
         planned=len(planned),
         places={case.id: at for at, case in enumerate(planned) if case in part},
         sources={one.name: relative_source(one.source) for one in subjects},
     )
 
 
-def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
+def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
     """Return the values that must be equal in all shards of a run, and that only the reports of shards have."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
@@ -89,7 +89,10 @@ def _run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapp
 
 
 def checksum_of_file(source: str) -> str:
-    """Return a checksum of the Python file in the source of a subject; "" if the source names no readable .py file."""
+    """Return a checksum of the file in a subject's source, such as "path/to/file.py:NAME".
+
+    Return "" if the source names no readable .py file.
+    """
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):
         with suppress(OSError):

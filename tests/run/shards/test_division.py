@@ -5,7 +5,7 @@ import pytest
 from crossent.cases.axes import DTYPES
 from crossent.run.order import cost
 from crossent.run.plan import plan
-from crossent.run.shards.division import divide, share
+from crossent.run.shards.division import divide, plan_of_shard
 
 
 @pytest.mark.parametrize("level", ["quick", "normal", "thorough"])
@@ -27,6 +27,6 @@ def test_the_division_depends_on_the_plan_alone():
 
 def test_shards_beyond_the_number_of_cases_are_empty():
     planned = dict(list(plan("quick", ("float32",), 0).items())[:3])
-    parts = [share(planned, (number, 5)) for number in range(1, 6)]
+    parts = [plan_of_shard(planned, (number, 5)) for number in range(1, 6)]
     assert sorted(map(len, parts)) == [0, 0, 1, 1, 1]
     assert {case: checks for part in parts for case, checks in part.items()} == planned
