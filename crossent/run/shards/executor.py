@@ -26,7 +26,7 @@ from crossent.words import cut, one_line, quoted
 _SECONDS_TO_END = 30.0  # the time that the commands of running shards have to end after an interrupt
 
 
-def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
+def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
     executor: Executor | Callable[[], Executor],
     *subjects: str,
     shards: int = 8,
@@ -53,9 +53,10 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
     function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each worker
     needs the same versions of crossent, torch and numpy, and the folder in which this function is called.
 
-    If a worker is lost, a command fails or a report is damaged, the shard is sent again, at most `attempts` times in
-    all. A process pool of the standard library stops working when one of its processes is lost. If `executor` is a
-    function, :func:`crossent.over` then calls the function for a new executor, which gets the unfinished shards.
+    If a worker is lost, a command fails or a report is damaged, the shard is sent again. A shard is sent at most
+    `attempts` times, the first time included. A process pool of the standard library stops working when one of its
+    processes is lost. If `executor` is a function, :func:`crossent.over` then calls the function for a new executor,
+    which gets the unfinished shards.
 
     Args:
         executor: an executor, such as a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, or the
@@ -73,7 +74,8 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
         The report of the whole run.
 
     Raises:
-        ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range.
+        ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range. Or a worker
+            does not have the folder, or the workers have different versions.
         TypeError: a subject is not a string.
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
@@ -115,7 +117,10 @@ def over(  # noqa: D417  # "as for `check`" stands for a dozen arguments
 
 
 def _words(options: dict[str, Any]) -> list[str]:
-    """Return options of `crossent check` as words for a command. An option with several values is repeated."""
+    """Return options of `crossent check` as words for a command.
+
+    An option with several values is repeated. An option without a value is left out.
+    """
     words = []
     for name, value in options.items():
         values = [value] if isinstance(value, (str, int, float, os.PathLike)) else value or []
@@ -132,9 +137,11 @@ class _Run:
         task: the task that is sent to the workers.
         count: the number of shards.
         attempts: the most times that a shard is sent to a worker.
-        folder: a folder for the reports.
+        folder: a temporary folder, in which the reports are read.
         reports: the verified report of each finished shard, by the number of the shard.
         waiting: for each unfinished future, the number of the shard, and the number of the attempt.
+        makes: whether `given` is a function.
+        executor: the executor in use: `given`, or the last executor that this function made.
     """
 
     given: Executor | Callable[[], Executor]
@@ -153,7 +160,7 @@ class _Run:
         """Run all shards. Yield a step after each shard.
 
         Raises:
-            ValueError: the command for a shard refuses an argument.
+            ValueError: the command for a shard refuses an argument, or a worker does not have the folder.
             RuntimeError: a shard failed too often, or the executor cannot go on.
         """
         for number in range(1, self.count + 1):
@@ -204,7 +211,11 @@ class _Run:
         path = os.path.join(self.folder, f"{number}-of-{self.count}.json")
         with open(path, "wb") as file:
             file.write(content)
-        report = read_report(path)
+        try:
+            report = read_report(path)
+        except ValueError as error:  # its message begins with the path, and ends with advice about files
+            reason = str(error).removeprefix(f"{cut(path)}: ").rpartition("; ")[0]
+            raise ValueError(f"the worker returned no valid report: {reason}") from None
         os.unlink(path)
         if report.shard is None or (report.shard.number, report.shard.count) != (number, self.count):
             got = f"shard {report.shard}" if report.shard else "a whole run"
@@ -227,7 +238,10 @@ class _Run:
         self.executor = self.given()  # type: ignore[operator]
 
     def end(self) -> None:
-        """Cancel the shards that have not started, and wait up to `_SECONDS_TO_END` for the running commands to end."""
+        """Cancel the shards that have not started. Wait up to `_SECONDS_TO_END` for the running commands to end.
+
+        Then shut down the executor if a function of the user made the executor.
+        """
         for future in self.waiting:
             future.cancel()
         wait(self.waiting, _SECONDS_TO_END)

@@ -9,13 +9,13 @@ from typing import Any, Protocol, TypeVar
 from crossent.report.document import ShardNumber
 from crossent.words import cut, quoted
 
-# Entries of the environment that may differ between shards: a run sets its own number of threads. The version of the
-# operating system's kernel may differ too, since the machines of a cluster often have several versions.
+# The entries of the environment that may differ between shards. "threads" is torch's default number of threads, which a
+# run does not use. `_without_kernel` removes the version of the kernel, which often differs in a cluster.
 MAY_DIFFER = ("threads",)
 _SHOWN = 10  # the most numbers of shards that a message lists
 
 
-class OfShard(Protocol):
+class AnyReport(Protocol):
     """A report of a shard or of a whole run: a `Report` or a `SoakReport`."""
 
     @property
@@ -23,11 +23,11 @@ class OfShard(Protocol):
         """The number of the shard, with the count of all shards; None for a whole run."""
 
 
-R = TypeVar("R", bound=OfShard)
+R = TypeVar("R", bound=AnyReport)
 Named = tuple[str, R]  # a report, and its name for messages, such as its file
 
 
-def shard_number(name: str, report: OfShard, command: str) -> ShardNumber:
+def shard_number(name: str, report: AnyReport, command: str) -> ShardNumber:
     """Return the number of the shard to which a report belongs.
 
     Args:
@@ -53,7 +53,8 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         early: a function that returns where the run of a report ended, such as "after 3 cases"; "" for a complete run.
 
     Raises:
-        ValueError: a shard is missing, repeated or not complete. The message is one line.
+        ValueError: no report is given, or a report is of a whole run; or a shard is missing, repeated, not complete or
+            of a run with another number of shards. The message is one line.
     """
     if not named:
         raise ValueError("shards: got no report; give the reports of all shards of a run")
@@ -82,7 +83,7 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
 
 
 def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mapping[str, Any]]) -> None:
-    """Check that all shards belong to one run, with the same versions, processor, seed and other options.
+    """Check that all shards belong to one run, with the same versions, vector instructions, seed and other options.
 
     Args:
         named: the reports, each with its name.
@@ -98,18 +99,25 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
         now = conditions(report)
         for what in {**was, **now}:
             if was.get(what) != now.get(what):
-                values = f"{quoted(now.get(what))} here, and {quoted(was.get(what))} in {first_name}"
+                values = f"{quoted(now.get(what))} here, {quoted(was.get(what))} in {first_name}"
                 same = "set ATEN_CPU_CAPABILITY to one value for all shards"
                 hint = same if what == "cpu_capability" else "give the shards of one run"
-                raise ValueError(f"{name}: a shard of another run: {cut(what)} is {values}; {hint}")
+                raise ValueError(f"{name}: got a shard of another run; {cut(what)}: {values}; {hint}")
 
 
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what must be equal in the environments of all shards: all entries, without the threads and the kernel."""
+    """Return the entries of a report's environment that must be equal in all shards.
+
+    The number of threads is left out, and the platform has no version of the kernel.
+    """
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
 
 
 def _without_kernel(platform: str) -> str:
-    """Return the system and the C library of a platform, such as "Linux with glibc2.39", without the kernel."""
-    return f"{platform.partition('-')[0]} with {platform.rpartition('-with-')[2]}"
+    """Return a platform without the version of the kernel, such as "Linux on x86_64 with glibc2.39".
+
+    A platform that names no C library, such as macOS, is returned unchanged.
+    """
+    system, found, library = platform.rpartition("-with-")
+    return f"{system.partition('-')[0]} on {system.rpartition('-')[2]} with {library}" if found else platform

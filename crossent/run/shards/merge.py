@@ -25,7 +25,7 @@ from crossent.run.commands import with_commands
 from crossent.run.shards.match import in_order, machine_conditions, require_same_run
 from crossent.subjects.features import FEATURES
 from crossent.subjects.ranks.protocol import require_ranks
-from crossent.words import cut, quoted
+from crossent.words import counted, cut, quoted
 
 
 def merged(named: Sequence[tuple[str, Report]]) -> Report:
@@ -35,8 +35,8 @@ def merged(named: Sequence[tuple[str, Report]]) -> Report:
         named: each report with a name for error messages, such as the name of its file.
 
     Raises:
-        ValueError: a report is not of a complete shard, or belongs to another run; or a shard is missing or given
-            twice. The message is one line.
+        ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
+            given twice. The message is one line.
     """
     shards = in_order(named, "check", lambda one: "" if one.planned is None else f"after {one.cases} cases")
     require_same_run(shards, _conditions)
@@ -52,7 +52,6 @@ def _shard(report: Report) -> Shard:
 def _conditions(report: Report) -> Mapping[str, Any]:
     """Return the values that must be equal in all shards of a run, by the names that a message shows."""
     shard = _shard(report)
-    parts = {part.name: (part.contract, list(part.declared), _needs(part)) for part in report.subjects}
     return {
         **machine_conditions(report.environment),
         "level": report.level,
@@ -62,8 +61,10 @@ def _conditions(report: Report) -> Mapping[str, Any]:
         "choice of checks and cases": {what: list(names) for what, names in report.only.items()},
         **shard.run,
         "number of cases": shard.planned,
-        "list of subjects": list(parts),
-        **{f"promises of {name}": promises for name, promises in parts.items()},
+        "list of subjects": [part.name for part in report.subjects],
+        **{f"contract of {part.name}": part.contract for part in report.subjects},
+        **{f"declarations of {part.name}": list(part.declared) for part in report.subjects},
+        **{f"features that checks of {part.name} need": _needs(part) for part in report.subjects},
         "list of known failures": [reason for reason, _ in shard.known],
     }
 
@@ -74,7 +75,9 @@ def _needs(part: SubjectReport) -> dict[str, list[str]]:
 
 
 def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
-    """Check that each case of the plan is in exactly one shard, and that each shard has a verdict on each of its cases.
+    """Check that each case of the plan is in exactly one shard.
+
+    Also check the cases of each subject in a shard: each case has an outcome, or counts as not applicable.
 
     Raises:
         ValueError: a report is damaged, or the shards together lack a case.
@@ -84,21 +87,27 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
         shard = _shard(report)
         for case, place in shard.places.items():
             if place in owner:
-                raise _damaged(name, f"the case {cut(case)} is also in {owner[place]}")
+                raise _damaged(name, f"the case {cut(case)} has the same place in the plan as a case of {owner[place]}")
             owner[place] = name
         for part in report.subjects:
             if other := part.outcomes.keys() - shard.places.keys():
                 raise _damaged(name, f"the case {quoted(min(other))} does not belong to this shard")
             judged = len(part.outcomes) + part.not_applicable.total()
-            if judged != len(shard.places) or min(part.not_applicable.values(), default=0) < 0:
-                raise _damaged(name, f"{judged} verdicts on {cut(part.name)}, but {len(shard.places)} cases")
+            if min(part.not_applicable.values(), default=0) < 0:
+                raise _damaged(name, f"a reason in `not_applicable` of {cut(part.name)} counts fewer than 0 cases")
+            if judged != len(shard.places):
+                got = f"the results of {cut(part.name)} count {counted(judged, 'case')}"
+                raise _damaged(name, f"{got}, but the shard has {counted(len(shard.places), 'case')}")
     planned = _shard(shards[0][1]).planned
     if len(owner) != planned:
         raise _damaged("shards", f"together they have {len(owner)} of the {planned} cases of the run")
 
 
 def _damaged(name: str, why: str) -> ValueError:
-    """Return the error for a damaged report. `name` is its name, or "shards" if the reports do not fit together."""
+    """Return the error for a damaged report. `why` is the reason.
+
+    `name` is the name of the report, or "shards" if the error concerns all reports.
+    """
     return ValueError(f"{name}: damaged: {why}; run {'them' if name == 'shards' else 'this shard'} again")
 
 

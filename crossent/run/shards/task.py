@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-_LOOK = 0.5  # the seconds between two checks of the worker whether the run goes on
+_LOOK = 0.5  # how often, in seconds, the worker looks whether the run still goes on
 _SECONDS_TO_END = 20.0  # the time in which the command must end its own processes and remove its files
-_MOST_WORDS = 2000  # the most characters of an error message
+_MOST_CHARACTERS = 2000  # the most characters of an error message
 # The exit status of `crossent check` for wrong use. The command would fail in the same way on every worker.
 _WRONG_USE = 2
 # The command for a shard. When the worker ends, even by SIGKILL, the system sends SIGTERM to the command, which then
@@ -50,14 +50,15 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """The task that an executor sends to a worker.
+    """The command for a shard, in a new process. An executor sends this object to a worker, which calls the object.
 
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
         subjects: the subjects, by name.
         folder: the folder in which the command runs, and from which it reads the files of subjects.
         environment: environment variables of the command, in addition to the variables of the worker.
-        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file.
+        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file;
+            ("", "") if there is no such file.
     """
 
     options: Sequence[str]
@@ -107,7 +108,7 @@ class Task:
             return report
         lines = errors.decode(errors="replace").strip().splitlines() or ["it printed no error"]
         line = next((line for line in lines if line.startswith("crossent: ")), lines[-1])  # torch may print warnings
-        line = line.removeprefix("crossent: ")[:_MOST_WORDS]
+        line = line.removeprefix("crossent: ")[:_MOST_CHARACTERS]
         how = f"exit status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"
         wrong = process.returncode == _WRONG_USE
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)

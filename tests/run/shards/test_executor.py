@@ -110,12 +110,30 @@ def test_a_shard_that_fails_too_often_is_one_line(prepared, fault):
     assert sorted(executor.sent) == [1, 2, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"\x00", "not a report of crossent: Expecting value: line 1 column 1 (char 0)"),
+        (
+            lambda content: content.replace(b'"level"', b'"kevel"'),
+            "damaged, or from another version of crossent: the key 'level' is missing",
+        ),
+    ],
+    ids=["no report", "a key"],
+)
+def test_a_damaged_report_is_an_error_without_the_name_of_a_removed_file(prepared, damage, reason):
+    content = prepared[1]
+    with pytest.raises(RuntimeError) as raised:
+        crossent.over(Prepared(content, {2: [damage(content[2])]}), "formula", shards=3, attempts=1)
+    assert str(raised.value) == f"shard 2/3 failed with ValueError: the worker returned no valid report: {reason}"
+
+
 def test_shards_of_other_versions_are_refused(prepared):
     content = dict(prepared[1])
     other = json.loads(content[3])
     other["environment"]["torch"] = "0.4.0"
     content[3] = json.dumps(other).encode()
-    with pytest.raises(ValueError, match=r"^shard 3/3: a shard of another run: torch is '0.4.0' here"):
+    with pytest.raises(ValueError, match=r"^shard 3/3: got a shard of another run; torch: '0.4.0' here"):
         crossent.over(Prepared(content), "formula", shards=3)
 
 

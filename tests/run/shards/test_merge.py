@@ -193,6 +193,14 @@ def test_the_number_of_threads_may_differ(folder, capsys, shards):
     assert (folder / "all.json").read_bytes() == (folder / "one.json").read_bytes()
 
 
+def test_the_architecture_may_not_differ(folder, capsys, shards):
+    for name, architecture in zip(shards, ("x86_64", "aarch64", "x86_64"), strict=True):
+        platform = f"Linux-6.1-{architecture}-with-glibc2.36"
+        change(folder / name, lambda document, to=platform: document["environment"].update(platform=to))
+    values = "platform: 'Linux on aarch64 with glibc2.36' here, 'Linux on x86_64 with glibc2.36' in s1.json"
+    assert values in line(capsys, *shards)
+
+
 def test_the_kernel_may_differ_and_the_c_library_may_not(folder, capsys, shards):
     change(folder / shards[0], lambda document: document["environment"].update(platform="Linux-6.1-x-with-glibc2.36"))
     for name in shards[1:]:
@@ -200,7 +208,8 @@ def test_the_kernel_may_differ_and_the_c_library_may_not(folder, capsys, shards)
     assert run(capsys, "merge", *shards, "--json", "all.json")[0] == FAILED
     assert "Linux-6.1-x-with-glibc2.36" in (folder / "all.json").read_text()
     change(folder / shards[2], lambda document: document["environment"].update(platform="Linux-6.2-x-with-musl"))
-    assert "platform is 'Linux with musl' here, and 'Linux with glibc2.36' in s1.json" in line(capsys, *shards)
+    values = "platform: 'Linux on x with musl' here, 'Linux on x with glibc2.36' in s1.json"
+    assert values in line(capsys, *shards)
 
 
 def change(path, how):
@@ -235,28 +244,28 @@ def test_shards_of_other_versions_or_vector_instructions_are_wrong_use(shards, c
             document["crossent"] = other
 
     change(folder / shards[1], differs)
-    assert f"s2.json: a shard of another run: {name} is '{other}' here, and " in line(capsys, *shards)
+    assert f"s2.json: got a shard of another run; {name}: '{other}' here, " in line(capsys, *shards)
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("--seed", "2"), "seed is 2 here, and 1 in s1.json"),
-        (("--dtype", "float32"), "dtypes is 'float32' here"),
-        (("--without", "label_smoothing"), "without is "),
-        (("--contract", "torch"), "promises of loss is "),
-        (("--check", "loss"), "choice of checks and cases is "),
-        (("--expected-findings", "known.toml"), "list of known failures is "),
+        (("--seed", "2"), "seed: 2 here, 1 in s1.json"),
+        (("--dtype", "float32"), "dtypes: 'float32' here"),
+        (("--without", "label_smoothing"), "without: "),
+        (("--contract", "torch"), "contract of loss: 'torch' here, '' in s1.json"),
+        (("--check", "loss"), "choice of checks and cases: "),
+        (("--expected-findings", "known.toml"), "list of known failures: "),
     ],
 )
 def test_shards_of_two_runs_are_wrong_use(shards, capsys, folder, arguments, what):
     others = write(capsys, "wrong.py:loss", "--seed", "1", "--level", "quick", *arguments, prefix="other")
-    assert f"other2.json: a shard of another run: {what}" in line(capsys, shards[0], others[1], shards[2])
+    assert f"other2.json: got a shard of another run; {what}" in line(capsys, shards[0], others[1], shards[2])
 
 
 def test_shards_of_two_levels_are_wrong_use(shards, capsys, folder):
     change(folder / shards[1], lambda document: document.update(level="normal"))
-    assert "s2.json: a shard of another run: level is 'normal' here, and 'quick' in s1.json" in line(capsys, *shards)
+    assert "s2.json: got a shard of another run; level: 'normal' here, 'quick' in s1.json" in line(capsys, *shards)
 
 
 def test_shards_of_two_divisions_or_of_changed_code_are_wrong_use(shards, capsys, folder):
@@ -264,7 +273,7 @@ def test_shards_of_two_divisions_or_of_changed_code_are_wrong_use(shards, capsys
     assert "other2.json: got shard 2/2, but s1.json is shard 1/3" in line(capsys, shards[0], others[1], shards[2])
     (folder / "wrong.py").write_text(WRONG + "# fixed")
     others = write(capsys, "wrong.py:loss", "--seed", "1", "--level", "quick", prefix="later")
-    assert "later2.json: a shard of another run: code of loss is " in line(capsys, shards[0], others[1], shards[2])
+    assert "later2.json: got a shard of another run; code of loss: " in line(capsys, shards[0], others[1], shards[2])
 
 
 def test_a_file_that_is_no_report_of_a_shard_is_wrong_use(shards, capsys, folder):
@@ -296,9 +305,22 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
         part["not_applicable"]["it has no gradient"] = 1
         part["counts"]["not_applicable"] += 1
 
-    assert re.search(r"s2\.json: damaged: the case \S+ is also in s1\.json", with_change(moved))
+    def moved_onto_another_case(document):
+        first, second, *_ = places = document["shard"]["places"]
+        places[first] = places[second]
+
+    def counts_fewer_than_0_cases(document):
+        (part,) = document["subjects"]
+        part["not_applicable"] |= {"one reason": 1, "another reason": -1}
+
+    same_place = r"s2\.json: damaged: the case \S+ has the same place in the plan as a case of"
+    assert re.search(rf"{same_place} s1\.json", with_change(moved))
+    assert re.search(rf"{same_place} s2\.json", with_change(moved_onto_another_case))
     assert "does not belong to this shard" in with_change(lost)
-    assert "verdicts on loss, but" in with_change(counts_a_case_twice)
+    assert re.search(
+        r"the results of loss count \d cases, but the shard has \d cases", with_change(counts_a_case_twice)
+    )
+    assert "a reason in `not_applicable` of loss counts fewer than 0" in with_change(counts_fewer_than_0_cases)
     for key in ("number", "count", "planned", "run", "places", "sources", "known"):
         assert "damaged" in with_change(lambda document, key=key: document["shard"].pop(key))
         assert "damaged" in with_change(lambda document, key=key: document["shard"].update({key: [True]}))

@@ -47,7 +47,7 @@ def test_the_merged_report_and_that_of_an_executor_are_those_of_one_run(folder, 
         assert crossent.over(executor, "mine.py:wrong", shards=2, **CHOSEN).to_json() == document
     other = crossent.check("mine.py:wrong", **{**CHOSEN, "ranks": 3}, shard=(2, 2))
     other.write_json(folder / "3.json")
-    assert "3.json: a shard of another run: ranks is '3' here, and '2' in 1.json" in refused(capsys, "1.json", "3.json")
+    assert "3.json: got a shard of another run; ranks: '3' here, '2' in 1.json" in refused(capsys, "1.json", "3.json")
     for wrong in ("0", "65", "two", "9" * 5000):
         for number in (1, 2):
             shard = json.loads((folder / f"{number}.json").read_text())
