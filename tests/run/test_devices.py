@@ -1,5 +1,7 @@
 """Runs on a simulated GPU: a device that becomes unusable, a device without float64, and reads of a device."""
 
+import re
+
 import pytest
 import torch
 from support.checks import SINGLE
@@ -65,6 +67,12 @@ def test_a_call_that_makes_the_device_unusable_ends_the_run_with_one_finding(gpu
     assert "STOPPED EARLY" in report.summary
     for part in report.subjects:
         assert [finding.case for finding in part.findings if finding.case != SOME[1]] == []
+
+
+def test_a_soak_after_which_the_device_is_unusable_is_incomplete_though_nobody_interrupted_it(gpu):
+    report = crossent.soak(gpu.loss, cases=40, dtypes="float32", device="cpu")
+    assert not report.complete
+    assert re.match(r"INCOMPLETE after \d+ of 40 calls, with 1 finding$", report.summary)
 
 
 def test_an_error_in_the_judge_after_the_loss_of_the_device_is_a_finding(gpu, monkeypatch):

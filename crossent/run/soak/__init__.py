@@ -1,9 +1,10 @@
-"""A soak: any number of random cases. Its report keeps the sums of the results, the worst cases and some findings.
+"""A soak: a run on any number of random cases.
 
-The memory of a soak and the size of its report do not grow with the number of cases.
+The report keeps the sums of the results, the worst cases and some findings. The memory of a soak and the size of its
+report do not grow with the number of cases.
 
 draws      the random cases, each of which follows from its number, its dtype and the seed
-sums       the sums, the worst cases and the findings of a subject that a report keeps
+sums       the sums, the worst cases and the findings that a report keeps of a subject
 report     SoakReport: one soak, as text and as a JSON document
 document   read a report from its file, and refuse a report with impossible numbers
 merge      merge the reports of shards, of `crossent check` or of `crossent soak`

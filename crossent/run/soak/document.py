@@ -1,8 +1,9 @@
 """Read the report of a soak from its JSON file, which may be damaged or hostile.
 
 The reader does not run, import or open anything that the file names. The counts must add up to the number of calls.
-Each finding and each worst case has the number and the id of its case. The reader draws the case with this number
-again, and compares the ids. So a shard cannot pass as another shard, and the calls of a shard cannot count twice.
+Each finding and each worst case has the number and the id of its case. The number must be a number of this shard. The
+reader also draws the case with this number again, and compares the ids. So a report whose shard number was changed is
+refused, and the calls of a shard cannot count twice.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     """Return the report of a soak from its JSON document.
 
     Raises:
-        LookupError, TypeError, ValueError: a key is missing, or a value is impossible or of a wrong type.
+        LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible or of a wrong
+            type.
     """
-    shard = None if document["shard"] is None else ShardNumber(*typed_list(document["shard"], "shard"))
+    shard = [] if document["shard"] is None else typed_list(document["shard"], "shard")
+    if document["shard"] is not None and len(shard) != 2:
+        raise ValueError(f"shard: got {quoted(shard)}; allowed are null, and the number and the count of a shard")
     promises = typed(dict, document["promises"], "promises")
     environment = each(str, document["environment"], "environment")
     if missing := [name for name in SHOWN_VERSIONS if name not in environment]:
@@ -61,17 +65,18 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
         dtypes=strings(document["dtypes"], "dtypes"),
         operation=OPERATIONS[operation],
         promises={name: promises[name] for name in ("without", "contract", "grade")},
-        expected_findings=typed(str, document["expected_findings"], "expected_findings"),
-        shard=shard,
+        known_failures_checksum=typed(str, document["expected_findings"], "expected_findings"),
+        shard=ShardNumber(*shard) if shard else None,
         complete=typed(bool, document["complete"], "complete"),
     )
     require_contract(made.promises["contract"], made.promises["grade"])
     if unknown := [name for name in strings(promises["without"], "without") if name not in FEATURES]:
-        raise ValueError(f"without: got the feature {quoted(unknown[0])}; `crossent list features` has all features")
+        allowed = "allowed are the names of `crossent list features`"
+        raise ValueError(f"without: got the feature {quoted(unknown[0])}; {allowed}")
     for reason in _impossible(made):
         raise ValueError(reason)
     for place in unlike(document, made.to_json()):
-        raise ValueError(f"the value of {cut(place)} is impossible")
+        raise ValueError(f"{cut(place)} is not as a soak would have written it")
     return made
 
 
@@ -100,8 +105,9 @@ def _tally(entry: Any, check: str) -> SoakTally:
     tally.not_judged = Counter(each(int, data["not_judged"], f"{check}: not_judged"))
     if data["worst"] is not None:
         worst = typed(dict, data["worst"], f"{check}: worst")
-        tally.ratio, tally.ulp = (real(worst[name], f"{check}: {name}") for name in ("ratio", "ulp"))
-        tally.number, tally.case = typed(int, worst["number"], check), typed(str, worst["case"], check)
+        tally.ratio, tally.ulp = (real(worst[name], f"{check}: worst: {name}") for name in ("ratio", "ulp"))
+        tally.number = typed(int, worst["number"], f"{check}: worst: number")
+        tally.case = typed(str, worst["case"], f"{check}: worst: case")
     return tally
 
 
@@ -135,11 +141,15 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
         numbers = [number for number, _ in failures.first]
         if kind not in KINDS or sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
             got = f"got {failures.count} findings of kind {quoted(kind)}, of which {len(numbers)} are listed"
-            yield f"{cut(check)}: {got}; the kind, the order or a number is impossible"
+            listed = f"a report lists the first {FINDINGS_KEPT} findings of a known kind, by ascending case number"
+            yield f"{cut(check)}: {got}; {listed}"
         for number, finding in failures.first:
             yield from _other_case(made, number, dtype, finding.case)
-            if (finding.check, finding.kind) != (check, kind) or finding.expected is not None:
-                yield f"{cut(finding.id)} is among the findings of the check {cut(check)} and the kind {cut(kind)}"
+            if (finding.check, finding.kind) != (check, kind):
+                got = f"{cut(finding.id)} of kind {quoted(finding.kind)}"
+                yield f"{got} is among the findings of the check {cut(check)} and the kind {quoted(kind)}"
+            elif finding.expected is not None:
+                yield f"{cut(finding.id)}: a known failure is listed, but a report lists only the other findings"
     for (check, dtype), tally in subject.tallies.items():
         if check not in checks_of(made.operation) or dtype not in calls:
             yield f"got sums of the check {quoted(check)} in {quoted(dtype)}, which this soak does not run"
@@ -156,7 +166,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
         if min(counts) < 0 or not possible or tally.vacuous > tally.ran or found.pop((check, dtype), 0) != tally.failed:
             yield f"the counts of {check} in {dtype} do not fit together"
         if tally.ratio is not None:
-            worst = f"the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+            worst = f"the error in the worst case of {check} in {dtype} is {tally.ratio} of its bound"
             if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0):
                 yield f"{worst} and {tally.ulp} ulp; allowed are 0 or more"
             elif tally.ratio > 1 and not tally.failed:

@@ -31,7 +31,7 @@ def draws(
     first: int = 0,
     operation: Operation = CROSS_ENTROPY,
 ) -> Iterator[Case]:
-    """Yield the cases with the numbers `first` to `first + count - 1`, each in every dtype.
+    """Yield a case for each number from `first` to `first + count - 1` and each dtype.
 
     Example:
         >>> [case.id for case in draws(1, ["float64"], first=23)]
@@ -44,7 +44,8 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
     """Return the case with this number. The case follows from the number, the dtype and the seed.
 
     For the operation cross_entropy, the case is usually the same in all dtypes. A dtype that cannot represent the
-    numbers of the case has another case. For example, float16 cannot represent a number above 65504.
+    numbers of the case has another case. For example, float16 cannot represent a number above 65504. For a linear
+    cross-entropy, the case in float64 is often another case, since fewer sizes are allowed in float64.
     """
     random = np.random.RandomState([seed, number])
 
@@ -59,13 +60,13 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
-    """Return a case of logits with random choices, which may be impossible together.
+    """Return a case of cross_entropy with random choices, which may be impossible together.
 
     `one_of` is a function that returns a random element of a table.
     """
-    # No case has upstream_huge: in float16, torch overflows with an upstream gradient above 10,000, for which
-    # crossent/cases/edges.py has cases. Keep the order of the keywords, in which the random numbers are drawn. Words
-    # that are repeated are drawn more often.
+    # Leave out upstream_huge, an upstream gradient above 10,000: torch overflows with it in float16. Named cases in
+    # crossent/cases/edges.py have such a gradient. Keep the order of the keywords: the random numbers are drawn in this
+    # order. A choice that is repeated is drawn more often.
     return Case(
         dtype,
         sizes=_sizes(random),
@@ -102,8 +103,8 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
     """Return random sizes of logits, with 1 to 4 dimensions. Almost nine in ten cases have fewer than 10,000 logits."""
     bits = min(random.randint(1, 20, size=2))
     class_bits = max(random.randint(0, bits + 1, size=2))
-    classes = min(_width(random, class_bits), _MOST_CLASSES)
-    rows = min(_width(random, bits - class_bits), _MOST_ROWS)
+    classes = min(_number_near(random, class_bits), _MOST_CLASSES)
+    rows = min(_number_near(random, bits - class_bits), _MOST_ROWS)
     family = random.randint(8)
     if family == 0:
         return (classes,)
@@ -119,11 +120,11 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
     return (first, classes, second, max(1, rows // (first * second)))
 
 
-def _width(random: np.random.RandomState, bits: int) -> int:
+def _number_near(random: np.random.RandomState, bits: int) -> int:
     """Return a random number of classes or rows, from `2^bits - 1` (at least 1) to `2^(bits + 1)`.
 
-    At least half of the numbers differ from `2^bits` by at most 1, because vectors, blocks and tiles of kernels end
-    there.
+    At least half of the numbers differ from `2^bits` by at most 1. Kernels cut their data into vectors, blocks and
+    tiles of `2^bits` elements, so mistakes are likely next to these numbers.
     """
     near = random.randint(2)
     return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

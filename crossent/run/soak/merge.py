@@ -19,17 +19,17 @@ from crossent.words import cut
 def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | SoakReport:
     """Return the report of a whole run, from the reports of all its shards in any order.
 
-    The JSON document of the report equals the document of a run without shards, byte for byte. Only the number of
-    threads and the version of the operating system's kernel may differ between shards. The merged report then has the
-    values of the first shard.
+    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
+    and the version of the operating system's kernel may differ between shards. The merged report then has the values of
+    the first shard.
 
     Args:
         reports: the reports of the shards: the results of :func:`crossent.check` or :func:`crossent.soak`, or the paths
             of the files that `crossent check --shard I/N --json FILE` or `crossent soak --shard I/N --json FILE` wrote.
 
     Raises:
-        ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
-            given twice. The message is one line.
+        ValueError: a report is damaged, is not of a complete shard, or belongs to another run or command; or a shard is
+            missing or given twice. The message is one line.
         OSError: a file cannot be read.
 
     Example:
@@ -84,8 +84,9 @@ def _conditions(report: SoakReport) -> Mapping[str, Any]:
         "dtypes": ", ".join(report.dtypes),
         "operation": report.operation.name,
         **report.promises,
-        "list of known failures": report.expected_findings,
+        "list of known failures": report.known_failures_checksum,
         "list of subjects": [one.name for one in report.subjects],
         **{f"code of {one.name}": (one.source, one.code) for one in report.subjects},
-        **{f"promises of {one.name}": (one.contract, list(one.declared)) for one in report.subjects},
+        **{f"contract of {one.name}": one.contract for one in report.subjects},
+        **{f"declarations of {one.name}": list(one.declared) for one in report.subjects},
     }

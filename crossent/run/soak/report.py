@@ -31,8 +31,9 @@ class SoakReport:
     """The report of a soak, or of a shard of a soak: the settings, and the sums of each subject.
 
     `str(report)` is the report as text. `report.ok` is True if the soak is complete, has no findings except known
-    failures, and has evidence for every result. A result has no evidence if a wrong result would pass on every case. A
-    shard needs no evidence, since the merged report judges the evidence of all shards.
+    failures, ran a case on every subject, and has evidence for every result. A result has no evidence if a wrong
+    result would pass on every case. A shard needs neither evidence nor a case on every subject, since the merged
+    report judges all shards together.
 
     Attributes:
         environment: the versions and the device.
@@ -42,8 +43,8 @@ class SoakReport:
         dtypes: the dtypes of the logits.
         operation: the function of torch that the subjects compute.
         promises: the values of the options "without", "contract" and "grade", by the name of the option.
-        expected_findings: a checksum of the lists of known failures.
-        shard: the number of the shard, or None for a whole soak.
+        known_failures_checksum: a checksum of the lists of known failures.
+        shard: the number of the shard and of all shards, such as 2/8; None for a whole soak.
         complete: whether all cases ran.
         seconds: how long the soak took; None for a report from a file.
     """
@@ -55,7 +56,7 @@ class SoakReport:
     dtypes: Sequence[str]
     operation: Operation
     promises: Mapping[str, Any]
-    expected_findings: str = ""
+    known_failures_checksum: str = ""
     shard: ShardNumber | None = None
     complete: bool = True
     seconds: float | None = field(default=None, compare=False)
@@ -68,7 +69,10 @@ class SoakReport:
 
     @property
     def planned(self) -> int:
-        """The number of calls of each subject in a complete soak or shard: one call for each number and dtype."""
+        """The number of cases of each subject in a complete soak or shard: one for each case number and dtype.
+
+        Cases that are not applicable count too.
+        """
         return len(self.numbers) * len(self.dtypes)
 
     @property
@@ -85,7 +89,7 @@ class SoakReport:
     def ok(self) -> bool:
         """Whether the soak is complete, has no findings except known failures, and has evidence for every result.
 
-        A shard needs no evidence.
+        At least one case must have run on every subject. A shard needs neither a case on every subject nor evidence.
         """
         if self.shard is not None:
             return self.complete and not self.failed
@@ -113,7 +117,10 @@ class SoakReport:
             yield with_commands(kept, subject.source, {**options, "ranks": None, **self.promises}), failures.count
 
     def _sorted(self, entries: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-        """Return the entries of a mapping, sorted by check and dtype. Each key begins with a check and a dtype."""
+        """Return the entries of a mapping in the order of checks, dtypes and kinds.
+
+        A key is a tuple: a check, a dtype, and in some mappings a kind.
+        """
         checks, dtypes = list(checks_of(self.operation)), list(DTYPES)
         return sorted(entries.items(), key=lambda of: (checks.index(of[0][0]), dtypes.index(of[0][1]), *of[0][2:]))
 
@@ -149,8 +156,9 @@ class SoakReport:
     def _table(self, by_check: bool) -> Iterator[Text]:
         """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
 
-        With `by_check`, each check with judged numbers has a row in each dtype. Otherwise each subject has a single row
-        in each dtype, for the check with the worst case. If no number was judged, the row is for the first check.
+        With `by_check`, each check that has a worst case has a row in each dtype, the largest share first. Otherwise
+        each subject has a single row in each dtype, for the check with the largest share. If no check has a worst case,
+        the row is for the first check.
         """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
@@ -175,10 +183,10 @@ class SoakReport:
     def summary(self) -> str:
         """The result of the soak in one line."""
         planned, findings = self.planned * len(self.subjects), counted(self.failed, "finding")
-        some = f"{self.ran:,} of {counted(planned, 'call')}"  # the other cases need features that the subjects lack
+        some = f"{self.ran:,} of {counted(planned, 'call')}"  # the other cases are not applicable, or did not run
         calls = counted(self.ran, "call") if self.ran == planned else some
         if not self.complete:
-            return f"INTERRUPTED after {some}, with {findings}"
+            return f"INCOMPLETE after {some}, with {findings}"
         if self.failed:
             return f"{findings} in {calls}"
         if self.shard is not None:
@@ -214,7 +222,7 @@ class SoakReport:
                 "dtypes": list(self.dtypes),
                 "operation": self.operation.name,
                 "promises": dict(self.promises),
-                "expected_findings": self.expected_findings,
+                "expected_findings": self.known_failures_checksum,
                 "shard": None if self.shard is None else [self.shard.number, self.shard.count],
                 "complete": self.complete,
                 "environment": self.environment,

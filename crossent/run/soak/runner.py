@@ -33,8 +33,8 @@ from crossent.subjects.subject import Subject
 from crossent.trials.check import Cost
 from crossent.words import quoted
 
-# The most cases of a part. The results of a part are in memory together. Starting the workers of a part takes about 0.2
-# seconds.
+# The most cases of a part. A larger part takes more memory, since all results of a part are in memory together. Smaller
+# parts take more time, since starting the workers of a part takes about 0.2 seconds.
 _PART = 1000
 
 
@@ -56,15 +56,15 @@ def soak(
 ) -> SoakReport:
     """Check cross-entropy functions on random cases, and return the sums of the results.
 
-    Each case follows from its number, its dtype and the seed. The checks of the first call run on each case: `call`,
-    `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`, `sign`, `row_sums` and `ignored_rows`. For a
-    linear cross-entropy, `weight_gradient` and `bias_gradient` replace `target_gradient` and `row_sums`. The report has
-    the counts of each check, the worst case of each check and dtype, and some findings. The size of the report and the
-    memory of the soak do not grow with the number of cases.
+    Each case follows from its number, its dtype and the seed. The soak calls each function once on each case, and runs
+    the checks that need only this call: `call`, `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`,
+    `sign`, `row_sums` and `ignored_rows`. For a linear cross-entropy, `weight_gradient` and `bias_gradient` replace
+    `target_gradient` and `row_sums`. The report has the counts of each check, the worst case of each check and dtype,
+    and some findings. The size of the report and the memory of the soak do not grow with the number of cases.
 
     Args:
         subjects: the functions to check, as for :func:`crossent.check`.
-        cases: the number of cases in each dtype.
+        cases: the number of cases in each dtype. With `shard`, the number for all shards together.
         seed: the seed from which the cases are drawn, from 0 to 2³²-1. "random" draws a seed.
         device: the device of the tensors. :func:`crossent.check` explains this argument and the following arguments,
             except `shard`.
@@ -81,8 +81,9 @@ def soak(
         progress: a function that wraps an iterable, for a progress bar. Each item stands for up to 1000 cases.
 
     Returns:
-        The report. `report.ok` is True if all cases ran, every failed check is a known failure, and every result has
-        evidence. `print(report)` shows the worst cases and the findings.
+        The report. `report.ok` is True if all cases ran, every failed check is a known failure, a case ran on every
+        subject, and every result has evidence. In a shard, only the first two count. `print(report)` shows the worst
+        cases and the findings.
 
     Raises:
         ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong, as for
@@ -120,7 +121,7 @@ def soak(
         dtypes=[dtype for dtype in DTYPES if dtype in settings.dtypes],
         operation=OPERATIONS[settings.operation],
         promises={"without": list(settings.without), "contract": contract, "grade": grade},
-        expected_findings=f"{zlib.crc32(repr(known).encode()):08x}",
+        known_failures_checksum=f"{zlib.crc32(repr(known).encode()):08x}",
         shard=None if shard is None else ShardNumber(*shard),
     )
     start = time.perf_counter()
@@ -143,7 +144,10 @@ def _empty(subject: Subject) -> SubjectSums:
 
 
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
-    """Run the cases of a soak part by part, and add the results to the report. Yield a step after each part."""
+    """Run the cases of a soak part by part, and add the results to the report. Yield a step after each part.
+
+    `known` has the lists of known failures. If a call makes the device unusable, end early: `report.complete` is False.
+    """
     checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
     for numbers in _parts(report):
         of = Report(report.environment, [SubjectReport(one.name, declared=one.declared) for one in report.subjects])

@@ -1,10 +1,10 @@
-"""The sums that the report of a soak keeps of the results of a subject.
+"""The sums of a subject's results, which the report of a soak keeps.
 
 The size of the sums does not grow with the number of cases.
 
 The methods `join` add up the results of two parts of a soak. The sums are integers, so nothing is rounded. Of equally
-bad cases, the case with the lowest number is kept. So the sums do not depend on the division of the cases into parts,
-or on the order of the parts.
+bad cases, the case with the lowest number is kept. The findings with the lowest case numbers are kept, too. So neither
+the division of the cases into parts nor the order of the parts changes the sums.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class SoakTally(Tally):
     """The sums of one check in one dtype, and the worst case.
 
     `ran` counts the cases on which the check ran, and `skipped` the cases on which the check was skipped. `expected`
-    counts known failures, and `failed` the other findings. The worst case is the case with the largest error as a share
-    of its bound, except in known failures; of equally bad cases, the case with the lowest number. `case` is the id of
-    the worst case, `number` its number, and `ratio` its share. :class:`crossent.report.findings.Tally` documents the
-    other attributes.
+    counts known failures, and `failed` the other failures. The worst case is the case with the largest share of its
+    error bound. Of equally bad cases, the worst case has the lowest number. A known failure is never the worst case.
+    `case` is the id of the worst case, `number` its number, and `ratio` its share. Without a worst case, `number` is 0.
+    :class:`crossent.report.findings.Tally` documents the other attributes.
     """
 
     skipped: int = 0
@@ -37,11 +37,11 @@ class SoakTally(Tally):
         """Add the sums of other cases, and keep the worse of the two worst cases."""
         for name in ("ran", "failed", "expected", "vacuous", "elements", "not_judged", "skipped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        if other.ratio is not None and self._place < other._place:
+        if other.ratio is not None and self._badness < other._badness:
             self.ulp, self.ratio, self.case, self.number = other.ulp, other.ratio, other.case, other.number
 
     @property
-    def _place(self) -> tuple[float, int]:
+    def _badness(self) -> tuple[float, int]:
         return (-1.0 if self.ratio is None else self.ratio), -self.number
 
 
@@ -70,7 +70,7 @@ class SubjectSums:
     Attributes:
         name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
         source: the description from which the subject is loaded; "" for a callable that was passed as an object.
-        code: the checksum of the subject's file; "" if the subject does not come from a file.
+        code: the checksum of the subject's file; "" if `source` names no readable .py file.
         tallies: the sums by check and dtype.
         not_applicable: the number of cases that are not applicable, by reason.
         known: the number of known failures, by reason.
@@ -110,7 +110,7 @@ class SubjectSums:
     def without_evidence(self) -> Iterator[str]:
         """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        `crossent.report.findings.SubjectReport.without_evidence` documents the exceptions.
+        `crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
         """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
             refused = self.tallies.get(("call", dtype), SoakTally()).expected
@@ -122,7 +122,10 @@ class SubjectSums:
 
 
 def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:
-    """Return the sums of the results of one subject on some cases. `numbers` maps each case id to the case number."""
+    """Return the sums of `part`, the results of one subject on some cases. Of the subject, set only its name.
+
+    `numbers` maps each case id to the case number.
+    """
     sums = SubjectSums(part.name, not_applicable=part.not_applicable)
     for key, tally in part.tallies.items():
         kept = {one.name: getattr(tally, one.name) for one in fields(tally)}

@@ -256,7 +256,7 @@ def test_an_interrupt_prints_what_was_done_and_leaves_nothing(folder):
     assert time.monotonic() - began < 15
     assert process.returncode == INTERRUPTED
     assert err == "crossent: interrupted\n"
-    assert "INTERRUPTED after " in out
+    assert "INCOMPLETE after " in out
     wait_until(lambda: not in_session(process.pid), 10)
     assert list((folder / "tmp").iterdir()) == []
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith("__")) == [
@@ -277,7 +277,7 @@ def test_a_shard_that_was_interrupted_is_not_merged(folder, capsys, monkeypatch)
     arguments = ("soak", "formula", "--cases", "6", "--dtype", "float64", "--shard", "2/2", "--json", "2.json")
     status, text, err = run(capsys, *arguments)
     assert (status, err) == (INTERRUPTED, "crossent: interrupted\n")
-    assert text.rstrip().rpartition("\n")[2].startswith("INTERRUPTED after 0 of 3 calls, with 0 findings")
+    assert text.rstrip().rpartition("\n")[2].startswith("INCOMPLETE after 0 of 3 calls, with 0 findings")
     status, _, err = run(capsys, "merge", "1.json", "2.json")
     assert status == WRONG_USE
     assert "2.json: shard 2/2 ended early, after 0 calls; run this shard again" in error_line(err)
