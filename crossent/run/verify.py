@@ -64,10 +64,12 @@ class Verification:
         lines = [f"other conditions: {one}" for one in self.conditions]
         differing = [f"{name}: {case}: {what}" for (name, case), what in self.cases.items()] + [*self.others]
         lines += [f"DIFFERS {one}" for one in differing[:_SHOWN]]
-        lines += [f"and {len(differing) - _SHOWN} more differences"] if len(differing) > _SHOWN else []
+        more = len(differing) - _SHOWN
+        lines += [f"and {counted(more, 'more difference')}"] if more > 0 else []
         lines.append(f"the report says: {self.claim.summary}")
-        every = f"{self.claim.ran} cases ran again: every case has the result of the report"
-        verdict = f"{len(self.cases)} of {self.claim.ran} cases differ from the report" if self.cases else every
+        calls = counted(self.claim.ran, "call")
+        every = f"{calls} repeated: every call has the result of the report"
+        verdict = f"{len(self.cases):,} of {calls} differ from the report" if self.cases else every
         if self.others:
             verb = "differs" if len(self.others) == 1 else "differ"
             verdict += f", {'and' if self.cases else 'but'} {counted(len(self.others), 'other value')} {verb}"
@@ -80,11 +82,12 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     Args:
         old: the report, which messages call the baseline.
         settings: the settings of the run.
-        subjects: the descriptions of the subjects of the run, as `crossent check` takes them.
+        subjects: the descriptions of the subjects of the run, as `crossent check` takes them; if empty, the forms and
+            torch.
 
     Raises:
-        ValueError: the conditions of the two runs differ, or the runs have no subject or no input in common. The
-            message is one line.
+        ValueError: the device, the vector instructions, the number of ranks or the seed differ, or the runs have no
+            subject or no input in common. The message is one line.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
@@ -142,13 +145,14 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch; a given subject is not in
-            the report; or the report cannot be verified here. The message is one line.
+        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch, or names such a subject
+            that is not in the report; the report cannot be verified here; or a subject cannot be loaded or another
+            argument is wrong, as for `check`. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
-    if foreign and all(_is_own(given) for given in subjects):
+    if foreign and all(_is_builtin(given) for given in subjects):
         raise ValueError(
             f"the report has subjects other than the forms and torch: {', '.join(map(quoted, foreign[:3]))}; "
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
@@ -176,9 +180,11 @@ def verify(
         if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
             others.append(f"{cut(part.name)}: the numbers of not applicable cases differ from the report")
     if claim.planned is None:
-        then, now = _whole(claim), _whole(made)
+        then, now = _values_without_case(claim), _values_without_case(made)
         others += [
-            f"{what} was {quoted(then[what])} and is {quoted(now[what])}" for what in then if then[what] != now[what]
+            f"{what}: {quoted(then[what])} in the report, {quoted(now[what])} here"
+            for what in then
+            if then[what] != now[what]
         ]
     return Verification(claim, conditions, cases, others)
 
@@ -231,7 +237,7 @@ def _operation_of(ids: Iterable[str]) -> str:
     return CROSS_ENTROPY.name
 
 
-def _is_own(description: str) -> bool:
+def _is_builtin(description: str) -> bool:
     return description.removesuffix(COMPILE_SUFFIX) in {**EVERY_NAMED, **BY_NAME}
 
 
@@ -241,23 +247,23 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
 
     Raises:
-        ValueError: `given` lacks the description of a subject that is neither a form nor torch, or describes a subject
-            that is not in `names`.
+        ValueError: `given` lacks the description of a subject that is neither a form nor torch, or describes such a
+            subject that is not in `names`, or a subject cannot be loaded.
     """
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
-    if foreign := [name for name in missing if not _is_own(name)]:
+    if foreign := [name for name in missing if not _is_builtin(name)]:
         raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
     loaded = settings.load(*given, *missing)
     by_name = {subject.name: subject for subject in loaded}
-    extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]
+    extra = [subject.name for subject in loaded if subject.name not in names and not _is_builtin(subject.name)]
     if extra:
         raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
     return [by_name[name] for name in names]
 
 
-def _whole(report: Report) -> dict[str, Any]:
+def _values_without_case(report: Report) -> dict[str, Any]:
     """Return the values of a report that belong to no single case, by the names that a message shows."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
@@ -271,8 +277,9 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
         then: the results of one subject in the report.
         now: the results of this subject in the new run.
     """
-    # With --last-failed, each case has its own checks. A run that stopped early left out checks of its last cases. So
-    # only the checks in the report are compared.
+    # If the user chose checks and cases, as --last-failed does, each case may have its own checks. A run that stopped
+    # early left out checks of its last cases. So compare only the checks in the report. If the run did not stop early,
+    # a failure of another check counts too (`added`).
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
     new = {(finding.case, finding.check) for finding in now.findings}
     old = {(finding.case, finding.check) for finding in then.findings}
@@ -286,19 +293,20 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
         elif case not in before:
             yield case, "is not in the report"
         elif places := list(unlike(before[case], after[case])):
-            yield case, f"{cut(places[0])} differs here" + _verdicts(before[case], after[case])
+            place = "outcome" if places[0].startswith("outcome,") else cut(places[0])  # the outcomes follow in words
+            yield case, f"{place} differs here" + _outcomes_in_words(before[case], after[case])
         elif added:
-            yield case, f"{added[0]} fails here"
+            yield case, f"{added[0]} fails here, and the report has no result of this check"
 
 
-def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _outcomes_in_words(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return the two different outcomes of a case in words, for the end of a line; "" if the outcomes are equal.
 
     `before` and `after` are the entries of the case in the report and in the new run.
     """
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
-    return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
+    return "" if was == now else f"; {words.get(was, was)} in the report, {words.get(now, now)} here"
 
 
 def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
@@ -317,10 +325,11 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 
 
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
-    """Return the entry of each case in the JSON document of a report, with the findings on the case, by case id.
+    """Return the entry of each case in the JSON document of a report, by case id, for a comparison.
 
-    `part` has the results of a subject. `stopped` says whether the run ended early. The entries of a stopped run have
-    no grade, since a grade needs all checks of a case.
+    Each entry also has the findings on the case, by check, and the sorted names of passed checks. `part` has the
+    results of a subject. `stopped` says whether the run ended early. The entries of a stopped run have no grade, since
+    a grade needs all checks of a case.
     """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]

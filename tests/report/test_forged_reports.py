@@ -298,7 +298,7 @@ def true_subjects(whole, document):
 
 def test_the_true_report_is_verified(true, short, capsys):
     assert main(["verify", str(true[1])]) == 0
-    assert "every case has the result of the report" in capsys.readouterr().out
+    assert "every call has the result of the report" in capsys.readouterr().out
 
 
 def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp_path):

@@ -1,6 +1,7 @@
 """`crossent verify`: the cases of a report run again, and differences are shown."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from crossent.machine import environment
 from crossent.report.findings import Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.settings import Settings
-from crossent.run.verify import require_comparable
+from crossent.run.verify import Verification, require_comparable
 
 CASES = ("float32-7x5-normal-int64-none-rows", "float64-7x5-normal-int64-mean-weighted-ignored")
 MINE = """
@@ -71,7 +72,7 @@ def test_a_true_report_is_verified(reports, capsys):
         capsys.readouterr()
         status, out, err = verify(capsys, reports / f"{name}.json", *words)
         assert (status, err) == (0, ""), (name, out)
-        assert "every case has the result of the report" in out
+        assert "every call has the result of the report" in out
 
 
 def less_wrong(report):
@@ -133,8 +134,40 @@ def test_a_forged_report_that_is_consistent_is_not_verified(forge, reports, caps
     if forge in (another_digest, other_inputs, other_bits, no_case):
         assert CASES[0] in out
         assert f"differ: loss: {CASES[1]}" not in out
+    if forge is less_wrong:
+        assert f"loss: {CASES[0]}: outcome differs here; passed in the report, failed here\n" in out
+    if forge is more_triples:
+        assert re.search(r"^DIFFERS combinations of three options: (\d+) in the report, \d+ here$", out, re.M)
     if forge in (other_needs, more_triples):
-        assert "every case has the result of the report, but 1 other value differs" in out
+        assert "every call has the result of the report, but 1 other value differs" in out
+
+
+def test_a_failure_of_a_check_that_the_report_lacks_says_so(reports, capsys):
+    def without_gradient(report):
+        part = report.subjects[0]
+        report.only = {"checks": sorted(part.outcomes[CASES[0]].checks), "cases": list(CASES)}
+        part.findings = [one for one in part.findings if one.check != "gradient"]
+        for outcome in part.outcomes.values():
+            outcome.checks.pop("gradient", None)
+
+    path = changed(reports, "wrong", without_gradient)
+    status, out, _ = verify(capsys, path, f"{reports / 'wrong.py'}:loss")
+    assert status == 1
+    assert "gradient fails here, and the report has no result of this check" in out
+
+
+@pytest.mark.parametrize(
+    ("different", "others", "end"),
+    [
+        (0, 0, "1 call repeated: every call has the result of the report"),
+        (1, 0, "1 of 1 call differ from the report"),
+        (0, 21, "and 1 more difference\nthe report says: "),
+    ],
+)
+def test_the_lines_count_calls_and_differences(different, others, end):
+    claim = Report(environment("cpu"), [SubjectReport("formula", {CASES[0]: Outcome("float32", "")})])
+    cases = dict.fromkeys([("formula", CASES[0])][:different], "differs here")
+    assert end in "\n".join(Verification(claim, [], cases, ["a value"] * others).lines)
 
 
 def test_a_report_runs_no_code_that_the_user_did_not_name(reports, capsys):
@@ -159,7 +192,7 @@ def test_a_report_runs_no_code_that_the_user_did_not_name(reports, capsys):
 def test_another_function_than_the_report_is_about_differs(reports, capsys):
     status, out, _ = verify(capsys, reports / "wrong.json", f"{reports / 'right.py'}:loss")
     assert status == 1
-    assert "2 of 2 cases differ" in out
+    assert "2 of 2 calls differ" in out
 
 
 @pytest.mark.parametrize("name", ["torch", "python", "numpy", "cpu_capability"])
