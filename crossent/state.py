@@ -36,9 +36,10 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 def _numpy_generator() -> dict[str, Any]:
     """Return the state of numpy's global generator.
 
-    numpy takes 0.1 ms to return a state. So this function stores the state together with the generator's bytes in
-    memory, and returns the stored state while the bytes are unchanged. The state may also contain a second normal
-    number from the last draw, which is not in the bytes. The function does not store such a state.
+    Reading the state takes numpy 0.1 ms. So this function keeps the last state, with a copy of the generator's memory.
+    While this memory is unchanged, the function returns the kept state. A state can also contain a second normal number
+    from the last draw, which is not in this memory. Such a state is not kept, and neither is the state of a generator
+    other than MT19937.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -118,7 +119,7 @@ def _is_builtin(category: Any) -> bool:
     return getattr(category, "__module__", "builtins") == "builtins"  # a category can be a tuple of classes
 
 
-# These functions have no public name. The hooks exist since torch 2.1.
+# These functions have no public name, and older versions of torch lack some of them.
 _autograd: Any = torch._C._autograd
 _threaded = getattr(torch._C, "_is_multithreading_enabled", lambda: None)
 _set_threaded = getattr(torch._C, "_set_multithreading_enabled", lambda to: None)
@@ -126,7 +127,10 @@ _HAS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")
 
 
 def _hooks() -> Any:
-    """Return the hooks that pack and unpack saved tensors: the pair that was installed last, or None."""
+    """Return the hooks that pack and unpack saved tensors: the pair that was installed last.
+
+    Return None if no hooks are installed, or if this version of torch cannot return them.
+    """
     return _autograd._top_saved_tensors_default_hooks(True) if _HAS_HOOKS else None
 
 

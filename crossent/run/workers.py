@@ -1,4 +1,4 @@
-"""Worker processes, which run the parts of a run: start and watch them, and kill a worker that stops responding.
+"""Start and watch worker processes, which run the parts of a run, and kill a worker that stops responding.
 
 The library Pebble provides the pool of processes, and replaces a worker that ended.
 """
@@ -71,7 +71,7 @@ class Workers(Generic[T]):
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
         """Let a worker run a part, and return the future of the result.
 
-        The worker is killed after `timeout` seconds. With None, there is no such limit.
+        If the part takes longer than `timeout` seconds, the worker is killed. With None, there is no such limit.
         """
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
@@ -107,11 +107,11 @@ def result(future: Future[T]) -> T | Ended:
     try:
         return future.result()
     except TimeoutError:
-        return Ended("hung", "the call did not return in time")
+        return Ended("hung", "the part did not end in time")
     except CancelledError:
         return Ended("hung", "its worker process stopped responding, and was killed")
     except ProcessExpired as death:
-        return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
+        return Ended("crashed", f"its worker process ended: {status_in_words(death.exitcode)}")
 
 
 @contextmanager
@@ -164,7 +164,7 @@ _SHARED: _Shared | None = None
 
 
 def alive() -> None:
-    """Tell the parent of this worker that the worker is alive. In any other process, do nothing."""
+    """Tell the parent of this worker that the worker is alive. Outside the block of :func:`workers`, do nothing."""
     if _SHARED is not None:
         with suppress(BlockingIOError):  # the pipe is full: the parent has enough signs to read
             os.write(_SHARED.alive_at, _SIGN.pack(_SHARED.number))
@@ -180,9 +180,10 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare this worker: let it end with its parent, ignore Ctrl-C, print to stderr, and keep freed memory for reuse.
+    """Prepare this worker: set its signals, its output, torch's compiler and its memory.
 
-    Returning memory to the system, and requesting memory again, would take a tenth of the time of a run.
+    The worker ends with its parent, ignores Ctrl-C, prints to stderr, compiles without further processes, and keeps
+    freed memory. Returning memory to the system, and requesting memory again, would take a tenth of the time of a run.
     """
     end_with_parent()  # even during a call of a subject, which may take as long as the time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -69,8 +69,8 @@ def test_a_worker_that_calls_alive_is_not_replaced(monkeypatch):
 
 def test_a_worker_that_ends_is_replaced(monkeypatch):
     results = run(monkeypatch, 1, 3, 5)
-    assert results[1] == Ended("crashed", "its process ended: exit status 3")
-    assert results[3] == Ended("crashed", "its process ended: exit status 130")
+    assert results[1] == Ended("crashed", "its worker process ended: exit status 3")
+    assert results[3] == Ended("crashed", "its worker process ended: exit status 130")
     assert results[5] == 5
 
 
