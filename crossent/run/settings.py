@@ -23,7 +23,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan, with_rank_checks
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, default_names, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, builtin_of, default_names
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
@@ -196,7 +196,7 @@ class Settings:
         Raises:
             ValueError: the grade applies to no subject. The message is one line.
         """
-        if self.grade and self.contract is None and all(own_subject(subject) is not None for subject in subjects):
+        if self.grade and self.contract is None and all(builtin_of(subject) is not None for subject in subjects):
             names = ", ".join(subject.name for subject in subjects)
             raise ValueError(
                 f"grade: got {quoted(self.grade)}, which would change nothing: without a contract, {names} "
@@ -333,7 +333,7 @@ def _name_in_list(subject: Subject) -> str:
     if _is_loss_parallel(subject):
         return subject.source
     of_torch = TORCHS[subject.operation]
-    if own_subject(subject) in of_torch:
+    if builtin_of(subject) in of_torch:
         return subject.name
     return f"{of_torch[0].name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
 

@@ -69,7 +69,8 @@ def _why_not_on_path(path: str, inputs: Inputs) -> str | None:
     return None if path_of(inputs.input.device.type) == path else _NEEDED[path]
 
 
-# The reason why the kernel's subjects lack `target_gradient`. So cases with class probabilities run the kernel too.
+# The reason why the kernel's subjects lack `target_gradient`. Without this feature, no target requires a gradient, so
+# the kernel also runs on cases with class probabilities.
 _ONLY_OF_LOGITS = "calls formula instead of its kernel if the target requires a gradient"
 
 
@@ -179,13 +180,14 @@ def _accepts(chunks: Mapping[str, Any]) -> bool:
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
     """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does.
 
-    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. For some inputs, torch raises an error. For other
-    inputs, torch warns that it ignores the options, and uses no chunks.
+    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. A version of torch may lack the function or an
+    argument. For some inputs, torch raises an error. For other inputs, torch warns that it ignores the options, and
+    uses no chunks.
     """
     if reason := _why_not_linear(inputs):
         return reason
     if not _accepts(chunks):
-        return "needs torch 2.13, which has this acc_policy"
+        return f"needs torch 2.13, which has acc_policy={chunks.get('acc_policy')!r}"
     if chunks.get("acc_dtype") == torch.float32 and inputs.input.dtype == torch.float64:
         return "does not add up float64 in float32"
     if inputs.options["label_smoothing"] != 0:
@@ -193,8 +195,10 @@ def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
     dense, reduction = inputs.target.is_floating_point(), inputs.options["reduction"]
     if dense and _accepts({"acc_policy": "balanced"}):
         return "takes class probabilities only since torch 2.14"
-    if reduction not in (("mean", "sum") if dense else ("none", "mean", "sum")):
+    if dense and reduction not in ("mean", "sum"):
         return "takes class probabilities only with the reductions mean and sum"
+    if reduction not in ("none", "mean", "sum"):
+        return "takes only the reductions none, mean and sum"
     return None if dense or inputs.target.dtype == torch.int64 else "takes class indices only in int64"
 
 
@@ -243,7 +247,8 @@ NAMED = {
 }
 # The subjects of torch's linear cross-entropy: without options, then with each option of `LinearCrossEntropyOptions`
 # that changes the computation on a CPU. torch_linear_chunked has the default of each option, and computes float16 and
-# bfloat16 in float32. torch_linear_accurate computes in the dtype of the input, since acc_dtype is not given.
+# bfloat16 in float32. torch_linear_accurate computes in the dtype of the input: without acc_dtype, only
+# acc_policy="auto" means float32.
 LINEAR_NAMED = {
     **{name: (form,) for name, form in LINEAR_FORM_SUBJECTS.items()},
     LINEAR_ALIAS: (
@@ -296,7 +301,7 @@ def default_names(operation: Operation, device: str) -> list[str]:
     return [name for name in builtin_subjects(operation) if name != "fused" or runs]
 
 
-def own_subject(subject: Subject) -> Subject | None:
+def builtin_of(subject: Subject) -> Subject | None:
     """Return the built-in subject from which a subject was made; None for any other subject.
 
     For example, return the subject `formula` for `formula+compile`, and for `formula` under a chosen contract.
@@ -310,7 +315,7 @@ def chosen_contract(subject: Subject) -> str:
     The default contract of a built-in subject is its own promise, and so is the default contract of `loss_parallel`.
     The default for any other subject is "kernel".
     """
-    own = own_subject(subject)
+    own = builtin_of(subject)
     by_default = DEFAULT_CONTRACT if own is None else own.contract
     if subject.ranks:
         from crossent.subjects.ranks.subject import RANK_PROMISE, RANK_SUBJECTS  # which imports this module

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.subjects.features import KEYWORDS, keywords_of, require_features
 from crossent.subjects.subject import Subject
-from crossent.words import cut, quoted
+from crossent.words import as_options, cut, quoted
 
 _ALLOWED = {
     CROSS_ENTROPY: (
@@ -42,11 +42,11 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     this loss function from the options, and then calls this function with input and target. An instance of `nn.Module`
     is refused, because its options are fixed.
 
-    For a linear cross-entropy, the callable gets input, weight and target by position. A class is refused, because its
-    instances have their own weight. An attribute `chunks` names the keywords that set the size of a chunk: how many
-    rows or classes the function computes at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords
-    by their names. If there is neither the attribute nor such a keyword, the function may store all logits, so the
-    subject lacks the feature `memory`.
+    For a linear cross-entropy, the callable gets input, linear_weight and target by position. A function that makes a
+    loss is refused. A class or an instance of `nn.Module` is refused, because it has its own linear weight. An
+    attribute `chunks` names the keywords that set the size of a chunk: how many rows or classes the function computes
+    at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords by their names. If there is neither
+    the attribute nor such a keyword, the function may store all logits, so the subject lacks the feature `memory`.
 
     Args:
         given: the callable or the class.
@@ -123,8 +123,8 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
     named = (says,) if isinstance(says, str) else tuple(says) if isinstance(says, (tuple, list)) else (says,)
     if wrong := [name for name in named if name not in keywords]:
         raise TypeError(
-            f"an object whose attribute `chunks` has {quoted(wrong[0])}, which is not one of its keywords; "
-            "write, for example, 'chunk_size', or () if no keyword sets the size of a chunk"
+            f"an object whose attribute `chunks` has {quoted(wrong[0])}; allowed are keywords of the function that "
+            "F.linear_cross_entropy does not have, such as 'chunk_size', or () if no keyword sets the size of a chunk"
         )
     return named
 
@@ -152,10 +152,10 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that a callable lacks because Triton's interpreter runs its kernels, with the reasons.
+    """Return the features that every callable lacks if Triton's interpreter is in use, with the reasons.
 
-    This is only bfloat16. The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297,
-    not 2.3125. Return {} if the interpreter is not in use.
+    The only such feature is bfloat16. The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311
+    becomes 2.297, not 2.3125. Return {} unless TRITON_INTERPRET is 1 and the interpreter is imported.
     """
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
@@ -201,9 +201,13 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
     """Return whether a function takes options, but not input and target. Such a function makes a loss, as a class does.
 
-    `parameters` are the parameters of the function.
+    A function takes input and target if it has `*arguments` or a required keyword `target`, or two positional
+    parameters of which the first is not an option. `parameters` are the parameters of the function.
     """
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        return False
+    target = parameters.get("target")
+    if target is not None and target.kind is Parameter.KEYWORD_ONLY and target.default is Parameter.empty:
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]
     return any(_has(parameters, keyword) for keyword in KEYWORDS) and (len(places) < 2 or places[0] in KEYWORDS)
@@ -218,11 +222,16 @@ def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) ->
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]
-    if len(by_position) < places and Parameter.VAR_POSITIONAL not in kinds:
-        return f"does not take {', '.join(arguments[:-1])} and {arguments[-1]}"
     by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
+    if len(by_position) < places and Parameter.VAR_POSITIONAL not in kinds:
+        listed = f"{', '.join(arguments[:-1])} and {arguments[-1]}"
+        for parameter in by_keyword:
+            if parameter.name in arguments:
+                return f"takes {parameter.name} only as a keyword, but gets {listed} by position"
+        return f"does not take {listed}"
     others = [*by_position[places:], *by_keyword]
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
     # A function whose third argument is `target` is probably a linear cross-entropy.
-    hint = " (a linear cross-entropy needs --operation linear_cross_entropy)" if needed == ["target"] else ""
+    is_linear = places == 2 and needed == ["target"]
+    hint = f" (a linear cross-entropy needs {as_options(operation=LINEAR_CROSS_ENTROPY.name)})" if is_linear else ""
     return f"requires the argument {quoted(needed[0])}{hint}" if needed else ""

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from crossent.cases.operation import CROSS_ENTROPY, Operation
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, own_subject, subjects_of
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, builtin_of, subjects_of
 from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
@@ -89,7 +89,7 @@ def load(
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
     judged = (
-        one if contract is None and own_subject(one) is not None else under_contract(one, contract, grade)
+        one if contract is None and builtin_of(one) is not None else under_contract(one, contract, grade)
         for one in found
     )
     return tuple(one.lacking(declared) for one in judged)

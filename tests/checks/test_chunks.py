@@ -137,5 +137,8 @@ def test_an_attribute_names_other_keywords(tmp_path, monkeypatch):
         (remote,) = load_remote(f"{name}.py:loss", 60, operation=LINEAR_CROSS_ENTROPY)
         assert (subject.chunks, remote.chunks) == (expected, expected)
     (tmp_path / "wrong.py").write_text(text.format("['tiles']"))
-    with pytest.raises(ValueError, match="`chunks` has 'tiles', which is not one of its keywords"):
-        load("wrong.py:loss", operation=LINEAR_CROSS_ENTROPY)
+    (tmp_path / "option.py").write_text(text.format("'ignore_index'").replace("tile=8", "ignore_index=-100"))
+    for name, wrong in {"wrong": "tiles", "option": "ignore_index"}.items():
+        message = f"`chunks` has '{wrong}'; allowed are keywords of the function that F.linear_cross_entropy does not"
+        with pytest.raises(ValueError, match=message):
+            load(f"{name}.py:loss", operation=LINEAR_CROSS_ENTROPY)

@@ -70,7 +70,7 @@ def test_the_command_checks_a_function_in_isolation(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["mine.py:right"], "(a linear cross-entropy needs --operation linear_cross_entropy)"),
+        (["mine.py:right"], "(a linear cross-entropy needs --operation linear_cross_entropy, in Python operation="),
         (["mine.py:right", "--operation", "softmax"], "--operation: got 'softmax'; allowed are cross_entropy, linear_"),
         (
             ["formula", *OPERATION],

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
+from crossent.cases.linear.bad_inputs import LINEAR_BAD_INPUTS
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
 from crossent.forms import LINEAR_FORMS
@@ -66,6 +67,8 @@ class _Head(torch.nn.Module):
         (_Head(), "an instance of _Head, which has its own weight; allowed is a callable with the signature"),
         (lambda hidden, target: hidden.sum(), "which does not take input, linear_weight and target"),
         (lambda hidden, weight, target, chunks: hidden.sum(), "which requires the argument 'chunks'"),
+        (lambda a, b, c, target: a.sum(), "which requires the argument 'target'; allowed is a callable"),
+        (lambda a, b, *, target: a.sum(), "takes target only as a keyword, but gets input, linear_weight and target"),
         (7, "an object of type int, which is not callable"),
     ],
 )
@@ -148,6 +151,35 @@ def test_chunks_do_not_apply_where_torch_ignores_the_options(changes, reason):
     chunked = [one for one in load(LINEAR_ALIAS)[1:] if "balanced" not in one.name]
     assert load(LINEAR_ALIAS)[0].not_applicable(inputs) is None
     assert {one.not_applicable(inputs) for one in chunked} == {reason}
+
+
+@NEEDS_213
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("linear_reduction_unknown", "takes only the reductions none, mean and sum"),
+        (
+            "linear_reduction_unknown_with_probabilities",
+            "takes class probabilities only with the reductions mean and sum",
+        ),
+    ],
+)
+def test_chunks_do_not_apply_to_an_unknown_reduction(bad, reason):
+    (inputs,) = (one.build() for one in LINEAR_BAD_INPUTS if one.id == bad)
+    reasons = {one.not_applicable(inputs) for one in load(LINEAR_ALIAS)[1:] if "balanced" not in one.name}
+    assert reasons in ({reason}, {"takes class probabilities only since torch 2.14"})  # the second in torch 2.13
+
+
+@NEEDS_213
+def test_a_policy_that_torch_removed_is_named(monkeypatch):
+    def without_balanced(acc_policy="auto", **options):
+        if acc_policy == "balanced":
+            raise ValueError("acc_policy must be one of auto, accurate, compact")
+
+    monkeypatch.setattr(torch.nn, "LinearCrossEntropyOptions", without_balanced)
+    reasons = {one.name: one.not_applicable(PLAIN.build()) for one in load(LINEAR_ALIAS)}
+    assert reasons.pop("torch_linear_balanced") == "needs torch 2.13, which has acc_policy='balanced'"
+    assert set(reasons.values()) == {None}
 
 
 def test_a_run_has_the_operation_of_its_built_in_subjects():

@@ -212,6 +212,11 @@ class Smaller(torch.nn.Module):
         return self.loss(logits, labels)
 
 
+class NeedsTarget(Smaller):
+    def __init__(self, target, weight=None):
+        super().__init__(weight)
+
+
 def makes(reduction="mean"):
     return torch.nn.CrossEntropyLoss(reduction=reduction)
 
@@ -262,6 +267,9 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         (lambda x: x, "which does not take input and target"),
         (lambda x, y, z: x, "which requires the argument 'z'"),
         (lambda x, y, *, scale: x, "which requires the argument 'scale'"),
+        (lambda x, *, target: x, "takes target only as a keyword, but gets input and target by position; allowed are"),
+        (lambda x, *, target, weight=None: x, "takes target only as a keyword, but gets input and target by position"),
+        (NeedsTarget, "'NeedsTarget', which requires the argument 'target'; allowed are"),
         (torch.nn.Linear, "'Linear', which requires the argument 'in_features'"),
     ],
 )
