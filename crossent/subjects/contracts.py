@@ -44,10 +44,16 @@ CONTRACTS = {
         "fast_kernel", "A", "Like kernel, but with the hardware's approximate exp, log and division, as in Triton."
     ),
     "logsumexp": NamedContract(
-        "logsumexp", "A", "Like kernel, and computes max + log Σ - x_c, which loses digits where all logits are large."
+        "logsumexp",
+        "A",
+        "Like kernel, and may subtract a logit from the log-sum-exp of its row (torch.logsumexp), which loses digits "
+        "if all logits are large.",
     ),
     "eager": NamedContract(
-        "eager", "A", "Consists of torch's operations in float32 or wider, and never computes max + log Σ."
+        "eager",
+        "A",
+        "Consists of torch's operations in float32 or wider, and never computes the log-sum-exp of the logits "
+        "(torch.logsumexp).",
     ),
     TORCH_CONTRACT: NamedContract(
         "torch",
@@ -85,6 +91,9 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
     A subject with the promise "fast_kernel" (approximate exp, log and division) keeps this promise under every
     contract. An example of such a subject is code that torch.compile made for CUDA.
+
+    Raises:
+        ValueError: see :func:`require_contract`.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT

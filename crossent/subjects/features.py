@@ -4,9 +4,11 @@ If a subject (a loss function under test) lacks a feature, a run skips the input
 report counts the skipped inputs and checks, with the reason. For a few features, such as `nan_mean`, the checks run,
 and expect another result (`Feature.instead`).
 
-Most subjects lack a feature for one of these reasons: the signature lacks the keyword; the subject is compiled, or runs
-on several ranks; the user declares the feature missing with `--without`; or the attribute `lacks` of the callable names
-the feature.
+Most subjects lack a feature for one of these reasons:
+
+- The signature has no keyword for the feature.
+- The subject is compiled, or runs on several ranks.
+- The user declares the feature missing, with `--without` or in the attribute `lacks` of the callable.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ class Feature:
     Attributes:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
-        needs: a function that returns whether a call with the given inputs needs the feature.
-        instead: the end of a sentence "A loss without this feature …", which says what the checks expect; "" if the
-            checks skip the inputs that need the feature.
+        needs: a function that returns whether a call with the given inputs needs the feature; always False if only
+            checks or bad inputs need the feature.
+        instead: what the checks expect of a loss without the feature, as the end of the sentence "A loss without this
+            feature …"; "" if a run skips the inputs and checks that need the feature.
         operations: the operations that a loss with this feature may compute.
     """
 
@@ -73,10 +76,11 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Return whether the class probabilities of some row have a sum that differs from 1 by more than `torch.finfo.eps`.
+    """Return whether the class probabilities of some row have a sum that differs from 1 by more than `eps`.
 
-    If the probabilities had the sum 1 before they were rounded to the dtype, their sum differs from 1 by at most half
-    of `eps`. A call with class indices has no probabilities, so the result is False.
+    `eps` is the `torch.finfo.eps` of the dtype of the target. If the probabilities had the sum 1 before they were
+    rounded to this dtype, their exact sum differs from 1 by at most half of `eps`. The other half is for the rounding
+    errors of this sum in float64. A call with class indices has no probabilities, so the result is False.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -128,7 +132,7 @@ FEATURES = {
             lambda inputs: inputs.input.dim() < 2,
         ),
         Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.input.dim() > 2),
-        Feature("empty", "An empty batch.", lambda inputs: inputs.input.numel() == 0),
+        Feature("empty", "An empty batch, or other logits without elements.", lambda inputs: inputs.input.numel() == 0),
         Feature(
             "one_class",
             "Logits with fewer than two classes.",
@@ -208,9 +212,9 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Check the names of features, and return each name once, in the order of `FEATURES`.
+    """Check the names of features, and return each name once, in the order of `FEATURES`. A string counts as one name.
 
-    If `names` has `reduction_none` and `reduction_sum`, add the feature `reduction`, because a loss that lacks both may
+    If `names` has `reduction_none` and `reduction_sum`, add the feature `reduction`: a loss with the mean alone may
     ignore the option of this name.
 
     Raises:
