@@ -15,7 +15,7 @@ from crossent.cases.axes import DENSE_TARGETS, INDEX_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import FUNCTIONS, Contract
-from crossent.subjects.compiler import INDUCTOR, TRACER, compile_loss, unusable
+from crossent.subjects.compiler import INDUCTOR, TRACER, compile_loss, why_cannot_compile
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
@@ -37,7 +37,7 @@ def evaluate_compiled(
     further call. The exception is then the last element of the returned list. If torch cannot compile for the device,
     the function returns NotRun. `backend` and `dynamic` are as in :func:`crossent.subjects.compiler.compile_loss`.
     """
-    if reason := unusable(backend, calls[0].input.device.type):
+    if reason := why_cannot_compile(backend, calls[0].input.device.type):
         return NotRun(reason)
     made: list[Result | Raised] = []
     with compile_loss(loss, backend, dynamic=dynamic) as compiled_loss:
@@ -223,7 +223,7 @@ def call_compiled_on_classes(
     backend of torch.compile. If torch cannot compile for the device, or is too old for these calls
     (:func:`_why_no_error`), the function returns NotRun.
     """
-    if reason := unusable(backend, inputs.input.device.type):
+    if reason := why_cannot_compile(backend, inputs.input.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:

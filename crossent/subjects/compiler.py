@@ -23,7 +23,7 @@ from torch import Tensor
 from crossent.cases.inputs import Inputs
 from crossent.state import restore, snapshot
 from crossent.subjects.subject import Loss, Subject
-from crossent.words import said
+from crossent.words import cut, said
 
 # Two backends of torch.compile. Both run Dynamo, AOTAutograd and the decompositions, which make a graph. TRACER then
 # runs the operations of the graph in torch's own kernels; INDUCTOR generates code for the graph.
@@ -101,7 +101,7 @@ def _guards_not_timed() -> Iterator[None]:
         guards.profile_guard_manager = timed
 
 
-def unusable(backend: str, device: str) -> str:
+def why_cannot_compile(backend: str, device: str) -> str:
     """Return why torch cannot compile for a type of device on this machine; "" if torch can.
 
     `backend` is `TRACER` or `INDUCTOR`. `device` is the type, such as "cpu".
@@ -110,20 +110,20 @@ def unusable(backend: str, device: str) -> str:
 
     # If torch.compile is disabled, it returns the loss itself, so a check of compiled code would test plain code.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        return "needs torch.compile, which is disabled"
+        return "needs torch.compile, which TORCHDYNAMO_DISABLE=1 or torch._dynamo.config.disable turns off"
     if backend == INDUCTOR and device == "cpu":
-        usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
-        if shutil.which(os.environ.get("CXX", usual)) is None:
-            return "needs a C++ compiler"
+        compiler = os.environ.get("CXX", {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++"))
+        if shutil.which(compiler) is None:
+            return f"needs the C++ compiler {cut(compiler)}, which is not found; install it, or set CXX to another"
     return _why_compile_fails(backend, device)
 
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Compile and call `torch.sin`, a simple test of a compiler. Return why this fails; "" if it works.
+    """Return why torch cannot compile and call `torch.sin`, a simple test of a compiler; "" if torch can.
 
-    `backend` and `device` are the arguments of :func:`unusable`. For example, torch 2.0.1 says "Python 3.11+ not yet
-    supported for torch.compile".
+    `backend` and `device` are the arguments of :func:`why_cannot_compile`. For example, torch 2.0.1 says "Python 3.11+
+    not yet supported for torch.compile".
     """
     before = snapshot()
     try:
@@ -168,7 +168,8 @@ _OF_COMPILED = {
 def as_compiled(subject: Subject, device: str) -> Subject:
     """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks.
 
-    `device` is the device on which the subject runs, such as "cpu".
+    `device` is the device on which the subject runs, such as "cpu". On a device other than a CPU, the compiled subject
+    has the promise "fast_kernel".
     """
     return replace(
         subject,
@@ -192,7 +193,7 @@ def why_not_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str
         own: returns why the uncompiled subject cannot take the inputs, or None.
         inputs: the inputs of the call.
     """
-    return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
+    return own(inputs) or why_cannot_compile(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache

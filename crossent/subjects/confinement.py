@@ -2,9 +2,10 @@
 
 The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
 process that judges the results, even if both run as root. If the system grants a PID namespace, the process cannot
-signal a process that it has not started. When the process ends, all processes that it has started end too. From Linux
-6.12 on, the process cannot signal other processes even without a namespace. SECURITY.md lists the limits that each
-system grants.
+signal a process that it has not started. From Linux 6.12 on, this limit also holds without a namespace.
+
+When the process ends, the processes that it has started end too. In a PID namespace, the system ends all of them.
+Without a namespace, a supervisor kills them, but may miss some. SECURITY.md lists the limits that each system grants.
 
 The limits use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems the process runs without
 these limits.
@@ -100,9 +101,9 @@ def scope_signals() -> bool:
 def keep_to_own_limits() -> bool:
     """Keep this process from reading and setting the resource limits of other processes; return whether this works.
 
-    Call :func:`drop_privileges` first, as seccomp requires. A seccomp filter refuses the system call `prlimit64` for
-    other processes. The filter also refuses all system calls with the numbers of another processor, such as 32-bit
-    calls.
+    Call :func:`drop_privileges` first, as seccomp requires. A seccomp filter allows the system call `prlimit64` only
+    for the id 0, which stands for this process. The filter also refuses all system calls with the numbers of another
+    processor, such as 32-bit calls.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:
@@ -127,7 +128,7 @@ def keep_to_own_limits() -> bool:
     return bool(libc.prctl(_SET_SECCOMP, _SECCOMP_FILTER, program_struct, 0, 0) == 0)
 
 
-def prefer_for_memory() -> None:
+def be_killed_first() -> None:
     """Make this process and its children the first that the system kills when memory runs out."""
     with suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -182,9 +183,10 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start a process that calls `run`, and wait until the process ends or the file descriptor `end` has input.
+    """Start a process that calls `run`. Wait until the process ends, or until the pipe `end` has input or is closed.
 
-    Then kill the process and all processes that it started, and remove their temporary files. `kept` are the file
+    Then kill the process and all processes that it started, and remove their temporary files. `end` is the file
+    descriptor for reading the pipe, which closes when the process with the other end ends. `kept` are the file
     descriptors that stay open in the process, besides 0, 1 and 2.
     """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
@@ -247,7 +249,8 @@ def close_all_but(kept: Collection[int]) -> None:
 def _kill_descendants() -> None:
     """Kill the children of this process until none is left, for `_SECONDS_TO_END` at most.
 
-    When a child is killed, its own children become children of this process, and are killed next.
+    `_supervise` made this process a subreaper. So when a child is killed, its own children become children of this
+    process, and are killed next.
     """
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
@@ -266,7 +269,8 @@ def _kill_descendants() -> None:
 def _new_namespaces() -> bool:
     """Put the next child of this process into a new PID namespace, and return whether the system allows this.
 
-    A user other than root also needs a new user namespace, in which the ids of user and group stay the same.
+    Users other than root also need a new user namespace, and so does root if the system refuses a PID namespace alone.
+    In the user namespace, the ids of user and group stay the same.
     """
     libc = _libc()
     if libc is None:

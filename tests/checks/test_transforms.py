@@ -27,7 +27,7 @@ from crossent.numerics.bounds.rounding import ANY_ORDER
 from crossent.report.expected_findings import torch_list
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
-from crossent.subjects.compiler import INDUCTOR, TRACER, _why_compile_fails, quiet, unusable
+from crossent.subjects.compiler import INDUCTOR, TRACER, _why_compile_fails, quiet, why_cannot_compile
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
@@ -49,7 +49,7 @@ def ambient():
 @pytest.fixture(autouse=True, scope="module")
 def scalar_code():
     """Let torch generate code without vector instructions, whose detection takes longer than all tests here."""
-    if unusable(TRACER, "cpu"):
+    if why_cannot_compile(TRACER, "cpu"):
         yield
         return
     import torch._inductor.config
@@ -61,7 +61,7 @@ def scalar_code():
 def skip_unless_check_runs(name):
     """Skip the test if a check cannot run on this machine."""
     backend = {"trace": TRACER, "compile": INDUCTOR}.get(name.partition("_")[0].removesuffix("d"))
-    reason = unusable(backend, "cpu") if backend else ""
+    reason = why_cannot_compile(backend, "cpu") if backend else ""
     if name == "export":
         reason = _why_no_export()
     if name == "compiled_error":
@@ -452,7 +452,8 @@ def not_run(name, subject=FORM_SUBJECTS["formula"], case=CASE):
 def test_no_compiler_is_no_finding(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for name in ("compile", "compile_dynamic", "compiled_error"):
-        assert not_run(name) == "needs a C++ compiler"
+        reason = "needs the C++ compiler no-such-compiler, which is not found; install it, or set CXX to another"
+        assert not_run(name) == reason
 
 
 def test_a_torch_that_does_not_compile_says_why(monkeypatch):
@@ -471,10 +472,11 @@ def test_with_a_disabled_compiler_the_checks_are_skipped(monkeypatch):
     # A disabled torch.compile returns its argument, so every check would pass.
     import torch._dynamo
 
+    reason = "needs torch.compile, which TORCHDYNAMO_DISABLE=1 or torch._dynamo.config.disable turns off"
     with torch._dynamo.config.patch(disable=True):
-        assert not_run("trace") == "needs torch.compile, which is disabled"
+        assert not_run("trace") == reason
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    assert not_run("trace") == "needs torch.compile, which is disabled"
+    assert not_run("trace") == reason
 
 
 def test_compiled_code_that_refuses_a_right_call_is_a_refusal():

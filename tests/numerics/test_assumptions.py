@@ -17,7 +17,7 @@ import torch
 from crossent.machine import lacks_float64
 from crossent.numerics.bounds.contracts import FUNCTIONS
 from crossent.numerics.formats import FORMATS
-from crossent.subjects.compiler import INDUCTOR, unusable
+from crossent.subjects.compiler import INDUCTOR, why_cannot_compile
 
 STRIDE = 101  # a prime, so that the numbers have all patterns of last bits
 CHUNK = 2**21 + 13  # no multiple of the width of a vector, so that the last vector of a chunk is not full
@@ -264,7 +264,7 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
 
 def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
     """Measure code that torch compiled for a CPU: full vectors, and the last elements, which use the C library."""
-    if reason := unusable(INDUCTOR, device):
+    if reason := why_cannot_compile(INDUCTOR, device):
         pytest.skip(reason)
     if device != "cpu":
         pytest.skip("needs error bounds for Triton's accurate functions; the assumed bounds are for its fastest ones")

@@ -15,7 +15,7 @@ from crossent.forms import FORMS
 from crossent.repro.rerun import repeated
 from crossent.repro.script import script
 from crossent.subjects.builtin import BY_NAME
-from crossent.subjects.compiler import INDUCTOR, unusable
+from crossent.subjects.compiler import INDUCTOR, why_cannot_compile
 
 COMPILED = "where torch+compile is compiled"
 
@@ -120,7 +120,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
     ],
 )
 def test_an_id_without_a_finding_is_an_error_of_one_line_and_status_2(capsys, id, said):
-    if said == COMPILED and (reason := unusable(INDUCTOR, "cpu")):
+    if said == COMPILED and (reason := why_cannot_compile(INDUCTOR, "cpu")):
         pytest.skip(reason)
     assert main(["repro", "--", id]) == WRONG_USE
     captured = capsys.readouterr()

@@ -315,7 +315,7 @@ def test_code_of_a_file_that_is_compiled_for_a_gpu_has_approximate_functions(fol
 
 
 def test_a_compiled_subject_is_right(folder):
-    if reason := compiler.unusable("inductor", "cpu"):
+    if reason := compiler.why_cannot_compile("inductor", "cpu"):
         pytest.skip(reason)
     (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
     (subject,) = load("formula.py:mine+compile")

@@ -21,12 +21,12 @@ from functools import partial
 from crossent.machine import end_threads
 from crossent.subjects.confinement import (
     Confined,
+    be_killed_first,
     drop_privileges,
     drop_semaphores,
     end_with_parent,
     keep_to_own_limits,
     kill_group,
-    prefer_for_memory,
     scope_signals,
 )
 
@@ -113,7 +113,7 @@ def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     through the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prefer_for_memory()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
+    be_killed_first()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
     drop_privileges()
     drop_semaphores()
     limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}

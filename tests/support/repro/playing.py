@@ -19,7 +19,7 @@ from crossent.machine import ambient
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.state import restore, snapshot
-from crossent.subjects.compiler import TRACER, unusable
+from crossent.subjects.compiler import TRACER, why_cannot_compile
 from crossent.subjects.subject import Subject
 
 RIGHT = "from crossent import formula as subject"
@@ -52,7 +52,7 @@ def with_subject(text, subject):
 
 def skip_unless_graphs_work(check):
     """Skip a test if torch cannot trace or export graphs for a check on this machine."""
-    reason = unusable(TRACER, "cpu") if check.startswith("trace") else ""
+    reason = why_cannot_compile(TRACER, "cpu") if check.startswith("trace") else ""
     if reason or (check == "export" and (reason := _why_no_export())):
         pytest.skip(reason)
 
