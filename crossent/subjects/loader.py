@@ -27,7 +27,8 @@ from crossent.subjects.subject import Subject
 from crossent.words import DECLARED, cut, one_line, quoted, said
 
 _NAMES = [name for name in EVERY_NAMED if ":" not in name]
-_ALLOWED = f"{', '.join(_NAMES)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
+_FORMATS = f"package.module:NAME and path/to/file.py:NAME, each except scalar also with {COMPILE_SUFFIX}"
+_ALLOWED = f"{', '.join(_NAMES)}, {_FORMATS}"
 _WRITE = "write path/to/file.py:NAME"
 
 
@@ -47,9 +48,10 @@ def load(
     A description may stand for several subjects, as `torch` does.
 
     Args:
-        subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
-            any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts. With
-            `ranks`, see :func:`crossent.subjects.ranks.subject.load_on_ranks`.
+        subject: the name of a built-in subject, such as `formula`, `torch` or `torch_nll`; `package.module:NAME` or
+            `path/to/file.py:NAME`, where NAME may have dots; any of these with `+compile`; or an object that
+            :func:`crossent.subjects.callables.as_subject` accepts. With `ranks`, see
+            :func:`crossent.subjects.ranks.subject.load_on_ranks`.
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
@@ -60,8 +62,8 @@ def load(
             division, and so has larger error bounds.
         operation: the operation that a subject of the user computes.
         ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
-        timeout: the time limit of a case, in seconds. A forward or backward pass on several ranks may take a tenth of
-            this time.
+        timeout: only for a loss on several ranks: the time limit of a case, in seconds. A forward or backward pass may
+            take a tenth of this time, but at least one second.
 
     Raises:
         ValueError: the subject cannot be loaded; a feature, contract or grade does not exist; the grade contradicts the
@@ -116,6 +118,10 @@ def _each(description: str, device: str) -> list[str]:
 
 def _load_one(description: str, device: str, operation: Operation) -> Subject:
     base = description.removesuffix(COMPILE_SUFFIX)
+    if base == "loss_parallel":
+        number = "give the number of ranks: --ranks N, or ranks=N in Python"
+        advice = number if base == description else f"leave out {COMPILE_SUFFIX}, and {number}"
+        raise ValueError(f"subject: got {quoted(description)}; {base} runs on several ranks; {advice}")
     group = EVERY_NAMED.get(base, ())
     subject = next((one for one in group if one.name == base), None) or BY_NAME.get(base)
     if subject is None:
@@ -130,16 +136,15 @@ def _load_one(description: str, device: str, operation: Operation) -> Subject:
 
 
 def import_object(description: str) -> object:
-    """Return the object that a description names, such as package.module:NAME.
+    """Return the object that a description names: package.module:NAME or path/to/file.py:NAME.
 
     Raises:
-        ValueError: there is no such object, or the import of its module or file fails.
+        ValueError: the description has another form, there is no such object, or the module's code raises an exception.
+            The message is one line, and continues a sentence of the caller, such as "subject: got 'NAME'; ".
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
         raise ValueError(f"the name of the function or class is missing; write {cut(place or attribute)}:NAME")
-    if description == "loss_parallel":
-        raise ValueError("it runs on several ranks; give their number: --ranks N, or ranks=N in Python")
     if not place:
         near = get_close_matches(description, _NAMES, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
@@ -171,7 +176,8 @@ def _attribute(module: str, attribute: str, where: str) -> object:
     `where` is the name of the module or file in messages.
 
     Raises:
-        ValueError: the module has no such object, or its code raises an exception. The message is one line.
+        ValueError: `attribute` is not a Python name, the module has no such object, or the module's code raises an
+            exception. The message is one line.
     """
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(
@@ -180,23 +186,27 @@ def _attribute(module: str, attribute: str, where: str) -> object:
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except AttributeError as error:
-        lacking = error.obj if error.name in attribute.split(".") else None
-        raise ValueError(f"{cut(where)} has no {quoted(attribute)}{_nearest(str(error.name), lacking)}") from None
+        names, missing = attribute.split("."), str(error.name)
+        near = _nearest(error.obj, names[: names.index(missing) + 1]) if names.count(missing) == 1 else ""
+        raise ValueError(f"{cut(where)} has no {quoted(attribute)}{near}") from None
     except Exception as error:  # the module may run any code for an attribute
         raise ValueError(f"{quoted(attribute)} of {cut(where)} raises {said(error)}") from error
 
 
-def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message about a missing attribute, such as "; did you mean cross_entropy?".
+def _nearest(lacking: object, names: list[str]) -> str:
+    """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?".
 
-    `name` is the name of the attribute, and `lacking` is the object without the attribute. If the object has no
-    attribute with a similar name, the message names some callables of the object. Return "" if there are none.
+    `lacking` is the object without the attribute. `names` has the name of the attribute last, after the names that lead
+    to the object. If no attribute of the object has a similar name, the text names at most five of its callables.
+    Without callables, return "".
     """
+    *path, name = names
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
-        return f"; did you mean {' or '.join(near)}?"
+        return f"; did you mean {' or '.join('.'.join([*path, one]) for one in near)}?"
     callables = [one for one in public if callable(getattr(lacking, one, None))]
-    return f"; it has {', '.join(callables[:5])}{', …' if len(callables) > 5 else ''}" if callables else ""
+    listed = f"{', '.join(callables[:5])}{', …' if len(callables) > 5 else ''}"
+    return f"; {'.'.join(path) or 'it'} has {listed}" if callables else ""
 
 
 @contextmanager
@@ -230,7 +240,7 @@ def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[No
 
 
 def _file(place: str) -> Path:
-    """Return the full path of a Python file.
+    """Return the full path of a Python file. `place` is the path as the user wrote it.
 
     Raises:
         ValueError: there is no such file, or the file is not a Python file.
@@ -283,7 +293,9 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return a line that says which exception an import raised, and in which file.
+    """Return a line that says why an import failed.
+
+    The line says that the module does not exist, or which exception the code raised, with file and line if known.
 
     Args:
         error: the exception.
