@@ -2,8 +2,10 @@
 
 import os
 import re
+import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -16,13 +18,16 @@ import crossent
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.loader import load
+from crossent.subjects.ranks import group
 from crossent.subjects.ranks import rank as rank_process
-from crossent.subjects.ranks.group import Ranks, _Rank, _Watch
+from crossent.subjects.ranks.group import Ranks, _ending, _Rank, _Watch
 from crossent.subjects.ranks.loss import RankLoss, _difference
 from crossent.subjects.ranks.messages import DamagedMessageError, unpack
 from crossent.subjects.ranks.protocol import (
     SPLITS,
     OnRank,
+    RankEndedError,
+    RanksDifferError,
     can_start_ranks,
     join,
     require_protocol,
@@ -234,7 +239,8 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
     ("subjects", "options", "message"),
     [
         (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
-        (["loss_parallel"], {}, "it runs on several ranks; give their number: --ranks N, or ranks=N in Python"),
+        (["loss_parallel"], {}, "several ranks; give the number of ranks: --ranks N, or ranks=N in Python"),
+        (["loss_parallel+compile"], {}, "loss_parallel runs on several ranks; leave out [+]compile, and give the nu"),
         ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
         (["loss_parallel"], {"ranks": 0}, "ranks: got 0; allowed are whole numbers from 1 to 64"),
         (["loss_parallel"], {"ranks": 2.0}, "ranks: got 2.0; allowed are whole numbers from 1 to 64"),
@@ -358,6 +364,58 @@ def test_a_rank_that_gets_no_processor_is_starved_and_one_that_computes_is_not()
     assert watch.starved([here], 1000)
     assert not watch.starved([here], 0.2)
     assert not watch.starved([here, _Rank(None)], 1000)  # /proc does not have the second rank
+
+
+CLOSED = {"raised": {"classes": ["builtins.RuntimeError"], "message": "Connection closed by peer"}}
+REFUSED = {"raised": {"classes": ["builtins.ValueError"], "message": "no such shard"}}
+RETURNED = {"loss": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("replies", "strict", "message"),
+    [
+        (
+            [RETURNED, CLOSED],
+            True,
+            "rank 1 raised RuntimeError: Connection closed by peer; rank 0 returned",
+        ),
+        ([CLOSED, REFUSED, RETURNED], True, "rank 1 raised ValueError: no such shard; rank 2 returned"),
+        ([CLOSED, None], True, "rank 1 did not return (no result in 180 s, or asleep for 10 s)"),
+        ([RETURNED, None], False, "rank 1 did not return (no result in 180 s); rank 0 returned"),
+    ],
+)
+def test_the_error_of_a_fault_says_what_the_ranks_did(replies, strict, message, monkeypatch):
+    ranks = Ranks(lambda: faulty_ranks.right, len(replies), description="", seconds=5)
+    monkeypatch.setattr(ranks, "_launcher", SimpleNamespace(end=lambda ended: []))
+    monkeypatch.setattr(ranks, "_ranks", [_Rank(socket.socket(), reply=reply) for reply in replies])
+    with pytest.raises((RanksDifferError, RankEndedError)) as raised:
+        ranks._checked(180, strict)
+    assert str(raised.value) == message
+
+
+def test_the_exit_status_of_a_rank_is_named_even_if_its_signal_has_no_name():
+    assert _ending("ended", 3) == "ended with exit status 3"
+    assert _ending("ended", -11) == "ended with SIGSEGV"
+    assert _ending("ended", -35) == "ended with signal 35"
+    assert _ending("sent a damaged message: EOFError", None) == "sent a damaged message: EOFError"
+
+
+def test_a_process_of_a_torchrun_job_that_cannot_be_reached_is_named(monkeypatch):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "", "machine": ""}  # does not listen
+        starts = SimpleNamespace(start=lambda places, streams: None, close=lambda: None, owner=os.getpid())
+        monkeypatch.setattr(group, "Launcher", lambda load, description: starts)
+        monkeypatch.setattr(group, "servers", lambda: [server])
+        ranks = Ranks(lambda: faulty_ranks.right, 2, description="", seconds=5)
+        with pytest.raises(RankEndedError, match="process 1 of the torchrun job cannot be reached, so its rank does"):
+            ranks.ask({})
+
+
+def test_a_loss_that_a_new_python_process_cannot_import_is_refused():
+    loss = crossent.adapters.from_ranks(lambda local_logits, target, shape, axis, options: local_logits.sum(), ranks=2)
+    with pytest.raises(TypeError, match="a class or function on several ranks must be importable by its name, because"):
+        loss(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
 def test_ranks_that_never_started_need_no_end():

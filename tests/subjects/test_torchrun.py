@@ -102,7 +102,8 @@ def test_a_job_in_which_every_process_would_judge_is_an_error(monkeypatch, size,
     for name, value in {"TORCHELASTIC_RUN_ID": "one", "RANK": "0", "WORLD_SIZE": size}.items():
         monkeypatch.setenv(name, value)
     given = "no number" if ranks is None else ranks
-    with pytest.raises(ValueError, match=f"^ranks: got {given}, but the number of processes of the torchrun job is "):
+    advice = f"the number of processes of the torchrun job is {size}; give --ranks {size}$"
+    with pytest.raises(ValueError, match=f"^ranks: got {given}, but {advice}"):
         join_job(ranks)
 
 

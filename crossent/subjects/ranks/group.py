@@ -27,7 +27,7 @@ from crossent.words import one_line
 
 # The time limit of the start: the import of the user's file, and the first messages between the ranks.
 _SECONDS_TO_START = 180.0
-# A rank counts as blocked if it sleeps for this long while each other rank sleeps too, or has answered. A rank that
+# A rank counts as blocked if it sleeps for this long while each other rank sleeps too, or has replied. A rank that
 # computes, or that waits for a processor of a busy machine, does not sleep.
 _SECONDS_ASLEEP = 10.0
 _SECONDS_AFTER_A_FAULT = 1.0  # the same limit, if another rank has raised or ended
@@ -40,26 +40,26 @@ _BUSY = 0.02  # seconds of processor time per second that the threads of gloo us
 class _Rank:
     """The state of one rank, in the calling process."""
 
-    stream: socket.socket
+    stream: socket.socket  # the socket to the rank
     process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
-    answer: dict[str, Any] | None = None  # the reply to the current request
-    ended: str = ""  # how the rank ended; "" for a rank that runs
+    reply: dict[str, Any] | None = None  # the reply to the current request
+    ended: str = ""  # "ended", or "sent" and a description of a damaged message; "" for a rank without such a fault
     status: int | None = None  # its exit status, which only the keeper of a torchrun job sends (see `job`)
 
 
 class Ranks:
-    """The ranks of one subject. The first request starts the ranks, and the request after a fault starts new ranks.
+    """The ranks of one subject. The first request starts the ranks.
 
-    The attribute `changed_state` has the names of the parts of the global state that a rank changed and restored. The
-    caller empties this list.
+    If a fault ends the ranks (see `_checked`), the next request starts new ranks. The attribute `changed_state` has the
+    names of the parts of the global state that a rank changed and restored. The caller empties this list.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
         count: the number of ranks.
         description: a description from which a new Python process can load the same object; "" if there is none.
         seconds: the time limit of a request.
-        backend: the backend of torch.distributed. By default, "nccl" if each rank has its own CUDA device,
-            otherwise "gloo".
+        backend: the backend of torch.distributed. By default, "nccl" for tensors on CUDA if this machine has at least
+            `count` CUDA devices, otherwise "gloo".
     """
 
     def __init__(
@@ -70,7 +70,6 @@ class Ranks:
         self._launcher: Launcher | None = None
         self._end_launcher = weakref.finalize(self, int)  # does nothing; `_start` replaces it by `Launcher.close`
         self._ranks: list[_Rank] = []
-        self._device = ""
         self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
         self.changed_state: list[str] = []
 
@@ -80,8 +79,9 @@ class Ranks:
         See :mod:`crossent.subjects.ranks.rank` for the content of requests and replies.
 
         Raises:
-            RankEndedError: a rank ended, or did not answer in time.
+            RankEndedError: a rank ended, sent a damaged message or did not reply in time, or no ranks could be started.
             RanksDifferError: some ranks raised an exception, and others did not.
+            TypeError: the ranks need a new Python process, which cannot load the user's class or function.
             Exception: all ranks raised an exception. The error has the message of one of these exceptions, and a
                 builtin class.
         """
@@ -90,13 +90,13 @@ class Ranks:
                 self._start(device)
             content = pack(dict(request))
             for rank in self._ranks:
-                rank.answer = None
+                rank.reply = None
                 try:
                     rank.stream.settimeout(self._seconds)
                     rank.stream.sendall(content)
                 except OSError:
                     rank.ended = "ended"
-            return self._answers(self._seconds, strict=True)
+            return self._replies(self._seconds, strict=True)
 
     def close(self) -> None:
         """End the ranks and the launcher."""
@@ -117,36 +117,39 @@ class Ranks:
         backend = self._backend or ("nccl" if nccl else "gloo")
         others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
         store = f"crossent/{secrets.token_hex(8)}" if others else ""
-        limit = collective_limit((1 + _PATIENCE) * self._seconds)  # so long that `_answers` finds a blocked rank first
+        limit = collective_limit((1 + _PATIENCE) * self._seconds)  # so long that `_replies` finds a blocked rank first
         places = [Place(rank, self.count, backend, device, store, limit) for rank in range(self.count)]
         pairs = [socket.socketpair() for _ in range(self.count - len(others))]
         self._ranks = [_Rank(ours) for ours, _ in pairs]
+        reason = "the process that starts the ranks has ended, or did not reply in time"
         try:
             self._launcher.start(places[: len(pairs)], [theirs for _, theirs in pairs])
             for server, place in zip(others, places[len(pairs) :], strict=True):
+                reason = f"process {place.rank} of the torchrun job cannot be reached, so its rank does not start"
                 self._ranks.append(_Rank(start_rank(server, place, self._description)))
         except (OSError, EOFError):
+            for rank in self._ranks:
+                rank.stream.close()
             self._end_launcher()
             self._launcher, self._ranks = None, []
-            reason = "the process that starts the ranks has ended, or did not reply in time"
             raise RankEndedError("crashed", reason) from None
         finally:
             for _, theirs in pairs:
                 theirs.close()
         here = [True] * len(pairs) + [is_here(server) for server in others]
-        for rank, reply, sees in zip(self._ranks, self._answers(_SECONDS_TO_START, strict=False), here, strict=True):
+        for rank, reply, sees in zip(self._ranks, self._replies(_SECONDS_TO_START, strict=False), here, strict=True):
             rank.process = int(reply.get("process", 0)) if sees else 0
 
-    def _answers(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Wait for the answers of all ranks, and return the answers. After a fault, raise an error: see `_checked`.
+    def _replies(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
+        """Wait for the replies of all ranks, and return the replies. After a fault, raise an error: see `_checked`.
 
-        Every rank has `seconds` to answer. With `strict`, the wait is shorter if all ranks that have not answered sleep
-        for some seconds. The wait is longer if these ranks get no processor. Only the wait for the start of the ranks
-        is not strict.
+        Every rank has `seconds` to reply. If `strict` is True, the wait is shorter if all ranks without a reply sleep
+        for some seconds, and longer if these ranks get no processor. Only the wait for the start of the ranks is not
+        strict.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
-        while silent := [rank for rank in self._ranks if rank.answer is None and not rank.ended]:
+        while silent := [rank for rank in self._ranks if rank.reply is None and not rank.ended]:
             ready = select.select([rank.stream for rank in silent], [], [], _LOOK)[0]
             for rank in silent:
                 if rank.stream in ready:
@@ -154,49 +157,51 @@ class Ranks:
             over = time.monotonic() - until
             if over > 0 and not (strict and over < _PATIENCE * seconds and watch.starved(silent, seconds)):
                 break
-            fault = any(rank.ended or "raised" in (rank.answer or ()) for rank in self._ranks)
+            fault = any(rank.ended or "raised" in (rank.reply or ()) for rank in self._ranks)
             limit = _SECONDS_AFTER_A_FAULT if fault else _SECONDS_ASLEEP
             if strict and not ready and watch.seconds_asleep(silent) > limit:
                 break
-        return self._checked(seconds)
+        return self._checked(seconds, strict)
 
     def _read(self, rank: _Rank, until: float) -> None:
         try:
-            answer = unpack(receive(rank.stream, until))
-            if "ended" in answer:
-                rank.ended, rank.status = "ended", answer["ended"]
+            reply = unpack(receive(rank.stream, until))
+            if "ended" in reply:
+                rank.ended, rank.status = "ended", reply["ended"]
             else:
-                rank.answer = answer
-                self.changed_state += answer.get("state", ())
+                rank.reply = reply
+                self.changed_state += reply.get("state", ())
         except (EOFError, ConnectionError):
             rank.ended = "ended"
         except (TimeoutError, DamagedMessageError) as error:
             rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
 
-    def _checked(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the answers of all ranks. After a fault, raise an error that names the fault.
+    def _checked(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
+        """Return the replies of all ranks. Raise an error if a rank raised an exception, ended or did not reply.
 
-        A fault is a rank that raised an exception, ended or did not answer in time. If all ranks raised the same
-        exception in a request, the ranks continue to run. After any other fault, and after a failed start, end the
-        ranks. `seconds` is the time limit of the answers, for the message.
+        If all ranks raised the same exception on a request, raise an exception with this message; the ranks continue to
+        run. In all other cases, and after a failed start, first end the ranks. If the ranks did different things, the
+        error says what each rank did. `seconds` and `strict` are the arguments of `_replies`, for the message.
         """
-        answers = [rank.answer for rank in self._ranks]
-        raised = {at: one["raised"] for at, one in enumerate(answers) if one is not None and "raised" in one}
+        replies = [rank.reply for rank in self._ranks]
+        raised = {at: one["raised"] for at, one in enumerate(replies) if one is not None and "raised" in one}
         ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
-        silent = [at for at, one in enumerate(answers) if one is None and at not in ended]
+        silent = [at for at, one in enumerate(replies) if one is None and at not in ended]
         if not raised and not ended and not silent:
-            return [one for one in answers if one is not None]
+            return [one for one in replies if one is not None]
         alike = len(raised) == self.count and len({str(one) for one in raised.values()}) == 1
-        if alike and "process" not in (answers[0] or ()):
+        if alike and "process" not in (replies[0] or ()):
             raise _exception(next(iter(raised.values())))
         statuses, how = self._end(ended)
         own = {at: one for at, one in raised.items() if not _is_consequence(one)}
-        said = [f"rank {at} raised {_exception_line(one)}" for at, one in (own or raised).items()]
-        if len(raised) == self.count:
-            raise _exception(next(iter((own or raised).values())), f" ({'; '.join(said)})" if not alike else "")
+        if not own and not ended and not silent:
+            own = raised  # no other rank explains these exceptions
         said = [f"rank {at} raised {_exception_line(one)}" for at, one in own.items()]
+        if len(raised) == self.count:
+            raise _exception(next(iter(own.values())), f" ({'; '.join(said)})" if not alike else "")
         said += [f"rank {at} {_ending(how[at], statuses[at])}" for at in ended]
-        limit = f"did not return (no result in {seconds:g} s, or asleep for {_SECONDS_ASLEEP:g} s)"
+        asleep = f", or asleep for {_SECONDS_ASLEEP:g} s" if strict else ""
+        limit = f"did not return (no result in {seconds:g} s{asleep})"
         said += [f"rank {at} {'waits' if own or ended else limit}" for at in silent]
         returned = set(range(self.count)) - {*raised, *ended, *silent}
         said += [f"rank {at} returned" for at in sorted(returned)]
@@ -205,7 +210,7 @@ class Ranks:
             raise RankEndedError("crashed", text)
         if silent and not own:
             raise RankEndedError("hung", text)
-        raise RanksDifferError(text if said else f"rank {min(raised)} raised {_exception_line(raised[min(raised)])}")
+        raise RanksDifferError(text)
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
         """End all ranks. Return the exit status of each rank that had already ended, and `_Rank.ended` of each rank.
@@ -239,10 +244,11 @@ class _Watch:
         self._first = dict(self._used)
 
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
-        """Return whether the ranks in `silent`, which have not answered, are late because they get no processor.
+        """Return whether the ranks in `silent`, which have not replied, are late because they get no processor.
 
-        The result is True if a rank was awake within the last second, and each of these ranks has computed for at most
-        half of `seconds`, the time limit of the request. The result is False if /proc does not have one of the ranks.
+        The result is True if a rank in `silent` was awake within the last second, and each rank in `silent` has
+        computed for at most half of `seconds`, the time limit of the request. The result is False if a rank in `silent`
+        is missing in /proc.
         """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep
@@ -268,8 +274,9 @@ class _Watch:
 def _processor_time(process: int) -> tuple[str, float] | None:
     """Return the state of a process and its processor time, in seconds; None if /proc does not have the process.
 
-    The state is "S" if all threads sleep. All threads count, because the thread that calls gloo sleeps even while a
-    thread of gloo computes, or waits for a processor.
+    `process` is the id of the process in /proc, or 0. The state is "S" if all threads sleep, otherwise the state of a
+    thread that does not sleep. All threads count, because the thread that calls gloo sleeps even while a thread of gloo
+    computes, or waits for a processor.
     """
     if not process:
         return None
@@ -288,7 +295,7 @@ def _stat(file: Path) -> list[str]:
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception, a dict from `exception_record`, only says that another rank does not answer."""
+    """Return whether an exception, a dict from `exception_record`, only says that another rank ended or is silent."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
@@ -301,7 +308,12 @@ def _exception_line(raised: Mapping[str, Any]) -> str:
 def _ending(ended: str, status: int | None) -> str:
     if status is None:
         return ended
-    return f"ended with {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"ended with {signal.Signals(-status).name}"
+    except ValueError:  # Python has no name for most real-time signals
+        return f"ended with signal {-status}"
 
 
 _BUILTIN: dict[str, type[Exception]] = {
@@ -312,11 +324,11 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 
 
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
-    """Return an exception with the message of the exception that a rank raised, and `more` at the end.
+    """Return a new exception, with the message of an exception that a rank raised, and with `more` at the end.
 
-    `raised` is a dict from `exception_record`, with the original class and its base classes. The exception has the
-    first of these classes that is in `_BUILTIN`. If there is none, the exception is a RuntimeError, and its message
-    begins with the name of the original class.
+    `raised` is the exception of the rank, a dict from `exception_record`: its class, its base classes and its message.
+    The new exception has the first of these classes that is in `_BUILTIN`. If there is no such class, the new exception
+    is a RuntimeError. Its message is the name of the original class, and the first line of the original message.
     """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)

@@ -3,11 +3,14 @@
     torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
 
 The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server. A server
-listens on a port, and writes its address to the store of the job. The judge reads the address there.
+listens on a port, and writes its address to the store of the job, a table that all processes share. The judge reads the
+addresses in the store.
 
-For each group of ranks, the judge opens a connection to every server. The server forks a keeper, a process that watches
-one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the judge closes the
-connection, the keeper ends the rank. If the rank ends, the keeper sends the exit status of the rank to the judge.
+The process that uses a group of ranks, the calling process, is the judge or an isolated process that the judge started.
+For each rank except rank 0, the calling process opens a connection to a server. The server forks a keeper, a process
+that watches one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the
+calling process closes the connection, the keeper ends the rank. If the rank ends, the keeper sends the exit status of
+the rank to the calling process.
 
 The judge also keeps a control connection to each server open. When the judge ends, this connection closes, and the
 server ends too.
@@ -43,8 +46,8 @@ _store: Any = None  # the store of the job, which this process may host
 def join_job(ranks: int | None) -> None:
     """Join the torchrun job in which this process runs. Do nothing without a job.
 
-    In the first process of the job, return when all servers are known. In any other process, serve ranks until the
-    judge ends, and then end this process.
+    In the first process of the job, return when all servers are known. If a server ends later, the first process ends
+    too: see `_watch`. In any other process, serve ranks until the judge ends, and then end this process.
 
     Args:
         ranks: the number of ranks of the run; None for a run without ranks, which needs a job of one process.
@@ -63,7 +66,7 @@ def join_job(ranks: int | None) -> None:
             time.sleep(_SECONDS_TO_CONNECT)  # torchrun ends this process when the first process has printed its line
             sys.exit(2)
         given, job = "no number" if ranks is None else ranks, f"the number of processes of the torchrun job is {size}"
-        raise ValueError(f"ranks: got {given}, but {job}; use this number of ranks")
+        raise ValueError(f"ranks: got {given}, but {job}; give --ranks {size}")
     store = _join_store(rank)
     if rank:
         _serve(store, rank)
@@ -142,7 +145,7 @@ def _watch() -> None:
 
 
 def _own_host() -> str:
-    """Return the address of this machine in the network of the job."""
+    """Return the IP address of this machine in the network of the job; "127.0.0.1" if the network is not reachable."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
@@ -207,10 +210,10 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 
 
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
-    """Fork a rank, and end the rank when the judge closes the connection. If the rank ends first, send its exit status.
+    """Fork a rank, and end the rank when the calling process closes the connection.
 
-    `stream` is the connection, which the rank also uses for its messages. `place` is the place of the rank in its
-    group. `description` names the user's class or function.
+    If the rank ends first, send its exit status. `stream` is the connection, which the rank also uses for its messages.
+    `place` is the place of the rank in its group. `description` names the user's class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 

@@ -48,19 +48,23 @@ class Launcher:
     """
 
     def __init__(self, load: Callable[[], Any], description: str) -> None:
+        forks = may_fork()
+        if not forks and not description:
+            given = "a class or function on several ranks must be importable by its name"
+            raise TypeError(f"{given}, because the ranks start in a new Python process; give path/to/file.py:NAME")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_SECONDS_TO_REPLY)
         self.owner = os.getpid()
         self._python: subprocess.Popen[bytes] | None = None
         with theirs:
-            if may_fork():
+            if forks:
                 self._process = _fork(theirs, load)
             else:
                 self._python = _new_python(theirs, description)
                 self._process = self._python.pid
 
     def start(self, places: Sequence[Place], streams: Sequence[socket.socket]) -> None:
-        """Start a rank for each place in the group. `streams` has the sockets for the messages of these ranks.
+        """Start a rank for each of `places`. `streams` has the socket of each rank, which carries its messages.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.
@@ -119,9 +123,6 @@ def _fork(theirs: socket.socket, load: Callable[[], Any]) -> int:
 
 
 def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[bytes]:
-    if not description:
-        got = "a class or function that cannot be imported by its name"
-        raise TypeError(f"ranks: got {got}; give path/to/file.py:NAME")
     code = f"from crossent.subjects.ranks import launcher; launcher.serve_new({theirs.fileno()}, {description!r})"
     # The new process gets this sys.path, since it may find this package only there. "" is the current directory.
     path = os.pathsep.join(one or os.getcwd() for one in sys.path)
@@ -134,9 +135,10 @@ def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[byt
 
 
 def serve_new(control: int, description: str) -> None:
-    """Run the launcher in a new Python process, for a subject that is loaded from a description.
+    """Run the launcher in this process, which is a new Python process.
 
-    `control` is the file descriptor of the socket to the process that uses the launcher.
+    `control` is the file descriptor of the socket to the process that uses the launcher. `description` names the user's
+    class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
@@ -146,7 +148,7 @@ def serve_new(control: int, description: str) -> None:
 def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
     """Start and end ranks as requests say, until the process that uses the launcher closes its socket.
 
-    `control` is the socket to this process. `load` returns the user's class or function.
+    `control` is the socket to the process that uses the launcher. `load` returns the user's class or function.
     """
     with suppress(OSError):
         os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
@@ -203,10 +205,11 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return environment variables for a rank: the variables that torchrun sets, and the network interface of gloo.
+    """Return environment variables for the rank at `place`: some that torchrun sets, and gloo's network interface.
 
     `local` is the number of the rank among the `count` ranks of this launcher. If the launcher starts all ranks of the
-    group, gloo uses the loopback interface, because no rank is on another machine.
+    group, gloo uses the loopback interface, because no rank is on another machine. If the user has set
+    GLOO_SOCKET_IFNAME, gloo uses the user's interface.
     """
     words = {
         "RANK": place.rank,
@@ -225,8 +228,9 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
     """End the ranks, and return the exit status of each rank that had already ended; None for any other rank.
 
-    `context` is torch's object for the processes of the ranks, or None if no ranks run. First wait a short time for
-    the ranks in `ended`, because the socket of a rank closes before its process ends.
+    `context` is torch's object for the processes of the ranks. If no ranks run, `context` is None and the result is [].
+    `ended` has the numbers of the ranks that have closed their sockets. First wait a short time for these ranks,
+    because the socket of a rank closes before its process ends.
     """
     if context is None:
         return []
