@@ -1,4 +1,4 @@
-"""Text for messages: foreign text, made safe and short for a terminal; numbers, options and shell words as text."""
+"""Text for messages: text of users and of exceptions, made printable and short; numbers, options and shell words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
 # The limit of one value that a message repeats.
 LONGEST_VALUE = 200
-# The reason why a case does not apply to a subject that declares a missing feature. The name of the feature follows.
+# The first words of the reason why a check or a case is not applicable, if the user declared a missing feature. The name
+# of the feature follows.
 DECLARED = "is declared without "
 
 
@@ -20,12 +21,12 @@ def said(error: BaseException) -> str:
 
 
 def name_of_class(error: type[BaseException]) -> str:
-    """Return the full name of a class, with its module."""
+    """Return the full name of an exception class, with its module."""
     return f"{error.__module__}.{error.__qualname__}"
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an exception, cut after `LONGEST_TEXT` characters.
+    """Return the message of an exception, without white space at its ends, cut after `LONGEST_TEXT` characters.
 
     If `str` of the exception raises an error, return a sentence with the class of this error.
     """
@@ -49,13 +50,20 @@ def quoted(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return the first `LONGEST_VALUE` characters of a text, escaped by :func:`printable` and cut to this length again.
+    """Return the start of a text, escaped by :func:`printable`, in at most `LONGEST_VALUE` characters.
 
-    If the text is longer, the result ends with the number of missing characters: "… (12 more characters)".
+    If characters of the text are missing, the result ends with their number: "… (12 more characters)".
     """
-    shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
-    left = len(text) - LONGEST_VALUE
-    return f"{shown}… ({left:,} more characters)" if left > 0 else shown
+    parts: list[str] = []
+    length = 0
+    for char in text[:LONGEST_VALUE]:
+        part = printable(char)
+        length += len(part)
+        if length > LONGEST_VALUE:
+            break
+        parts.append(part)
+    left, shown = len(text) - len(parts), "".join(parts)
+    return f"{shown}… ({counted(left, 'more character')})" if left else shown
 
 
 def as_options(**options: str | Sequence[str]) -> str:

@@ -34,8 +34,12 @@ def test_a_value_in_a_message_is_printable_and_cut():
     assert quoted(3.0) == "3.0"
     assert quoted("\x1b[31m") == "'\\x1b[31m'"
     assert quoted("x" * 1000) == f"'{'x' * 199}… (802 more characters)"
-    assert cut("\x1b" + "x" * 1000) == f"\\x1b{'x' * 196}… (801 more characters)"
+    assert cut("\x1b" + "x" * 1000) == f"\\x1b{'x' * 196}… (804 more characters)"
     assert cut("x" * 200) == "x" * 200
+    assert cut("x" * 201) == f"{'x' * 200}… (1 more character)"
+    assert cut("\n" * 100) == "\\n" * 100
+    assert cut("\n" * 200) == "\\n" * 100 + "… (100 more characters)"
+    assert cut("\x1b" * 51) == "\\x1b" * 50 + "… (1 more character)"
     assert quoted(10**5000) == "a value of type int that cannot be printed"
     deep = []
     for _ in range(100_000):
