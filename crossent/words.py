@@ -10,8 +10,8 @@ LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
 # The limit of one value that a message repeats.
 LONGEST_VALUE = 200
-# The first words of the reason why a check or a case is not applicable, if the user declared a missing feature. The name
-# of the feature follows.
+# The first words of the reason why a check or a case is not applicable, if the user declared a missing feature. The
+# name of the feature follows.
 DECLARED = "is declared without "
 
 

@@ -58,7 +58,7 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert re.search(r"^FAILED \S+::test_wrong\[loss\[\S*float64-7x5-normal-int64-\S*\]\]", out, re.M)
     assert "test_right[" not in out
-    for said in ("Greatest absolute difference", "got  ", "exact  "):
+    for said in ("Worst difference", "got  ", "exact  "):
         assert said in out
     assert re.search(r"doubled: loss wrong on \S+, error \d\S* × the error bound$", out, re.M)
     repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out, re.M)

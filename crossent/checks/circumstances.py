@@ -26,7 +26,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
-from crossent.trials.memory import describe_change, marks, received
+from crossent.trials.memory import describe_attribute_change, describe_change, record_arguments
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 # The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
@@ -214,15 +214,15 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     This is an act: a function that runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and the sentence of :func:`marks` about an argument.
+        The loss, its requires_grad, the inputs after the call, and the sentence of :func:`describe_attribute_change`.
     """
     mode, required = UNRECORDED[way]
     with mode():
         given = inputs.copy()
         given, _ = given.requiring(given.leaves if required else ())
-        tensors = received({"input": given.input, "target": given.target, **given.options})
+        tensors = record_arguments({"input": given.input, "target": given.target, **given.options})
         value = as_loss(loss(given.input, given.target, **given.options))
-    return value.detach(), value.requires_grad, given, marks(tensors)
+    return value.detach(), value.requires_grad, given, describe_attribute_change(tensors)
 
 
 @check(cost=Cost.STRUCTURE, operations=EVERY_OPERATION)

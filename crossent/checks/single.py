@@ -68,8 +68,8 @@ def _arguments(trial: Trial) -> Iterator[Problem]:
         # trusted, so its reply only decides which pass the message names.
         which = "forward" if first.written_forward else "backward"
         yield Problem("changed_input", f"the call {change} in the {which} pass")
-    elif first.marked:
-        yield Problem("changed_input", first.marked)
+    elif first.attribute_change:
+        yield Problem("changed_input", first.attribute_change)
     elif first.shared:
         yield Problem("aliased", first.shared)
 

@@ -44,7 +44,7 @@ from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
 from crossent.trials.check import Check
-from crossent.trials.exact import dtype_of
+from crossent.trials.exact import loss_dtype
 from crossent.words import cut, printable, quoted
 
 SCRIPT = '''\
@@ -136,7 +136,7 @@ def script(
         values = {"raises": case.allowed(device)}
     else:
         focus = _focus_on(finding, recipe, Focus(case, inputs, subject))
-        half = widened and dtype_of(inputs) in HALF_DTYPES
+        half = widened and loss_dtype(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole
@@ -245,7 +245,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
     where = f"finding: the check {check.name} does not run on"
     if not check.applies(case):
         raise ValueError(f"{where} {cut(case.id)}; choose another case")
-    if reason := check.not_run(subject, case.build()):
+    if reason := check.why_not_run(subject, case.build()):
         name = cut(subject.name)
         raise ValueError(f"{where} {name} and {cut(case.id)}, since {name} {reason}; choose another check or case")
     if check.name == "stream" and torch.device(device).type != "cuda":

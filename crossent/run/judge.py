@@ -72,7 +72,7 @@ def judge_case(
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
-    reasons = [check.not_run(subject, question.inputs) for check in checks]
+    reasons = [check.why_not_run(subject, question.inputs) for check in checks]
     lacking = reasons[0] if reasons and all(reasons) else ""
     if reason := subject.not_applicable(question.inputs) or lacking or host.not_run:
         return Verdict(case.id, not_applicable=reason)
@@ -264,7 +264,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             is_torch = trial.subject is REFERENCES[trial.case.operation]
             of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
             message += _lines(problem, inputs)
-            message += mistake_of(trial, of) if trial.question.exact.factors is not None else ""
+            message += mistake_of(trial, of) if trial.question.exact.linear_terms is not None else ""
             message += hint or _declaration(trial, of)
     elif check is single.arguments and kind == "changed_input":
         message += f"\n{_IF_INTENDED} {as_options(without=['arguments'])}"

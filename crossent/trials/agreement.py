@@ -23,7 +23,7 @@ from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 from crossent.trials.call import Result, dtype_and_shape, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Exact, dtype_of, rows_of
+from crossent.trials.exact import Exact, loss_dtype, rows_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
 RESULT_PARTS = ("loss", *GRADIENTS)
@@ -51,7 +51,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
         raise NotRunError(reason)
     # Pass a copy: `exact_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
-    shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
+    shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(loss_dtype(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
         made = dtype_and_shape(got.loss.dtype, got.loss.shape)
         raise MisshapenError(f"loss of another call: got {made}; expected {dtype_and_shape(dtype, shape)}")
@@ -121,7 +121,7 @@ def _rename(difference: Difference, way: str) -> Difference:
 
     Append `way` to the name. Where the exact value is the reason for a missing bound, name the other result instead.
     """
-    reasons = {"there is no exact value": "the other result has no error bound"}
+    reasons = {"the exact value is not known": "the other result has no error bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 

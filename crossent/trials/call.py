@@ -14,8 +14,10 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
+from crossent.choices import FEATURE_NAMES
 from crossent.subjects.subject import Loss
-from crossent.trials.memory import Received, marks, poison, received, shared, written
+from crossent.trials.memory import Received, describe_attribute_change, poison, record_arguments, shared, written
+from crossent.words import as_options
 
 Gradients = tuple[str, ...]  # names of gradients, such as "target_gradient"
 S = TypeVar("S")
@@ -107,10 +109,10 @@ def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
     return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
 
 
-def kind_of(value: object) -> str:
+def class_and_layout(value: object) -> str:
     """Return the class of a value, and the layout of a tensor that is not strided, in words for a message.
 
-    >>> kind_of(torch.eye(2).to_sparse())
+    >>> class_and_layout(torch.eye(2).to_sparse())
     'Tensor with layout torch.sparse_coo'
     """
     layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
@@ -133,40 +135,46 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     Args:
         loss: the function of the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. Without the name "gradient", or if the loss has a wrong shape,
-            the function computes no gradients. The function ignores a name if the inputs lack the tensor, such as
-            "target_gradient" for class indices.
+        gradients: the names of the gradients to compute. A name has no effect if the inputs lack the tensor, such as
+            "target_gradient" for class indices. Without the name "gradient", or if the loss has a wrong shape,
+            `evaluate` computes no gradients.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or the loss is detached from a tensor whose gradient
             is requested.
         Exception: the subject may raise any exception.
     """
-    # The leaves share the memory of the inputs, so `make_call` can detect a write into them.
+    # Each leaf shares the memory of an input, so `make_call` can detect a write into the leaf.
     given, leaves = inputs.requiring(gradients if "gradient" in gradients else ())
     value = as_loss(loss(given.input, given.target, **given.options))
     word = inputs.operation.word
     if leaves and not value.requires_grad:
-        raise TypeError(f"the loss is detached from the {word('input')}, so there is no gradient")
+        raise _detached_error(word("input"), "gradient")
     if not leaves or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
     made = torch.autograd.grad(value, list(leaves.values()), inputs.upstream.to(value.dtype), allow_unused=True)
     computed = dict(zip(leaves, made, strict=True))
     for name, gradient in computed.items():
         if gradient is None:
-            raise TypeError(f"the loss is detached from the {word(GRADIENTS[name])}, so there is no gradient")
+            raise _detached_error(word(GRADIENTS[name]), name)
     return Result(value.detach(), **computed)
+
+
+def _detached_error(argument: str, name: str) -> TypeError:
+    """Return the error about a loss that is detached from an argument. `name` is the name of the missing gradient."""
+    declare = f"; if this is intended, declare it: {as_options(without=[name])}" if name in FEATURE_NAMES else ""
+    return TypeError(f"the loss is detached from the {argument}, so there is no gradient{declare}")
 
 
 def as_loss(value: object) -> Tensor:
     """Check that a value is a dense tensor of real numbers, and return the value.
 
     Raises:
-        TypeError: the value is no tensor, or a sparse or complex tensor. An instance of a subclass of Tensor is refused
-            too, because its methods could return anything.
+        TypeError: the value is not of the class torch.Tensor, is not strided (for example sparse), or is complex. A
+            subclass of Tensor is refused too, because the methods of a subclass could return anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
-        raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
+        raise TypeError(f"loss: got {class_and_layout(value)}; expected {DENSE}")
     if value.is_complex():
         raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a dtype of real numbers")
     return value
@@ -179,16 +187,17 @@ class Call:
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the name of the first input that the forward pass changed (:func:`written`), or "".
-        marked: a sentence about an argument whose .grad, requires_grad or shape the call changed (:func:`marks`), or
-            "".
+        written_forward: the name of the first argument, or of the upstream gradient, that the forward pass changed
+            (:func:`written`); "" if the forward pass changed none.
+        attribute_change: a sentence about an argument whose .grad, requires_grad or shape the call changed
+            (:func:`describe_attribute_change`), or "".
         shared: a sentence about a result that shares memory with an argument (:func:`shared`), or "".
     """
 
     result: Result
     given: Inputs
     written_forward: str
-    marked: str
+    attribute_change: str
     shared: str
 
 
@@ -204,14 +213,14 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
     def watched(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         nonlocal written_forward
-        tensors.update(received({"input": input, "target": target, **options}))
+        tensors.update(record_arguments({"input": input, "target": target, **options}))
         value = loss(input, target, **options)
         written_forward = written(inputs, before)  # here, `evaluate` has not yet run the backward pass
         return value
 
     result = evaluate(watched, inputs, gradients)
     parts = {in_words(name, inputs.operation): tensor for name, tensor in result.parts.items()}
-    return Call(result, inputs, written_forward, marks(tensors), shared(parts, inputs))
+    return Call(result, inputs, written_forward, describe_attribute_change(tensors), shared(parts, inputs))
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
@@ -219,8 +228,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
     This is an act: a function that runs in the process of the subject.
 
-    Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
-    exception in the call with other inputs, because other checks report such an exception.
+    The call in between is only there to change memory, so `repeat_call` ignores an exception of this call. Then
+    :func:`poison` fills freed memory with NaN.
 
     Args:
         loss: the function of the subject.
@@ -229,8 +238,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
         gradients: the names of the gradients to compute, as in :func:`evaluate`.
 
     Returns:
-        The first result, copied immediately; the first result, copied after the call with other inputs; and the result
-        of the second call with the same inputs. All three should be equal.
+        The first result, copied immediately; the first result, copied after the call in between; and the second result.
+        All three should be equal. If the two copies differ, the call in between wrote into the first result.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
@@ -241,7 +250,7 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result that an act returned has all gradients, with the shapes and dtypes of the inputs.
+    """Check that each result of an act has the gradients that :func:`evaluate` computes, in the right shape and dtype.
 
     An isolated process could leave out a gradient, and crossent compares only the gradients that a result has.
 
@@ -249,19 +258,25 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
         value: the value that the act returned, which may contain several results or none.
         arguments: the arguments of the act, some of which may be :class:`Inputs`. Each result must fit at least one of
             these inputs. Without such inputs, nothing is checked.
-        gradients: the names of the gradients that the subject can compute.
+        gradients: the names of the gradients that the subject can compute. A name has no effect if the inputs lack the
+            tensor.
 
     Raises:
         ValueError: a gradient is missing, or has another shape or dtype than its argument.
     """
     given = _each(Inputs, arguments)
     for result in _each(Result, value):
-        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or has another shape or dtype than its argument")
+        wrong = [_wrong_gradient(result, inputs, gradients) for inputs in given]
+        if wrong and all(wrong):
+            words = in_words(wrong[0], given[0].operation)
+            raise ValueError(f"{words}: missing, or of another shape or dtype than {GRADIENTS[wrong[0]]}")
 
 
 def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value: the value itself, or the objects in a tuple, list or :class:`Call`."""
+    """Return all objects of the class `kind` in a value: the value itself, or objects in nested tuples and lists.
+
+    A :class:`Call` counts as its `result`.
+    """
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):
@@ -269,16 +284,16 @@ def _each(kind: type[S], value: object) -> list[S]:
     return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
 
 
-def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    """Return whether a result has all the requested gradients, with the shapes and dtypes of these inputs.
+def _wrong_gradient(result: Result, inputs: Inputs, gradients: Gradients) -> str:
+    """Return the name of the first gradient that is missing, or has another shape or dtype than its argument; or "".
 
-    Return True also if the loss has a wrong shape, because `trial.misshapen` reports the shape.
+    If :func:`evaluate` computes no gradients, because the loss has a wrong shape or "gradient" is not in `gradients`,
+    return "". `trial.misshapen` reports the wrong shape.
     """
-    if result.loss.shape != inputs.upstream.shape:
-        return True
-    leaves = inputs.leaves if "gradient" in gradients else {}
-    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
-    return all(
-        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
-        for name, part in parts.items()
-    )
+    if result.loss.shape != inputs.upstream.shape or "gradient" not in gradients:
+        return ""
+    for name, leaf in inputs.leaves.items():
+        part = result.parts.get(name)
+        if name in gradients and (part is None or (part.shape, part.dtype) != (leaf.shape, leaf.dtype)):
+            return name
+    return ""

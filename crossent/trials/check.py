@@ -21,7 +21,10 @@ Body = Callable[[Trial], Iterable[Difference | Problem]]
 
 
 class Cost(Enum):
-    """The cost of a check. :mod:`crossent.run.plan` uses the cost to choose the cases on which the check runs."""
+    """The cost of a check, as the calls, the time or the memory that the check needs.
+
+    :mod:`crossent.run.plan` and :mod:`crossent.run.selection` choose the checks of a case by their cost.
+    """
 
     CALL = "the first call of a case"
     AGAIN = "the same call again, after a call with other numbers"
@@ -44,16 +47,15 @@ class Check:
         body: the function that runs the check. The function yields every problem, and every difference, even a
             difference within its bound. The function may raise the errors of :mod:`crossent.trials.trial`.
         cost: the cost of the check.
-        needs: the features that the check may need, by name. The function of a feature returns whether the check needs
-            the feature for the given inputs.
+        needs: for each feature that the check may need, a function that returns whether the check needs the feature
+            for the given inputs.
         applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
-        versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
-            the subject.
+        versus: "other" if the check compares two results of the subject; "exact" for every other check.
         sample: for a check of cost `CODE`, a function that returns whether a case may be the sample: the only case on
             which level normal runs the check. Level quick does not run the check.
         sentence: the property, as one sentence.
-        operations: the operations that have the property.
+        operations: the operations for which the check exists.
     """
 
     name: str
@@ -79,15 +81,16 @@ class Check:
     def run(self, trial: Trial) -> Found:
         """Run the check, and yield each problem and each difference.
 
-        If a later call of the subject returns a loss of a wrong shape or dtype, yield a problem about this loss.
+        If a call after the first call of the case returns a loss of a wrong shape or dtype, yield a problem about this
+        loss, and end the check. May raise the other errors of :mod:`crossent.trials.trial`.
         """
         try:
             yield from self.body(trial)
         except MisshapenError as error:
             yield Problem("wrong", str(error))
 
-    def not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why the check skips these inputs of a subject, or "" if the check runs.
+    def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
+        """Return the reason why the check does not run for a subject and these inputs; "" if there is no such reason.
 
         The reason is a phrase that follows the name of the subject, such as "is not differentiable".
         """

@@ -18,9 +18,9 @@ from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FORMATS, Array, where_any
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
-from crossent.trials.exact import AnyContract, Exact, LinearPartBounds, name_of, rows_of
+from crossent.trials.exact import AnyContract, Exact, LinearResultBounds, name_of, rows_of
 
-AnyBounds = Bounds | LinearPartBounds
+AnyBounds = Bounds | LinearResultBounds
 # The results with one number for each row, or with a single number. All other results have rows of several numbers.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
 
@@ -34,21 +34,23 @@ class Difference:
             derivative. A check of several calls appends a phrase about a call. For example, "gradient reversed along
             dimension 2" is the gradient of a call whose rows are reversed along dimension 2.
         dtype: the name of the dtype of the result.
-        index: the index of the worst element, which has the largest share of its bound.
+        index: the index of the worst element, which has the largest share of its bound; () for a scalar or an empty
+            result.
         got: the worst element.
         exact: the exact value of the worst element, rounded to float64.
         radius: the error radius of the exact value.
         bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from `exact`. Equal infinities and two NaN have the distance 0. Any other pair with
-            an infinity or a NaN has an infinite distance.
-        ratio: the share of the bound, error ÷ bound. The check fails above 1.
+        error: the distance of `got` from the exact value before its rounding to `exact`. Equal infinities and two NaN
+            have the distance 0. Any other pair with an infinity or a NaN has an infinite distance.
+        ratio: the share of the bound, error ÷ bound; 0 if the error is 0 or the bound is infinite. The check fails
+            above 1.
         ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
         vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
             tries are zeros, a constant, a gradient that leaves out the softmax, and a derivative that treats the
-            softmax as constant. Also True if the result has no elements.
+            log-sum-exp as constant. Also True if the result has no elements.
     """
 
     of: str
@@ -76,7 +78,7 @@ class Difference:
             return f"{counts}\nExpected {self.exact:.6g}{where}, got {self.got:.6g}"
         return (
             f"{counts}\n"
-            f"Greatest absolute difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
+            f"Worst difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
             f"Relative difference there: {relative}, {self.ulp:.3g} ulp"
         )
 
@@ -102,9 +104,10 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
 
 
 def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
-    """Return the error bounds of the loss and of each gradient in `got`, by name.
+    """Return, by name, the objects with the error bounds of the loss and of each gradient in `got`.
 
-    Each bound includes the rounding of the result to its dtype.
+    A gradient without an exact value has no entry. Results of different dtypes have different objects, because a bound
+    includes the rounding of the result to its dtype.
     """
     found = {}
     for part in ("loss", *GRADIENTS):
@@ -115,11 +118,11 @@ def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, Any
 
 
 def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """Return the exact gradient, but with 0 instead of NaN in each ignored row that is 0 in the result `got`.
+    """Return the exact gradient, but with 0 in each ignored row that is NaN there and 0 in the result `got`.
 
-    The exact gradient of an ignored row is NaN if the row has no softmax, for example because a logit is NaN. torch
-    returns NaN for such a row, although its documentation says that an ignored row does not contribute
-    (pytorch#11551). So both 0 and NaN are right.
+    `kept` is False for ignored rows. The exact gradient of an ignored row is NaN if the row has no softmax, for example
+    because a logit is NaN. torch returns NaN for such a row, although its documentation says that an ignored row does
+    not contribute (pytorch#11551). So both 0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
@@ -128,13 +131,13 @@ def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
-    The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
-    the element must be the same infinity, or also NaN.
+    The worst element has the largest share of its error bound. Where an exact value is infinite or NaN with the radius
+    0, the result must have the same infinity, or NaN.
 
     Args:
         name: the name of the result, which is also the name of an attribute of `bounds`.
         tensor: the result.
-        exact: the exact values, (R, C), or (R, 1) for a result in `BY_ROW`.
+        exact: the exact values, an attribute of :class:`crossent.trials.exact.Exact` or `ExactAlong`.
         bounds: the error bounds.
 
     Raises:
@@ -185,8 +188,8 @@ def largest_errors(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bo
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
     """Yield constant results that could pass: zeros and, if there are several exact values, their median.
 
-    Infinite and NaN values do not count for the median. If all exact values are finite, and no constant is within the
-    bound of every number, yield nothing.
+    `allowed` has the error bounds. `special` is the mask of the infinite and NaN exact values, which do not count for
+    the median. If all exact values are finite, and no constant is within the bound of every number, yield nothing.
     """
     if exact.hi.size and not special.any():
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
@@ -198,10 +201,11 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the difference at the worst element of `got`, which has the largest share of its error bound.
+    """Return the difference at the worst element of `got`, the element with the largest share of its error bound.
 
-    `name` is the name of the result. `got`, `exact` and the error bounds `allowed` have R rows of K numbers, (R, K).
-    The index in the difference is (row, column).
+    `name` is the name of the result, and `dtype` the name of its dtype. `got`, `exact` and the error bounds `allowed`
+    have R rows of K numbers, (R, K). In the difference, the index is (row, column), `not_judged` is empty, and
+    `vacuous` is False. If `got` has no numbers, the index is (), and `vacuous` is True.
     """
     if got.size == 0:
         return Difference(name, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
@@ -235,17 +239,17 @@ def not_judged(name: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dic
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)
-    counts = {"there is no exact value": int(unknown.sum())}
+    counts = {"the exact value is not known": int(unknown.sum())}
     # No input should give a NaN bound. The random cases of `nox -s soak` have found no such input.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, name)).sum())
-    reasons = bounds.without_bound(name) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, name)
+    reasons = bounds.without_bound(name) if isinstance(bounds, LinearResultBounds) else unbounded(bounds, name)
     for reason, where in reasons.items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
-    """Return the index of a row and a class (`column`) in a tensor of shape (C), (N, C) or (N, C, d1, …)."""
+    """Return the index in a tensor of the element that :func:`rows_of` puts into this row and column."""
     if tensor.dim() == 1:
         return (column,)
     first, *further = _unravel(row, (tensor.shape[0], *tensor.shape[2:]))

@@ -9,7 +9,6 @@ linear cross-entropy has `R = N` rows, hidden states of H numbers, and V classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -27,7 +26,7 @@ from crossent.numerics.bounds.linear import LinearBounds, LinearTerms
 from crossent.numerics.bounds.linear_contracts import LinearContract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.terms import Terms
-from crossent.numerics.bounds.unbounded import unbounded
+from crossent.numerics.bounds.unbounded import Reason, unbounded
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.linear_call import LinearCall
 from crossent.numerics.oracle.answer import answer
@@ -38,17 +37,17 @@ from crossent.numerics.oracle.linear import linear_answer
 AnyContract = Contract | LinearContract
 
 
-class LinearPartBounds:
+class LinearResultBounds:
     """The error bounds of a linear cross-entropy under a contract. The properties are named as in :class:`Exact`.
 
     Attributes:
-        terms: the arguments of the cross-entropy of the logits.
+        terms: the arguments of the cross-entropy of the logits, which the linear layer returns.
         contract: the contract.
     """
 
-    def __init__(self, terms: LinearTerms, contract: LinearContract) -> None:
-        self._bounds, self._factors = LinearBounds(terms, contract), terms
-        self.terms, self.contract = terms.rows, contract
+    def __init__(self, linear_terms: LinearTerms, contract: LinearContract) -> None:
+        self._bounds, self._linear_terms = LinearBounds(linear_terms, contract), linear_terms
+        self.terms, self.contract = linear_terms.rows, contract
 
     @property
     def loss(self) -> Array:
@@ -77,26 +76,26 @@ class LinearPartBounds:
         """
         if name == "loss":
             return []
-        factors = self._factors
+        hidden, weight = self._linear_terms.input, self._linear_terms.weight
         of_target = self._bounds.of_logits.vacuous_results("gradient")
         with np.errstate(all="ignore"):
             made = {
-                "gradient": lambda d: d @ factors.weight,
-                "weight_gradient": lambda d: d.T @ factors.input,
+                "gradient": lambda d: d @ weight,
+                "weight_gradient": lambda d: d.T @ hidden,
                 "bias_gradient": lambda d: d.sum(0, keepdims=True),
             }
             return [made[name](d) for d in of_target]
 
-    def without_bound(self, name: str) -> Mapping[str, NDArray[np.bool_]]:
+    def without_bound(self, name: str) -> dict[Reason, NDArray[np.bool_]]:
         """Return a mask for each reason: where the bounds of the result `name` are infinite for this reason."""
+        overflow: Reason = "an intermediate may overflow"
         infinite, rows = np.isinf(getattr(self, name)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
             return {"the denominator may be zero": infinite}
         # Where the bound for exact logits is infinite, the bound for inexact logits is infinite for the same reason.
-        of_rows = unbounded(rows, "loss") if name == "loss" else {}
-        reasons = {str(reason): where for reason, where in of_rows.items()}
-        known = np.logical_or.reduce([~infinite, *reasons.values()])
-        return {**reasons, "an intermediate may overflow": ~known}
+        reasons = unbounded(rows, "loss") if name == "loss" else {}
+        other = [where for reason, where in reasons.items() if reason != overflow]
+        return {**reasons, overflow: np.logical_and.reduce([infinite, *map(np.logical_not, other)])}
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,15 @@ class Exact:
     Attributes:
         shape: the shape of the loss.
         dtype: the dtype of the loss.
-        logits_dtype: the name of the dtype of the logits.
+        logits_dtype: the name of the dtype of the logits; of the hidden states for a linear cross-entropy.
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
-        target_gradient: the exact gradient of the target probabilities, (R, C); None for class indices.
+        target_gradient: the exact gradient of the target probabilities, (R, C); None for class indices, and for a
+            linear cross-entropy.
         terms: the arguments of the cross-entropy of the logits, as rows of float64 numbers.
-        weight_gradient: the exact gradient of `linear_weight`, (V, H); None for logits.
-        bias_gradient: the exact gradient of `linear_bias`, (1, V); None without a bias.
-        factors: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
+        weight_gradient: the exact gradient of `linear_weight`, (V, H); None for a cross-entropy of logits.
+        bias_gradient: the exact gradient of `linear_bias`, (1, V); None if there is no such bias.
+        linear_terms: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
     """
 
     shape: tuple[int, ...]
@@ -125,24 +125,24 @@ class Exact:
     terms: Terms
     weight_gradient: Ball | None = None
     bias_gradient: Ball | None = None
-    factors: LinearTerms | None = None
+    linear_terms: LinearTerms | None = None
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
-    _of_factors: dict[LinearContract, LinearPartBounds] = field(default_factory=dict)
+    _linear_bounds: dict[LinearContract, LinearResultBounds] = field(default_factory=dict)
 
     @overload
     def bounds(self, contract: Contract) -> Bounds: ...
 
     @overload
-    def bounds(self, contract: LinearContract) -> LinearPartBounds: ...
+    def bounds(self, contract: LinearContract) -> LinearResultBounds: ...
 
-    def bounds(self, contract: AnyContract) -> Bounds | LinearPartBounds:
+    def bounds(self, contract: AnyContract) -> Bounds | LinearResultBounds:
         """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
         if isinstance(contract, LinearContract):
-            assert self.factors is not None
+            assert self.linear_terms is not None
             linear = self.effective_contract(contract)
-            if linear not in self._of_factors:
-                self._of_factors[linear] = LinearPartBounds(self.factors, linear)
-            return self._of_factors[linear]
+            if linear not in self._linear_bounds:
+                self._linear_bounds[linear] = LinearResultBounds(self.linear_terms, linear)
+            return self._linear_bounds[linear]
         contract = self.effective_contract(contract)
         if contract not in self._bounds:
             like = (known for other, known in self._bounds.items() if other.in_any_order == contract.in_any_order)
@@ -156,17 +156,20 @@ class Exact:
     def effective_contract(self, contract: LinearContract) -> LinearContract: ...
 
     def effective_contract(self, contract: AnyContract) -> AnyContract:
-        """Return the contract with a fixed value in each field that does not change the bounds of this case."""
+        """Return the contract with a fixed value in fields that do not change the bounds of this case.
+
+        Contracts that differ only in these fields become equal, so they share their bounds. In a
+        :class:`LinearContract`, only the grade gets a fixed value.
+        """
         if isinstance(contract, LinearContract):
             return replace(contract, loss=replace(contract.loss, grade="A"))
         return effective_contract(contract, self.terms)
 
     def at(self, inputs: Inputs) -> Exact:
         """Return an object that computes the error bounds for other inputs, but has the exact values of this case."""
-        factors = None if self.factors is None else _factors_of(inputs)
-        terms = terms_of(inputs) if factors is None else factors.rows
-        dtype = name_of(inputs.input)
-        return replace(self, terms=terms, logits_dtype=dtype, factors=factors, _bounds={}, _of_factors={})
+        linear = None if self.linear_terms is None else _linear_terms_of(inputs)
+        terms, dtype = terms_of(inputs) if linear is None else linear.rows, name_of(inputs.input)
+        return replace(self, terms=terms, logits_dtype=dtype, linear_terms=linear, _bounds={}, _linear_bounds={})
 
 
 @dataclass(frozen=True)
@@ -213,33 +216,33 @@ def solve(inputs: Inputs) -> Exact:
     target_gradient = None
     if terms.probabilities is not None:
         target_gradient = Ball.joined([of_target for _, _, of_target in blocks if of_target is not None], columns)
-    shape = tuple(inputs.upstream.shape)
-    return Exact(shape, dtype_of(inputs), name_of(inputs.input), _column(exact.loss), gradient, target_gradient, terms)
+    loss, shape, dtype = _column(exact.loss), tuple(inputs.upstream.shape), loss_dtype(inputs)
+    return Exact(shape, dtype, name_of(inputs.input), loss, gradient, target_gradient, terms)
 
 
 def _solve_linear(inputs: Inputs) -> Exact:
-    exact, factors = linear_answer(_linear_call(inputs)), _factors_of(inputs)
+    exact, terms = linear_answer(_linear_call(inputs)), _linear_terms_of(inputs)
     bias = exact.grad_bias
     return Exact(
         tuple(inputs.upstream.shape),
-        dtype_of(inputs),
+        loss_dtype(inputs),
         name_of(inputs.input),
         _column(exact.loss),
         exact.grad_input,
         None,
-        factors.rows,
+        terms.rows,
         exact.grad_weight,
         None if bias is None else Ball(bias.hi[None], bias.lo[None], bias.radius[None]),
-        factors,
+        terms,
     )
 
 
-def _factors_of(inputs: Inputs) -> LinearTerms:
+def _linear_terms_of(inputs: Inputs) -> LinearTerms:
     return LinearTerms.of(_linear_call(inputs), FORMATS.get(name_of(inputs.target)))
 
 
 def _linear_call(inputs: Inputs) -> LinearCall:
-    """Return the arguments of a linear cross-entropy in the form that the oracle takes."""
+    """Return the arguments of a linear cross-entropy as the call that the oracle takes."""
     tensors = {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     dense, upstream = inputs.target.is_floating_point(), inputs.upstream.cpu().double()
@@ -259,8 +262,8 @@ def _linear_call(inputs: Inputs) -> LinearCall:
     )
 
 
-def dtype_of(inputs: Inputs) -> torch.dtype:
-    """Return the right dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
+def loss_dtype(inputs: Inputs) -> torch.dtype:
+    """Return the right dtype of the loss: the dtype of `input`, promoted with the dtype of target probabilities."""
     dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
@@ -271,7 +274,7 @@ def _column(numbers: Ball) -> Ball:
 
 
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
-    """Return the arguments of a case, whose rows are `terms`, in the form that the oracle takes."""
+    """Return the arguments of a case as the oracle takes them. `terms` has the same arguments as rows."""
     # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
@@ -339,8 +342,7 @@ def rows_of(tensor: Tensor) -> Array:
 
 def _indices(target: Tensor) -> NDArray[np.int64]:
     """Return the class indices of a target as an array, (R,)."""
-    indices: NDArray[np.int64] = target.long().cpu().numpy().reshape(-1)
-    return indices
+    return np.asarray(target.long().cpu()).reshape(-1)
 
 
 def name_of(tensor: Tensor) -> str:

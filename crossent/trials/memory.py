@@ -1,7 +1,7 @@
-"""The memory of tensors: detect a write into an argument, or a result that shares memory with an argument.
+"""Detect writes into arguments, changes of their attributes, and results that share memory with an argument.
 
-Before a second call, :func:`poison` fills freed memory with NaN. Elements that the subject does not write are then
-probably NaN.
+Before a further call, :func:`poison` fills freed memory with NaN. Elements of a result that the subject does not write
+are then probably NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """Return the whole storage of a tensor as bytes, even if the tensor is a view of a part of the storage."""
+    """Return a tensor of bytes that shares the whole storage of a tensor, even if the tensor is a view of a part."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 
 
@@ -35,7 +35,7 @@ def written(given: Inputs, before: Inputs) -> str:
 
     Args:
         given: the inputs that the call received.
-        before: a copy of these inputs, made before the call.
+        before: the same inputs in other memory, as before the call.
     """
     pairs = zip(tensors_of(given).items(), tensors_of(before).values(), strict=True)
     changed = {name: (new, old) for (name, new), old in pairs if _has_changed(new, old)}
@@ -43,7 +43,7 @@ def written(given: Inputs, before: Inputs) -> str:
 
 
 def describe_change(given: Inputs, before: Inputs) -> str:
-    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input", or "".
+    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input"; "" if there is none.
 
     `given` and `before` are the arguments of :func:`written`.
     """
@@ -54,24 +54,25 @@ def describe_change(given: Inputs, before: Inputs) -> str:
 
 
 class Received(NamedTuple):
-    """A tensor that a function received as an argument, with its properties before the call."""
+    """A tensor that a call receives as an argument, with its attributes before the call (`view`: see `_view`)."""
 
     tensor: Tensor
     requires_grad: bool
     view: tuple[object, ...]
 
 
-def received(arguments: Mapping[str, object]) -> dict[str, Received]:
-    """Return the tensors among the arguments of a call that begins, by name."""
+def record_arguments(arguments: Mapping[str, object]) -> dict[str, Received]:
+    """Return the tensors among the arguments of a call, with their attributes at this moment, by name."""
     tensors = {name: one for name, one in arguments.items() if isinstance(one, Tensor)}
     return {name: Received(one, one.requires_grad, _view(one)) for name, one in tensors.items()}
 
 
-def marks(tensors: Mapping[str, Received]) -> str:
-    """Return a sentence about the first argument whose attributes the call changed, or "".
+def describe_attribute_change(tensors: Mapping[str, Received]) -> str:
+    """Return a sentence about the first argument whose attributes the call changed; "" if there is none.
 
-    The attributes are .grad, requires_grad, shape, strides and offset. Only the caller may change them. For example, a
-    loss that calls backward() adds to the caller's .grad. `tensors` is the result of :func:`received`.
+    The attributes are .grad, requires_grad, shape, strides and offset. Only the caller may change these attributes. For
+    example, a loss that calls backward() is wrong, because backward() adds to the caller's .grad. Before the call, each
+    .grad must be None. `tensors` is the result of :func:`record_arguments` before the call.
     """
     for name, (argument, required, view) in tensors.items():
         if argument.is_leaf and argument.grad is not None:
@@ -84,20 +85,20 @@ def marks(tensors: Mapping[str, Received]) -> str:
 
 
 def shared(results: dict[str, Tensor], given: Inputs) -> str:
-    """Return a sentence about the first result that shares memory with an argument, or "".
+    """Return a sentence about the first result that shares memory with an argument; "" if there is none.
 
     `results` has the results of a call, by the names that messages use. `given` has the arguments of the call.
     """
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
     for part, tensor in results.items():
         for name, argument in arguments.items():
-            if tensor.numel() and _place(tensor) == _place(argument):
+            if tensor.numel() and _storage_address(tensor) == _storage_address(argument):
                 return f"the {part} shares memory with {name}"
     return ""
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill the blocks, and free the blocks.
+    """Fill freed memory with NaN: allocate blocks with the sizes of results and arguments, fill and free the blocks.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
     elements are probably NaN (pytorch#20406). The function allocates eight blocks of a size before it frees any of
@@ -116,7 +117,7 @@ def _has_changed(new: Tensor, old: Tensor) -> bool:
 
 
 def _has_other_elements(new: Tensor, old: Tensor) -> bool:
-    """Return whether the elements of two tensors differ. If a call released the memory of a tensor, return True."""
+    """Return whether two tensors differ in their elements, shape, strides, offset or size of the storage."""
     if _view(new) != _view(old) or memory(new).numel() != memory(old).numel():
         return True
     return bool((bits(new) != bits(old)).any())
@@ -127,6 +128,6 @@ def _view(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _place(tensor: Tensor) -> int:
+def _storage_address(tensor: Tensor) -> int:
     """Return the address of the storage of a tensor."""
     return tensor.untyped_storage().data_ptr()

@@ -24,11 +24,11 @@ from crossent.trials.call import (
     Call,
     Gradients,
     Result,
+    class_and_layout,
     digest_of,
     dtype_and_shape,
     evaluate,
     in_words,
-    kind_of,
     make_call,
     require_gradients,
 )
@@ -236,7 +236,7 @@ class Trial:
         `grade` defaults to the grade that the subject must reach in the dtype of the trial's case.
         """
         dtype, rows = exact.logits_dtype, len(exact.terms.logits)
-        if exact.factors is None:
+        if exact.linear_terms is None:
             return self.contract(dtype, rows, grade)
         where = {"device": self.question.device, "rows": rows, "flushes": "subnormal" in self.subject.lacks}
         name = self.subject.dtype_name or dtype
@@ -305,7 +305,7 @@ def misshapen(
     """
     name = in_words(f"loss {way}".rstrip(), trial.case.operation)
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
-        return Problem("wrong", f"{name}: got {kind_of(loss)}; expected {DENSE}")
+        return Problem("wrong", f"{name}: got {class_and_layout(loss)}; expected {DENSE}")
     dtype, device = trial.subject.result_dtype(expected.dtype), device or trial.question.inputs.input.device
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None

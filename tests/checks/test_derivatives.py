@@ -512,8 +512,8 @@ def test_both_checks_skip_large_cases_and_subjects_without_a_gradient():
     for check in DERIVATIVES:
         assert check.applies(Case("float32", (1, MOST_LOGITS)))
         assert not check.applies(Case("float32", (1, MOST_LOGITS + 1)))
-        assert check.not_run(FORM_SUBJECTS["scalar"], CASES[0].build()) == "is not differentiable"
-        assert check.not_run(FORM_SUBJECTS["formula"], CASES[0].build()) == ""
+        assert check.why_not_run(FORM_SUBJECTS["scalar"], CASES[0].build()) == "is not differentiable"
+        assert check.why_not_run(FORM_SUBJECTS["formula"], CASES[0].build()) == ""
 
 
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():

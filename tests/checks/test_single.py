@@ -196,13 +196,13 @@ def test_repeat_says_whether_a_second_call_differs_or_writes_into_the_first_resu
 
 def test_checks_of_gradients_are_skipped_with_the_reason_for_a_subject_without_them():
     chosen = {
-        check.name: check.not_run(Subject("mine", crossent.formula, differentiable=False), NONE.build())
+        check.name: check.why_not_run(Subject("mine", crossent.formula, differentiable=False), NONE.build())
         for check in SINGLE
     }
     of_gradients = {name for name, reason in chosen.items() if reason == "is not differentiable"}
     assert of_gradients == {"gradient", "target_gradient"}
     assert {chosen[name] for name in chosen.keys() - of_gradients} == {""}
-    assert {check.not_run(FORM_SUBJECTS["formula"], NONE.build()) for check in SINGLE} == {""}
+    assert {check.why_not_run(FORM_SUBJECTS["formula"], NONE.build()) for check in SINGLE} == {""}
 
 
 def test_other_findings_of_a_case_say_that_the_result_depends_on_earlier_calls():

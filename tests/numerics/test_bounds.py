@@ -257,4 +257,4 @@ def test_an_infinite_bound_has_a_reason():
     assert differences(crossent.formula, given)["loss"].not_judged == {}
     # If the weights cancel to 0, the denominator is 0, and the gradient has no exact value.
     given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
-    assert differences(crossent.formula, given)["gradient"].not_judged == {"there is no exact value": 4}
+    assert differences(crossent.formula, given)["gradient"].not_judged == {"the exact value is not known": 4}

@@ -116,7 +116,7 @@ WRONG = {
     "no data": ((*LOSS, 0), None),
     "on the meta device": ((*LOSS, 5), "meta"),
     "a name that is no dtype": ((*LOSS, 1), "nn"),
-    "a number for a word": (("value", "fields", "marked"), 3),
+    "a number for a word": (("value", "fields", "attribute_change"), 3),
     "a text for a tensor": (("value", "fields", "result", "fields", "loss"), "loss"),
     "a class of another act": (("value", "class"), "Inputs"),
     "a class that no act returns": (("value", "class"), "Popen"),

@@ -242,7 +242,7 @@ def test_without_each_feature_some_case_or_check_does_not_run(feature):
     (subject,) = load(crossent.formula, without={feature})
     cases = [*CASES, MANY_ROWS[1]]
     taken = [case for case in cases if subject.not_applicable(case.build())]
-    checks = [check for check in CHECKS.values() for case in cases[-3:] if check.not_run(subject, case.build())]
+    checks = [check for check in CHECKS.values() for case in cases[-3:] if check.why_not_run(subject, case.build())]
     of_errors = feature in ("errors", *BAD_INPUT_KINDS)  # these features remove bad inputs
     assert taken or checks or of_errors or FEATURES[feature].instead
 

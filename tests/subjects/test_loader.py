@@ -305,7 +305,7 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     assert len(seen) == 1
     assert subjects[0].not_transformed == "is already compiled"
     assert subjects[0].compiled
-    assert double_backward.not_run(subjects[0], Case("float32").build())
+    assert double_backward.why_not_run(subjects[0], Case("float32").build())
     assert load("formula+compile", device="cuda:0")[0].promise == "fast_kernel"
 
 

@@ -18,7 +18,7 @@ from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.builtin import FORM_SUBJECTS, LINEAR_FORM_SUBJECTS, REFERENCES, TORCH, subjects_of
-from crossent.trials.exact import LinearPartBounds, name_of, rows_of, solve, terms_of
+from crossent.trials.exact import LinearResultBounds, name_of, rows_of, solve, terms_of
 
 from .waits import computes
 
@@ -91,7 +91,7 @@ class LinearEvaluated:
     gradient: Tensor
     weight_gradient: Tensor
     bias_gradient: Tensor | None
-    bounds: LinearPartBounds
+    bounds: LinearResultBounds
 
 
 def evaluate_linear(function, call):

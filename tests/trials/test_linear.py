@@ -9,14 +9,18 @@ import torch.nn.functional as F
 from support.linear_subjects import by_hand
 
 from crossent.cases.axes import DTYPES
+from crossent.cases.inputs import Inputs
 from crossent.cases.linear.case import LinearCase
 from crossent.cases.linear.edges import linear_edges
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.checks import checks_of, single
+from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.run.judge import judge_case
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Cost
+from crossent.trials.difference import largest_errors, not_judged
+from crossent.trials.exact import solve
 from crossent.trials.trial import Question, Trial
 
 CHECKS = [check for check in checks_of(LINEAR_CROSS_ENTROPY).values() if check.cost is Cost.CALL]
@@ -112,6 +116,17 @@ def test_a_message_about_a_gradient_of_a_wrong_dtype_names_the_input():
     got = replace(trial.got, gradient=trial.got.gradient.double())
     with pytest.raises(ValueError, match=r"^gradient of the input: got float64; expected float32$"):
         trial.compare(got, trial.question.exact)
+
+
+def test_each_number_without_a_bound_has_a_reason():
+    hidden, weight = torch.tensor([[3e38], [1.0]]), torch.tensor([[1.0], [-1.0], [0.0]])
+    options = {"linear_weight": weight, "reduction": "none", "label_smoothing": 0.0}
+    inputs = Inputs(hidden, torch.tensor([0, 1]), options, torch.ones(2))
+    exact = solve(inputs)
+    bounds = exact.bounds(linear_contract_of("eager", "A", "float32", device="cpu", rows=2, flushes=False))
+    assert np.isinf(bounds.loss).tolist() == [True, False]
+    allowed, _ = largest_errors("loss", exact.loss, bounds)
+    assert not_judged("loss", allowed, exact.loss, bounds) == {"an intermediate may overflow": 1}
 
 
 def test_zeros_and_the_part_of_the_target_alone_are_no_evidence_where_they_would_pass():

@@ -108,7 +108,7 @@ def mistake_of(trial: Trial, of: str) -> str:
     exact = trial.question.exact
     tensor = trial.got.parts[of]
     got = tensor.reshape(-1, 1).cpu().double().numpy() if of == "loss" else rows_of(tensor)
-    terms = exact.factors
+    terms = exact.linear_terms
     assert terms is not None
     value, bound = getattr(exact, of), trial.bounds(trial.got, exact)[of]
     allowed = np.where(np.isfinite(bound), bound, np.inf) + value.radius

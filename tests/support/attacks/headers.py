@@ -78,7 +78,7 @@ HEADER = [
     _header(
         "header_of_half_characters",
         "Send half of a surrogate pair as the name of a field, and as the name of a dtype.",
-        "changed(changed(right_reply(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
+        "changed(changed(right_reply(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"shared\"', b'\"\\\\udfff\"')",
     ),
     _header("header_that_is_not_unicode", "Send bytes that are not text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
     _header("header_of_null_bytes", "Send a header of zeros.", "message(bytes(10_000))"),
