@@ -280,7 +280,7 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     For a mean, the subject also rounds the divisor, the number of kept rows, and divides the sum. Last, the subject
     rounds the result to its dtype.
     """
-    tile = trial.question.here
+    tile = trial.question.inputs_on_cpu
     ones = torch.ones_like(tile.target).double()
     expected = solve(replace(tile, options={**tile.options, "reduction": "none"}, upstream=ones))
     stored, times = promised.stored or promised.compute, float(trial.case.tiled)

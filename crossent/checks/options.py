@@ -13,7 +13,7 @@ from crossent.cases.inputs import Inputs
 from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
-from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, with_radius
+from crossent.trials.agreement import RESULT_PARTS, bounds_for, compare_results, further_call, with_radius
 from crossent.trials.call import Gradients, Result, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
@@ -108,7 +108,7 @@ def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
         return
     (other, passed), way = made, "with neutral options"
     got = further_call(trial, other, evaluate_with_options, passed)
-    yield from compare_results(trial, with_radius(trial, got, exact_for(trial, way, other)), way=way)
+    yield from compare_results(trial, with_radius(trial, got, bounds_for(trial, way, other)), way=way)
 
 
 def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:

@@ -209,8 +209,8 @@ def ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _ignored_rows(trial: Trial) -> Iterator[Problem]:
-    index = trial.question.here.target.long()  # as uint8, -100 would be 156
-    ignored = index == trial.question.here.options.get("ignore_index", -100)
+    index = trial.question.inputs_on_cpu.target.long()  # as uint8, -100 would be 156
+    ignored = index == trial.question.inputs_on_cpu.options.get("ignore_index", -100)
     if trial.case.reduction == "none":
         yield from _not_zero("loss", trial.got.loss.cpu(), ignored)
     if trial.got.gradient is not None:

@@ -76,7 +76,7 @@ def judge_case(
     lacking = reasons[0] if reasons and all(reasons) else ""
     if reason := subject.not_applicable(question.inputs) or lacking or host.not_run:
         return Verdict(case.id, not_applicable=reason)
-    outcome = Outcome(case.dtype, question.here.digest)
+    outcome = Outcome(case.dtype, question.inputs_on_cpu.digest)
     findings: list[Finding] = []
     blocked = ""  # the reason why checks that make further calls do not run
     for at, (check, reason) in enumerate(zip(checks, reasons, strict=True)):
@@ -119,7 +119,7 @@ def _unused_options(trial: Trial) -> str:
     same bits without the ignored options, and is right for the call without these options. If the loss is also wrong
     for this call, the bug has another cause: return "".
     """
-    inputs, defaults = trial.question.here, trial.case.operation.options
+    inputs, defaults = trial.question.inputs_on_cpu, trial.case.operation.options
     options = inputs.options
     given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
@@ -252,7 +252,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     The finding describes the arguments of the call. If a number of the first call is wrong (checks `loss`, `gradient`,
     …), the finding also has torch's value, except if the subject is torch.
     """
-    inputs, of, numbers, of_torch = trial.question.here, problem.of, None, ""
+    inputs, of, numbers, of_torch = trial.question.inputs_on_cpu, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
         if of != check.name:

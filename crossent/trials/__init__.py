@@ -4,12 +4,12 @@ A subject is a loss function under test. A case is an input with its options. A 
 
 This room calls subjects, computes the exact values and error bounds of a case, and compares results with exact values.
 The class of a check is here too. The modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
-`crossent.numerics`, `crossent.words` and `crossent.state`. No module imports `crossent.report` or a check.
+`crossent.numerics`, `crossent.words`, `crossent.choices` and `crossent.state`. No module imports `crossent.report` or a check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
 act         acts, functions that call a subject and return plain data; hosts, which run acts in the subject's process
 check       Check: one property of a subject on a case, the cost of the check, and the features that it needs
-memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
+memory      writes into arguments, changes of their attributes, memory that results share, freed memory full of NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds
 difference  Difference: the worst error of a result, compared with its error bound
 factors     lines about a wrong number: the factor to the exact value, a narrower dtype, or an infinity

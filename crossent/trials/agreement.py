@@ -32,11 +32,11 @@ PartBalls = dict[str, Ball]
 
 
 def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-    """Return the result of the subject for other inputs than the inputs of the case.
+    """Call the subject again, with other inputs or another act than in the first call, and return the result.
 
     Args:
         trial: the subject on the case.
-        inputs: the other inputs.
+        inputs: the inputs of this call. The subject gets a copy.
         act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
         arguments: further arguments of the act.
 
@@ -49,7 +49,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
-    # Pass a copy: `exact_for` reads the inputs later, so the subject must not change them.
+    # Pass a copy: `bounds_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(loss_dtype(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
@@ -58,13 +58,13 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     return got
 
 
-def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
+def bounds_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """Return an object that computes error bounds for other inputs than the inputs of the case.
 
     Do not read the exact values in the returned object, because these belong to the inputs of the case.
 
-    The function stores the object by question and `name`, so that all subjects share the object. So for one question,
-    the same `name` must always stand for the same inputs.
+    `name` is a name of your choice for the inputs. The function stores the object by question and `name`, so that all
+    subjects share the object. So for one question, the same `name` must always stand for the same inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -84,7 +84,7 @@ def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBa
         trial: the subject on the case.
         got: the result.
         exact: the object that computes the bounds; by default, the object for the inputs of the case. If the subject
-            computed `got` for other inputs, pass the object that :func:`exact_for` returns for these inputs.
+            computed `got` for other inputs, pass the object that :func:`bounds_for` returns for these inputs.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -130,7 +130,9 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers and their radii multiplied by a factor. Unless the factor is 1, `lo` of `numbers` must be 0.
 
     The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
-    `3 u` times the product, where `u` is the unit roundoff of float64. An underflow can add an error of 2^-1074.
+    `3 u` times the computed product, where `u` is the unit roundoff of float64. An underflow can add an error of
+    2^-1074. If a product is infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`). The factor 1
+    changes no number and no radius.
     """
     if factor == 1:
         return numbers

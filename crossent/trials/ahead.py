@@ -29,10 +29,10 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    A question is a case on a device. Comparisons read the stored values later, and compute any missing values. Bounds
-    are missing for a question with more than `_MOST` logits, and for a question that is alone in its stack: all
-    questions of a stack have the same contract and structure. The function skips each question of a linear
-    cross-entropy.
+    A question is a case on a device. Questions with the same contract and structure form stacks, whose bounds are
+    computed together. Comparisons read the stored values later, and compute any missing values. Bounds are missing for
+    a question with more than `_MOST` logits, for a question that is alone in its stack, and for a subject that cannot
+    take the inputs. The function skips each question of a linear cross-entropy.
 
     Args:
         questions: the questions.
@@ -56,7 +56,7 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract of a subject, with the names of the results that have this contract.
+    """Yield each contract of a subject for a question, with the names of the results that have this contract.
 
     Results of different dtypes have different contracts. The loss and the gradients have a contract for the grade that
     the subject must reach, and a contract for grade A, because a report says whether the subject reaches grade A. If
@@ -64,7 +64,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
-    formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.here.leaves.items()}
+    formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.inputs_on_cpu.leaves.items()}
     grades = sorted({"A", trial.wanted})
     needed = [(formats, grade) for grade in grades]
     if along:
@@ -76,14 +76,14 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the bounds of the calls in groups with at most `_MOST` logits. A larger call is alone in its group."""
-    group: list[Bounds] = []
+    """Yield the bounds of `calls` in stacks with at most `_MOST` logits. A larger call is alone in its stack."""
+    stack: list[Bounds] = []
     size = 0
     for call in calls:
         size += call.terms.logits.size
-        if group and size > _MOST:
-            yield group
-            group, size = [], call.terms.logits.size
-        group.append(call)
-    if group:
-        yield group
+        if stack and size > _MOST:
+            yield stack
+            stack, size = [], call.terms.logits.size
+        stack.append(call)
+    if stack:
+        yield stack

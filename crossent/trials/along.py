@@ -58,12 +58,14 @@ def compare_derivative(
 ) -> Iterator[Difference | Problem]:
     """Yield the difference of a derivative from its exact values.
 
-    If the derivative is missing, or has a wrong shape or dtype, yield a problem instead.
+    If the derivative has a wrong shape or dtype, yield a problem instead. If the derivative is None, yield a problem or
+    nothing.
 
     Args:
-        name: the name of the derivative: "second", "upstream_gradient" or "tangent".
-        got: the derivative that the subject computed. None stands for zeros, and is a problem if an exact value is not
-            0.
+        name: the name of the derivative: "second", "upstream_gradient" or "tangent". The last two have the same exact
+            values.
+        got: the derivative that the subject computed. None stands for zeros, and is a problem only if an exact value is
+            not 0.
         along: the exact derivatives.
         trial: the subject on the case.
     """

@@ -26,10 +26,12 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         The number is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. If the
-    magnitude of the factor is above 1, the bound is multiplied by the magnitude too. No factor fits if the bound is
-    wide (`_NARROW`), or if the factor changes the exact value by no more than twice this bound. The line has several
-    names if, for example, a call has as many classes as rows.
+    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. For a
+    factor of a magnitude above 1, the bound is multiplied by this magnitude. The factor must change the exact value by
+    more than twice the resulting bound. If several factors fit, the line has all their names.
+
+    No factor fits if the resulting bound is above `_NARROW` times the wrong number. No factor fits if the wrong number
+    or the exact value is 0, infinite or NaN. `inputs` has the arguments of the call.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -47,15 +49,15 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def narrower_dtype_of(difference: Difference) -> str:
-    """Return a line that names the narrowest dtype that can represent a wrong number without rounding.
+    """Return a line that names the dtype of the least precision that can represent a wrong number without rounding.
 
     An example of the line, which begins with a line break::
 
         The number is representable in float16: a step may be computed in float16
 
-    A dtype counts only if it is narrower than the dtype of the result, and if the number agrees with the exact value in
-    half of the digits of this dtype. Return "" if no dtype counts, if the number is 0, or if the number or the exact
-    value is not finite.
+    A dtype counts only if it has fewer significant bits than the dtype of the result. So bfloat16 counts for float16.
+    The number must also agree with the exact value in half of these bits. Return "" if no dtype counts, if the number
+    is 0, or if the number or the exact value is not finite.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
@@ -68,26 +70,44 @@ def narrower_dtype_of(difference: Difference) -> str:
 
 
 def infinity_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the exponentials that may make a loss infinite; "" if the function finds none.
+    """Return a line that names the numbers that may make a loss infinite by underflow or overflow, or "".
 
     Examples of the line, which begins with a line break::
 
-        In float32, a probability of exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
+        In float32, a probability of at most exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
+
+    The line appears only for an infinite loss of logits with a finite exact value. The two numbers of the first example
+    need reduction "none" and no `weight`.
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
     if not infinite or inputs.operation is not CROSS_ENTROPY:
         return ""
     logits, dtype = inputs.input.double(), str(inputs.input.dtype).removeprefix("torch.")
     narrow, largest, lines = FORMATS[dtype], float(logits.max()), []
+    axis = min(1, logits.dim() - 1)
     if inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None:
         least = math.log(narrow.smallest_subnormal) - math.log(2)
-        lines += [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
+        most = _largest_log_p(difference.exact, inputs, axis)
+        lines += [f"a probability of at most exp({most:.4g}) is 0"] * (most < least)
         lines += [f"exp({largest:.4g}) of the largest logit is inf"] * (largest > math.log(narrow.largest))
-    axis = min(1, logits.dim() - 1)
     total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
-    lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * (total > narrow.largest)
+    overflows = math.isinf(narrow.nearest(np.array([total]))[0])
+    lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * overflows
     return f"\nIn {dtype}, {' and '.join(lines)}" if lines else ""
+
+
+def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
+    """Return a number that is not below the logarithm of the least softmax in a row with this loss.
+
+    The loss is the sum of `-log p` over the classes, each times its target probability after label smoothing. So the
+    largest `-log p` is at least the loss, divided by the sum of the target probabilities if this sum is above 1. This
+    is not so with a negative probability: then the function returns 0.
+    """
+    if not is_dense(inputs):
+        return -loss
+    target = inputs.target.double()
+    return -loss / max(1.0, float(target.sum(axis).max())) if (target >= 0).all() else 0.0
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
@@ -98,7 +118,8 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
     for words, number in sizes.items():
         yield words, number
         yield f"1 / {words}", 1 / number
-    yield from (("-1", -1.0), ("2", 2.0), ("1 / 2", 0.5), ("log 2", math.log(2)), ("1 / log 2", 1 / math.log(2)))
+    yield from (("wrong sign", -1.0), ("doubled", 2.0), ("halved", 0.5))
+    yield from (("log 2", math.log(2)), ("1 / log 2", 1 / math.log(2)))
 
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
@@ -113,8 +134,8 @@ def _sizes(inputs: Inputs) -> dict[str, float]:
         kept = index != options.get("ignore_index", -100)
         sizes["kept rows"] = float(kept.sum())
         if (weight := options.get("weight")) is not None:
-            sizes["weight of the kept rows"] = float(weight.double()[index[kept]].sum())
+            sizes["sum of weight over kept rows"] = float(weight.double()[index[kept]].sum())
     sizes["rows"] = first.numel() / width if width else 0.0
-    sizes |= {"batch": float(first.shape[0]) if first.dim() > 1 else 1.0, "classes": float(classes)}
+    sizes |= {"batch size": float(first.shape[0]) if first.dim() > 1 else 1.0, "classes": float(classes)}
     smoothing = options.get("label_smoothing", 0.0)
     return sizes | ({"1 - label_smoothing": 1 - smoothing} if 0 < smoothing < 1 else {})

@@ -74,7 +74,7 @@ class NotRunError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A failure of a check that is not about an error bound, such as a wrong shape.
+    """A failure other than an exceeded error bound, such as a wrong shape.
 
     Attributes:
         kind: the kind of the failure, as in :class:`crossent.Finding`.
@@ -89,9 +89,13 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with its exact values. Each value is computed when it is first read.
+    """A case on a device, with the inputs and the exact values of the case, which are computed when first read.
 
-    All subjects share one question. Each call gets a copy of the inputs.
+    All subjects on the case share the question. Each call gets a copy of the inputs.
+
+    Attributes:
+        case: the case.
+        device: the name of the device, such as "cuda".
     """
 
     case: Case
@@ -107,8 +111,8 @@ class Question:
         return self.case.build(self.device)
 
     @cached_property
-    def here(self) -> Inputs:
-        """The inputs of the case on the CPU, with the same bits, for the exact values and the error bounds.
+    def inputs_on_cpu(self) -> Inputs:
+        """The inputs on the CPU, with the bits of :attr:`inputs`, for the exact values and the error bounds.
 
         The judge can read these inputs without a wait for the device, and even if a call made the device unusable.
         """
@@ -122,12 +126,12 @@ class Question:
     @cached_property
     def exact(self) -> Exact:
         """The exact values of the case. The object also computes the error bounds under a contract."""
-        return solve(self.here)
+        return solve(self.inputs_on_cpu)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
         """The exact derivatives along the direction of the case. The object also computes their error bounds."""
-        return solve_along(self.here, self.case.direction())
+        return solve_along(self.inputs_on_cpu, self.case.direction())
 
 
 @dataclass(eq=False)
@@ -310,16 +314,13 @@ def misshapen(
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
     got, due = dtype_and_shape(loss.dtype, loss.shape), dtype_and_shape(dtype, expected.shape)
+    if loss.device != device or device.type != "cpu":
+        got, due = f"{got} on {loss.device}", f"{due} on {device}"
     declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widens_halves(trial) else ""
-    return Problem("wrong", f"{name}: got {got}{_on(loss.device)}; expected {due}{_on(device)}{declare}")
+    return Problem("wrong", f"{name}: got {got}; expected {due}{declare}")
 
 
 def widens_halves(trial: Trial) -> bool:
     """Return whether the first loss of a trial is float32 instead of float16 or bfloat16, but has the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
-
-
-def _on(device: torch.device) -> str:
-    """Return " on " and the name of a device, or "" for a CPU."""
-    return "" if device.type == "cpu" else f" on {device}"

@@ -48,9 +48,10 @@ def test_a_wrong_device_is_reported_with_the_expected_one():
     trial, meta = trial_of(Question(NONE), FORM_SUBJECTS["formula"]), torch.device("meta")
     expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
-    assert found == Problem("wrong", "loss: got float32 with shape (7,) on meta; expected float32 with shape (7,)")
+    words = "loss: got float32 with shape (7,) on {}; expected float32 with shape (7,) on {}"
+    assert found == Problem("wrong", words.format("meta", "cpu"))
     found = misshapen(trial, here, expected, meta)
-    assert found == Problem("wrong", "loss: got float32 with shape (7,); expected float32 with shape (7,) on meta")
+    assert found == Problem("wrong", words.format("cpu", "meta"))
     assert misshapen(trial, there, expected, meta) is misshapen(trial, here, expected) is None
 
 

@@ -155,7 +155,7 @@ def test_the_exact_values_need_nothing_from_the_device(monkeypatch):
     question = Question(PLAIN, "cuda:0")
     assert question.exact.loss.hi.shape == (1, 1)
     assert question.exact_along is not None
-    assert question.here.digest == PLAIN.build().digest
+    assert question.inputs_on_cpu.digest == PLAIN.build().digest
 
 
 def test_a_device_without_an_index_is_the_device_of_its_tensors(monkeypatch):

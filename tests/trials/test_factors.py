@@ -1,5 +1,6 @@
 """Test the lines about a wrong number: a factor times the exact value, a narrower dtype, and infinite exponentials."""
 
+import math
 import re
 
 import pytest
@@ -11,9 +12,11 @@ from support.waits import float16
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
-from crossent.trials.factors import factor_of
+from crossent.trials.exact import solve
+from crossent.trials.factors import factor_of, infinity_of
 
 
 def factor_lines(loss, case):
@@ -36,7 +39,7 @@ def summed(input, target, **options):
         (
             lambda x, y, **o: summed(x, y, **o) / (y != o.get("ignore_index", -100)).sum(),
             "float32-7x5-normal-int64-mean-weighted-ignored",
-            r"0.\d+: weight of the kept rows / kept rows.*",
+            r"0.\d+: sum of weight over kept rows / kept rows.*",
         ),
         (summed, "float64-7x5-normal-int64-mean", "7: .*rows.*"),
         (
@@ -49,7 +52,7 @@ def summed(input, target, **options):
             "float64-7x5-normal-unnormalised-mean",
             r"[0-9.]+: rows / sum of the probabilities.*",
         ),
-        (lambda x, y, **o: -crossent.formula(x, y, **o), "float32-7x5-normal-int64-sum", "-1: -1"),
+        (lambda x, y, **o: -crossent.formula(x, y, **o), "float32-7x5-normal-int64-sum", "-1: wrong sign"),
         (
             lambda x, y, **o: crossent.formula(x, y, **o) / 2**0.5,
             "float32-7x5-normal-int64-sum",
@@ -130,12 +133,47 @@ def test_a_short_number_far_from_the_exact_value_is_not_said_to_be_rounded():
     assert not any("a step may be computed in" in line for line in lines)
 
 
+OVERFLOW = "exp(300) of the largest logit is inf"
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "smoothing", "line"),
+    [
+        ([0.0, 300.0], 0, 0.0, f"a probability of at most exp(-300) is 0 and {OVERFLOW}"),
+        ([0.0, 300.0], 0, 0.1, f"a probability of at most exp(-285) is 0 and {OVERFLOW}"),
+        ([0.0, 30.0], [4.0, 0.0], 0.0, ""),  # the loss is 120, and the least probability is exp(-30)
+        ([0.0, 80.0], [4.0, -1.0], 0.0, ""),  # the loss is 320, and the least probability is exp(-80)
+        (
+            [0.0, 300.0],
+            [0.5, 0.0],
+            0.0,
+            "a probability of at most exp(-150) is 0 and exp(300) of the largest logit is inf",
+        ),
+    ],
+    ids=["class", "smoothed", "large probabilities", "a negative probability", "small probabilities"],
+)
+def test_the_probability_of_an_infinite_loss_is_not_above_the_named_number(logits, target, smoothing, line):
+    options = {"reduction": "none", "label_smoothing": smoothing}
+    inputs = Inputs(torch.tensor([logits]), torch.tensor([target]), options, torch.ones(1))
+    exact = float(solve(inputs).loss.hi[0, 0])
+    wrong = Difference("loss", "float32", (0,), math.inf, exact, 0.0, 1e-3, math.inf, math.inf, 1.0, 1, 1, {}, False)
+    assert infinity_of(wrong, inputs) == (f"\nIn float32, {line}" if line else "")
+
+
+@pytest.mark.parametrize(("total", "named"), [(65_519, False), (65_520, True)])
+def test_a_sum_that_rounds_to_the_largest_number_does_not_overflow(total, named):
+    logits = torch.zeros(1, total, dtype=torch.float16)
+    inputs = Inputs(logits, torch.tensor([0]), {"reduction": "mean"}, torch.ones(()))
+    wrong = Difference("loss", "float16", (), math.inf, 11.0, 0.0, 1e-3, math.inf, math.inf, 1.0, 1, 1, {}, False)
+    assert bool(infinity_of(wrong, inputs)) == named
+
+
 def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
     def of_softmax(x, y, **options):
         return -x.softmax(1).gather(1, y[:, None])[:, 0].log()
 
     line = last_lines(of_softmax, "float32-7x5-large-int64-none-rows")[-1]
-    assert re.match(r"In float32, a probability of exp\(-\d+\) is 0", line), line
+    assert re.match(r"In float32, a probability of at most exp\(-\d+\) is 0", line), line
 
     def unshifted(x, y, **options):
         return x.exp().sum(1).log() - x.gather(1, y[:, None])[:, 0]

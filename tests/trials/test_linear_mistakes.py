@@ -73,8 +73,12 @@ ROWS = LinearCase("float32", (17, 5), reduction="none", upstream="rows", bias="b
 MEAN = LinearCase("float32", (17, 5), ignored="ignored", bias="bias", upstream="scalar")
 HALF = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")
 PLAIN = LinearCase("float32", (17, 5), bias="bias")
+WEIGHTED_SUM = LinearCase("float32", (17, 5), weight="weighted", reduction="sum", bias="bias")
+IGNORED_SUM = LinearCase("float32", (17, 5), ignored="ignored", reduction="sum", bias="bias")
 IGNORED = "to which ignored rows contribute, as if they had class 0"
 WITHOUT_LAST = "without the last row"
+EXCEPT = "without weight, except in the denominator of the mean"
+ROUNDED = "whose sum over the rows is rounded to bfloat16 after each chunk of 4 rows"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ WITHOUT_LAST = "without the last row"
             MEAN,
             {
                 "loss": WITHOUT_LAST,
-                "gradient": f"of zeros in the last row or {WITHOUT_LAST}",
+                "gradient": f"with zeros in the last row, or a result {WITHOUT_LAST}",
                 "weight_gradient": WITHOUT_LAST,
                 "bias_gradient": WITHOUT_LAST,
             },
@@ -135,9 +139,7 @@ WITHOUT_LAST = "without the last row"
         (
             "ForgetsTheClassWeightInTheGradient",
             ALL,
-            dict.fromkeys(
-                ("gradient", "weight_gradient", "bias_gradient"), "without weight, except in its denominator"
-            ),
+            dict.fromkeys(("gradient", "weight_gradient", "bias_gradient"), EXCEPT),
         ),
         (
             "DropsTheLabelSmoothing",
@@ -164,11 +166,9 @@ WITHOUT_LAST = "without the last row"
         (
             "AccumulatesTheWeightGradientInTheDtype",
             HALF,
-            dict.fromkeys(
-                ("weight_gradient", "bias_gradient"), "that is rounded to bfloat16 after each chunk of 4 rows"
-            ),
+            dict.fromkeys(("weight_gradient", "bias_gradient"), ROUNDED),
         ),
-        ("AccumulatesTheLossInTheDtype", HALF, {"loss": "that is rounded to bfloat16 after each chunk of 4 rows"}),
+        ("AccumulatesTheLossInTheDtype", HALF, {"loss": ROUNDED}),
     ],
 )
 def test_a_mistake_is_named(bug, case, said):
@@ -236,6 +236,9 @@ NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
         ),
         (KnowsNoIgnoredRows, MEAN, dict.fromkeys(NUMBERS, f"{IGNORED}, and whose denominator includes them")),
         (DropsTheClassWeight, ALL, dict.fromkeys(NUMBERS, "without weight")),
+        # Without a mean there is no denominator, so a mistake with another denominator is not a second name.
+        (DropsTheClassWeight, WEIGHTED_SUM, dict.fromkeys(NUMBERS, "without weight")),
+        (KnowsNoIgnoredRows, IGNORED_SUM, dict.fromkeys(NUMBERS, IGNORED)),
         (
             TakesTheTargetOfTheNextRow,
             PLAIN,
@@ -246,8 +249,8 @@ NUMBERS = ("loss", "gradient", "weight_gradient", "bias_gradient")
             LeavesTheLastClassesZero,
             PLAIN,
             {
-                "weight_gradient": "of zeros in the last 2 classes",
-                "bias_gradient": "of zeros in the last class",
+                "weight_gradient": "with zeros in the last 2 classes",
+                "bias_gradient": "with zeros in the last class",
             },
         ),
     ],

@@ -18,7 +18,7 @@ from crossent.checks.relations.changes import (
     split_batch,
     wide,
 )
-from crossent.trials.agreement import PartBalls, compare_results, exact_for, further_call, times, with_radius
+from crossent.trials.agreement import PartBalls, bounds_for, compare_results, further_call, times, with_radius
 from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Trial
@@ -58,7 +58,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
     if not ways:
         raise NotRunError("receives logits that cannot be shifted exactly in their dtype")
     for way, (before, after) in ways.items():
-        of_before, of_after = exact_for(trial, f"before a call {way}", before), exact_for(trial, way, after)
+        of_before, of_after = bounds_for(trial, f"before a call {way}", before), bounds_for(trial, way, after)
         moved = with_radius(trial, further_call(trial, after), of_after)
         yield from compare_results(trial, moved, further_call(trial, before), of_before, way=way)
 
@@ -111,7 +111,7 @@ def split(trial: Trial) -> Iterator[Difference]:
     for name, (share, part) in zip(
         ("first part", "second part"), split_batch(trial.question.fresh(), trial.question.exact.terms), strict=True
     ):
-        result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
+        result = with_radius(trial, further_call(trial, part), bounds_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
     yield from compare_results(trial, join_parts(parts, trial.case.reduction))
 
@@ -129,4 +129,4 @@ def widened(trial: Trial) -> Iterator[Difference]:
     """
     widened_inputs = wide(trial.question.fresh())
     result = further_call(trial, widened_inputs)
-    yield from compare_results(trial, with_radius(trial, result, exact_for(trial, "widened", widened_inputs)))
+    yield from compare_results(trial, with_radius(trial, result, bounds_for(trial, "widened", widened_inputs)))

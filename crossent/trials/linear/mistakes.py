@@ -1,8 +1,11 @@
 """Name the mistake that explains a wrong result of a linear cross-entropy.
 
-A mistake changes one step of the formula. This module computes the result of every mistake in float64. A mistake fits
-if each number of the wrong result differs from the result of the mistake by no more than rounding can cause. Another
-mistake may have the same result, so the line in a message only says that the numbers fit.
+Most mistakes change one or two steps of the formula. This module computes the result of such a mistake in float64. The
+mistake fits if each number of the wrong result differs from the result of the mistake by no more than rounding can
+cause. Two mistakes have other rules: a sum that is rounded after each chunk (:func:`_rounded_sums`), and zeros
+(:func:`_zeros`).
+
+Another mistake may have the same result, so the line in a message only says that the numbers fit.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from crossent.numerics.formats import BFLOAT16, FORMATS, Array, Format
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import Trial
 
-# The most multiplications of the logits of a case. Above this number, `mistake_of` returns "", because the result of
-# each mistake takes about as many multiplications.
+# The largest number of multiplications (N·H·V) for the logits of a case. Above this number, `mistake_of` returns "",
+# because the result of each mistake takes about as many multiplications.
 _MOST = 2**26
 # The largest ratio of the error bound to a single number for which chunk sizes are tried, as in
 # `crossent.trials.factors`. With a larger bound, one of the many sizes may fit by chance.
@@ -32,14 +35,17 @@ Mistakes = Iterator[tuple[str, "_Numbers"]]
 
 @dataclass(frozen=True, eq=False)
 class _Numbers:
-    """The arguments of a call as float64 numbers, and the steps of the formula that a mistake changes.
+    """The numbers of a call, which a mistake may change, in float64. The methods compute the results of the formula.
+
+    The shapes have N rows, V classes and hidden states of H numbers.
 
     Attributes:
         hidden: the hidden states, (N, H).
-        weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
+        weight, bias: the weight and the bias of the linear layer, (V, H) and (V,). Without a bias, `bias` has zeros.
         q: the target probabilities after label smoothing, times the class weights, (N, V).
         counted: for each row, whether the row contributes to the loss, (N,).
-        factor: the factor of the loss of each row, (N,): 1 divided by the denominator for a mean, otherwise 1.
+        factor: the factor of the loss of each row, (N,). Without a mistake, 1 divided by the denominator for a mean,
+            otherwise 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
@@ -67,17 +73,17 @@ class _Numbers:
         of_rows = -np.where(self.q == 0, 0.0, self.q * self.log_p()).sum(1)
         return np.where(self.counted, of_rows * self.factor, 0.0)[:, None]
 
-    def slope(self) -> Array:
+    def logits_gradient(self) -> Array:
         """Return the gradient of the logits, (N, V)."""
         d: Array = np.exp(self.log_p()) * self.q.sum(1, keepdims=True) - self.of_target * self.q
         return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
-    def terms(self, of: str) -> tuple[Array, Array]:
+    def matrices(self, of: str) -> tuple[Array, Array]:
         """Return two matrices whose product is the gradient with the name `of`.
 
         The shapes are (V, N) and (N, H) for "weight_gradient", and (1, N) and (N, V) for "bias_gradient".
         """
-        d = self.slope()
+        d = self.logits_gradient()
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
     def result(self, of: str, *, reduced: bool) -> Array:
@@ -88,8 +94,8 @@ class _Numbers:
         if of == "loss":
             return self.losses().sum(0, keepdims=True) if reduced else self.losses()
         if of == "gradient":
-            return self.slope() @ self.weight
-        left, right = self.terms(of)
+            return self.logits_gradient() @ self.weight
+        left, right = self.matrices(of)
         return left @ right
 
 
@@ -99,7 +105,9 @@ def mistake_of(trial: Trial, of: str) -> str:
     Examples of the line, which begins with a line break::
 
         The numbers fit a result without linear_bias
-        The numbers fit a result without the last 4 rows
+        The numbers fit a result with zeros in the last 4 rows, or a result without the last 4 rows
+
+    Return "" also if the result has an infinite number, a NaN or no number, or if the case is too large (`_MOST`).
 
     Args:
         trial: the subject on the case of a linear cross-entropy.
@@ -126,12 +134,12 @@ def mistake_of(trial: Trial, of: str) -> str:
                 for words, changed in mistakes
                 if _fits(changed.result(of, reduced=reduced), got, value.hi, allowed, storage)
             )
-            # Skip the chunk sizes if a mistake without a parameter fits. Zeros may have a further cause.
+            # Skip the chunk sizes if another mistake fits. Zeros in the last rows or classes may have a further cause.
             if not found or "zeros in" in found[0]:
                 found += islice(fitting, 2 - len(found))
         if not found and reduced and storage.name in _HALVES:
-            found += islice(_added_up(of, right, got, value.hi, allowed, storage), 1)
-    return f"\nThe numbers fit a result {' or '.join(found)}" if found else ""
+            found += islice(_rounded_sums(of, right, got, value.hi, allowed, storage), 1)
+    return f"\nThe numbers fit a result {', or a result '.join(found)}" if found else ""
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
@@ -149,7 +157,7 @@ def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Form
 
 
 def _numbers(terms: LinearTerms) -> _Numbers:
-    """Return the numbers of the formula without a mistake."""
+    """Return the numbers of the formula for these arguments."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
     q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
@@ -170,9 +178,10 @@ def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake that has no parameter, as a pair: words that follow "a result", and the changed numbers.
+    """Yield each mistake that has no chunk size, as a pair: the words after "a result" in the line, and the numbers.
 
-    `right` has the numbers without a mistake, and `terms` has the arguments of the call.
+    `right` has the numbers without a mistake, and `terms` has the arguments of the call. The numbers of a pair are
+    `right` with the mistake.
     """
     rows, n = terms.rows, len(right.counted)
     if terms.bias is not None:
@@ -182,14 +191,17 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
     if rows.weight is not None:
         unweighted = _numbers(replace(terms, rows=replace(rows, weight=None)))
         yield "without weight", unweighted
-        yield "without weight, except in its denominator", replace(unweighted, factor=right.factor)
+        if _denominators_differ(unweighted, right):
+            yield "without weight, except in the denominator of the mean", replace(unweighted, factor=right.factor)
         yield "whose denominator counts the rows, not their weights", replace(right, factor=unweighted.factor)
     if not rows.kept.all() and rows.index is not None:
         every = np.ones(n, bool)
         of_all = _numbers(replace(terms, rows=replace(rows, kept=every)))  # ignored rows have the class 0
         yield "whose denominator counts ignored rows", replace(of_all, counted=rows.kept)
-        yield "to which ignored rows contribute, as if they had class 0", replace(right, counted=every)
-        yield "to which ignored rows contribute, as if they had class 0, and whose denominator includes them", of_all
+        as_class_0 = "to which ignored rows contribute, as if they had class 0"
+        yield as_class_0, replace(right, counted=every)
+        if _denominators_differ(of_all, right):
+            yield f"{as_class_0}, and whose denominator includes them", of_all
         classes = right.q.shape[1]
         last = np.where(rows.kept[:, None], right.q, _one_hot(np.full(n, classes - 1), classes))
         yield "to which ignored rows contribute, as if they had the last class", replace(right, counted=every, q=last)
@@ -207,6 +219,10 @@ def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
     for narrow in (_TF32, BFLOAT16):
         hidden, weight = narrow.nearest(right.hidden), narrow.nearest(right.weight)
         yield f"with input and linear_weight rounded to {narrow.name}", replace(right, hidden=hidden, weight=weight)
+
+
+def _denominators_differ(one: _Numbers, other: _Numbers) -> bool:
+    return not np.array_equal(one.factor, other.factor)
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
@@ -237,22 +253,26 @@ def _chunk_sizes(rows: int) -> list[int]:
 
 
 def _chunks_of(size: int) -> str:
-    return "the rows" if size == 1 else f"chunks of {size} rows"
+    return f"chunks of {'1 row' if size == 1 else f'{size} rows'}"
 
 
 def _rows(count: int) -> str:
     return "row" if count == 1 else f"{count} rows"
 
 
-def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
+def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
     """Yield a phrase for each chunk size that explains `got`, the result with the name `of`.
 
-    A chunk size explains `got` if `got` is the sum that is rounded to the dtype after each chunk of this size. For a
-    mean, the function tries two orders: divide each term by the denominator, or divide the sum. The function compares
-    only the 64 numbers with the largest shares of their bounds, and more than 90 % of these must agree. If a number is
-    far from its exact value, the last digits need not agree, since an implementation rounds the terms too.
+    A chunk size explains `got` if `got` is the sum over the rows, rounded to its dtype after each chunk of this size.
+    For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. For "gradient",
+    which is no sum over the rows, the function yields nothing.
 
-    `right` has the numbers without a mistake, and `allowed` has the error bounds. `storage` is the format of `got`.
+    The function compares only the 64 numbers with the largest shares of their bounds. More than 90 % of these must
+    agree, and for at least one, both `got` and the rounded sum must be wrong. If a number is far from its exact value,
+    the last digits need not agree, since an implementation rounds the terms too.
+
+    `right` has the numbers without a mistake, `exact` has the exact values, and `allowed` has the error bounds.
+    `storage` is the format of `got`.
     """
     if of == "gradient":
         return
@@ -267,7 +287,7 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
         if of == "loss":
             of_rows = changed.losses()
         else:
-            left, others = changed.terms(of)
+            left, others = changed.matrices(of)
             i, j = np.unravel_index(worst, got.shape)
             of_rows = left[i].T * others[:, j]
         for size in _chunk_sizes(n):
@@ -277,11 +297,12 @@ def _added_up(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array
             total = storage.nearest(total / denominator)
             is_wrong = (np.minimum(np.abs(total - values), np.abs(numbers - values)) > most).any()
             if is_wrong and np.mean(np.abs(total - numbers) <= near) > 0.9:
-                yield f"that is rounded to {storage.name} after each {'row' if size == 1 else f'chunk of {size} rows'}"
+                chunk = "row" if size == 1 else f"chunk of {size} rows"
+                yield f"whose sum over the rows is rounded to {storage.name} after each {chunk}"
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield a phrase if a gradient is 0 in its last rows or classes, and 0 is a wrong value for an element there.
+    """Yield a phrase if the gradient `got` is 0 in its last rows or classes, and 0 is wrong for any of these elements.
 
     0 is wrong if the magnitude of the exact value is larger than the error bound, `allowed`. `of` is the name of the
     result. For the loss, yield nothing.
@@ -295,5 +316,5 @@ def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
     if (np.abs(exact) > allowed)[first:].any():
         one, several = ("row", "rows") if of == "gradient" else ("class", "classes")
         count = len(got) - first
-        of_last = f"of zeros in the last {one if count == 1 else f'{count} {several}'}"
-        yield "of zeros" if first == 0 else of_last
+        in_last = f"with zeros in the last {one if count == 1 else f'{count} {several}'}"
+        yield "of zeros" if first == 0 else in_last
