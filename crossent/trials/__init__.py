@@ -4,7 +4,8 @@ A subject is a loss function under test. A case is an input with its options. A 
 
 This room calls subjects, computes the exact values and error bounds of a case, and compares results with exact values.
 The class of a check is here too. The modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
-`crossent.numerics`, `crossent.words`, `crossent.choices` and `crossent.state`. No module imports `crossent.report` or a check.
+`crossent.numerics`, `crossent.words`, `crossent.choices` and `crossent.state`. No module imports `crossent.report` or a
+check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
 act         acts, functions that call a subject and return plain data; hosts, which run acts in the subject's process
