@@ -1,9 +1,9 @@
 """Adapters: make losses of numpy, JAX and ONNX, and losses on several ranks, callable with tensors.
 
-An adapter of numpy, JAX or ONNX converts the tensors of a call to arrays of the same numbers, calls the function, and
-converts the result to a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a
-check can find a function that writes into its arguments. JAX and ONNX get copies. Outside its 64-bit mode, JAX converts
-int64 to int32: see :func:`from_jax`.
+An adapter of numpy, JAX or ONNX converts the tensors of a call to arrays of the same numbers. Then the adapter calls
+the function, and converts the result to a tensor. A numpy function gets arrays that share the memory and the strides of
+CPU tensors. So a check can find a function that writes into its arguments. JAX and ONNX get copies. Outside its 64-bit
+mode, JAX converts int64 to int32: see :func:`from_jax`.
 
 The callable has the parameters of the adapted function, and an attribute `lacks`: a dict from each missing feature,
 such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute.

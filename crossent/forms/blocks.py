@@ -41,7 +41,7 @@ def blocked(
     r"""Compute the cross-entropy as `-log softmax(x)_y` on blocks of rows, with the gradient written by hand.
 
     The loss is defined as in :func:`crossent.formula`. For a class index `y` without class weights or smoothing, the
-    gradient of a row is `g (softmax(x) - e_y)`, where `g` is the upstream gradient of the row's loss and `e_y` the
+    gradient of a row is `g (softmax(x) - e_y)`. Here `g` is the upstream gradient of the row's loss, and `e_y` is the
     one-hot vector of `y`.
 
     On a CPU, if `input` requires a gradient, the forward pass of a reduced loss also computes the gradient for an
@@ -276,8 +276,9 @@ def _is_plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors, so that a form may use its own backward pass.
 
     Return False if torch transforms, traces or compiles the call. Also return False if a tensor has a subclass other
-    than `nn.Parameter` as its type, has a forward-mode tangent, or stands for a batch of upstream gradients. Also
-    return False for a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
+    than `nn.Parameter` as its type, or has a forward-mode tangent. Also return False if a tensor stands for a batch of
+    upstream gradients. Also return False for a lazily negated view: in torch 2.13, `copy_` of such a float16 view into
+    float32 does not negate.
     """
     if compiling() or _transforming() or _modes():
         return False

@@ -3,11 +3,11 @@ r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight
     z = h Wᵀ + b,   loss = -log p_y,   p = softmax(z)
     gradients:   d = g (p - e_y) of z,   d W of h,   dᵀ h of W,   Σ_n d_n of b
 
-Here `h` is the input, `W` and `b` are the weight and the bias of the linear layer, `g` is the upstream gradient, and
-`e_y` is the one-hot vector of the true class `y`.
+Here `h` is the input, and `W` and `b` are the weight and the bias of the linear layer. `g` is the upstream gradient,
+and `e_y` is the one-hot vector of the true class `y`.
 
-The last layer of a language model has so many classes C that the logits z, (N, C), need more memory than any other
-tensor of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
+The last layer of a language model has many classes C. So the logits z, (N, C), need more memory than any other tensor
+of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
 :func:`linear_blocked` computes some rows at a time, and stores only the logits of these rows. This idea is from Hsu et
 al., "Liger Kernel", arXiv:2410.10989.
 
@@ -77,7 +77,7 @@ def linear_formula(
 
     Raises:
         RuntimeError: `input`, `linear_weight` or `linear_bias` has another shape than above, or a size `C`, `d1`, …,
-            `dK` is 0, or their dtypes or devices differ, or `ignore_index` is given with class probabilities. All other
+            `dK` is 0. Their dtypes or devices differ, or `ignore_index` is given with class probabilities. All other
             errors are as in :func:`crossent.formula`.
 
     Example:

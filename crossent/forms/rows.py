@@ -1,9 +1,9 @@
 """The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
 A form on tensors in :mod:`crossent.forms.textbook` starts with :func:`lay_out`, which refuses bad arguments, moves the
-class axis last and widens half precision to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of
-ignored rows to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form is
-only its formula.
+class axis last and widens half precision to float32. The form ends with :meth:`Rows.reduce`. This method sets the loss
+of ignored rows to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form
+is only its formula.
 
 The other forms on tensors start with :func:`arrange`, which does not widen. A form that works on some rows at a time
 then takes some rows with :meth:`Rows.blocks`. If :attr:`Rows.dense` is True, the form widens these rows with

@@ -1,7 +1,7 @@
 """Cases of a linear cross-entropy at limits: ends of chunks, cancelling dot products, unusual options and layouts.
 
-A function that works in chunks shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where the
-function adds up many chunks in a format with few bits. Each of these three situations needs its own sizes.
+A function that works in chunks shows its bugs in three situations: where a chunk ends, where a chunk holds only ignored
+rows, and where the function adds many chunks in a format with few bits. Each of these situations needs its own sizes.
 """
 
 from __future__ import annotations
