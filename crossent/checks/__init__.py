@@ -18,9 +18,9 @@ module imports `crossent.run`, or another module of this room; only the checks o
 `changes`. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which marks the message of a result
 that depends on earlier calls.
 
-In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
-`q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g` is
-the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
+In formulas, `c` and `k` are classes, `x` are the logits of a row, and `p` is their softmax. `w` are the class weights,
+and `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g`
+is the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
 single         the first call: loss, gradients, arguments, global state, signs, row sums, ignored rows; a repeated call
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes,

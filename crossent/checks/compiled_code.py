@@ -53,9 +53,8 @@ def evaluate_compiled(
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return the error for a compiled loss that raised an exception.
 
-    The message also names the exception at the start of the chain of causes, because Dynamo's own exception may only
-    say that another exception was raised. The message ends with `where`, a phrase about the call, or "" for the first
-    call.
+    Dynamo's own exception may only say that another exception was raised. So the message also names the exception at
+    the start of the chain of causes. The message ends with `where`, a phrase about the call, or "" for the first call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses

@@ -46,7 +46,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
     With a reduction, the derivative is the sum over the rows, divided by `D`. If some but not all logits of a row are
-    -inf, the derivative of the row is finite, even if the loss of the row is infinite. A subject that computes `0·-inf`
+    -inf, the derivative of the row is finite. The loss of the row may be infinite. A subject that computes `0·-inf`
     fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)

@@ -61,8 +61,9 @@ def needed_bytes(case: Case, subject: Subject) -> int:
     The number includes inputs, loss, gradient, intermediate results and the comparison. A large tensor has as many
     elements as the logits. torch keeps three large tensors in the dtype of the logits: the gradient, the
     log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more. By
-    our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic,
-    and some numbers for each row. With the layout class_last, the number includes a copy of the logits.
+    our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic.
+    Such a form also keeps some numbers for each row. With the layout class_last, the number includes a copy of the
+    logits.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled

@@ -28,8 +28,8 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
     The check leaves out one option at a time: weight, linear_bias, label_smoothing or ignore_index. A part of the
-    result, such as the loss, must change if its exact values with and without the option differ by more than the sum of
-    both error bounds.
+    result, such as the loss, has an exact value with the option, and another without the option. The part must change
+    if these values differ by more than the sum of their error bounds.
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """

@@ -30,7 +30,7 @@ class Reaction:
         raised: the exception; None if the call raised no exception.
         returned: a space and the numbers of the returned tensor, such as " 0.5", if there are fewer than ten;
             otherwise "".
-        wrote: a phrase about the first argument that the call changed, such as "wrote into input"; "" if the call
+        wrote: a phrase about the first argument that the call changed, such as "wrote into input". "" if the call
             changed no argument; None if the device can no longer be read.
         changed_state: the names of the parts of the global state that the call changed.
         ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
@@ -85,8 +85,8 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 def _restore_index_error(error: BaseException) -> BaseException:
     """Return an IndexError for an error of Python that hides torch's IndexError; return any other error unchanged.
 
-    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message of its IndexError as a
-    single byte, which Python may fail to decode.
+    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message of its IndexError. The
+    class is a single byte there, which Python may fail to decode.
     """
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))

@@ -166,9 +166,10 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
     The exact sum is 0, since `Σ_c p_c` is 1. The computed sum may differ from 0 by the sum of the error bounds of the
-    gradient's numbers, plus the error of :func:`compensated_sum`, which adds the numbers. A row is not judged if a
-    number of the gradient has no error bound, if its logits have no softmax, or if the sum of the gradient's magnitudes
-    overflows float64. Any other row fails if its gradient holds NaN or an infinity.
+    gradient's numbers. The sum may also differ by the error of :func:`compensated_sum`, which adds the numbers. The
+    check does not judge a row if a number of the gradient has no error bound, or if the logits have no softmax. The
+    check also does not judge a row if the sum of the gradient's magnitudes overflows float64. Any other row fails if
+    its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)
 

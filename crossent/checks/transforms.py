@@ -1,7 +1,8 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Some functions are correct in a plain call and wrong under a transform. The checks compare each result that holds data
-with the exact values, and not with the result of a plain call, which may be wrong in the same way.
+Some functions are correct in a plain call and wrong under a transform. Other functions are wrong in the same way
+without the transform. So the checks compare each result that holds data with the exact values, never with the result of
+a plain call.
 """
 
 from __future__ import annotations

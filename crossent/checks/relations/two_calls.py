@@ -103,7 +103,7 @@ def split(trial: Trial) -> Iterator[Difference]:
     losses. With "sum", the check adds the losses. The check also adds the gradients of the weight and the bias of a
     linear layer.
 
-    With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
+    With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`. Here `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
     `D_i/D`. pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
     """
