@@ -144,9 +144,9 @@ class Contract:
         Such code adds up the rows in any order, in float32, or in float64 for float64 logits. So without intermediates
         in half precision (`stored`), the contract allows every order. Otherwise the contract stays as it is, even if
         the contract limits the order. Over at most 2^17 rows, the error of a sum of numbers `t` in float32 is at most
-        `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. A contract that limits the order to `d` additions of a number in half precision
-        allows at least `d · 2^-11 Σ|t|`, and `d` is at least 16 for 16 rows or more (see `_cascade_depth`). For fewer
-        than 16 rows, one addition in half precision is enough.
+        `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. Take a contract that limits the order to `d` additions of a number in half
+        precision. This contract allows at least `d · 2^-11 Σ|t|`, and `d` is at least 16 for 16 rows or more (see
+        `_cascade_depth`). For fewer than 16 rows, one addition in half precision is enough.
         """
         return self.in_any_order if self.stored is None else self
 
@@ -193,12 +193,13 @@ def contract(
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, ⌈log2 rows⌉ // 8)`, then
     blocks of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class
     probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on
-    a CPU, the contract of "torch" allows every order in which a term goes through no more additions than in the deeper
-    of these two orders. In half precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" allow as many
-    additions of a term as the order in eight levels. In this order, an ignored row at the end of a block makes the
-    block longer. A term may then go through more additions than the contract allows. The check of the loss may then
-    fail, although torch made no mistake. All other contracts allow any order: on CUDA, for example, torch adds blocks
-    of rows to the result in storage precision, in the order in which the blocks end.
+    a CPU, the contract of "torch" limits how many additions a term goes through. The limit is the larger number of
+    additions in these two orders. The contract allows every order within this limit. In half precision at grade B on a
+    CPU, "eager", "blocked", "torch" and "stepwise" have a limit too: the number of additions in the order in eight
+    levels. In this order, an ignored row at the end of a block makes the block longer. A term may then go through more
+    additions than the contract allows. The check of the loss may then fail, although torch made no mistake. All other
+    contracts allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in
+    the order in which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of about `u |max|`, for the unit roundoff `u`. Rounding the logits once has an error of the same size. If all logits

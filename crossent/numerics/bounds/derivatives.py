@@ -7,9 +7,9 @@ module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direc
     tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced like the loss
     second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
 
-Here `p` is the softmax of a row `x` of logits, `w` are the class weights, `q` is the smoothed target, `g` is the
-upstream gradient, and `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of
-rows, C of classes and B of calls.
+Here `p` is the softmax of a row `x` of logits, `w` are the class weights, and `q` is the smoothed target. `g` is the
+upstream gradient. `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of rows,
+C of classes and B of calls.
 """
 
 from __future__ import annotations

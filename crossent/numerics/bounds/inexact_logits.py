@@ -19,9 +19,9 @@ large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact.
   no class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
   the largest exact logit.
 * Divide the sum by s'. The terms become `p_c(z')`, and the error of the sum becomes relative. The error bound of a sum
-  is the sum of the errors of the terms, plus a multiple of `Ω(t)` for the sorted magnitudes t of the terms
-  (:meth:`Computed.sum`). The sum of the errors and `Ω(t)` grow with every term. The bound of `Computed.sum` for big and
-  small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
+  is the sum of the errors of the terms, plus a multiple of `Ω(t)` (:meth:`Computed.sum`). Here t are the sorted
+  magnitudes of the terms. The sum of the errors and `Ω(t)` grow with every term. The bound of `Computed.sum` for big
+  and small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
   holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
   With the terms t in descending order, the j-th term is scaled at most j-1 times. So the scalings add an error of at
@@ -87,8 +87,8 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
     """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
 
     The errors of `log p` and of `p` include the effect of the errors of the logits. For the log-sum-exp, `error` is the
-    rounding error alone, and `value` is the largest magnitude of the number that :func:`softmax` returns, for any
-    logits z' with `|z' - z| ≤ e`.
+    rounding error alone. `value` is the largest magnitude of the number that :func:`softmax` returns, for any logits z'
+    with `|z' - z| ≤ e`.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal

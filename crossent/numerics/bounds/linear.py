@@ -244,8 +244,8 @@ class LinearBounds:
     def _magnitudes(self) -> Array:
         """The largest magnitude of each element of d, (N, V).
 
-        If an implementation may compute separate dot products for the two terms of d, softmax and target, this property
-        is the sum of the magnitudes of both terms.
+        The two terms of d are softmax and target. If an implementation may compute a separate dot product for each
+        term, this property is the sum of the magnitudes of both terms.
         """
         if not self.contract.splits:
             return self._gradient.largest

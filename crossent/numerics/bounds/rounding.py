@@ -6,13 +6,13 @@ that is written with these operations computes its own error bound: the errors a
 rules assume no distribution of the errors, and they drop no term of second order.
 
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
-gradually, the absolute error is instead at most half the smallest subnormal number (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may treat a subnormal operand as 0, and
-may return 0 for a subnormal result. The operand or the result then changes by less than the smallest normal number. A
-wider format or a fused multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its
-format, its error is infinite: the rules promise nothing.
+gradually, the absolute error is instead at most half the smallest subnormal number. (Source: Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd ed., sec. 2.2.) In a format that flushes, an operation may treat a subnormal
+operand as 0, and may return 0 for a subnormal result. The operand or the result then changes by less than the smallest
+normal number. A wider format or a fused multiply-add only leaves roundings out, so the bounds cover both. If a number
+may overflow its format, its error is infinite: the rules promise nothing.
 
-In the formulas, `a` and `b` are the values of two operands, `e_a` and `e_b` their errors, and `u` is the unit roundoff
+In the formulas, `a` and `b` are the values of two operands, and `e_a` and `e_b` their errors. `u` is the unit roundoff
 of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. An error of
 one ulp (unit in the last place) is at most `2u` times the result. The module computes the errors in float64.
 :func:`safe` widens the final error by more than the roundings of this computation.

@@ -139,9 +139,9 @@ class Float64Arithmetic:
     """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
 
     The proofs of :class:`crossent.numerics.oracle.formula.Formula` and :mod:`crossent.numerics.oracle.linear` assume
-    that `+ - × ÷` round correctly (IEEE 754), and that exp and log1p have an error of at most `EXP_LOG_ULP` ulp. For
-    the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the processor may flush the
-    result to 0, the proofs assume an error of at most 2^-1022.
+    that `+ - × ÷` round correctly (IEEE 754). The proofs also assume that exp and log1p have an error of at most
+    `EXP_LOG_ULP` ulp. For the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the
+    processor may flush the result to 0, the proofs assume an error of at most 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:

@@ -2,8 +2,8 @@ r"""The formula of cross-entropy and its derivatives, written once for both arit
 
 The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formula` has a proof of the error in float64.
 
-A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, `t` for the
-class probabilities or the one-hot vector of the class index, and `ε` for the label smoothing. Write
+A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, and `ε` for
+the label smoothing. Write `t` for the class probabilities, or for the one-hot vector of the class index. Write
 `q = (1 - ε)·t + ε/C` for the smoothed target, `v = w·q`, and `s = upstream / denominator`. Then
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
@@ -134,8 +134,9 @@ class Formula:
 
     Underflow. An operation that underflows has an error of at most 2^-1022. One result takes at most `16 C²`
     operations, with C up to 2^30, so the result contains at most 2^64 of these errors. Each error is multiplied at most
-    by three factors below 2^130 (`|w|`, `|t|`, and `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since
-    D is a multiple of the smallest float32 number. The errors together are below 2^-290, and UNDERFLOW is 2^-200.
+    by three factors below 2^130: `|w|`, `|t|`, and `|lp|` or `|u|`. The other two factors are `|g| <= 2^128`, and
+    `1/|D| <= 2^149`, since D is a multiple of the smallest float32 number. The errors together are below 2^-290, and
+    UNDERFLOW is 2^-200.
 
     Overflow. No result exceeds 2^(64 + 3·130 + 277), so nothing overflows. ∎
     """

@@ -16,10 +16,10 @@ functions computes a call:
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
-* Logits. The product of two float32 numbers is exact in float64. The sum of H products and a bias, in any order, has
-  an error of at most `γ_H (Σ|h_k W_ck| + |b_c|)` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-  section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (‖h‖ max_c ‖W_c‖ + max_c |b_c|)`, with Euclidean norms.
-  (`γ_H` would do; the code uses the next larger number.)
+* Logits. The product of two float32 numbers is exact in float64. The sum of H products and a bias, in any order, has an
+  error of at most `γ_H (Σ|h_k W_ck| + |b_c|)`. (Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+  ed., section 4.2.) By Cauchy-Schwarz this error is at most `e = γ_{H+1} (‖h‖ max_c ‖W_c‖ + max_c |b_c|)`, with
+  Euclidean norms. (`γ_H` would do; the code uses the next larger number.)
 * Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128 in magnitude, float32 class
   weights and class probabilities, and upstream gradients of at most 2^128 in magnitude. The proof uses no other
   property of float32 logits. So the radii of `Formula` hold for z'.

@@ -21,7 +21,7 @@ Proof. Write `u = 2^-53`, `γ_n = n u/(1 - n u)`, and k for the number of terms 
   of the additions, with or without fused multiply-adds. The code takes the largest such β.
 * The radii of A. If a matrix differs from A by at most R, element by element, its product with B differs from `A B` by
   at most `R |B|`.
-* The products `A' B` and `(A₁ + A₂) B'` are computed in float64, with an error of at most `γ_k |A'| |B|` and
+* The code computes the products `A' B` and `(A₁ + A₂) B'` in float64. Their errors are at most `γ_k |A'| |B|` and
   `γ_k |A₁ + A₂| |B'|` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). The matrices A'
   and `A₁ + A₂` are rounded once, so the code uses `γ_{k+1}`.
 * The sum of the six products. `two_sum` adds the four exact products, and returns three exact errors. The code adds

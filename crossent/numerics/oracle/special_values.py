@@ -179,8 +179,8 @@ class RowBlock:
             numbers: A function that takes a :class:`Formula` and returns the results: float64 numbers, or flint's
                 balls.
             sizes: A function that takes a :class:`Formula` and returns the size of each result.
-            with_rules: A function that takes the results as a ball, and replaces a result where a rule says that the
-                exact value is infinite, NaN or 0.
+            with_rules: A function that takes the results as a ball. The function replaces a result where a rule says
+                that the exact value is infinite, NaN or 0.
             roundings: In float64, the factor of `2^-53·size` in the error that :class:`Formula` proves.
         """
         with self._float64.arithmetic.context():
