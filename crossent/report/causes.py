@@ -65,8 +65,8 @@ class Cause:
     def example(self) -> Finding:
         """The clearest finding, if possible on a case with the common words.
 
-        Of several such findings, take the clearest by `less_clear`. Then prefer a message with the most frequent of
-        `factor_names` and few others, then logits of (N, C), then the reduction 'none', then the first finding.
+        Of several such findings, take the clearest by `less_clear`. Then prefer, in this order: a message with the most
+        frequent of `factor_names` and few others, logits of (N, C), the reduction 'none', and the first finding.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}

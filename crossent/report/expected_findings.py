@@ -2,9 +2,8 @@
 
 The comments of `torch_findings.toml`, one of the built-in lists, document the format. An entry may have the id of one
 finding instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check,
-result or case that does not exist is an error. An entry is fixed if no finding of a run matches the entry, although a
-check of the entry ran on a case of the entry. A complete run reports the fixed entries, except entries marked
-`sometimes`.
+result or case that does not exist is an error. An entry is fixed if one of its checks ran on one of its cases, but no
+finding of the run matches the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
 """
 
 from __future__ import annotations

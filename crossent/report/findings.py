@@ -23,12 +23,12 @@ class Finding:
 
     Attributes:
         subject, check, case: the names of the subject and the check, and the id of the case.
-        kind: how the check failed: "wrong" (a wrong result, `requires_grad` flag or class of error, or too much
-            memory), "refused" (the subject raised), "accepted" (the subject must raise, but did not), "changed_input"
-            (a call wrote into its arguments), "aliased" (a result shares memory with an argument), "changed_state" (a
-            call changed global state), "not_repeated" (a repeated call or backward pass gives other bits), "disturbed"
-            (two losses of the same logits change each other), "crashed" (the process of the call ended, or sent a
-            damaged reply) or "hung" (the call did not return).
+        kind: how the check failed. "wrong": a wrong result, `requires_grad` flag or class of error, or too much memory.
+            "refused": the subject raised. "accepted": the subject must raise, but did not. "changed_input": a call
+            wrote into its arguments. "aliased": a result shares memory with an argument. "changed_state": a call
+            changed global state. "not_repeated": a repeated call or backward pass gives other bits. "disturbed": two
+            losses of the same logits change each other. "crashed": the process of the call ended, or sent a damaged
+            reply. "hung": the call did not return.
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element and its error; None if the finding is not about a number.
@@ -84,7 +84,7 @@ class Numbers:
 
     `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` and
     `ratio` are the error, in ulp and as a share of the error bound, `bound`. If `versus` is "other" instead of "exact",
-    `exact` is a value that follows from other calls of the subject, and `radius` is the error bound of this value.
+    `exact` is a value that follows from other calls of the subject. `radius` is then the error bound of this value.
     """
 
     index: tuple[int, ...]

@@ -57,7 +57,7 @@ class Report:
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
-            "cases"; empty if the user chose neither.
+            "cases". Empty if the user chose neither.
         without: the features that the user declared as missing.
         grade: the grade that the user chose, or "".
         seconds: how long the run took; None if unknown, for example for a report from a file.
@@ -212,8 +212,8 @@ class Report:
         Args:
             verbosity: 0 gives a table with a row for each subject, the clearest findings and the coverage. 1 adds a
                 table by check and dtype for each subject, all causes and the known failures. 2 adds the environment,
-                the id of each finding, the cases nearest to a bound, and every reason why a case or a check did not
-                run. -1 gives the verdict alone.
+                the id of each finding, and the cases nearest to a bound. 2 also adds every reason why a case or a check
+                did not run. -1 gives the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]

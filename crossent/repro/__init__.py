@@ -4,8 +4,8 @@ A script for torch needs torch alone. A script for most other subjects needs cro
 
 A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject.
 For a wrong number, the script then calls a function `judge_…`. This function compares the number with the exact value,
-or with other results. The exit status is 1 if the finding happens, 0 if the finding does not happen, and 2 if the
-script cannot tell, for example because the call cannot run.
+or with other results. The exit status is 1 if the finding happens, and 0 if the finding does not happen. The exit
+status is 2 if the script cannot tell, for example because the call cannot run.
 
 A recipe names the functions and values for the scripts of a check. The result of a call has parts: the loss, and each
 gradient.

@@ -31,8 +31,8 @@ class Focus:
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the part, then the name of the call if the check makes several calls, as in "gradient reversed
-            along dimension 2"; "" if the finding is not about one part.
+        of: the name of the part, such as "gradient". A check of several calls adds the name of the call, as in
+            "gradient reversed along dimension 2". "" if the finding is not about one part.
         index: the index of the number in this part; None if the finding is not about one number.
     """
 

@@ -158,8 +158,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     the error that the call raises.
 
     Raises:
-        ValueError: there is no such subject, check or case; or the check does not run on this case; or the subject
-            raises an exception; or the check compares no number.
+        ValueError: there is no such subject, check or case, or the check does not run on this case. The subject raises
+            an exception, or the check compares no number.
         RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)

@@ -104,8 +104,8 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The exit status of the script is 1 if the finding happens, 0 if the finding does not happen, and 2 if the script
-    cannot tell.
+    The script has the exit status 1 if the finding happens, and 0 if the finding does not happen. The exit status is 2
+    if the script cannot tell.
 
     Args:
         finding: the finding of a run.
@@ -118,8 +118,8 @@ def script(
             source is unknown.
 
     Raises:
-        ValueError: the case cannot be built, or its inputs have other bits here; or the check does not run on the case,
-            or has no such finding.
+        ValueError: the case cannot be built, or its inputs have other bits here. The check does not run on the case, or
+            has no such finding.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):

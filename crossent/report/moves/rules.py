@@ -110,8 +110,8 @@ class Move:
     `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
     of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
 
-    `also` has the names of the new run's checks that find a wrong result, if the call raised in the old run and this is
-    the check "call"; otherwise `also` is empty.
+    If the call raised in the old run and this is the check "call", `also` may have names of checks. These checks ran
+    only in the new run, and failed without an exception of the subject. Otherwise `also` is empty.
     """
 
     kind: Kind
@@ -233,8 +233,8 @@ def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
 
     The caller of :func:`kind_of` compares contracts and declarations. A new failure of the check "result" is
     `BEHAVIOUR`, as are other bits in a repeated call. A new dtype or shape is always `BEHAVIOUR`. If a check newly
-    fails because a finite result became NaN or infinite, the kind is `BROKEN`; on a case with a decision of torch
-    (`policy`), `BEHAVIOUR`. A wrong NaN that became right is `FIXED`.
+    fails because a finite result became NaN or infinite, the kind is `BROKEN`. On a case with a decision of torch
+    (`policy`), the kind is `BEHAVIOUR`. A wrong NaN that became right is `FIXED`.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
