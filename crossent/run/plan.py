@@ -1,13 +1,13 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
 The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edges (cases at limits), the large cases
-(more than 2^31 elements), and the covering arrays of the grid (pairs, triples, sizes, size_triples and transformed).
-`samples` stands for a few cases of the corpus and of `transformed`.
+(more than 2^31 elements), and the covering arrays. The covering arrays of the grid are pairs, triples, sizes,
+size_triples and transformed. `samples` stands for a few cases of the corpus and of `transformed`.
 
 CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are the costs of checks (:class:`crossent.trials.check.Cost`). "Graph"
 means a graph that torch traces for torch.compile or torch.export. "Other circumstances" means calls without gradients,
-in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`), and calls with tensors that are not
-leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
+in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`). "Other circumstances" also means calls
+with tensors that are not leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
 
 In each of the two tables, a level also runs the rows of the levels above it. The exception is the row `samples`, which
 level thorough does not run:

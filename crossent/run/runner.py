@@ -49,7 +49,7 @@ def check(
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
 
-    Each subject runs on the built-in cases. The errors of loss and gradients must not exceed the error bounds, the
+    Each subject runs on the built-in cases. The errors of loss and gradients must not exceed the error bounds. The
     other checks of `crossent list checks` must pass, and bad input must raise the right error.
 
     Args:

@@ -146,8 +146,8 @@ class Settings:
         """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
 
         Raises:
-            ValueError: an id is not the id of a case, a pattern matches no case, no check runs on any chosen case, or a
-                chosen case has another operation.
+            ValueError: an id is not the id of a case, or a pattern matches no case. No check runs on any chosen case,
+                or a chosen case has another operation.
         """
         assert isinstance(self.cases, Mapping)
         if not self.only:

@@ -145,9 +145,9 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch, or names such a subject
-            that is not in the report; the report cannot be verified here; or a subject cannot be loaded or another
-            argument is wrong, as for `check`. The message is one line.
+        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch. `subjects` names such a
+            subject that is not in the report, or the report cannot be verified here. A subject cannot be loaded, or
+            another argument is wrong, as for `check`. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -247,8 +247,8 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
 
     Raises:
-        ValueError: `given` lacks the description of a subject that is neither a form nor torch, or describes such a
-            subject that is not in `names`, or a subject cannot be loaded.
+        ValueError: `given` lacks the description of a subject that is neither a form nor torch. `given` describes such
+            a subject that is not in `names`, or a subject cannot be loaded.
     """
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}

@@ -201,8 +201,9 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
     """Return whether a function takes options, but not input and target. Such a function makes a loss, as a class does.
 
-    A function takes input and target if it has `*arguments` or a required keyword `target`, or two positional
-    parameters of which the first is not an option. `parameters` are the parameters of the function.
+    A function takes input and target if it has `*arguments` or a required keyword `target`. A function also takes input
+    and target if it has two positional parameters, of which the first is not an option. `parameters` are the parameters
+    of the function.
     """
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False

@@ -43,7 +43,7 @@ class Feature:
         needs: a function that returns whether a call with the given inputs needs the feature; always False if only
             checks or bad inputs need the feature.
         instead: what the checks expect of a loss without the feature, as the end of the sentence "A loss without this
-            feature …"; "" if a run skips the inputs and checks that need the feature.
+            feature …". "" if a run skips the inputs and checks that need the feature.
         operations: the operations that a loss with this feature may compute.
     """
 
@@ -78,8 +78,8 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than `eps`.
 
-    `eps` is the `torch.finfo.eps` of the dtype of the target. If the probabilities had the sum 1 before they were
-    rounded to this dtype, their exact sum differs from 1 by at most half of `eps`. The other half is for the rounding
+    `eps` is the `torch.finfo.eps` of the dtype of the target. Take probabilities that had the sum 1 before they were
+    rounded to this dtype. Their exact sum differs from 1 by at most half of `eps`. The other half is for the rounding
     errors of this sum in float64. A call with class indices has no probabilities, so the result is False.
     """
     if not inputs.target.is_floating_point():

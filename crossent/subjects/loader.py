@@ -48,10 +48,10 @@ def load(
     A description may stand for several subjects, as `torch` does.
 
     Args:
-        subject: the name of a built-in subject, such as `formula`, `torch` or `torch_nll`; `package.module:NAME` or
-            `path/to/file.py:NAME`, where NAME may have dots; any of these with `+compile`; or an object that
-            :func:`crossent.subjects.callables.as_subject` accepts. With `ranks`, see
-            :func:`crossent.subjects.ranks.subject.load_on_ranks`.
+        subject: a description, or an object that :func:`crossent.subjects.callables.as_subject` accepts. A description
+            is the name of a built-in subject, such as `formula`, `torch` or `torch_nll`. A description is also
+            `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots. A description may end in
+            `+compile`. With `ranks`, see :func:`crossent.subjects.ranks.subject.load_on_ranks`.
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
@@ -66,8 +66,8 @@ def load(
             take a tenth of this time, but at least one second.
 
     Raises:
-        ValueError: the subject cannot be loaded; a feature, contract or grade does not exist; the grade contradicts the
-            contract; or the loss cannot run on this number of ranks. The message is one line.
+        ValueError: the subject cannot be loaded, or a feature, contract or grade does not exist. The grade contradicts
+            the contract, or the loss cannot run on this number of ranks. The message is one line.
         TypeError: the object is neither a description nor a callable that crossent can call as a cross-entropy.
 
     Example:

@@ -43,7 +43,7 @@ class Subject:
         operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
-        split: the rule by which the logits are cut into the shards of the ranks, a key of `SPLITS` in
+        split: the rule by which the logits are cut into the shards of the ranks. The rule is a key of `SPLITS` in
             :mod:`crossent.subjects.ranks.protocol`; "" for a loss in one process.
         normalization: "tokens" for a loss on ranks that divides by the number of kept rows of all ranks and
             micro-batches; "" for any other loss.

@@ -4,8 +4,8 @@ An isolated process calls a subject. The judge is the process that runs the chec
 judge starts the fork server before the judge computes any exact value. So no process of a user's function inherits an
 exact value.
 
-In a run of only forms and torch, none of them compiled, the fork server starts when cases run again after a crash
-or a hang. The fork server may then inherit exact values.
+A run may have only forms and torch, none of them compiled. The fork server then starts when cases run again after a
+crash or a hang. The fork server may then inherit exact values.
 """
 
 from __future__ import annotations

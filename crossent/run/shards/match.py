@@ -53,8 +53,8 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         early: a function that returns where the run of a report ended, such as "after 3 cases"; "" for a complete run.
 
     Raises:
-        ValueError: no report is given, or a report is of a whole run; or a shard is missing, repeated, not complete or
-            of a run with another number of shards. The message is one line.
+        ValueError: no report is given, or a report is of a whole run. A shard is missing, repeated, not complete or of
+            a run with another number of shards. The message is one line.
     """
     if not named:
         raise ValueError("shards: got no report; give the reports of all shards of a run")

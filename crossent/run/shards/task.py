@@ -57,8 +57,8 @@ class Task:
         subjects: the subjects, by name.
         folder: the folder in which the command runs, and from which it reads the files of subjects.
         environment: environment variables of the command, in addition to the variables of the worker.
-        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file;
-            ("", "") if there is no such file.
+        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file. Both
+            are "" if there is no such file.
     """
 
     options: Sequence[str]

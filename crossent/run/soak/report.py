@@ -30,10 +30,10 @@ SHOWN_VERSIONS = ("crossent", "torch", "python", "device")  # the entries of the
 class SoakReport:
     """The report of a soak, or of a shard of a soak: the settings, and the sums of each subject.
 
-    `str(report)` is the report as text. `report.ok` is True if the soak is complete, has no findings except known
-    failures, ran a case on every subject, and has evidence for every result. A result has no evidence if a wrong
-    result would pass on every case. A shard needs neither evidence nor a case on every subject, since the merged
-    report judges all shards together.
+    `str(report)` is the report as text. `report.ok` is True under four conditions: the soak is complete, has no
+    findings except known failures, ran a case on every subject, and has evidence for every result. A result has no
+    evidence if a wrong result would pass on every case. A shard needs neither evidence nor a case on every subject,
+    since the merged report judges all shards together.
 
     Attributes:
         environment: the versions and the device.

@@ -144,8 +144,8 @@ class Ranks:
         """Wait for the replies of all ranks, and return the replies. After a fault, raise an error: see `_checked`.
 
         Every rank has `seconds` to reply. If `strict` is True, the wait is shorter if all ranks without a reply sleep
-        for some seconds, and longer if these ranks get no processor. Only the wait for the start of the ranks is not
-        strict.
+        for some seconds. The wait is longer if these ranks get no processor. Only the wait for the start of the ranks
+        is not strict.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
@@ -246,9 +246,9 @@ class _Watch:
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
         """Return whether the ranks in `silent`, which have not replied, are late because they get no processor.
 
-        The result is True if a rank in `silent` was awake within the last second, and each rank in `silent` has
-        computed for at most half of `seconds`, the time limit of the request. The result is False if a rank in `silent`
-        is missing in /proc.
+        The result is True under two conditions: a rank in `silent` was awake within the last second, and each rank in
+        `silent` has computed for at most half of `seconds`. `seconds` is the time limit of the request. The result is
+        False if a rank in `silent` is missing in /proc.
         """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep

@@ -45,7 +45,7 @@ class Place:
         ranks: the number of ranks.
         backend: the backend of torch.distributed, such as "gloo".
         device: the device of the tensors, such as "cpu".
-        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job;
+        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job.
             "" until the launcher chooses a file.
         seconds: the time limit of a collective operation, in seconds.
     """

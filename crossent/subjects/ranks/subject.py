@@ -36,9 +36,10 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     """Return the subject of a loss on several ranks.
 
     Args:
-        given: the name of a subject in `RANK_SUBJECTS`; package.module:NAME or path/to/file.py:NAME; a class or a
-            function that follows :mod:`crossent.subjects.ranks.protocol`; or a loss of
-            :func:`crossent.adapters.from_ranks`, which keeps its own number of ranks, time limit and backend.
+        given: a description or an object. A description is the name of a subject in `RANK_SUBJECTS`,
+            package.module:NAME or path/to/file.py:NAME. An object is a class or a function that follows
+            :mod:`crossent.subjects.ranks.protocol`, or a loss of :func:`crossent.adapters.from_ranks`. Such a loss
+            keeps its own number of ranks, time limit and backend.
         ranks: the number of ranks.
         timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time, but
             at least one second.
