@@ -67,8 +67,8 @@ class Performed(Generic[T]):
     Attributes:
         value: the return value of the act; None if the act did not return.
         raised: the exception that ended the act, if there is one.
-        ended: "crashed" if the process of the subject or of a rank ended or sent a wrong reply, or no rank could be
-            started; "hung" if such a process exceeded the time limit; "" otherwise.
+        ended: "crashed" if the process of the subject or of a rank ended or sent a wrong reply, or if no rank could be
+            started. "hung" if such a process did not reply in time; "" otherwise.
         how: a description of the crash or of the exceeded time limit; "" if `ended` is "".
         changed_state: the names of the parts of the global state that the act changed and crossent restored. The list
             also names a long output of the act to stdout or stderr.

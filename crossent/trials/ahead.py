@@ -31,8 +31,8 @@ def prepare(
 
     A question is a case on a device. Questions with the same contract and structure form stacks, whose bounds are
     computed together. Comparisons read the stored values later, and compute any missing values. Bounds are missing for
-    a question with more than `_MOST` logits, for a question that is alone in its stack, and for a subject that cannot
-    take the inputs. The function skips each question of a linear cross-entropy.
+    a question with more than `_MOST` logits, and for a question that is alone in its stack. Bounds are also missing for
+    a subject that cannot take the inputs. The function skips each question of a linear cross-entropy.
 
     Args:
         questions: the questions.
@@ -59,8 +59,8 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
     """Yield each contract of a subject for a question, with the names of the results that have this contract.
 
     Results of different dtypes have different contracts. The loss and the gradients have a contract for the grade that
-    the subject must reach, and a contract for grade A, because a report says whether the subject reaches grade A. If
-    `along` is True, the results include the derivatives along a direction.
+    the subject must reach. They also have a contract for grade A, because a report says whether the subject reaches
+    grade A. If `along` is True, the results include the derivatives along a direction.
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")

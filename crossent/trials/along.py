@@ -40,9 +40,8 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
         direction: a tensor with the shape of the logits. If `batch` is True, a batch of such tensors.
         batch: whether to compute a batch of derivatives, one for each direction.
 
-    Returns:
-        The two derivatives. The first is None if autograd's graph of the gradient does not contain the logits, the
-        second if this graph does not contain the upstream gradient.
+    Returns: The two derivatives. The first is None if autograd's graph of the gradient does not contain the logits. The
+    second is None if this graph does not contain the upstream gradient.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)

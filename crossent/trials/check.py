@@ -81,8 +81,8 @@ class Check:
     def run(self, trial: Trial) -> Found:
         """Run the check, and yield each problem and each difference.
 
-        If a call after the first call of the case returns a loss of a wrong shape or dtype, yield a problem about this
-        loss, and end the check. May raise the other errors of :mod:`crossent.trials.trial`.
+        A call after the first call of the case may return a loss of a wrong shape or dtype. Then yield a problem about
+        this loss, and end the check. May raise the other errors of :mod:`crossent.trials.trial`.
         """
         try:
             yield from self.body(trial)

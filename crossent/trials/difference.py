@@ -49,8 +49,8 @@ class Difference:
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
         vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
-            tries are zeros, a constant, a gradient that leaves out the softmax, and a derivative that treats the
-            log-sum-exp as constant. Also True if the result has no elements.
+            tries are zeros, a constant, and a gradient that leaves out the softmax. Another wrong result is a
+            derivative that treats the log-sum-exp as constant. Also True if the result has no elements.
     """
 
     of: str
