@@ -188,8 +188,10 @@ def _finish(
     """Complete the report of a run, and return the report.
 
     Mark the findings that are known failures, and add the commands that repeat findings. Add the number of combinations
-    of three choices in the cases that ran. Unless the user chose cases, add the checks that the level left out. Only a
-    complete run without a choice reports fixed failures. A shard stores the states of the known failures instead.
+    of three choices in the cases that ran. Unless the user chose cases, add the checks that the level left out.
+
+    Only a complete run, without chosen checks or cases, reports fixed failures. A shard stores the states of the known
+    failures, from which the merged report lists the fixed failures.
 
     `planned` is the plan of the run or shard, and `known` has the lists of known failures.
     """

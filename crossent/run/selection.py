@@ -141,7 +141,7 @@ def _checks(
     level: str,
     every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks in `names`.
+    """Yield the checks that run on a chosen case: `call`, `result`, and the checks in `names`.
 
     The full id of a case allows any check. A pattern, or no choice of cases, allows only the checks that the plan runs
     on the case.

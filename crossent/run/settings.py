@@ -258,7 +258,8 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     """Return the name of the operation of a run: `operation`, if given, or else the operation of the built-in subjects.
 
-    The built-in subjects are forms and losses of torch, given by name. Without any, the default is "cross_entropy".
+    The built-in subjects are forms and losses of torch, given by name, compiled or not. Without a built-in subject, the
+    default is "cross_entropy".
 
     Raises:
         ValueError: two built-in subjects compute different operations, or one does not compute `operation`.
@@ -277,14 +278,14 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_built_in(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. Features declared missing do not count."""
+    """Return whether the subject is a form or torch, and not compiled. Features declared missing change nothing."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
 def mark_expected(
     report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
 ) -> list[tuple[str, str]]:
-    """Mark the known failures in a report, and return the states of all entries of `known`.
+    """Mark the known failures in a report, and return the states of the entries of `known` that apply to this report.
 
     Also add the fixed entries to `report.fixed`. :func:`crossent.report.expected_findings.mark` documents the states.
     torch's list applies only to subjects with torch's contract, and to torch's `loss_parallel`.

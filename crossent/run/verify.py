@@ -95,7 +95,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     every = builtin_subjects(OPERATIONS[settings.operation])
     names = {name for description in subjects or every for name in _names(description)}
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
-    hint = "; --force compares them anyway" if reasons else ""
+    hint = "; --force compares the two runs anyway" if reasons else ""
     if not parts:
         reasons.append("the two runs have no subject in common")
         hint = "; check a subject of the baseline"

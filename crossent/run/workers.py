@@ -82,7 +82,8 @@ class Workers(Generic[T]):
         """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers.
 
         `futures` maps each future to its part. A worker is silent if it has given no sign of life for `patience`
-        seconds. Before the first sign of life, the time is counted from the first look at the running part.
+        seconds. Before the first sign of life, the time is counted from the moment when this method first
+        finds the part running.
         """
         left = set(futures)
         while left:
@@ -109,9 +110,9 @@ def result(future: Future[T]) -> T | Ended:
     except TimeoutError:
         return Ended("hung", "the part did not end in time")
     except CancelledError:
-        return Ended("hung", "its worker process stopped responding, and was killed")
+        return Ended("hung", "the worker process stopped responding, and was killed")
     except ProcessExpired as death:
-        return Ended("crashed", f"its worker process ended: {status_in_words(death.exitcode)}")
+        return Ended("crashed", f"the worker process ended: {status_in_words(death.exitcode)}")
 
 
 @contextmanager

@@ -102,8 +102,8 @@ def keep_to_own_limits() -> bool:
     """Keep this process from reading and setting the resource limits of other processes; return whether this works.
 
     Call :func:`drop_privileges` first, as seccomp requires. A seccomp filter allows the system call `prlimit64` only
-    for the id 0, which stands for this process. The filter also refuses all system calls with the numbers of another
-    processor, such as 32-bit calls.
+    for the id 0, which stands for this process. The filter also refuses every system call of another ABI, such as a
+    32-bit call.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:

@@ -186,7 +186,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return the phrases `Feature.instead` of the features in `lacks`. Most features have no such phrase.
+    """Return the declared differences from torch: `Feature.instead` of each feature in `lacks`, unless empty.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']

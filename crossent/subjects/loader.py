@@ -27,7 +27,7 @@ from crossent.subjects.subject import Subject
 from crossent.words import DECLARED, cut, one_line, quoted, said
 
 _NAMES = [name for name in EVERY_NAMED if ":" not in name]
-_FORMATS = f"package.module:NAME and path/to/file.py:NAME, each except scalar also with {COMPILE_SUFFIX}"
+_FORMATS = f"package.module:NAME and path/to/file.py:NAME; all except scalar also with {COMPILE_SUFFIX}"
 _ALLOWED = f"{', '.join(_NAMES)}, {_FORMATS}"
 _WRITE = "write path/to/file.py:NAME"
 
@@ -180,9 +180,8 @@ def _attribute(module: str, attribute: str, where: str) -> object:
             exception. The message is one line.
     """
     if not all(name.isidentifier() for name in attribute.split(".")):
-        raise ValueError(
-            f"{quoted(attribute)} is not a Python name; allowed is a name in {cut(where)}, which may have dots"
-        )
+        advice = f"write the name of an object in {cut(where)}, such as loss or Losses.loss"
+        raise ValueError(f"{quoted(attribute)} is not a Python name; {advice}")
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except AttributeError as error:

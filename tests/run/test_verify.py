@@ -225,7 +225,7 @@ def test_a_report_that_cannot_run_is_an_error_of_one_line(key, value, reports, c
 @pytest.mark.parametrize(
     ("subject", "inputs", "end"),
     [
-        ("formula", None, "; --force compares them anyway"),
+        ("formula", None, "; --force compares the two runs anyway"),
         ("one_hot", None, "; the two runs have no subject in common; check a subject of the baseline"),
         ("formula", "00000000", "whose inputs have the same bits; run the cases of the baseline"),
     ],

@@ -53,7 +53,7 @@ def run(monkeypatch, *numbers, jobs=1):
 def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     started = time.monotonic()
     results = run(monkeypatch, 0, 5)
-    assert results == {0: Ended("hung", "its worker process stopped responding, and was killed"), 5: 5}
+    assert results == {0: Ended("hung", "the worker process stopped responding, and was killed"), 5: 5}
     assert time.monotonic() - started < 20
 
 
@@ -69,8 +69,8 @@ def test_a_worker_that_calls_alive_is_not_replaced(monkeypatch):
 
 def test_a_worker_that_ends_is_replaced(monkeypatch):
     results = run(monkeypatch, 1, 3, 5)
-    assert results[1] == Ended("crashed", "its worker process ended: exit status 3")
-    assert results[3] == Ended("crashed", "its worker process ended: exit status 130")
+    assert results[1] == Ended("crashed", "the worker process ended: exit status 3")
+    assert results[3] == Ended("crashed", "the worker process ended: exit status 130")
     assert results[5] == 5
 
 

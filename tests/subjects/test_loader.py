@@ -163,7 +163,7 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
         ("mine.py:xyz", "mine.py has no 'xyz'; it has Kernels, cross_entropy, loss"),
         ("mine.py:Kernels.fusd", "mine.py has no 'Kernels.fusd'; did you mean Kernels.fused?"),
         ("mine.py:Kernels.xyz", "mine.py has no 'Kernels.xyz'; Kernels has fused"),
-        ("mine.py:Kernels..fused", "'Kernels..fused' is not a Python name; allowed is a name in mine.py"),
+        ("mine.py:Kernels..fused", "'Kernels..fused' is not a Python name; write the name of an object in mine.py"),
         ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
         (
             "mine.py:Kernels.number",
@@ -176,7 +176,7 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
         (":loss", f"allowed are {', '.join([*FORMS, *KERNEL_FORMS, 'torch', *LINEAR_FORMS])}, package.module:NAME and"),
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
-        ("formulae+compile", "path/to/file.py:NAME, each except scalar also with +compile"),
+        ("formulae+compile", "path/to/file.py:NAME; all except scalar also with +compile"),
         ("formula+compiled", "did you mean formula? allowed are"),
         ("scalar+compile", "scalar computes with Python numbers, not with tensors; leave out +compile"),
         ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),

@@ -157,7 +157,7 @@ class _Run:
         self.executor: Any = self.given() if self.makes else self.given  # type: ignore[operator]
 
     def steps(self) -> Iterator[Step]:
-        """Run all shards. Yield a step after each shard.
+        """Run all shards. After each shard, yield a step for the progress bar.
 
         Raises:
             ValueError: the command for a shard refuses an argument, or a worker does not have the folder.

@@ -10,7 +10,7 @@ from crossent.report.document import ShardNumber
 from crossent.words import cut, quoted
 
 # The entries of the environment that may differ between shards. "threads" is torch's default number of threads, which a
-# run does not use. `_without_kernel` removes the version of the kernel, which often differs in a cluster.
+# run does not use. `_without_kernel` removes the version of the Linux kernel, which often differs in a cluster.
 MAY_DIFFER = ("threads",)
 _SHOWN = 10  # the most numbers of shards that a message lists
 
@@ -108,14 +108,14 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the entries of a report's environment that must be equal in all shards.
 
-    The number of threads is left out, and the platform has no version of the kernel.
+    The number of threads is left out. The value of "platform" lacks the version of the operating system's kernel.
     """
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
 
 
 def _without_kernel(platform: str) -> str:
-    """Return a platform without the version of the kernel, such as "Linux on x86_64 with glibc2.39".
+    """Return a platform without the version of the Linux kernel, such as "Linux on x86_64 with glibc2.39".
 
     A platform that names no C library, such as macOS, is returned unchanged.
     """

@@ -134,7 +134,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
     calls = {dtype: subject.calls(dtype) for dtype in made.dtypes}
     done = sum(calls.values()) + subject.not_applicable.total()
     if done != made.planned if made.complete else done > made.planned:
-        yield f"the sums have {done} calls, but the settings of the report give {made.planned}"
+        yield f"the sums have {done} cases, but the settings of the report give {made.planned}"
     found: Counter[tuple[str, str]] = Counter()
     for (check, dtype, kind), failures in subject.failures.items():
         found[check, dtype] += failures.count
@@ -173,9 +173,9 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
                 yield f"{worst}, but the report has no finding of this check in this dtype"
             yield from _other_case(made, tally.number, dtype, tally.case)
     if +found or subject.known.total() != sum(tally.expected for tally in subject.tallies.values()):
-        yield "the counts of findings do not fit together"
+        yield "the counts in `failures` and `known` do not fit the counts in `checks`"
     if min((*subject.known.values(), *subject.not_applicable.values()), default=1) < 1:
-        yield "a reason in `known` or `not_applicable` counts no calls"
+        yield "a count in `known` or `not_applicable` is below 1"
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:

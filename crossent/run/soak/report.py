@@ -140,7 +140,7 @@ class SoakReport:
         for subject in self.subjects:
             for reason, count in sorted(subject.not_applicable.items()):
                 parts.append(
-                    paragraph(printable(f"not applicable: {counted(count, 'call')}, since {subject.name} {reason}"))
+                    paragraph(printable(f"not applicable: {counted(count, 'case')}, since {subject.name} {reason}"))
                 )
             for reason, count in sorted(subject.known.items()) if verbosity > 0 else ():
                 parts.append(paragraph(printable(f"{counted(count, 'known failure')} of {subject.name}: {reason}")))

@@ -144,9 +144,12 @@ def _empty(subject: Subject) -> SubjectSums:
 
 
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
-    """Run the cases of a soak part by part, and add the results to the report. Yield a step after each part.
+    """Run the cases of a soak part by part, and add the results to the report.
 
-    `known` has the lists of known failures. If a call makes the device unusable, end early: `report.complete` is False.
+    After each part, yield a step for the progress bar. If a call makes the device unusable, end early:
+    `report.complete` is False.
+
+    `known` has the lists of known failures.
     """
     checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
     for numbers in _parts(report):

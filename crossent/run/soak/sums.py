@@ -26,8 +26,8 @@ class SoakTally(Tally):
     `ran` counts the cases on which the check ran, and `skipped` the cases on which the check was skipped. `expected`
     counts known failures, and `failed` the other failures. The worst case is the case with the largest share of its
     error bound. Of equally bad cases, the worst case has the lowest number. A known failure is never the worst case.
-    `case` is the id of the worst case, `number` its number, and `ratio` its share. Without a worst case, `number` is 0.
-    :class:`crossent.report.findings.Tally` documents the other attributes.
+    `case` is the id of the worst case, `number` its number, and `ratio` its share. Without a worst case, `case` is "",
+    `ratio` is None and `number` is 0. :class:`crossent.report.findings.Tally` documents the other attributes.
     """
 
     skipped: int = 0
@@ -122,9 +122,10 @@ class SubjectSums:
 
 
 def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:
-    """Return the sums of `part`, the results of one subject on some cases. Of the subject, set only its name.
+    """Return the sums of `part`, the results of one subject on some cases.
 
-    `numbers` maps each case id to the case number.
+    `numbers` maps each case id to the case number. The attributes `contract`, `declared`, `source` and `code` of the
+    sums keep their defaults.
     """
     sums = SubjectSums(part.name, not_applicable=part.not_applicable)
     for key, tally in part.tallies.items():

@@ -179,9 +179,11 @@ class Ranks:
     def _checked(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
         """Return the replies of all ranks. Raise an error if a rank raised an exception, ended or did not reply.
 
-        If all ranks raised the same exception on a request, raise an exception with this message; the ranks continue to
-        run. In all other cases, and after a failed start, first end the ranks. If the ranks did different things, the
-        error says what each rank did. `seconds` and `strict` are the arguments of `_replies`, for the message.
+        If all ranks raised the same exception on a request, raise an exception with the same message; the ranks
+        continue to run. Before any other error, for example of a failed start, end the ranks. If the ranks did
+        different things, the error says what each rank did.
+
+        `seconds` and `strict` are the arguments of `_replies`, for the message.
         """
         replies = [rank.reply for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(replies) if one is not None and "raised" in one}

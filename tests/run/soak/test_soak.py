@@ -204,7 +204,7 @@ def test_a_soak_in_which_nothing_ran_or_nothing_could_fail_does_not_pass(folder,
     no_dtype = ("rare.py:loss", "--seed", "0", "--cases", "3", "--dtype", "float32", "--without", "float32")
     status, text, _ = run(capsys, "soak", *no_dtype)
     assert (status, "NOTHING RAN: nothing ran" in text) == (NOTHING_RAN, True)
-    assert "not applicable: 3 calls, since loss is declared without float32" in text
+    assert "not applicable: 3 cases, since loss is declared without float32" in text
     seed = next(seed for seed in range(1000) if [one.classes for one in draws(1, ["float64"], seed)] == [1])
     status, text, _ = run(capsys, "soak", "formula", "--cases", "1", "--seed", str(seed), "--dtype", "float64")
     assert (status, "NOT PROVEN" in text, "NO EVIDENCE for the loss in float64" in text) == (FAILED, True, True)
