@@ -28,7 +28,7 @@ def name_of_class(error: type[BaseException]) -> str:
 def text_of(error: BaseException) -> str:
     """Return the message of an exception, without white space at its ends, cut after `LONGEST_TEXT` characters.
 
-    If `str` of the exception raises an error, return a sentence with the class of this error.
+    If `str(error)` raises an exception, return a sentence with the class of the raised exception.
     """
     try:
         return str(error).strip()[:LONGEST_TEXT]

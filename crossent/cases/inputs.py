@@ -94,9 +94,9 @@ class Inputs:
 
 
 def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return the reason why a device cannot hold the inputs that `build` makes, or "" if the device can.
+    """Return the reason why a device does not support the dtypes of the inputs that `build` makes; "" if it does.
 
-    The only such device is Metal, which has no float64.
+    Only MPS gives a reason, for float64.
     """
     if reason := lacks_float64(device):
         made = build()

@@ -162,7 +162,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         seconds: the time limit.
 
     Raises:
-        ValueError: within the time limit, the process does not send a dict as JSON, in fewer than `LONGEST` bytes.
+        ValueError: the process does not send a dict, as JSON of fewer than `LONGEST` bytes, within the time limit.
     """
     ours, theirs = os.pipe()
 

@@ -37,9 +37,9 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract in the report. If the user chose no contract, a built-in subject or
-            `loss_parallel` has the name of its promise here; with `+compile`, of its promise without `+compile`. Any
-            other subject has "kernel".
+        contract: the name of the contract in the report. If the user chose no contract, a built-in subject has the
+            name of its promise, and any other subject has "kernel". `loss_parallel` counts as built-in unless the user
+            chose a grade. `+compile` does not change the name.
         operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks on which the loss runs; 0 for a loss in one process.

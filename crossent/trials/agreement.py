@@ -127,7 +127,9 @@ def _rename(difference: Difference, way: str) -> Difference:
 
 
 def times(factor: Fraction, numbers: Ball) -> Ball:
-    """Return the numbers and their radii multiplied by a factor. Unless the factor is 1, `lo` of `numbers` must be 0.
+    """Return the numbers and their radii multiplied by a factor.
+
+    Each number is a pair of float64 numbers, `hi + lo`. Unless the factor is 1, `lo` must be 0.
 
     The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
     `3 u` times the computed product, where `u` is the unit roundoff of float64. An underflow can add an error of

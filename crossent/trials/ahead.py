@@ -76,7 +76,10 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the bounds of `calls` in stacks with at most `_MOST` logits. A larger call is alone in its stack."""
+    """Yield `calls`, each the bounds of one call, in stacks with at most `_MOST` logits.
+
+    A call with more logits is alone in its stack.
+    """
     stack: list[Bounds] = []
     size = 0
     for call in calls:

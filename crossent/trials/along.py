@@ -57,14 +57,13 @@ def compare_derivative(
 ) -> Iterator[Difference | Problem]:
     """Yield the difference of a derivative from its exact values.
 
-    If the derivative has a wrong shape or dtype, yield a problem instead. If the derivative is None, yield a problem or
-    nothing.
+    If the derivative has a wrong shape or dtype, yield a problem instead. None stands for zeros. For None, yield
+    nothing if the exact values are 0; otherwise yield a problem.
 
     Args:
-        name: the name of the derivative: "second", "upstream_gradient" or "tangent". The last two have the same exact
-            values.
-        got: the derivative that the subject computed. None stands for zeros, and is a problem only if an exact value is
-            not 0.
+        name: "second" or "upstream_gradient", the two derivatives that :func:`second_order` returns, or "tangent", the
+            derivative of the loss. The last two names have the same exact values.
+        got: the derivative that the subject computed, or None.
         along: the exact derivatives.
         trial: the subject on the case.
     """

@@ -268,8 +268,10 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
     for result in _each(Result, value):
         wrong = [_wrong_gradient(result, inputs, gradients) for inputs in given]
         if wrong and all(wrong):
-            words = in_words(wrong[0], given[0].operation)
-            raise ValueError(f"{words}: missing, or of another shape or dtype than {GRADIENTS[wrong[0]]}")
+            part, leaf = result.parts.get(wrong[0]), given[0].leaves[wrong[0]]
+            made = "None" if part is None else dtype_and_shape(part.dtype, part.shape)
+            expected = dtype_and_shape(leaf.dtype, leaf.shape)
+            raise ValueError(f"{in_words(wrong[0], given[0].operation)}: got {made}; expected {expected}")
 
 
 def _each(kind: type[S], value: object) -> list[S]:

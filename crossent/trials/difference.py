@@ -118,11 +118,11 @@ def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, Any
 
 
 def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """Return the exact gradient, but with 0 in each ignored row that is NaN there and 0 in the result `got`.
+    """Return the exact gradient, with 0 in ignored rows whose exact numbers are all NaN and whose result is all 0.
 
-    `kept` is False for ignored rows. The exact gradient of an ignored row is NaN if the row has no softmax, for example
-    because a logit is NaN. torch returns NaN for such a row, although its documentation says that an ignored row does
-    not contribute (pytorch#11551). So both 0 and NaN are right.
+    `got` is the result. `kept` is False for ignored rows. The exact gradient of an ignored row is NaN if the row has no
+    softmax, for example because a logit is NaN. torch returns NaN for such a row, although its documentation says that
+    an ignored row does not contribute (pytorch#11551). So both 0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact

@@ -41,7 +41,7 @@ class LinearResultBounds:
     """The error bounds of a linear cross-entropy under a contract. The properties are named as in :class:`Exact`.
 
     Attributes:
-        terms: the arguments of the cross-entropy of the logits, which the linear layer returns.
+        terms: the arguments of the cross-entropy, as rows. The logits are the output of the linear layer.
         contract: the contract.
     """
 

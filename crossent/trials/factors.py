@@ -98,11 +98,12 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
-    """Return a number that is not below the logarithm of the least softmax in a row with this loss.
+    """Return an upper bound of the logarithm of the smallest softmax in a row with this loss.
 
-    The loss is the sum of `-log p` over the classes, each times its target probability after label smoothing. So the
-    largest `-log p` is at least the loss, divided by the sum of the target probabilities if this sum is above 1. This
-    is not so with a negative probability: then the function returns 0.
+    `axis` is the dimension of the classes. The loss is the sum of `-log p` over the classes, each times its target
+    probability after label smoothing. So the largest `-log p` is at least the loss, divided by the sum of the target
+    probabilities if this sum is above 1. If a target probability is negative, this does not hold, and the function
+    returns 0.
     """
     if not is_dense(inputs):
         return -loss

@@ -112,7 +112,7 @@ def poison(inputs: Inputs) -> None:
 
 
 def _has_changed(new: Tensor, old: Tensor) -> bool:
-    """Return whether the memory, the shape, the strides or the offset of two tensors differ."""
+    """Return whether two tensors differ in the bytes of their storage, their shape, strides or offset."""
     return _view(new) != _view(old) or not memory(new).equal(memory(old))
 
 

@@ -1,5 +1,6 @@
 """Test the errors about the gradients of a call: a detached loss, and a result without a right gradient."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -53,13 +54,16 @@ def test_the_error_of_a_missing_or_wrong_gradient_names_the_gradient():
     inputs = LINEAR.build()
     got = evaluate(composed, inputs)
     require_gradients((got, "text"), (inputs,), tuple(GRADIENTS))
-    for name, argument, words in (
-        ("gradient", "input", "gradient of the input"),
-        ("weight_gradient", "linear_weight", "gradient of linear_weight"),
-    ):
+    for name, words in (("gradient", "gradient of the input"), ("weight_gradient", "gradient of linear_weight")):
         right = getattr(got, name)
-        for wrong in (None, right[1:], right.double()):
-            with pytest.raises(ValueError, match=f"^{words}: missing, or of another shape or dtype than {argument}$"):
+        rows, columns = right.shape
+        for wrong, made in (
+            (None, "None"),
+            (right[1:], f"float32 with shape ({rows - 1}, {columns})"),
+            (right.double(), f"float64 with shape ({rows}, {columns})"),
+        ):
+            message = f"{words}: got {made}; expected float32 with shape ({rows}, {columns})"
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
                 require_gradients([got, [replace(got, **{name: wrong})]], (inputs,), tuple(GRADIENTS))
         require_gradients(replace(got, **{name: None}), (inputs,), ())
     require_gradients(replace(got, loss=torch.zeros(3), gradient=None), (inputs,), tuple(GRADIENTS))

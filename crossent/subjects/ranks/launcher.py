@@ -50,8 +50,8 @@ class Launcher:
     def __init__(self, load: Callable[[], Any], description: str) -> None:
         forks = may_fork()
         if not forks and not description:
-            given = "a class or function on several ranks must be importable by its name"
-            raise TypeError(f"{given}, because the ranks start in a new Python process; give path/to/file.py:NAME")
+            given = "a class or function that a new Python process, which starts the ranks, cannot import by its name"
+            raise TypeError(f"subject: got {given}; give path/to/file.py:NAME")
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_SECONDS_TO_REPLY)
         self.owner = os.getpid()

@@ -55,9 +55,9 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call. They end with :meth:`close`, after a fault, or when this object is deleted. A
-    later call starts new ranks. The attributes `split` and `normalization` are those of the user's class or function.
-    The attribute `lacks` is the result of :func:`lacks_of`.
+    The ranks start at the first call. They end with :meth:`close`, when this object is deleted, or after a fault, such
+    as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` are those
+    of the user's class or function. The attribute `lacks` is the result of :func:`lacks_of`.
 
     Args:
         given: the user's class or function.
@@ -141,7 +141,8 @@ class RankLoss:
     def take_changed_state(self) -> list[str]:
         """Return the names of the parts of the global state that a rank has changed since the last call of this method.
 
-        The rank has restored these parts. The names include those of the losses that :meth:`on` has returned.
+        The rank has restored these parts. The result also has the parts that the ranks of a loss from :meth:`on` have
+        changed.
         """
         changed, self._ranks.changed_state = self._ranks.changed_state, []
         changed += [name for other in self._others.values() for name in other.take_changed_state()]
@@ -188,8 +189,8 @@ class RankLoss:
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss of a batch and the gradient of its logits, computed in micro-batches.
 
-        `inputs` is the whole batch, with options and upstream gradient. `sizes` has the number of samples of each
-        micro-batch, which are entries of the first axis. The loss is the sum of the parts of all ranks and
+        `inputs` is the whole batch, with options and upstream gradient. A sample is an entry of the first axis. `sizes`
+        has the number of samples of each micro-batch. The loss is the sum of the parts of all ranks and
         micro-batches. If `differentiable` is False, the gradient is None. Call this method only for a loss with
         normalization="tokens".
 
@@ -315,9 +316,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _different(one: Tensor, other: Tensor) -> Any:
-    """Return, for each number of two losses of the same dtype and shape, whether its bits differ, as a numpy array.
+    """Return a numpy array of bool that says at which elements the bits of two losses differ.
 
-    All NaN count as equal.
+    The losses have the same dtype and shape. All NaN count as equal.
     """
     return (bits(one) != bits(other)) & ~(one.isnan() & other.isnan()).numpy()
 

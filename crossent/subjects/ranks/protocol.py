@@ -80,7 +80,7 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
 
 
 def can_start_ranks() -> bool:
-    """Return whether ranks can start here: the system forks processes, and torch can start ranks."""
+    """Return whether ranks can start here: the system can fork, and torch is 2.3 or newer, with torch.distributed."""
     return can_fork() and _has_launcher()
 
 
@@ -104,7 +104,7 @@ class RankEndedError(RuntimeError):
 
 
 class RanksDifferError(RuntimeError):
-    """The ranks disagree: some raised an exception and others did not, or their losses differ."""
+    """Some ranks raised an exception and others did not, or the ranks returned different losses."""
 
 
 class OnRank:
@@ -262,11 +262,11 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return the reason of the missing feature `one_class`, if a rank would have no classes for these inputs.
+    """Return why a loss cannot take inputs that leave a rank without classes; otherwise None.
 
-    Otherwise return None. A loss that needs classes on every rank lacks `one_class`: on two ranks, one class leaves the
-    second rank without classes. `rule` is the attribute `split` of the loss; only the rule "classes" gives a reason.
-    `ranks` is the number of ranks. `lacks` has the features that the loss lacks, with the reasons.
+    A loss that needs classes on every rank lacks the feature `one_class`. The result is the reason of this feature in
+    `lacks`, the missing features with their reasons. `rule` is the attribute `split` of the loss; only the rule
+    "classes" gives a reason. `ranks` is the number of ranks.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None

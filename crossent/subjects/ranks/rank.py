@@ -320,7 +320,10 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
-    """Run a forward and a backward pass outside of the context. Return the checksum or the error as a phrase."""
+    """Run a forward and a backward pass outside of the context.
+
+    Return a phrase with a checksum of the loss and the gradient, or with the error.
+    """
     logits, target, options = _arguments_on(state.place.own_device, request)
     local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:

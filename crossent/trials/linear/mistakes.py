@@ -302,7 +302,7 @@ def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: A
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield a phrase if the gradient `got` is 0 in its last rows or classes, and 0 is wrong for any of these elements.
+    """Yield a phrase if the gradient `got` is 0 in its last rows or classes, and 0 is wrong for at least one of these.
 
     0 is wrong if the magnitude of the exact value is larger than the error bound, `allowed`. `of` is the name of the
     result. For the loss, yield nothing.
