@@ -221,7 +221,8 @@ def from_ranks(
     """Adapt a loss on several ranks, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
     Each rank is a process of one torch.distributed group. The ranks start at the first call. They end when the callable
-    is closed or deleted. The page "On several ranks" of the docs shows how to write the class or function.
+    is closed or deleted. The page "On several ranks" of the docs shows how to write such a loss, as a class or
+    a function.
 
     Args:
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
@@ -265,11 +266,11 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable on tensors that calls `run`, with the signature of `function` and an attribute `lacks`.
+    """Return a callable on tensors that has the signature of `function` and an attribute `lacks`.
 
-    The attribute has the features in the argument `lacks`, and torch's transforms, such as vmap. If ml_dtypes is not
-    installed, the attribute also has bfloat16. The reason for the transforms begins with `reason`, such as "is a JAX
-    function".
+    The callable computes the loss with `run`. The attribute has the features in the argument `lacks`, and torch's
+    transforms, such as vmap. If ml_dtypes is not installed, the attribute also has bfloat16. The reason for the
+    transforms begins with `reason`, such as "is a JAX function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 

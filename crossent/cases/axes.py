@@ -1,7 +1,7 @@
 """The axes of a case whose choices are words, the size ranges, and the rules that exclude impossible cases.
 
-`CLASS_SIZES` and `ROW_SIZES` have the numbers of classes and rows in each size range. The other choices of `sizes`, and
-the choices of `label_smoothing`, are in `crossent.cases.grid`.
+`CLASS_SIZES` and `ROW_SIZES` have the numbers of classes and rows in each size range. The choices of the other two
+axes, `sizes` and `label_smoothing`, are in `crossent.cases.grid`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def size_range(number: int, limits: Sequence[int], of: str) -> str:
 
     Args:
         number: The number of classes, rows or hidden units.
-        limits: The last number of each size range except the highest, which has none, in ascending order.
+        limits: The last number of each size range, in ascending order. The highest size range has no last number.
         of: "classes", "rows" or "hidden units", which follows the numbers in the text.
 
     >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")
@@ -177,7 +177,7 @@ CONSTRAINTS = (
         lambda reduction, upstream: reduction != "none" and upstream in OF_ROWS,
     ),
     Constraint(
-        "these values need ignored rows",
+        f"the values {' and '.join(name for name, kind in VALUES.items() if kind.ignored_only)} need ignored rows",
         ("values", "ignored"),
         lambda values, ignored: VALUES[values].ignored_only and ignored == "kept",
     ),

@@ -1,7 +1,8 @@
 """Cases at the limits of sizes and number formats, for special code paths in torch, and for decisions of torch.
 
 Some cases have a choice that the covering arrays of :mod:`crossent.cases.grid` leave out. A case has the name of its
-issue, or a name that says what the case is about.
+issue, or a name that says what the case is about. The results of some cases follow a decision of torch and not the
+formula. For example, the mean over no rows is NaN. `POLICIES` has these cases.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
 
 
 def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
-    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k, without 0. Vectors, blocks and tiles end at these sizes."""
+    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k, without 0. A kernel's vectors and blocks end near 2^k."""
     return tuple(sorted({2**k + by for k in exponents for by in (-1, 0, 1)} - {0}))
 
 
@@ -131,7 +132,7 @@ POLICIES = {
     "-inf in an ignored row": _policy("inf_ignored", ignored="ignored_first"),
     "a NaN logit": _policy("nan", reduction="sum"),
     "a logit of +inf": _policy("positive_inf", reduction="sum"),
-    "a row of -inf alone": _policy("inf_rows", reduction="sum"),
+    "a row whose logits are all -inf": _policy("inf_rows", reduction="sum"),
     "-inf on a class that is not the true one": _policy("inf_off_target", reduction="sum"),
     "-inf on the true class": _policy("inf_on_target", reduction="sum"),
     "-inf with label_smoothing": _policy("inf_off_target", reduction="sum", label_smoothing=0.1),

@@ -19,12 +19,13 @@ GRADIENTS = {
 class Operation:
     """A function of torch that subjects compute.
 
-    Inside crossent, every loss is called as `loss(input, target, **options)`. A tensor that only one operation takes,
-    such as `linear_weight`, is an option in these calls.
+    Inside crossent, every loss is called as `loss(input, target, **options)`. In these calls, a tensor that only one
+    operation takes is an option. So `linear_weight` is an option, although a user's function takes this tensor by
+    position.
 
     Attributes:
         name: the name, as `crossent check --operation` takes it.
-        arguments: the arguments that a subject takes by position.
+        arguments: the arguments that a user's function takes by position, in this order.
         options: the keywords of the other arguments, each with a default that means the same as the default of torch.
         gradients: the names of the gradients, which are keys of `GRADIENTS`.
         words: the words for arguments in messages, by the names of the arguments. An argument without a word appears

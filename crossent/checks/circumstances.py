@@ -39,7 +39,7 @@ UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = 
 }
 
 # The names of the calls in threads: first one thread, then two threads at the same time.
-THREADS = ("in a thread", "beside another thread", "in the other thread")
+THREADS = ("in a thread", "in the first of two threads", "in the second of two threads")
 
 
 def _leaf(logits: Tensor) -> Tensor:
@@ -214,7 +214,8 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     This is an act: a function that runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and the sentence of :func:`describe_attribute_change`.
+        The loss, its requires_grad, the inputs after the call, and a sentence about an argument
+        whose attributes the call changed, or "".
     """
     mode, required = UNRECORDED[way]
     with mode():
@@ -250,8 +251,9 @@ def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradien
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: the exception of a thread. If several threads raise, the exception of the first of their inputs.
-            A BrokenBarrierError is raised only if no thread raises another exception.
+        BaseException: the exception of a thread. If several threads raise, the exception of the first of these
+            threads, in the order of `inputs`. A BrokenBarrierError is raised only if no thread raises another
+            exception.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)

@@ -53,8 +53,9 @@ def evaluate_compiled(
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return the error for a compiled loss that raised an exception.
 
-    Dynamo's own exception may only say that another exception was raised. So the message also names the exception at
-    the start of the chain of causes. The message ends with `where`, a phrase about the call, or "" for the first call.
+    The message describes this exception, and the exception that began its chain of causes. Dynamo's own exception may
+    only say that another exception was raised. The message ends with `where`, a phrase about the call, or "" for
+    the first call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses
@@ -90,7 +91,7 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     Code for a CPU may also add up the rows in any order: see :attr:`Contract.compiled`.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
-    blocks. The contract is `own` with the functions "fast" of `FUNCTIONS`, and with `fused`.
+    blocks. The contract is `own` with `fused=True`, and with the "fast" functions (`FUNCTIONS`) of its compute format.
     """
     if backend == TRACER:
         return own

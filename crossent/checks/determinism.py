@@ -82,10 +82,10 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     This is an act: a function that runs in the process of the subject.
 
-    The arguments are zeros until the copy runs. A subject that runs on any other stream, and does not wait for the new
-    stream, computes from these zeros. Before the copy, the function makes another call on the new stream, with the
-    right values, and does not use the result of this call. After the second call, the caller's stream fills freed
-    memory with NaN. If this torch cannot delay a stream, the function returns NotRun.
+    To compile and load kernels, the function first makes a call on the new stream with the right values, and does not
+    use the result. Then the arguments are zeros until the copy runs. A subject that runs the second call on any other
+    stream, and does not wait for the new stream, computes from these zeros. After the second call, the caller's stream
+    fills freed memory with NaN. If this torch cannot delay a stream, the function returns NotRun.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:

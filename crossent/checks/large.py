@@ -97,7 +97,7 @@ def memory(trial: Trial) -> Iterator[Problem]:
     # The judge measures the free memory: an isolated process may be asked again later, when another amount is free.
     if (have := available(device)) < need:
         raise NotRunError(_too_little(need, have, device))
-    grown = trial.perform(grow_memory, trial.question.fresh(), trial.gradients, device, need)
+    grown = trial.perform(measure_memory, trial.question.fresh(), trial.gradients, device, need)
     most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
     if grown >= most:
         said = f"memory: got {grown / 2**20:.0f} MiB for a call with {MEMORY_ROWS} rows and {MEMORY_CLASSES} classes"
@@ -105,8 +105,8 @@ def memory(trial: Trial) -> Iterator[Problem]:
         yield Problem("wrong", f"{said}; {due}\nIf this is intended, declare it: {as_options(without=['memory'])}")
 
 
-def grow_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
-    """Return by how many bytes the memory grows at most during a call of the subject on many rows and classes.
+def measure_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
+    """Return the largest growth of the memory, in bytes, during a call of the subject on many rows and classes.
 
     This is an act: a function that runs in the process of the subject.
 

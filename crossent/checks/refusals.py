@@ -34,7 +34,7 @@ class Reaction:
             changed no argument; None if the device can no longer be read.
         changed_state: the names of the parts of the global state that the call changed.
         ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
-        how: how the process ended, in words; "" if the call returned or raised.
+        how: a description of the crash or of the exceeded time limit; "" if `ended` is "".
     """
 
     raised: Raised | None = None

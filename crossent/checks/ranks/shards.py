@@ -74,7 +74,7 @@ def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def world_sizes(trial: Trial) -> Iterator[Difference]:
-    """On a single rank, and on one rank fewer, the same call gives the exact loss and gradient.
+    """On a single rank, and on one rank fewer than `--ranks`, the same call gives the exact loss and gradient.
 
     So the results on different numbers of ranks agree up to the sum of their error bounds. With `--ranks 1`, the check
     makes no further call.
@@ -225,7 +225,8 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
     rows = torch.arange(inputs.input.shape[0])
     for rank, own in enumerate(rows.chunk(ranks)):
         if len(own) < len(rows):
-            yield from _compared(trial, _ignoring(inputs, torch.isin(rows, own)), f"with rank {rank} idle")
+            ignoring = _ignoring(inputs, torch.isin(rows, own))
+            yield from _compared(trial, ignoring, f"with all rows of rank {rank} ignored")
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:

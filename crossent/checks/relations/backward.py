@@ -24,7 +24,7 @@ from crossent.trials.trial import Problem, Trial
     operations=EVERY_OPERATION,
 )
 def two_backwards(trial: Trial) -> Iterator[Problem]:
-    """A graph can be differentiated twice, and two losses of the same logits do not change each other's results.
+    """A repeated backward pass gives the same bits, and two losses of the same logits do not affect each other.
 
     Liger-Kernel#272 and #343: a loss stored its gradient in the logits, and scaled the gradient there in the backward
     pass.

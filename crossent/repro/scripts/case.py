@@ -37,7 +37,7 @@ equations: Any = ((given, given),)
 # For each term of a sum: the position of a result in the equation, a factor, and an index in the result.
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
 # The names of several calls.
-calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
+calls: tuple[str, ...] = ("in a thread", "in the first of two threads", "in the second of two threads")
 # Calls in which only some arguments require a gradient: the name of the call, and these arguments by their gradients.
 wanted_of: tuple[tuple[str, dict[str, str]], ...] = (("of the logits alone", {"gradient": "input"}),)
 chunk_sizes: tuple[tuple[str, str, int], ...] = ()  # for each call: its name, and keyword and size of the chunks
