@@ -20,17 +20,7 @@ from crossent.commands.reports import recorded, unreadable
 from crossent.commands.soak import soak
 from crossent.files import chosen_files, write_all
 from crossent.option_types import Word
-from crossent.options import (
-    FAILED,
-    INTERRUPTED,
-    NOT_WRITTEN,
-    NOTHING_RAN,
-    PASSED,
-    WRONG_USE,
-    as_click_errors,
-    check_options,
-    chosen_part,
-)
+from crossent.options import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, as_click_errors
 from crossent.words import printable, quoted
 
 if TYPE_CHECKING:
@@ -84,7 +74,7 @@ def crossent(context: click.Context) -> int:
 
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
-@check_options
+@options.check_options
 @options.verbosity
 @options.report_files
 def check(
@@ -126,7 +116,8 @@ def check(
     \b
     Exit status:
       0    all checks passed
-      1    a check failed; or a wrong result would pass every case of a dtype;
+      1    a check failed; or a check gives no evidence in a dtype, because a
+           wrong result, such as zeros, would pass on every case;
            or no case ran on a subject; or no check of --check ran;
            or --baseline shows a change for which `crossent diff` exits with 1
       2    wrong use
@@ -167,7 +158,7 @@ def check(
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
     warn_of_grade(subjects, contract, grade)
-    status, chosen = None, chosen_part(subjects, on_dask=dask is not None, **part)
+    status, chosen = None, options.chosen_part(subjects, on_dask=dask is not None, **part)
     if old is not None and not force:
         with as_click_errors():  # before the run, which takes long
             some = {**chosen, "operation": operation_of(subjects, chosen["operation"])}
@@ -231,7 +222,8 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     or class of error). Other results are, for example, worse within bounds, fixed and same bits.
 
     Exit status: 0: none of the first three results. 1: one or more of these three; with --strict, also worse within
-    bounds. 2: wrong use, or incomparable reports. 3: nothing was compared (--force). 141: the output cannot be written.
+    bounds. 2: wrong use, or incomparable reports. 3: with --force, nothing was compared. 141: the output cannot be
+    written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -329,8 +321,9 @@ def repro(
 
     A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
     alone, and marks where to insert your function. With --subject, the script imports your function, and also needs
-    crossent. The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, it exits
-    with 0 if the number is within its error bound.
+    crossent. The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, FINDING
+    names a check that passes: the script shows the number nearest to its error bound, and exits with 0 if this number
+    is within the bound.
     """
     if report is not None and device is not None:
         raise click.UsageError(f"--device: got {quoted(device)} and a REPORT, which sets the device; give only one")

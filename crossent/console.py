@@ -95,7 +95,8 @@ class Remaining(ProgressColumn):
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
     """Print a warning to stderr if --grade applies only to some of the subjects.
 
-    Without --contract, the forms and torch keep their own grades. If the run has only these subjects, print nothing.
+    Without --contract, the forms and torch keep their own grades. If --grade applies to no subject, print nothing,
+    since the run then ends with an error.
     """
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):

@@ -112,7 +112,7 @@ def _one_thread_of_openblas() -> Iterator[None]:
 def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel.
 
-    Return None if numpy has no wheel with OpenBLAS.
+    Return None if the installed numpy is not from a wheel with OpenBLAS.
     """
     package = Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
@@ -230,7 +230,8 @@ def available(device: str) -> int:
     """Return about how many bytes of memory this process may still use on a device.
 
     On a CPU, the number is the least of three: the available memory, RLIMIT_DATA of this process, and the unused part
-    of the container's limit. On a CPU outside Linux, the number is the size of the whole memory.
+    of the container's limit. On a CPU outside Linux, the number is the size of the whole memory, or RLIMIT_DATA if this
+    limit is smaller.
     """
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # otherwise, memory that torch caches counts as used
@@ -262,7 +263,7 @@ def available(device: str) -> int:
 def process_limit() -> float:
     """Return the limit of this process on memory, RLIMIT_DATA, in bytes; infinity without a limit.
 
-    An isolated process has a limit; a user can set another.
+    An isolated process has a limit. A user can set a limit for any process with `ulimit -d`.
     """
     limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
     return math.inf if limit == resource.RLIM_INFINITY else limit

@@ -211,7 +211,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return a function that computes the loss from the tensors that can have a gradient, followed by these tensors."""
+    """Return `(f, *tensors)`: the function `f` computes the loss from `tensors`, which can have a gradient."""
     leaves = inputs.leaves
 
     def of_primals(*tensors: Tensor) -> Tensor:

@@ -21,7 +21,11 @@ from crossent.options import as_click_errors
 )
 @click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_NUMBER, help="Seed of the random row.  [default: 0]")
-@click.option("--linear", is_flag=True, help="Also show the last layer, which computes the logits, and its gradients.")
+@click.option(
+    "--linear",
+    is_flag=True,
+    help="Also show the last layer, which computes the logits, and the gradients of this layer.",
+)
 def explain(logits: Any, target: int | None, random: bool, classes: int | None, seed: int | None, linear: bool) -> None:
     """Explain the loss of one row, step by step."""
     if linear and (logits is not None or target is not None):

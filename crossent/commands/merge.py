@@ -24,7 +24,8 @@ def merge(reports: tuple[str, ...], json_file: str | None, html_file: str | None
     \b
     Exit status:
       0    all checks passed
-      1    a check failed; or a wrong result would pass every case of a dtype;
+      1    a check failed; or a check gives no evidence in a dtype, because a
+           wrong result, such as zeros, would pass on every case;
            or no case ran on a subject
       2    wrong use, a missing shard, or shards that do not belong to one run
       3    nothing ran

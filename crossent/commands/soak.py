@@ -46,7 +46,8 @@ def soak(
     \b
     Exit status:
       0    all checks passed
-      1    a check failed; or a wrong result would pass every case of a dtype;
+      1    a check failed; or a check gives no evidence in a dtype, because a
+           wrong result, such as zeros, would pass on every case;
            or no case ran on a subject
       2    wrong use
       3    nothing ran

@@ -262,7 +262,10 @@ def _log_of(probability: float) -> str:
 
 
 def _twice(twice: float, loss: float) -> str:
-    """Return the end of a sentence: what happens if softmax is applied twice. `twice` is the loss in this case."""
+    """Return the end of a sentence: what happens if softmax is applied twice.
+
+    `twice` is the loss in this case, and `loss` is the correct loss.
+    """
     if twice == loss:
         return f". Here the loss is {_number(loss)} either way, because all logits are equal."
     return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."

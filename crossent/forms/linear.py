@@ -215,10 +215,8 @@ class _LinearBlocked(torch.autograd.Function):
                 ctx.gradients = None  # return these tensors once: the caller may write into a gradient
             else:
                 gradients = [None if one is None else one * upstream.to(one.dtype) for one in gradients]
-            gradients = [
-                one if one is None else one.to(leaf.dtype) for one, leaf in zip(gradients, tensors, strict=False)
-            ]
-            return (*gradients, None, None, None, None)
+            pairs = zip(gradients, tensors[:3], strict=True)
+            return (*(one if one is None else one.to(leaf.dtype) for one, leaf in pairs), None, None, None, None)
 
 
 def _through_formula(
@@ -249,9 +247,8 @@ def _differentiate(
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
     # Each block writes its rows of grad_h. The first block writes grad_w and grad_b, and the others add to them.
-    gradients = [
-        torch.empty_like(leaf, dtype=compute) if want else None for leaf, want in zip(leaves, wanted, strict=True)
-    ]
+    pairs = zip(leaves, wanted, strict=True)
+    gradients = [torch.empty_like(leaf, dtype=compute) if want else None for leaf, want in pairs]
     grad_h, grad_w, grad_b = gradients
     most = rows_of_block(h.shape[0], w.shape[0], block_size)
     work = torch.empty(most, w.shape[0], dtype=compute, device=h.device)
@@ -289,7 +286,10 @@ def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Se
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of hidden states, to `out`, (r, H). `d`, (r, C), is the gradient of the logits."""
+    """Write `d @ w`, the gradient of the hidden states, to `out`, (r, H).
+
+    `d`, (r, C), is the gradient of the logits, and `w` is the weight. `parts` has the slices of :func:`_parts`.
+    """
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:

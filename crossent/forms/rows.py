@@ -73,8 +73,9 @@ class Rows:
 
         Without class weights, each weight is 1. For class probabilities, the divisor is the number of rows.
 
-        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. (Only `backward`
-        gives 0, on ignored rows.) If the code replaced only the result by NaN, a forward-mode derivative would be 0.
+        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. (The exception:
+        `backward` gives ignored rows the gradient 0.) If the code replaced only the result by NaN, a forward-mode
+        derivative would be 0.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])

@@ -86,8 +86,8 @@ def check_options(
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     """Check the types and sizes of input, weight and bias, and the layout, dtype and device of weight and bias.
 
-    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. A size d1, …, dK of 0 also raises RuntimeError,
-    but torch accepts this size, and returns NaN for the mean.
+    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. For a weight `(C, d1, …, dK, H)`, a size d1, …, dK
+    of 0 also raises RuntimeError, but torch accepts this size, and returns NaN for the mean.
     """
     for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if not isinstance(value, Tensor) and not (name == "linear_bias" and value is None):

@@ -48,7 +48,7 @@ def layout(trial: Trial) -> Iterator[Difference]:
 
 @check(cost=Cost.CALLS, versus="other", applies=_has_shift, operations=EVERY_OPERATION)
 def shift(trial: Trial) -> Iterator[Difference]:
-    """Adding one constant to every logit, or one constant to each row, gives the same result up to rounding.
+    """Adding one constant to every logit, or different constants to the rows, gives the same result up to rounding.
 
     pytorch#38839: in `m + log Σ_k exp(x_k - m)`, adding a large maximum `m` rounds away the digits of the logarithm.
     The check first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check rounds

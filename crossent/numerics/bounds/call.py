@@ -202,7 +202,8 @@ class CallBounds:
     def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
         """Return `numbers` divided by `divisor`, the denominator of the mean.
 
-        A kernel may multiply by the reciprocal instead. Then return the larger error of quotient and product.
+        A kernel may multiply by the reciprocal of `divisor` instead. So for a kernel, the result has the larger of two
+        errors: of the quotient, and of the product.
         """
         c = self.contract
         divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)

@@ -141,12 +141,12 @@ class Contract:
     def compiled(self) -> Contract:
         """The contract of code that torch.compile generates for a CPU, for an implementation with this contract.
 
-        Such code adds up the rows in any order, in float32, or in float64 for float64 logits. So without intermediates
-        in half precision (`stored`), the contract allows every order. Otherwise the contract stays as it is, even if
-        the contract limits the order. Over at most 2^17 rows, the error of a sum of numbers `t` in float32 is at most
-        `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. Take a contract that limits the order to `d` additions of a number in half
-        precision. This contract allows at least `d · 2^-11 Σ|t|`, and `d` is at least 16 for 16 rows or more (see
-        `_cascade_depth`). For fewer than 16 rows, one addition in half precision is enough.
+        Such code adds up the rows in any order, in float32, or in float64 for float64 logits. If `stored` is None,
+        the result is :attr:`in_any_order`. Otherwise the result is this contract. If this contract limits the order,
+        its error bound is still large enough for every order in float32. Over at most 2^17 rows, the error of a sum of
+        numbers `t` in float32 is at most `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the order to `d`
+        additions of a number in half precision, the contract allows at least `d · 2^-11 Σ|t|`. Here `d` is at least 16
+        for 16 rows or more (see `_cascade_depth`). For fewer than 16 rows, one addition in half precision is enough.
         """
         return self.in_any_order if self.stored is None else self
 

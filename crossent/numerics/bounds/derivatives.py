@@ -164,7 +164,7 @@ class DerivativeBounds(Bounds):
 
         The products and differences of each part have five roundings. The error of `second` already has these
         roundings, for the magnitude of the sum of both parts. If the parts cancel, the sum of their magnitudes is
-        larger. So the five roundings also count for the difference of these two magnitudes.
+        larger than the magnitude of their sum. So this method adds five roundings of the difference.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).

@@ -9,8 +9,9 @@ each part, and adds the two bounds:
 The second part is the change of the exact `log p_c` if the logits change from z to z': at most :func:`largest_move`.
 The first part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the
 error grows with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as
-large as for any z' with `|z' - z| ≤ e`. The module treats no number as exact. Let `a = z - max z`, `p = softmax(z)`,
-`M_c` the largest move of `log p_c`, and `E = max_c e_c`. Then, for every such z':
+large as for any z' with `|z' - z| ≤ e`. The module treats no logit as exact, because the rules leave out some rounding
+errors of exact numbers. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
+`E = max_c e_c`. Then, for every such z':
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
 * `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. Since `p_c(z') ≤ 1` too, the sum of
@@ -166,11 +167,11 @@ def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed
     """Return the error of `Σ v_c · logsumexp - Σ v_c z_c`, (R,). Only the `error` of the result has a meaning.
 
     A kernel that does not subtract the maximum from the logits may compute the loss by this formula. Here `v_c` are the
-    coefficients: class weight times smoothed target. The error is the error for rows that are shifted until their
-    maximum is :func:`offset`. The function replaces all numbers by their magnitudes, and adds the two sums instead of
-    subtracting. So every rounding error is at least as large as for the computed logits. The errors of the logits
-    change the exact result by at most `Σ |v_c| M_c`, where `M_c` is :func:`largest_move`. `logsumexp` is the third
-    result of :func:`softmax_of_inexact`.
+    coefficients: class weight times smoothed target. The error is for shifted rows: a common shift of the logits
+    of a row makes their maximum equal to `intermediates.offset`. The function replaces all numbers by their magnitudes,
+    and adds the two sums instead of subtracting. So every rounding error is at least as large as for the computed
+    logits. The errors of the logits change the exact result by at most `Σ |v_c| M_c`, where `M_c` is
+    :func:`largest_move`. `logsumexp` is the third result of :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None
     q = coefficients(t, replace(c, stored=None))
