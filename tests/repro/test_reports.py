@@ -321,7 +321,7 @@ def test_a_finding_about_an_impossible_result_is_refused_with_the_reason(check, 
         (b"\x7fELF\x00\x01\xff", "not a report"),
         (b"[" * 100_000, "not a report"),
         (b"", "not a report"),
-        (b"{}", "schema None"),
+        (b"{}", "schema is missing"),
     ],
     ids=["binary", "nested", "empty", "another"],
 )
