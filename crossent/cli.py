@@ -211,7 +211,7 @@ def _status(moved: Diff, strict: bool) -> int:
 @crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
-@click.option("--strict", is_flag=True, help="Also fail on changes that are worse within bounds.")
+@click.option("--strict", is_flag=True, help='Also fail on "worse within bounds", such as an error that doubled.')
 @click.option("--force", is_flag=True, help="Also compare runs of different devices, processors or seeds.")
 @options.report_files
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:

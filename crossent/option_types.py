@@ -16,7 +16,7 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """The allowed values after their verb, such as "are quick, normal, thorough" or "are numbers above 0"."""
+        """The verb "are" and the allowed values, such as "are quick, normal, thorough" or "are numbers above 0"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         if isinstance(self, click.FloatRange):

@@ -159,9 +159,13 @@ _baseline = _add_options(
         type=click.Path(exists=True, dir_okay=False),
         help="Report of an earlier run (--json). Show the changes since the earlier run, and exit with 1 on a "
         "regression, as `crossent diff` does. Cases and checks that only one of the runs has are not compared. "
-        "The report gives the defaults of --seed and, if it has only one contract, of --contract.",
+        "The earlier report gives the defaults of --seed and, if that report has only one contract, of --contract.",
     ),
-    click.option("--strict", is_flag=True, help="With --baseline: also fail on changes that are worse within bounds."),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help='With --baseline: also fail on "worse within bounds", such as an error that more than doubled.',
+    ),
     click.option(
         "--force", is_flag=True, help="With --baseline: also compare runs of different devices, processors or seeds."
     ),
@@ -259,12 +263,7 @@ check_options = _add_options(
     _operation, _ranks, _device, _dtypes, _level, _seed, promises, run_options, _part, _engine, _baseline
 )
 soak_options = _add_options(
-    click.option(
-        "--cases",
-        type=Whole(1, 2**32),
-        required=True,
-        help="Number of random cases in each dtype.",
-    ),
+    click.option("--cases", type=Whole(1, 2**32), required=True, help="Number of random cases in each dtype."),
     *(_operation, _device, _dtypes, _seed, promises, run_options, _shard),
 )
 

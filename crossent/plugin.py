@@ -62,7 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "Compare with this report, which --crossent-json wrote, and fail on a regression, as `crossent diff` does.",
         metavar="FILE",
     )
-    option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if the run has tests of crossent.", type=int, metavar="N")
+    least = "Fail if fewer than N checks ran. Default: 1 if the run has tests of crossent."
+    option(MIN_CHECKS, least, type=int, metavar="N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return crossent's header if one of the options below is given, otherwise None."""
+    """Return crossent's header if an option that this function lists is given, otherwise None."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -337,7 +338,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")
         for reason, count in sorted(part.not_applicable.items()):
             terminalreporter.line(f"  not applicable, {counted(count, 'case')}: {part.name} {reason}")
-    left_out = f": {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
+    left_out = f"; {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
     terminalreporter.line(f"{counted(ran, 'check')} ran; {report.summary}{left_out}")
     if report.level == "quick":
         terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal runs more", yellow=True, bold=True)

@@ -90,8 +90,8 @@ def test_the_summary_says_how_many_tests_were_deselected(run):
     for more in (["-n", "0"], ["-n", "2"]):
         out = run("-k", "right and large_offset and sign", *more).stdout.str()
         (line,) = (line for line in out.splitlines() if " check ran; " in line)
-        assert re.search(r"without findings, but some results have no evidence: [\d,]+ tests deselected$", line), line
-        numbers.append(int(line.rpartition(": ")[2].split()[0].replace(",", "")))
+        assert re.search(r"without findings, but some results have no evidence; [\d,]+ tests deselected$", line), line
+        numbers.append(int(line.rpartition("; ")[2].split()[0].replace(",", "")))
     assert numbers[0] == numbers[1] > 1000
 
 

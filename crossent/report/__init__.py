@@ -8,12 +8,12 @@ findings           Finding, Outcome and SubjectReport: the failed checks and all
 report             Report: one run; its first lines, its verdict and the lines about what the verdict does not cover
 expected_findings  lists of known failures, with their reasons (torch_findings.toml and others)
 causes             the findings of a subject, grouped by probable cause
-clarity            how clearly a finding shows its failure; words for a case; published bugs on the inputs of findings
+clarity            how clearly a finding shows its failure; words for a case; published bugs with a finding's trigger
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
 last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro
 text               a report for a terminal: the table of the subjects, and the causes and details of a subject
 html               a report as an HTML page, or for a notebook (*.html.jinja, report.css, report.js)
-plots              the errors as a heat map, and as the marks of a plot for each kind of logits
+plots              the errors as a heat map, and as plots with a row for each kind of logits
 moves              the changes between two runs
 """

@@ -67,7 +67,7 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
 
     Args:
         probs: The computed probabilities.
-        log_probs: The exact values of `log p`.
+        log_probs: Computed numbers whose values are the exact `log p`. Their errors are not used.
         c: The contract.
     """
     u = c.compute.unit_roundoff

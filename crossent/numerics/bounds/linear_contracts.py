@@ -79,12 +79,13 @@ def linear_contract(
     """Return the contract of a kind of implementation for one dtype of input and weight, at grade A or B.
 
     At both grades, an implementation computes every dot product in float32 or wider, and in float64 for the dtype
-    float64. The same holds for every sum of the loss and of a gradient; "torch" at grade B has an exception. The
-    implementation may sum in any order, with or without fused multiply-adds, and in chunks of rows and of classes. The
-    sums over chunks must be in the same formats. For every promise but "eager", the implementation may compute separate
-    dot products for softmax and target.
+    float64. The same holds for every sum of the loss and of a gradient. The implementation may sum in any order, with
+    or without fused multiply-adds, and in chunks of rows and of classes. The sums over chunks must be in the same
+    formats. In half precision, "torch" at grade B has exceptions: see below. For every promise but "eager", the
+    implementation may compute separate dot products for softmax and target.
 
-    Grade A: the implementation keeps the logits and their gradient in these formats, and rounds each result once.
+    Grade A: the implementation keeps the logits and their gradient in the format of the dot products, and rounds each
+    result once.
 
     Grade B: the implementation may also round the logits to the dtype, before and after the addition of the bias. The
     implementation may round the gradient of the logits to the dtype too. A kernel may round a result to the dtype
@@ -94,10 +95,10 @@ def linear_contract(
     :func:`crossent.numerics.bounds.contracts.contract`.
 
     In float32 and float64, a sum over rows may have any order. For every promise but "eager", the implementation may
-    also multiply a gradient by the upstream gradient last, after rounding the gradient. "torch" forbids this order in
-    half precision, because the rounding loses small numbers that loss scaling would save. On a CPU, "torch" also allows
-    a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and
-    IA-32 Architectures Software Developer's Manual, volume 2).
+    also multiply a gradient by the upstream gradient last, after rounding the gradient. In half precision,
+    "torch" forbids this late multiplication, because the rounding loses small numbers that loss scaling would save. On
+    a CPU, "torch" also allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS
+    does this (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
 
     In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype.
 

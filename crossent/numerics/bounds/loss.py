@@ -174,16 +174,16 @@ class Bounds(CallBounds):
         """Return the gradient `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
         The error covers every order of the operations that the contract allows, for the coefficients `v` and the scale
-        `s`. An implementation may multiply both terms by a factor before the subtraction, or multiply the difference
-        after the subtraction. Let `a` of the `m` factors come before the subtraction. Each of them causes a rounding
-        error of both terms. The subtraction and each later factor cause a rounding error of the gradient `d`. The
-        rounding errors are:
+        `s`, a product of `m` factors. An implementation may multiply both terms by a factor before the subtraction, or
+        multiply the difference after the subtraction. Let `a` of the factors come before the subtraction. Each of them
+        causes a rounding error of both terms. The subtraction and each later factor cause a rounding error of the
+        gradient `d`. The rounding errors are:
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
         This sum is linear in `a`, so its largest value is at an end: all factors come before the subtraction, or none.
-        If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
-        has one rounding less, and the error of the true class increases with `a`:
+        If only the true class has a coefficient v (`hot` is True), v is one more factor, and `m` counts v too. For
+        `a ≥ 1`, the term `s v` then has one rounding less, and the error of the true class increases with `a`:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
@@ -226,12 +226,12 @@ class Bounds(CallBounds):
         return wider(before, after), softmax.largest + scaled.largest
 
     def _partial_products(self, sizes: Array) -> Array:
-        """Return, for each term, the largest partial product that contains the value, (R, C).
+        """Return, for each term `w_c q_c values_c`, the largest partial product that contains `values_c`, (R, C).
 
         For class indices without smoothing, only the true class has a term, and the result is (R,). A term is the
-        product of a value, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes of the
-        values, (R, C). The partial product is largest if the factors below one come last. `1 - ε` and `ε/C` are at most
-        one, so they do not enlarge the product.
+        product of `values_c`, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes of
+        `values_c`, (R, C). The partial product is largest if the factors below one come last. `1 - ε` and `ε/C` are at
+        most one, so they do not enlarge the product.
         """
         t = self.terms
         if t.probabilities is not None:

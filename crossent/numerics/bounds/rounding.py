@@ -257,10 +257,11 @@ class Computed:
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and the magnitude of
-        at most `t_i`, and goes through `depth_i ≤ h` additions. Terms with `t_i = 0` do not count. `M` is the smallest
-        of `Ω`, `1/u` times the bound for big and small terms, and, if `order` has a depth, `depth · Σ t`. In a format
-        that flushes, each addition adds the smallest normal number to the error.
+        The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and a magnitude of
+        at most `t_i`, and goes through `depth_i ≤ h` additions. `h` is n - 1 for n terms, or the depth of `order` if
+        smaller. Terms with `t_i = 0` do not count. `M` is the smallest of `Ω`, `1/u` times the bound for big and small
+        terms, and, if `order` has a depth, `depth · Σ t`. In a format that flushes, each addition adds the smallest
+        normal number to the error.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -277,8 +278,7 @@ class Computed:
         sum. No term is in two such second sums, so these additions contribute at most σ. Together, the error is at most
         `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
-        Exact sums. If all terms are known multiples of a power of two `2^m`, and `Σ t` is at most `2^m / u`, no order
-        rounds.
+        Exact sums. If all terms are known multiples of a power of two `2^m`, and `Σ t ≤ 2^m / u`, no order rounds.
 
         Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow although the sum does
         not. The error is then infinite.
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
     """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
 
-    If the error is 0, return the exact error, unless `known` is False, or `format` is float64 or may flush the number.
+    Where `error` is 0, the result is exact, unless `known` is False, or `format` is float64 or may flush the number.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

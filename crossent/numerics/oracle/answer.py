@@ -153,10 +153,10 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
     of a loss is inf, the radius of the result is inf. If a partial sum overflows, the result is NaN with the radius
     inf.
 
-    The code computes the sum of all `hi` and `lo` as a pair of float64 numbers: the rounded sum, and its rounding
-    error. The rounding error is itself rounded. The error radius of the sum is the sum of all radii, plus the error of
-    this second rounding. The sum and its radius are then divided by the denominator, and the radius grows by the error
-    of the division.
+    The value of a ball is `hi + lo`, a pair of float64 numbers. The code computes the sum of all `hi` and `lo` as such
+    a pair: the rounded sum, and its rounding error. The rounding error is itself rounded. The error radius of the sum
+    is the sum of all radii, plus the error of this second rounding. The sum and its radius are then divided by the
+    denominator, and the radius grows by the error of the division.
     """
     if arguments.reduction == "none":
         return losses

@@ -109,8 +109,8 @@ class Denominator:
     is 0 in two cases:
 
     * No row is kept, or every weight in the sum is 0. torch divides the total loss of the true classes by the
-      denominator, separately from the term of the label smoothing. Both are 0, so torch returns NaN. NaN is the exact
-      value, with the radius 0.
+      denominator, separately from the term of the label smoothing. This loss and the denominator are 0, so torch
+      returns NaN. NaN is the exact value, with the radius 0.
     * Weights of both signs cancel. torch's result depends on how the sum of the weights is rounded, so there is no
       exact value. The NaN has the radius inf.
 

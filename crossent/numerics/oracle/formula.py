@@ -201,7 +201,7 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return the class weights times the values, (..., C) or (..., 1). Without class weights, return the values."""
+        """Return the class weights times `values`, (..., C) or (..., 1). Without class weights, return `values`."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
@@ -229,7 +229,7 @@ class Formula:
         return gradient
 
     def target_gradient(self) -> Elements:
-        """Return the gradient of the target probabilities, (r, C): `-s·(1 - ε)·w·lp`."""
+        """Return the gradient of the class probabilities `t`, (r, C): `-s·(1 - ε)·w·lp`."""
         return np.asarray(self._weigh((self.scale * (1 - self.smoothing))[:, None]) * self.neg_log_probs)
 
     def tangents(self, direction: Array) -> Elements:
@@ -240,7 +240,7 @@ class Formula:
         return np.asarray(self.coefficients * (mean - u[self.rows.at_true_class]))
 
     def second(self, direction: Array) -> Elements:
-        """Return the derivative of the gradient, `s·Σ v·p (u - m)`, (r, C), along a direction `u`, (r, C)."""
+        """Return the derivative of the gradient along a direction `u`, both (r, C): `s·(Σ v)·p·(u - m)`."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
         deviation = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]

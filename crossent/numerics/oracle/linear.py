@@ -29,8 +29,8 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
   `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the arithmetic mean. With `δ = expm1(2e)`, this
   logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss `-Σ v_c log p_c` changes by at most
   `Σ |v_c| (1 - p_c) δ`. The probability p_c grows or shrinks at most by the factor `1 + (1 - p_c) δ`, so p_c changes by
-  at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. (`Formula` defines v and
-  s.) These bounds are small for a class with `p_c` near 1.
+  at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. (The
+  module `formula` defines v and s.) These bounds are small for a class with `p_c` near 1.
 * Products. Let d' be the computed d, `ρ` its radii, and n the number of terms of a dot product. Write `|A|` for the
   matrix of the magnitudes of A. The computed `d' W` differs from `d W` by at most `ρ |W| + γ_n |d'| |W|`. (The code
   uses `γ_{n+1}`.) The gradients of W and b have the same bound, with h or ones in place of W. The proof assumes that

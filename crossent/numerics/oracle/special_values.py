@@ -1,9 +1,9 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
 The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. The values that the
-rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only if the class
-weights of a mean cancel, the NaN of a gradient and of its derivatives has the radius inf. The symbols below, such as
-`v_c`, are those of :mod:`crossent.numerics.oracle.formula`.
+rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. There is one
+exception: if class weights of both signs cancel in the denominator of a mean, the gradient and its derivative are NaN
+with the radius inf. The symbols below, such as `v_c`, are those of :mod:`crossent.numerics.oracle.formula`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class RowBlock:
     def _formula(self) -> Formula:
         """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic.
 
-        If the bits are too few for a result, :meth:`_compute` replaces this formula, also for later results.
+        If the bits are too few for a result, :meth:`_compute` stores a formula with more bits here, which later results
+        use too.
         """
         return self._float64 if self._in_float64 else Formula(self._finite_rows, BallArithmetic(BITS))
 
@@ -173,7 +174,8 @@ class RowBlock:
         """Return one kind of result of the block, such as the losses, with error radii.
 
         In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
-        `RELATIVE_RADIUS` times the size of the result, or about the precision of two float64 numbers.
+        `RELATIVE_RADIUS` times the size of the result, or about the precision of a pair `hi + lo` of float64
+        numbers.
 
         Args:
             numbers: A function that takes a :class:`Formula` and returns the results: float64 numbers, or flint's
