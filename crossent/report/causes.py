@@ -21,9 +21,9 @@ from crossent.report.clarity import (
     factor_names,
     kind_of_number,
     less_clear,
+    rank_cause,
     same_trigger,
     selections,
-    shown_late,
     words_of,
 )
 from crossent.report.findings import DEPENDS, Finding, SubjectReport
@@ -63,10 +63,10 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """The clearest finding, if possible on a case with the common words.
+        """A finding that shows the failure clearly, if possible on a case with the common words.
 
-        Of several such findings, take the clearest by `less_clear`. Then prefer, in this order: a message with the most
-        frequent of `factor_names` and few others, logits of (N, C), the reduction 'none', and the first finding.
+        Of several such findings, take the clearest by `less_clear`. Then prefer a message with the most frequent of
+        `factor_names` and few other names. Last, prefer logits of (N, C), the reduction 'none', then the first finding.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -123,7 +123,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures.
 
     Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two. The
-    causes are sorted by `shown_late`, then by the number of findings, the largest number first.
+    causes are sorted by `rank_cause`, then by the number of findings, the largest number first.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
@@ -137,7 +137,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
                 earlier.join(cause)
     for cause in found:
         cause.lacks = _may_lack(subject, cause)
-    return sorted(found, key=lambda cause: (*shown_late(cause.checks, cause.example), -len(cause.findings)))
+    return sorted(found, key=lambda cause: (*rank_cause(cause.checks, cause.example), -len(cause.findings)))
 
 
 def split_by_feature(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
@@ -170,8 +170,8 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
     The findings are of one check and kind. `lacking` is the result of `_lacking`. If no feature explains any finding,
     return []. In the check `errors`, the feature is `error_classes` for an error of the wrong class, otherwise the kind
     of the bad input. In other checks, a refused call whose case has a word of `lacking` needs the feature of this word.
-    The feature of `_of_check`, if any, explains the remaining refused calls or findings without numbers. A feature that
-    the first message suggests then takes the place of this feature.
+    If `_of_check` returns a feature, the remaining findings get one cause, unless they have wrong numbers. Its feature
+    is the declaration of the first finding, or without a declaration the feature of `_of_check`.
     """
     first = findings[0]
     if first.check == "errors":
@@ -254,7 +254,11 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a feature that most cases of a cause, but few right calls, need, or a feature of its check, or ""."""
+    """Return a missing feature that may explain a cause; "" if there is none, or if the cause names a feature.
+
+    The feature belongs to a common word, or to a word of nearly all cases of the cause. Most right calls lack the word.
+    Without such a word, take the feature of `_of_check`, unless a word stands for this feature.
+    """
     if cause.feature or "--without" in cause.example.message:
         return ""  # the cause or its example names a feature already
     missing = _missing_feature_words(_by_result(subject), "wrong", "misshapen", "refused")
@@ -270,9 +274,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 
     Return None also for a single finding, or if no case passes. All findings are of one check. The words are at most
     `_MOST_WORDS` words of the first finding's case, or `DEPENDS` alone. `Common.above` exceeds one half, and each word
-    after the first adds more than `_LEAST_INCREASE`. `other` has the ids of cases that fail the check with another kind
-    of number (NaN, infinite, finite). For `above`, these cases count as passing; the returned numbers leave them out.
-    With `other`, never return `DEPENDS`.
+    after the first adds more than `_LEAST_INCREASE`. `other` has the cases that fail the check with another kind of
+    number. For `above`, these cases count as passing; the result leaves them out. With `other`, never return `DEPENDS`.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -289,19 +292,17 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
     """Return the causes of the findings of one check. `other` is as in `common`.
 
     The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
-    finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail,
-    and two or more do (see `_LEAST_OF`). The words that the most failing cases have give the first cause. Separate the
-    other findings in the same way. Without such words, return one cause.
+    finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail.
+    The words with the most failing cases give the first cause. At least two findings must have these words, and a share
+    of `_LEAST_OF` if the words of `common` are vague. Then separate the rest. Without such words, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
     if (whole.common and not whole.common.vague) or whole.declaration or len(findings) < 2 or not passing:
         return [whole]
     words = list(dict.fromkeys(word for case in failing for word in words_of(case)))
-    certain = [
-        one for one in selections(words, 2, failing, passing) if one.fails >= _MOST_OF * (one.fails + one.passes)
-    ]
-    best = max(certain, key=lambda one: one.fails, default=None)
+    found = [one for one in selections(words, 2, failing, passing) if one.fails >= _MOST_OF * (one.fails + one.passes)]
+    best = max(found, key=lambda one: one.fails, default=None)
     if best is None or best.fails < 2 or (whole.common and best.fails < _LEAST_OF * len(findings)):
         return [whole]
     having = [finding for finding in findings if best.applies(finding.case)]
@@ -341,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`; yield nothing if `check` is `repeat`."""
+    """Yield how many cases of `failing` and of `passing` fail the check `repeat`. Yield nothing for `repeat` itself."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -122,11 +122,11 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
     return not ordinary, finding.check != "loss" and "linear-" in finding.case
 
 
-def shown_late(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
+def rank_cause(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
     """Return a sort key of a cause with these checks and this example. Each entry is a reason to show the cause later.
 
-    The first entry is whether the example would pass under a weaker contract or grade. The second is whether
-    `target_gradient` is the only check. The third is the second reason of :func:`less_clear`, for the example.
+    (1) The example would pass under a weaker contract or grade. (2) `target_gradient` is the only check. (3) The
+    example is a failure of a linear cross-entropy in a check other than `loss`.
     """
     accepted = _DECLARATION.search(example.message)
     return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]

@@ -280,7 +280,7 @@ class SubjectReport:
         Similar findings have the same check, kind and `similarity_key`. `by_plainness` sorts the findings of a group.
         The groups are sorted by rule 1, then by rule 2, …:
         1. The kinds "refused" and "accepted" come last.
-        2. One group of each check and kind, if possible without a `declaration`, comes before any further group.
+        2. For each check and kind, one group comes first, if possible without a `declaration`. The others come later.
         3. Errors against the exact value come before errors against another result.
         4. Larger errors come before smaller errors, by `size_of_error` of the first finding of the group.
         5. Earlier checks come before later checks.
@@ -336,8 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss that was never compared has no evidence either. The list leaves out a result if its dtype has known
-        failures of `call`, at least as many as comparisons. For example, torch 2.0 raises for float16 on a CPU.
+        A loss without comparisons has no evidence either. In a dtype with known failures of `call`, leave out each
+        result with no more comparisons than such failures. For example, torch 2.0 raises for float16 on a CPU.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

@@ -52,9 +52,10 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: the finding `example` in full, and the commands of `more`, some of the further findings.
+    """A cause on the page: a finding, `example`, and some of the further findings, `more`.
 
-    `corpus` is a sentence about a published bug with the same trigger, or "".
+    `corpus` is a sentence about a published bug with the same trigger, or "". The page shows `example` in full and a
+    command for each of `more`, except for a group of `SubjectPart.lines`.
     """
 
     cause: Cause
@@ -193,7 +194,7 @@ def gaps(report: Report) -> Iterator[Line]:
         why = "--level normal has every combination of three options"
         yield Line("Quick", "run, which has every combination of two options", why, loud=True)
     if report.left_out:
-        yield Line(*_counted(len(report.left_out), "check", "not run"), "in no case of this run")
+        yield Line(*_counted(len(report.left_out), "check", "planned for no case"))
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
         yield Line(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
@@ -202,7 +203,7 @@ def gaps(report: Report) -> Iterator[Line]:
     if compared.vacuous:
         yield Line(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Line(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "without an error bound")
+        yield Line(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
         yield Line(*_counted(known, "case", "with known failures"), "not counted among the findings")
 

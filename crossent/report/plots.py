@@ -169,8 +169,9 @@ def _marks(
 ) -> Iterable[Mark]:
     """Yield the marks of one check, one dtype and one regime. `results` has the id of each case and its result.
 
-    `known` has the check and the case of each known failure. Known failures share one mark, and all other results with
-    evidence another. If none of the other results has evidence, a mark of the kind "none" stands for them.
+    `known` has the check and the case of each known failure. Known failures share one mark. All other results with
+    evidence share a second mark. If no other result has evidence, a mark of the kind "none" stands for the other
+    results.
     """
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:

@@ -101,10 +101,10 @@ def _shard(entry: Any) -> Shard:
     known: list[tuple[str, str]] = []
     for one in typed_list(data["known"], "shard: known"):
         if len(pair := strings(one, "shard: known")) != 2:
-            raise ValueError(f"shard: known has the entry {quoted(one)}; it must be a reason and a state")
+            raise ValueError(f"shard: known: got {quoted(one)}; each entry must be a list of a reason and a state")
         if pair[1] not in (HAPPENED, ABSENT, NOT_RUN):
             allowed = f"allowed are {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}"
-            raise ValueError(f"shard: known has the state {quoted(pair[1])}; {allowed}")
+            raise ValueError(f"shard: known: got the state {quoted(pair[1])}; {allowed}")
         known.append((pair[0], pair[1]))
     run, sources = (each(str, data[name], f"shard: {name}") for name in ("run", "sources"))
     return Shard(number, count, run, planned, places, sources, known)

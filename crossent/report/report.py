@@ -53,7 +53,7 @@ class Report:
         level, seed: the level and the seed of the cases.
         fixed: known failures that were tested and no longer happen. You can delete their entries in the list.
         triples: the number of different combinations of three options that occur in the cases that ran.
-        left_out: the chosen checks, by default all, that no planned case includes; empty if the user chose cases.
+        left_out: the chosen checks, by default all, that are planned for no case; empty if the user chose cases.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
@@ -119,7 +119,7 @@ class Report:
     def compared(self) -> Tally:
         """The counts of all checks that compare numbers, summed over all subjects and dtypes.
 
-        The counts leave out a check of a subject in a dtype if no result there has numbers, except known failures.
+        The counts include a check of a subject in a dtype only if a result other than a known failure has numbers.
         """
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
@@ -144,8 +144,8 @@ class Report:
 
         A result has evidence if a wrong result, such as zeros, would fail on at least one case. At least one case must
         have run on every subject. If the user chose checks or cases, results need no evidence, and one subject with a
-        case is enough. If the user chose checks but no cases, a planned case must include at least one of the
-        checks. A shard is ok if it is complete and has no findings except known failures.
+        case is enough. If the user chose checks but no cases, at least one of these checks must be planned for a
+        case. A shard is ok if it is complete and has no findings except known failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
@@ -180,7 +180,7 @@ class Report:
             return f"{calls} without findings; `crossent merge` gives the verdict on all shards"
         if self._lacks_chosen_checks:
             advice = "" if self.level == LEVELS[-1] else "; choose a higher level"
-            return f"{calls}, but no case of level {self.level} includes a chosen check{advice}"
+            return f"{calls}, but no chosen check is planned for a case of level {self.level}{advice}"
         if self.unchecked and not self.only:
             return f"{calls} without findings, but no case ran on {first_names(self.unchecked)}"
         if not self.ok:
@@ -277,11 +277,11 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a text for each gap in the coverage, such as checks that no case of the run includes."""
+        """Yield a text for each gap in the coverage, such as checks that are planned for no case."""
         if self.level == "quick":
             yield "some combinations of three options, since level quick covers only combinations of two"
         if self.left_out:
-            yield f"{counted(len(self.left_out), 'check')} that no case of this run includes"
+            yield f"{counted(len(self.left_out), 'check')} planned for no case"
         compared = self.compared
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
@@ -289,11 +289,11 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines about the covered combinations with a size, the checks in no case, and the unjudged numbers."""
+        """Yield lines about the covered pairs and triples, the checks planned for no case, and the unjudged numbers."""
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
-            yield f"checks that no case of this run includes: {', '.join(self.left_out)}"
+            yield f"checks planned for no case: {', '.join(self.left_out)}"
         compared = self.compared
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"

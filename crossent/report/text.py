@@ -56,7 +56,7 @@ _DID = {
 _DID_ON_BAD_INPUT = _DID | {"wrong": "raised another class of error", "accepted": "accepted"}
 # The reason why a comparison is not evidence: see `vacuous` of crossent.report.findings.Measured.
 NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
-LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
+LEGEND = "for each dtype: the grade, and the largest error as a share of its error bound"
 
 
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
@@ -142,8 +142,9 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the lines about each probable cause of a subject's findings, with one example for each cause.
 
-    Causes with a missing feature are last. Of the other causes, show only the first `most`, or all if `most` is None.
-    If `ids` is true, add the id of every finding of each cause that is shown.
+    Causes that a missing feature explains (`Cause.feature`) are last, and all of them are shown. Of the other causes,
+    show only the first `most`, or all if `most` is None. If `ids` is true, add the id of every finding of each cause
+    that is shown.
     """
     wrong, declarable = split_by_feature(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):

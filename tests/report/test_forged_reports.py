@@ -346,10 +346,14 @@ DAMAGE = {
     "an entry of a shard": (
         ("shard",),
         SHARD | {"known": [["a", "b", "c"]]},
-        "shard: known has the entry ['a', 'b', 'c']; it must be a reason and a state",
+        "shard: known: got ['a', 'b', 'c']; each entry must be a list of a reason and a state",
     ),
     "a list of a shard": (("shard",), SHARD | {"known": 1}, "shard: known is 1; it must be "),
-    "a state of a shard": (("shard",), SHARD | {"known": [["a", "b"]]}, "shard: known has the state 'b'; allowed are "),
+    "a state of a shard": (
+        ("shard",),
+        SHARD | {"known": [["a", "b"]]},
+        "shard: known: got the state 'b'; allowed are ",
+    ),
     "a checksum": (
         (*SUBJECT, "cases", CASE, "results", "loss", "digest"),
         "zz",

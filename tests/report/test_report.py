@@ -455,11 +455,11 @@ def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
     ):
         report = Report({}, [made], only={"checks": chosen} if chosen else {"cases": ["a"]}, left_out=left_out)
         assert report.ok == ok
-        said = "1 call checked, but no case of level normal includes a chosen check; choose a higher level"
+        said = "1 call checked, but no chosen check is planned for a case of level normal; choose a higher level"
         assert (report.summary == said) != ok
         assert (f"NOT PROVEN: {said}" in str(report)) != ok
         report.level = "thorough"
-        assert report.summary.endswith(", but no case of level thorough includes a chosen check") != ok
+        assert report.summary.endswith(", but no chosen check is planned for a case of level thorough") != ok
 
 
 # Like the message of torch.testing.assert_close, with the error bound in place of its tolerance. The second line is

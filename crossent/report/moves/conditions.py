@@ -112,7 +112,7 @@ def notes(
         for parts in _notes_on(before, now, explained, (is_partial(new), is_partial(old))):
             subjects.setdefault(parts, []).append(now.name)
     for (note, details), of in subjects.items():
-        yield f"{note}, of {', '.join(of)}{details}"
+        yield f"{note} ({', '.join(of)}){details}"
 
 
 def _notes_on(
@@ -145,7 +145,7 @@ def _notes_on(
     for reason in sorted({*old.not_applicable, *new.not_applicable}):
         was, now = old.not_applicable[reason], new.not_applicable[reason]
         if was != now and not any(partial):
-            yield f"cases that are not applicable: {was} in the old run, {now} in the new run", f": {reason}"
+            yield "cases that are not applicable", f": {was} in the old run, {now} in the new run: {reason}"
 
 
 def _some(cases: Sequence[str]) -> str:

@@ -50,8 +50,8 @@ def diff(
         old: a report, or a file that :meth:`Report.write_json` wrote.
         new: another report or file.
         force: whether to compare runs with different devices, processors, numbers of ranks or seeds too.
-        files: the files of `old` and `new`, for the commands that repeat a finding. None stands for `old` and `new`
-            where these are paths, and for no file where these are reports.
+        files: the files of `old` and `new`, for the commands that repeat a finding. By default, a path is its own file,
+            and a report has no file.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.

@@ -68,7 +68,8 @@ MEANINGS = {
     Kind.WORDS: "The call raises the same class of error with another message.",
     Kind.JUDGED: "The results are the same, but the error, its bound or other details differ, for example because of "
     "another version of numpy or crossent.",
-    Kind.SAME: "The bits are the same. Reports have no bits for a check of several calls: there the error is the same.",
+    Kind.SAME: "The bits are the same. Reports have no bits for a check that makes several calls; for such a check, "
+    "the error is the same.",
 }
 
 
@@ -200,12 +201,12 @@ def _same_bits(old: Side, new: Side) -> bool:
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the worst error of a check of several calls is the same on both sides, in ulp to three decimals.
+    """Return whether the worst error of a check that makes several calls is equal on both sides, to 0.001 ulp.
 
-    Reports have no checksums for such a check, so this function compares errors instead. Another bit of the worst
-    element changes its error by about 1 ulp. Another library for the exact value changes the error by less than 0.001
-    ulp. A change in other elements has no effect. Return False if a side has no number, or has checksums, which
-    :func:`_same_bits` compares.
+    Reports have no checksums for such a check, so this function compares errors instead. If the last bit of the worst
+    element differs, its error differs by about 1 ulp. Another library for the exact value changes the error by less
+    than 0.001 ulp. A change in other elements has no effect. Return False if a side has no number, or has checksums,
+    which :func:`_same_bits` compares.
     """
     before, now = old.measured.ulp, new.measured.ulp
     if _has_checksums(old, new) or before is None or now is None:
@@ -297,10 +298,10 @@ def _special(shown: ResultSummary) -> str:
 
 
 def _messages(old: Side, new: Side) -> str:
-    """Return the old and the new message, such as "right → IndexError: …", or "" if these are equal.
+    """Return the old and the new message, such as "right → IndexError: …", or "" if the messages are equal.
 
-    The message of a side is its finding's, if the finding has no numbers; otherwise the error of a bad input. In place
-    of a missing message, show "right", or "wrong" if the check failed.
+    The message of a side is the first line of its finding, if the finding has no numbers; otherwise `Side.raised`. In
+    place of a missing message, show "right", or "wrong" if the check failed.
     """
     was, now = _message(old), _message(new)
     if was == now:

@@ -393,9 +393,9 @@ def test_subjects_cases_and_checks_of_only_one_run_are_noted_and_not_compared(be
     assert made.notes == [
         "only in the old run: subject mine",
         "only in the new run: subject yours",
-        f"only in the old run, of formula: 1 case, {PLAIN}",
-        f"not compared, because the bits of the inputs differ, of torch: 1 case, {PLAIN}",
-        "checks that ran only in the old run, of torch: loss on 1 case",
+        f"only in the old run (formula): 1 case, {PLAIN}",
+        f"not compared, because the bits of the inputs differ (torch): 1 case, {PLAIN}",
+        "checks that ran only in the old run (torch): loss on 1 case",
     ]
     lines = str(made).splitlines()
     assert all(f"  {note}" in lines for note in made.notes)
@@ -406,8 +406,8 @@ def test_a_note_counts_several_cases_and_the_cases_that_are_not_applicable(befor
         del after.subjects[0].outcomes[case]
     after.subjects[1].not_applicable["takes one row only"] = 2
     assert diff(before, after).notes == [
-        f"only in the old run, of formula: 2 cases, for example {PLAIN}",
-        "cases that are not applicable: 0 in the old run, 2 in the new run, of torch: takes one row only",
+        f"only in the old run (formula): 2 cases, for example {PLAIN}",
+        "cases that are not applicable (torch): 0 in the old run, 2 in the new run: takes one row only",
     ]
 
 
@@ -417,8 +417,8 @@ def test_a_note_about_several_subjects_is_one_line(before, after):
     for part in after.subjects[:2]:
         del part.outcomes[PER_ROW].checks["loss"]
     assert diff(before, after).notes == [
-        f"only in the old run, of formula, torch, mine: 1 case, {PLAIN}",
-        "checks that ran only in the old run, of formula, torch: loss on 1 case",
+        f"only in the old run (formula, torch, mine): 1 case, {PLAIN}",
+        "checks that ran only in the old run (formula, torch): loss on 1 case",
     ]
 
 
