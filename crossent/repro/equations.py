@@ -31,8 +31,9 @@ class Equation:
         inputs: the inputs of the call that returns the first result, then the inputs of the calls that return the other
             results.
         terms: a function that returns the terms of the sum for one number of the first result. The arguments are the
-            part of the result ("loss", "gradient", …) and the index of the number in this part. If `terms` is None,
-            there is one other result, and the two results must differ. By default, two results are equal.
+            part of the result ("loss", "gradient", …) and the index of the number in this part. The default has one
+            term, the same number of the second result: the two results are equal. If `terms` is None, there is one
+            other result, and the two results must differ.
     """
 
     inputs: tuple[Inputs, ...]

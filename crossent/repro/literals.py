@@ -60,8 +60,8 @@ def _view(tensor: Tensor) -> str:
 def _literal(value: Any, given: Inputs | None = None) -> str:
     """Return a value as a Python expression, such as "(1, 2)" for a tuple.
 
-    If the value is `given`, the inputs of the case, return "given", the name of these inputs in a script. For the
-    inputs of another call, return a tuple of their tensors and options.
+    `given` has the inputs of the case, if known. If the value is `given`, return "given", the name of these inputs in a
+    script. For the inputs of another call, return a tuple of their tensors and options.
     """
     if value is given is not None:
         return "given"

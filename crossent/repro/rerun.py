@@ -218,7 +218,10 @@ def _own_subject(name: str, device: str, advice: str) -> Subject:
 
 
 def _case_for(subject: Subject, id: str) -> Case | BadInput:
-    """Return the case or bad input with this id. Raise ValueError for an unknown id or another operation."""
+    """Return the case or bad input with this id.
+
+    Raise ValueError for an unknown id, or if `subject` computes another operation.
+    """
     made = case_of(id)
     if made.operation is not subject.operation:
         raise ValueError(

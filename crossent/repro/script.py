@@ -343,7 +343,8 @@ def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> 
         yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
     else:
         called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
-        missing = f"this script lacks the code of {printable(base)}; replace this print and the next line by its import"
+        own = printable(base)
+        missing = f"this script lacks the code of {own}; replace this print and the next line with an import of {own}"
         yield f"print({missing + ' as subject' + called!a})\nraise SystemExit(2)"
     if base != name:
         yield "subject = compiled(subject)"

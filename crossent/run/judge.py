@@ -116,8 +116,8 @@ def _unused_options(trial: Trial) -> str:
     """Return a line that names the options of the call that the subject ignores; "" if none are found.
 
     A function whose signature has `**options` is called with every option, and may ignore some. Then the loss has the
-    same bits without the ignored options, and is right for the call without these options. If the loss is also wrong
-    for this call, the bug has another cause: return "".
+    same bits without the ignored options, and is right for the call without these options. If the loss is wrong for
+    both calls, the bug has another cause: return "".
     """
     inputs, defaults = trial.question.inputs_on_cpu, trial.case.operation.options
     options = inputs.options
@@ -290,7 +290,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or "".
 
     If torch raises an exception, return the exception in place of the value. Return the hint if the wrong result has
-    the bits of torch's result, the contracts differ, and the number is finite and not 0.
+    the bits of torch's result, but the subject does not have torch's contract. The number must be finite and not 0.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:

@@ -217,8 +217,8 @@ class _Work:
 
         Reading this result, an iterator, judges the case. `subjects`, `hosts` and `device` are those of `judge_each`.
 
-        Up to `_CASES_AT_ONCE` cases form a group. Before its first case is judged, exact values and most error bounds
-        of a group are computed together, except for a linear cross-entropy.
+        Up to `_CASES_AT_ONCE` cases form a group. Before the first case of a group is judged, `prepare` computes exact
+        values and most error bounds of the group, except for a linear cross-entropy.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):

@@ -133,14 +133,14 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
       minutes. The traced graphs cover all pairs of choices.
 
     A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
-    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover its
-    pairs. The other levels cover its pairs, but not its triples.
+    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover
+    pairs with this range. The other levels cover these pairs, but not the triples with this range.
 
     For a linear cross-entropy, level quick covers the pairs of every size range. The triples leave out empty batches,
     one class, and the largest size range of classes. No level traces a graph, and level thorough has the edges of level
     normal.
 
-    Every plan also has the bad inputs of the operation, each with an empty tuple of checks.
+    Every plan also has the bad inputs of the operation, each with an empty tuple: `judge_bad_input` knows their checks.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned

@@ -29,7 +29,7 @@ def differentiate_forward():
     """Return the derivative "tangent" of the loss along the direction, in forward mode.
 
     The derivative is None if torch finds that the loss does not depend on the logits. Forward mode refuses logits whose
-    elements share memory, so copy such logits.
+    elements share memory, so this function copies such logits.
     """
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():

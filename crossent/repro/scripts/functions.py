@@ -64,8 +64,8 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict with the keys "loss", "gradient" and "target_gradient".
 
-    For class indices, "target_gradient" is missing. If the loss does not have the shape of `upstream`, the upstream
-    gradient, both gradients are missing. `loss_of` is a function to call in place of the subject.
+    For class indices, "target_gradient" is missing. `upstream` is the upstream gradient; if the loss has another shape,
+    both gradients are missing. `loss_of` is a function to call in place of the subject.
 
     Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
@@ -85,9 +85,9 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a linear cross-entropy and its gradients, as a dict.
 
     The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". The first argument has the hidden states.
-    `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient" is missing. If the loss
-    does not have the shape of `upstream`, the upstream gradient, all gradients are missing. `loss_of` is a function to
-    call in place of the subject.
+    `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient" is missing. `upstream` is
+    the upstream gradient; if the loss has another shape, all gradients are missing. `loss_of` is a function to call in
+    place of the subject.
 
     Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
@@ -141,9 +141,9 @@ def require_shape(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    If `versus` is "other", `exact` is a value that follows from other results of the subject. A number is wrong if its
-    error exceeds the bound. The number `found` is also wrong within the bound, unless the exact value is the same
-    number: the run found this number wrong.
+    A number is wrong if its error exceeds the bound. The number `found`, which was wrong in the run, is wrong even
+    within the bound, unless this number equals `exact`. If `versus` is "other", `exact` is a value that follows from
+    other results of the subject.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)

@@ -10,9 +10,10 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, requ
 
 
 def call_each():
-    """Make the calls of all equations, and return the results of the last equation.
+    """Make the calls of all equations, and return the results of the calls of the last equation.
 
-    If the finding is about a result, there is only one equation.
+    If the finding is about a part of a result, the script has only its equation. Otherwise, the script does not use the
+    results.
     """
     results = []
     for equation in equations:

@@ -91,8 +91,8 @@ def view(tensor):
 def require_unchanged(before, after, when=""):
     """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
 
-    A value that is [] in `before` may change: no random generator of CUDA exists until a call initializes CUDA. `when`
-    names the pass for the message, as in " in the forward pass".
+    A value that is [] in `before` may change: the state of CUDA's random generators is [] until a call initializes
+    CUDA. `when` names the pass for the message, as in " in the forward pass".
     """
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
@@ -190,7 +190,7 @@ def check_state():
 def check_ignored_rows():
     """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0.
 
-    Skip the gradient of a row that has no softmax.
+    Skip the gradient of a row whose largest logit is infinite or NaN, since the row has no softmax.
     """
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)

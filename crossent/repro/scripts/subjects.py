@@ -1,4 +1,7 @@
-"""The subjects that a script defines itself. A printed script has at most one of the functions, named `subject`."""
+"""The subjects that a script defines itself.
+
+A printed script has at most one of these functions, renamed to `subject`.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 

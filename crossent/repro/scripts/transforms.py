@@ -84,12 +84,12 @@ def differentiate_batch():
         leaves.append(target.detach().requires_grad_())
     loss = subject(leaves[0], leaves[1] if len(leaves) > 1 else target, **options)
     require_shape(loss, *given)
-    batch = twice(upstream).to(loss.dtype)
+    batch = batch_of_two(upstream).to(loss.dtype)
     gradients = torch.autograd.grad(loss, leaves, batch, is_grads_batched=True, allow_unused=True)
     return dict(zip(("gradient", "target_gradient"), gradients))
 
 
-def twice(tensor):
+def batch_of_two(tensor):
     """Return a batch of two tensors: the tensor, and the tensor multiplied by -2."""
     return torch.stack([tensor, -2 * tensor])
 
@@ -98,7 +98,7 @@ def differentiate_by_jacrev():
     """Return the gradients for a batch of two upstream gradients, as torch.func.jacrev computes them."""
     loss, back = pull(logits, target)
     require_shape(loss, *given)
-    return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(twice(upstream).to(loss.dtype))))
+    return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(batch_of_two(upstream).to(loss.dtype))))
 
 
 def differentiate_by_jacfwd():
@@ -119,11 +119,12 @@ def differentiate_by_hessian():
 def pushed(function):
     """Return the derivatives of a function of the logits along a batch of two directions, in forward mode.
 
-    `function` takes the logits. Forward mode refuses logits whose elements share memory, so copy such logits.
+    `function` takes the logits. Forward mode refuses logits whose elements share memory, so this function
+    copies such logits.
     """
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     x = logits.contiguous() if repeats else logits
-    return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(twice(direction)).detach()
+    return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(batch_of_two(direction)).detach()
 
 
 def differentiate_batch_twice():
@@ -139,7 +140,7 @@ def differentiate_batch_twice():
     names = "second", "upstream_gradient"
     if not gradient.requires_grad:
         return dict.fromkeys(names)
-    along = twice(direction)
+    along = batch_of_two(direction)
     return dict(zip(names, torch.autograd.grad(gradient, (x, g), along, is_grads_batched=True, allow_unused=True)))
 
 

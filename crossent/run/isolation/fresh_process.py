@@ -58,7 +58,7 @@ class FreshProcess:
         device: the device of the tensors.
         seconds: the time limit of a call.
         isolated: True, since the loss runs in another process (:class:`crossent.trials.act.Host`).
-        not_run: "", since every act is run.
+        not_run: "", since this host never stops calling the loss.
     """
 
     loss: Loss
@@ -279,10 +279,10 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
 
 
 def main(folder: str) -> NoReturn:
-    """Read a loss, an act and its arguments from a folder, call the act, and write the reply to the folder.
+    """Read a loss, an act and its arguments from a folder, call the act, write the reply there, and end the process.
 
-    If the request cannot be read, the reply has the value `NotRun`. Then end the process. A new process of
-    :class:`FreshProcess` runs this function, and so does each process that :func:`serve` forks.
+    If the request cannot be read, the reply has the value `NotRun`. A new process of :class:`FreshProcess` runs this
+    function, and so does each process that :func:`serve` forks.
     """
     performed: Performed[Any]
     most = 0

@@ -24,7 +24,9 @@ from crossent.subjects.subject import Subject
 
 RIGHT = "from crossent import formula as subject"
 # What a script prints if it does not have the code of its subject, `mine`.
-LACKS_MINE = "this script lacks the code of mine; replace this print and the next line by its import as subject"
+LACKS_MINE = (
+    "this script lacks the code of mine; replace this print and the next line with an import of mine as subject"
+)
 TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
 
 
