@@ -156,9 +156,9 @@ class SoakReport:
     def _table(self, by_check: bool) -> Iterator[Text]:
         """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
 
-        With `by_check`, each check that has a worst case has a row in each dtype, the largest share first. Otherwise
-        each subject has a single row in each dtype, for the check with the largest share. If no check has a worst case,
-        the row is for the first check.
+        Each subject has one row in each dtype, for the check with the largest share of its bound. With `by_check`, each
+        check that has a worst case in this dtype has a row, the largest share first. In both tables, if no check has a
+        worst case in this dtype, the only row is for the first check.
         """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
