@@ -217,11 +217,12 @@ def _status(moved: Diff, strict: bool) -> int:
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    The command compares each check on each case that both reports have with the same input. Three results are
-    regression, newly refused (the call now raises an error) and changed behaviour (another shape, dtype, kind of value
-    or class of error). Other results are, for example, worse within bounds, fixed and same bits.
+    The command compares each check on each case that both reports have with the same input. Three kinds of change fail:
+    regression, newly refused and changed behaviour. Newly refused means that the call now raises an error. Changed
+    behaviour is another shape, dtype, kind of value or class of error. Other results are, for example, worse within
+    bounds, fixed and same bits.
 
-    Exit status: 0: none of the first three results. 1: one or more of these three; with --strict, also worse within
+    Exit status: 0: no change of the three kinds. 1: a change of the three kinds; with --strict, also worse within
     bounds. 2: wrong use, or incomparable reports. 3: with --force, nothing was compared. 141: the output cannot be
     written.
     """

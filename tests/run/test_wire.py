@@ -140,7 +140,7 @@ def test_a_reply_that_no_act_returns_is_damaged(place, value):
         (2, [-1], "^a reply with a tensor of impossible sizes$"),
         (2, [2**40], f"^a reply with a tensor of {2**42} bytes; allowed are {MOST}$"),
         (0, None, "^a reply with a tensor on the meta device, which has no data$"),
-        (5, "cuda:7", "^a reply with a tensor on cuda:7; allowed are cpu$"),
+        (5, "cuda:7", "^a reply with a tensor on cuda:7; expected the device of an input, cpu$"),
         (4, 10**6, "^a reply with a tensor that is larger than its memory$"),
         (0, 2**20, "^a reply with incomplete data of a tensor$"),
     ],

@@ -4,14 +4,16 @@ The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formul
 
 A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, and `ε` for
 the label smoothing. Write `t` for the class probabilities, or for the one-hot vector of the class index. Write
-`q = (1 - ε)·t + ε/C` for the smoothed target, `v = w·q`, and `s = upstream / denominator`. Then
+`q = (1 - ε)·t + ε/C` for the smoothed target, and `v = w·q`. Write `s = upstream / denominator`, where the denominator
+is that of a mean, or 1 for the other reductions. The loss below is of one row. The gradients are of the whole call, so
+they have the factor `s`:
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
 
 The code computes `lp = a - log S` from `a = x - max x` and `S = Σ_c exp(a_c)`.
 
-A direction `u` of the logits has the mean `m = Σ_c p_c u_c`. The derivative of the loss along `u` is the tangent. The
-derivative of the gradient along `u` is the Hessian-vector product, called `second`:
+A direction `u` of the logits has the mean `m = Σ_c p_c u_c`. The derivative of the row's loss along `u` is the tangent.
+The derivative of the logits' gradient along `u` is the Hessian-vector product, called `second`:
 
     tangent = Σ_c v_c (m - u_c)        second_c = s·Σ_k v_k·p_c·(u_c - m)
 """

@@ -301,8 +301,8 @@ class _Reader:
             return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if device not in self._devices:
-            allowed = ", ".join(sorted(self._devices))
-            raise DamagedError(f"a reply with a tensor on {cut(str(device))}; allowed are {allowed}")
+            expected = ", ".join(sorted(self._devices))
+            raise DamagedError(f"a reply with a tensor on {cut(str(device))}; expected the device of an input, {expected}")
         if math.prod(shape) and (last + 1) * size > length:
             raise DamagedError("a reply with a tensor that is larger than its memory")
         raw = self._raw[self._at : self._at + length]
