@@ -278,8 +278,8 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     The loss `l` of a row has an error of at most `e`, as without a reduction. A loss passes through at most `h - 1`
     additions (`Contract.row_order`). The subject may also divide each loss before the addition. These `h` roundings of
     unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)`. If `h u` is 1/2 or more, the bound is infinite.
-    For a mean, the subject also rounds the divisor, the number of kept rows, and divides the sum. Last, the subject
-    rounds the result to its dtype.
+    For a mean, the divisor is the number of kept rows. The subject also rounds the divisor, and divides the sum. Last,
+    the subject rounds the result to its dtype.
     """
     tile = trial.question.inputs_on_cpu
     ones = torch.ones_like(tile.target).double()

@@ -1,6 +1,6 @@
-"""Rank findings by how clearly they show a failure, describe cases in words, and find published bugs of the same cases.
+"""Rank findings by how clearly they show a failure, describe cases in words, and find published bugs by their trigger.
 
-A word is a phrase that `words_of` returns for a case, such as "a weight of 0".
+The trigger of a bug is the input that shows the bug. A word is a phrase about a case, such as "a weight of 0".
 """
 
 from __future__ import annotations

@@ -295,11 +295,11 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
         raise ValueError(
             f"report: damaged, or from another version of crossent: {reason}; write a new report"
         ) from None
-    known = (
-        f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
-        if ids
-        else "it has no findings"
-    )
+    if not ids:
+        raise ValueError(
+            f"finding: got {quoted(id)}, but the report has no findings; give a report that has the finding"
+        )
+    known = f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
     raise ValueError(f"finding: got {quoted(id)}, which the report does not have; {known}")
 
 

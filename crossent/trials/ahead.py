@@ -29,10 +29,11 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    A question is a case on a device. Questions with the same contract and structure form stacks, whose bounds are
-    computed together. Comparisons read the stored values later, and compute any missing values. Bounds are missing for
-    a question with more than `_MOST` logits, and for a question that is alone in its stack. Bounds are also missing for
-    a subject that cannot take the inputs. The function skips each question of a linear cross-entropy.
+    A question is a case on a device. For each contract of the subjects, questions of the same structure form stacks.
+    The bounds of a stack are computed together. Comparisons read the stored values later, and compute the others.
+
+    This function computes no bounds for a question with more than `_MOST` logits, or for a question that is alone in
+    its stack. Nor does it for a subject that cannot take the inputs, or for a question of a linear cross-entropy.
 
     Args:
         questions: the questions.

@@ -180,7 +180,7 @@ def test_the_error_about_a_missing_finding_names_findings_of_the_report(tmp_path
     document = read_json(written(tmp_path, Finding("mine", "loss", "a", "wrong", "x")))
     with pytest.raises(ValueError, match=r"which the report does not have; its findings are mine:loss:a$"):
         find(document, "mine:loss:b")
-    with pytest.raises(ValueError, match="it has no findings"):
+    with pytest.raises(ValueError, match="the report has no findings; give a report that has the finding"):
         find(read_json(written(tmp_path)), "mine:loss:b")
 
 

@@ -302,7 +302,8 @@ class _Reader:
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if device not in self._devices:
             expected = ", ".join(sorted(self._devices))
-            raise DamagedError(f"a reply with a tensor on {cut(str(device))}; expected the device of an input, {expected}")
+            got = f"a reply with a tensor on {cut(str(device))}"
+            raise DamagedError(f"{got}; expected the device of an input, {expected}")
         if math.prod(shape) and (last + 1) * size > length:
             raise DamagedError("a reply with a tensor that is larger than its memory")
         raw = self._raw[self._at : self._at + length]

@@ -160,7 +160,8 @@ class _Run:
         """Run all shards. After each shard, yield a step for the progress bar.
 
         Raises:
-            ValueError: the command for a shard refuses an argument, or a worker does not have the folder.
+            ValueError: the command for a shard refuses an argument. Or a worker lacks the folder of the task, in which
+                the command must run.
             RuntimeError: a shard failed too often, or the executor cannot go on.
         """
         for number in range(1, self.count + 1):
