@@ -41,7 +41,7 @@ def parametrize(
     `check()` runs the check, and raises AssertionError with the finding if the check fails. `check()` marks a known
     failure as xfail, and skips the test if the check does not run. The id of a test is `check[case]`. On a device other
     than the CPU, the id also has the device, as in `check[case]@cuda`. Options on the command line, such as
-    `--crossent-level`, override the options given here. Only `--crossent-without` adds its features to `without`.
+    `--crossent-level`, override the options given here. The features of `--crossent-without` are added to `without`.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -106,7 +106,7 @@ class CheckTest:
 
     Attributes:
         check: the name of the check.
-        run: the run on this case: this check, and the other checks that share the first call of the subject.
+        run: the run of this check, and of all checks that share the first call of the subject with this check.
         id: the id of the test, as :func:`parametrize` documents it.
         record: the result; None until the test has run.
         command: the command that runs this test alone; "" until the plugin sets it.
@@ -158,7 +158,7 @@ class CheckRecord:
         subject: the name of the subject.
         case: the id of the case.
         settings: the settings of the run.
-        contract: the contract that the user chose; "" without a choice.
+        contract: the contract that the user chose; "" if the user chose none.
         declared: the declared differences from torch, as phrases such as "returns float32 for half precision".
         outcome: the outcome of the check, or None if the case is not applicable.
         findings: the findings of the check.
@@ -185,7 +185,7 @@ class CheckRecord:
 
 
 def unpacked(text: str) -> CheckRecord:
-    """Return the record of a string that :meth:`CheckRecord.packed` returned."""
+    """Return the record that :meth:`CheckRecord.packed` turned into the string `text`."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 
@@ -224,7 +224,8 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
     """Return the report of all tests from their records, which may come from several processes.
 
-    There is at least one record. The report has the settings of the first record, but the contracts of all records.
+    `records` must not be empty. The settings in the report are the settings of the first record. If the tests of a
+    subject have several contracts, the report names all these contracts.
     """
     all_records = list(records)
     settings = all_records[0].settings

@@ -56,8 +56,8 @@ def check(
         subjects: the functions to check, as objects or as strings. An object is a callable with the signature of
             `F.cross_entropy`, or a class with the constructor of `nn.CrossEntropyLoss`. A string is the name of a form,
             "torch" for `nn.CrossEntropyLoss`, "package.module:NAME" or "path/to/file.py:NAME". A string that ends in
-            "+compile" names the compiled function. Without subjects, torch and the forms of the operation are checked;
-            `fused` only if its kernel runs on the device.
+            "+compile" names the compiled function. Without subjects, torch and the forms of the operation are checked.
+            The form `fused` is then left out if its kernel cannot run on the device.
         device: the device of the tensors: "cpu", "cuda", "cuda:0", "xpu", "mps", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
@@ -71,11 +71,12 @@ def check(
             their own contracts, and other subjects have "kernel".
         grade: the precision that a callable must reach in float16 and bfloat16. "A": the result is computed in float32
             or wider, and rounded once. "B": each step may be rounded to the dtype. "float16=B" chooses B in float16
-            alone. None stands for "B" under the contract "torch", otherwise for "A". The forms and torch have their own
-            grades, except if a contract is given.
+            alone. The default is "A", or "B" under the contract "torch". If no contract is given, the forms and torch
+            have their own grades.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
-        jobs: the number of worker processes. A subject may then crash or hang without ending the run. All cases run in
-            this process if neither `jobs` nor `ranks` is given, if `device` is not "cpu", or if the system has no fork.
+        jobs: the number of worker processes. By default, all cases run in this process, unless `ranks` is given. In a
+            worker process, a subject may crash or hang without ending the run. If `device` is not "cpu", or if the
+            system has no fork, no worker process is started.
         timeout: with `jobs` or `ranks`, the seconds that all calls of a subject on one case may take together. If the
             calls take longer, the case ends with a finding (hung).
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
@@ -83,10 +84,10 @@ def check(
         cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A full id also chooses
             a case that the level lacks. A mapping from cases to names of checks gives each case its own checks.
         max_findings: the number of findings after which the run ends; known failures do not count. The report of a run
-            that ended early has the cases that were done, and is not ok.
+            that ended early has the cases that were done, and `report.ok` is False.
         operation: the function of torch that the subjects compute: "cross_entropy", of logits, or
-            "linear_cross_entropy", of hidden states and a weight. By default, the operation of the forms and losses of
-            torch that are given by name, otherwise "cross_entropy".
+            "linear_cross_entropy", of hidden states and a weight. The default is "cross_entropy". If the name of a form
+            or of a loss of torch is given, the default is the operation of this form or loss.
         ranks: the number of ranks, for subjects that run on several ranks, such as "loss_parallel". Each rank is a
             process with a shard of the logits. See "On several ranks" in the docs. None for subjects in one process.
         shard: the part of the run that this call runs: (2, 8) is the second of eight shards of about equal cost. All
@@ -188,10 +189,10 @@ def _finish(
     """Complete the report of a run, and return the report.
 
     Mark the findings that are known failures, and add the commands that repeat findings. Add the number of combinations
-    of three choices in the cases that ran. Unless the user chose cases, add the checks that the level left out.
+    of three choices in the cases that ran. Add the checks that the level left out, unless the user chose cases.
 
-    Only a complete run, without chosen checks or cases, reports fixed failures. A shard stores the states of the known
-    failures, from which the merged report lists the fixed failures.
+    A complete run of all checks and cases of the level also lists the fixed known failures. A shard lists no
+    fixed failures, but stores the states of the known failures. The merged report uses these states for its list.
 
     `planned` is the plan of the run or shard, and `known` has the lists of known failures.
     """

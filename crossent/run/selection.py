@@ -36,8 +36,8 @@ def select(
     Args:
         planned: the plan.
         level: the level of the plan.
-        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run. A
-            case that the plan lacks then has the checks that suit the level.
+        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run; on
+            a case that the plan lacks, the checks of the level run.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
             is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
@@ -104,7 +104,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with and without its seed. A user cannot know a random seed."""
+    """Yield the id of a case, with and without its seed, so that a user need not know a random seed."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -143,12 +143,14 @@ def _checks(
 ) -> Iterator[Check]:
     """Yield the checks that run on a chosen case: `call`, `result`, and the checks in `names`.
 
-    The full id of a case allows any check. A pattern, or no choice of cases, allows only the checks that the plan runs
-    on the case.
+    If `names` is empty, yield the checks that the plan runs on the case. If the plan lacks the case, yield the checks
+    of the level.
 
-    Without names, yield the checks that the plan runs on the case. If the plan lacks the case, yield the checks of the
-    level. Some cases repeat their batch to more than 2^31 elements (`Case.tiled`). On such a case, only checks of the
-    cost TILES run. For a bad input, yield nothing.
+    If `names` is not empty, yield a check in `names` only if the plan runs the check on the case. If the user chose the
+    case by its full id, the plan does not matter.
+
+    Some cases repeat their batch to more than 2^31 elements (`Case.tiled`). On such a case, only checks of the cost
+    TILES run, without `call` and `result`. For a bad input, yield nothing.
 
     `level` is the level of the plan. The other arguments are those of :func:`_runs`.
     """

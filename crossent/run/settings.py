@@ -40,8 +40,8 @@ ExpectedList = list[lists.ExpectedFinding]
 class Settings:
     """The options of a run, which :func:`crossent.check` documents. The constructor validates most of the options.
 
-    `dtypes`, `without` and `checks` become tuples. `cases` becomes a dict, and the seed "random" a number. The methods
-    that use the features, the ids of cases and the file of known failures validate these options later.
+    `dtypes`, `without` and `checks` become tuples. `cases` becomes a dict, and the seed "random" becomes a number.
+    Features, ids of cases and the file of known failures are validated later, by the methods that use them.
 
     Raises:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
@@ -129,7 +129,7 @@ class Settings:
 
     @property
     def check_names(self) -> tuple[str, ...]:
-        """The names of the checks of the operation, and of the check of bad inputs, in the order of a report."""
+        """The names of :attr:`every_check`, then the name of the check of bad inputs, in the order of a report."""
         return (*self.every_check, "errors")
 
     def plan(self) -> Plan:
@@ -240,7 +240,7 @@ class Settings:
 
 
 def _several(words: str | Iterable[str]) -> tuple[str, ...]:
-    """Return an option with several words as a tuple without repetitions. A string counts as one word."""
+    """Return the words of an option as a tuple without repetitions. A string counts as one word."""
     return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
 
 
@@ -251,18 +251,18 @@ def _plan(level: str, dtypes: tuple[str, ...], seed: int, operation: Operation) 
 
 @cache
 def _ids(seed: int, operation: Operation) -> list[str]:
-    """Return the ids of all cases that a plan with this seed, or with seed 0, may have at any level."""
+    """Return the ids of the cases of all levels and dtypes, with this seed and with seed 0."""
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at, operation)})
 
 
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
-    """Return the name of the operation of a run: `operation`, if given, or else the operation of the built-in subjects.
+    """Return the name of the operation of a run: `operation`, or the default if `operation` is None.
 
-    The built-in subjects are forms and losses of torch, given by name, compiled or not. Without a built-in subject, the
-    default is "cross_entropy".
+    The default is "cross_entropy". If `subjects` has the name of a form or of a loss of torch, the default is the
+    operation of this form or loss. The name may end in "+compile".
 
     Raises:
-        ValueError: two built-in subjects compute different operations, or one does not compute `operation`.
+        ValueError: two of these forms or losses compute different operations, or one does not compute `operation`.
     """
     own: dict[str, str] = {}
     for subject in subjects:
@@ -278,7 +278,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_built_in(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. Features declared missing change nothing."""
+    """Return whether the subject is a form or torch, and not compiled. Features may be declared missing."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 

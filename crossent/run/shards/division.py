@@ -48,7 +48,7 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
 
 
 def plan_of_shard(planned: Plan, shard: tuple[int, int]) -> Plan:
-    """Return the cases of one shard, with their checks. `shard` has the shard's number, from 1, and the shard count."""
+    """Return the cases of one shard, with their checks. `shard` is (number, count): (2, 8) is the second of eight."""
     number, count = shard
     cases = list(planned)
     return {cases[at]: planned[cases[at]] for at in divide(planned, count)[number - 1]}
@@ -76,7 +76,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return the values that must be equal in all shards of a run, and that only the reports of shards have."""
+    """Return the values that must be equal in all shards. The report of a whole run does not have these values."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}

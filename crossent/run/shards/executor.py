@@ -227,7 +227,7 @@ class _Run:
         """Replace the broken executor. `error` is the exception that the executor raised.
 
         Raises:
-            RuntimeError: the user gave an executor, and no function that makes a new executor.
+            RuntimeError: the user gave an executor, instead of a function that makes a new executor.
         """
         if not self.makes:
             done = f"{len(self.reports)} of {self.count} shards done"

@@ -50,7 +50,8 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     Args:
         named: the reports, each with its name.
         command: the command that makes the reports, "check" or "soak".
-        early: a function that returns where the run of a report ended, such as "after 3 cases"; "" for a complete run.
+        early: a function that takes a report, and returns where its run ended early, such as "after 3 cases". For a
+            complete run, the function returns "".
 
     Raises:
         ValueError: no report is given, or a report is of a whole run. A shard is missing, repeated, not complete or of
@@ -108,7 +109,8 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the entries of a report's environment that must be equal in all shards.
 
-    The number of threads is left out. The value of "platform" lacks the version of the operating system's kernel.
+    The number of threads may differ, so this number is left out. The version of the operating system's kernel may
+    differ too, so this version is removed from the value of "platform".
     """
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}

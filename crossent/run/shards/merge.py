@@ -70,7 +70,7 @@ def _conditions(report: Report) -> Mapping[str, Any]:
 
 
 def _needs(part: SubjectReport) -> dict[str, list[str]]:
-    """Return the features that each check needs, by check. As in a JSON report, checks without needs are left out."""
+    """Return the features that each check needs, by the name of the check. Leave out a check that needs no feature."""
     return {check: list(names) for check, names in part.needs.items() if names}
 
 

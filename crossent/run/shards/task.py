@@ -1,4 +1,4 @@
-"""The work of an executor's worker: run the command for one shard in a new process, and return its report.
+"""The work of an executor's worker: run the command for one shard in a new process, and return the report of the shard.
 
 A worker may have threads that change global state while a subject is called. The check `state` would blame the subject
 for this change. So the worker calls no subject: the worker starts `crossent check` in a new process, and waits. This
@@ -57,8 +57,8 @@ class Task:
         subjects: the subjects, by name.
         folder: the folder in which the command runs, and from which it reads the files of subjects.
         environment: environment variables of the command, in addition to the variables of the worker.
-        run: the path of a file that exists as long as the run goes on, and the name of the machine with this file. Both
-            are "" if there is no such file.
+        run: a pair: the path of a file that is deleted when the run ends, and the name of the machine with this file.
+            Both are "" if there is no such file.
     """
 
     options: Sequence[str]

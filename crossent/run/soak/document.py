@@ -179,7 +179,10 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield a reason if the case with this number and dtype is not of this soak or shard, or its id is not `case`."""
+    """Yield the reason why `case` cannot be the id of the case with this number and dtype in this soak or shard.
+
+    If `case` is this id, yield nothing.
+    """
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this soak or shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:

@@ -1,8 +1,8 @@
 """The cases of a soak: any number of random cases, each drawn from its number, its dtype and the seed.
 
-Some choices are adversarial, such as infinite logits. Most cases are small, so that many can run. Some cases have up to
-50,000 classes or 5,000 rows, where errors of sums are large. The cases of a linear cross-entropy combine the choices
-and size ranges of its covering arrays at random.
+Some choices are adversarial, such as infinite logits. Most cases are small, so that many cases can run. Some cases have
+up to 50,000 classes or 5,000 rows, where errors of sums are large. A case of a linear cross-entropy is a random
+combination of the choices and size ranges of the 3-way covering array in :mod:`crossent.cases.linear.grid`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class SoakReport:
         operation: the function of torch that the subjects compute.
         promises: the values of the options "without", "contract" and "grade", by the name of the option.
         known_failures_checksum: a checksum of the lists of known failures.
-        shard: the number of the shard and of all shards, such as 2/8; None for a whole soak.
+        shard: the number of the shard, and the count of all shards, such as 2/8; None for a whole soak.
         complete: whether all cases ran.
         seconds: how long the soak took; None for a report from a file.
     """
@@ -63,7 +63,7 @@ class SoakReport:
 
     @property
     def numbers(self) -> range:
-        """The numbers of the cases that belong to this soak or shard, also of cases that did not run."""
+        """The numbers of all cases of this soak or shard, including cases that did not run."""
         number, count = (1, 1) if self.shard is None else (self.shard.number, self.shard.count)
         return range((number - 1) * self.cases // count, number * self.cases // count)
 
@@ -157,8 +157,8 @@ class SoakReport:
         """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
 
         Each subject has one row in each dtype, for the check with the largest share of its bound. With `by_check`, each
-        check that has a worst case in this dtype has a row, the largest share first. In both tables, if no check has a
-        worst case in this dtype, the only row is for the first check.
+        check that has a worst case in this dtype has a row, the largest share first. With or without `by_check`: if no
+        check has a worst case in this dtype, the only row is for the first check.
         """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:

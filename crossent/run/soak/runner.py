@@ -82,8 +82,8 @@ def soak(
 
     Returns:
         The report. `report.ok` is True if all cases ran, every failed check is a known failure, a case ran on every
-        subject, and every result has evidence. In a shard, only the first two count. `print(report)` shows the worst
-        cases and the findings.
+        subject, and every result has evidence. For a shard, only the first two conditions count. `print(report)` shows
+        the worst cases and the findings.
 
     Raises:
         ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong, as for
@@ -146,8 +146,8 @@ def _empty(subject: Subject) -> SubjectSums:
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
     """Run the cases of a soak part by part, and add the results to the report.
 
-    After each part, yield a step for the progress bar. If a call makes the device unusable, end early:
-    `report.complete` is False.
+    After each part, yield a step for the progress bar. If a call makes the device unusable, set `report.complete` to
+    False and end early.
 
     `known` has the lists of known failures.
     """

@@ -47,7 +47,7 @@ class SoakTally(Tally):
 
 @dataclass
 class Failures:
-    """The findings of one check, dtype and kind, without known failures.
+    """The findings of one check, dtype and kind that are not known failures.
 
     Attributes:
         count: the number of findings.
@@ -69,12 +69,13 @@ class SubjectSums:
 
     Attributes:
         name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
-        source: the description from which the subject is loaded; "" for a callable that was passed as an object.
+        source: the string from which the subject is loaded, such as "path/to/file.py:NAME"; "" for a callable that was
+            passed as an object.
         code: the checksum of the subject's file; "" if `source` names no readable .py file.
         tallies: the sums by check and dtype.
         not_applicable: the number of cases that are not applicable, by reason.
         known: the number of known failures, by reason.
-        failures: the findings by check, dtype and kind.
+        failures: the findings that are not known failures, by check, dtype and kind.
     """
 
     name: str
@@ -108,8 +109,9 @@ class SubjectSums:
 
     @property
     def without_evidence(self) -> Iterator[str]:
-        """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
+        """The results without evidence, such as "loss in float16".
 
+        A result has no evidence if a wrong result would pass on every case.
         `crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
         """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
