@@ -44,7 +44,7 @@ def ambient() -> Iterator[None]:
 
 
 def end_threads() -> None:
-    """End the threads that GNU OpenMP has started for this thread. torch starts new threads when it needs them.
+    """End the threads that GNU OpenMP has started for this thread. torch can start new threads afterwards.
 
     Call this function before a fork, in the thread that forks. A forked process has none of its parent's threads, but
     its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever. Old
@@ -94,7 +94,7 @@ DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
 
 @contextmanager
 def _one_thread_of_openblas() -> Iterator[None]:
-    """Return a context manager in which the OpenBLAS of numpy's wheel has one thread; change no other BLAS."""
+    """Return a context manager that gives the OpenBLAS of numpy's wheel one thread, and changes no other BLAS."""
     found = _thread_functions()
     if found is None:
         yield
@@ -139,12 +139,12 @@ def require_device(device: str) -> None:
 
 
 def lacks_float64(device: str) -> str:
-    """Return why an input in float64 cannot be on a device, as a phrase that follows a subject's name; "" if it can."""
+    """Return "" if a device supports float64; otherwise the reason, as a phrase that follows a subject's name."""
     return "needs float64, which the device mps does not have" if device.startswith("mps") else ""
 
 
 def lost(device: str) -> str:
-    """Return torch's error if this process can no longer use a device, as after a device-side assert; otherwise ""."""
+    """Return "" if this process can still use a device; otherwise torch's error, as after a device-side assert."""
     if device.startswith("cpu"):
         return ""
     try:
@@ -214,7 +214,7 @@ def can_fork() -> bool:
 
 
 def cpu_capability() -> str:
-    """Return the vector instructions that torch uses on this processor, such as "AVX2", or "unknown".
+    """Return the vector instructions that torch uses on this processor, such as "AVX2"; "unknown" if torch names none.
 
     torch chooses the instructions, and other instructions give other bits. On one machine, torch 2.0 uses AVX2 and
     torch 2.8 uses AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.

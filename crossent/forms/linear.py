@@ -1,10 +1,10 @@
 r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight.T + linear_bias`, in two forms.
 
     z = h Wᵀ + b,   loss = -log p_y,   p = softmax(z)
-    gradients:   d = g (p - e_y) of z,   d W of h,   dᵀ h of W,   Σ_n d_n of b
+    gradients:   for z: d = g (p - e_y),   for h: d W,   for W: dᵀ h,   for b: Σ_n d_n
 
 Here `h` is the input, and `W` and `b` are the weight and the bias of the linear layer. `g` is the upstream gradient,
-and `e_y` is the one-hot vector of the true class `y`.
+`e_y` is the one-hot vector of the true class `y`, and `d_n` is row n of `d`.
 
 The last layer of a language model has many classes C. So the logits z, (N, C), need more memory than any other tensor
 of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
@@ -50,7 +50,7 @@ def linear_formula(
 
     The loss of the logits is defined as in :func:`crossent.formula`. For a result in float16 or bfloat16, all
     computation is in float32, and loss and gradients are rounded once. A row with the target `ignore_index` adds
-    nothing to any gradient. If `linear_weight` is `(C, H)`, a NaN in the input of such a row makes no gradient NaN.
+    nothing to any gradient. If `linear_weight` is `(C, H)`, a NaN in the input of such a row reaches no gradient.
 
     Args:
         input: The hidden states, in float16, bfloat16, float32 or float64.
@@ -224,8 +224,8 @@ def _through_formula(
 ) -> list[Tensor | None]:
     """Return the gradients of :func:`crossent.linear_formula` for input, weight and bias of the linear layer.
 
-    A caller may differentiate these gradients. `upstream` is the upstream gradient, or a batch of upstream gradients. A
-    gradient is None where `wanted` is False. `tensors` and `options` are as in :func:`_arranged`.
+    A caller may differentiate these gradients. `wanted` has a bool for each of the three; if False, the gradient is
+    None. `upstream` is the upstream gradient, or a batch of them. `tensors` and `options` are as in :func:`_arranged`.
     """
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
@@ -240,9 +240,9 @@ def _differentiate(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
 
-    `upstream` is the upstream gradient. A gradient is None where `wanted` is False. An ignored row adds nothing to any
-    gradient. The results have the dtype of the computation. If `rows.dense` is False, the losses are unweighted, and
-    `_weigh_and_reduce` multiplies them by the class weights. For `block_size`, see :func:`rows_of_block`.
+    `wanted` has a bool for each leaf; if False, the gradient is None. `upstream` is the upstream gradient. An ignored
+    row adds nothing to any gradient. Losses and gradients have the dtype of the computation. If `rows.dense` is False,
+    the losses lack the class weights, which `_weigh_and_reduce` applies. For `block_size`, see :func:`rows_of_block`.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -279,16 +279,16 @@ def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits, `h @ w.T + b`, to `out`, (r, C), and return `out`. `parts` has the slices of :func:`_parts`."""
+    """Write the logits of r rows, `h @ w.T + b`, to `out`, (r, C); return `out`. For `parts`, see :func:`_parts`."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of the hidden states, to `out`, (r, H).
+    """Write `d @ w`, the gradient of the hidden states of r rows, to `out`, (r, H).
 
-    `d`, (r, C), is the gradient of the logits, and `w` is the weight. `parts` has the slices of :func:`_parts`.
+    `d`, (r, C), is the gradient of the logits, and `w` is the weight. For `parts`, see :func:`_parts`.
     """
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
@@ -310,9 +310,9 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
     """Replace `z`, the logits of the block `rows`, by their gradient, and write the loss of each row to `loss`.
 
-    The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`:
-    `crossent.forms.blocks._differentiate` defines the symbols. `factor` is `g/D`. If `rows.dense` is False, `factor`
-    includes the weight of the true class, but the written loss does not.
+    The gradient of a row is `g/D (p Σ_c v_c - v)`, and 0 if the row is ignored. For the symbols, see
+    `crossent.forms.blocks._differentiate`. `factor` is `g/D`. If `rows.dense` is False, `factor` includes the weight of
+    the true class, but the written loss does not.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
@@ -336,8 +336,8 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
     """Check the arguments, and return them as rows. Zeros that need no memory stand in place of the logits.
 
-    `tensors` are input, weight and bias of the linear layer, target and class weight; None for a missing bias or class
-    weight. `options` has the arguments `ignore_index`, `reduction` and `label_smoothing`.
+    `tensors` are five: input, weight and bias of the linear layer, target, and class weights. A missing bias is None,
+    and so are missing class weights. `options` has the arguments `ignore_index`, `reduction` and `label_smoothing`.
     """
     hidden, linear_weight, linear_bias, target, weight = tensors
     check_linear(hidden, linear_weight, linear_bias)

@@ -92,7 +92,7 @@ class Rows:
     def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
         """Yield tuples: a block of at most `most` rows, then the same rows of each element of `others`.
 
-        An element of `others` is a tensor, (...) or (..., K), or a single number, which all blocks share.
+        Each element of `others` is a tensor of shape (...) or (..., K), or a single number that all blocks share.
         """
         count = math.prod(self.logits.shape[:-1])
         if count <= most:
@@ -205,9 +205,9 @@ def arrange(
     The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
     errors are as in :func:`lay_out`.
 
-    Pass `eager=True` if Python may read the targets: there are targets, the tensors are on a CPU, and torch does not
-    transform, trace or compile the call. Then, if :func:`_all_kept` returns True, the rows have no mask `kept`, and
-    later steps are faster.
+    Pass `eager=True` only if there are targets, the tensors are on a CPU, and torch does not transform, trace or
+    compile the call. Python then reads class indices. If :func:`_all_kept` returns True for these indices, the rows
+    have no mask `kept`, and later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     has_probabilities = target.shape == input.shape

@@ -8,6 +8,8 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 
     -Σ_c w_c q_c log softmax(x)_c
 
+Here `target` is the one-hot vector of `y`, or the class probabilities.
+
 `formula`, `log_softmax_nll` and `one_hot` take the arguments of `torch.nn.functional.cross_entropy`, except the
 deprecated `size_average` and `reduce`, and compute the same loss. So the fourth positional argument is `ignore_index`.
 A gradient may differ from torch's in its memory layout: the class axis may come last in memory.
@@ -48,8 +50,8 @@ def formula(
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
-    in nats (`log` is the natural logarithm). For a class index `y` without smoothing, only the term of `y` is left:
-    `w_y (-x_y + log Σ_i exp(x_i))`.
+    in nats (`log` is the natural logarithm). In the formula of `q`, a class index `y` stands for its one-hot vector.
+    Without smoothing, only the term of `y` is then left: `w_y (-x_y + log Σ_i exp(x_i))`.
 
     First, the maximum of the row is subtracted from the logits, so `exp` never overflows. A row whose logits are all
     1e8 still has the loss `log C` (pytorch#38839). Source: algorithm 4.1 of Blanchard, Higham & Higham,

@@ -1,10 +1,10 @@
 """The checks of the arguments of a form, and the error messages.
 
 For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, IndexError and
-RuntimeError. An input that has none of the four floating-point dtypes, and a tensor that is not dense, raise
-NotImplementedError. :mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the
-exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and
-the allowed values.
+RuntimeError. An input whose dtype is not in `FLOATS`, and a tensor that is not dense, raise NotImplementedError.
+:mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the exceptions are
+TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and the allowed
+values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def as_float(name: str, value: object) -> float:
 def as_int(name: str, value: object, allowed: str = "an int") -> int:
     """Return `value` as an int; raise TypeError for a bool, and for a value that `operator.index` refuses.
 
-    The error names the argument, `name`, and what is `allowed`. A tensor of one integer is allowed, too.
+    `name` and `allowed` are for the message: the argument, and its allowed values. A tensor of one integer is allowed.
     """
     try:
         if isinstance(value, bool):
@@ -114,12 +114,12 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
 
 
 def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_index: int) -> None:
-    """Check the target, that `input` has a class axis, and the `ignore_index` for class probabilities.
+    """Check the target and the number of dimensions of `input`; with class probabilities, also `ignore_index`.
 
-    `has_probabilities` says whether the target holds class probabilities. As in torch, a wrong batch size raises
-    ValueError, and any other wrong size or a wrong dtype raises RuntimeError. An `input` without dimensions raises
-    IndexError, but RuntimeError if the target is one class index, of shape (). With class probabilities, an
-    `ignore_index` that is not negative raises RuntimeError.
+    `has_probabilities` says whether the target has the shape of `input`. As in torch, a wrong batch size raises
+    ValueError, and any other wrong size or a wrong dtype raises RuntimeError. With class probabilities, an
+    `ignore_index` that is not negative raises RuntimeError. An `input` without dimensions raises IndexError, but
+    RuntimeError if the target is one class index, of shape ().
     """
     if input.dim() == 0:
         # A class index of shape () has the shape of input. For torch, the index is then a probability of a wrong dtype.

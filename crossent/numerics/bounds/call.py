@@ -202,8 +202,8 @@ class CallBounds:
     def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
         """Return `numbers` divided by `divisor`, the denominator of the mean.
 
-        A kernel may multiply by the reciprocal of `divisor` instead. So for a kernel, the result has the larger of two
-        errors: of the quotient, and of the product.
+        A kernel may multiply by the reciprocal of `divisor` instead. So for a kernel, the error is the larger
+        of two errors: the error of the quotient, and the error of this product.
         """
         c = self.contract
         divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)
@@ -230,10 +230,10 @@ class CallBounds:
 
 
 def _descending(factors: list[Array], count: int) -> list[Array]:
-    """Return, for each element, the largest `count` factors in descending order. The shapes of the factors broadcast.
+    """Return at most `count` arrays: the largest factor of each element, the second largest, and so on.
 
-    numpy's sort would need arrays of the full broadcast shape. This function compares small factors first, so most of
-    its arrays stay small.
+    The shapes of the factors broadcast. numpy's sort would need arrays of the full broadcast shape. This function
+    begins with the factors that have the fewest elements, so most of its arrays stay small.
     """
     largest: list[Array] = []
     for factor in sorted(factors, key=np.size):
@@ -254,7 +254,7 @@ def parts_of(numbers: Array) -> list[slice]:
 
 
 def _joined(parts: Sequence[Computed]) -> Computed:
-    """Return the rows of all parts, one after another. All parts have one format."""
+    """Return the rows of all parts, one after another. All parts have the same format."""
     if len(parts) == 1:
         return parts[0]
     value, error = (np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "error"))

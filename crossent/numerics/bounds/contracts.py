@@ -30,10 +30,10 @@ class Functions:
         exp_ulps, log_ulps: The largest errors of exp and log in ulps: the distance from the exact result, not from the
             correctly rounded result.
         source: The documentation that states the errors.
-        exp_per_unit: For an exp that first multiplies its argument by the rounded constant `log2 e`: the relative error
-            of this product, in units of the unit roundoff. 0 for any other exp.
-        log_absolute: The largest absolute error of log for arguments below two; `log_ulps` then holds only above two.
-            0 if `log_ulps` holds for all arguments.
+        exp_per_unit: 0 unless exp first multiplies its argument by the rounded constant `log2 e`. Then the relative
+            error of this product, in units of the unit roundoff.
+        log_absolute: 0 if `log_ulps` holds for all arguments. Otherwise, `log_ulps` holds only for arguments of two or
+            more, and `log_absolute` is the largest absolute error for arguments below two.
         division_ulps: The largest error of a division in ulps; one half if divisions are correctly rounded.
     """
 
@@ -88,19 +88,19 @@ class Contract:
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
             may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the
-            spread of the row, its largest minus its smallest logit. The code of a kernel computes the gradient without
+            spread of the row (its largest minus its smallest logit). The code of a kernel computes the gradient without
             autograd. So a kernel may multiply the factors of the gradient in any order, before or after the difference
             of softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
         offset: Whether the error of a kernel may also grow with a common offset of all logits of a row.
         keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
-        keeps_probs: Whether the implementation may also round to `stored` the probabilities `p`, and their difference
-            from the target, which is `p - 1` for the true class.
+        keeps_probs: Whether the implementation may also round two intermediates of the gradient to `stored`: the
+            probabilities `p`, and `p` minus the target (for the true class, `p - 1`).
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether the implementation may smooth float32 class probabilities in float32, even with
             float64 logits, as torch does.
         recomputes: For a linear cross-entropy: whether the implementation may compute a logit a second time, with
-            another order of additions. The second logit is in the gradient, or is the logit of the true class.
+            another order of additions, for the gradient or for the true class.
     """
 
     grade: Grade
@@ -144,9 +144,9 @@ class Contract:
         Such code adds up the rows in any order, in float32, or in float64 for float64 logits. If `stored` is None,
         the result is :attr:`in_any_order`. Otherwise the result is this contract. If this contract limits the order,
         its error bound is still large enough for every order in float32. Over at most 2^17 rows, the error of a sum of
-        numbers `t` in float32 is at most `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the order to `d`
-        additions of a number in half precision, the contract allows at least `d · 2^-11 Σ|t|`. Here `d` is at least 16
-        for 16 rows or more (see `_cascade_depth`). For fewer than 16 rows, one addition in half precision is enough.
+        numbers `t` in float32 is at most `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the additions of
+        each number to `d`, the contract allows an error of at least `d · 2^-11 Σ|t|`, as in half precision. Here `d` is
+        at least 16 for 16 rows or more (see `_cascade_depth`). For fewer than 16 rows, `d = 1` is enough.
         """
         return self.in_any_order if self.stored is None else self
 
@@ -204,7 +204,7 @@ def contract(
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of about `u |max|`, for the unit roundoff `u`. Rounding the logits once has an error of the same size. If all logits
     of a row have a large common offset, this error can exceed the loss. At grade A, `|max|` counts only up to the
-    spread of the row, its largest minus its smallest logit. A larger offset must not add to the error. At grade B, and
+    spread of the row (its largest minus its smallest logit). A larger offset must not add to the error. At grade B, and
     for "logsumexp" at both grades, the contract allows the full error. For "logsumexp" at grade B, the implementation
     may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 

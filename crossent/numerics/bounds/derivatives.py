@@ -101,9 +101,9 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _two_sums(self) -> tuple[Computed, Array]:
-        """Return the tangents, `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sums of the magnitudes of their terms.
+        """Return each row's tangent, `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sum of its terms' magnitudes.
 
-        Both are (R,).
+        Both results are (R,).
         """
         c = self.contract
         total = c.keep(self._total(self._coefficients))
@@ -112,9 +112,9 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _gradient_times_direction(self) -> tuple[Computed, Array]:
-        """Return the tangents, `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sums of the magnitudes of their terms.
+        """Return each row's tangent, `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sum of its terms' magnitudes.
 
-        Both are (R,).
+        Both results are (R,).
         """
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
@@ -163,8 +163,8 @@ class DerivativeBounds(Bounds):
         (`intermediates.parts`) separately, and add the two parts last. The addition is one more rounding.
 
         The products and differences of each part have five roundings. The error of `second` already has these
-        roundings, for the magnitude of the sum of both parts. If the parts cancel, the sum of their magnitudes is
-        larger than the magnitude of their sum. So this method adds five roundings of the difference.
+        roundings, for the magnitude of the sum of both parts. If the parts cancel, the sum of their magnitudes exceeds
+        the magnitude of their sum. So this method adds five roundings of the excess.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).

@@ -6,7 +6,8 @@ each part, and adds the two bounds:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
 
-The second part is the change of the exact `log p_c` if the logits change from z to z': at most :func:`largest_move`.
+The second part is the change of the exact `log p_c` from z to z': its magnitude is at most :func:`largest_move`.
+
 The first part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the
 error grows with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as
 large as for any z' with `|z' - z| ≤ e`. The module treats no logit as exact, because the rules leave out some rounding
@@ -52,9 +53,9 @@ def largest_move(t: Terms, c: Contract) -> Array:
     """Return how far `log softmax(z)_c` can move, (R, C), if every logit z_i moves by at most its error `e_i`.
 
     If z moves by Δ, then `log p_c` moves by `-log(p_c + Σ_{i≠c} p_i exp(Δ_i - Δ_c))`. The sum is largest for
-    `Δ_i = e_i` and `Δ_c = -e_c`, and smallest for the opposite signs. With `y_i = e_i + e_c`, and `y_c = 0`, the two
-    moves are `log Σ p_i exp(y_i)` and `-log Σ p_i exp(-y_i)`. The first is at least as large: the product of the two
-    sums is at least one (Cauchy-Schwarz). So the largest move is
+    `Δ_i = e_i` and `Δ_c = -e_c`, and smallest for the opposite signs. With `y_i = e_i + e_c`, and `y_c = 0`, the
+    magnitudes of the two moves are `log Σ p_i exp(y_i)` and `-log Σ p_i exp(-y_i)`. The first is at least as large: the
+    product of the two sums is at least one (Cauchy-Schwarz). So the largest move is
 
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
@@ -87,9 +88,9 @@ def _log_probs(t: Terms) -> Array:
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
 
-    The errors of `log p` and of `p` include the effect of the errors of the logits. For the log-sum-exp, `error` is the
-    rounding error alone. `value` is the largest magnitude of the number that :func:`softmax` returns, for any logits z'
-    with `|z' - z| ≤ e`.
+    The errors of `log p` and of `p` include the effect of the errors of the logits. The log-sum-exp differs: its
+    `error` is the rounding error alone. Its `value` is the largest magnitude of the log-sum-exp that :func:`softmax`
+    returns for any logits z' with `|z' - z| ≤ e`.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal
@@ -150,7 +151,7 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
     Args:
-        w: The largest probability of each class, (R, C): the exponential of the class divided by the sum.
+        w: The largest possible probability of each class, (R, C). A probability is an exponential divided by the sum.
         relative: The relative error of each exponential, (R, C).
         lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
         c: The contract.
