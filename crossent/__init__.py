@@ -23,10 +23,10 @@ The checker:
     over         check functions in shards, on an executor such as a pool of processes or Dask
     diff         compare two reports, for example of two versions of torch
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
-    Report, Finding, Diff, SoakReport   the results of `check`, `diff` and `soak`
+    Report, Diff, SoakReport   what `check`, `diff` and `soak` return; `Report.findings` is a list of Finding
 
-The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
-imports only modules on the same line of this list, or on a line above:
+The package is a tree of modules and folders, both called rooms. The `__init__` of a folder lists its modules. A room
+imports only rooms on the same line of this list, or on a line above:
 
     words, files, choices   printable text; files written completely or not at all; words and limits of options
     machine, state          devices and versions; the global state of torch, numpy and Python

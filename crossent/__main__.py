@@ -22,10 +22,10 @@ def main() -> int:
 
 
 def script() -> int:
-    """Run the command as a program, and return its exit status. Ctrl-C after the end of the command changes nothing.
+    """Run the command and return its exit status. From the end of the command on, ignore Ctrl-C.
 
-    After the command, Python needs half a second to shut down torch. Without this function, Ctrl-C during this time
-    prints a traceback, or ends Python without the exit status.
+    After the command, Python needs half a second to shut down torch. If Python did not ignore Ctrl-C during this time,
+    Ctrl-C would print a traceback, or end Python without the exit status.
     """
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

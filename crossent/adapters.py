@@ -1,13 +1,13 @@
 """Adapters: make losses of numpy, JAX and ONNX, and losses on several ranks, callable with tensors.
 
-An adapter of numpy, JAX or ONNX converts the tensors of a call to arrays of the same numbers. Then the adapter calls
-the function, and converts the result to a tensor. A numpy function gets arrays that share the memory and the strides of
-CPU tensors. So a check can find a function that writes into its arguments. JAX and ONNX get copies. Outside its 64-bit
-mode, JAX converts int64 to int32: see :func:`from_jax`.
+Each adapter takes a function and returns a callable. The callable of a numpy, JAX or ONNX function converts its tensors
+to arrays of the same numbers. Then the callable calls the function, and converts the result to a tensor. A numpy
+function gets arrays that share the memory and the strides of CPU tensors. So a check can find a function that writes
+into its arguments. JAX and ONNX get copies. :func:`from_jax` says when JAX converts int64 to int32.
 
-The callable has the parameters of the adapted function, and an attribute `lacks`: a dict from each missing feature,
-such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute.
-The callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`.
+This callable has the parameters of the function, and an attribute `lacks`: a dict from each missing feature, such as
+"vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute. The
+callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -81,13 +81,15 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     then calls the function uncompiled, which is slow.
 
     Args:
-        function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
-            JAX arrays. If you compile the function with `jax.jit` yourself, name `reduction` in `static_argnames`.
+        function: The loss, `function(logits, target, **options) -> array`. The arguments are as in :func:`from_numpy`,
+            but the arrays are JAX arrays. If you compile the function with `jax.jit` yourself, name `reduction` in
+            `static_argnames`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`. `jax.vjp` computes the gradients of the logits and of
-        class probabilities. A call with float64, or with integers beyond 32 bits, turns on JAX's 64-bit mode. Any other
-        call uses the mode that you have set. After a call, your setting is unchanged.
+        class probabilities. A call uses the mode of JAX, 32-bit or 64-bit, that you have set. Only a call with float64,
+        or with integers beyond 32 bits, turns on the 64-bit mode. The call then restores your setting. In the 32-bit
+        mode, JAX converts int64 to int32.
 
     Raises:
         ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.
@@ -173,8 +175,8 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
 
     Args:
         model: A `ModelProto`, or the name of its file. The two inputs of the model are the logits and the target, and
-            the first output is the loss. The callable then takes no options.
-            Without `model`, the callable runs the operator and takes `weight`, `ignore_index` and `reduction`.
+            the first output is the loss. The callable of a model takes no options.
+            With None, the callable runs the operator and takes `weight`, `ignore_index` and `reduction`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`.
@@ -228,8 +230,8 @@ def from_ranks(
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: Ten times the time limit of a forward or backward pass, in seconds. The limit of a pass is at least 1
-            second. A pass that exceeds its limit raises an error.
+        timeout: A time in seconds. A forward or backward pass may take a tenth of this time, but at least 1 second.
+            A longer pass raises an error.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
     Returns:
@@ -268,9 +270,9 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable on tensors that has the signature of `function` and an attribute `lacks`.
 
-    The callable computes the loss with `run`. The attribute has the features in the argument `lacks`, and torch's
-    transforms, such as vmap. If ml_dtypes is not installed, the attribute also has bfloat16. The reason for the
-    transforms begins with `reason`, such as "is a JAX function".
+    The callable computes the loss with `run`. The attribute maps each missing feature to the reason. The features are
+    those of the argument `lacks`, torch's transforms, such as vmap, and bfloat16 if ml_dtypes is not installed. The
+    reason for the transforms begins with `reason`, such as "is a JAX function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
@@ -286,7 +288,7 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
 
 class _Foreign(torch.autograd.Function):
-    """An autograd function that calls a function of another library."""
+    """A `torch.autograd.Function` that calls a loss function of another library."""
 
     @staticmethod
     def forward(

@@ -15,8 +15,8 @@ grid        the choices of sizes and label_smoothing; cases from covering arrays
             combine options (pairs.txt, triples.txt, transformed.txt). Two combine options with size ranges (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
-edges       cases at the limits of sizes and number formats, for special code paths in torch, and for results that torch
-            decides and not the formula, such as the mean over no rows
+edges       cases at the limits of sizes and number formats; cases for special code paths in torch; cases in which
+            torch, not the formula, decides the result, such as the mean over no rows
 corpus      cases that trigger bugs that other projects shipped (corpus.toml)
 bad_inputs  calls for which a cross-entropy must raise an error
 linear/     the cases of `F.linear_cross_entropy`

@@ -78,8 +78,8 @@ def size_range(number: int, limits: Sequence[int], of: str) -> str:
 
     Args:
         number: The number of classes, rows or hidden units.
-        limits: The last number of each size range, in ascending order. The highest size range has no last number.
-        of: "classes", "rows" or "hidden units", which follows the numbers in the text.
+        limits: The last number of each size range but the highest, in ascending order. The highest range has no end.
+        of: The noun that follows the numbers in the text: "classes", "rows" or "hidden units".
 
     >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -133,7 +133,7 @@ OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream grad
 
 @dataclass(frozen=True)
 class Constraint:
-    """Combinations of choices that are impossible together.
+    """The impossible combinations of choices on some axes, and the reason.
 
     Attributes:
         reason: why the combinations are impossible.

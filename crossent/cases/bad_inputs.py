@@ -61,7 +61,8 @@ class BadInput:
     def allowed(self, device: str) -> tuple[type[Exception], ...]:
         """Return the errors that are allowed on this device.
 
-        A device-side assert raises a RuntimeError (torch.AcceleratorError since torch 2.8).
+        These are the errors of :attr:`raises`. If the call causes a device-side assert, RuntimeError is also allowed:
+        the assert raises a RuntimeError, or since torch 2.8 its subclass torch.AcceleratorError.
         """
         return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
 
@@ -109,9 +110,9 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with the id "class_" + `id`. Its target has an index that is neither a class nor ignored.
+    """Return a call whose target has an index that is neither a class nor ignored.
 
-    `make` returns the arguments that differ from a correct call, by name.
+    The id of the call is "class_" + `id`. `make` returns the arguments that differ from a correct call, by name.
     """
     return BadInput(f"class_{id}", "index_errors", make, (IndexError,), poisons=True)
 

@@ -47,9 +47,9 @@ class Case:
             the same name in `AXES`.
         reduction, label_smoothing: the options of `F.cross_entropy`.
         seed: the seed of the random numbers.
-        name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
-        grade: the grade that a subject under the contract of torch must reach on this case, "A" or "B"; "" for the
-            grade that the subject promises.
+        name: "" for most cases; a name such as `pytorch-38839` for a case that stands for a bug or a limit.
+        grade: "" if a subject must reach the precision grade that it promises. "A" or "B" is the grade that a subject
+            under the contract of torch must reach on this case instead.
         tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile,
             the batch before this repetition.
     """
@@ -255,7 +255,7 @@ class Case:
         return {"input": self._shaped(VALUES[self.values].draw(draw))}
 
     def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `drawn`, the arrays of :meth:`_drawn` as tensors, in the memory layouts of the case."""
+        """Return the tensors `drawn`, made of the arrays of :meth:`_drawn`, in the memory layouts of the case."""
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
@@ -275,7 +275,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """Return `rows`, (R, C), in the sizes of the logits, or `rows`, (R,), in the sizes of an unreduced loss."""
+        """Return `rows` with new sizes: (R, C) gets the sizes of the logits, (R,) the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -337,7 +337,7 @@ class Case:
 
 
 def _some(random: np.random.RandomState, count: int) -> Any:
-    """Return a random mask, (count,), about 40 % True. A mask of two or more elements has both True and False."""
+    """Return a random mask of `count` elements, about 40 % True. Two or more elements have both True and False."""
     chosen = random.random_sample(count) < 0.4
     if count > 1 and chosen.all() == chosen.any():
         chosen[0] = not chosen[0]

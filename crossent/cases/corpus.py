@@ -1,8 +1,8 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
-The table is in `corpus.toml`. Each bug lists the checks that must catch the bug, or the reason why no case can trigger
-the bug. Every level runs these checks on the cases of the bug, with two exceptions: checks of compiled code, and cases
-with tiles (`Case.tiled`). Both take seconds or more, so only level thorough runs all of them.
+The file `corpus.toml` has an entry for each bug. The entry lists the checks that must catch the bug, or the reason why
+no case can trigger the bug. Every level runs these checks on the cases of the bug, with two exceptions: checks of
+compiled code, and cases with tiles (`Case.tiled`). Both take seconds or more, so only level thorough runs all of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of the table as a bug.
+    """Return an entry of `corpus.toml` as a bug.
 
     `name` is the name of the bug's cases; by default, the first of `issues` gives the name. `cases` are the ids of
     these cases without the name. `entry` has the other attributes of :class:`Bug`.

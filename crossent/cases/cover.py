@@ -76,9 +76,9 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 def _cover_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array that has size ranges.
 
-    Each case starts with a combination of choices that no case has yet. :func:`_complete` runs until the case has
-    `_CANDIDATES` candidates. The search takes the candidate that completes the most missing combinations. Finally,
-    :func:`_add_triples` changes some choices, and :func:`_vary_sizes` changes some sizes.
+    Each case starts with a combination of choices that no case has yet. :func:`_complete` adds the other choices,
+    until there are `_CANDIDATES` candidates. The case is the candidate that completes the most missing combinations.
+    Finally, :func:`_add_triples` changes some choices, and :func:`_vary_sizes` changes some sizes.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
@@ -101,14 +101,14 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Yield one pair: how many missing combinations a case completes, and the choices of this case.
+    """Yield one candidate: the number of missing combinations that it completes, and its choices on all axes.
 
-    The case has the choices `start`. Take the other axes in random order, and on each axis the choice that completes
-    the most missing combinations. On these axes, take no choice of `CoveringArray.hiding`: with such a choice, all
-    gradients are zeros, empty or NaN. Yield nothing if an axis has no possible choice.
+    The candidate has the choices `start`. The other axes follow in random order. On each, the candidate takes the
+    possible choice that completes the most missing combinations, but no choice of `CoveringArray.hiding`: with such a
+    choice, all gradients are zeros, empty or NaN. If an axis has no choice left, the function yields nothing.
 
     Args:
-        start: the first choices of the case: a combination that no case has yet, which counts as completed.
+        start: the first choices of the candidate: a combination that no case has yet, which counts as completed.
         array: the covering array.
         left: the combinations that no case has yet, by their axes.
         random: the source of random numbers.

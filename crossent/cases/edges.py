@@ -1,8 +1,8 @@
-"""Cases at the limits of sizes and number formats, for special code paths in torch, and for decisions of torch.
+"""Cases at limits of sizes and number formats, for special code paths in torch, or with results that torch decides.
 
-Some cases have a choice that the covering arrays of :mod:`crossent.cases.grid` leave out. A case has the name of its
-issue, or a name that says what the case is about. The results of some cases follow a decision of torch and not the
-formula. For example, the mean over no rows is NaN. `POLICIES` has these cases.
+Some cases have a choice that the covering arrays of :mod:`crossent.cases.grid` leave out. The name of a case is the
+name of a GitHub issue, such as `pytorch-55657`, or says what the case is about. In the cases of `POLICIES`, torch
+decides the result, not the formula. For example, the mean over no rows is NaN.
 """
 
 from __future__ import annotations
@@ -244,9 +244,8 @@ MANY_ROWS = (
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
     """Yield the cases of this module that run at a level, with these dtypes and this seed.
 
-    The tiled cases, which repeat a small batch many times, are in :func:`large_cases`. To check one subject on these
-    cases takes well below a second at level quick, and seconds at level normal. Level thorough takes minutes and
-    several GiB of memory.
+    To check one subject on these cases takes well below a second at level quick, and seconds at level normal. Level
+    thorough takes minutes and several GiB of memory. :func:`large_cases` yields the tiled cases of this module.
 
     Example:
         >>> [case.id for case in edges(["float64"], level="quick")][-1]

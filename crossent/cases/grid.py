@@ -1,8 +1,8 @@
 """Cases from covering arrays: each possible combination of two choices (pairwise), or three (3-way), occurs in a case.
 
 Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Other bugs
-need an option and a wide row or many rows, because kernels change their code path with the size. So the arrays `sizes`
-and `size_triples` combine size ranges, such as 257 to 1024 classes, with the options.
+need an option together with many classes or many rows, because kernels change their code path with the size. So the
+arrays `sizes` and `size_triples` combine size ranges, such as 257 to 1024 classes, with the options.
 
 The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
@@ -106,7 +106,7 @@ def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
 def sizes_of(classes: int, rows: int, dimensions: int) -> tuple[int, ...]:
     """Return sizes of logits with these numbers of classes, rows and dimensions.
 
-    The product of all sizes but the class axis is the number of rows.
+    The product of all sizes but the number of classes is the number of rows.
 
     >>> sizes_of(300, 12, 2), sizes_of(300, 12, 3), sizes_of(300, 12, 4), sizes_of(300, 1, 1)
     ((12, 300), (3, 300, 4), (2, 300, 2, 3), (300,))
@@ -134,15 +134,15 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """The description of a list of cases in which each possible combination of choices on `strength` axes occurs.
+    """A list of cases in which each possible combination of choices on `strength` axes occurs.
 
     :meth:`cases` reads the cases from a file, which :mod:`crossent.cases.cover` computes.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: names of axes, or (), the default. If `around` names axes, the array covers only combinations with a
-            choice on at least one of these axes. Otherwise the array covers all combinations.
+        around: by default (), and the array covers all combinations. If `around` names axes, the array covers only
+            combinations with a choice on at least one of these axes.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
@@ -180,11 +180,11 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hiding_axes(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes on which the choice in `chosen` hides bugs: a choice of the attribute `hiding`."""
+        """Return the axes whose choice in `chosen` hides bugs, according to the attribute `hiding`."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def revealing_choices(self, axis: str) -> list[Any]:
-        """Return the choices on an axis that hide no bugs: all choices but those of the attribute `hiding`."""
+        """Return the choices on an axis that hide no bugs: the choices that the attribute `hiding` does not list."""
         return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
 
     def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
@@ -205,7 +205,7 @@ class CoveringArray:
         return why_forbidden({**chosen, **self.sizes(chosen)}, self.constraints) is not None
 
     def case(self, chosen: Mapping[str, Any]) -> Case:
-        """Return the case with these choices; with size ranges, the case with the smallest sizes."""
+        """Return the case with these choices. If the choices have size ranges, the case has their smallest sizes."""
         sizes = self.sizes(chosen) if self.sized else {}
         return self.case_class(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
 

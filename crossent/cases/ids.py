@@ -30,7 +30,7 @@ def case_of(id: str) -> Case | BadInput:
 
 @lru_cache(MOST_CACHED)
 def case_or_none(id: str) -> Case | None:
-    """Return the case with this id, or None if there is no such case, for example for the id of a bad input."""
+    """Return the case with this id, or None for an unknown id and for the id of a bad input."""
     try:
         found = case_of(id)
     except ValueError:

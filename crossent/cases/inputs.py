@@ -94,9 +94,9 @@ class Inputs:
 
 
 def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return the reason why a device does not support the dtypes of the inputs that `build` makes; "" if it does.
+    """Return "" if the device supports the dtypes of the inputs that `build` makes, otherwise the reason why not.
 
-    Only MPS gives a reason, for float64.
+    Only MPS lacks a dtype: float64.
     """
     if reason := lacks_float64(device):
         made = build()
@@ -108,7 +108,7 @@ def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
 def _copy(tensor: Tensor, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
     """Return a copy of a tensor in a copy of its storage.
 
-    `copies` has the storages that are already copied, by their addresses and dtypes. The function adds the new copy.
+    `copies` maps the address and dtype of a storage to its copy. The function adds a missing copy to `copies`.
     """
     storage = tensor.untyped_storage()
     key = storage.data_ptr(), tensor.dtype
@@ -127,7 +127,7 @@ def bits(tensor: Tensor) -> Any:
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
     """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`.
 
-    The layout "expanded" repeats the first entry of the batch. The other layouts keep all elements. The memory between
+    All layouts but "expanded" keep all elements. "expanded" repeats the first entry of the batch. The memory between
     and around the elements holds NaN, or 251 for integers. If there are at most 251 classes, 251 is not a class.
     """
     axes = list(range(tensor.dim()))

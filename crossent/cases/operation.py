@@ -17,7 +17,7 @@ GRADIENTS = {
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of torch that subjects compute.
+    """A function of torch, such as `F.cross_entropy`, that the subjects (functions under test) compute.
 
     Inside crossent, every loss is called as `loss(input, target, **options)`. In these calls, a tensor that only one
     operation takes is an option. So `linear_weight` is an option, although a user's function takes this tensor by

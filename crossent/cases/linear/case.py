@@ -28,7 +28,7 @@ _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 class LinearCase(Case):
     """One input of a linear cross-entropy with its options: hidden states, a weight, perhaps a bias, and a target.
 
-    The attributes of :class:`Case` have the same meaning, with four exceptions. `sizes` is (N, V), for N rows and V
+    The attributes of :class:`Case` have the same meaning here, except four. `sizes` is (N, V), for N rows and V
     classes. `values` is a key of `LINEAR_VALUES`. `layout` is the memory layout of the hidden states. `ignored` may
     also be "ignored_first_chunk": the first 128 rows are ignored.
 

@@ -1,7 +1,8 @@
 """Cases of a linear cross-entropy at limits: ends of chunks, cancelling dot products, unusual options and layouts.
 
-A function that works in chunks shows its bugs in three situations: where a chunk ends, where a chunk holds only ignored
-rows, and where the function adds many chunks in a format with few bits. Each of these situations needs its own sizes.
+Some functions work in chunks: some rows or classes at a time. The bugs of such a function show in three situations: at
+the end of a chunk, in a chunk of ignored rows, and in a sum over many chunks in a format with few bits. Each of these
+situations needs its own sizes.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ _MANY_ROWS = (
 def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
     """Yield the cases of this module with these dtypes and this seed.
 
-    In float64, only the small cases exist. Only float16 and bfloat16 have the cases with many rows.
+    Every dtype has the small cases. All dtypes but float64 also have larger cases, for functions that work in chunks.
+    float16 and bfloat16 also have the cases with many rows.
 
     Example:
         >>> [case.id for case in linear_edges(["bfloat16"])][-1]

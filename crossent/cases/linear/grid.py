@@ -83,8 +83,8 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
     """Return the triples (classes, rows, hidden units) from three size ranges, except triples that cost too much.
 
-    In float64, more triples cost too much than in another `dtype`. Empty batches with more than 255 classes are left
-    out too, because they have no logits that could be wrong.
+    In float64, a triple costs more than in the other dtypes. Empty batches with more than 255 classes are left out
+    too, because such a batch has no logits that could be wrong.
     """
     return [
         (classes, rows, hidden)
@@ -102,7 +102,7 @@ _SIZE_AXES = ("dtype", "class_size", "row_size", "hidden_size")
 
 @cache
 def _possible(axes: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """Return the combinations of choices that a case can have on `axes`, some axes of `_SIZE_AXES`."""
+    """Return the combinations of choices that a case can have on `axes`, a subset of `_SIZE_AXES`."""
     every = itertools.product(*(LINEAR_CHOICES[axis] for axis in _SIZE_AXES))
     return {tuple(ranges[_SIZE_AXES.index(axis)] for axis in axes) for ranges in every if linear_numbers(*ranges)}
 
@@ -149,7 +149,7 @@ class LinearArray(CoveringArray):
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes in the size ranges of `chosen`, as fields of a case. `chosen` also has a dtype."""
+        """Return the smallest sizes that `chosen` allows, by its dtype and size ranges, as fields of a case."""
         classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
         return {"sizes": (rows, classes), "hidden": hidden}
 

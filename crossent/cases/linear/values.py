@@ -17,10 +17,10 @@ from crossent.numerics.formats import Array
 
 @dataclass(frozen=True)
 class LinearDraw:
-    """The data from which a kind of hidden states and weights draws its numbers.
+    """The sizes and random numbers from which the functions of this module draw hidden states and weights.
 
     Attributes:
-        row_draw: the data of a draw of logits, (N, V): N, V, the true classes, and the source of random numbers.
+        row_draw: the data for logits of shape (N, V): N, V, the true classes, and the source of random numbers.
         hidden: the length of a hidden state, H.
     """
 
