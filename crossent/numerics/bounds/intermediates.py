@@ -1,12 +1,13 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
-The intermediates are softmax and its logarithm, the coefficients `w_c q_c`, and the denominator of a mean. A
-coefficient is the product of a class weight and the smoothed target. This module computes each intermediate with the
+The intermediates are softmax and its logarithm, the coefficients `w_c q_c`, and the denominator of a mean. For a class
+c, `w_c` is the class weight and `q_c` is the smoothed target. This module computes each intermediate with the
 operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of the
 derivatives along a direction use the intermediates.
 
 In all functions, `t` has the arguments of a call, and `c` is a contract. In the docstrings, `x` is a row of logits and
-`u` is the unit roundoff of a format. In shapes, R is the number of rows, C of classes and B of calls.
+`u` is the unit roundoff of a format. In shapes, R is the number of rows, C the number of classes and B the number of
+calls.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error
     of these computations. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
 
-    The log-sum-exp is `m + log s`. A kernel may subtract this number from the logits, which adds one rounding, of
-    `u |m + log s|`. The returned log-sum-exp has :func:`offset` in place of `m`, which limits this error.
+    The log-sum-exp is `m + log s`. A kernel may subtract this number from the logits. The rounding of `m + log s` then
+    adds an error of `u |m + log s|`. The returned log-sum-exp is `o + log s`, where :func:`offset` returns `o`.
+    So the bound of this error grows with `|o|`, not with `|m|`.
     """
     f = c.functions
     x = Computed.exactly(t.logits, c.storage)
@@ -104,10 +106,12 @@ def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Com
 def offset(logits: Array, c: Contract) -> Array:
     """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
-    If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
-    every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 in float32, for a small C (pytorch#38839). Otherwise
-    the magnitude of the number is at most `max - min`: a larger maximum counts as if the row were shifted until the row
-    contains zero. Cross-entropy does not change under this shift.
+    By default, this number is the maximum, but its magnitude is at most `max - min`. The limit has the effect of adding
+    a constant to all logits of the row. The constant does not change the cross-entropy.
+
+    If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision. For
+    example, if every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 in float32, for a small C
+    (pytorch#38839).
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
@@ -192,9 +196,9 @@ def constant(value: Array | float, format: Format, c: Contract) -> Computed:
 def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
-    The denominator is the sum of the class weights of the kept rows' true classes. The contract allows the same orders
-    for this sum as for the sum of the losses. Without class weights, or with class probabilities, the denominator is
-    the number of kept rows.
+    The denominator is the number of kept rows. With both class indices and class weights, the denominator is the sum of
+    the class weights of the kept rows' true classes. The contract allows the same orders for this sum as for the sum of
+    the losses.
     """
     if t.reduction != "mean":
         return None

@@ -16,8 +16,8 @@ The bounds follow the computation, step by step:
    A sum in chunks is one of these orders. If a contract limits the blocks of a dot product, k is smaller: see
    :meth:`LinearContract.roundings`. A fused multiply-add leaves a rounding out.
 2. A logit is a dot product, and the bias is one more term. If a contract allows a narrower format for the logits, an
-   implementation rounds the dot product and the sum with the bias to this format. Let `e` be the error bound of a
-   logit.
+   implementation may round to this format twice: the dot product, and the sum of dot product and bias. Let `e` be the
+   error bound of a logit.
 3. The cross-entropy of logits with an error has the bounds of :mod:`crossent.numerics.bounds.inexact_logits`, and then
    the same formula as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss,
    and the error bound `η` of d.
@@ -32,17 +32,20 @@ The bounds follow the computation, step by step:
 6. An implementation rounds each gradient once to the storage format.
 
 This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
-`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let τ be the largest such error in a row. From the
-logits here, the logits of an implementation differ by at most `e + τ`, and the exact logits differ by at most τ. The
-bounds cover both differences with the error `e + 2 τ` in place of e.
+`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let τ be the largest such error in a row. The
+logits of an implementation differ from the logits here by at most `e + τ`. The exact logits differ from the logits here
+by at most τ. The bounds cover both differences with the error `e + 2 τ` in place of e.
 
-Proof. If no logit is computed again, the largest move of `log p_c` is `f(e) = log Σ p_i exp(y_i)`, with
-`y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the integral of `2 (1 - q_c)` from 0 to
-τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f grows by at least f(τ), its growth
-from e = 0. Hence `f(e + 2 τ)` is at least the sum of the two moves, `f(e + τ) + f(τ)`.
+Proof. Let p be the softmax of the logits here, and let e_i be the error bound of logit i. First assume that an
+implementation computes each logit once. The errors of the logits change `log p_c` by at most
+`f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the
+integral of `2 (1 - q_c)` from 0 to τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f
+grows by at least f(τ), its growth from e = 0. Hence `f(e + 2 τ)` is at least the sum of both changes,
+`f(e + τ) + f(τ)`.
 
-If a logit may be computed again, the largest move is `f(e) = e_c + log Σ p_i exp(e_i)`. If each e_i grows by τ, this f
-grows by exactly 2 τ, and `f(τ) = 2 τ`. So the sum of the two moves equals `f(e + 2 τ)`.
+Now assume that an implementation may compute a logit again, for the gradient. The largest change of `log p_c` is then
+`f(e) = e_c + log Σ p_i exp(e_i)`. If each e_i grows by τ, this f grows by exactly 2 τ, and `f(τ) = 2 τ`. So the sum of
+both changes equals `f(e + 2 τ)`.
 
 With the error `e + 2 τ`, the magnitudes in the bounds are at least the magnitudes for the logits of any implementation.
 All other roundings of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
@@ -168,7 +171,7 @@ class LinearBounds:
 
     @cached_property
     def logits_error(self) -> Array:
-        """How far the logits of an implementation may be from the exact logits, (N, V), plus `own_error`."""
+        """The largest error of an implementation's logits, (N, V), plus the `own_error` of :class:`LinearTerms`."""
         # A method does the computation, since mutmut (`nox -s mutate`) changes no decorated functions.
         with np.errstate(all="ignore"):
             return self._logits_error()
@@ -199,7 +202,7 @@ class LinearBounds:
     def _flushed(self, terms: int, *factors: Array) -> float:
         """Return the largest error that subnormal operands cause in a dot product, if the processor treats them as 0.
 
-        The error is 0 if the contract does not allow this.
+        The error is 0 if the contract's storage format does not flush.
 
         Args:
             terms: The number of terms.
@@ -319,5 +322,5 @@ def _log_sum(logits: Array) -> Array:
 
 
 def _inf_for_nan(bounds: Array) -> Array:
-    """Return the bounds with inf in place of NaN: a bound that cannot be computed promises nothing."""
+    """Return the bounds with inf in place of NaN: where a bound cannot be computed, every result passes."""
     return np.where(np.isnan(bounds), np.inf, bounds)

@@ -90,8 +90,8 @@ def linear_contract(
     Grade B: the implementation may also round the logits to the dtype, before and after the addition of the bias. The
     implementation may round the gradient of the logits to the dtype too. A kernel may round a result to the dtype
     before the multiplication by the upstream gradient. For the promise "torch", the implementation may also round every
-    intermediate of the cross-entropy to the dtype, as torch does on a CPU. These intermediates include the sum of the
-    losses over rows and the denominator. On a CPU, the order of these two sums is then limited: see
+    intermediate of the cross-entropy to the dtype, as torch does on a CPU. Two of these intermediates are sums over
+    rows: the total loss, and the denominator. On a CPU, the order of these two sums is then limited: see
     :func:`crossent.numerics.bounds.contracts.contract`.
 
     In float32 and float64, a sum over rows may have any order. For every promise but "eager", the implementation may

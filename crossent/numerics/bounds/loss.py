@@ -51,7 +51,7 @@ class Bounds(CallBounds):
         The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The error must not grow with a common offset
         of the logits, unless the contract has `offset`. So the error is computed for rows that are shifted until their
         maximum is :func:`offset`. If the logits have an error, only the `error` of the result has a meaning. With
-        smoothing, the error is infinite if a sum without the factor `ε/C` may overflow.
+        smoothing, the kernel may multiply a sum by `ε/C` last. The error is infinite if this sum may overflow.
         """
         c, t = self.contract, self.terms
         if t.logits_error is not None:
@@ -173,17 +173,17 @@ class Bounds(CallBounds):
     def _gradient_with(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
         """Return the gradient `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
-        The error covers every order of the operations that the contract allows, for the coefficients `v` and the scale
-        `s`, a product of `m` factors. An implementation may multiply both terms by a factor before the subtraction, or
-        multiply the difference after the subtraction. Let `a` of the factors come before the subtraction. Each of them
-        causes a rounding error of both terms. The subtraction and each later factor cause a rounding error of the
-        gradient `d`. The rounding errors are:
+        `v` are the coefficients. The scale `s` is a product of `m` factors. The error covers every order of the
+        operations that the contract allows. An implementation may multiply both terms by a factor before the
+        subtraction, or multiply the difference after the subtraction. Let `a` of the factors come before the
+        subtraction. Each of them causes a rounding error of both terms. The subtraction and each later factor cause a
+        rounding error of the gradient `d`. The rounding errors are:
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
         This sum is linear in `a`, so its largest value is at an end: all factors come before the subtraction, or none.
-        If only the true class has a coefficient v (`hot` is True), v is one more factor, and `m` counts v too. For
-        `a ≥ 1`, the term `s v` then has one rounding less, and the error of the true class increases with `a`:
+        If only the true class has a nonzero v (`hot` is True), v is one more factor, and `m` counts v too. For `a ≥ 1`,
+        the term `s v` then has one rounding less, and the error of the true class increases with `a`:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
@@ -194,8 +194,8 @@ class Bounds(CallBounds):
         Before the subtraction, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
         The larger error of the two counts: if the terms cancel, their rounding errors do not cancel.
 
-        A `p` without an error is 0 or 1, and multiplying by 0 or 1 is exact. So the rounding error of a product of
-        factors without errors does not depend on the position of `p`.
+        A `p` without an error is 0 or 1, and multiplying by 0 or 1 is exact. So if no factor of a product has an error,
+        the position of `p` among the factors does not change the rounding error.
         """
         c, t = self.contract, self.terms
         scaled = self._scaled(coefficients, scale)
@@ -228,10 +228,10 @@ class Bounds(CallBounds):
     def _partial_products(self, sizes: Array) -> Array:
         """Return, for each term `w_c q_c values_c`, the largest partial product that contains `values_c`, (R, C).
 
-        For class indices without smoothing, only the true class has a term, and the result is (R,). A term is the
-        product of `values_c`, the class weight, the target, and `1 - ε` or `ε/C`. `sizes` has the magnitudes of
-        `values_c`, (R, C). The partial product is largest if the factors below one come last. `1 - ε` and `ε/C` are at
-        most one, so they do not enlarge the product.
+        `sizes` has the magnitudes of `values_c`, (R, C). A term is the product of `values_c`, the class weight, the
+        target before smoothing, and `1 - ε` or `ε/C`. The partial product is largest if the factors below one come
+        last. `1 - ε` and `ε/C` are at most one, so they do not enlarge the product. For class indices without
+        smoothing, only the true class has a term, and the result is (R,).
         """
         t = self.terms
         if t.probabilities is not None:
@@ -243,8 +243,8 @@ class Bounds(CallBounds):
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
         """Return the coefficients `w_c q_c` multiplied by the scale `s = g/D`, (R, C).
 
-        An implementation may multiply in any order, and may store partial products. `coefficients` may also be a part
-        from :func:`parts`; `scale` then contains `1 - ε` or `ε/C`.
+        An implementation may multiply in any order, and may store partial products. `coefficients` may also be one of
+        the two :func:`parts` of the coefficients. `1 - ε` or `ε/C` is then a factor of `scale`.
         """
         t = self.terms
         factors = self._scale_factors()

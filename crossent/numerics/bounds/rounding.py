@@ -91,7 +91,7 @@ class Computed:
         return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Computed:
-        """Return the numbers, with an infinite error where `mask` is True (an overflow) and the value is finite."""
+        """Return the numbers. Finite values have an infinite error where `mask` is True: a step may overflow there."""
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
@@ -112,10 +112,10 @@ class Computed:
         return Computed(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Computed) -> Computed:
-        """Return the numbers with an infinite error where the format may overflow. An infinite value has the error 0.
+        """Return the numbers, with an infinite error where a finite value may overflow the format.
 
-        If `operands` are given and finite, an infinite value means that the computation of the value overflowed
-        float64. The value then becomes the largest float64 number of the same sign, with an infinite error.
+        An infinite value has the error 0, unless `operands` are given and all finite: then the float64 computation
+        overflowed. Such a value becomes the largest float64 number of the same sign, with an infinite error.
         """
         assert self.format is not None
         top = self.largest.max(initial=0.0)
@@ -160,8 +160,8 @@ class Computed:
 
         A known factor that is a power of two causes no rounding. The exceptions are a product near underflow, and a
         `format` that does not contain the format of the other factor. For two known factors, the exact rounding error
-        counts, as in :meth:`rounded`. Pass `known=False` for a step of a product of more than two factors. An
-        implementation may multiply two other factors first, so the largest rounding error of a step counts.
+        counts, as in :meth:`rounded`. In a product of more than two factors, an implementation may first multiply
+        any two of them. Pass `known=False` at each step. The bound `u |a b|` then replaces the exact rounding error.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -257,17 +257,17 @@ class Computed:
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and a magnitude of
-        at most `t_i`, and goes through `depth_i ≤ h` additions. `h` is n - 1 for n terms, or the depth of `order` if
-        smaller. Terms with `t_i = 0` do not count. `M` is the smallest of `Ω`, `1/u` times the bound for big and small
-        terms, and, if `order` has a depth, `depth · Σ t`. In a format that flushes, each addition adds the smallest
-        normal number to the error.
+        The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and a magnitude of at
+        most `t_i`, and goes through `depth_i ≤ h` additions. `h` is n - 1 for n terms, or the depth of `order` if
+        smaller. Terms with `t_i = 0` do not count. `M` is the smaller of `Ω` and `E/u`, which are defined below. If
+        `order` has a depth, `M` is also at most `depth · Σ t`. In a format that flushes, each addition adds the
+        smallest normal number to the error.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
         Proof. Take any k leaves (terms), and let `c_v` of them be below the inner node (addition) v. The sum of their
         depths is `Σ_v c_v`. The k-1 nodes where these leaves meet contribute at most `k + (k-1) + … + 2`. The other n-k
-        nodes contribute at most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of
+        nodes contribute at most k each. The caterpillar attains both limits for every k, so no tree has a larger sum of
         its k largest depths. Abel summation against the decreasing t gives the claim. ∎
 
         Big and small terms. Let K terms be big, above `u Σ t`, and let the other, small terms sum to σ. `Ω_K` is `Ω`
@@ -276,7 +276,7 @@ class Computed:
         join small terms only, and each contributes at most `u σ`. The other additions join a sum with big terms and a
         sum of small terms. The first sum is a number of the format, so rounding to nearest errs by at most the second
         sum. No term is in two such second sums, so these additions contribute at most σ. Together, the error is at most
-        `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+        `E = u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
         Exact sums. If all terms are known multiples of a power of two `2^m`, and `Σ t ≤ 2^m / u`, no order rounds.
 
@@ -322,7 +322,7 @@ class Computed:
         return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return a mask of the sums that no order rounds. `size` is the sum of the magnitudes of the terms."""
+        """Return a mask of the sums that are exact in every order. `size` is the sum of the magnitudes of the terms."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -342,7 +342,7 @@ def safe(error: Array) -> Array:
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
     """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
 
-    Where `error` is 0, the result is exact, unless `known` is False, or `format` is float64 or may flush the number.
+    For exact numbers, return the exact rounding error if `known`, unless `format` is float64 or may flush the number.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

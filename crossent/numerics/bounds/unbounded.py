@@ -21,8 +21,8 @@ def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
 
     Each infinite bound has one reason, the first that applies: an overflow of a format, a sum of too many terms, a
-    denominator of zero, or zero times infinity. Any other bound is infinite because its float64 computation overflowed.
-    The reason is then "an intermediate may overflow" too.
+    denominator of zero, or zero times infinity. If none of these applies, the float64 computation of the bound
+    overflowed. Then too, the reason is "an intermediate may overflow".
 
     Args:
         bounds: The bounds of a call.

@@ -14,7 +14,8 @@ A radius of inf means that the oracle does not know the exact value. There are t
 
 * the number, or a partial sum of the losses in a reduction, is beyond the range of float64;
 * the class weights of a mean cancel to exactly 0;
-* the number is the tangent of a mean over no kept rows. (A row is kept if its target is not `ignore_index`.)
+* the number is a tangent (a derivative along a direction of the logits), and the loss is a mean over no kept rows. A
+  row is kept if its target is not `ignore_index`.
 
 Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where
 the documentation says nothing.
@@ -148,15 +149,16 @@ def answer(arguments: Arguments) -> Answer:
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
 
-    `losses` may also hold the tangents of the rows. If the denominator is 0, the mean is NaN, with the radius
-    :attr:`Denominator.nan_radius`. Otherwise, an infinite or NaN loss makes the result infinite or NaN. If the radius
-    of a loss is inf, the radius of the result is inf. If a partial sum overflows, the result is NaN with the radius
-    inf.
+    `losses` may also hold the tangents of the rows.
 
     The value of a ball is `hi + lo`, a pair of float64 numbers. The code computes the sum of all `hi` and `lo` as such
     a pair: the rounded sum, and its rounding error. The rounding error is itself rounded. The error radius of the sum
     is the sum of all radii, plus the error of this second rounding. The sum and its radius are then divided by the
     denominator, and the radius grows by the error of the division.
+
+    If the denominator is 0, the mean is NaN, with the radius :attr:`Denominator.nan_radius`. Otherwise, an infinite or
+    NaN loss makes the result infinite or NaN. If the radius of a loss is inf, the radius of the result is inf. If a
+    partial sum overflows, the result is NaN with the radius inf.
     """
     if arguments.reduction == "none":
         return losses

@@ -104,9 +104,9 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, and 1 for the other reductions.
 
-    With class indices and class weights, the denominator of a mean is the total weight of the true classes of the kept
-    rows. Otherwise, the denominator is the number of kept rows. A denominator of 0 makes the mean NaN. The denominator
-    is 0 in two cases:
+    The denominator of a mean is the number of kept rows. With both class indices and class weights, the denominator is
+    the total weight of the true classes of the kept rows. A denominator of 0 makes the mean NaN. The denominator is 0
+    in two cases:
 
     * No row is kept, or every weight in the sum is 0. torch divides the total loss of the true classes by the
       denominator, separately from the term of the label smoothing. This loss and the denominator are 0, so torch
