@@ -64,17 +64,19 @@ def cell(tally: Tally | None, missing: int) -> Cell:
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark in a plot. The mark stands for all known failures, or for all other results, of a check, regime and dtype.
+    """A mark in a plot, for the results of one check in one regime and dtype.
+
+    Known failures share one mark. All other results share another mark.
 
     Attributes:
         dtype: the dtype of the logits.
-        kind: "known" for known failures. The other results are "failed" if at least one failed, otherwise "passed".
-            They are "none" if no result has evidence: a wrong result, such as zeros, would pass too.
+        kind: "passed", or "failed" if at least one result failed. "none" if no result has evidence, since a wrong
+            result, such as zeros, would pass too. "known" for the mark of the known failures.
         count: the number of results. Passes without evidence count only for the kind "none".
         ratio: the error of the worst result, as a share of its bound; 0 for "none".
         ulp: the error of the worst result in ulp; 0 for "none".
         case: the case of the worst result; "" for "none".
-        median: the median share of the bound over the results; 0 for "none".
+        median: the median of the errors of the results, as shares of their bounds; 0 for "none".
     """
 
     dtype: str
@@ -95,7 +97,10 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and mark of the worst result that is no known failure and has evidence; None if there is none."""
+        """The regime and the mark of the worst result; None if there is no result.
+
+        Known failures and results without evidence do not count.
+        """
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -131,14 +136,14 @@ class Scale:
 def scale(strips: Iterable[Strip]) -> Scale:
     """Return one scale for all plots of a page, so that readers can compare the plots.
 
-    The scale ends at 100 times the bound if a result exceeds its bound, and at twice the bound otherwise.
+    The scale ends at twice the bound. If a result exceeds its bound, the scale ends at 100 times the bound instead.
     """
     worst = max((mark.ratio for strip in strips for marks in strip.regimes.values() for mark in marks), default=0.0)
     return Scale(0.01, 100.0 if worst > 1 else 2.0)
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return the plots of a subject: one for the loss, one for the gradient. A check without numbers has no plot."""
+    """Return the plots of a subject: one for the loss, one for the gradient. Without numbers, leave out the plot."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():
@@ -167,11 +172,11 @@ def regime_of(case: str) -> str | None:
 def _marks(
     check: str, dtype: str, results: Sequence[tuple[str, Measured]], known: set[tuple[str, str]]
 ) -> Iterable[Mark]:
-    """Yield the marks of one check, one dtype and one regime. `results` has the id of each case and its result.
+    """Yield the marks of one check, one dtype and one regime: at most one for known failures and one for other results.
 
-    `known` has the check and the case of each known failure. Known failures share one mark. All other results with
-    evidence share a second mark. If no other result has evidence, a mark of the kind "none" stands for the other
-    results.
+    The mark for other results counts only results with evidence. If none of them has evidence, the mark has the kind
+    "none", and counts them all. `results` has the id of each case and its result. `known` has the check and the case
+    of each known failure.
     """
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:

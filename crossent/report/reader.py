@@ -176,7 +176,10 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
 
 
 def _measured(entry: Any, what: str, failed: bool) -> Measured:
-    """Return the result of a check from `entry`, called `what` in messages. `failed` says whether the check failed."""
+    """Return the result of a check from `entry`. `failed` says whether the check failed.
+
+    The messages of errors call the entry `what`.
+    """
     data = typed(dict, entry, what)
     elements = typed(int, data["elements"], f"{what}: elements")
     vacuous = typed(bool, data.get("vacuous", False), f"{what}: vacuous")
@@ -217,10 +220,11 @@ def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the path of each value in which the JSON documents `data` and `made` differ, such as "subjects[0].name".
+    """Yield a text for each value in which the JSON documents `data` and `made` differ, such as "seed, 3,".
 
-    If both documents have the path, the value in `data` follows, as in `seed, 3,`. Two lists of different lengths count
-    as one value. In the recursion, `data` and `made` are parts of the documents, and `where` is their path.
+    The text has the path of the value, and its value in `data`. If only one document has the path, the text is the path
+    alone, such as "subjects[0].name". Two lists of different lengths count as one value. In the recursion, `data` and
+    `made` are parts of the documents, and `where` is their path.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:

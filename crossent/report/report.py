@@ -44,22 +44,23 @@ class Report:
 
     `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
     failures, and has evidence for every result of every subject. A result, such as the loss in float16, has
-    evidence if a wrong loss, such as zeros, would fail on at least one case. For a shard, or a run of chosen checks
+    evidence if a wrong result, such as zeros, would fail on at least one case. For a shard, or a run of chosen checks
     or cases, see `ok`.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
         subjects: the results and findings of each subject.
         level, seed: the level and the seed of the cases.
-        fixed: known failures that were tested and no longer happen. You can delete their entries in the list.
+        fixed: known failures that were tested and no longer happen. Delete their entries in the list of known failures.
         triples: the number of different combinations of three options that occur in the cases that ran.
-        left_out: the chosen checks, by default all, that are planned for no case; empty if the user chose cases.
-        planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
+        left_out: the checks that are planned for no case; empty if the user chose cases. If the user chose checks, only
+            these checks are listed.
+        planned: None for a complete run. If the run was interrupted or stopped early, the number of planned cases.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
-            "cases". Empty if the user chose neither.
+            "cases". Empty if the user chose neither checks nor cases.
         without: the features that the user declared as missing.
-        grade: the grade that the user chose, or "".
+        grade: the grade that the user chose; "" for the default.
         seconds: how long the run took; None if unknown, for example for a report from a file.
         shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
             findings. The merged report of all shards says whether every result has evidence.
@@ -119,7 +120,8 @@ class Report:
     def compared(self) -> Tally:
         """The counts of all checks that compare numbers, summed over all subjects and dtypes.
 
-        The counts include a check of a subject in a dtype only if a result other than a known failure has numbers.
+        A tally, of one check of one subject in one dtype, is part of the sum if it has numbers (`Tally.ratio`). The
+        numbers of known failures are not enough.
         """
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
@@ -160,7 +162,7 @@ class Report:
 
     @property
     def _lacks_chosen_checks(self) -> bool:
-        """Whether the user chose checks but no cases, and the level runs none of the checks."""
+        """Whether the user chose checks but no cases, and none of these checks is planned for a case."""
         chosen = self.only.get("checks", ())
         return bool(chosen) and set(chosen) <= set(self.left_out)
 

@@ -36,7 +36,7 @@ def paragraph(text: str) -> Text:
 
 
 def keeps_lines(part: RenderableType) -> bool:
-    """Return whether rich must not wrap a part of a report: a `Text` that :func:`paragraph` did not make."""
+    """Return whether rich must not wrap a part of a report: True for a `Text`, unless :func:`paragraph` made it."""
     return isinstance(part, Text) and part.overflow is None
 
 
@@ -103,7 +103,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 def not_covered(subject: SubjectReport) -> Iterator[str]:
     """Yield a line about the cases that are not applicable, then a line with the checks of :func:`declared_away`.
 
-    If there are no such cases or no such checks, leave out the line.
+    If there are no such cases, leave out the first line. If there are no such checks, leave out the second line.
     """
     if subject.not_applicable:
         number = counted(sum(subject.not_applicable.values()), "case")
@@ -120,7 +120,7 @@ def not_covered(subject: SubjectReport) -> Iterator[str]:
 def declared_away(subject: SubjectReport) -> dict[str, str]:
     """Return the checks that ran on no case because the user declared that the subject lacks a feature.
 
-    The dict has the feature of each of these checks.
+    The keys of the dict are the names of the checks. The values are the features that the subject lacks.
     """
     ran = {check for check, _ in subject.tallies}
     reasons = {check: next(iter(counts)) for check, counts in subject.not_run.items() if check not in ran}
@@ -142,9 +142,9 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the lines about each probable cause of a subject's findings, with one example for each cause.
 
-    Causes that a missing feature explains (`Cause.feature`) are last, and all of them are shown. Of the other causes,
-    show only the first `most`, or all if `most` is None. If `ids` is true, add the id of every finding of each cause
-    that is shown.
+    First show the causes that no missing feature explains: at most `most` of them, or all if `most` is None. Then show
+    all causes that a missing feature explains (`Cause.feature`). If `ids` is true, add the id of every finding of each
+    cause that is shown.
     """
     wrong, declarable = split_by_feature(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -176,9 +176,10 @@ def _ids(cause: Cause) -> Iterator[Text]:
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield a line with the option `--without` and the missing features of the causes, and a line about each cause.
+    """Yield the lines about the causes `found`, each of which a missing feature explains.
 
-    `found` has the causes. If it is empty, yield nothing. If `ids` is true, add the id of every finding.
+    The first line has the option `--without` with these features. Then each cause has a line. If `ids` is true, add the
+    id of every finding. If there are no causes, yield nothing.
     """
     if not found:
         return
@@ -197,9 +198,9 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
 
 
 def explained(cause: Cause) -> str:
-    """Return the findings of a missing feature as a phrase, such as "152 calls raised with class probabilities".
+    """Return a phrase about the findings of a cause, such as "152 calls raised with class probabilities".
 
-    `cause` has the findings. The phrase counts the findings of each kind.
+    A missing feature explains the cause. The phrase has the number of findings of each kind.
     """
     counts = Counter((finding.check == "errors", finding.kind) for finding in cause.findings)
     phrases = []
@@ -269,7 +270,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "40 12%" for 40 cases with a largest error of 12% of its bound.
+    """Return the cell of a check in a dtype: "40 12%" for 40 cases whose largest error is 12% of its bound.
 
     Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran.
     """
@@ -283,10 +284,10 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield the lines of a table: for each check, the case nearest to a bound, and the comparisons without evidence.
+    """Yield the lines of a table: for each check, the case nearest to a bound, and how many comparisons lack evidence.
 
-    The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes. A check
-    without numbers, or with errors of 0 only, has no line.
+    Most checks have one line for all dtypes. The loss and the gradients have a line for each dtype. A check without
+    numbers, or with errors of 0 only, has no line.
     """
     of_all: dict[str, Tally] = {}
     vacuous: Counter[str] = Counter()
@@ -306,7 +307,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage. If the share is NaN or at least ten, return ">10×"."""
+    """Return a share of a bound as a percentage. If the share is NaN or at least 1000%, return ">10×"."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 

@@ -2,13 +2,14 @@
 
 A script for torch needs torch alone. A script for most other subjects needs crossent too.
 
-A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject.
-For a wrong number, the script then calls a function `judge_…`. This function compares the number with the exact value,
-or with other results. The exit status is 1 if the finding happens, and 0 if the finding does not happen. The exit
-status is 2 if the script cannot tell, for example because the call cannot run.
+A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject,
+the loss function under test. For a wrong number, the script then calls a function `judge_…`. This function compares the
+number with the exact value, or with other results of the subject. The exit status of the script is 1 if the finding
+happens, and 0 if the finding does not happen. The exit status is 2 if the script cannot tell, for example because the
+call cannot run.
 
-A recipe names the functions and values for the scripts of a check. The result of a call has parts: the loss, and each
-gradient.
+For each check, a recipe names the functions and the values that its scripts use. The result of a call has parts: the
+loss, and each gradient.
 
 The modules of this folder may import every other folder of crossent except `crossent.commands`. Only `crossent/cli.py`
 imports this folder.
@@ -16,7 +17,7 @@ imports this folder.
 rerun      get a finding from a report, from the last runs, or by running its case again
 script     write the script of a finding, with the inputs of its case
 recipes    the recipe of each check
-equations  how a result follows from other results, such as the loss of a batch from the losses of two parts
+equations  how a result follows from others, such as the loss of a batch from the losses of two parts of the batch
 composer   copy functions of `scripts` into a script
 literals   values and texts as Python code
 scripts    the functions that are copied into scripts

@@ -1,7 +1,7 @@
 """diff() and Diff: compare two runs, for example with two versions of torch, and name the changes.
 
-The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". A new baseline hides no
-failure, since the report of each run lists its failed checks as findings.
+The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". No
+comparison hides a failure: the report of each run lists all failed checks as findings.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ def diff(
     have the same bits in both runs.
 
     Args:
-        old: a report, or a file that :meth:`Report.write_json` wrote.
-        new: another report or file.
-        force: whether to compare runs with different devices, processors, numbers of ranks or seeds too.
-        files: the files of `old` and `new`, for the commands that repeat a finding. By default, a path is its own file,
-            and a report has no file.
+        old: the report of the old run, or the path of a file that :meth:`Report.write_json` wrote.
+        new: the report of the new run, or the path of such a file.
+        force: whether to compare the runs even if their devices, processors, numbers of ranks or seeds differ.
+        files: the two file names for the commands that repeat a finding. By default, the names are the paths `old` and
+            `new`; the name of a report is "".
 
     Raises:
-        ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
+        ValueError: a file is not a report, or the two runs cannot be compared (`Diff.hindrances`). The message is one
+            line.
         OSError: a file cannot be read.
 
     Example:
@@ -76,8 +77,8 @@ def diff(
 class Diff:
     """Two runs, and the changes between them.
 
-    `str(diff)` is the comparison as text. `diff.ok` is False if nothing was compared, or if any change is a regression,
-    a new refusal or changed behaviour; otherwise `diff.ok` is True.
+    `str(diff)` is the comparison as text. `diff.ok` is True if something was compared, and no change is a
+    regression, a new refusal or changed behaviour.
 
     Attributes:
         old, new: the reports of the two runs.
@@ -91,7 +92,7 @@ class Diff:
 
     @cached_property
     def hindrances(self) -> list[str]:
-        """The reasons why the two runs cannot be compared."""
+        """The reasons why the two runs cannot be compared; empty if nothing hinders the comparison."""
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
             return [*found, "the runs have no subject in common; check the same subject in both runs"]
@@ -100,7 +101,7 @@ class Diff:
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:
-        """The differences in machine, versions, options and coverage, each as a name, the old and the new value."""
+        """The differences in machine, versions, options and coverage: for each, its name, old value and new value."""
         return conditions.differences(self.old, self.new)
 
     @cached_property
@@ -117,14 +118,18 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of each check on each case that both runs have with the same input bits, changed or not."""
+        """The comparisons of all checks on all cases that both runs have with the same input bits.
+
+        A comparison without a change has the kind "same bits".
+        """
         return [move for old, new in self.pairs for move in comparisons(old, new)]
 
     @cached_property
     def moves(self) -> list[Move]:
-        """The comparisons with a change, the most serious kind first.
+        """The comparisons with a change, sorted by kind, the most serious kind first.
 
-        Inside a kind, decisions of torch come first, then the largest change of the error.
+        Within a kind, changes on cases that show a decision of torch (`Move.policy`) come first. The remaining order is
+        by the change of the error, the largest change first.
         """
         order = list(Kind)
         moved = [move for move in self.compared if move.kind is not Kind.SAME]
@@ -132,7 +137,10 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons for each kind, check and dtype. The kind "same bits" counts all checks together."""
+        """The number of comparisons for each kind, check and dtype.
+
+        The kind "same bits" counts all checks together, under the name "every check".
+        """
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -140,10 +148,11 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of the comparisons, and the rows of a table by kind.
+        """Return the dtypes of the comparisons, and for each kind the rows of a table.
 
-        A row has a name, and a count for each dtype. `name` returns the name of the row that counts a check of a kind;
-        several checks can share a row. By default, a row has the name of its check.
+        A row has a name, and the number of comparisons in each dtype. By default, each check has a row with its name.
+        Another function `name` takes a kind and a check, and returns the name of the row. Checks with the same name
+        share a row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -199,10 +208,10 @@ class Diff:
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
-        """The changes of each kind, in groups of similar changes of one subject and check, the largest change first.
+        """For each kind, groups of similar changes of one subject and check, in the order of `moves`.
 
         Changes on cases that show the same decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are similar.
-        Other changes with numbers are similar to each other. Other changes without numbers are similar if their texts
+        Of the other changes, all whose new run has an error in ulp are similar. The rest are similar if their texts
         (`Move.says`) are equal.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
@@ -239,9 +248,9 @@ class Diff:
     def command(self, move: Move) -> str:
         """Return the shell command that repeats the finding of the new run, or of the old run if the new run has none.
 
-        If neither run has a finding, the command shows a number of the check. If the check has no number, the command
-        shows a number of the loss or gradient. For a bad input, the command shows the error. These commands need a form
-        or a subject of torch, so return "" for another subject.
+        If neither run has a finding, the command for a form or a subject of torch shows a number of the check. If the
+        check has no number, the command shows a number of the loss or gradient. For a bad input, the command shows the
+        error. For any other subject without a finding, return "".
         """
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
@@ -258,7 +267,8 @@ class Diff:
         """Return the comparison as renderables of rich.
 
         For each kind of change, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
-        and at most `most` other groups of similar changes. For a kind that needs no action, show one group.
+        and at most `most` other groups of similar changes. For a kind that needs no action, such as "better", show one
+        group in total.
         """
         return list(rendered(self, most))
 

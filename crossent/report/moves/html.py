@@ -25,7 +25,7 @@ TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", 
 
 @dataclass(frozen=True)
 class Card:
-    """The changes `moves` of one kind that share a card of the page.
+    """A card of the page, about the changes `moves`, which have the same kind.
 
     The card shows the first change in full, and the other changes in a folded list.
     """
@@ -34,7 +34,10 @@ class Card:
 
     @property
     def title(self) -> str:
-        """The title of the card: the names of the checks, or of torch's decisions, at most `_MOST_NAMES` of them."""
+        """The title of the card: the names of the checks, at most `_MOST_NAMES` of them.
+
+        For a change on a case that shows a decision of torch, the name of the decision replaces the name of the check.
+        """
         names = list(dict.fromkeys(move.policy or move.check for move in self.moves))
         more = len(names) - _MOST_NAMES
         return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
@@ -64,9 +67,10 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the groups of changes of one kind as cards. Groups whose first changes have the same text share a card.
+    """Return the cards that show the groups of changes of one kind.
 
-    The text is `Move.says`. If the kind needs no action (`QUIET`), all groups of a check share a card instead.
+    Groups share a card if their first changes have the same text, `Move.says`. If the kind needs no action (`QUIET`),
+    groups share a card if they have the same check.
     """
     found: dict[str, list[Move]] = {}
     for group in groups:

@@ -1,7 +1,7 @@
 """The rules that name the change of one check on one case between two runs.
 
-No rule is a tolerance for a result. Each run has already compared its results with the exact values. These rules only
-describe the difference between the two runs.
+Each run has already compared its results with the exact values. These rules only describe the difference between the
+two runs. No rule is a tolerance for a result.
 """
 
 from __future__ import annotations
@@ -80,14 +80,15 @@ class Side:
     Attributes:
         measured: the result of the check.
         finding: the finding, or None if the check passed.
-        shown: summaries of results of the first call, by name. A check with the name of a result, such as "gradient",
-            has this result. The check "call" has the results that no other check compares. For other checks, `shown`
-            is empty.
+        shown: summaries of results of the first call, by the name of the result. For the check "gradient", this is the
+            summary of the gradient, and likewise for each check with the name of a result. For the check "call", these
+            are the results for which no check of that name ran in both runs. For other checks, `shown` is empty.
         raised: the class and message of the error that a call with bad input raised, for the checks "call" and
             "errors"; otherwise "".
-        digest: the checksums of other results of the first call that the check uses, as one text, or "". For the check
-            "call", if both runs have equal results, the checksum of all results.
-        grade: the grade that the subject reached, if this is the check "result" and the check passed; otherwise "".
+        digest: the checksums, as one text, of the results that a check with another name uses. For example, the check
+            "sign" uses the loss. For the check "call", this is the checksum of all results, if both runs have equal
+            results. Otherwise "".
+        grade: for the check "result", the grade that the subject reached on the case; for other checks "".
     """
 
     measured: Measured
@@ -99,7 +100,7 @@ class Side:
 
     @property
     def error_class(self) -> str:
-        """The text before the colon of the call's error, mostly the class of the error; "" without an error."""
+        """The class of the error that the call raised: the text before the first colon. "" if there is no error."""
         raised = self.finding.message if self.finding and self.finding.kind == "refused" else self.raised
         return raised.partition(":")[0]
 
@@ -111,8 +112,9 @@ class Move:
     `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
     of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
 
-    If the call raised in the old run and this is the check "call", `also` may have names of checks. These checks ran
-    only in the new run, and failed without an exception of the subject. Otherwise `also` is empty.
+    `also` is usually empty. If the call raised in the old run and returns a wrong result in the new run, the check
+    "call" has names in `also`. They are the names of checks that ran only in the new run, and failed without an
+    exception of the subject.
     """
 
     kind: Kind
@@ -127,7 +129,7 @@ class Move:
 
     @property
     def id(self) -> str:
-        """The id of the change, SUBJECT:CHECK:CASE, as a finding has."""
+        """The id of the change, SUBJECT:CHECK:CASE, like the id of a finding."""
         return f"{self.subject}:{self.check}:{self.case}"
 
     @property
@@ -201,12 +203,12 @@ def _same_bits(old: Side, new: Side) -> bool:
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the worst error of a check that makes several calls is equal on both sides, to 0.001 ulp.
+    """Return whether the error of the worst element is equal on both sides, to 0.001 ulp, without checksums.
 
-    Reports have no checksums for such a check, so this function compares errors instead. If the last bit of the worst
-    element differs, its error differs by about 1 ulp. Another library for the exact value changes the error by less
-    than 0.001 ulp. A change in other elements has no effect. Return False if a side has no number, or has checksums,
-    which :func:`_same_bits` compares.
+    A check that makes several calls has no checksums in a report, so this function compares errors instead of bits.
+    If the last bit of the worst element differs, its error differs by about 1 ulp. Another library for the exact value
+    changes the error by less than 0.001 ulp. This function cannot see a change in other elements. If a side has
+    checksums (see :func:`_same_bits`), or has no number, return False.
     """
     before, now = old.measured.ulp, new.measured.ulp
     if _has_checksums(old, new) or before is None or now is None:
@@ -230,12 +232,15 @@ def _comparable(side: Side) -> Side:
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether the results, or the class of an error, changed as `MEANINGS` says for `BEHAVIOUR`.
+    """Return whether the change between the sides of a check is `BEHAVIOUR`, as `MEANINGS` says.
 
-    The caller of :func:`kind_of` compares contracts and declarations. A new failure of the check "result" is
-    `BEHAVIOUR`, as are other bits in a repeated call. A new dtype or shape is always `BEHAVIOUR`. If a check newly
-    fails because a finite result became NaN or infinite, the kind is `BROKEN`. On a case with a decision of torch
-    (`policy`), the kind is `BEHAVIOUR`. A wrong NaN that became right is `FIXED`.
+    Return True for a new dtype or shape, for a new failure of the check "result", and for new differences between
+    repeated calls. If the check passed in both runs or failed in both, other changes count too: another class of
+    error, results with other names, and other numbers of NaN or infinities.
+
+    If the check newly fails, return True for other numbers of NaN or infinities only in two cases: the old result had
+    some, or torch decides the result (`policy`). Otherwise, a finite result that became a wrong NaN is `BROKEN`. A
+    wrong NaN that became right is `FIXED`. The caller of :func:`kind_of` compares contracts and declarations.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -279,8 +284,8 @@ def _has_grown(less: Measured, more: Measured) -> bool:
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    If the dtype or shape changed, show only this change. If the result has a single element and `alone` is true, show
-    the old and the new value. If it has several elements, show how many were and are NaN or infinite.
+    If the result has a single element and `alone` is true, show the old and the new value. If the result has several
+    elements, show how many were and are NaN or infinite. If the dtype or shape changed, show only this change.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"

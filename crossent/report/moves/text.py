@@ -63,7 +63,8 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
 def _table(diff: Diff) -> Table:
     """Return the table of the numbers of comparisons, by kind, check and dtype.
 
-    In a kind of `QUIET`, all checks but `NUMBERS` share the row "other checks".
+    In each kind, each check has a row. In a kind of `QUIET`, all checks that are not in `NUMBERS` share the row "other
+    checks".
     """
     dtypes, rows = diff.rows(lambda kind, check: "other checks" if kind in QUIET and check not in NUMBERS else check)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
