@@ -28,7 +28,7 @@ class Bug:
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
         bad_inputs: the ids of calls for which a loss must raise an error. The buggy code raises no error.
-        checks: the names of the checks that must catch the bug, each on these cases or on these calls.
+        checks: the names of the checks that must catch the bug. A check runs on the cases, on the calls, or on both.
         why_not: the reason why no case can trigger the bug, or "".
     """
 
