@@ -1,4 +1,4 @@
-"""The types of options: words, numbers, seeds, shards and rows of numbers. Errors say which values are allowed."""
+"""The types of command-line options: words, numbers, seeds, shards and rows of numbers. Errors name allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of the commands, exit statuses, and error messages in one line.
+"""The options of the commands; the exit statuses; error messages of one line.
 
 An import of this module does not import torch.
 """
@@ -54,7 +54,7 @@ def as_click_errors() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return the message with the option in place of the argument at the start: `level: …` becomes `--level: …`.
+    """Replace an argument at the start of a message by its option: `level: …` becomes `--level: …`.
 
     Return any other message unchanged.
     """
@@ -68,7 +68,7 @@ def _with_dashes(message: str) -> str:
 
 
 def message_of(error: click.ClickException) -> str:
-    """Return the message of an error of click. If a value is wrong, the message begins with its option or argument."""
+    """Return the message of an error of click. If an option or argument has a wrong value, its name comes first."""
     if type(error) is not click.BadParameter:
         return error.format_message()
     option = error.param_hint or ""
@@ -79,7 +79,7 @@ def message_of(error: click.ClickException) -> str:
 
 
 def _add_options(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds options to a command, in this order."""
+    """Return a decorator that adds options to a command, in the given order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -279,7 +279,7 @@ def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[
 
 
 def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
-    """Return the seed of a run. The default is 0 if every subject is a form or a loss of torch, else "random".
+    """Return the seed of a run. If `seed` is None, use 0 if every subject is a form or a loss of torch, else "random".
 
     Raises:
         UsageError: the run is a shard, and the default seed would be random.
@@ -309,8 +309,8 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The parameters are the values of the options; `on_dask` says whether --dask is given. With --dask, leave out
-    `max_findings`, which a run in shards does not take.
+    The parameters are the values of the options; `on_dask` says whether --dask is given. With --dask, the result has
+    no `max_findings`, because a run in shards does not take this argument.
 
     With --last-failed, choose the cases that failed in the last run on these subjects and this operation, each with its
     failed checks. If --check is given too, only failures of its checks count. If there is no such case, print a line

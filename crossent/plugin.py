@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent`. If `--crossent-subject` is given, check its settings before the collection.
+    """Register the marker `crossent`. Before the collection, check the subjects of `--crossent-subject`.
 
     Raise UsageError, with a message of one line, if a subject or a setting is wrong.
     """
@@ -79,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return crossent's header if an option that this function lists is given, otherwise None."""
+    """Return crossent's header if one of the six options in the code below is given, otherwise None."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -94,7 +94,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(config: pytest.Config) -> str:
-    """Return crossent's line in the header: the version of torch; device, seed and level of the command line."""
+    """Return crossent's line in pytest's header: torch's version, and the options for devices, seed and level."""
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0
@@ -104,7 +104,7 @@ def _header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Generate a test for each check on each case under `crossent.parametrize`. Raise CollectError for wrong use."""
+    """If `crossent.parametrize` marks a test, make a test of each check on each case. Wrong use raises CollectError."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return

@@ -8,7 +8,7 @@ findings           Finding, Outcome and SubjectReport: the failed checks and all
 report             Report: one run; its first lines, its verdict and the lines about what the verdict does not cover
 expected_findings  lists of known failures, with their reasons (torch_findings.toml and others)
 causes             the findings of a subject, grouped by probable cause
-clarity            how clearly a finding shows its failure; words for a case; published bugs with a finding's trigger
+clarity            how clear a finding is; words for a case; published bugs that the input of a finding shows
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
 last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro

@@ -31,8 +31,8 @@ EXP_LOG_ULP = 2
 class Ball:
     """An array of balls: each exact value is within `radius` of `hi + lo`, the sum of two float64 numbers.
 
-    The three arrays have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where
-    the radius is inf, the exact value is not known.
+    The arrays `hi`, `lo` and `radius` have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact
+    value is `hi`. Where the radius is inf, the exact value is not known.
 
     Example:
         >>> exact = Ball(np.array([2.0, np.inf]), np.array([2.0**-60, 0.0]), np.zeros(2))
@@ -73,8 +73,7 @@ class Ball:
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
         """Return one :class:`Ball` with the rows of all `balls`, one after another.
 
-        If `balls` is empty, the result has no rows, and `columns` is the shape of a row. Otherwise `columns` has no
-        effect.
+        `columns` has an effect only if `balls` is empty: the result has no rows, and `columns` is the shape of a row.
 
         Example:
             >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
@@ -87,7 +86,7 @@ class Ball:
 
 
 def gamma(n: int) -> float:
-    """Return `γ_n = n u/(1 - n u)`, a bound on the relative error of n roundings in float64."""
+    """Return `γ_n = n u/(1 - n u)` with `u = 2^-53`, a bound on the relative error of n roundings in float64."""
     return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
 
 
@@ -108,15 +107,17 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def compensated_sum(terms: Array) -> Array:
-    r"""Return the sum over the last axis, (..., n) to (...), nearly as accurate as with a single rounding.
+    r"""Return the sum over the last axis, nearly as accurate as with a single rounding.
+
+    `terms` is (..., n), and the sum is (...).
 
     At each level, :func:`two_sum` adds the first half of the terms to the second half. The terms of the next level are
     the rounded sums and, if the number of terms is odd, the last term. The levels end when a single term is left. The
-    errors of all levels are summed in plain float64, and the result is added to this last term. For `n <= 2^30` terms,
+    code sums the errors of all levels in plain float64, and adds this sum to the single term. For `n <= 2^30` terms,
     the error of the function is at most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
 
-    Proof. The terms of the next level and the errors of a level add up to the terms of the level, exactly. So the last
-    term and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
+    Proof. The errors of a level and the terms of the next level have exactly the same sum as the terms of the level. So
+    the single term and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
     `u (1 + u)^l Σ|terms|`, and there are at most 30 levels. Summing the errors, in any order, has an error of at most
     `n u` times the sum of their absolute values (Higham, section 4.2). This is at most
     `2^30·30 u² (1 + u)^31 Σ|terms|`, less than `2^-18 u Σ|terms|`. The last addition adds one rounding. Additions that
@@ -140,8 +141,8 @@ class Float64Arithmetic:
 
     The proofs of :class:`crossent.numerics.oracle.formula.Formula` and :mod:`crossent.numerics.oracle.linear` assume
     that `+ - × ÷` round correctly (IEEE 754). The proofs also assume that exp and log1p have an error of at most
-    `EXP_LOG_ULP` ulp. For the unit roundoff `u`, this is at most `2·EXP_LOG_ULP u` relative to the result. Where the
-    processor may flush the result to 0, the proofs assume an error of at most 2^-1022.
+    `EXP_LOG_ULP` ulp. So the relative error of exp and log1p is at most `2·EXP_LOG_ULP u`, with the unit roundoff `u`.
+    Where the processor may flush the result of an operation to 0, the proofs assume an error of at most 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:

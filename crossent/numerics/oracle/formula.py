@@ -5,8 +5,8 @@ The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formul
 A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, and `ε` for
 the label smoothing. Write `t` for the class probabilities, or for the one-hot vector of the class index. Write
 `q = (1 - ε)·t + ε/C` for the smoothed target, and `v = w·q`. Write `s = upstream / denominator`, where the denominator
-is that of a mean, or 1 for the other reductions. The loss below is of one row. The gradients are of the whole call, so
-they have the factor `s`:
+is the divisor of the mean, or 1 for the other reductions. The loss below is the loss of one row. The gradients below
+are the gradients of the result of the whole call, so they have the factor `s`:
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
 
@@ -41,19 +41,18 @@ UNDERFLOW = 2.0**-200
 class FiniteRows:
     """A block of `r` rows of `C >= 1` classes. The largest logit of each row is finite.
 
-    So no logit is NaN or +inf, and no row has only logits of -inf.
-
-    A logit of -inf has probability 0. If such a logit makes a result infinite or NaN, the caller replaces the result.
+    No logit is NaN or +inf, and no row has only logits of -inf. A logit of -inf has probability 0. If such a
+    logit makes a result infinite or NaN, the caller replaces the result.
 
     Attributes:
         logits: (r, C), float64.
-        kept: (r,), False on ignored rows.
-        index: (r,), the true classes, and 0 on ignored rows; None for class probabilities.
-        probabilities: (r, C); None for class indices.
-        weight: (C,), or None for ones.
+        kept: (r,), True on kept rows and False on ignored rows.
+        index: (r,), the true classes, and 0 on ignored rows; None if the target is class probabilities.
+        probabilities: (r, C), the class probabilities; None if the target is class indices.
+        weight: (C,), the class weights; None if every class weight is 1.
         label_smoothing: `ε`, from 0 to 1.
         upstream: (r,), the upstream gradient for each row. For "mean" and "sum", all rows have the same number.
-        denominator: The exact denominator, or 1 if the exact denominator is 0 (`Denominator.value`).
+        denominator: The exact denominator of the call, or 1 if the exact denominator is 0 (`Denominator.value`).
     """
 
     logits: Array
@@ -80,10 +79,10 @@ class Formula:
     r"""The losses and gradients of a block of rows, and their derivatives along a direction.
 
     The docstring of the module defines the symbols and the formulas, and `arithmetic` computes the results for `rows`.
-    In ball arithmetic, every result contains the exact value. In float64, the error of a result is at most
-    `28·2^-53·size + 2^-200`. For a second derivative, the factor is 41 in place of 28. This holds under three
-    conditions. Logits, class probabilities and class weights are float32 numbers. The upstream gradient has a magnitude
-    of at most 2^128. The direction has a magnitude below 2^128.
+    In ball arithmetic, every result is a ball that contains the exact value. In float64, the error of a result is at
+    most `28·2^-53·size + 2^-200`. For a second derivative, the factor is 41 in place of 28. These bounds hold under
+    three conditions. Logits, class probabilities and class weights are float32 numbers. The upstream gradient has a
+    magnitude of at most 2^128. Every number of the direction has a magnitude below 2^128.
 
     The size of a result is the sum of the magnitudes of its terms:
 
@@ -162,7 +161,7 @@ class Formula:
 
     @cached_property
     def scale(self) -> Elements:
-        """The upstream gradient divided by the denominator, `s`, (r,)."""
+        """The factor `s` of each row, (r,): the upstream gradient divided by the denominator."""
         return np.asarray(self.arithmetic.numbers(self.rows.upstream) / self.arithmetic.number(self.rows.denominator))
 
     @cached_property
@@ -176,10 +175,10 @@ class Formula:
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The numbers `|w|·((1 - ε)|t| + ε/C)` for the sizes, in the shape of :attr:`coefficients`.
+        """The numbers `|w|·((1 - ε)|t| + ε/C)`, which the sizes contain, in the shape of :attr:`coefficients`.
 
-        For a negative class probability `t`, the terms `(1 - ε)t` and `ε/C` of a coefficient can cancel. These numbers
-        do not cancel.
+        If `t` has no negative number, the magnitudes are `|v|`. For a negative `t`, the terms `(1 - ε)t` and `ε/C` of a
+        coefficient can cancel, but the terms of its magnitude cannot.
         """
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
@@ -203,13 +202,13 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return the class weights times `values`, (..., C) or (..., 1). Without class weights, return `values`."""
+        """Return `values`, (..., C) or (..., 1), times the class weights. Without class weights, return `values`."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """The sum of the coefficients of each row, `Σ v`, (r,). Wrong if only the true class has a term."""
+        """The sum `Σ v` of the coefficients of each row, (r,). The sum is wrong if `rows.dense` is False."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:
@@ -249,7 +248,7 @@ class Formula:
         return np.asarray(factor[:, None] * self.exps * deviation)
 
     def _mean(self, direction: Array) -> Elements:
-        """Return the mean of a direction `u`, weighted by the probabilities, `m = Σ p u`, (r,)."""
+        """Return the mean of a direction `u` for each row, weighted by the probabilities, (r,): `m = Σ p u`."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
@@ -264,7 +263,7 @@ class Formula:
         return np.asarray(np.abs(self.scale)[:, None] * (factor[:, None] * self.exps + self.magnitudes))
 
     def target_gradient_sizes(self) -> Array:
-        """Return the size of each element of the target's gradient, (r, C): the magnitude, as there is one term."""
+        """Return the size of each element of the target's gradient, (r, C): the magnitude of its only term."""
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:

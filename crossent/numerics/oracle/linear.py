@@ -4,15 +4,15 @@ r"""The exact loss and gradients of a linear cross-entropy, each number with a p
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
 Here h are the hidden states, W is the weight and b the bias of the linear layer, and z are the logits. One of two
-functions computes a call:
+functions computes the results of a call:
 
 * :func:`_in_float64` computes the logits, their cross-entropy (:class:`crossent.numerics.oracle.formula.Formula`), and
   the three products. The proof below gives the error radius.
-* :func:`_in_balls` has its own code for the formula, in the ball arithmetic of flint, which computes the error radius
-  itself. The oracle uses this function where the proof does not apply: an array is float64, or the magnitude of an
-  upstream gradient exceeds 2^128. The oracle also uses this function if a logit computed in float64 may have an error
-  above 2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix products,
-  because it takes less time than flint.
+* :func:`_in_balls` has its own code for the formula. The code uses the ball arithmetic of flint, so that flint computes
+  the error radius. The oracle uses this function where the proof does not apply: an array is float64, or the
+  magnitude of an upstream gradient exceeds 2^128. The oracle also uses this function if a logit computed in float64 may
+  have an error above 2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix
+  products, because it takes less time than flint.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
@@ -93,7 +93,8 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     gradients. If no row is kept, all gradients are 0, and the mean is NaN.
 
     If rows are kept but the class weights of their true classes sum to 0, the mean is NaN. Then every gradient is NaN,
-    except for the hidden states of ignored rows. If weights of both signs cancel, each NaN has the radius inf.
+    except the gradients of the hidden states of ignored rows. Each NaN has the radius 0 if all these class weights are
+    0. If class weights of both signs cancel, each NaN has the radius inf.
 
     Args:
         call: The arguments.

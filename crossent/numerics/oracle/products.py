@@ -1,20 +1,20 @@
 r"""The product of a matrix of balls and an exact float64 matrix, with radii far below the rounding error of float64.
 
 The method is the error-free split of K. Ozaki, T. Ogita, S. Oishi and S. M. Rump, "Error-free transformations of matrix
-multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. A is split into two
-matrices with few bits, A₁ and A₂, and the rest A'. B is split in the same way. (A is the sum `hi + lo` of a matrix of
-balls, so A' also contains `lo`.) The float64 product of two matrices with few bits has no rounding error, and is as
-fast as any other product.
+multiplication by using fast routines of matrix multiplication", Numerical Algorithms 59, 2012. Write A for the
+sum `hi + lo` of the matrix of balls, and B for the exact matrix. The code splits `hi` into three matrices: A₁ and A₂,
+whose numbers have few bits, and a rest. A' is this rest plus `lo`. The code splits B in the same way, where B' is the
+rest. The float64 product of two matrices with few bits has no rounding error, and is as fast as any other product.
 
     A B = (A₁ + A₂ + A') (B₁ + B₂ + B') = A₁B₁ + A₁B₂ + A₂B₁ + A₂B₂ + (A₁ + A₂) B' + A' B
 
 Proof. Write `u = 2^-53`, `γ_n = n u/(1 - n u)`, and k for the number of terms of a dot product.
 
-* The split of a row of A, or of a column of B. Let `|v| < 2^E` for all its numbers v. Let `β` be the number of bits of
-  A₁, and `σ = 1.5·2^(E+52-β)`. For `β ≤ 50`, the sum `v + σ` lies between `2^(E+52-β)` and twice this number, where
-  float64 numbers are multiples of `2^(E-β)`. So `t = (v + σ) - σ` is v rounded to a multiple of `2^(E-β)`. The
-  subtraction of σ is exact, and `|t| ≤ 2^E`. The rest `v - t` is exact too: v and t are multiples of the last place of
-  v, or of `2^(E-β)` if this is smaller, and `|v - t| ≤ |v|`.
+* The split of a row of `hi`, or of a column of B. Let `|v| < 2^E` for all numbers v of the row or column. Let `β` be
+  the number of bits of A₁, and `σ = 1.5·2^(E+52-β)`. For `β ≤ 50`, the sum `v + σ` lies between `2^(E+52-β)` and twice
+  this number, where float64 numbers are multiples of `2^(E-β)`. So `t = (v + σ) - σ` is v rounded to a multiple of
+  `2^(E-β)`. The subtraction of σ is exact, and `|t| ≤ 2^E`. The rest `v - t` is exact too: v and t are multiples of the
+  last place of v, or of `2^(E-β)` if this is smaller, and `|v - t| ≤ |v|`.
 * The product of two matrices with few bits. Let `2^F` be the limit for a column of B. The terms of a dot product are
   multiples of `g = 2^(E-β) 2^(F-β)`, and at most `2^(2β) g`. If `2β + log₂ k ≤ 53`, every sum of some of the terms is a
   multiple of g and at most `2^53 g`. So every partial sum is a float64 number, and no addition is rounded, in any order
@@ -51,9 +51,12 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
     The matrix of balls `a` is (m, k), the exact matrix `b` is (k, n), and the product is (m, n).
 
-    An element of the product is a sum of k terms. Its radius is too large if it exceeds 2^-80 times the sum of the
-    magnitudes of these terms, plus 2^-999. This can have three reasons. A row of `a`, or a column of `b`, has a number
-    far above the numbers that determine the result. Or `a` has a large radius. Or a number overflows.
+    An element of the product is a sum of k terms. The radius of the element is too large if it exceeds 2^-80 times the
+    sum of the magnitudes of these terms, plus 2^-999. A radius is too large for one of three reasons:
+
+    * a row of `a`, or a column of `b`, has a number far above the numbers that determine the result;
+    * `a` has a large radius;
+    * a number overflows.
 
     Example:
         >>> a = Ball(np.array([[1.0, 1.0, -1.0]]), np.array([[0.0, 2.0**-60, 0.0]]), np.zeros((1, 3)))

@@ -30,8 +30,8 @@ BITS = 128  # the first precision of ball arithmetic: two machine words. With fe
 class RowBlock:
     """The exact losses and gradients of `r` rows of a call.
 
-    A row has no finite maximum if a logit is NaN or +inf, or if all logits are -inf. The gradients of such a row are
-    NaN. The loss is NaN too, unless the row is ignored.
+    The largest logit of most rows is finite. A row has no finite maximum if a logit is NaN or +inf, or if all logits
+    are -inf. Then the gradients of the row are NaN. The loss is NaN too, unless the row is ignored.
 
     Args:
         arguments: The arguments of the whole call.
@@ -60,9 +60,9 @@ class RowBlock:
         )
 
     def _with_one_class(self, values: NDArray[Any] | None) -> Any:
-        """Return `values` unchanged: an array whose last axis is the classes, or None.
+        """Return `values` unchanged. If the call has no classes, return zeros for a single class instead.
 
-        If the call has no classes, return an array of zeros for a single class instead. With no classes, the loss is an
+        The last axis of `values` is the classes. If `values` is None, return None. With no classes, the loss is an
         empty sum. With one class and a finite logit, the loss is `-log 1`. Both losses are 0.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
@@ -173,9 +173,9 @@ class RowBlock:
     ) -> Ball:
         """Return one kind of result of the block, such as the losses, with error radii.
 
-        In ball arithmetic, double the bits until the radius of each finite result is small enough: at most
-        `RELATIVE_RADIUS` times the size of the result, or about the precision of a pair `hi + lo` of float64
-        numbers.
+        In ball arithmetic, double the bits until the radius of each finite result is small enough. A radius is small
+        enough if it is at most `RELATIVE_RADIUS` times the size of the result. The radius is also small enough if it
+        is at most about the precision of a pair `hi + lo` of float64 numbers.
 
         Args:
             numbers: A function that takes a :class:`Formula` and returns the results: float64 numbers, or flint's
@@ -183,7 +183,7 @@ class RowBlock:
             sizes: A function that takes a :class:`Formula` and returns the size of each result.
             with_rules: A function that takes the results as a ball. The function replaces a result where a rule says
                 that the exact value is infinite, NaN or 0.
-            roundings: In float64, the factor of `2^-53·size` in the error that :class:`Formula` proves.
+            roundings: The factor of `2^-53·size` in the float64 error bound of :class:`Formula`.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -220,11 +220,11 @@ class RowBlock:
 
     @property
     def _weight_signs(self) -> Array:
-        """The sign of each class weight, (C,): 1 if the call has no class weights."""
+        """The sign of each class weight, (C,). If the call has no class weights, every sign is 1."""
         weight = self._finite_rows.weight
         return np.ones(self._infinite.shape[1]) if weight is None else np.sign(weight, dtype=np.float64)
 
     def _one_hot(self) -> Mask:
-        """Return a mask of the true classes, (r, C)."""
+        """Return a mask, (r, C), that is True at the true class of each row. The target must be class indices."""
         assert self._finite_rows.index is not None
         return np.asarray(np.arange(self._infinite.shape[1]) == self._finite_rows.index[:, None])
