@@ -1,8 +1,8 @@
 """The kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error.
 
-Every number is computed from uniform random numbers with operations that IEEE 754 rounds correctly, and without exp or
-log. So a case has the same bits on every machine and with every version of numpy, whose `RandomState` is frozen
-(NEP 19).
+A case has the same bits on every machine and with every version of numpy. Each kind starts from the uniform random
+numbers of `numpy.random.RandomState`, which is frozen (NEP 19). IEEE 754 rounds all further operations correctly. For
+this reason, no kind uses exp or log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Draw:
 
     Attributes:
         random: the source of random numbers.
-        rows, classes: the shape of the logits as rows, (R, C).
+        rows, classes: the number of rows R, and the number of classes C. Each kind makes an array (R, C) of logits.
         hot: (R,), the true class of each row, or the class of its one-hot target. If a row has other class
             probabilities, its `hot` is a random class.
         ignored: (R,), True on ignored rows.
@@ -40,11 +40,11 @@ class Draw:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the logits as rows, (R, C)."""
+        """The shape (R, C) of the array of logits that a kind makes."""
         return self.rows, self.classes
 
     def nearly_normal(self) -> Array:
-        """Return (R, C) nearly normal numbers of variance 1: scaled sums of four uniform numbers."""
+        """Return nearly normal numbers of variance 1, (R, C). Each number is a scaled sum of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
@@ -157,8 +157,8 @@ class LogitKind:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the finite magnitudes. A case of this kind needs a dtype that holds the bound. 0 for
-            the kind `extreme`, whose numbers scale with the largest number of the dtype.
+        largest: an upper bound of the magnitudes of the finite logits. The dtype of a case must represent numbers as
+            large as this bound. The kind `extreme` has 0, because its logits scale with the largest number of a dtype.
         ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 

@@ -22,7 +22,8 @@ In formulas, `c` and `k` are classes, `x` are the logits of a row, and `p` is th
 and `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g`
 is the upstream gradient of the row. `D` is the denominator of a mean; with "sum" and "none", `D` is 1.
 
-single         the first call: loss, gradients, arguments, global state, signs, row sums, ignored rows; a repeated call
+single         the first call: loss, gradients, arguments, global state, sign of the loss, row sums of the gradient,
+               ignored rows; a repeated call
 relations/     two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes,
                chunk sizes; several backward passes
 options        the effect of an option, and options with a neutral value
@@ -33,9 +34,10 @@ determinism    identical bits in ten calls, and a call on another CUDA stream
 jacobians      derivatives for a batch of upstream gradients or of directions, as in torch's Jacobians and Hessians
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
-large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory of a call
+large          a small case repeated many times, to more elements than 31 or 32 bits can count; memory of a call of
+               a linear cross-entropy
 ranks/         subjects on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
-refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, which run on cases
+refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since a bad call is not a case
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` has the checks by name, in the order of
 a report, and `RANK_CHECKS` has the checks of subjects on several ranks.
@@ -141,5 +143,5 @@ RANK_CHECKS = {
 
 @cache
 def checks_of(operation: Operation) -> dict[str, Check]:
-    """Return the checks in `CHECKS` that an operation has, by name and in the order of a report."""
+    """Return the checks in `CHECKS` that run on the cases of an operation, by name and in the order of a report."""
     return {name: check for name, check in CHECKS.items() if operation in check.operations}

@@ -121,11 +121,11 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    Other unusual calls have create_graph, a class weight that requires a gradient, or a negated view: a tensor whose
-    memory holds each number with the other sign (`Tensor.is_neg`). The modes are anomaly detection, another default
-    dtype and another number of threads.
+    Further calls have a backward pass with `create_graph=True`, a class weight that requires a gradient, or logits that
+    are a negated view. The memory of a negated view holds each number with the other sign (`Tensor.is_neg`). The modes
+    are anomaly detection, another default dtype and another number of threads.
 
-    A further call has an upstream gradient of NaN. Each element of a gradient must then be NaN, except the elements
+    The last call has an upstream gradient of NaN. Each element of a gradient must then be NaN, except the elements
     that are 0 in the first call. torch.amp.GradScaler relies on this behaviour: the scaler skips a step only if a
     gradient is not finite.
     """
@@ -214,8 +214,8 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     This is an act: a function that runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and a sentence about an argument
-        whose attributes the call changed, or "".
+        The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose attributes the
+        call changed. The sentence is "" if the call changed no attributes.
     """
     mode, required = UNRECORDED[way]
     with mode():
@@ -251,9 +251,8 @@ def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradien
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: the exception of a thread. If several threads raise, the exception of the first of these
-            threads, in the order of `inputs`. A BrokenBarrierError is raised only if no thread raises another
-            exception.
+        BaseException: the first exception of a thread, in the order of `inputs`. A BrokenBarrierError only says that
+            another thread failed. So the function prefers all other exceptions.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)

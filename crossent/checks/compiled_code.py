@@ -51,11 +51,11 @@ def evaluate_compiled(
 
 
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
-    """Return the error for a compiled loss that raised an exception.
+    """Return a RefusedError for `raised`, an exception that a compiled loss raised.
 
-    The message describes this exception, and the exception that began its chain of causes. Dynamo's own exception may
-    only say that another exception was raised. The message ends with `where`, a phrase about the call, or "" for
-    the first call.
+    The message describes `raised` and the first exception in its chain of causes, because Dynamo's own exception may
+    only say that another exception was raised. The message ends with `where`: a phrase about the call, or "" for the
+    first call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses
@@ -88,7 +88,8 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     separate kernels make, and add no rounding. A contract permits roundings, and requires none, so its bounds also
     cover fused steps.
 
-    Code for a CPU may also add up the rows in any order: see :attr:`Contract.compiled`.
+    Code for a CPU may also add up the rows in any order. The contract is `own.compiled`: see
+    :attr:`Contract.compiled`.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
     blocks. The contract is `own` with `fused=True`, and with the "fast" functions (`FUNCTIONS`) of its compute format.
@@ -241,7 +242,7 @@ def call_compiled_on_classes(
 
 
 def _why_no_error() -> str:
-    """Return the reason why compiled code must not be called with a class index out of range, or "".
+    """Return why compiled code must not be called with a class index out of range; "" from torch 2.6 on.
 
     For such an index, code compiled by torch 2.1 reads outside of a tensor, and code compiled by torch 2.4 ends the
     process.

@@ -1,4 +1,4 @@
-"""Checks of derivatives along a direction `u`: of the gradient, by double backward; of the loss, in forward mode.
+"""Checks of derivatives along a direction `u`. Double backward differentiates the gradient; forward mode, the loss.
 
 The checks compare these derivatives with exact values. `torch.autograd.gradcheck` instead compares with finite
 differences of the subject's own results. So `gradcheck` misses an error that loss and gradient share. `gradcheck` also
@@ -29,8 +29,8 @@ from crossent.trials.trial import Problem, Trial
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivatives of `<gradient, u>`, with respect to logits and upstream gradient, equal their exact values.
 
-    `<gradient, u>` is the inner product. The derivative with respect to the logits is
-    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`. In an ignored row, this derivative is 0, or NaN if the logits have no
+    `<gradient, u>` is the inner product. The derivative with respect to the logit of class `c` is
+    `g/D (Σ_k w_k q_k) p_c (u_c - Σ_k p_k u_k)`. In an ignored row, this derivative is 0, or NaN if the logits have no
     softmax. The derivative with respect to the upstream gradient is the derivative of the loss along `u`. A subject
     whose gradient has no graph fails, unless both exact derivatives are 0 within their error radii.
     """
@@ -46,8 +46,8 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
     With a reduction, the derivative is the sum over the rows, divided by `D`. If some but not all logits of a row are
-    -inf, the derivative of the row is finite. The loss of the row may be infinite. A subject that computes `0·-inf`
-    fails (optax#1762).
+    -inf, the derivative of the row is finite. This holds even if the loss of the row is infinite. A subject that
+    computes `0·-inf` fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)

@@ -1,8 +1,8 @@
 """Checks of determinism: identical bits in ten calls, and an exact result on a new CUDA stream.
 
-A sum by atomic additions may give different bits from call to call. torch computes such sums over the rows of
-`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that does not run on the caller's
-current stream may read its arguments before their values are written.
+A sum by atomic additions may give different bits from call to call. On CUDA, torch computes such sums over the rows of
+logits of shape `(N, C, d1, …)` (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that does not run on the
+caller's current stream may read its arguments before their values are written.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Checks of derivatives for a batch of upstream gradients or of directions, as torch computes Jacobians and Hessians.
 
-torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
-each operation of the derivative takes the whole batch. Code that is correct for a single upstream gradient may fail for
+torch computes a whole Jacobian or Hessian in one call: under `vmap`, each operation of the derivative takes a whole
+batch of upstream gradients or of directions. Code that is correct for a single upstream gradient may fail for
 a batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
 
 Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
-that confuses the two elements fails, unless the tensor is 0. The checks compute the exact values for the second element
-from its own inputs: they do not multiply the exact values for the first element by -2.
+that confuses the two elements fails, unless the tensor is 0. The oracle computes the exact values for each element
+separately; the checks do not multiply the exact values for the first element by -2.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Yield the differences of the gradients for a batch of two upstream gradients from their exact values.
+    """Compute the gradients for a batch of two upstream gradients, and yield the differences from the exact gradients.
 
-    `act` is :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss is not a dense tensor, or
-    has a wrong shape, dtype or device, yield a problem instead.
+    `act` is the function that computes them: :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss is
+    not a dense tensor, or has a wrong shape, dtype or device, yield a problem instead.
     """
     question = trial.question
     inputs, exact = question.fresh(), question.exact
@@ -155,11 +155,11 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 
 def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
-    """Yield the differences of the derivatives along two directions from their exact values.
+    """Compare the derivatives along two directions with their exact values, and yield the differences.
 
-    `name` is the name of the derivative, such as "tangent". `got` has the two derivatives along its first dimension.
-    None stands for zeros, as in :func:`compare_derivative`. After a problem, such as a
-    wrong shape, stop.
+    `name` is the name of the derivative, such as "tangent". `got` has the two derivatives along its first dimension. If
+    `got` is None, both derivatives count as zeros, as in :func:`compare_derivative`. After a problem, such as a wrong
+    shape, yield nothing more.
     """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):

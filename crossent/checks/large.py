@@ -143,7 +143,7 @@ def with_many_logits(inputs: Inputs) -> Inputs:
 def large(trial: Trial) -> Iterator[Difference | Problem]:
     """A small batch, repeated to many rows or to more than 2^31 elements, gives the exact loss and gradient.
 
-    If the reduction is "mean", the check does not compare the gradient.
+    If the reduction is "mean", the check does not compare the gradient: the exact gradient has the divisor of one tile.
     """
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
@@ -254,10 +254,10 @@ def _further_sizes(got: Tensor, name: str) -> tuple[int, ...]:
 
 
 def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
-    """Return the difference of a mean or a sum over all tiles from the exact value.
+    """Return the difference of `got`, a mean or a sum over all tiles, from its exact value.
 
-    `promised` is the contract of the subject for the dtype of `got`. The exact mean is the mean of one tile. The exact
-    sum is the sum of one tile times the number of tiles.
+    `promised` is the contract of the subject for the dtype of `got`. The exact mean over all tiles is the mean of one
+    tile. The exact sum over all tiles is the sum of one tile, multiplied by the number of tiles.
     """
     exact, times = trial.question.exact.loss, float(trial.case.tiled)
     if trial.case.reduction == "sum":  # 2^-51 covers the rounding errors of these products
@@ -275,11 +275,11 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
 
     `promised` is the contract of the subject for the dtype of the result.
 
-    The loss `l` of a row has an error of at most `e`, as without a reduction. A loss passes through at most `h - 1`
-    additions (`Contract.row_order`). The subject may also divide each loss before the addition. These `h` roundings of
-    unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)`. If `h u` is 1/2 or more, the bound is infinite.
-    For a mean, the divisor is the number of kept rows. The subject also rounds the divisor, and divides the sum. Last,
-    the subject rounds the result to its dtype.
+    Before the sum, the loss `l` of a row has an error of at most `e`, the error bound for the reduction "none". At most
+    `h - 1` additions round this loss (`Contract.row_order`). A subject that divides before it adds rounds the loss once
+    more. These `h` roundings of unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)` for each row. If
+    `h u` is 1/2 or more, the bound is infinite. A mean has two more roundings: of its divisor, which is the number of
+    kept rows, and of the quotient. Last, the subject rounds the result to its dtype.
     """
     tile = trial.question.inputs_on_cpu
     ones = torch.ones_like(tile.target).double()

@@ -110,7 +110,7 @@ def alone(trial: Trial) -> Found:
 
 
 def gradients_by_call(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return each choice of some but not all gradients, by the name of the call that computes only these gradients.
+    """Return each combination of some but not all gradients, by the name of the call that computes this combination.
 
     `gradients` are the names of the gradients that the subject can compute.
 
@@ -136,10 +136,11 @@ def backward_of_some(loss: Loss, inputs: Inputs, names: Gradients) -> tuple[Tens
 
     This is an act: a function that runs in the process of the subject.
 
-    If the loss requires no gradient or has a wrong shape, the function runs no backward pass: the check reports both.
+    If the loss requires no gradient or has a wrong shape, the function runs no backward pass. The check reports the
+    mistake.
 
     Returns:
-        The loss, its requires_grad, and the gradients of all arguments by name. A missing gradient is None.
+        The loss, its requires_grad, and each gradient by name. The gradient of an argument that got none is None.
     """
     given, _ = inputs.requiring(names)
     value = as_loss(loss(given.input, given.target, **given.options))

@@ -126,11 +126,10 @@ def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, pass
 def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis of this name. With
-    "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The exception is a linear
+    Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis `ignored`. If the
+    choice is "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The exception is a linear
     cross-entropy with target probabilities, which takes no `ignore_index`. The names leave out a `label_smoothing` of 0
-    and the `reduction` "mean", which are the defaults. If the names are exactly the names of the given options, return
-    None.
+    and the `reduction` "mean", which are the defaults. If the call would pass exactly the given options, return None.
     """
     classes = given.classes
     off: dict[str, Any] = {}

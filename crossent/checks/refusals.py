@@ -83,7 +83,7 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def _restore_index_error(error: BaseException) -> BaseException:
-    """Return an IndexError for an error of Python that hides torch's IndexError; return any other error unchanged.
+    """Return an IndexError for a UnicodeDecodeError that hides torch's IndexError; return any other error unchanged.
 
     Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message of its IndexError. The
     class is a single byte there, which Python may fail to decode.
@@ -96,9 +96,9 @@ def _restore_index_error(error: BaseException) -> BaseException:
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
     """Return the problem that each check finds in a reaction, by the name of the check; None if the check passes.
 
-    The checks are `errors`, `arguments` and `state`. `allowed` has the classes of the errors that are correct. If the
-    call ended or blocked its process, only `errors` has an entry. If the device can no longer be read, `arguments` has
-    no entry.
+    The checks are `errors`, `arguments` and `state`. `allowed` has the exception classes that are correct for
+    this call. If the call ended or blocked its process, only `errors` has an entry. If the device can no longer be
+    read, `arguments` has no entry.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:

@@ -137,9 +137,9 @@ def uneven_shards(trial: Trial) -> Iterator[Difference]:
 def empty_shard(trial: Trial) -> Iterator[Difference]:
     """If there are fewer classes than ranks, so that a rank has no classes, loss and gradient are exact.
 
-    The call has one class fewer than there are ranks, or the classes of the case if these are fewer. The check does not
-    run if `--without` declares that the loss lacks the feature `one_class`. The attribute `lacks` of the loss does not
-    prevent the check.
+    On `R` ranks, the call has `R - 1` classes, or all classes of the case if the case has fewer than `R - 1`. The check
+    does not run if `--without` declares that the loss lacks the feature `one_class`. The attribute `lacks` of the loss
+    does not prevent the check.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     _class_ranges(trial, inputs)  # raises NotRunError if the subject cuts the batch
@@ -183,7 +183,7 @@ def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Se
 
     This is an act: a function that runs in the process of the subject.
 
-    `sizes` has the number of samples, the entries of the first axis, in each micro-batch.
+    `sizes` has the number of samples in each micro-batch. A sample is an entry of the first axis.
     """
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 
@@ -193,8 +193,8 @@ def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
     Micro-batches are the parts of a batch in gradient accumulation. A sample is an entry of the first axis. The check
-    cuts a batch into two halves, and into the first sample and the others. The check cuts a small batch into single
-    samples too. With class indices, the first half is ignored in a further call.
+    cuts the batch first into two halves, then into the first sample and the rest. The check also cuts a small batch
+    into single samples. With class indices, a further call ignores all rows of the first half.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:
@@ -230,7 +230,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with further ignored rows: `ignored` is True for each entry of the batch to ignore."""
+    """Return the inputs with further ignored rows: all rows of each sample for which the mask `ignored` is True."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)
@@ -246,7 +246,10 @@ def _with_target(inputs: Inputs, target: Tensor) -> Inputs:
 
 
 def _of_classes(inputs: Inputs, classes: int) -> Inputs:
-    """Return the inputs with only the first `classes` classes. A target of another class gets one of these classes."""
+    """Return the inputs with only the first `classes` classes.
+
+    In kept rows, any other class index becomes one of these classes.
+    """
     axis = min(1, inputs.input.dim() - 1)
     options = dict(inputs.options)
     if isinstance(weight := options.get("weight"), Tensor):

@@ -1,4 +1,4 @@
-"""Functions that change the inputs so that the result changes in a known way, and functions that undo this change."""
+"""Functions that change the inputs in a way with a known effect on the result, and functions that undo this effect."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def wide(given: Inputs) -> Inputs:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return two inputs for each shift, by its name: with rounded logits, and with these logits plus the shift.
+    """Return a pair of inputs by the name of each shift: with rounded logits, and with these logits plus the shift.
 
     One shift adds the same constant to all rows. The other adds positive and negative constants in turn, one to each
-    row. A row that cannot be shifted exactly in its dtype is unchanged. If this holds for all rows, return {}.
+    row. If a row cannot be shifted exactly in its dtype, both inputs have this row unchanged. If this holds for all
+    rows, return {}.
 
     In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. So there is only the first
     shift.
@@ -70,13 +71,12 @@ def _shifted_bias(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
     """Return the logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,).
 
-    If no exact shift of a row is possible, the shift of the row is 0, and the logits of the row are unchanged.
-
     Let the magnitudes of the finite logits of a row, or of all rows if `common`, be below `2^e`. Let the shift be `2^s`
     or `-2^s` with `s >= e`. The function rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision
     of the dtype in bits. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`.
-    The dtype represents these numbers exactly if its range includes them. `s = e + p/2` leaves half of the bits to the
-    logits and half to the shift. The range of the dtype may require a smaller `s`.
+    The dtype represents these numbers exactly if its range includes them. The function takes `s = e + p/2`, which
+    leaves half of the bits to the logits and half to the shift. The range of the dtype may require a smaller `s`. If
+    this `s` is below `e`, the shift of the row is 0, and the logits of the row are unchanged.
 
     Args:
         logits: the logits, (R, C).
@@ -128,8 +128,8 @@ def restore_rows(result: Result, axis: int, dim: int) -> Result:
 def _flip_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
     """Return a tensor with its rows reversed along the dimension `axis` of the logits, which have `dim` dimensions.
 
-    A tensor with fewer dimensions, such as class indices, lacks dimension 1. So its dimension `axis - 1` is reversed if
-    `axis` is not 0. A scalar is unchanged.
+    A tensor with fewer dimensions, such as class indices, lacks dimension 1 of the logits. In such a tensor, the
+    reversed dimension is `axis - 1`, or 0 if `axis` is 0. A scalar is unchanged.
     """
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
@@ -201,8 +201,8 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
     """Return the result of a batch from the results of its two parts.
 
-    The caller has multiplied each result by its factor. Add the gradients of linear_weight and linear_bias and, unless
-    the reduction is "none", the losses. Concatenate all other results.
+    The caller has multiplied each result by its factor. Add the losses of a mean or a sum, and the gradients of
+    linear_weight and linear_bias. Concatenate all other results.
     """
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
@@ -218,8 +218,8 @@ def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fractio
     `size` is the size of the batch, and `terms` has its target, weights and reduction. Choose the size nearest to a
     third of the batch. With "mean", leave out sizes for which a part or the batch has the denominator 0.
 
-    With "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times the part's factor.
-    With "none", both factors are 1.
+    With "mean", the factor of a part is the denominator of the part, divided by the denominator of the batch. With
+    "sum" and "none", both factors are 1.
 
     Raises:
         NotRunError: see :func:`split_batch`.
