@@ -1,7 +1,7 @@
 """Group findings by probable cause: similar findings (see `SubjectReport.sorts`), on cases with the same words.
 
-A word is a phrase such as "a weight of 0": see `words_of`. A declaration is the feature that the message of a finding
-suggests for the option `--without`.
+A word is a phrase such as "a weight of 0": see `words_of`. With the option `--without`, a user declares that the
+subject lacks a feature. A declaration is the feature that the message of a finding suggests for this option.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Cause:
 
     Attributes:
         findings: one or more groups of similar findings. In each group, the clearest finding is first.
-        common: the words that tell the failing cases from the passing cases; None if there are no such words.
+        common: the words that most failing and few passing cases have; None if there are no such words.
         feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
         lacks: if `feature` is "", a missing feature that may explain the findings; "" if there is none.
         cases: the ids of the cases of the findings.
-        number_kinds: the kinds of the wrong numbers, such as "NaN", except in findings that `join` added.
+        number_kinds: the kinds of the wrong numbers, such as "NaN"; findings that `join` added do not count.
         declaration: the declaration of the first finding; "" if there is none.
     """
 
@@ -63,10 +63,10 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """A finding that shows the failure clearly, if possible on a case with the common words.
+        """A finding that shows the failure clearly. Compare two findings by the first rule that prefers one of them.
 
-        Of several such findings, take the clearest by `less_clear`. Then prefer a message with the most frequent of
-        `factor_names` and few other names. Last, prefer logits of (N, C), the reduction 'none', then the first finding.
+        First, prefer (1) a case with the common words; (2) a finding that is clear by `less_clear`. Then prefer (3) the
+        most frequent of `factor_names`; (4) few `factor_names`; (5) logits of (N, C); (6) the reduction 'none'.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -82,7 +82,7 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of `other`. For a missing feature, keep the common words of the cause with more findings."""
+        """Add the findings of `other`. If `feature` is set, keep the common words of the cause with more findings."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
@@ -91,10 +91,10 @@ class Cause:
     def explains(self, other: Cause) -> bool:
         """Return whether the findings of `other` probably belong to this cause.
 
-        If one cause has a missing feature, both must have it. Refused and accepted calls never join findings of other
-        kinds. Two causes with declarations belong together if the declarations are equal. Otherwise, nearly all
-        findings of `other` must be on cases of this cause, or nearly all on cases with its common words. The words do
-        not count if this cause has a declaration, or if both causes have wrong numbers, but of no common kind.
+        Usually, nearly all findings of `other` must be on cases of this cause, or nearly all on cases with its common
+        words. The words do not count if this cause has a declaration, or if the wrong numbers of both causes have no
+        common kind. But if a cause has a missing feature, return whether both have the same. The kinds "refused" and
+        "accepted" never join other kinds. For two causes with declarations, return whether these are equal.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -141,12 +141,12 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def split_by_feature(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return two lists of the causes `found`: the causes without a missing feature, and the other causes."""
+    """Return the causes `found` in two lists: the causes without a missing feature, and the causes with one."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return the findings that are not known failures, by cause, the example first. Missing features come last."""
+    """Return the findings except known failures, by cause: each example first, causes with a missing feature last."""
     wrong, declarable = split_by_feature(causes(subject))
     ordered: list[Finding] = []
     for cause in (*wrong, *declarable):
@@ -156,7 +156,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about the published bug with the same trigger as a cause, or "": see `same_trigger`."""
+    """Return a sentence about a published bug on the same inputs as a cause; "" if `same_trigger` finds no bug."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -167,11 +167,11 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
     """Return a cause for each missing feature that explains some of the findings, and causes for the other findings.
 
-    The findings are of one check and kind. `lacking` is the result of `_lacking`. If no feature explains any finding,
-    return []. In the check `errors`, the feature is `error_classes` for an error of the wrong class, otherwise the kind
-    of the bad input. In other checks, a refused call whose case has a word of `lacking` needs the feature of this word.
-    If `_of_check` returns a feature, the remaining findings get one cause, unless they have wrong numbers. Its feature
-    is the declaration of the first finding, or without a declaration the feature of `_of_check`.
+    The findings are of one check and kind; `lacking` is the result of `_lacking`. A refused call whose case has a word
+    of `lacking` needs the feature of this word. If `_of_check` returns a feature, the other findings are one cause. Its
+    feature is the declaration of the first finding, or else the feature of `_of_check`. In the check `errors`, the
+    feature is the kind of the bad input, or `error_classes` for an error of the wrong class. No feature explains wrong
+    numbers. If no feature explains any finding, return [].
     """
     first = findings[0]
     if first.check == "errors":
@@ -192,7 +192,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return a feature that the check needs, and that no check with a passing case needs; "" if there is none."""
+    """Return a feature that the check needs, if no check with a passing case needs the same feature; otherwise ""."""
     ran = [measured for outcome in subject.outcomes.values() for measured in outcome.checks.items()]
     works = {name for name, measured in ran if not measured.failed}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
@@ -203,9 +203,9 @@ def _of_check(subject: SubjectReport, check: str) -> str:
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
     """Return the ids of the cases by the result of the first call: "right", "wrong", "misshapen" and "refused".
 
-    The last of the checks `call`, `result` and `loss` that ran decides. A failed `loss` is "wrong", any other failure
-    "misshapen". A refused call that is a known failure is "misshapen". A pass without evidence and a bad input are in
-    no list.
+    The last of the checks `call`, `result` and `loss` that ran decides. A pass is "right", a failed `loss` "wrong", any
+    other failure "misshapen". But a call that the subject refuses is "refused", unless this is a known failure. Bad
+    inputs, and cases that pass without evidence, are in no list.
     """
     refused = {one.case for one in subject.findings if (one.check, one.kind, one.expected) == ("call", "refused", None)}
     found: dict[str, list[str]] = {"right": [], "wrong": [], "misshapen": [], "refused": []}
@@ -220,10 +220,10 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features that may be missing. For each word, count the failed calls that have the word.
+    """Return the words for features that may be missing, and for each word the number of failed calls with this word.
 
-    `of` has the lists of `_by_result`, and `failed` the names of the lists that count as failed. Of the right and
-    failed calls with such a word, nearly all failed. Most right calls lack the word.
+    `of` has lists as `_by_result` returns them, and `failed` the names of the lists that count as failed. Most right
+    calls lack such a word. Nearly all of the right and failed calls with the word failed.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -233,8 +233,8 @@ def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Cou
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return each word for a feature that seems missing, and how many refused and right calls have the word.
 
-    Of the calls with such a word, nearly all failed (wrong or refused), and no fewer were refused than wrong. Frequent
-    words come first. A refused call counts for its first such word. If no call is right, wrong calls count as right.
+    The words are from `_missing_feature_words`. Of the calls with such a word, no fewer are refused than wrong.
+    Frequent words come first. A refused call counts only for its first word. With no right calls, use the wrong calls.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -254,10 +254,10 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a missing feature that may explain a cause; "" if there is none, or if the cause names a feature.
+    """Return a missing feature that may explain a cause; "" if there is none, or if the cause or example names one.
 
-    The feature belongs to a common word, or to a word of nearly all cases of the cause. Most right calls lack the word.
-    Without such a word, take the feature of `_of_check`, unless a word stands for this feature.
+    The feature belongs to a word of `_missing_feature_words` that is a common word, or that nearly all cases of the
+    cause have. Without such a word, take the feature of `_of_check`, unless `FEATURE_OF` has this feature.
     """
     if cause.feature or "--without" in cause.example.message:
         return ""  # the cause or its example names a feature already
@@ -270,12 +270,12 @@ def _may_lack(subject: SubjectReport, cause: Cause) -> str:
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
-    """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
+    """Return the words that most failing but few passing cases of a check have; None if there are no such words.
 
-    Return None also for a single finding, or if no case passes. All findings are of one check. The words are at most
-    `_MOST_WORDS` words of the first finding's case, or `DEPENDS` alone. `Common.above` exceeds one half, and each word
-    after the first adds more than `_LEAST_INCREASE`. `other` has the cases that fail the check with another kind of
-    number. For `above`, these cases count as passing; the result leaves them out. With `other`, never return `DEPENDS`.
+    The result has at most `_MOST_WORDS` words of the first failing case or, without `other`, only `DEPENDS`.
+    `Common.above` exceeds one half, and each word after the first adds more than `_LEAST_INCREASE` to `above`. `other`
+    has cases that fail with another kind of number. They count as passing in `above`, but not in the result. For one
+    finding, or if no case passes, return None.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -293,8 +293,8 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
     The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
     finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail.
-    The words with the most failing cases give the first cause. At least two findings must have these words, and a share
-    of `_LEAST_OF` if the words of `common` are vague. Then separate the rest. Without such words, return one cause.
+    The words with the most failing cases give the first cause; then separate the rest. The first cause needs two
+    findings, and for vague words of `common` also a share of `_LEAST_OF`. Without such words, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -311,7 +311,7 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups: one for each kind of number that a word distinguishes, and the rest.
+    """Return the findings of one check in groups: a group for each kind that a word distinguishes, one for the rest.
 
     The kinds are NaN, infinite and finite numbers; findings without numbers are a kind too. `_differ` says when a word
     distinguishes a kind. A small number of findings is not separated: see `_LEAST_WAYS`.
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many cases of `failing` and of `passing` fail the check `repeat`. Yield nothing for `repeat` itself."""
+    """Yield how many cases of `failing` and `passing` fail the check `repeat`; nothing if `check` is "repeat"."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -72,9 +72,9 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
     - a smaller case, counted in powers of two above 64 logits;
     - a larger share of wrong numbers in the result, rounded to tenths;
-    - an id with fewer words. A kind of logits other than "normal" counts as one more word.
+    - an id with fewer hyphens. A kind of logits other than "normal" counts as one more hyphen.
 
-    A bad input counts as a smallest case, with no such words.
+    A bad input counts as one of the smallest cases, and its id as an id without hyphens.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -96,13 +96,13 @@ def size_of_error(finding: Finding) -> int:
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature that the message of a finding suggests for `--without`, such as "nan_mean", or ""."""
+    """Return the feature, such as "nan_mean", that the message of a finding suggests for `--without`; "" if none."""
     found = _DECLARATION.search(finding.message)
     return found[2] if found and found[1] == "without" else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the possible names of the factor between the wrong number and the exact value; () without a factor.
+    """Return the possible names of the factor between the wrong and the exact number; () if the message has none.
 
     `crossent.trials.factors.factor_of` writes the line "The number is the exact value times 0.7: kept rows / rows" into
     the message of the finding. Here, the name is "kept rows / rows".
@@ -155,7 +155,7 @@ def similarity_key(finding: Finding) -> tuple[str, str]:
 def words_of(id: str) -> tuple[str, ...]:
     """Return the words for the options, sizes and kind of logits of the case with this id.
 
-    A bad input has a single word, its kind, such as "index_errors". An unknown id has none.
+    A bad input has a single word, its kind, such as "index_errors". An unknown id has no words.
     """
     case = case_or_none(id)
     if case is None:
@@ -198,8 +198,8 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: the words, as `words_of` returns them. Or only `DEPENDS` of :mod:`crossent.report.findings`, which stands
-            for cases that also fail the check `repeat`.
+        words: words from `words_of`; or only `DEPENDS` of :mod:`crossent.report.findings`, a phrase for cases that also
+            fail the check `repeat`.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -217,9 +217,9 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether the default case, `Case("float32")`, has all the words, and fewer failing than passing cases do.
+        """Whether the default case has all the words, and more passing than failing cases have all the words.
 
-        Such words do not say what is special about the failing cases.
+        Such words do not say what is special about the failing cases. The default case is `Case("float32")`.
         """
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
@@ -271,14 +271,14 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if the
     default case, `Case("float32")`, lacks this word. A bug has the same trigger if all these conditions are true:
 
-    - A finding is on a case of the bug, with any name and seed, or on a bad input of the bug. This input has all of
-      `words`. The checks of the findings on this input fit the bug: see `_shows`.
+    - A finding is on a case of the bug, where the name and the seed may differ, or on a bad input of the bug. This case
+      or bad input has all of `words`. The checks of the findings on it fit the bug: see `_shows`.
     - Every case of the bug has all unusual words of `words`.
     - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
-    - Count the cases that have all of `words` and all of the second set of `_words_of_bug`. The share of such cases
-      among `failing` exceeds their share among `passing` by more than one half.
+    - A case fits if it has all of `words` and all words of the second set of `_words_of_bug`. The share of `failing`
+      that fits minus the share of `passing` that fits is more than one half.
 
-    If several bugs have the same trigger, choose the bug with the largest difference of these shares.
+    If several bugs have the same trigger, choose the bug with the largest difference of the two shares.
 
     Args:
         findings: findings that probably have one cause.
@@ -308,10 +308,10 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether `failed`, the checks of the findings on a case, fit the bug. `ran` has all checks that ran there.
+    """Return whether `failed`, the checks of the findings on a case, fit the bug. `ran` has all checks on this case.
 
-    At least one of the checks that the bug names must fail. Of the checks of numbers that ran (`loss`, `gradient` and
-    the other gradients), exactly the checks that the bug names must fail.
+    At least one of the checks that the bug names must fail. Of the checks in `_NUMBERS` (the loss and the gradients)
+    that ran, the checks that the bug names must fail, and all others must pass.
     """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
@@ -331,7 +331,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return two sets: the words that all cases of a bug have, and those words of the first set that no plain case has.
+    """Return two sets: the words that all cases of a bug have, and which of these words no plain case has.
 
     A plain case is a float32 case with the sizes of a case of the bug, and default options and logits.
     """

@@ -1,6 +1,6 @@
 """Convert the parts of a report to JSON, and check the types of the values in a JSON document.
 
-The schema, 1, is the version of the document's format.
+The version of the document's format is called the schema: see `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class ShardNumber:
-    """Which shard of a run: shard `number`, counted from 1, of `count` shards. One command runs one shard."""
+    """The number of a shard: the shard `number`, from 1 to `count`. A shard is the part of a run by one command."""
 
     number: int
     count: int
@@ -36,7 +36,7 @@ class Shard(ShardNumber):
     """The description of a shard, the part of a run that one command runs. `crossent merge` reads the description.
 
     Attributes:
-        run: properties of the whole run, such as its dtypes, that must be equal in all its shards.
+        run: properties of the whole run, such as the dtypes. All shards of a run have the same properties.
         planned: the number of cases in the plan of the whole run.
         places: the index of each case of the shard in this plan, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
@@ -54,12 +54,12 @@ class Shard(ShardNumber):
 
 
 def shard_json(shard: Shard) -> dict[str, Any]:
-    """Return the description of a shard as a JSON object, the value of the key "shard" in the document."""
+    """Return the description of a shard as a JSON object, for the key "shard" of the document."""
     return asdict(shard)
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
-    """Return the report of a subject as a JSON object, an entry of the list "subjects" in the document."""
+    """Return the report of a subject as a JSON object, for the list "subjects" of the document."""
     checks: dict[str, dict[str, Any]] = {}
     for (check, dtype), tally in subject.tallies.items():
         worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
@@ -112,7 +112,7 @@ def _measured_json(measured: Measured) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
-    """Return a finding as a JSON object, an entry of the list "findings" of its subject in the document."""
+    """Return a finding as a JSON object, for the list "findings" of its subject."""
     n = finding.numbers
     names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus")
     return {
@@ -147,7 +147,7 @@ _IN_JSON = {int: "an integer", str: "a string", bool: "true or false", list: "an
 def typed(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`, so True is not an int. Otherwise raise TypeError.
 
-    `what` is the name of the value in the message of the error. The functions below have the same argument.
+    `what` is the name of the value in the message of the error. The functions below also have this argument.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {_IN_JSON[kind]}")

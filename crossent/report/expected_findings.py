@@ -46,11 +46,11 @@ class ExpectedFinding:
         subject, device: patterns for the name of the subject and of the device, with the wildcards of a shell.
         checks: the names of the checks.
         kind: the kind of the findings, from `KINDS`; "" stands for any kind.
-        results: names of results, such as "loss". The entry also matches a finding of any other check that compares
-            such a result with the exact value. An example is the loss of a call under no_grad.
+        results: names of results, such as "loss". The entry also matches a finding of a check that is not in `checks`,
+            if the check compares such a result with the exact value. An example is the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`; "" stands for all versions.
-        got: the values that the worst element may have, as Python prints them; any value if empty.
+        got: the values that the worst element may have, as Python prints them; an empty tuple allows any value.
         sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
         reason: an explanation for the reader of a report.
         issue: the address or number of an issue, or "".
@@ -181,9 +181,9 @@ def mark(
     Args:
         report: the report.
         entries: a list of known failures.
-        names: a dict from the names of subjects in the report to their names in the list. The list is only about these
-            subjects. None stands for all subjects, with the same names in both. Only a subject with the same name in
-            both can show that an entry is fixed.
+        names: by default, the list is about all subjects, by their names in the report. A dict limits the list to the
+            subjects whose names are keys of the dict. The value is the name of this subject in the list. Only a subject
+            with the same name in the report and in the list can show that an entry is fixed.
 
     Returns:
         For each entry about the report's version of torch and device, the text of the entry and its state. See `known`
@@ -210,11 +210,11 @@ def mark(
 
 
 def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """Return the texts of the known failures that are "absent" in a shard of a run, and "happened" in no shard.
+    """Return the texts of the known failures that are "absent" in at least one shard, and "happened" in no shard.
 
     Args:
-        shards: the result of :func:`mark` for each shard, or for the whole run, with the same known failures in the
-            same order.
+        shards: the result of :func:`mark` for each shard of a run, or only for the whole run. All results have the same
+            known failures in the same order.
     """
     made = []
     for states in zip(*shards, strict=True):

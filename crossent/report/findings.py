@@ -34,7 +34,7 @@ class Finding:
         numbers: the worst element and its error; None if the finding is not about a number.
         torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
         expected: the reason from the list of known failures; None if no entry of the list matches the finding.
-        of: the wrong result, such as "gradient", or "loss under no_grad" for a call under no_grad; "" for no result.
+        of: the wrong result, such as "gradient" or "loss under no_grad"; "" if the finding is not about a result.
         repeat: the command or line of Python that repeats the finding; "" stands for `crossent repro` and the id.
     """
 
@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """The finding in one line, with the error as a multiple of the error bound, if finite and more than 1."""
+        """The finding in one line, with the error as a multiple of its bound if the multiple is finite and above 1."""
         ratio = self.numbers.ratio if self.numbers else 0.0
         error = f", error {ratio:.3g} × the error bound" if 1 < ratio < math.inf else ""
         return f"{self.subject}: {self.check} {self.kind} on {self.case}{error}"
@@ -82,9 +82,9 @@ class Finding:
 class Numbers:
     """The worst element of a result: its index, its value `got`, and its error.
 
-    `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` and
-    `ratio` are the error, in ulp and as a share of the error bound, `bound`. If `versus` is "other" instead of "exact",
-    `exact` is a value that follows from other calls of the subject. `radius` is then the error bound of this value.
+    `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` is the
+    error in ulp, and `ratio` is the error as a share of the error bound `bound`. `versus` is "exact", or "other" if
+    `exact` is a value that follows from other calls of the subject. Then `radius` is the error bound of this value.
     """
 
     index: tuple[int, ...]
@@ -106,7 +106,7 @@ class Measured:
         failed: whether the check failed.
         ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no number was compared.
         vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is not evidence.
-        not_judged: for each reason, the number of elements without a finite bound.
+        not_judged: for each reason, the number of elements that have no finite bound for this reason.
         elements: the number of elements, including elements without a finite bound.
     """
 
@@ -144,7 +144,7 @@ class Outcome:
         dtype: the dtype of the logits.
         inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
         grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
-        checks, not_run: the result of each check that ran, and the reason for each skipped check, by name.
+        checks, not_run: the result of each check that ran, and the reason for each skipped check, by check.
         results: summaries of the first call's results, by name ("loss"); empty if `call` failed or did not run.
         raised: the class and message of the error that a call with bad input raised; "" for any other call.
     """
@@ -164,9 +164,9 @@ class Tally:
     """The counts of one check in one dtype, summed over the cases, and the worst case.
 
     `ran` counts the cases, `expected` the known failures, and `failed` the other failures. `vacuous`, `elements` and
-    `not_judged` are sums of the attributes of `Measured`. `case` is the id of the worst case, which has the largest
-    share of a bound, `ratio`. `ulp` is the error of this case in ulp. A known failure is never the worst case. Without
-    a worst case, `case` is "", and `ulp` and `ratio` are None.
+    `not_judged` are sums of the attributes of `Measured` with these names. The worst case has the largest share of its
+    bound. `case` is its id, `ratio` this share, and `ulp` its error in ulp. A known failure is never the worst case.
+    Without a worst case, `case` is "", and `ulp` and `ratio` are None.
     """
 
     ran: int = 0
@@ -266,7 +266,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason, the number of cases on which each check was skipped, the largest number first."""
+        """For each reason, how many cases skipped each check for this reason, the largest number first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():
@@ -280,7 +280,7 @@ class SubjectReport:
         Similar findings have the same check, kind and `similarity_key`. `by_plainness` sorts the findings of a group.
         The groups are sorted by rule 1, then by rule 2, …:
         1. The kinds "refused" and "accepted" come last.
-        2. For each check and kind, one group comes first, if possible without a `declaration`. The others come later.
+        2. One group of each check and kind, if possible without a `declaration`, comes before all further groups.
         3. Errors against the exact value come before errors against another result.
         4. Larger errors come before smaller errors, by `size_of_error` of the first finding of the group.
         5. Earlier checks come before later checks.
@@ -336,8 +336,8 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
 
-        A loss without comparisons has no evidence either. In a dtype with known failures of `call`, leave out each
-        result with no more comparisons than such failures. For example, torch 2.0 raises for float16 on a CPU.
+        A loss without comparisons has no evidence either. If `call` has known failures in a dtype, leave out each
+        result with no more comparisons than these failures. For example, torch 2.0 raises for float16 on a CPU.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

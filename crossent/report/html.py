@@ -54,8 +54,8 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 class Group:
     """A cause on the page: a finding, `example`, and some of the further findings, `more`.
 
-    `corpus` is a sentence about a published bug with the same trigger, or "". The page shows `example` in full and a
-    command for each of `more`, except for a group of `SubjectPart.lines`.
+    `corpus` is a sentence about a published bug on the same inputs as the cause, or "". The page shows `example` in
+    full and a command for each finding in `more`. A group of `SubjectPart.lines` has only one line on the page.
     """
 
     cause: Cause
@@ -76,9 +76,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    """A line about the coverage or a gap: `count`, a number or a word such as "No", in bold, then `what`.
+    """A line about the coverage or about a gap in the coverage.
 
-    `why` follows in small type. If `loud` is true, the line is highlighted.
+    The line begins with `count` in bold: a number, or a word such as "No". Then come `what` and, in small type, `why`.
+    If `loud` is true, the line is highlighted.
     """
 
     count: str
@@ -93,8 +94,8 @@ class SubjectPart:
 
     `verdict` is a key of `HEADLINES`. `rows` is the heat map: for each check, a cell for each of `dtypes`. `strips` are
     the plots of the errors. The page shows each group of `causes` in full, and each group of `lines` in one line.
-    `hidden` counts the findings of further causes, by check and kind. `features` has the groups whose findings a
-    missing feature would explain. `gaps` are lines about everything that the verdict does not cover.
+    `hidden` counts the findings of the causes that the page leaves out, by check and kind. `features` has the groups
+    whose findings a missing feature would explain. `gaps` are lines about everything that the verdict does not cover.
     """
 
     subject: SubjectReport
@@ -178,7 +179,7 @@ def covered(report: Report) -> Iterator[Line]:
 def gaps(report: Report) -> Iterator[Line]:
     """Yield the lines about everything that the verdict does not cover, such as skipped checks, the most serious first.
 
-    A partial run needs no evidence for its results.
+    In a partial run (see `_is_partial`), a result without evidence gets no line of its own.
     """
     for what, names in report.only.items():
         yield Line("Only", "a part ran", f"only {what} {first_names(names)}", loud=True)
@@ -291,9 +292,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def _make_printable(value: Any) -> Any:
-    """Return a text with control characters escaped, except line breaks, cut to `_LONGEST_TEXT`.
+    """Escape the control characters of a text, except line breaks, and cut the text to `_LONGEST_TEXT` characters.
 
-    Return markup, and a value that is no text, unchanged.
+    Return markup, and a value that is not a text, unchanged.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
@@ -328,5 +329,5 @@ def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
 
 
 def _hash(content: str) -> str:
-    """Return the hash of a style or script. By this hash, the content security policy of the page allows the text."""
+    """Return the hash of a style or script. The content security policy of the page allows texts with such a hash."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

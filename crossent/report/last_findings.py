@@ -57,7 +57,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def find_file(id: str, torch: str) -> str | None:
-    """Return the path of the newest file that has the finding `id`, from a run with the torch version `torch`, or None.
+    """Return the path of the newest file with the finding `id` from the torch version `torch`; None if there is none.
 
     Ignore files that are damaged or cannot be read.
     """

@@ -13,7 +13,7 @@ ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", 
 
 
 def comparisons(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
-    """Yield the comparison of each check on each case that both runs have, if the inputs have the same bits."""
+    """For each case with the same input bits in both runs, yield the comparison of each check that both runs have."""
     findings = [{(finding.case, finding.check): finding for finding in part.findings} for part in (old, new)]
     for case, now in new.outcomes.items():
         before = old.outcomes.get(case)

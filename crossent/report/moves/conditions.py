@@ -20,7 +20,8 @@ _BY_DEFAULT = "the default"
 def hindrances(old: Report, new: Report) -> list[str]:
     """Return the reasons why two runs cannot be compared: a text for each difference in `MACHINE` or in the seed.
 
-    If the value of one run is "unknown", do not count the difference. A missing entry counts as "".
+    `MACHINE` has the names of entries of the environment. A missing entry counts as "". An entry that is "unknown" in
+    one run is not a difference.
     """
     found = []
     for name in MACHINE:
