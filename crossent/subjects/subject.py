@@ -26,13 +26,14 @@ class Subject:
         name: the name in the report.
         loss: the function, which is called with input and target by position, and with the options by keyword.
         differentiable: whether the loss has a gradient.
-        not_applicable: a function that returns why the subject cannot take the given inputs; None for inputs that the
-            subject can take.
+        not_applicable: a function that returns why the subject cannot take the given inputs. For inputs that the
+            subject can take, the function returns None.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
         promise: the promise of the subject about its arithmetic, from which the error bounds follow; by default, the
             promise of a fused kernel.
         compiled: whether torch.compile compiles the loss, which may then sum the rows in any order.
-        not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
+        not_transformed: the reason why checks do not transform the subject, with torch.compile or vmap for example; ""
+            if checks transform the subject.
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
@@ -42,11 +43,11 @@ class Subject:
             chose a grade. `+compile` does not change the name.
         operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
-        ranks: the number of ranks on which the loss runs; 0 for a loss in one process.
-        split: the rule by which the logits are cut into the shards of the ranks. The rule is a key of `SPLITS` in
-            :mod:`crossent.subjects.ranks.protocol`; "" for a loss in one process.
-        normalization: "tokens" for a loss on ranks that divides by the number of kept rows of all ranks and
-            micro-batches; "" for any other loss.
+        ranks: 0 for a loss in one process; for a loss on several ranks, the number of ranks.
+        split: "" for a loss in one process. For a loss on several ranks, the rule by which the logits are cut into
+            shards: a key of `SPLITS` in :mod:`crossent.subjects.ranks.protocol`.
+        normalization: "" for most losses; "tokens" for a loss on ranks that divides by the number of kept rows of all
+            ranks and micro-batches.
     """
 
     name: str
@@ -70,8 +71,8 @@ class Subject:
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason.
 
-        If the subject already lacks a feature, `lacks` keeps the old reason, but `not_applicable` returns the new
-        reason. A subject without the feature "gradient" is not differentiable.
+        If the subject already lacks one of these features, `lacks` keeps the old reason, but `not_applicable` returns
+        the new reason. If "gradient" is one of the features, the copy is not differentiable.
         """
         lacks = {**reasons, **self.lacks}
         return replace(
@@ -88,7 +89,8 @@ class Subject:
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
         """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call.
 
-        A subject without the feature `half_result` must return float32 in place of float16 and bfloat16.
+        The result is the attribute `dtype`, or `implied` if `dtype` is None. If `implied` is float16 or bfloat16, and
+        the subject lacks the feature `half_result`, the result is float32.
         """
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32

@@ -66,9 +66,9 @@ class Performed(Generic[T]):
 
     Attributes:
         value: the return value of the act; None if the act did not return.
-        raised: the exception that ended the act, if there is one.
-        ended: "crashed" if the process of the subject or of a rank ended or sent a wrong reply, or if no rank could be
-            started. "hung" if such a process did not reply in time; "" otherwise.
+        raised: the exception that ended the act; None if no exception ended the act.
+        ended: "" if each process replied. "crashed" if the process of the subject or of a rank ended or sent a wrong
+            reply, or if no rank could be started. "hung" if such a process did not reply in time.
         how: a description of the crash or of the exceeded time limit; "" if `ended` is "".
         changed_state: the names of the parts of the global state that the act changed and crossent restored. The list
             also names a long output of the act to stdout or stderr.
@@ -84,7 +84,7 @@ class Performed(Generic[T]):
 class Host(Protocol):
     """An object that runs acts in the process of a subject.
 
-    This process is the process of the checks, an isolated process, or a new process for each call.
+    The process of the subject is the process of the checks, an isolated process, or a new process for each call.
     """
 
     @property
@@ -118,8 +118,8 @@ class Here:
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     """Call `act(loss, *arguments)`, restore the global state, and return the outcome.
 
-    An exception becomes part of the outcome, except KeyboardInterrupt, which propagates. During the call, torch.compile
-    may make any number of graphs of one function.
+    The outcome also describes an exception of the act; only KeyboardInterrupt propagates. During the call,
+    torch.compile may make any number of graphs of one function.
     """
     before = snapshot()
     try:

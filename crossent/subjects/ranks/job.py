@@ -53,8 +53,8 @@ def join_job(ranks: int | None) -> None:
         ranks: the number of ranks of the run; None for a run without ranks, which needs a job of one process.
 
     Raises:
-        ValueError: the job has another number of processes, or a process of the job does not start. The message is one
-            line. Only the first process raises this error; then the other processes end too.
+        ValueError: the job does not have `ranks` processes (one for None), or a process of the job does not start.
+            Only the first process raises this error; then the other processes end too. The message is one line.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -93,7 +93,7 @@ def servers() -> list[dict[str, Any]]:
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
     """Start a rank on a server, and return the connection to the rank.
 
-    `server` is one of the addresses that :func:`servers` returns. `place` is the place of the rank in its group.
+    `server` is one of the addresses that :func:`servers` returns. `place` is the :class:`Place` of the rank.
     `description` names the user's class or function.
 
     Raises:
@@ -103,7 +103,10 @@ def start_rank(server: dict[str, Any], place: Place, description: str) -> socket
 
 
 def is_here(server: dict[str, Any]) -> bool:
-    """Return whether the server with this address runs on this machine, whose /proc then has the server's processes."""
+    """Return whether the server with this address runs on this machine.
+
+    Only then does /proc of this machine have the processes of the server.
+    """
     return bool(server["machine"] == _machine())
 
 
@@ -212,8 +215,9 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
     """Fork a rank, and end the rank when the calling process closes the connection.
 
-    If the rank ends first, send its exit status. `stream` is the connection, which the rank also uses for its messages.
-    `place` is the place of the rank in its group. `description` names the user's class or function.
+    If the rank ends first, send its exit status to the calling process, through `stream`. `stream` is the connection to
+    the calling process, and also carries the messages of the rank. `place` is the :class:`Place` of the rank.
+    `description` names the user's class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 

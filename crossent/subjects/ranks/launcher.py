@@ -5,7 +5,7 @@ from the launcher. A fork takes milliseconds, since the launcher has already imp
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
 An isolated process of `crossent.run.isolation` knows no exact value, and forks its launcher. Any other process may know
-exact values, which a fork would copy. So any other process starts its launcher in a new Python process.
+exact values, which a fork would copy to the ranks. So any other process starts its launcher in a new Python process.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 
 
 class Launcher:
-    """An object with which a process starts a launcher, sends requests to the launcher, and ends it.
+    """An object with which a process starts a launcher, sends requests to the launcher, and ends the launcher.
 
-    The attribute `owner` is the id of the process that starts the launcher. A fork of this process inherits the object,
-    but must not use the object except to close it.
+    The attribute `owner` is the id of the process that starts the launcher, the owner. A fork of the owner inherits
+    this object. The fork may only call :meth:`close`.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -64,7 +64,7 @@ class Launcher:
                 self._process = self._python.pid
 
     def start(self, places: Sequence[Place], streams: Sequence[socket.socket]) -> None:
-        """Start a rank for each of `places`. `streams` has the socket of each rank, which carries its messages.
+        """Start a rank for each of `places`. `streams` has a socket for the messages of each rank, in the same order.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.
@@ -205,11 +205,11 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return environment variables for the rank at `place`: some that torchrun sets, and gloo's network interface.
+    """Return the environment variables of the rank with this :class:`Place`, such as RANK and WORLD_SIZE.
 
     `local` is the number of the rank among the `count` ranks of this launcher. If the launcher starts all ranks of the
-    group, gloo uses the loopback interface, because no rank is on another machine. If the user has set
-    GLOO_SOCKET_IFNAME, gloo uses the user's interface.
+    group, GLOO_SOCKET_IFNAME names the loopback interface, because no rank is on another machine. If the user has set
+    GLOO_SOCKET_IFNAME, the user's value stays.
     """
     words = {
         "RANK": place.rank,
@@ -246,9 +246,10 @@ def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
 
 
 def _status(process: int) -> int | None:
-    """Return the exit status of a child process that has ended, negative for a signal.
+    """Return the exit status of a child process. If a signal ended the process, return minus the number of the signal.
 
-    Return None if the process runs, or if the system does not say. `process` is the id of the process.
+    Return None if the process still runs, or if the system does not tell the status. `process` is the id of the
+    process.
     """
     if not hasattr(os, "waitid"):
         return None

@@ -55,9 +55,9 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call. They end with :meth:`close`, when this object is deleted, or after a fault, such
-    as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` are those
-    of the user's class or function. The attribute `lacks` is the result of :func:`lacks_of`.
+    The ranks start at the first call. The ranks end with :meth:`close`, when this object is deleted, or after a fault,
+    such as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` are
+    those of the user's class or function. The attribute `lacks` is the result of :func:`lacks_of`.
 
     Args:
         given: the user's class or function.
@@ -151,8 +151,9 @@ class RankLoss:
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
         """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
 
-        With normalization="tokens", the loss is the sum of the parts of all ranks. `differentiable` says whether the
-        call needs a gradient of the logits. If a rank changed its copy of an argument, change the argument too.
+        Every rank returns the whole loss. With normalization="tokens", each rank returns a part, and the loss is the
+        sum of the parts. `differentiable` says whether the call needs a gradient of the logits. If a rank changed its
+        copy of an argument, change the argument too.
 
         Raises:
             RanksDifferError: without normalization="tokens", two ranks return different losses.
@@ -267,7 +268,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _GraphKey:
-    """The key of the autograd graphs of a call. When this object is freed, `free` lets the ranks free the graphs."""
+    """The key of the autograd graphs of a call. `free` is called with this key when the object is deleted."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key

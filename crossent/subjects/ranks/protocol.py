@@ -95,7 +95,8 @@ def _has_launcher() -> bool:
 class RankEndedError(RuntimeError):
     """A rank ended or sent a damaged message (`kind` is "crashed"), or did not reply in time (`kind` is "hung").
 
-    `kind` is also "crashed" if the process that starts the ranks ends, or does not reply in time. `how` is the message.
+    `kind` is also "crashed" if the process that starts the ranks ends, or does not reply in time. `how` is
+    the message of this exception.
     """
 
     def __init__(self, kind: str, how: str) -> None:
@@ -123,7 +124,7 @@ class OnRank:
         self.of_tokens = normalization_of(made) == "tokens"
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the user's context, or a context that does nothing."""
+        """Return the user's context; if the user wrote no method `context`, a context that does nothing."""
         make = getattr(self._made, "context", nullcontext)
         made: AbstractContextManager[Any] = make()
         return made
@@ -177,8 +178,8 @@ def require_protocol(given: object) -> None:
 
     Raises:
         TypeError: the object is neither a class with a method `forward` nor a callable, or does not take the arguments
-            of `forward`. Or `split` or `normalization` is unknown, or both do not fit together. The message begins with
-            a phrase for the object, so that the caller can put "got" or "it is" before the message.
+            of `forward`. Or `split` or `normalization` is unknown, or the two do not fit together. The message begins
+            with a phrase for the object, so that the caller can put "got" or "it is" before the message.
     """
     arguments = forward_arguments(given)
     names = ", ".join(arguments)
@@ -262,11 +263,12 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot take inputs that leave a rank without classes; otherwise None.
+    """Return why a loss cannot take `inputs`; None for inputs that the loss can take.
 
-    A loss that needs classes on every rank lacks the feature `one_class`. The result is the reason of this feature in
-    `lacks`, the missing features with their reasons. `rule` is the attribute `split` of the loss; only the rule
-    "classes" gives a reason. `ranks` is the number of ranks.
+    A loss that lacks the feature `one_class` needs classes on every rank. If `inputs` leave a rank without classes,
+    return the reason for this feature from `lacks`. `lacks` has the missing features of the loss, with the reasons.
+    `rule` is the attribute `split` of the loss. With a rule other than "classes", return None. `ranks` is the number of
+    ranks.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None

@@ -134,7 +134,7 @@ class _RankState:
     """The state of this rank: its :class:`Place`, the user's loss, and the graphs of forward passes, by key.
 
     `rule` is the rule by which the logits are cut into shards, a key of `protocol.SPLITS`. A graph is the loss of a
-    forward pass, with this rank's shard of the logits. Its key is a number, which the calling process chooses.
+    forward pass, with this rank's shard of the logits. The calling process chooses the key of a graph, a number.
     """
 
     place: Place
@@ -289,7 +289,7 @@ def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tenso
 
 
 def _gradient_of(local: Tensor) -> Tensor | None:
-    """Return `local.grad`, which mypy would take for None in a function that has set it to None."""
+    """Return `local.grad`. In a function that has set `local.grad` to None, mypy would infer None."""
     return local.grad
 
 
@@ -300,8 +300,8 @@ class _ProbeError(Exception):
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Test the context of the loss, and return a dict with the list "problems", which has sentences.
 
-    In the scenario "twice" of the request, enter a second context inside the first. In "exception", end a context by an
-    exception. A call outside of the context must then return the same bits, or raise the same error, as before.
+    In the scenario "twice" of the request, enter a second context inside the first. In "exception", call the loss
+    outside of the context, before and after an exception ends a context. Both calls must have the same result or error.
     """
     if request["scenario"] == "twice":
         try:

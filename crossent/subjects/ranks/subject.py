@@ -48,8 +48,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
             :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
 
     Raises:
-        ValueError: the subject cannot be loaded, cannot run on this number of ranks, or keeps another number of ranks.
-            The message is one line.
+        ValueError: the subject cannot be loaded, cannot run on `ranks` ranks, or keeps a number of ranks other than
+            `ranks`. The message is one line.
         TypeError: the object does not follow the protocol. The message is one line.
     """
     require_ranks(ranks, operation)
@@ -79,7 +79,10 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def with_rank_promise(subject: Subject) -> Subject:
-    """Return a copy of a subject of `RANK_SUBJECTS`, with `RANK_PROMISE` as promise and contract, and `RANK_GRADE`."""
+    """Return a copy of a subject of `RANK_SUBJECTS`, with a promise, a contract and a grade.
+
+    `RANK_PROMISE` is the promise and the name of the contract. `RANK_GRADE` is the grade.
+    """
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 
