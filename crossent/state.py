@@ -36,10 +36,10 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 def _numpy_generator() -> dict[str, Any]:
     """Return the state of numpy's global generator.
 
-    Reading the state takes numpy 0.1 ms. So this function keeps the last state, with a copy of the generator's memory.
-    While this memory is unchanged, the function returns the kept state. A state can also contain a second normal number
-    from the last draw, which is not in this memory. Such a state is not kept, and neither is the state of a generator
-    other than MT19937.
+    numpy takes 0.1 ms to read the state. So this function keeps the last state and a copy of the generator's memory.
+    While the memory is equal to the copy, the function returns the kept state. Two kinds of state are not kept: the
+    state of a generator other than MT19937, and a state with a normal number for the next draw. numpy stores this
+    number outside the memory that the function compares.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -167,7 +167,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return a dict from each name in `STATES` to the value of this part of the global state."""
+    """Return the current value of each part of the global state. The keys are the names of the parts in `STATES`."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 

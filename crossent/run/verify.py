@@ -43,9 +43,9 @@ class Verification:
 
     Attributes:
         claim: the report whose results the new run confirms or contradicts.
-        conditions: the differences in device, machine and versions, one text each.
-        cases: the first difference of each case that differs, by subject and case id.
-        others: the other differences, which belong to no case.
+        conditions: one text for each difference in device, machine or versions between the report and the new run.
+        cases: the first difference of each case whose results differ; the keys are pairs (subject, case id).
+        others: one text for each difference that belongs to no single case, such as another list of checks not run.
     """
 
     claim: Report
@@ -145,9 +145,9 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: `subjects` lacks a subject of the report that is neither a form nor torch. `subjects` names such a
-            subject that is not in the report, or the report cannot be verified here. A subject cannot be loaded, or
-            another argument is wrong, as for `check`. The message is one line.
+        ValueError: the report has a subject other than the forms and torch, and `subjects` does not describe this
+            subject. Or `subjects` describes a function that is not in the report. Or the report cannot be verified
+            here, a subject cannot be loaded, or another argument is wrong. The message is one line.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -193,8 +193,9 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats the report `claim`. The other arguments are as for :func:`verify`.
 
     Raises:
-        ValueError: no single run can repeat the report, `only` of the report has an unknown key, or no case of the
-            report ran. The message is one line.
+        ValueError: the subjects of the report have different contracts, or the report is of one shard. Or no case of
+            the report ran, or `only` of the report (the chosen checks and cases) has an unknown key. The message is
+            one line.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -242,13 +243,13 @@ def _is_builtin(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Return the subjects with these names.
+    """Load the subjects with these names.
 
     The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
 
     Raises:
-        ValueError: `given` lacks the description of a subject that is neither a form nor torch. `given` describes such
-            a subject that is not in `names`, or a subject cannot be loaded.
+        ValueError: `names` has a subject other than the forms and torch, and `given` does not describe this subject.
+            Or `given` describes a function whose name is not in `names`, or a subject cannot be loaded.
     """
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
@@ -264,7 +265,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _values_without_case(report: Report) -> dict[str, Any]:
-    """Return the values of a report that belong to no single case, by the names that a message shows."""
+    """Return the values of a report that belong to no single case. The keys are the names of the values in messages."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
 
@@ -300,9 +301,9 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
 
 
 def _outcomes_in_words(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the two different outcomes of a case in words, for the end of a line; "" if the outcomes are equal.
+    """Return the outcomes of a case in the two runs, as the end of a message; "" if the outcomes are equal.
 
-    `before` and `after` are the entries of the case in the report and in the new run.
+    `before` is the entry of the case in the report. `after` is the entry in the new run. See `_entries`.
     """
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
@@ -310,7 +311,7 @@ def _outcomes_in_words(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
-    """Return the results `part` of a subject, with only the cases and checks that the results `to` also have."""
+    """Return the results `part` of a subject, reduced to the cases and checks that the results `to` also have."""
     outcomes = {
         case: replace(
             outcome,

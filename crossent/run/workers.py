@@ -37,11 +37,11 @@ _SIGN = struct.Struct("I")  # the format of a sign of life: the number of the pa
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a worker that returned no result.
+    """How a worker ended, if the worker returned no result. A finding in the report can say so.
 
     Attributes:
-        kind: the kind of the finding, "crashed" or "hung".
-        message: the message of the finding.
+        kind: the kind of this finding, "crashed" or "hung".
+        message: the message of this finding.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Workers(Generic[T]):
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
         """Let a worker run a part, and return the future of the result.
 
-        If the part takes longer than `timeout` seconds, the worker is killed. With None, there is no such limit.
+        If the part takes longer than `timeout` seconds, the worker is killed. If `timeout` is None, there is no limit.
         """
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
@@ -123,7 +123,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
         share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
             worker without a sign of life for `timeout` + `_GRACE` seconds is killed.
         jobs: the number of workers.
-        timeout: the time limit of a call, in seconds.
+        timeout: the time limit of one call of a subject, in seconds.
     """
     global _SHARED
     signs, alive_at = os.pipe()
@@ -148,12 +148,12 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that a worker inherits when it is forked, since pickle cannot send every function.
+    """The data of a worker. The worker inherits this data when it is forked, since pickle cannot send every function.
 
     Attributes:
         share: the function that runs a part.
-        alive_at: the file descriptor to which a worker writes its signs of life.
-        number: the number of the part that the worker runs.
+        alive_at: the file descriptor to which the worker writes its signs of life.
+        number: the number of the part that the worker runs. The worker sets this number before it runs a part.
     """
 
     share: Callable[[Part], Any]

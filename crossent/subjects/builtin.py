@@ -180,9 +180,9 @@ def _accepts(chunks: Mapping[str, Any]) -> bool:
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
     """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does.
 
-    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. A version of torch may lack the function or an
-    argument. For some inputs, torch raises an error. For other inputs, torch warns that it ignores the options, and
-    uses no chunks.
+    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. There are three kinds of reasons. This version of
+    torch lacks the function or an argument. Or torch raises an error for these inputs. Or torch warns that it ignores
+    the options for these inputs, and uses no chunks.
     """
     if reason := _why_not_linear(inputs):
         return reason
@@ -310,10 +310,10 @@ def builtin_of(subject: Subject) -> Subject | None:
 
 
 def chosen_contract(subject: Subject) -> str:
-    """Return the name of a subject's contract if the user chose another contract than the default; otherwise "".
+    """Return the name of a subject's contract; "" if the subject has its default contract.
 
-    The default contract of a built-in subject is its own promise, and so is the default contract of `loss_parallel`.
-    The default for any other subject is "kernel".
+    The default contract of a function of the user is "kernel". Each built-in subject has its own default contract, and
+    so does `loss_parallel`.
     """
     own = builtin_of(subject)
     by_default = DEFAULT_CONTRACT if own is None else own.contract

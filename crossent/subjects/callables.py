@@ -38,15 +38,18 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
     If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
-    A class, or a function that takes only options, must return a loss function. Each call of the subject first makes
-    this loss function from the options, and then calls this function with input and target. An instance of `nn.Module`
-    is refused, because its options are fixed.
+    Instead of a loss function, `given` may be a class, or a function that takes only options and returns a loss
+    function. Each call of the subject first makes an instance or a loss function from the options. The subject then
+    calls this instance or function with input and target. An instance of `nn.Module` is refused, because its options
+    are fixed.
 
-    For a linear cross-entropy, the callable gets input, linear_weight and target by position. A function that makes a
-    loss is refused. A class or an instance of `nn.Module` is refused, because it has its own linear weight. An
-    attribute `chunks` names the keywords that set the size of a chunk: how many rows or classes the function computes
-    at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords by their names. If there is neither
-    the attribute nor such a keyword, the function may store all logits, so the subject lacks the feature `memory`.
+    For a linear cross-entropy, the callable gets input, linear_weight and target by position. A function that returns a
+    loss function is refused. A class is refused too, because its instances have their own linear weight.
+
+    An attribute `chunks` of this callable names the keywords that set the size of a chunk: how many rows or classes the
+    function computes at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords by their names. If
+    there is neither the attribute nor such a keyword, the function may store all logits. Then the subject lacks the
+    feature `memory`.
 
     Args:
         given: the callable or the class.
@@ -110,10 +113,10 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
 
     If the function `given` has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords
     with "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of
-    the function, except the parameters that the subject passes by position.
+    the function, without those of the arguments that the subject passes by position.
 
     Raises:
-        TypeError: the attribute has a name that is not a keyword of the function, or is an option such as "weight".
+        TypeError: the attribute names something other than a keyword of the function, or an option such as "weight".
     """
     keywords = [name for name in parameters if _has(parameters, name) and name not in KEYWORDS]
     says = getattr(given, "chunks", None)
@@ -152,10 +155,10 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the features that every callable lacks if Triton's interpreter is in use, with the reasons.
+    """Return {}; under Triton's interpreter, return the feature bfloat16 with the reason why callables lack it.
 
-    The only such feature is bfloat16. The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311
-    becomes 2.297, not 2.3125. Return {} unless TRITON_INTERPRET is 1 and the interpreter is imported.
+    The interpreter is in use if TRITON_INTERPRET is 1 and its module is imported. The interpreter of Triton 3.9
+    truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}

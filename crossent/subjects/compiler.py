@@ -58,7 +58,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
     """Return the function compiled by torch.compile. `options` are further arguments of torch.compile.
 
-    First call :func:`keep_headers_with_code`, so that torch writes the code and its C++ headers to the same folder.
+    This function calls :func:`keep_headers_with_code`, so that torch writes code and C++ headers to the same folder.
     """
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
@@ -185,12 +185,12 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 
 def why_not_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Return why a compiled subject cannot take these inputs, or None if it can.
+    """Return why a compiled subject cannot take these inputs; None if the subject can.
 
     The reason is that the uncompiled subject cannot take the inputs, or that torch cannot compile for the device.
 
     Args:
-        own: returns why the uncompiled subject cannot take the inputs, or None.
+        own: a function that returns why the uncompiled subject cannot take the inputs; None if the subject can.
         inputs: the inputs of the call.
     """
     return own(inputs) or why_cannot_compile(INDUCTOR, inputs.input.device.type) or None
@@ -254,7 +254,7 @@ def own_compile_cache() -> Iterator[None]:
 def use_new_compile_cache() -> None:
     """Let this process write compiled code to a new folder, and so load no code that another process has written.
 
-    The folder lies in the folder of TORCHINDUCTOR_CACHE_DIR if this variable is set.
+    The folder lies in the folder of TORCHINDUCTOR_CACHE_DIR if this variable is set, otherwise in the temporary folder.
     """
     os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
 

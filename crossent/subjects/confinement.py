@@ -186,8 +186,8 @@ def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
     """Start a process that calls `run`. Wait until the process ends, or until the pipe `end` has input or is closed.
 
     Then kill the process and all processes that it started, and remove their temporary files. `end` is the file
-    descriptor for reading the pipe, which closes when the process with the other end ends. `kept` are the file
-    descriptors that stay open in the process, besides 0, 1 and 2.
+    descriptor for reading the pipe. The process that made the :class:`Confined` can write to the pipe. The pipe closes
+    when the writer ends. `kept` are the file descriptors that stay open in the new process, besides 0, 1 and 2.
     """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)

@@ -68,7 +68,7 @@ def require_contract(contract: str | None, grade: str | None) -> None:
     """Check the names of a contract and a grade. None stands for the default.
 
     Raises:
-        ValueError: an unknown contract or grade, or a grade that contradicts the contract. The message is one line.
+        ValueError: the contract or grade is unknown, or the grade contradicts the contract. The message is one line.
     """
     if contract is not None and contract not in CONTRACTS:
         raise ValueError(f"contract: got {quoted(contract)}; allowed are {', '.join(CONTRACTS)}")

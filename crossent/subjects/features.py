@@ -40,11 +40,11 @@ class Feature:
     Attributes:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
-        needs: a function that returns whether a call with the given inputs needs the feature; always False if only
-            checks or bad inputs need the feature.
+        needs: a function that returns whether a call with the given inputs needs the feature. If only checks or bad
+            inputs need the feature, the function always returns False.
         instead: what the checks expect of a loss without the feature, as the end of the sentence "A loss without this
             feature …". "" if a run skips the inputs and checks that need the feature.
-        operations: the operations that a loss with this feature may compute.
+        operations: the operations (cross-entropy, linear cross-entropy) for which the feature exists.
     """
 
     name: str
@@ -78,9 +78,9 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than `eps`.
 
-    `eps` is the `torch.finfo.eps` of the dtype of the target. Take probabilities that had the sum 1 before they were
-    rounded to this dtype. Their exact sum differs from 1 by at most half of `eps`. The other half is for the rounding
-    errors of this sum in float64. A call with class indices has no probabilities, so the result is False.
+    `eps` is the `torch.finfo.eps` of the dtype of the target. If probabilities with the sum 1 are rounded to this
+    dtype, their exact sum changes by at most half of `eps`. The other half of `eps` allows for the rounding errors of
+    the sum that this function computes in float64. For class indices, the result is False.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -214,8 +214,8 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Check the names of features, and return each name once, in the order of `FEATURES`. A string counts as one name.
 
-    If `names` has `reduction_none` and `reduction_sum`, add the feature `reduction`: a loss with the mean alone may
-    ignore the option of this name.
+    If `names` has both `reduction_none` and `reduction_sum`, the result also has the feature `reduction`. The
+    reason: a loss that can only return the mean may ignore the option `reduction`.
 
     Raises:
         ValueError: a name is not the name of a feature.

@@ -49,9 +49,9 @@ def load(
 
     Args:
         subject: a description, or an object that :func:`crossent.subjects.callables.as_subject` accepts. A description
-            is the name of a built-in subject, such as `formula`, `torch` or `torch_nll`. A description is also
-            `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots. A description may end in
-            `+compile`. With `ranks`, see :func:`crossent.subjects.ranks.subject.load_on_ranks`.
+            has one of three forms: the name of a built-in subject, such as `formula` or `torch`;
+            `package.module:NAME`; or `path/to/file.py:NAME`. NAME may have dots. Each form may end in `+compile`.
+            If `ranks` is given, :func:`crossent.subjects.ranks.subject.load_on_ranks` says what is accepted.
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
         contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
@@ -195,9 +195,9 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 def _nearest(lacking: object, names: list[str]) -> str:
     """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?".
 
-    `lacking` is the object without the attribute. `names` has the name of the attribute last, after the names that lead
-    to the object. If no attribute of the object has a similar name, the text names at most five of its callables.
-    Without callables, return "".
+    `lacking` is the object that lacks the attribute. `names` has the names that lead to this object, and then the name
+    of the attribute. The text suggests attributes with similar names. If there are none, the text lists at most five
+    callables of the object. If the object has no callables, return "".
     """
     *path, name = names
     public = [one for one in dir(lacking) if not one.startswith("_")]

@@ -6,8 +6,9 @@ exact value, because every rank is forked from a process that has computed none.
 
 If all ranks raise the same exception, the call raises a builtin exception with the same message, and the ranks continue
 to run. If a rank blocks or ends, or if the ranks disagree, the call raises an error that says what the ranks did. Ranks
-disagree if some raise an exception and others do not, or if their exceptions or losses differ. After such an error, the
-next call starts new ranks. If only the losses differ, the ranks continue to run.
+disagree if some raise an exception and others do not, or if their exceptions or losses differ. If only the losses
+differ, the ranks continue to run. After any other disagreement, or if a rank blocks or ends, the next call starts new
+ranks.
 
 The context of a loss is a context manager around its forward and backward passes, such as torch's `loss_parallel`. The
 user writes a class or a function that computes the loss from the shards: see `protocol`.

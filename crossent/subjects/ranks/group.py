@@ -50,16 +50,17 @@ class _Rank:
 class Ranks:
     """The ranks of one subject. The first request starts the ranks.
 
-    If a fault ends the ranks (see `_checked`), the next request starts new ranks. The attribute `changed_state` has the
-    names of the parts of the global state that a rank changed and restored. The caller empties this list.
+    If a fault ends the ranks (see `_checked`), the next request starts new ranks. The attribute `changed_state` is a
+    list of the parts of the global state that the user's code changed on a rank. The rank has restored these parts. The
+    user of this class empties the list.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
         count: the number of ranks.
         description: a description from which a new Python process can load the same object; "" if there is none.
         seconds: the time limit of a request.
-        backend: the backend of torch.distributed. By default, "nccl" for tensors on CUDA if this machine has at least
-            `count` CUDA devices, otherwise "gloo".
+        backend: the backend of torch.distributed. None stands for "nccl" if the tensors are on CUDA and this machine
+            has at least `count` CUDA devices, otherwise for "gloo".
     """
 
     def __init__(
@@ -143,9 +144,9 @@ class Ranks:
     def _replies(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
         """Wait for the replies of all ranks, and return the replies. After a fault, raise an error: see `_checked`.
 
-        Every rank has `seconds` to reply. If `strict` is True, the wait is shorter if all ranks without a reply sleep
-        for some seconds. The wait is longer if these ranks get no processor. Only the wait for the start of the ranks
-        is not strict.
+        Every rank has `seconds` to reply. `strict` is True for requests, and False for the start of the ranks. If
+        `strict` is True, the wait ends early when all ranks without a reply have slept for some seconds. The wait
+        lasts longer if these ranks get no processor.
         """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
@@ -276,9 +277,9 @@ class _Watch:
 def _processor_time(process: int) -> tuple[str, float] | None:
     """Return the state of a process and its processor time, in seconds; None if /proc does not have the process.
 
-    `process` is the id of the process in /proc, or 0. The state is "S" if all threads sleep, otherwise the state of a
-    thread that does not sleep. All threads count, because the thread that calls gloo sleeps even while a thread of gloo
-    computes, or waits for a processor.
+    `process` is the id of the process in /proc. For the id 0, return None. The state is "S" if all threads sleep,
+    otherwise the state of a thread that does not sleep. All threads count, because the thread that calls gloo sleeps
+    even while a thread of gloo computes, or waits for a processor.
     """
     if not process:
         return None
@@ -292,12 +293,15 @@ def _processor_time(process: int) -> tuple[str, float] | None:
 
 
 def _stat(file: Path) -> list[str]:
-    """Return the words of a stat file of /proc that follow the name of the process. The name may have spaces."""
+    """Return the words after the name of the process in a stat file of /proc. The name itself may have spaces."""
     return file.read_text().rpartition(")")[2].split()
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception, a dict from `exception_record`, only says that another rank ended or is silent."""
+    """Return whether an exception only says that another rank ended or is silent.
+
+    `raised` is the exception, as a dict that `exception_record` returns.
+    """
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
@@ -326,11 +330,12 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 
 
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
-    """Return a new exception, with the message of an exception that a rank raised, and with `more` at the end.
+    """Return a new exception for an exception that a rank raised. The message is the rank's message and then `more`.
 
-    `raised` is the exception of the rank, a dict from `exception_record`: its class, its base classes and its message.
-    The new exception has the first of these classes that is in `_BUILTIN`. If there is no such class, the new exception
-    is a RuntimeError. Its message is the name of the original class, and the first line of the original message.
+    `raised` is the exception of the rank, as a dict that `exception_record` returns: the names of the class and of the
+    base classes, and the message. The new exception has the first of these classes that is in `_BUILTIN`. If no class
+    is in `_BUILTIN`, the new exception is a RuntimeError. Then only the name of the original class and the first line
+    of the original message come before `more`.
     """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)
