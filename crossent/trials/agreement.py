@@ -1,9 +1,9 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
-Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. If a
-number has no bound in one of the results, the number is not compared. There is one exception: if the exact value is
-NaN, and the reference result (`other` in :func:`compare_results`) is NaN, the compared result must be NaN too. The
-comparison uses exact values for no other purpose.
+Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. A
+number is compared if it has a bound in both results. There is one exception: where the exact value and the other result
+(`other` in :func:`compare_results`) are NaN, the compared result must be NaN, with any bound. The comparison uses exact
+values for no other purpose.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def bounds_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
 
     Do not read the exact values in the returned object, because these belong to the inputs of the case.
 
-    `name` is a name of your choice for the inputs. The function stores the object by question and `name`, so that all
-    subjects share the object. So for one question, the same `name` must always stand for the same inputs.
+    `name` is a name of your choice for `inputs`. The function stores one object for each question (a case on a device)
+    and each `name`, and all subjects share this object. So for one question, the same `name` must always mean the same
+    inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -103,7 +104,7 @@ def compare_results(
         trial: the subject on the case.
         other: the other result, with error bounds as radii. The differences are from `other`, not from exact values.
         got: the result to compare; by default, the result of the first call.
-        exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
+        exact: the object that computes the bounds of `got`; by default, the object for the inputs of the case.
         way: a phrase about the computation of `other`, if a check computes several results. The function appends the
             phrase to the names of the differences.
     """
@@ -119,7 +120,8 @@ def compare_results(
 def _rename(difference: Difference, way: str) -> Difference:
     """Return a difference, reworded for two results of one subject.
 
-    Append `way` to the name. Where the exact value is the reason for a missing bound, name the other result instead.
+    Append `way` to the name. In `not_judged`, replace the reason "the exact value is not known" with a reason about the
+    other result.
     """
     reasons = {"the exact value is not known": "the other result has no error bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
@@ -129,12 +131,12 @@ def _rename(difference: Difference, way: str) -> Difference:
 def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers and their radii multiplied by a factor.
 
-    Each number is a pair of float64 numbers, `hi + lo`. Unless the factor is 1, `lo` must be 0.
+    Each number is a pair of float64 numbers, `hi + lo`, whose `lo` must be 0.
 
-    The radius also covers the float64 roundings of the factor and of the product. These roundings cause an error below
+    The new radius also covers the float64 roundings of factor and product. These roundings cause an error below
     `3 u` times the computed product, where `u` is the unit roundoff of float64. An underflow can add an error of
-    2^-1074. If a product is infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`). The factor 1
-    changes no number and no radius.
+    2^-1074. If a product is infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`).
+    For the factor 1, the function returns `numbers` unchanged, and `lo` need not be 0.
     """
     if factor == 1:
         return numbers
@@ -155,10 +157,10 @@ def plus(a: Ball, b: Ball) -> Ball:
 
 
 def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
-    """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is infinite or NaN.
+    """Return the numbers `hi + lo`, computed from `operands`, with the given radius where `hi` is finite.
 
     An infinite or NaN `hi` has the radius 0 if an operand is infinite or NaN and all operands have a finite radius.
-    Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
+    Any other infinite or NaN `hi` has the radius inf, since float64 overflowed or an operand has no bound.
     """
     bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
     infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])

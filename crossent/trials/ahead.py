@@ -29,11 +29,12 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    A question is a case on a device. For each contract of the subjects, questions of the same structure form stacks.
-    The bounds of a stack are computed together. Comparisons read the stored values later, and compute the others.
+    A question is a case on a device. For each contract of the subjects, the function groups questions of the same
+    structure into stacks, and computes the bounds of each stack together.
 
-    This function computes no bounds for a question with more than `_MOST` logits, or for a question that is alone in
-    its stack. Nor does it for a subject that cannot take the inputs, or for a question of a linear cross-entropy.
+    The function computes no bounds for a question with more than `_MOST` logits, or for a question that is alone in its
+    stack. The function computes no bounds for a subject that cannot take the inputs, and nothing for a linear
+    cross-entropy. A comparison computes all values that are not stored in the question.
 
     Args:
         questions: the questions.
@@ -59,9 +60,9 @@ def prepare(
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
     """Yield each contract of a subject for a question, with the names of the results that have this contract.
 
-    Results of different dtypes have different contracts. The loss and the gradients have a contract for the grade that
-    the subject must reach. They also have a contract for grade A, because a report says whether the subject reaches
-    grade A. If `along` is True, the results include the derivatives along a direction.
+    The loss and the gradients have a contract for the grade that the subject must reach. They also have a contract for
+    grade A, because a report says whether the subject reaches grade A. Results of different dtypes have different
+    contracts. If `along` is True, the results include the derivatives along a direction.
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
@@ -77,9 +78,10 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield `calls`, each the bounds of one call, in stacks with at most `_MOST` logits.
+    """Group calls into stacks with at most `_MOST` logits, and yield each stack.
 
-    A call with more logits is alone in its stack.
+    Each element of `calls` is the object that computes the bounds of one call. A call with more than `_MOST` logits is
+    alone in its stack.
     """
     stack: list[Bounds] = []
     size = 0

@@ -23,7 +23,7 @@ MOST_LOGITS = 4096
 
 
 def is_small(case: Case) -> bool:
-    """Return whether a case is small enough for the checks of derivatives along a direction (`MOST_LOGITS`)."""
+    """Return whether a case has at most `MOST_LOGITS` logits, as checks of derivatives along a direction require."""
     return case.rows * case.classes <= MOST_LOGITS
 
 
@@ -57,12 +57,12 @@ def compare_derivative(
 ) -> Iterator[Difference | Problem]:
     """Yield the difference of a derivative from its exact values.
 
-    If the derivative has a wrong shape or dtype, yield a problem instead. None stands for zeros. For None, yield
-    nothing if the exact values are 0; otherwise yield a problem.
+    If the derivative has a wrong shape or dtype, yield a problem instead. A derivative that is None means zeros: yield
+    nothing if all exact values are 0, and a problem otherwise.
 
     Args:
-        name: "second" or "upstream_gradient", the two derivatives that :func:`second_order` returns, or "tangent", the
-            derivative of the loss. The last two names have the same exact values.
+        name: "second" for the first derivative that :func:`second_order` returns; "upstream_gradient" for the second;
+            "tangent" for the derivative of the loss. "upstream_gradient" and "tangent" have the same exact values.
         got: the derivative that the subject computed, or None.
         along: the exact derivatives.
         trial: the subject on the case.

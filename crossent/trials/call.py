@@ -88,9 +88,9 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the words of a message for a result, and for its call if a check makes several calls.
+    """Return the words for a result in a message, such as "gradient of the logits" for "gradient".
 
-    `of` is the name of the result, such as "gradient". After a space, the short name of the call may follow. If
+    `of` is the name of the result. If a check makes several calls, a space and the short name of the call follow. If
     `operation` is `linear_cross_entropy`, the words contain "input" in place of "logits".
 
     >>> in_words("gradient reversed along dimension 2")
@@ -135,9 +135,9 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     Args:
         loss: the function of the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. A name has no effect if the inputs lack the tensor, such as
-            "target_gradient" for class indices. Without the name "gradient", or if the loss has a wrong shape,
-            `evaluate` computes no gradients.
+        gradients: the names of the gradients to compute. `evaluate` ignores the name of a gradient that the inputs
+            cannot have: for example, "target_gradient" if the target holds class indices. If "gradient" is not among
+            the names, or if the loss has a wrong shape, `evaluate` computes no gradients.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or the loss is detached from a tensor whose gradient
@@ -182,16 +182,16 @@ def as_loss(value: object) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A call: its results, and its effects on its arguments.
+    """The results of a call, and the effects of the call on its arguments.
 
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the name of the first argument, or of the upstream gradient, that the forward pass changed
-            (:func:`written`); "" if the forward pass changed none.
+        written_forward: the name of the first tensor that the forward pass changed (:func:`written`), an argument or
+            the upstream gradient; "" if the forward pass changed none.
         attribute_change: a sentence about an argument whose .grad, requires_grad or shape the call changed
-            (:func:`describe_attribute_change`), or "".
-        shared: a sentence about a result that shares memory with an argument (:func:`shared`), or "".
+            (:func:`describe_attribute_change`); "" if there is none.
+        shared: a sentence about a result that shares memory with an argument (:func:`shared`); "" if there is none.
     """
 
     result: Result
@@ -202,7 +202,7 @@ class Call:
 
 
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
-    """Make the first call of a case, and return its results and its effects on its arguments.
+    """Make the first call of a case, and return the results of the call and its effects on the arguments.
 
     `loss` is the function of the subject. `gradients` names the gradients to compute, as in :func:`evaluate`.
 
@@ -228,8 +228,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
     This is an act: a function that runs in the process of the subject.
 
-    The call in between is only there to change memory, so `repeat_call` ignores an exception of this call. Then
-    :func:`poison` fills freed memory with NaN.
+    The call in between is only there to change memory, so `repeat_call` ignores an exception of this call. After this
+    call, :func:`poison` fills freed memory with NaN.
 
     Args:
         loss: the function of the subject.
@@ -258,8 +258,8 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
         value: the value that the act returned, which may contain several results or none.
         arguments: the arguments of the act, some of which may be :class:`Inputs`. Each result must fit at least one of
             these inputs. Without such inputs, nothing is checked.
-        gradients: the names of the gradients that the subject can compute. A name has no effect if the inputs lack the
-            tensor.
+        gradients: the names of the gradients that the subject can compute. The function ignores the name of a gradient
+            that the inputs cannot have.
 
     Raises:
         ValueError: a gradient is missing, or has another shape or dtype than its argument.
@@ -287,7 +287,9 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _wrong_gradient(result: Result, inputs: Inputs, gradients: Gradients) -> str:
-    """Return the name of the first gradient that is missing, or has another shape or dtype than its argument; or "".
+    """Return the name of the first gradient that is missing or has a wrong shape or dtype; "" if there is none.
+
+    A gradient must have the shape and dtype of its argument.
 
     If :func:`evaluate` computes no gradients, because the loss has a wrong shape or "gradient" is not in `gradients`,
     return "". `trial.misshapen` reports the wrong shape.

@@ -51,9 +51,9 @@ class Check:
             for the given inputs.
         applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
-        versus: "other" if the check compares two results of the subject; "exact" for every other check.
-        sample: for a check of cost `CODE`, a function that returns whether a case may be the sample: the only case on
-            which level normal runs the check. Level quick does not run the check.
+        versus: "exact", or "other" if the check compares two results of the subject.
+        sample: a function that returns whether a case may be the sample. Level normal runs a check of cost `CODE` on
+            one case only, the sample. Level quick does not run such a check.
         sentence: the property, as one sentence.
         operations: the operations for which the check exists.
     """
@@ -72,7 +72,8 @@ class Check:
     def said_of(self, operation: Operation) -> str:
         """Return the sentence of the check for an operation.
 
-        For `linear_cross_entropy`, "input" replaces "logits" in the sentence of a check that is also for cross_entropy.
+        If the check is also for `cross_entropy`, its sentence speaks of logits. For `linear_cross_entropy`, the
+        returned sentence says "input" in place of "logits".
         """
         if CROSS_ENTROPY not in self.operations:
             return self.sentence
@@ -81,8 +82,8 @@ class Check:
     def run(self, trial: Trial) -> Found:
         """Run the check, and yield each problem and each difference.
 
-        A call after the first call of the case may return a loss of a wrong shape or dtype. Then yield a problem about
-        this loss, and end the check. May raise the other errors of :mod:`crossent.trials.trial`.
+        If a call by the check returns a loss of a wrong shape or dtype, yield a problem about this loss, and end the
+        check. This method may raise the other errors of :mod:`crossent.trials.trial`.
         """
         try:
             yield from self.body(trial)
@@ -90,7 +91,7 @@ class Check:
             yield Problem("wrong", str(error))
 
     def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why the check does not run for a subject and these inputs; "" if there is no such reason.
+        """Return the reason why the check does not run for a subject and these inputs; "" if the check runs.
 
         The reason is a phrase that follows the name of the subject, such as "is not differentiable".
         """

@@ -40,17 +40,17 @@ class Difference:
         exact: the exact value of the worst element, rounded to float64.
         radius: the error radius of the exact value.
         bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from the exact value before its rounding to `exact`. Equal infinities and two NaN
+        error: the distance of `got` from the exact value, not from its rounding `exact`. Equal infinities and two NaN
             have the distance 0. Any other pair with an infinity or a NaN has an infinite distance.
-        ratio: the share of the bound, error ÷ bound; 0 if the error is 0 or the bound is infinite. The check fails
-            above 1.
+        ratio: the share of the bound, error ÷ bound; 0 if the error is 0 or the bound is infinite. The check fails if
+            the share is above 1.
         ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
-        not_judged: the number of elements without a finite bound, for each reason.
+        not_judged: for each reason why a bound is not finite, the number of elements with such a bound.
         vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
             tries are zeros, a constant, and a gradient that leaves out the softmax. Another wrong result is a
-            derivative that treats the log-sum-exp as constant. Also True if the result has no elements.
+            derivative that treats the log-sum-exp as constant. `vacuous` is also True if the result has no elements.
     """
 
     of: str
@@ -104,7 +104,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
 
 
 def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
-    """Return, by name, the objects with the error bounds of the loss and of each gradient in `got`.
+    """Return the object with the error bounds of each result in `got` (the loss and the gradients), by name.
 
     A gradient without an exact value has no entry. Results of different dtypes have different objects, because a bound
     includes the rounding of the result to its dtype.
@@ -131,8 +131,8 @@ def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
-    The worst element has the largest share of its error bound. Where an exact value is infinite or NaN with the radius
-    0, the result must have the same infinity, or NaN.
+    The worst element has the largest share of its error bound. If an exact value has the radius 0 and is infinite, the
+    element must be the same infinity. If an exact value has the radius 0 and is NaN, the element must be NaN.
 
     Args:
         name: the name of the result, which is also the name of an attribute of `bounds`.
@@ -232,7 +232,7 @@ def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -
 
 
 def not_judged(name: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
-    """Return the number of elements without a finite bound, for each reason.
+    """Return, for each reason why a bound is not finite, the number of elements with such a bound.
 
     `name` is the name of the result, and `allowed` has the bounds that :func:`largest_errors` returns.
     """

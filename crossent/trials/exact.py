@@ -38,7 +38,7 @@ AnyContract = Contract | LinearContract
 
 
 class LinearResultBounds:
-    """The error bounds of a linear cross-entropy under a contract. The properties are named as in :class:`Exact`.
+    """The error bounds of a linear cross-entropy under a contract, named as the exact values in :class:`Exact`.
 
     Attributes:
         terms: the arguments of the cross-entropy, as rows. The logits are the output of the linear layer.
@@ -87,7 +87,7 @@ class LinearResultBounds:
             return [made[name](d) for d in of_target]
 
     def without_bound(self, name: str) -> dict[Reason, NDArray[np.bool_]]:
-        """Return a mask for each reason: where the bounds of the result `name` are infinite for this reason."""
+        """Return, for each reason, the mask of the bounds of the result `name` that are infinite for this reason."""
         overflow: Reason = "an intermediate may overflow"
         infinite, rows = np.isinf(getattr(self, name)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
@@ -105,7 +105,7 @@ class Exact:
     Attributes:
         shape: the shape of the loss.
         dtype: the dtype of the loss.
-        logits_dtype: the name of the dtype of the logits; of the hidden states for a linear cross-entropy.
+        logits_dtype: the name of the dtype of the logits, or of the hidden states of a linear cross-entropy.
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
         target_gradient: the exact gradient of the target probabilities, (R, C); None for class indices, and for a
@@ -156,7 +156,7 @@ class Exact:
     def effective_contract(self, contract: LinearContract) -> LinearContract: ...
 
     def effective_contract(self, contract: AnyContract) -> AnyContract:
-        """Return the contract with a fixed value in fields that do not change the bounds of this case.
+        """Return the contract, with a fixed value in each field that does not change the bounds of this case.
 
         Contracts that differ only in these fields become equal, so they share their bounds. In a
         :class:`LinearContract`, only the grade gets a fixed value.

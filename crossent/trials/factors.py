@@ -26,12 +26,12 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         The number is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number differs from the exact value times the factor by at most the error bound. For a
-    factor of a magnitude above 1, the bound is multiplied by this magnitude. The factor must change the exact value by
-    more than twice the resulting bound. If several factors fit, the line has all their names.
+    For a factor f, let b be the error bound times `max(1, |f|)`. The factor fits if three conditions hold:
+    `|wrong number - f · exact value| <= b`, `|f · exact value - exact value| > 2 b`, and
+    `b <= _NARROW · |wrong number|`. If several factors fit, the line has all their names.
 
-    No factor fits if the resulting bound is above `_NARROW` times the wrong number. No factor fits if the wrong number
-    or the exact value is 0, infinite or NaN. `inputs` has the arguments of the call.
+    No factor fits if the wrong number or the exact value is 0, infinite or NaN, or if the error bound is not finite.
+    `difference` has the wrong number, and `inputs` has the arguments of the call.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -55,9 +55,9 @@ def narrower_dtype_of(difference: Difference) -> str:
 
         The number is representable in float16: a step may be computed in float16
 
-    A dtype counts only if it has fewer significant bits than the dtype of the result. So bfloat16 counts for float16.
-    The number must also agree with the exact value in half of these bits. Return "" if no dtype counts, if the number
-    is 0, or if the number or the exact value is not finite.
+    A dtype counts only if it has fewer significant bits than the dtype of the result. So bfloat16 counts for a
+    float16 result. The number must also agree with the exact value in half of the bits of the dtype. Return ""
+    if no dtype counts, if the number is 0, or if the number or the exact value is not finite.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
@@ -70,15 +70,15 @@ def narrower_dtype_of(difference: Difference) -> str:
 
 
 def infinity_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the numbers that may make a loss infinite by underflow or overflow, or "".
+    """Return a line that names the numbers that may make a loss infinite; "" if there are none.
 
     Examples of the line, which begins with a line break::
 
         In float32, a probability of at most exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
 
-    The line appears only for an infinite loss of logits with a finite exact value. The two numbers of the first example
-    need reduction "none" and no `weight`.
+    The numbers underflow to 0 or overflow to inf. The line appears only for an infinite loss of logits with a finite
+    exact value. The two numbers of the first example appear only for the reduction "none" without `weight`.
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
     if not infinite or inputs.operation is not CROSS_ENTROPY:
@@ -98,12 +98,11 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
-    """Return an upper bound of the logarithm of the smallest softmax in a row with this loss.
+    """Return an upper bound of the smallest `log p` in a row with this loss, where p is the softmax.
 
     `axis` is the dimension of the classes. The loss is the sum of `-log p` over the classes, each times its target
-    probability after label smoothing. So the largest `-log p` is at least the loss, divided by the sum of the target
-    probabilities if this sum is above 1. If a target probability is negative, this does not hold, and the function
-    returns 0.
+    probability after label smoothing. So the largest `-log p` is at least `loss / max(1, s)`, where s is the sum of the
+    target probabilities. If a target probability is negative, this does not hold, and the function returns 0.
     """
     if not is_dense(inputs):
         return -loss
@@ -112,7 +111,7 @@ def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
-    """Yield pairs of a name and a number: the factors by which a bug may multiply a loss or a gradient."""
+    """Yield the factors by which a bug may multiply a loss or a gradient, as pairs (name, factor)."""
     sizes = {words: number for words, number in _sizes(inputs).items() if number != 0}
     for one, two in permutations(sizes, 2):
         yield f"{one} / {two}", sizes[one] / sizes[two]

@@ -24,18 +24,18 @@ def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """Return a tensor of bytes that shares the whole storage of a tensor, even if the tensor is a view of a part."""
+    """Return the whole storage of a tensor as a tensor of bytes, without a copy, even if the tensor is a view."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 
 
 def written(given: Inputs, before: Inputs) -> str:
     """Return the name of the first tensor whose memory, shape, strides or offset the call changed, or "".
 
-    Tensors that share a storage also share a write. So a tensor comes first if its own elements changed.
+    A write changes the memory of every tensor in the same storage. So tensors whose own elements changed come first.
 
     Args:
         given: the inputs that the call received.
-        before: the same inputs in other memory, as before the call.
+        before: a copy of these inputs from before the call, in other memory.
     """
     pairs = zip(tensors_of(given).items(), tensors_of(before).values(), strict=True)
     changed = {name: (new, old) for (name, new), old in pairs if _has_changed(new, old)}
@@ -54,7 +54,7 @@ def describe_change(given: Inputs, before: Inputs) -> str:
 
 
 class Received(NamedTuple):
-    """A tensor that a call receives as an argument, with its attributes before the call (`view`: see `_view`)."""
+    """A tensor that a call receives as an argument, with its `requires_grad` and :func:`_view` before the call."""
 
     tensor: Tensor
     requires_grad: bool

@@ -35,7 +35,7 @@ Mistakes = Iterator[tuple[str, "_Numbers"]]
 
 @dataclass(frozen=True, eq=False)
 class _Numbers:
-    """The numbers of a call, which a mistake may change, in float64. The methods compute the results of the formula.
+    """The float64 numbers of a call, some of which a mistake may change. The methods compute the results from these.
 
     The shapes have N rows, V classes and hidden states of H numbers.
 
@@ -44,8 +44,8 @@ class _Numbers:
         weight, bias: the weight and the bias of the linear layer, (V, H) and (V,). Without a bias, `bias` has zeros.
         q: the target probabilities after label smoothing, times the class weights, (N, V).
         counted: for each row, whether the row contributes to the loss, (N,).
-        factor: the factor of the loss of each row, (N,). Without a mistake, 1 divided by the denominator for a mean,
-            otherwise 1.
+        factor: the factor of the loss of each row, (N,). Without a mistake, the factor is `1 / denominator` for the
+            reduction "mean", and 1 for the others.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
@@ -157,7 +157,7 @@ def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Form
 
 
 def _numbers(terms: LinearTerms) -> _Numbers:
-    """Return the numbers of the formula for these arguments."""
+    """Return the numbers of a call with these arguments, without a mistake."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
     q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
@@ -178,10 +178,10 @@ def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake that has no chunk size, as a pair: the words after "a result" in the line, and the numbers.
+    """Yield each mistake that has no chunk size, as a pair (words, numbers).
 
-    `right` has the numbers without a mistake, and `terms` has the arguments of the call. The numbers of a pair are
-    `right` with the mistake.
+    The words follow "a result" in the line of :func:`mistake_of`. The numbers are `right`, changed by the mistake.
+    `right` has the numbers without a mistake, and `terms` has the arguments of the call.
     """
     rows, n = terms.rows, len(right.counted)
     if terms.bias is not None:
@@ -226,7 +226,7 @@ def _denominators_differ(one: _Numbers, other: _Numbers) -> bool:
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield the mistakes about chunks of rows, for each size of a chunk. See :func:`_mistakes` for the pairs."""
+    """Yield the mistakes about chunks of rows, for each chunk size, as pairs like those of :func:`_mistakes`."""
     n, at = len(right.counted), np.arange(len(right.counted))
     for size in _chunk_sizes(n):
         yield f"without the last {_rows(size)}", replace(right, counted=right.counted & (at < n - size))
@@ -268,8 +268,9 @@ def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: A
     which is no sum over the rows, the function yields nothing.
 
     The function compares only the 64 numbers with the largest shares of their bounds. More than 90 % of these must
-    agree, and for at least one, both `got` and the rounded sum must be wrong. If a number is far from its exact value,
-    the last digits need not agree, since an implementation rounds the terms too.
+    agree with the rounded sum. For at least one, the errors of `got` and of the rounded sum must both exceed the bound.
+    If a number is far from its exact value, the last digits need not agree, since an implementation rounds the terms
+    too.
 
     `right` has the numbers without a mistake, `exact` has the exact values, and `allowed` has the error bounds.
     `storage` is the format of `got`.
