@@ -1,6 +1,6 @@
-"""Copy functions of `scripts` into a script, with all functions that their text uses.
+"""Copy functions of the folder `scripts` into a printed script, with all functions and classes that they use.
 
-Also collect the names of the imports and values that the copied text uses.
+Also collect the names of the modules and values that the copied functions use.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: a dict from the name of a function to the function that is copied in its place, under the same name.
+        instead: by the name of a function, another function to copy under this name.
         functions: the text of each function, by name. Each function comes after the functions that its text uses.
-        imports: the names of the modules that the functions use, except torch.
+        imports: the names of the modules that the functions use, except torch, which every script imports.
         values: the names of the values of `scripts/case.py` that the functions use. A script must define these values.
     """
 
@@ -64,8 +64,8 @@ class _File:
 
     Attributes:
         definitions: for each function and class, its text and the names that the text uses.
-        origins: the module of each name that is imported from a module.
-        modules: the names of the modules that are imported as a whole, except torch.
+        origins: for each NAME in a line `from MODULE import NAME`, the module.
+        modules: each MODULE in a line `import MODULE`, except torch.
     """
 
     definitions: Mapping[str, tuple[str, frozenset[str]]]

@@ -25,15 +25,14 @@ EquationTerms = tuple[tuple[int, float, Index], ...]
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation: each number of a first result equals a weighted sum of numbers of other results of the subject.
+    """An equation: each number of the first result of a subject equals a weighted sum of numbers of its other results.
 
     Attributes:
-        inputs: the inputs of the call that returns the first result, then the inputs of the calls that return the other
-            results.
-        terms: a function that returns the terms of the sum for one number of the first result. The arguments are the
-            part of the result ("loss", "gradient", …) and the index of the number in this part. The default has one
-            term, the same number of the second result: the two results are equal. If `terms` is None, there is one
-            other result, and the two results must differ.
+        inputs: the inputs of the call that returns the first result, then the inputs of each other call.
+        terms: a function that takes a part of the result ("loss", "gradient", …) and the index of a number in this part
+            of the first result. The function returns the terms of the sum that equals this number. By default, the only
+            term is the same number of the second result, so two results must be equal. If `terms` is None, the two
+            results must differ instead.
     """
 
     inputs: tuple[Inputs, ...]
@@ -53,16 +52,16 @@ def part_shapes(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return a function that returns one equation: the result stays the same if `change` changes the inputs."""
+    """Return a function that returns one equation: the inputs of a case and `change(inputs)` have equal results."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
 
-    For logits, the first shift adds the same number to all rows. The second shift adds positive and negative numbers in
-    turn, one to each row. The logits, or the bias, are rounded first, so that each sum is exact. Return {} if no exact
-    shift is possible.
+    For logits, there are two equations. One adds the same number to all rows. The other adds one number to each row,
+    positive and negative in turn. The logits, or the bias, are rounded first, so that each sum is exact. Return {} if
+    no exact shift is possible.
     """
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
@@ -90,8 +89,8 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension.
 
-    In a linear cross-entropy, the gradients of weight and bias have this dimension. The gradient of the input does not,
-    and stays the same.
+    In a linear cross-entropy, the gradients of weight and bias have a class dimension. The gradient of the input has
+    no class dimension, and stays the same.
     """
 
     def terms(part: str, index: Index) -> EquationTerms:
@@ -110,7 +109,7 @@ def _reverse(index: Index, shape: Index, axis: int) -> Index:
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: the result of a batch follows from the results of two parts of the batch.
 
-    Return {} if every split of the batch gives a mean that divides by 0.
+    Return {} if the batch cannot be split: in every split, the mean of a part would divide by 0.
     """
     try:
         batches = changes.split_batch(given, terms_of(given))
@@ -131,9 +130,9 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return equations between the result of the case and the results with fewer or more options.
 
-    The result without an option that has an effect must differ, for example without a weight. The result with neutral
-    options must be equal, for example with a weight of ones. This last call leaves out each option that has its default
-    value.
+    A call without an option that has an effect, such as a weight, must give a different result. A call with additional
+    neutral options, such as a weight of ones, must give an equal result. The call with neutral options leaves out each
+    option that has its default value.
     """
     equations = {call: Equation((given, without), None) for call, without in options.without_each_option(given).items()}
     if off := options.with_neutral_options(given, case.ignored):

@@ -45,7 +45,7 @@ def docstring(text: str) -> str:
 
 
 def _tensor(tensor: Tensor) -> str:
-    """Return an expression that makes a tensor from the bytes of its memory, its shape and its strides."""
+    """Return a Python expression that rebuilds a tensor from its shape, its strides and the bytes of its memory."""
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
     packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
@@ -53,15 +53,15 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _view(tensor: Tensor) -> str:
-    """Return the arguments of `as_strided` that make the tensor from its storage."""
+    """Return the arguments of `as_strided`, as text, for a view of the storage that equals the tensor."""
     return f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
     """Return a value as a Python expression, such as "(1, 2)" for a tuple.
 
-    `given` has the inputs of the case, if known. If the value is `given`, return "given", the name of these inputs in a
-    script. For the inputs of another call, return a tuple of their tensors and options.
+    `given` is the inputs of the case. If `value` is this object, return "given", the name of these inputs in a script.
+    For the inputs of another call, or if `given` is None, return a tuple of the tensors and options of the inputs.
     """
     if value is given is not None:
         return "given"

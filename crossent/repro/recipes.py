@@ -1,4 +1,4 @@
-"""Recipes: for each check, the functions of the folder `scripts` that repeat a finding, and the values for them."""
+"""Recipes: for each check, functions of the folder `scripts` that repeat a finding, and the values that they use."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Recipe:
     """The functions and values of a script that repeats a finding of a check.
 
     Attributes:
-        kinds: the kinds of findings that the check may have, except "crashed" and "hung".
+        kinds: the kinds of findings of the check, besides "crashed" and "hung", which are possible for every check.
         step: the function that calls the subject. A step may end the script itself, for example if a shape is wrong.
         number: the function that judges one number in the result of `step`; None if no finding is about a number.
         whole: the function that judges a whole part of a result; None if no finding is about a whole part.
-        numbers: a function that returns the shapes of the parts in which a number can be wrong, by `Focus.of`.
-        wholes: a function that returns the shapes of the parts that can be wrong as a whole, by `Focus.of`.
+        numbers: a function that returns the shapes of the parts in which a number can be wrong, by name (`Focus.of`).
+        wholes: a function that returns the shapes of the parts that can be wrong as a whole, by name (`Focus.of`).
         numbered: whether each finding of kind "wrong" is about a number.
         values: a function that returns the further values that the script needs, by name.
     """
@@ -103,7 +103,7 @@ def _rows(focus: Focus) -> Shapes:
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
     """Return the recipe of a check whose only findings are wrong numbers of one call.
 
-    `numbers` and `number` are attributes of the recipe.
+    `numbers` and `number` become the attributes of these names.
     """
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
@@ -219,7 +219,7 @@ def _wrong_or_refused(
 ) -> Recipe:
     """Return the recipe of a check whose findings are wrong results or exceptions, such as the check `vmap`.
 
-    The parameters are attributes of the recipe.
+    The arguments become the attributes of the same names.
     """
     return Recipe(EITHER, step, number, numbers=numbers)
 
@@ -237,7 +237,8 @@ def _of_batch(focus: Focus) -> Shapes:
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
     """Return the recipe of a check that calls the compiled subject twice.
 
-    `backend` is the backend of torch.compile. If `dynamic` is true, the second call is on a larger case.
+    `backend` is the backend of torch.compile. Both calls have the same inputs if `dynamic` is false. Otherwise, the
+    second call has the inputs of a larger case.
     """
 
     def second(focus: Focus) -> tuple[str, Inputs]:

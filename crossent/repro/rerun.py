@@ -1,4 +1,4 @@
-"""Get a finding from a report, from the last runs or by running its case again, and return its script."""
+"""Return the script of a finding. The finding comes from a report, from the last runs or from a new run of its case."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def script_of(
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again; by default the CPU. If `report` is given, the device of the
-            report is used.
-        passed: whether the script shows a check that passes, at the number nearest to its error bound. This option has
-            no effect if `report` is given.
+        device: the device on which the check runs again; by default the CPU. With `report`, this option has no effect:
+            the script uses the device of the report.
+        passed: whether the script shows a check that passes instead of a finding. The script judges the number nearest
+            to its error bound. With `report`, this option has no effect.
         source: the description of the user's function, as in `crossent check`; "" for a form or torch.
         promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. These options
             have no effect if `passed` is true.
@@ -87,7 +87,10 @@ def script_of(
 
 
 def _no_script(id: str, ranks: str) -> str:
-    """Return the message that a finding on several ranks has no script. The message names a command to run instead."""
+    """Return the message that the finding `id` has no script, since the finding needs several ranks.
+
+    The message names a command to run instead. `ranks` is the number of ranks for this command.
+    """
     subject, check, case = _parts(id)
     command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
     return f"finding: {cut(id)} needs several ranks, but a script has one process; run `{command}` instead"
@@ -194,8 +197,8 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
     """Return whether a report declares that the subject of a finding returns float32 for half precision.
 
-    `document` is a report as a dict. :func:`crossent.report.reader.find` has checked the subjects only up to the
-    finding, so this function ignores subjects that are damaged.
+    `document` is a report as a dict. :func:`crossent.report.reader.find` reads the report only up to the finding, so
+    the subjects after the finding may be damaged. This function ignores damaged subjects.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]

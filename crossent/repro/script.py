@@ -175,9 +175,9 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code of a script with "input" in place of "logits" if the operation is a linear cross-entropy.
+    """Return the code `text` of a script, with the word of the operation for its first argument.
 
-    The first argument of a linear cross-entropy is the hidden states, whose name is `input`.
+    For a cross-entropy, the word is "logits", as in `text`. For a linear cross-entropy, the word is "input".
     """
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 
@@ -185,9 +185,9 @@ def _named(text: str, operation: Operation) -> str:
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
 
-    Also copy into `code` the functions that these lines call. `refusable` says whether an exception ends the script
-    with status 2. If the finding is an exception of the subject, `refusable` is False: Python prints the traceback, and
-    ends with status 1.
+    Also copy into `code` the functions that these lines call. If `refusable` is true, an exception ends the script with
+    status 2: the script cannot tell. Otherwise the exception is the finding: Python prints the traceback, and ends with
+    status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -253,10 +253,10 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
 
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
-    """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
+    """Return a copy of `focus` with the part of the result (`of`) and the index of the number of the finding.
 
     Raises:
-        ValueError: the check cannot report this result or this index. Or the finding has numbers that the check never
+        ValueError: the check cannot report this part or this index. Or the finding has numbers that the check never
             reports, or lacks numbers that the check always reports.
     """
     n = finding.numbers
@@ -281,8 +281,8 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
 def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> str:
     """Return the error message for a finding whose result or numbers its check cannot report.
 
-    `shapes` has the results that the finding could be about, by name. If a finding of kind "wrong" has no numbers,
-    `numbered` has the results that the check reports with numbers.
+    `shapes` has the results that the finding could be about, by name. `numbered` has the results that the check reports
+    only with numbers, for a finding of kind "wrong" without numbers; for any other finding, {}.
     """
     got, check = f"got result {quoted(finding.of)}", f"the check {finding.check}"
     if finding.of in numbered:
@@ -297,7 +297,7 @@ def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> st
 
 
 def _numbers(n: Numbers, check: Check) -> dict[str, Any]:
-    """Return the numbers `n` of a finding of a check as the values of a script, by name."""
+    """Return the index, the numbers and the error bound of a finding of `check` as values of a script, by name."""
     if check.versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": "exact"}
     # The other result may differ on this machine, so the same number may be right here. If the other result was
@@ -307,7 +307,7 @@ def _numbers(n: Numbers, check: Check) -> dict[str, Any]:
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the form or the subject of torch with this name; for any other name, return `ANOTHER`.
+    """Return the form or the subject of torch with this name. For any other name, return the placeholder `ANOTHER`.
 
     If the name ends in "+compile", return the subject compiled for `device`.
     """

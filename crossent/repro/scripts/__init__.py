@@ -15,7 +15,7 @@ script cannot tell. Most steps end the script with status 1 if a loss has a wron
     subjects       the subjects that a script defines itself
     single         checks of one call, of a repeated call, and of a call on repeated logits
     relations      calls whose results follow from each other
-    circumstances  calls without gradients, for one gradient, on non-leaf logits, in threads and in modes of torch
+    circumstances  calls without gradients, with only some gradients, on non-leaf logits, in threads, in modes of torch
     determinism    identical bits in each call; a call on a CUDA stream
     derivatives    double backward and forward mode
     transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export

@@ -25,12 +25,12 @@ from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, re
 
 
 def judge_one_call(results):
-    """Compare one number with the exact value, and end the script. `results` has the results of several calls."""
+    """Compare one number of one call with the exact value, and end the script. `results` has all results."""
     verdict(*judged(results[which_call][part][index].item(), exact))
 
 
 def judge_every_try(tries):
-    """Judge one number of a call in each try, and end the script. The status is 1 if any try has a wrong number."""
+    """Judge the same number in each try, and end the script. The status is 1 if the number is wrong in any try."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
@@ -165,7 +165,10 @@ def in_parallel(*all_inputs):
 
 
 def call_in_threads():
-    """Return, for each of 50 tries, the results of a call in a thread and of two calls in parallel threads, by name."""
+    """Try 50 times: make one call in a thread, then two calls in parallel threads.
+
+    Return a list with a dict for each try, which has the result of each of the three calls, by the name of the call.
+    """
     tries = []
     for _ in range(50):
         results = [*in_parallel(given), *in_parallel(given, other)]

@@ -30,8 +30,8 @@ def check_deterministic():
 def call_on_stream():
     """Return the result of a call on a second CUDA stream.
 
-    The call starts while the second stream still waits to write the arguments. An operation of the call that runs on
-    another stream reads zeros.
+    The call starts while the second stream still waits to write the arguments. So an operation that runs on another
+    stream, which is wrong, reads zeros instead of the arguments.
     """
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]

@@ -64,8 +64,9 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict with the keys "loss", "gradient" and "target_gradient".
 
-    For class indices, "target_gradient" is missing. `upstream` is the upstream gradient; if the loss has another shape,
-    both gradients are missing. `loss_of` is a function to call in place of the subject.
+    Class indices have no gradient, so "target_gradient" is only for a target of probabilities. `upstream` is the
+    upstream gradient. If the loss has another shape than `upstream`, the result has no gradients. `loss_of` is a
+    function to call in place of the subject.
 
     Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
@@ -84,10 +85,10 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a linear cross-entropy and its gradients, as a dict.
 
-    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". The first argument has the hidden states.
-    `options` has linear_weight and may have linear_bias; without linear_bias, "bias_gradient" is missing. `upstream` is
-    the upstream gradient; if the loss has another shape, all gradients are missing. `loss_of` is a function to call in
-    place of the subject.
+    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". `logits` are the hidden states.
+    `options` has linear_weight and may have linear_bias; without linear_bias, there is no "bias_gradient". `upstream`
+    is the upstream gradient. If the loss has another shape than `upstream`, the result has no gradients. `loss_of` is a
+    function to call in place of the subject.
 
     Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
     """
@@ -129,7 +130,7 @@ def require_dense(loss, requires_grad=False):
 def require_shape(loss, logits, target, options, upstream):
     """End the script with status 1 if the loss of a call has a wrong dtype, shape or device.
 
-    The other arguments of this function are the arguments of the call, and the upstream gradient.
+    `logits`, `target` and `options` are the arguments of the call. `upstream` has the expected shape of the loss.
     """
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
@@ -141,9 +142,9 @@ def require_shape(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    A number is wrong if its error exceeds the bound. The number `found`, which was wrong in the run, is wrong even
-    within the bound, unless this number equals `exact`. If `versus` is "other", `exact` is a value that follows from
-    other results of the subject.
+    The number `got` is wrong if its error exceeds the bound. Within the bound, `got` is wrong only if `got` equals
+    `found`, the wrong number of the run, and not `exact`. If `versus` is "other", `exact` is not the exact value, but a
+    value from other results of the subject.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
@@ -172,9 +173,9 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject with other numbers, some with another reduction or a batch of one.
+    """Make `attempt` calls of the subject with other numbers. The result of the next call may depend on these calls.
 
-    The result of the next call may then depend on these calls.
+    Some of the calls have another reduction. Some have a batch of only one element.
     """
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
@@ -199,7 +200,7 @@ def poison(logits, target, options, upstream):
 
 
 def bits(result):
-    """Return the shape, dtype and bytes of each part of a result, by name. Replace each NaN by the same NaN first."""
+    """Return the shape, dtype and bytes of each part of a result, by name. All NaNs have the same bytes."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 

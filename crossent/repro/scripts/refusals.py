@@ -15,8 +15,8 @@ from crossent.repro.scripts.single import arguments, require_unchanged, state
 def isolate():
     """Run the script again in a separate process, and end this process with the same status.
 
-    The status is 1 if the call ends the separate process, or does not return within `seconds`. If the script is not a
-    file, the status is 2. In the separate process, do nothing.
+    If the call ends the separate process, or does not return within `seconds`, the status is 1. If the script is not a
+    file, so that no process can run the script again, the status is 2. In the separate process, return at once.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return

@@ -12,8 +12,8 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, requ
 def call_each():
     """Make the calls of all equations, and return the results of the calls of the last equation.
 
-    If the finding is about a part of a result, the script has only its equation. Otherwise, the script does not use the
-    results.
+    If the finding is about a part of a result, `equations` has only the equation of the finding. Otherwise, the calls
+    alone repeat the finding, and the script does not use the results.
     """
     results = []
     for equation in equations:

@@ -133,7 +133,7 @@ def check_arguments():
 def numpy_state():
     """Return the state of numpy's random generator, and numpy's handling of floating-point errors.
 
-    Without numpy, return None for each.
+    If numpy is not installed, return (None, None).
     """
     try:
         import numpy
@@ -284,7 +284,7 @@ def check_memory():
 def resident(name):
     """Return the memory of this process in bytes, from /proc/self/status.
 
-    `name` is "VmRSS" for the memory, or "VmHWM" for its largest value since the last reset.
+    `name` is "VmRSS" for the memory now, or "VmHWM" for the largest memory since the last reset.
     """
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
