@@ -1,4 +1,4 @@
-"""The words and limits of options, and the completion of the words in a shell.
+"""The allowed words and limits of the command's options, and the completion of these words in a shell.
 
 This module imports no other module of the package. So the command can print its help, and complete words, without an
 import of torch.
@@ -70,9 +70,10 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of subjects that begin with `incomplete`; after `--without`, also the names of features.
+    """Return the names of subjects that begin with `incomplete`.
 
-    If no name begins with `incomplete`, the shell completes the name of a file.
+    After `--without`, which takes several features, also return the names of features. If no name begins with
+    `incomplete`, the shell completes the name of a file.
     """
     from click.shell_completion import CompletionItem
 
@@ -87,7 +88,7 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the ids of the cases in covering arrays, if they begin with `incomplete`.
+    """Return the ids that begin with `incomplete`, of the cases in covering arrays.
 
     The covering arrays are text files. To list the cases of other sources, this function would have to import torch.
     """

@@ -202,7 +202,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status for a comparison of two runs. `strict` is the option --strict."""
+    """Return the exit status for `moved`, the comparison of two runs. `strict` is the option --strict."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED

@@ -24,7 +24,10 @@ from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
-    """A console that fits tables and prose to the terminal's width, at least 80 columns, and wraps no other lines."""
+    """A console that fits tables and prose to the width of the terminal, but to at least 80 columns.
+
+    The console never wraps other lines, such as a command.
+    """
 
     NARROWEST = 80  # columns; in a narrower table, rich would cut digits
 
@@ -95,8 +98,8 @@ class Remaining(ProgressColumn):
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
     """Print a warning to stderr if --grade applies only to some of the subjects.
 
-    Without --contract, the forms and torch keep their own grades. If --grade applies to no subject, print nothing,
-    since the run then ends with an error.
+    `contract` and `grade` are the values of --contract and --grade, or None. Without --contract, the forms and torch
+    keep their own grades. If --grade applies to no subject, print nothing, since the run then ends with an error.
     """
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
@@ -108,7 +111,8 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 def listed(what: str, level: str, operation: str | None) -> list[str]:
     """Return the lines that `crossent list WHAT --level LEVEL --operation OPERATION` prints.
 
-    Without an operation, list the subjects and features of every operation, and the checks and cases of cross_entropy.
+    If `operation` is None, list the subjects and features of every operation, and the checks and cases of
+    cross_entropy.
     """
     every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
     of = every[0]

@@ -1,6 +1,6 @@
-"""Write files in one step, and check before a run that the files of --json and --html can be written.
+"""Write files completely or not at all, and read JSON files strictly.
 
-Also read JSON files strictly.
+Before a run, :func:`chosen_files` checks that the files of --json and --html can be written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crossent.words import cut, quoted
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text to a file in one step: a reader sees the old content or the complete new content.
+    """Write a text to a file completely or not at all: a reader sees either the old content or the new content.
 
     If the path is a stream (see :func:`is_stream`), append the text.
 
@@ -61,8 +61,8 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
     """Write the files, print an error for each failure, and return whether all files were written.
 
     Args:
-        files: the path of each file; the key is an option, such as "--json".
-        by: for each option, the function that writes a file to a path.
+        files: a dict from an option, such as "--json", to the path of its file.
+        by: a dict from an option to the function that writes its file; the function takes the path.
     """
     written = True
     for option, path in files.items():
@@ -75,12 +75,12 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the paths of the files to write, by the option that names the file: "--json" or "--html".
+    """Return a dict from each given option, "--json" or "--html", to the path of its file.
 
     `json_file` and `html_file` are the values of these options, or None for an option that is not given.
 
     Raises:
-        BadParameter: a file cannot be written, or both options name the same file, unless this file is a stream.
+        BadParameter: a file cannot be written, or both options name the same file. Both may name the same stream.
     """
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
@@ -93,7 +93,10 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
 
 
 def _require_writable(path: str, option: str) -> None:
-    """Raise BadParameter, about `option`, if the file `path` cannot be written: the error must come before the run."""
+    """Raise BadParameter if the file `path` cannot be written, so that the error comes before the run.
+
+    `option` is the option that the error names, such as "--json".
+    """
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)

@@ -1,7 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-All checks of a case share the first call. In this module, only `repeat` makes further calls. The longer checks call a
-plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
+All checks of a case share the first call. In this module, only `repeat` makes further calls. The body of a longer
+check is a plain function, which the check calls: mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -165,11 +165,12 @@ def _sign(trial: Trial) -> Iterator[Difference]:
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    The exact sum is 0, since `Σ_c p_c` is 1. The computed sum may differ from 0 by the sum of the error bounds of the
-    gradient's numbers. The sum may also differ by the error of :func:`compensated_sum`, which adds the numbers. The
-    check does not judge a row if a number of the gradient has no error bound, or if the logits have no softmax. The
-    check also does not judge a row if the sum of the gradient's magnitudes overflows float64. Any other row fails if
-    its gradient holds NaN or an infinity.
+    The exact sum is 0, since `Σ_c p_c` is 1. The check adds the numbers of a row with :func:`compensated_sum`. The
+    total may differ from 0 by the sum of the numbers' error bounds plus the error bound of `compensated_sum`.
+
+    The check leaves out a row if a number of its gradient has no error bound, or if its logits have no softmax. The
+    check also leaves out a row of finite numbers whose magnitudes add up to an overflow of float64. Any other row fails
+    if its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)
 
@@ -202,9 +203,9 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    With a reduction, a row has no loss of its own, so the check tests only the gradient. pytorch#20406 and
-    Liger-Kernel#1338: skipped rows kept the old content of the memory. The check leaves out the gradient of an ignored
-    row whose logits have no softmax: torch returns NaN there, which the check `gradient` allows.
+    With "mean" and "sum", a row has no loss of its own, so the check tests only the gradient. The check leaves out the
+    gradient of an ignored row whose logits have no softmax: torch returns NaN there, which the check `gradient` allows.
+    pytorch#20406 and Liger-Kernel#1338: kernels wrote nothing for ignored rows, and returned old content of the memory.
     """
     yield from _ignored_rows(trial)
 
@@ -221,9 +222,10 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """Yield a problem if a result, (N, d1, …) or (N, C, d1, …), has a number other than 0 in the given rows.
+    """Yield a problem if the result `got` has a number other than 0 in a row where `rows` is True.
 
-    `name` is the name of the result in the message. `rows`, (N, d1, …), is True for the given rows.
+    `got` has the shape (N, d1, …) if it is a loss, and (N, C, d1, …) if it is a gradient. `rows` has the shape
+    (N, d1, …). `name` is the name of the result in the message.
     """
     axis = min(1, got.dim() - 1)
     is_loss = got.dim() == rows.dim()
@@ -239,7 +241,10 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
-    """Return for each of the R rows whether its logits have a softmax: False if they hold NaN or +inf, or only -inf."""
+    """Return an array with one boolean for each row of the case: whether the logits of the row have a softmax.
+
+    Logits have no softmax if one of them is NaN or +inf, or if all of them are -inf.
+    """
     return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 

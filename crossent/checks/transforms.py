@@ -1,8 +1,7 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Some functions are correct in a plain call and wrong under a transform. Other functions are wrong in the same way
-without the transform. So the checks compare each result that holds data with the exact values, never with the result of
-a plain call.
+The checks compare a result under a transform with the exact values. They do not compare it with the result of a plain
+call, which can be wrong in the same way. A result on the meta device has no data, so `meta` tests only shape and dtype.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ def func_grad(trial: Trial) -> Found:
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     """Call the subject under torch.func.vjp, and return the loss and the gradients.
 
-    This is an act: a function that runs in the process of the subject.
-
-    If the loss has a wrong shape, the function computes no gradient, and the check reports the shape.
+    This is an act: a function that runs in the process of the subject. If the loss has a wrong shape, the act computes
+    no gradients, and the check reports the shape.
     """
     value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
@@ -71,10 +69,10 @@ def vmap(trial: Trial) -> Found:
     """torch.func.vmap of the loss and of its gradients gives the exact result of each sample.
 
     The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
-    dimension. So the logits of a call under vmap have one dimension fewer. With every reduction, the result of a
-    sample is the result of a call with that sample alone. The check does not apply to logits (C), which have no
-    samples, nor to an empty batch. For an empty batch, torch's own batching rules of reshape(-1) and of gather with one
-    index fail. pytorch#90916, #105736: under vmap, a target of -100 raised an out-of-bounds error.
+    dimension. So a sample has one dimension fewer than the logits. With every reduction, the result of a sample is the
+    result of a call with that sample alone. The check does not apply to logits (C), which have no samples. The check
+    does not apply to an empty batch either: there, torch's own vmap fails in reshape(-1), and in gather with one index.
+    pytorch#90916, #105736: under vmap, a target of -100 raised an out-of-bounds error.
     """
     inputs, exact = trial.question.fresh(), trial.question.exact
     axis, by_row = _samples_axis(inputs), inputs.options["reduction"] == "none"
@@ -159,16 +157,20 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return float16 for float16 logits if autocast on their device supports float16, and bfloat16 otherwise.
+    """Return the dtype to which autocast converts: bfloat16, or float16 for float16 logits.
 
-    Under autocast to bfloat16, `torch.stack` raises for float16 tensors.
+    float16 logits need float16, because `torch.stack` raises for float16 tensors under autocast to bfloat16. On a
+    device where autocast to float16 does not work, the dtype is bfloat16 for all logits.
     """
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
 
 @functools.cache
 def _casts_to_float16(device: torch.device) -> bool:
-    """Return whether autocast to float16 works on a device. On a CPU, torch 2.0 raises, and later versions may warn."""
+    """Return whether autocast to float16 works on a device.
+
+    If autocast to float16 does not work on a CPU, torch 2.0 raises, and later versions may only warn.
+    """
     with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, dtype=torch.float16):
@@ -211,7 +213,10 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return `(f, *tensors)`: the function `f` computes the loss from `tensors`, which can have a gradient."""
+    """Return `(f, *tensors)`, the arguments for torch.func.vjp.
+
+    `tensors` are the inputs that can have a gradient, and the function `f` computes the loss from them.
+    """
     leaves = inputs.leaves
 
     def of_primals(*tensors: Tensor) -> Tensor:
@@ -251,7 +256,7 @@ class _Module(torch.nn.Module):
     Args:
         loss: the loss that `forward` calls.
         names: the names of the options that are tensors, in the order of the arguments of `forward`.
-        options: the other options, which each call passes.
+        options: the other options by name, with the values that `forward` passes to the loss.
     """
 
     def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def recorded(path: str, argument: str) -> Report:
-    """Return the report of `crossent check` from a file.
+    """Read a file that `crossent check --json` wrote, and return the report.
 
     Args:
         path: the path of the file.
@@ -34,7 +34,10 @@ def recorded(path: str, argument: str) -> Report:
 
 
 def recorded_shard(path: str, argument: str) -> Report | SoakReport:
-    """Return the report of `crossent check` or `crossent soak` from a file. See :func:`recorded` for the arguments."""
+    """Read a file that `crossent check --json` or `crossent soak --json` wrote, and return the report.
+
+    The arguments and the errors are the same as in :func:`recorded`.
+    """
     from crossent.run.soak.document import read_either
 
     return _read(read_either, path, argument)

@@ -2,9 +2,10 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
 
     loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
-Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
-allocates three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the
-logits and one write of the gradient are enough.
+These are the formulas of a row of logits `x` with the true class `y`, without class weights and label smoothing. `g` is
+the upstream gradient of the row's loss, and `e_y` is the one-hot vector of `y`. For loss and gradient, torch allocates
+three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the logits and one
+write of the gradient are enough.
 
 The form `blocked` keeps a block of rows in the cache while it computes on the block. For a result in float16 or
 bfloat16, `blocked` computes in float32. The only buffer of the logits' size is the gradient. The idea to compute the
@@ -100,7 +101,10 @@ def blocked(
 
 
 class _Blocked(torch.autograd.Function):
-    """The loss as an autograd function, whose backward pass returns a gradient for the logits only."""
+    """The loss as an autograd function, whose backward pass returns a gradient for the logits only.
+
+    If `target` or `weight` requires a gradient, :func:`blocked` calls :func:`crossent.formula` instead.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -140,9 +144,9 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call from the losses that :func:`_losses` or :func:`_differentiate` has computed.
+    """Weight the losses of :func:`_losses` or :func:`_differentiate`, reduce them, and return the result of the call.
 
-    If `rows.dense` is False, these losses are unweighted, and this function multiplies them by the class weights.
+    If `rows.dense` is True, the losses already include the class weights.
     """
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
@@ -151,7 +155,8 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
     If `rows.dense` is False, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights.
-    The loss of an ignored row may be any number or NaN. `block_size` is as in :func:`blocked`.
+    The loss of an ignored row may be any number or NaN; `Rows.reduce` replaces it by 0. `block_size` is as in
+    :func:`blocked`.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -164,12 +169,12 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    If `rows.dense` is False, a loss is minus the logarithm of a probability. This logarithm is inaccurate for a tiny
-    probability, so `_Blocked.forward` computes the largest losses again.
+    The gradient of a row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and `v_c = w_c q_c` for the class weights `w`
+    and the smoothed target `q`. `g` is `upstream`, the upstream gradient of the call's result. `D` is the divisor of
+    the mean, and 1 for the other reductions. The gradient of an ignored row is 0.
 
-    The gradient of an ignored row is 0. The gradient of any other row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)`
-    and `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, `upstream`.
-    `D` is the divisor of the mean, and 1 for the other reductions. `block_size` is as in :func:`blocked`.
+    If `rows.dense` is False, a loss is minus the logarithm of a probability. This logarithm is inaccurate for a tiny
+    probability, so `_Blocked.forward` computes the largest losses again. `block_size` is as in :func:`blocked`.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -199,9 +204,9 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
     """Return the factor `g/D` of each row's gradient.
 
-    `g` is the upstream gradient, `upstream`. `D` is the divisor of the mean, and 1 for the other reductions. If
-    `rows.dense` is False, the factor includes the weight of the true class. The result is a single number for all rows,
-    or a tensor of shape (..., 1).
+    `g` is `upstream`, the upstream gradient of the call's result. `D` is the divisor of the mean, and 1 for the other
+    reductions. If `rows.dense` is False, the function multiplies `g/D` by the weight of the true class. The result is
+    a single number for all rows, or a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -224,7 +229,7 @@ def _most_rows(rows: Rows, block_size: int | None) -> int:
 
 
 class _Work:
-    """The softmax of one block after another, computed in the dtype `compute`. All blocks share one buffer."""
+    """Compute the softmax of one block after another, in the dtype `compute`. All blocks share one buffer."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
@@ -275,10 +280,12 @@ def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> i
 def _is_plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors, so that a form may use its own backward pass.
 
-    Return False if torch transforms, traces or compiles the call. Also return False if a tensor has a subclass other
-    than `nn.Parameter` as its type, or has a forward-mode tangent. Also return False if a tensor stands for a batch of
-    upstream gradients. Also return False for a lazily negated view: in torch 2.13, `copy_` of such a float16 view into
-    float32 does not negate.
+    The call is not in eager mode if torch transforms, traces or compiles it. A tensor is not ordinary if
+
+    - its type is a subclass of `Tensor` other than `nn.Parameter`,
+    - it has a forward-mode tangent,
+    - it stands for a batch of upstream gradients, or
+    - it is a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
     """
     if compiling() or _transforming() or _modes():
         return False

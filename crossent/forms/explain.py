@@ -33,7 +33,10 @@ _FORMULAS = {
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Return normally distributed logits of a row of `classes` classes and a random true class, drawn with the seed."""
+    """Return the logits of a row and its true class, both random numbers from the seed.
+
+    The logits are `classes` numbers from the normal distribution.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -47,7 +50,7 @@ def explain(logits: Sequence[float] = DEFAULT_LOGITS, target: int = DEFAULT_TARG
     compares the loss of each form in `FORMS` with the loss of torch.
 
     Args:
-        logits: One finite number for each class.
+        logits: C finite numbers, one for each class.
         target: The true class, from 0 to C - 1.
 
     Raises:
@@ -218,7 +221,10 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 
 
 def _losses_table(of_torch: str, torchs: float, losses: Mapping[str, float]) -> Table:
-    """Return a table that compares the loss of each form with `torchs`, the loss of torch's function `of_torch`."""
+    """Return a table that compares the loss of each form with the loss of torch.
+
+    `of_torch` is the name of torch's function and `torchs` its loss. `losses` has the loss of each form by its name.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
@@ -246,10 +252,10 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float) -> str:
-    """Return a sentence that warns of early rounding: the loss of the probability rounded to two decimals.
+    """Return a sentence that warns of early rounding: what the loss would be, if the probability had two decimals.
 
     `probability` is the probability of the true class, and `loss` is the loss without rounding. Return "" if the
-    rounded probability is 0 or 1, or if both losses have the same digits in print.
+    rounded probability is 0 or 1, or if the loss with rounding prints the same digits as `loss`.
     """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
@@ -262,9 +268,9 @@ def _log_of(probability: float) -> str:
 
 
 def _twice(twice: float, loss: float) -> str:
-    """Return the end of a sentence: what happens if softmax is applied twice.
+    """Return the end of a sentence that begins with "If you pass probabilities, softmax is applied twice".
 
-    `twice` is the loss in this case, and `loss` is the correct loss.
+    `twice` is the loss after two softmaxes, and `loss` is the correct loss.
     """
     if twice == loss:
         return f". Here the loss is {_number(loss)} either way, because all logits are equal."

@@ -37,9 +37,9 @@ DEFAULT_BIAS = (0.0, 0.0, 1.0)
 
 
 def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
-    """Return a hidden state of two numbers, weight and bias of a layer with `classes` classes, and a true class.
+    """Return a hidden state, the weight and the bias of a layer, and a true class, all random numbers from the seed.
 
-    All of them are drawn with the seed.
+    The hidden state has two numbers, and the layer has `classes` classes.
     """
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2,), (classes, 2), (classes,)))
@@ -60,7 +60,7 @@ def explain_linear(
 
     Args:
         hidden: The hidden state, H numbers.
-        weight: The weight of the linear layer: for each class, H numbers.
+        weight: The weight of the linear layer: for each of the C classes, H numbers.
         bias: The bias of the linear layer: for each class, one number.
         target: The true class, from 0 to C - 1.
 
@@ -149,10 +149,10 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 
 
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
-    """Return a table with a row for each class that :func:`_shown` names, and a mark at the true class, `target`.
+    """Return a table with a row for each class that :func:`_shown` returns, and a mark at the true class, `target`.
 
-    `rows` has the texts of the cells of each of these classes, and `headings` the headings of these cells. `classes` is
-    the number of all classes.
+    `classes` is the number of all classes. `rows` has the cells of each class in the table, without the number of the
+    class. `headings` has the headings of these cells.
     """
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):

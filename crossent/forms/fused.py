@@ -2,7 +2,8 @@ r"""Cross-entropy in one Triton kernel, for CUDA: two reads of the logits and on
 
     loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
-Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. The kernel is in
+These are the formulas of a row of logits `x` with the true class `y`, without class weights and label smoothing. `g` is
+the upstream gradient of the row's loss, and `e_y` is the one-hot vector of `y`. The kernel is in
 :mod:`crossent.forms.kernel`. Where the kernel cannot run, the form calls :func:`crossent.blocked`.
 """
 
@@ -68,7 +69,10 @@ def fused(
 
 
 class _Fused(torch.autograd.Function):
-    """The loss as an autograd function, whose backward pass returns a gradient for the logits only."""
+    """The loss as an autograd function, whose backward pass returns a gradient for the logits only.
+
+    If `target` or `weight` requires a gradient, :func:`fused` calls :func:`crossent.formula` instead.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

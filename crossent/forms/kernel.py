@@ -23,10 +23,11 @@ _LOCK = threading.Lock()
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
     """Return `w_c q_c`, the class weight times the smoothed target, for each class in `c`; 0 where `mask` is False.
 
-    `t_at` points to the first class probability of each row, and `t_step` is the stride of the classes. `t_at` is None
-    for class indices. `weight` points to the C class weights, and is None if the call has none. For the label smoothing
-    `ε`, `uniform` is `ε/C` and `hit` is `1 - ε`. For class indices, `q_c` is only `uniform`, and the caller adds
-    `w_y hit` at the true class y. `F` is the dtype of the result.
+    For class probabilities `t`, `q_c` is `hit t_c + uniform`. For the label smoothing `ε`, `hit` is `1 - ε` and
+    `uniform` is `ε/C`. `t_at` points to the first probability of each row, and `t_step` is the stride of the classes.
+    For class indices, `t_at` is None and `q_c` is only `uniform`: the caller adds `w_y hit` at the true class y.
+
+    `weight` points to the C class weights; None means that every weight is 1. `F` is the dtype of the result.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
@@ -102,7 +103,7 @@ def flat(tensor: Tensor) -> Tensor:
     """Return a tensor (..., C) in the shape (N, D, C), as a view if possible.
 
     N is the size of the first dimension, or 1 for a tensor (C). D is the product of the sizes between the first and the
-    last dimension. The kernel takes only three strides.
+    last dimension. The kernel needs this shape, because it takes three strides for each tensor.
     """
     return tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1, tensor.shape[-1])
 
@@ -110,11 +111,12 @@ def flat(tensor: Tensor) -> Tensor:
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
     """Launch the kernel, which writes the loss of each row to `losses` and the gradient of the logits to `gradient`.
 
-    `rows` are from :func:`crossent.forms.rows.arrange`, not widened. `losses` has the shape (...), and `gradient` has
-    the shape (N, D, C) of :func:`flat`. If `losses` is None, the kernel writes no losses. If `gradient` is None, the
-    kernel writes no gradient. None for `upstream` means an upstream gradient of 1. If `done` is True, `gradient`
-    already has the values for an upstream gradient of 1. A program of the kernel then writes nothing if the upstream
-    gradient is 1 in all its rows.
+    `rows` is the result of :func:`crossent.forms.rows.arrange`, not widened. `losses` has the shape (...), and
+    `gradient` has the shape (N, D, C) of :func:`flat`. The kernel does not write losses or a gradient that is None.
+    `upstream` is the upstream gradient of the call's result; None means 1.
+
+    If `done` is True, `gradient` already has the values for an upstream gradient of 1. A program, which is one run of
+    the kernel on some rows, then writes nothing if the upstream gradient of all these rows is 1.
     """
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)

@@ -1,7 +1,7 @@
 """The check of functions with an argument that sets the chunk size: every size must give the exact result.
 
-A chunk is a part of the rows or of the classes that the function computes at a time. Its size is a number of rows,
-classes or logits.
+Such a function computes some rows or some classes at a time, a chunk. The chunk size counts rows, classes or logits,
+depending on the function.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 def chunks(trial: Trial) -> Found:
     """The result is exact with each chunk size: 1, 2, the number of rows, and this number plus 1.
 
-    The check needs an argument that sets the chunk size. An argument may count logits, so the check also tries the
-    number of logits in two rows. A function may refuse a size with a ValueError, AssertionError or NotImplementedError.
+    The chunk size may count logits instead of rows, so the check also tries the number of logits in two rows. The
+    check skips a size that the function refuses with a ValueError, AssertionError or NotImplementedError. The check
+    does not run on a function without an argument for the chunk size.
     Liger-Kernel#1391: the error of a gradient grew with the number of chunks.
     """
     if not trial.subject.chunks:
@@ -49,10 +50,10 @@ def chunks(trial: Trial) -> Found:
 
 
 def chunk_sizes_by_call(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
-    """Return the keyword and the chunk size of each call to make, by the name of the call.
+    """Return a dict from the name of each call to its keyword and its chunk size.
 
-    `keywords` are the arguments that set the chunk size. The sizes are 1, 2, the number of rows, this number plus 1,
-    and twice the number of classes.
+    `keywords` are the names of the arguments that set the chunk size. The sizes for each keyword are 1, 2, the number
+    of rows, this number plus 1, and twice the number of classes.
 
     >>> from crossent.cases.linear.case import LinearCase
     >>> chunk_sizes_by_call(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
