@@ -7,11 +7,13 @@ The main process makes the report. The main process also runs the checks, or div
 A process that runs checks is called a judge, and knows the exact values. Where the judge calls a subject depends on the
 run:
 
-- Without worker processes, the judge calls the subjects itself.
-- With worker processes, the judge calls the subjects itself if every subject is a form or torch, and not compiled.
-- Otherwise the judge calls all subjects of the run in isolated processes, which know no exact value.
+- With worker processes, and a user's function or a compiled subject in the run: the judge calls all subjects in
+  isolated processes, which know no exact value.
+- With worker processes, and only forms and torch in the run, none of them compiled: the judge calls the
+  subjects itself.
+- Without worker processes: the judge calls the subjects itself.
 
-Two more rules: If a worker process crashes or hangs, each case of its part of the run runs again in an isolated
+Two more rules: If a worker process crashes or hangs, each case that this worker had to run runs again in an isolated
 process. A call with bad input that may make the device (CUDA or XPU) unusable runs in a fresh process, which makes this
 call alone.
 

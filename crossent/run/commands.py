@@ -19,16 +19,19 @@ _DEFAULTS = {option.name: option.default for option in fields(Settings)}
 
 
 def options_of(settings: Settings) -> dict[str, Any]:
-    """Return the settings that :func:`with_commands` needs, by name."""
+    """Return a dict with the names and values of the settings that :func:`with_commands` needs."""
     return {name: getattr(settings, name) for name in _NAMED}
 
 
 def with_commands(findings: Iterable[Finding], source: str, options: Mapping[str, Any]) -> list[Finding]:
     """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding.
 
+    A subject with a source gets a command. A subject without a source gets a line of Python.
+
     Args:
         findings: the findings.
-        source: the description from which the subject is loaded; "" for a callable that was passed as an object.
+        source: the text from which the subject is loaded, such as "file.py:NAME"; "" for a callable
+            that was passed as an object.
         options: the settings of the run, as :func:`options_of` returns them.
     """
     return [replace(one, repeat=_command(one, source, options)) for one in findings]

@@ -2,7 +2,7 @@
 
 A check compares results with exact values or with other results, and yields a :class:`Difference` for each comparison.
 For a failure that is not about an error bound, such as a changed argument, the check yields a :class:`Problem`. If a
-subject raises an exception, crashes or hangs during a check, the judge makes the :class:`Problem`.
+subject raises an exception, crashes or hangs during a check, the judge itself makes a :class:`Problem`.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options of the call that the subject ignores; "" if none are found.
 
-    A function whose signature has `**options` is called with every option, and may ignore some. Then the loss has the
-    same bits without the ignored options, and is right for the call without these options. If the loss is wrong for
-    both calls, the bug has another cause: return "".
+    A function whose signature has `**options` is called with every option, and may ignore some options. Then a call
+    without the ignored options returns the same bits, and these bits are the right loss of this call. If the loss is
+    wrong for this call too, the bug has another cause, and the result is "".
     """
     inputs, defaults = trial.question.inputs_on_cpu, trial.case.operation.options
     options = inputs.options
@@ -144,7 +144,7 @@ def _unused_options(trial: Trial) -> str:
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
     """Return the checksum of the loss of a call without an option; None if the call returns no loss.
 
-    The call gets the other options of the case, and the options `instead`.
+    The call gets the other options of the case. The options in `instead` are added or replace options of the case.
     """
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead
@@ -213,7 +213,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def why_not_called(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
-    """Return the reason why a subject is not called with a bad input, whose arguments are `inputs`; otherwise ""."""
+    """Return the reason why a subject is not called with a bad input, whose arguments are `inputs`; "" if called."""
     return subject.not_applicable(inputs) or subject.lacks.get("errors") or subject.lacks.get(bad.kind) or ""
 
 
@@ -290,7 +290,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or "".
 
     If torch raises an exception, return the exception in place of the value. Return the hint if the wrong result has
-    the bits of torch's result, but the subject does not have torch's contract. The number must be finite and not 0.
+    torch's bits, and the subject has another contract. Values of 0, inf or NaN give no hint: they may agree by chance.
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:
@@ -312,8 +312,8 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 def _declaration(trial: Trial, of: str) -> str:
     """Return a line with an option under which the wrong result would pass; "" if no option fits.
 
-    `of` is the name of the result, such as "loss". If several options fit, name the option with the largest share of
-    the bound: an option that allows more errors has larger bounds, and so a smaller share.
+    `of` is the name of the result, such as "loss". If several options fit, the line names the option that
+    allows the least errors: with larger bounds, the error would be a smaller share of the bound.
     """
     subject, exact = trial.subject, trial.question.exact
     flushed = abs(trial.differences[of].exact) < FORMATS[trial.differences[of].dtype].smallest_normal

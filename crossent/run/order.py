@@ -146,9 +146,9 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     that need torch's compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose
     worker computes their error bounds together.
 
-    With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of the first subjects come before
-    the parts of the next subjects. Random numbers divide the other cases into parts, and order the cases of each part.
-    So a subject cannot predict which of the other cases comes next.
+    With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of a group of subjects come
+    before the parts of the next group. Random numbers divide the other cases into parts, and order the cases of each
+    part. So a subject cannot predict which of the other cases comes next.
 
     Args:
         planned: the plan.
@@ -205,7 +205,7 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The steps of a run, for a progress bar. Iterating runs the steps, and yields a :class:`Step` after each of them.
+    """The steps of a run, for a progress bar. An iteration runs the steps, and yields a :class:`Step` after each step.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.

@@ -56,7 +56,7 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, and add the verdicts to a report. At the end, sort the report like the plan.
+    """Run the cases of a plan on subjects, and add the verdicts to a report. Finally sort the report in plan order.
 
     Args:
         planned: the cases, each with its checks.
@@ -64,7 +64,7 @@ def run(
         report: the report of the run, with a `SubjectReport` for each subject.
         settings: the settings of the run.
         progress: a function that wraps the steps of the run, for a progress bar.
-        known: the lists of known failures.
+        known: two lists of known failures: the list for torch, and the user's list.
 
     Returns:
         True if all cases ran; False if the run ended early. A run ends early after `settings.max_findings` findings
@@ -148,10 +148,10 @@ def judge_each(
         hosts: for each subject, its host: the object that calls the subject, in this process or in another process. A
             call with bad input that may make the device unusable runs in a fresh process instead.
         device: the device of the tensors.
-        enough: a function that returns whether these findings of a subject on the case are enough to end the run.
+        enough: a function that takes a subject and its findings on the case, and returns whether the run ends.
         question: the case with its exact values; None to compute the exact values here.
-        made: for a bad input that may make the device unusable, a host with the outcome of an earlier call, by the
-            name of the subject. If `made` is None or lacks a subject, a fresh process makes the call.
+        made: the earlier calls with a bad input that may make the device unusable: a dict from the name of a subject
+            to a host with the outcome. If `made` is None or lacks a subject, a fresh process makes the call.
     """
     for subject, host in zip(subjects, hosts, strict=True):
         if reason := why_not_on_device(case.build, device):
@@ -178,7 +178,7 @@ def _judge_safely(
 ) -> Verdict:
     """Call the function `judge`, and return its verdict. For an isolated process, first start the case's time limit.
 
-    A wrong reply of an isolated process, or an unusable device, can make `judge` raise an exception. Then return a
+    If `judge` raises an exception, because of a wrong reply of an isolated process or an unusable device, return a
     verdict with the finding "crashed".
     """
     if isinstance(host, IsolatedProcess):
@@ -213,9 +213,9 @@ class _Work:
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Judge the cases at the indices `places` of the plan. Yield each index, with the result of `judge_each`.
+        """Judge the cases at the indices `places` of the plan. Yield each index, with the iterator of `judge_each`.
 
-        Reading this result, an iterator, judges the case. `subjects`, `hosts` and `device` are those of `judge_each`.
+        The case is judged when the caller reads the iterator. `judge_each` explains `subjects`, `hosts` and `device`.
 
         Up to `_CASES_AT_ONCE` cases form a group. Before the first case of a group is judged, `prepare` computes exact
         values and most error bounds of the group, except for a linear cross-entropy.
@@ -263,7 +263,7 @@ class _Work:
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == TORCH_INDEX else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return an isolated process for each subject with an index in `subjects`, and close all other processes."""
+        """Return an isolated process for each subject with an index in `subjects`. Close other isolated processes."""
         if self.server is None:  # in a run of a user's function, no exact value has been computed yet
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
@@ -280,10 +280,10 @@ class _Work:
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     """Yield the steps of a run in worker processes. Each step judges one part: some cases on some subjects.
 
-    If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
-    Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again in isolated
-    processes. Each case on each subject is then a separate step. If a worker ends again, its case has the finding
-    "crashed" or "hung".
+    All subjects run in isolated processes if a subject is a user's function or compiled. Otherwise the workers call the
+    subjects themselves, which is faster. If a worker crashes or hangs, its part runs again in isolated processes. In
+    this repetition, each case on each subject is a separate step. If a worker then crashes or hangs on a case again,
+    this case has the finding "crashed" or "hung".
 
     `enter` adds the verdicts of a step to the report, and returns the findings that are not known failures.
     """

@@ -9,8 +9,8 @@ means a graph that torch traces for torch.compile or torch.export. "Other circum
 in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`). "Other circumstances" also means calls
 with tensors that are not leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
 
-In each of the two tables, a level also runs the rows of the levels above it. The exception is the row `samples`, which
-level thorough does not run:
+In each of the two tables, level normal also runs the rows of level quick. Level thorough runs all rows except
+`samples`:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names, without compilation; a single graph
@@ -124,7 +124,7 @@ _RANK_CASES = tuple(
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
-    The numbers of the cases follow from `seed`. For `cross_entropy`:
+    `seed` determines the random numbers of the cases. For `cross_entropy`:
 
     - quick: the cases cover all pairs of choices. On some cases, the subjects are called more than once.
     - normal: the cases cover all triples of choices. Checks that need several calls run on the cases that cover pairs.
@@ -140,7 +140,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     one class, and the largest size range of classes. No level traces a graph, and level thorough has the edges of level
     normal.
 
-    Every plan also has the bad inputs of the operation, each with an empty tuple: `judge_bad_input` knows their checks.
+    Every plan also has the bad inputs of the operation. Each bad input has an empty tuple in place of its checks, since
+    `judge_bad_input` chooses them.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -155,8 +156,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the plan `planned`, extended by the checks of ranks (`RANK_CHECKS`) on a few cases of each dtype.
 
-    These cases have the dtypes `dtypes` and the seed `seed`. If `planned` has such a case, its checks in `planned` run
-    too. Otherwise the checks of the cost CALL run too.
+    These cases have the dtypes `dtypes` and the seed `seed`. A case that `planned` already has keeps its checks. A case
+    that `planned` does not have also gets the checks of the cost CALL.
     """
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {

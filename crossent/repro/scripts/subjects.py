@@ -1,6 +1,6 @@
-"""The subjects that a script defines itself.
+"""The subjects that a script defines itself, in place of an import.
 
-A printed script has at most one of these functions, renamed to `subject`.
+A printed script has at most one of these functions, under the name `subject`.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -16,7 +16,7 @@ def torch_loss(input, target, **options):
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
     """Call torch's log_softmax with the class dimension moved to the end, then nll_loss.
 
-    nll_loss has no label_smoothing, so `label_smoothing` is always 0 in the cases of this subject.
+    This function ignores `label_smoothing`, which nll_loss lacks. In each case of this subject, `label_smoothing` is 0.
     """
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
@@ -24,7 +24,10 @@ def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with the numbers of the tensors. This function needs crossent."""
+    """Call crossent.scalar with the tensors as Python numbers, and return the loss as a float64 tensor.
+
+    This function needs the package crossent.
+    """
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]
@@ -33,14 +36,14 @@ def scalar_on_tensors(*arguments, **options):
 
 
 def linear_formula_of_crossent(input, target, linear_weight, **options):
-    """Call crossent.linear_formula. This function needs crossent."""
+    """Call crossent.linear_formula. This function needs the package crossent."""
     from crossent import linear_formula
 
     return linear_formula(input, linear_weight, target, **options)
 
 
 def linear_blocked_of_crossent(input, target, linear_weight, **options):
-    """Call crossent.linear_blocked. This function needs crossent."""
+    """Call crossent.linear_blocked. This function needs the package crossent."""
     from crossent import linear_blocked
 
     return linear_blocked(input, linear_weight, target, **options)
@@ -52,7 +55,7 @@ def torch_linear(input, target, linear_weight, **options):
 
 
 def torch_linear_chunked(input, target, linear_weight, batch_chunk_size=None, **options):
-    """Call F.linear_cross_entropy in chunks of `batch_chunk_size` rows. By default, torch chooses the size."""
+    """Call F.linear_cross_entropy in chunks of `batch_chunk_size` rows. For None, torch chooses the size."""
     chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk_size)
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 

@@ -1,4 +1,4 @@
-"""Script functions for the checks of batches of derivatives, torch.func, autocast, the meta device, torch.export."""
+"""Script functions for checks with torch.func, batches of derivatives, autocast, the meta device or torch.export."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -10,14 +10,14 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, judged, requi
 
 
 def loss_of(logits, target):
-    """Return the loss of a call with the options of the case."""
+    """Call the subject with `logits`, `target` and the options of the case, and return the loss."""
     return subject(logits, target, **options)
 
 
 def pull(logits, target):
     """Return the loss, and a function that takes an upstream gradient and returns a tuple of gradients.
 
-    The tuple has the gradient of the logits and, for probabilities, the gradient of the target.
+    The tuple has the gradient of the logits. If the target has probabilities, the tuple also has its gradient.
     """
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
@@ -25,22 +25,22 @@ def pull(logits, target):
 
 
 def gradients_of(logits, target, upstream):
-    """Return a tuple: the loss, the gradient of the logits and, for probabilities, the gradient of the target."""
+    """Return a tuple: the loss, and the gradients that the function from :func:`pull` returns for `upstream`."""
     loss, back = pull(logits, target)
     return loss, *back(upstream.to(loss.dtype))
 
 
 def call_under_vjp():
-    """Return the loss and the gradients of a call under torch.func.vjp."""
+    """Call the subject under torch.func.vjp, and return the loss and the gradients."""
     loss, back = pull(logits, target)
     require_shape(loss, *given)
     return dict(zip(("loss", "gradient", "target_gradient"), (loss.detach(), *back(upstream.to(loss.dtype)))))
 
 
 def call_linear_under_vjp():
-    """Return the loss and the gradients of a linear cross-entropy under torch.func.vjp.
+    """Call a linear cross-entropy under torch.func.vjp, and return the loss and the gradients.
 
-    The result has the gradients of input and weight and, if the case has a bias, the gradient of the bias.
+    The gradients are those of the input and the weight. If the case has a bias, its gradient follows.
     """
     names = [name for name in ("linear_weight", "linear_bias") if name in options]
 
@@ -54,11 +54,12 @@ def call_linear_under_vjp():
 
 
 def call_under_vmap():
-    """Return two results under torch.func.vmap, which calls the subject on each sample.
+    """Call the subject on each sample by torch.func.vmap, and return two results.
+
+    The first result has the losses. The second result has the losses and the gradients, by torch.func.vjp under vmap.
 
     The samples of 2-dimensional logits are the rows. The samples of other logits are the slices along the last
-    dimension. The first result has the losses. The second result, by torch.func.vjp under vmap, has the losses and the
-    gradients.
+    dimension.
     """
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
@@ -71,8 +72,8 @@ def call_under_vmap():
 def judge_samples(results):
     """Compare one number of each result with the exact value, and end the script.
 
-    The status is 1 if the number is wrong in any result. For a number of a gradient, skip the first result, which has
-    only losses.
+    `results` are the two results of :func:`call_under_vmap`. The exit status is 1 if the number is wrong in any result.
+    The first result has only losses, so this function skips the first result for a number of a gradient.
     """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
@@ -95,19 +96,19 @@ def batch_of_two(tensor):
 
 
 def differentiate_by_jacrev():
-    """Return the gradients for a batch of two upstream gradients, as torch.func.jacrev computes them."""
+    """Return the gradients for a batch of two upstream gradients, by vjp and vmap, like torch.func.jacrev."""
     loss, back = pull(logits, target)
     require_shape(loss, *given)
     return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(batch_of_two(upstream).to(loss.dtype))))
 
 
 def differentiate_by_jacfwd():
-    """Return the derivatives of the loss along a batch of two directions, as torch.func.jacfwd computes them."""
+    """Return the derivatives of the loss along a batch of two directions, by jvp and vmap, like torch.func.jacfwd."""
     return {"tangent": pushed(lambda logits: loss_of(logits, target))}
 
 
 def differentiate_by_hessian():
-    """Return the derivatives of the gradient along a batch of two directions, as torch.func.hessian computes them."""
+    """Return derivatives of the gradient along a batch of two directions, by jvp of vjp, like torch.func.hessian."""
 
     def gradient(logits):
         loss, back = torch.func.vjp(lambda logits: loss_of(logits, target), logits)[:2]
@@ -117,9 +118,9 @@ def differentiate_by_hessian():
 
 
 def pushed(function):
-    """Return the derivatives of a function of the logits along a batch of two directions, in forward mode.
+    """Return the forward-mode derivatives of `function` along a batch of two directions.
 
-    `function` takes the logits. Forward mode refuses logits whose elements share memory, so this function
+    `function` is a function of the logits. Forward mode refuses logits whose elements share memory, so this function
     copies such logits.
     """
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
@@ -145,7 +146,10 @@ def differentiate_batch_twice():
 
 
 def call_under_autocast():
-    """Return the result of a call under autocast, where float16 or bfloat16 logits must give a float32 loss."""
+    """Call the subject under torch.autocast, and return the result. End the script if the loss has a wrong dtype.
+
+    Under autocast, float16 and bfloat16 logits must give a float32 loss.
+    """
 
     def under_autocast(*arguments, **options):
         cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16
@@ -172,9 +176,9 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A module that calls a loss, for torch.export.
+    """A module that calls the function `loss`, for torch.export.
 
-    `names` are the names of the options that are tensors. `options` has the other options.
+    `names` are the names of options that are tensors, and `forward` takes their values. `options` has the others.
     """
 
     def __init__(self, loss, names, options):
@@ -189,7 +193,7 @@ class Module(torch.nn.Module):
 def call_exported():
     """Export the subject with torch.export, call the exported module, and return the result.
 
-    End the script with status 2 if torch cannot export here.
+    End the script with status 2 if torch cannot export even an addition on this machine.
     """
     try:
         from torch.export import export

@@ -4,8 +4,8 @@ An isolated process calls a subject. The judge is the process that runs the chec
 judge starts the fork server before the judge computes any exact value. So no process of a user's function inherits an
 exact value.
 
-A run may have only forms and torch, none of them compiled. The fork server then starts when cases run again after a
-crash or a hang. The fork server may then inherit exact values.
+In a run of only forms and torch, none of them compiled, the fork server starts only after a worker crashes or hangs.
+In such a run, which calls no user's function, the fork server may inherit exact values.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ForkServerError(Exception):
 
 
 class ForkServer:
-    """A process that forks isolated processes, and returns their exit statuses. The constructor starts the process.
+    """A process that forks isolated processes, and returns their exit statuses. The constructor starts the fork server.
 
     Args:
         serve: the function that each isolated process runs; the comment on `Serve` lists the arguments.
@@ -81,8 +81,8 @@ class ForkServer:
     def end(self, process: int) -> int:
         """End the isolated process with the id `process`, and return its exit status; -N if signal N ended the process.
 
-        If the process has already ended, only return the status. Otherwise the fork server kills the process and its
-        process group.
+        The fork server kills the process and its process group. If the process has already ended, the fork server only
+        returns the status.
 
         Raises:
             ForkServerError: the fork server has ended, or does not reply.
@@ -107,10 +107,10 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Limit this process; then start and end isolated processes until the judge closes its socket.
+    """Set the limits of the fork server; then start and end isolated processes until the judge closes its socket.
 
     This function runs in the fork server. The isolated processes inherit the limits. The judge sends its requests
-    through the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.
+    to the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     be_killed_first()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
@@ -160,8 +160,8 @@ def _kill(process: int) -> int:
 def _reap(ended: dict[int, int]) -> None:
     """Add to `ended` the exit status of each child process that has ended, by process id.
 
-    In a PID namespace, a process that a subject started becomes a child of the fork server when its parent ends. Then
-    `ended` gets the exit status of this process too.
+    A subject may start processes. In a PID namespace, the fork server adopts such a process when the parent of the
+    process ends. Then `ended` gets the exit status of the adopted process too.
     """
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:

@@ -51,14 +51,14 @@ _REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """A host that runs each act, a function that calls the loss, in a new process.
+    """A host that runs each act in a new process. An act is a function that calls the loss.
 
     Attributes:
         loss: the loss, which the new process must be able to import.
         device: the device of the tensors.
-        seconds: the time limit of a call.
+        seconds: the time limit of a call, in seconds.
         isolated: True, since the loss runs in another process (:class:`crossent.trials.act.Host`).
-        not_run: "", since this host never stops calling the loss.
+        not_run: the reason why the loss is no longer called; always "" in this host.
     """
 
     loss: Loss
@@ -72,8 +72,8 @@ class FreshProcess:
 
         If pickle cannot send the loss or an argument to the new process, the outcome has the value `NotRun`.
 
-        `subprocess` starts the process. `multiprocessing` would import the caller's main module again, which may be a
-        script that starts a run.
+        This method uses `subprocess`. `multiprocessing` would import the caller's main module again, which
+        may be a script that starts a run.
         """
         try:
             request = _request(self.loss, act, arguments, self.device)
@@ -100,7 +100,7 @@ def _not_sent(error: Exception) -> Performed[Any]:
 
 
 def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
-    """Start a new Python process that calls a function of this module with `words`, its string arguments."""
+    """Start a new Python process that calls the function named `function` of this module with the strings `words`."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _CODE.format(function=function), *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
@@ -131,7 +131,7 @@ class _TimeLimits:
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
-    """Wait until the process ends, and return "". After a time limit, return a sentence that names the limit.
+    """Wait until the process ends, and return "". If a time limit is exceeded, return a sentence that names the limit.
 
     Args:
         process: the process.
@@ -147,13 +147,13 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
 
 
 def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
-    """Return the outcome of `act`: the reply in the folder or, without a reply, how the process ended.
+    """Return the outcome of `act`: the reply in the folder. If there is no reply, return how the process ended.
 
     Args:
         folder: the folder into which the process writes its reply.
         act: the act that the process called.
         arguments: the arguments of the act.
-        late: a sentence that names the exceeded time limit, or "".
+        late: a sentence that names the exceeded time limit; "" if no limit was exceeded.
         status: the exit status of the process.
     """
     reply = folder / _REPLY
@@ -174,7 +174,7 @@ class PastCall:
     Attributes:
         performed: the outcome.
         isolated: True, since the loss ran in another process (:class:`crossent.trials.act.Host`).
-        not_run: "", since the call has been made.
+        not_run: the reason why the loss is no longer called; always "" in this host.
     """
 
     performed: Performed[Any]
@@ -189,7 +189,7 @@ class PastCall:
 def perform_each(
     losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
 ) -> list[Performed[T]]:
-    """Call `act(losses[i], *arguments[i])` for each i in a new process, and return the outcomes in this order.
+    """Call `act(losses[i], *arguments[i])` for each i, each in a new process. Return the outcomes in the order of i.
 
     A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
     each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
@@ -247,9 +247,9 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request. When the process ends, write a file into the folder of the request.
+    """Fork a process for each request. When the process ends, write into the folder of the request how it ended.
 
-    The file says how the process ended. The folders of the requests are in `folder`. The new process of
+    A request is one call, as :func:`main` reads it. The folders of the requests are in `folder`. The new process of
     :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is the time limit of a
     call. All arguments are strings, since they come from a command line.
     """
@@ -279,10 +279,11 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
 
 
 def main(folder: str) -> NoReturn:
-    """Read a loss, an act and its arguments from a folder, call the act, write the reply there, and end the process.
+    """Read a request from a folder, call the act, write the reply into the folder, and end the process.
 
-    If the request cannot be read, the reply has the value `NotRun`. A new process of :class:`FreshProcess` runs this
-    function, and so does each process that :func:`serve` forks.
+    A request has a loss, an act, the arguments of the act, and a device. If the request cannot be read, the reply has
+    the value `NotRun`. A new process of :class:`FreshProcess` runs this function, and so does each process that
+    :func:`serve` forks.
     """
     performed: Performed[Any]
     most = 0

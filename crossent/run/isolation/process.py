@@ -72,7 +72,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """A host that runs acts, functions that call a subject, in an isolated process.
+    """A host that runs acts in an isolated process. An act is a function that calls a subject.
 
     If the process has ended, the next act starts a new process.
 
@@ -80,7 +80,7 @@ class IsolatedProcess:
         server: the fork server, which forks the process.
         subject: the index of the subject in the run, or `TORCH_INDEX` for torch.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
-        alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
+        alive: a function that the judge calls before each act, to tell the main process that the judge is alive.
     """
 
     isolated = True
@@ -111,7 +111,7 @@ class IsolatedProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in the isolated process, and return the outcome.
 
-        The outcome says how the process ended, if the process crashed or exceeded the time limit.
+        If the process crashed or exceeded the time limit, the outcome says how the process ended.
         """
         started, left = time.monotonic(), self._left
         performed = self._perform(act, arguments, started + left)
@@ -180,7 +180,7 @@ class IsolatedProcess:
         return performed
 
     def close(self) -> None:
-        """End the isolated process, and also torch's process if a call was repeated with torch."""
+        """End the isolated process. Also end the process of torch, if :meth:`_confirm` has started this process."""
         if self._torch is not None:
             self._torch.close()
         if self._stream is not None:

@@ -1,7 +1,7 @@
 """The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request is a pickle, since the judge can be trusted. The request has an act, a function that calls the subject, and
-the arguments of the act.
+A request has an act and the arguments of the act. An act is a function that calls the subject. A request is a pickle,
+since the judge can be trusted.
 
 A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
 JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
@@ -103,7 +103,7 @@ def most_of_reply(arguments: tuple[Any, ...]) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value: the value itself, or the elements of dataclasses, mappings, tuples and lists."""
+    """Return all tensors in a value: a tensor, or nested dataclasses, mappings, tuples and lists with tensors."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -135,7 +135,7 @@ class _Pickler(pickle.Pickler):
     """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device.
 
     If tensors share a storage, the tensors that are read from the pickle also share a storage. A tensor on the meta
-    device has no data, so the pickler keeps only its form.
+    device has no data, so the pickler keeps only the other properties.
     """
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
@@ -152,7 +152,7 @@ class _Pickler(pickle.Pickler):
     def _storage_of(self, tensor: Tensor) -> torch.UntypedStorage:
         """Return the storage of a tensor. For tensors that share a storage, return the same Python object.
 
-        pickle writes an object only once.
+        So pickle, which writes each object once, writes a shared storage only once.
         """
         storage = tensor.untyped_storage()
         return self._storages.setdefault(storage.data_ptr(), storage) if storage.data_ptr() else storage
