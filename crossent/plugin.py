@@ -67,9 +67,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent`. Before the collection, check the subjects of `--crossent-subject`.
+    """Register the marker `crossent`. If `--crossent-subject` is given, load its subjects before the collection.
 
-    Raise UsageError, with a message of one line, if a subject or a setting is wrong.
+    Raise UsageError, with a message of one line, if a subject cannot be loaded or a setting is not valid.
     """
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0

@@ -91,8 +91,8 @@ def test_x_ends_at_the_first_finding_and_never_passes(check):
 def test_a_check_and_a_case_can_be_chosen(check):
     status, cases, out, _ = check("--check", "sign", "--check", "repeat", "--case", "*3x6*")
     assert (status, len(cases)) == (PASSED, 2)
-    assert re.search("^ONLY A PART RAN: only checks repeat, sign *$", out, re.M)
-    assert re.search(r"^ONLY A PART RAN: only cases \*3x6\* *$", out, re.M)
+    assert re.search("^ONLY A PART RAN: only the checks repeat, sign *$", out, re.M)
+    assert re.search(r"^ONLY A PART RAN: only the cases \*3x6\* *$", out, re.M)
     own = "float32-3x9-normal-int64-sum"
     smoothed = "float32-3x5-normal-int64-mean-smooth0.1"
     assert check("--case", own, "--case", "*3x5*smooth0.1")[:2] == (
@@ -132,19 +132,19 @@ def test_several_checks_are_separated_by_commas_or_repeat_the_option(check):
     ):
         status, cases, out, _ = check(*words)
         assert (status, len(cases)) == (PASSED, 4)
-        assert re.search("^ONLY A PART RAN: only checks repeat, sign *$", out, re.M)
+        assert re.search("^ONLY A PART RAN: only the checks repeat, sign *$", out, re.M)
 
 
 def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it(check):
     check()
     status, cases, out, err = check("--last-failed", "--check", "gradient,sign")
     assert (status, cases, err) == (FAILED, [one.id for one in CASES if one.label_smoothing], "")
-    assert re.search("^ONLY A PART RAN: only checks gradient *$", out, re.M)
+    assert re.search("^ONLY A PART RAN: only the checks gradient *$", out, re.M)
     status, cases, out, err = check("--last-failed", "--check", "sign")
     assert (status, len(cases)) == (PASSED, 4)
     said = "this folder stores no finding of sign from the last run on these subjects; the chosen checks run on every"
     assert err == f"crossent: --last-failed: {said} case\n"
-    assert re.search("^ONLY A PART RAN: only checks sign *$", out, re.M)
+    assert re.search("^ONLY A PART RAN: only the checks sign *$", out, re.M)
 
 
 def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everything(check, tmp_path):
@@ -154,7 +154,7 @@ def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everyth
     assert all(set(checks) >= {"loss", "gradient"} for checks in failed.values())
     status, cases, out, err = check("--last-failed")
     assert (status, cases, err) == (FAILED, [one.id for one in CASES if one.label_smoothing], "")
-    assert re.search(r"ONLY A PART RAN: only checks loss, gradient", out)
+    assert re.search(r"ONLY A PART RAN: only the checks loss, gradient", out)
     assert not re.search(r"^  sign ", out, re.M)
     Path("fixed").touch()
     assert check("--last-failed")[:2] == (PASSED, cases)
@@ -211,7 +211,7 @@ def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys, monkey
     main(["check", "wrong.py:loss", "--level", "quick", "--seed", "0", "--json", "old.json"])
     capsys.readouterr()
     _, _, out, _ = check("--baseline", "old.json", "--check", "sign")
-    assert "the new run is only a part: only checks sign; only this part is compared" in out
+    assert "the new run is only a part: only the checks sign; only this part is compared" in out
     assert "only in the old run" not in out
 
 

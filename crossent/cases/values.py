@@ -1,8 +1,8 @@
 """The kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error.
 
 A case has the same bits on every machine and with every version of numpy. Each kind starts from the uniform random
-numbers of `numpy.random.RandomState`, which is frozen (NEP 19). IEEE 754 rounds all further operations correctly. For
-this reason, no kind uses exp or log.
+numbers of `numpy.random.RandomState`, which is frozen (NEP 19). After that, a kind uses only operations that IEEE 754
+defines to the last bit, such as + and ×. No kind uses exp or log, whose last bits differ between libraries.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def gaps(report: Report) -> Iterator[Line]:
     In a partial run (see `_is_partial`), a result without evidence gets no line of its own.
     """
     for what, names in report.only.items():
-        yield Line("Only", "a part ran", f"only {what} {first_names(names)}", loud=True)
+        yield Line("Only", "a part ran", f"only the {what} {first_names(names)}", loud=True)
     if (shard := report.shard) is not None:
         cases = f"{len(shard.places):,} of {counted(shard.planned, 'case')}"
         yield Line("Only", "a part ran", f"shard {shard}, with {cases}", loud=True)

@@ -267,7 +267,7 @@ class Report:
         for subject in self.subjects:
             yield from not_covered(subject)
         for what, names in self.only.items():
-            yield f"ONLY A PART RAN: only {what} {first_names(names)}"
+            yield f"ONLY A PART RAN: only the {what} {first_names(names)}"
         if self.shard is not None:
             cases = f"{len(self.shard.places):,} of {self.shard.planned:,} cases"
             yield f"ONLY A PART RAN: shard {self.shard}, with {cases}"

@@ -217,7 +217,7 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"only": {"checks": ["loss"], "cases": [CASE]}}, ["only checks loss", f"only cases {CASE}"]),
+        ({"only": {"checks": ["loss"], "cases": [CASE]}}, ["only the checks loss", f"only the cases {CASE}"]),
         ({"shard": Shard(2, 8, {}, 40, {CASE: 3}, {})}, ["shard 2/8, with 1 of 40 cases"]),
     ],
     ids=["chosen", "shard"],

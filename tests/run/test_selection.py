@@ -127,8 +127,8 @@ def test_the_report_says_that_only_a_part_ran():
     report = check_on(CASES)("formula", level="quick", dtypes="float32", checks=["loss"], cases="*smooth0.1")
     assert report.ok
     assert [*report.subjects[0].outcomes] == ["float32-3x5-normal-int64-mean-smooth0.1"]
-    assert "ONLY A PART RAN: only checks loss\n" in str(report)
-    assert "ONLY A PART RAN: only cases *smooth0.1\n" in str(report)
+    assert "ONLY A PART RAN: only the checks loss\n" in str(report)
+    assert "ONLY A PART RAN: only the cases *smooth0.1\n" in str(report)
     document = report.to_json()
     assert document["only"] == {"checks": ["loss"], "cases": ["*smooth0.1"]}
     assert report_of(json.loads(json.dumps(document))).to_json() == document
@@ -168,7 +168,7 @@ def test_a_partial_run_is_compared_on_what_it_has_and_what_is_missing_is_no_chan
         compared = crossent.diff(old, new)
         assert compared.ok
         notes = [note for note in compared.notes if "compiled code" not in note]
-        assert notes == [f"the {which} run is only a part: only checks loss; only this part is compared"]
+        assert notes == [f"the {which} run is only a part: only the checks loss; only this part is compared"]
         assert compared.others == []
 
 

@@ -94,13 +94,14 @@ def linear_contract(
     rows: the total loss, and the denominator. On a CPU, the order of these two sums is then limited: see
     :func:`crossent.numerics.bounds.contracts.contract`.
 
-    In float32 and float64, a sum over rows may have any order. For every promise but "eager", the implementation may
-    also multiply a gradient by the upstream gradient last, after rounding the gradient. In half precision,
-    "torch" forbids this late multiplication, because the rounding loses small numbers that loss scaling would save. On
-    a CPU, "torch" also allows a bfloat16 matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS
-    does this (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
+    In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype. A sum
+    over rows may have any order. For every promise but "eager", the implementation may also multiply a gradient by the
+    upstream gradient last, after rounding the gradient.
 
-    In float32 and float64, both grades allow the same errors, since the computation is not wider than the dtype.
+    Two rules for "torch" hold at both grades. In half precision, "torch" forbids this late multiplication, because the
+    rounding loses small numbers that loss scaling would save. In bfloat16 on a CPU, "torch" allows a matrix product
+    that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and IA-32 Architectures Software
+    Developer's Manual, volume 2).
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit.
     This error grows with the distance of the logits from zero. The dot product of a logit, which every implementation

@@ -97,7 +97,8 @@ class Formula:
 
     Proof. The number after a quantity is the relative error of the quantity, in units of 2^-53. For example, "`S`: 7"
     means that the computed S has a relative error of at most `7·2^-53`. Write g for the upstream gradient, and D for
-    the denominator.
+    the denominator. The error of exp and of log1p is 4, that is 2 ulp (`EXP_LOG_ULP`). A sum is compensated
+    (:func:`compensated_sum`): its additions add only 1.01, which most lines below count as 1.
 
     * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= 2^-53 |a|`. The code computes
       `e = exp(a)·(1 + l)`: 4 from exp and 1 from the addition of the product, together 5. The factor `1 + l` differs

@@ -97,7 +97,7 @@ def notes(
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
         yield from (f"only in the {which} run: subject {name}" for name in sorted(alone))
     for which, run in (("old", old), ("new", new)):
-        chosen = ", ".join(f"only {what} {first_names(names)}" for what, names in run.only.items())
+        chosen = ", ".join(f"only the {what} {first_names(names)}" for what, names in run.only.items())
         if chosen:
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
         if run.shard is not None:
