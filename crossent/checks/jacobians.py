@@ -136,8 +136,8 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
     """Compute the gradients for a batch of two upstream gradients, and yield the differences from the exact gradients.
 
-    `act` is the function that computes them: :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the loss is
-    not a dense tensor, or has a wrong shape, dtype or device, yield a problem instead.
+    `act` is the function that computes the gradients: :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the
+    loss is not a dense tensor, or has a wrong shape, dtype or device, yield a problem instead.
     """
     question = trial.question
     inputs, exact = question.fresh(), question.exact

@@ -61,8 +61,9 @@ def compare_derivative(
     nothing if all exact values are 0, and a problem otherwise.
 
     Args:
-        name: "second" for the first derivative that :func:`second_order` returns; "upstream_gradient" for the second;
-            "tangent" for the derivative of the loss. "upstream_gradient" and "tangent" have the same exact values.
+        name: which derivative `got` is. "second" and "upstream_gradient" are the derivatives of `<gradient, direction>`
+            with respect to the logits and to the upstream gradient (:func:`second_order`). "tangent" is the derivative
+            of the loss along the direction. "upstream_gradient" and "tangent" have the same exact values.
         got: the derivative that the subject computed, or None.
         along: the exact derivatives.
         trial: the subject on the case.

@@ -92,8 +92,9 @@ class Arguments:
     def float64_suffices(self) -> bool:
         """Whether the proof of the oracle's error in float64 applies to this call, so that float64 suffices.
 
-        The proof (:class:`crossent.numerics.oracle.formula.Formula`) needs float32 logits, class probabilities and
-        class weights, and an upstream gradient whose magnitude is at most 2^128.
+        The proof (:class:`crossent.numerics.oracle.formula.Formula`) has two conditions on the arguments. The logits
+        are float32, and so are the class probabilities and the class weights, if there are any. The upstream gradient
+        has a magnitude of at most 2^128.
         """
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)

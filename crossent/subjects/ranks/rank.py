@@ -308,7 +308,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
             with state.loss.context(), state.loss.context():
                 pass
         except Exception as error:
-            return {"problems": [f"entering the context twice raises {said(error)}"]}
+            return {"problems": [f"entering a second context inside the first raises {said(error)}"]}
         return {"problems": []}
     before = _outside(state, request)
     with suppress(_ProbeError), state.loss.context():
