@@ -161,8 +161,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     the error that the call raises.
 
     Raises:
-        ValueError: there is no such subject, check or case, or the check does not run on this case. The subject raises
-            an exception, or the check compares no number.
+        ValueError: there is no such subject, check or case. Or no number can be shown: the check does not run on this
+            case or compares no number, or the subject raises an exception.
         RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)

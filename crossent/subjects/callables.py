@@ -126,8 +126,8 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
     named = (says,) if isinstance(says, str) else tuple(says) if isinstance(says, (tuple, list)) else (says,)
     if wrong := [name for name in named if name not in keywords]:
         raise TypeError(
-            f"an object whose attribute `chunks` has {quoted(wrong[0])}; allowed are keywords of the function that "
-            "F.linear_cross_entropy does not have, such as 'chunk_size', or () if no keyword sets the size of a chunk"
+            f"an object whose attribute `chunks` names {quoted(wrong[0])}; choose keywords of your function, such as "
+            "'chunk_size', but no option of F.linear_cross_entropy; use () if no keyword sets the size of a chunk"
         )
     return named
 

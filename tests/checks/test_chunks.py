@@ -139,6 +139,6 @@ def test_an_attribute_names_other_keywords(tmp_path, monkeypatch):
     (tmp_path / "wrong.py").write_text(text.format("['tiles']"))
     (tmp_path / "option.py").write_text(text.format("'ignore_index'").replace("tile=8", "ignore_index=-100"))
     for name, wrong in {"wrong": "tiles", "option": "ignore_index"}.items():
-        message = f"`chunks` has '{wrong}'; allowed are keywords of the function that F.linear_cross_entropy does not"
+        message = f"`chunks` names '{wrong}'; choose keywords of your function, such as 'chunk_size', but no option of"
         with pytest.raises(ValueError, match=message):
             load(f"{name}.py:loss", operation=LINEAR_CROSS_ENTROPY)

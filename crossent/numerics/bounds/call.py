@@ -225,7 +225,7 @@ class CallBounds:
         return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
     def _of_target(self, numbers: Computed) -> Computed:
-        """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
+        """Return the element of `numbers`, (R, C), for the true class of each row. The result is (R,)."""
         return Computed(self.terms.of_target(numbers.value), self.terms.of_target(numbers.error), numbers.format)
 
 

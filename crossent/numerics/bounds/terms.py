@@ -86,7 +86,7 @@ class Terms:
         )
 
     def of_target(self, numbers: Entries) -> Entries:
-        """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
+        """Return the element of `numbers`, (R, C), for the true class of each row. The result is (R,)."""
         assert self.index is not None
         taken: Entries = numbers[np.arange(len(self.index)), self.index]
         return taken
