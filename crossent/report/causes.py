@@ -222,8 +222,8 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
     """Return the words for features that may be missing, and for each word the number of failed calls with this word.
 
-    `of` has lists as `_by_result` returns them, and `failed` the names of the lists that count as failed. Most right
-    calls lack such a word. Nearly all of the right and failed calls with the word failed.
+    `of` has lists as `_by_result` returns them; `failed` names the lists that count as failed. Fewer than half of the
+    right calls have such a word. Of the right and failed calls with this word, the share `_MOST_OF` or more failed.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}

@@ -301,7 +301,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0
     name = str(tensor.dtype).removeprefix("torch.")
-    share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
+    share = f", {off / difference.bound:.3g} of the subject's error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
     digits = math.isfinite(difference.got) and difference.got != 0  # two losses that are inf are equal by chance
     as_torch = trial.subject.contract == torch_itself.contract

@@ -507,7 +507,8 @@ def test_every_kind_of_finding_has_its_text():
         assert re.fullmatch(rf"  got     {number}  \(0x[0-9a-f]{{8}}\)", lines[3])
         assert re.fullmatch(rf"  exact   {number} ± {number}", lines[4])
         assert re.fullmatch(
-            rf"  torch   {number}  \(0x[0-9a-f]{{8}}\), off by {number}, {number} of its error bound", lines[5]
+            rf"  torch   {number}  \(0x[0-9a-f]{{8}}\), off by {number}, {number} of the subject's error bound",
+            lines[5],
         )
         assert re.fullmatch(r"  call    logits float32 \(7, 5\), target int64 \(7,\), reduction='mean', .*", lines[6])
         assert lines[7:] == [f"  repeat  crossent repro mine:{check}:{CASES[0].id}"]
