@@ -139,11 +139,13 @@ def test_an_isolated_process_measures_its_own_memory():
 
 
 def test_an_isolated_process_is_believed_although_the_free_memory_varies(monkeypatch):
-    """Torch's process repeats a statement of the subject's process that a check cannot run."""
+    """The judge measures the free memory. Two processes would measure different amounts, and one would seem to lie."""
     monkeypatch.setattr(large, "available", lambda device: random.SystemRandom().randrange(2**29))
     part = run_isolated(subject_of(blocked), cases=[CASE], checks=(*FIRST, large.memory)).subjects[0]
     assert [str(finding) for finding in part.findings] == []
-    assert part.outcomes[CASE.id].not_run["memory"].startswith("needs 1.0 GiB of free memory on cpu")
+    not_run = part.outcomes[CASE.id].not_run
+    assert list(not_run) == ["memory"]
+    assert not_run["memory"].startswith("needs 1.0 GiB of free memory on cpu")
 
 
 def test_a_process_that_may_use_too_little_memory_is_not_measured(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from support.storages import in_one_storage
 
 from crossent.cases.inputs import Inputs
 from crossent.cases.linear.case import LinearCase
@@ -77,18 +78,14 @@ def test_the_scripts_of_findings_about_torch_show_them():
     assert statuses([script_of(one) for one in ids]) == [1] * len(ids)
 
 
-def in_one_storage(hidden, target, options, upstream):
-    """Return whether the hidden states and the weight of a call share a storage."""
-    return hidden.untyped_storage().data_ptr() == options["linear_weight"].untyped_storage().data_ptr()
-
-
 def test_a_script_keeps_the_weight_and_the_hidden_states_in_one_storage():
     inputs = LinearCase("float32", linear_layout="linear_tied").build()
     names = {"tensor": functions.tensor, "torch": torch}
     exec("\n".join(assignments(inputs, {})), names)
-    assert Inputs(*names["given"]).digest == inputs.digest
-    assert in_one_storage(*names["given"])
-    assert in_one_storage(*functions.fresh(*names["given"]))
+    given = names["given"]
+    assert Inputs(*given).digest == inputs.digest
+    assert in_one_storage(Inputs(*given)), "the script has two storages"
+    assert in_one_storage(Inputs(*functions.fresh(*given))), "the copy in a script has two storages"
 
 
 @NEEDS_213
