@@ -317,8 +317,9 @@ def repro(
     """Print a script that repeats a FINDING.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is a file that `crossent check --json` wrote.
-    Without a REPORT, the finding comes from the last runs in this folder. If these runs do not have the finding, or
-    with --device or --passed, the check runs again. To run again on your function, the check needs --subject.
+    Without a REPORT, the finding comes from the last runs in this folder. The check runs again if these runs do not
+    have the finding, or if --device or --passed is given. To run the check again on your function, give --subject.
+    --passed takes only forms and torch, without a REPORT and --subject.
 
     A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
     alone, and marks where to insert your function. With --subject, the script imports your function, and also needs

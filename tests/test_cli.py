@@ -423,10 +423,10 @@ def test_a_full_disk_is_one_line():
 @pytest.mark.parametrize(
     ("logits", "target", "said"),
     [
-        ("0,0,0,0", "2", "Here the loss is 1.386 either way, because all logits are equal."),
+        ("0,0,0,0", "2", "Here the loss is 1.386 either way, as for equal logits."),
         ("3,1,-3", "0", "applied twice, and the loss is 0.6333 instead of 0.1291: a wrong loss"),
         ("0,0,0,0", "2", "so no single class is predicted"),
-        ("5", "0", "because all logits are equal"),
+        ("5", "0", "as for equal logits"),
         ("1000,0", "1", "too small for a float = 1000"),
     ],
 )

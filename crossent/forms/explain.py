@@ -273,7 +273,7 @@ def _twice(twice: float, loss: float) -> str:
     `twice` is the loss after two softmaxes, and `loss` is the correct loss.
     """
     if twice == loss:
-        return f". Here the loss is {_number(loss)} either way, because all logits are equal."
+        return f". Here the loss is {_number(loss)} either way, as for equal logits."
     return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."
 
 
