@@ -88,8 +88,8 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     separate kernels make, and add no rounding. A contract permits roundings, and requires none, so its bounds also
     cover fused steps.
 
-    Code for a CPU may also add up the rows in any order. The contract is `own.compiled`: see
-    :attr:`Contract.compiled`.
+    Code for a CPU may also add up the rows in any order. The contract is `own.when_compiled`: see
+    :attr:`Contract.when_compiled`.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
     blocks. The contract is `own` with `fused=True`, and with the "fast" functions (`FUNCTIONS`) of its compute format.
@@ -97,7 +97,7 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     if backend == TRACER:
         return own
     if device == "cpu":
-        return own.compiled
+        return own.when_compiled
     return replace(own, functions=FUNCTIONS["fast", own.compute.name], fused=True)
 
 

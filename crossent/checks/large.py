@@ -93,12 +93,12 @@ def memory(trial: Trial) -> Iterator[Problem]:
     memory of the logits.
     """
     case, device = trial.case, trial.question.device
-    need = 8 * MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
-    # The judge measures the free memory: an isolated process may be asked again later, when another amount is free.
+    most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
+    need = 8 * most
+    # The judge measures the free memory, since the subject's process and torch's would measure different amounts.
     if (have := available(device)) < need:
         raise NotRunError(_too_little(need, have, device))
     grown = trial.perform(measure_memory, trial.question.fresh(), trial.gradients, device, need)
-    most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
     if grown >= most:
         said = f"memory: got {grown / 2**20:.0f} MiB for a call with {MEMORY_ROWS} rows and {MEMORY_CLASSES} classes"
         due = f"expected less than the {most / 2**20:.0f} MiB of all its logits in {case.dtype}"

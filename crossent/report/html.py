@@ -75,7 +75,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Line:
+class CoverageLine:
     """A line about the coverage or about a gap in the coverage.
 
     The line begins with `count` in bold: a number, or a word such as "No". Then come `what` and, in small type, `why`.
@@ -107,7 +107,7 @@ class SubjectPart:
     lines: Sequence[Group]
     hidden: Counter[str]
     features: Sequence[Group]
-    gaps: Sequence[Line]
+    gaps: Sequence[CoverageLine]
 
     @property
     def failed(self) -> int:
@@ -117,7 +117,7 @@ class SubjectPart:
 
 def page(report: Report) -> str:
     """Return the report as an HTML document. Equal reports give equal documents."""
-    return _document("report.html.jinja", report, [_part(subject, _is_partial(report)) for subject in report.subjects])
+    return _document("report.html.jinja", report, [_part(subject, report.is_part) for subject in report.subjects])
 
 
 def notebook(report: Report) -> str:
@@ -126,7 +126,7 @@ def notebook(report: Report) -> str:
     In an iframe, neither the style of the page nor a text of the report can change the notebook. Failed subjects are
     first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
-    made = [_part(subject, _is_partial(report)) for subject in report.subjects]
+    made = [_part(subject, report.is_part) for subject in report.subjects]
     parts = sorted(made, key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
         # In a quoted attribute, only these two characters end or change the text.
@@ -160,58 +160,53 @@ def verdict(report: Report) -> str:
     return "passed" if report.ok else "failed" if report.failed else "unproven"
 
 
-def covered(report: Report) -> Iterator[Line]:
+def covered(report: Report) -> Iterator[CoverageLine]:
     """Yield the lines about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
-    yield Line(*_counted(report.ran, "call", "checked"), f"of {names}")
-    yield Line(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
+    yield CoverageLine(*_counted(report.ran, "call", "checked"), f"of {names}")
+    yield CoverageLine(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
         triples, sized = "of three options", "of a size, an option and a dtype"
-        yield Line(*_counted(report.triples, "combination", triples), "that occur in a case")
-        yield Line(*_counted(report.sized[1], "combination", sized), "that occur in a case")
+        yield CoverageLine(*_counted(report.triples, "combination", triples), "that occur in a case")
+        yield CoverageLine(*_counted(report.sized[1], "combination", sized), "that occur in a case")
     if compared.ran:
         telling = compared.ran - compared.vacuous
-        yield Line(*_counted(telling, "comparison", "that a wrong result would fail"), f"of {compared.ran:,}")
+        yield CoverageLine(*_counted(telling, "comparison", "that a wrong result would fail"), f"of {compared.ran:,}")
         judged = compared.elements - compared.not_judged.total()
-        yield Line(*_counted(judged, "number", "judged"), "of losses, gradients and other results")
+        yield CoverageLine(*_counted(judged, "number", "judged"), "of losses, gradients and other results")
 
 
-def gaps(report: Report) -> Iterator[Line]:
+def gaps(report: Report) -> Iterator[CoverageLine]:
     """Yield the lines about everything that the verdict does not cover, such as skipped checks, the most serious first.
 
-    In a partial run (see `_is_partial`), a result without evidence gets no line of its own.
+    In a run of a part (`Report.is_part`), a result without evidence gets no line of its own.
     """
     for what, names in report.only.items():
-        yield Line("Only", "a part ran", f"only the {what} {first_names(names)}", loud=True)
+        yield CoverageLine("Only", "a part ran", f"only the {what} {first_names(names)}", loud=True)
     if (shard := report.shard) is not None:
         cases = f"{len(shard.places):,} of {counted(shard.planned, 'case')}"
-        yield Line("Only", "a part ran", f"shard {shard}, with {cases}", loud=True)
+        yield CoverageLine("Only", "a part ran", f"shard {shard}, with {cases}", loud=True)
     for subject in report.subjects:
         if not subject.outcomes:
-            yield Line("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
-        for result in () if _is_partial(report) else subject.without_evidence:
-            yield Line("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
+            yield CoverageLine("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
+        for result in () if report.is_part else subject.without_evidence:
+            yield CoverageLine("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
         why = "--level normal has every combination of three options"
-        yield Line("Quick", "run, which has every combination of two options", why, loud=True)
+        yield CoverageLine("Quick", "run, which has every combination of two options", why, loud=True)
     if report.left_out:
-        yield Line(*_counted(len(report.left_out), "check", "planned for no case"))
+        yield CoverageLine(*_counted(len(report.left_out), "check", "planned for no case"))
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
-        yield Line(*_counted(skipped, "skipped check"), "counted for each case")
+        yield CoverageLine(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Line(*_counted(not_applicable, "case", "not applicable"), "counted for each subject")
+        yield CoverageLine(*_counted(not_applicable, "case", "not applicable"), "counted for each subject")
     compared = report.compared
     if compared.vacuous:
-        yield Line(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
+        yield CoverageLine(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield Line(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
+        yield CoverageLine(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
-        yield Line(*_counted(known, "case", "with known failures"), "not counted among the findings")
-
-
-def _is_partial(report: Report) -> bool:
-    """Return whether only chosen checks or cases, or only a shard, ran."""
-    return bool(report.only) or report.shard is not None
+        yield CoverageLine(*_counted(known, "case", "with known failures"), "not counted among the findings")
 
 
 def _part(subject: SubjectReport, partial: bool) -> SubjectPart:
@@ -248,18 +243,18 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
     return Group(cause, example, others[:most], published(subject, cause))
 
 
-def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Line]:
+def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[CoverageLine]:
     """Yield the lines about the gaps in the verdict on one subject, such as skipped checks, with the reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
-        yield Line(*_counted(count, "case", "not applicable"), reason)
+        yield CoverageLine(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
         each = ", ".join(f"{check} {count:,}" for check, count in checks.items())
-        yield Line(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
+        yield CoverageLine(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
     compared = together(tally for tally in tallies if tally.ratio is not None)
     if compared.vacuous:
-        yield Line(*_counted(compared.vacuous, "comparison", "without evidence"), NO_EVIDENCE)
+        yield CoverageLine(*_counted(compared.vacuous, "comparison", "without evidence"), NO_EVIDENCE)
     for reason, count in sorted(compared.not_judged.items()):
-        yield Line(*_counted(count, "number", "not judged"), reason)
+        yield CoverageLine(*_counted(count, "number", "not judged"), reason)
 
 
 def render(template: str, **values: Any) -> str:

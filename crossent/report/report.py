@@ -141,6 +141,11 @@ class Report:
         return sum(finding.expected is None for subject in self.subjects for finding in subject.findings)
 
     @property
+    def is_part(self) -> bool:
+        """Whether only chosen checks or cases, or only a shard, ran."""
+        return bool(self.only) or self.shard is not None
+
+    @property
     def ok(self) -> bool:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
@@ -221,8 +226,7 @@ class Report:
             return [self._verdict()]
         parts: list[RenderableType] = [Text(line) for line in self._head(verbosity)]
         if self.ran:
-            part = bool(self.only) or self.shard is not None
-            table = overview(self.subjects, ended=self.planned is None, part=part)
+            table = overview(self.subjects, ended=self.planned is None, part=self.is_part)
             parts += [Text(), table, Text(LEGEND, "dim")]
         for subject in self.subjects:
             if verbosity > 0:
@@ -271,8 +275,7 @@ class Report:
         if self.shard is not None:
             cases = f"{len(self.shard.places):,} of {self.shard.planned:,} cases"
             yield f"ONLY A PART RAN: shard {self.shard}, with {cases}"
-        part = self.only or self.shard is not None  # a run of a part needs no evidence for its results
-        for subject in self.subjects if not part else ():
+        for subject in () if self.is_part else self.subjects:  # a part needs no evidence for its results
             for result in subject.without_evidence:
                 yield f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}"
         for line in self.fixed:

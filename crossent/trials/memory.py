@@ -49,7 +49,7 @@ def describe_change(given: Inputs, before: Inputs) -> str:
     """
     name = written(given, before)
     if name and _view(tensors_of(given)[name]) != _view(tensors_of(before)[name]):
-        return f"changed the shape, strides or offset of {name}"
+        return _view_change(name)
     return name and f"wrote into {name}"
 
 
@@ -80,7 +80,7 @@ def describe_attribute_change(tensors: Mapping[str, Received]) -> str:
         if argument.requires_grad != required:
             return f"the call changed the requires_grad of {name}"
         if _view(argument) != view:
-            return f"the call changed the shape, strides or offset of {name}"
+            return f"the call {_view_change(name)}"
     return ""
 
 
@@ -126,6 +126,10 @@ def _has_other_elements(new: Tensor, old: Tensor) -> bool:
 def _view(tensor: Tensor) -> tuple[object, ...]:
     """Return the shape, the strides and the offset of a tensor in its storage."""
     return tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
+def _view_change(name: str) -> str:
+    return f"changed the shape, strides or offset of {name}"
 
 
 def _storage_address(tensor: Tensor) -> int:

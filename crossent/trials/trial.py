@@ -232,7 +232,7 @@ class Trial:
         chosen = grade or self.wanted
         flushes = "subnormal" in subject.lacks
         own = contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
-        return own.compiled if subject.compiled else own
+        return own.when_compiled if subject.compiled else own
 
     def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
         """Return the contract of the subject for the operation, the logits dtype and the number of rows of `exact`.

@@ -138,7 +138,7 @@ class Contract:
         return self if self.row_order == ANY_ORDER else replace(self, row_order=ANY_ORDER)
 
     @property
-    def compiled(self) -> Contract:
+    def when_compiled(self) -> Contract:
         """The contract of code that torch.compile generates for a CPU, for an implementation with this contract.
 
         Such code adds up the rows in any order, in float32, or in float64 for float64 logits. If `stored` is None,

@@ -41,10 +41,10 @@ def differences(old: Report, new: Report) -> list[tuple[str, str, str]]:
 
     The options are the level and the seed, and the contract and declarations of each subject. The coverage has the
     checks that did not run, the number of combinations of three options, and the known failures that no longer happen.
-    If a run is partial (see `is_partial`), leave out the coverage. If only one run has an entry, the value of the other
-    run is "".
+    If a run is incomplete (see `is_incomplete`), leave out the coverage. If only one run has an entry, the value of the
+    other run is "".
     """
-    partial = is_partial(old) or is_partial(new)
+    partial = is_incomplete(old) or is_incomplete(new)
     was, now = _describe(old, partial), _describe(new, partial)
     different = [
         (name, was.get(name, ""), now.get(name, ""))
@@ -70,12 +70,12 @@ def _describe(run: Report, partial: bool) -> dict[str, str]:
     return {**run.environment, "level": run.level, "seed": str(run.seed), **({} if partial else more)}
 
 
-def is_partial(run: Report) -> bool:
+def is_incomplete(run: Report) -> bool:
     """Return whether a run has only chosen cases or checks, is a shard, or ended early.
 
     `notes` does not list the cases and checks that such a run lacks.
     """
-    return bool(run.only) or run.planned is not None or run.shard is not None
+    return run.is_part or run.planned is not None
 
 
 def notes(
@@ -110,7 +110,7 @@ def notes(
         yield f"no compiled code is compared: level {levels[0]} runs none of {', '.join(_COMPILED)}"
     subjects: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
-        for parts in _notes_on(before, now, explained, (is_partial(new), is_partial(old))):
+        for parts in _notes_on(before, now, explained, (is_incomplete(new), is_incomplete(old))):
             subjects.setdefault(parts, []).append(now.name)
     for (note, details), of in subjects.items():
         yield f"{note} ({', '.join(of)}){details}"
@@ -122,7 +122,7 @@ def _notes_on(
     """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
 
     `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` has the results
-    of :func:`is_partial`: first for the new run, since a partial new run explains why only the old run has a case.
+    of :func:`is_incomplete`: first for the new run, since a partial new run explains why only the old run has a case.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

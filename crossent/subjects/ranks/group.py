@@ -50,9 +50,7 @@ class _Rank:
 class Ranks:
     """The ranks of one subject. The first request starts the ranks.
 
-    If a fault ends the ranks (see `_checked`), the next request starts new ranks. The attribute `changed_state` is a
-    list of the parts of the global state that the user's code changed on a rank. The rank has restored these parts. The
-    user of this class empties the list.
+    If a fault ends the ranks (see `_checked`), the next request starts new ranks.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -72,7 +70,12 @@ class Ranks:
         self._end_launcher = weakref.finalize(self, int)  # does nothing; `_start` replaces it by `Launcher.close`
         self._ranks: list[_Rank] = []
         self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
-        self.changed_state: list[str] = []
+        self._changed_state: list[str] = []
+
+    def take_changed_state(self) -> list[str]:
+        """Return, and forget, the parts of the global state that the user's code changed and a rank has restored."""
+        changed, self._changed_state = self._changed_state, []
+        return changed
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
         """Send a request to all ranks, and return their replies. If no ranks run, start ranks for tensors on `device`.
@@ -171,7 +174,7 @@ class Ranks:
                 rank.ended, rank.status = "ended", reply["ended"]
             else:
                 rank.reply = reply
-                self.changed_state += reply.get("state", ())
+                self._changed_state += reply.get("state", ())
         except (EOFError, ConnectionError):
             rank.ended = "ended"
         except (TimeoutError, DamagedMessageError) as error:

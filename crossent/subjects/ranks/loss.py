@@ -144,7 +144,7 @@ class RankLoss:
         The rank has restored these parts. The result also has the parts that the ranks of a loss from :meth:`on` have
         changed.
         """
-        changed, self._ranks.changed_state = self._ranks.changed_state, []
+        changed = self._ranks.take_changed_state()
         changed += [name for other in self._others.values() for name in other.take_changed_state()]
         return list(dict.fromkeys(changed))
 
