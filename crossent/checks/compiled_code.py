@@ -166,11 +166,12 @@ trace_dynamic = _declare_check(
     dynamic=True,
     sample=_ignored_indices,
 )
+# Published bugs of this kind: pytorch#95794, #121173, #155247, #182399.
 fixed_code = _declare_check(  # not `compile`, which is a function of Python
     "compile",
     INDUCTOR,
     Cost.CODE,
-    "Code compiled by torch.compile gives the exact loss and gradients: pytorch#95794, #121173, #155247, #182399.",
+    "Code compiled by torch.compile gives the exact loss and gradients.",
     dynamic=False,
     sample=_weighted_indices,
 )
@@ -192,7 +193,10 @@ dynamic_code = _declare_check(
     sample=_weighted_indices,
 )
 def compiled_error(trial: Trial) -> Iterator[Problem]:
-    """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""
+    """Compiled code raises an error for a class index out of range.
+
+    In pytorch#135546, compiled code took the class index -1 as the last class.
+    """
     inputs = trial.question.fresh()
     if inputs.input.device.type in ("cuda", "xpu"):
         raise NotRunError(

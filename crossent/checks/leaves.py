@@ -29,7 +29,7 @@ def has_target_gradient(inputs: Inputs) -> bool:
 
 @check("gradient", cost=Cost.CALLS, operations=EVERY_OPERATION)
 def non_leaf(trial: Trial) -> Found:
-    """An output of an operation, given as logits, stays unchanged and gives the exact loss and gradients.
+    """Logits that are the output of an operation stay unchanged and give the exact loss and gradients.
 
     In a linear cross-entropy, the weight and the bias of the linear layer are outputs of operations too.
     """

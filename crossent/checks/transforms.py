@@ -66,7 +66,7 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     transforms=True,
 )
 def vmap(trial: Trial) -> Found:
-    """torch.func.vmap of the loss and of its gradients gives the exact result of each sample.
+    """Under torch.func.vmap, the loss and the gradients of each sample equal their exact values.
 
     The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
     dimension. So a sample has one dimension fewer than the logits. With every reduction, the result of a sample is the
@@ -124,7 +124,7 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
-    """Under torch.autocast, the loss of half-precision inputs is computed in float32, and is float32.
+    """Under torch.autocast, the loss of half-precision inputs is computed in float32 and has this dtype.
 
     Other inputs give a loss of their own dtype. torch documents cross_entropy_loss as an operation that autocasts to
     float32. Autocast computes matrix products of float32 in half precision, so a subject that contains a matrix product

@@ -66,7 +66,7 @@ def test_a_right_loss_survives_the_cases_of_the_mutants(loss, ranks):
     ("split", "target", "reason"),
     [
         ("classes", "int64", "pads no shard"),
-        ("padded", "probabilities", "gets class probabilities, which cannot be the index of padding"),
+        ("padded", "probabilities", "gets class probabilities, which are no indices"),
     ],
 )
 def test_padding_target_says_why_it_does_not_run(split, target, reason):

@@ -114,7 +114,7 @@ def ignored_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("label_smoothing", cost=Cost.CALLS, applies=_has_classes)
 def whole_smoothing(trial: Trial) -> Iterator[Difference]:
-    """With label_smoothing=1, which averages over the classes of all ranks, loss and gradient are exact."""
+    """With label_smoothing=1, where each loss is a mean over the classes of all ranks, loss and gradient are exact."""
     inputs = trial.question.inputs
     smoothed = replace(inputs, options={**inputs.options, "label_smoothing": 1.0})
     yield from _compared(trial, smoothed, "with label_smoothing=1")
@@ -154,7 +154,7 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
 
 @check("index_target", "errors", "index_errors", cost=Cost.CALLS, applies=_has_classes)
 def padding_target(trial: Trial) -> Iterator[Problem]:
-    """A target that is the index of padding, and not of a class, raises an error.
+    """A target that is no class, but an index in the padding of the class axis, raises an error.
 
     The padding consists of further logits at the end of the class axis, so that all shards have the same size.
     """
@@ -164,7 +164,7 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
     if ranks == 1:
         raise NotRunError(_ONE_RANK)
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities, which cannot be the index of padding")
+        raise NotRunError("gets class probabilities, which are no indices")
     classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
     if not classes:
         raise NotRunError("gets too few classes for a shard with padding")
