@@ -286,3 +286,23 @@ def test_a_result_off_by_a_percent_fits_no_mistake():
     found = lines_of(OffByAPercent, case)
     assert set(found) == {"loss", "gradient", "weight_gradient", "bias_gradient"}
     assert set(found.values()) == {""}
+
+
+class OnesForGradients(torch.autograd.Function):
+    """A sum over no rows: the loss is 1, and so is each number of the gradients."""
+
+    @staticmethod
+    def forward(ctx, hidden, linear_weight):
+        ctx.save_for_backward(hidden, linear_weight)
+        return hidden.new_ones(())
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return tuple(map(torch.ones_like, ctx.saved_tensors))
+
+
+def test_an_empty_batch_with_a_wrong_result_fits_no_sum_that_is_rounded():
+    case = LinearCase("float16", (0, 5), reduction="sum")
+    subject = subject_of(lambda hidden, target, *, linear_weight, **o: OnesForGradients.apply(hidden, linear_weight))
+    trial = trial_of(Question(case), subject)
+    assert [mistake_of(trial, name) for name in ("loss", "weight_gradient")] == ["", ""]

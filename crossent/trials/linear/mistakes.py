@@ -265,7 +265,7 @@ def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: A
 
     A chunk size explains `got` if `got` is the sum over the rows, rounded to its dtype after each chunk of this size.
     For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. For "gradient",
-    which is no sum over the rows, the function yields nothing.
+    which is no sum over the rows, and for an empty batch, the function yields nothing.
 
     The function compares only the 64 numbers with the largest shares of their bounds. More than 90 % of these must
     agree with the rounded sum. For at least one, the errors of `got` and of the rounded sum must both exceed the bound.
@@ -275,7 +275,7 @@ def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: A
     `right` has the numbers without a mistake, `exact` has the exact values, and `allowed` has the error bounds.
     `storage` is the format of `got`.
     """
-    if of == "gradient":
+    if of == "gradient" or not len(right.counted):
         return
     worst = np.argsort(-(np.abs(got - exact) / allowed).ravel(), kind="stable")[:64]
     numbers, values, most = (array.ravel()[worst] for array in (got, exact, allowed))
