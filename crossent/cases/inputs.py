@@ -13,6 +13,8 @@ from torch import Tensor
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, LINEAR_CROSS_ENTROPY, Operation
 from crossent.machine import lacks_float64
 
+DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must return, in words for a message
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -154,3 +156,13 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "contiguous":
         return tensor
     raise ValueError(f"layout: got {layout!r}, which no code builds; add {layout!r} to laid_out")
+
+
+def class_and_layout(value: object) -> str:
+    """Return the class of a value, and the layout of a tensor that is not strided, in words for a message.
+
+    >>> class_and_layout(torch.eye(2).to_sparse())
+    'Tensor with layout torch.sparse_coo'
+    """
+    layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
+    return f"{type(value).__name__}{layout}"

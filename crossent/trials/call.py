@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crossent.cases.inputs import Inputs, bits
+from crossent.cases.inputs import DENSE, Inputs, bits, class_and_layout
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.choices import FEATURE_NAMES
 from crossent.subjects.subject import Loss
@@ -68,7 +68,6 @@ def digest_of(got: Result) -> str:
         return ""
 
 
-DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must return, in words for a message
 # The words for results in messages.
 RESULT_NAMES = {
     "gradient": "gradient of the logits",
@@ -107,16 +106,6 @@ def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
 def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
     """Return a dtype and a shape in words for a message, such as "float32 with shape (3, 5)"."""
     return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
-
-
-def class_and_layout(value: object) -> str:
-    """Return the class of a value, and the layout of a tensor that is not strided, in words for a message.
-
-    >>> class_and_layout(torch.eye(2).to_sparse())
-    'Tensor with layout torch.sparse_coo'
-    """
-    layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
-    return f"{type(value).__name__}{layout}"
 
 
 def checksum(tensor: Tensor, before: int = 0) -> int:

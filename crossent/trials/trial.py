@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
-from crossent.cases.inputs import Inputs
+from crossent.cases.inputs import DENSE, Inputs, class_and_layout
 from crossent.numerics.bounds.contracts import Contract, Grade, contract
 from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.formats import Array
@@ -20,11 +20,9 @@ from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.call import (
-    DENSE,
     Call,
     Gradients,
     Result,
-    class_and_layout,
     digest_of,
     dtype_and_shape,
     evaluate,
@@ -316,7 +314,8 @@ def misshapen(
     got, due = dtype_and_shape(loss.dtype, loss.shape), dtype_and_shape(dtype, expected.shape)
     if loss.device != device or device.type != "cpu":
         got, due = f"{got} on {loss.device}", f"{due} on {device}"
-    declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widens_halves(trial) else ""
+    widened = loss.dtype == torch.float32 and dtype in HALF_DTYPES and widens_halves(trial)
+    declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widened else ""
     return Problem("wrong", f"{name}: got {got}; expected {due}{declare}")
 
 

@@ -64,6 +64,17 @@ def test_a_result_that_is_no_dense_tensor_is_reported_by_its_class_and_layout(lo
     assert found == Problem("wrong", f"loss: got {kind}; expected a dense tensor of class torch.Tensor")
 
 
+@pytest.mark.parametrize(("first", "declared"), [("float16", False), ("float32", False), ("float32", True)])
+def test_only_a_float32_loss_where_a_narrower_dtype_is_due_may_be_declared(first, declared):
+    """The further call returns float32 if the first does not, and float16 if float32 is declared."""
+    loss = lambda *args, **options: crossent.formula(*args, **options).to(getattr(torch, first))  # noqa: E731
+    subject = Subject("mine", loss).lacking({"half_result": "is declared without half_result"} if declared else {})
+    trial = trial_of(Question(Case("float16", (7, 5), reduction="none")), subject)
+    further = torch.zeros(7, dtype=torch.float16 if declared else torch.float32)
+    found = misshapen(trial, further, trial.question.exact, way="under no_grad")
+    assert ("If float32 is intended" in found.message) == (first == "float32" and not declared)
+
+
 def on_meta(loss):
     return loss.detach().to("meta")
 

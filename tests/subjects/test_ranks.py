@@ -238,7 +238,16 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
 @pytest.mark.parametrize(
     ("subjects", "options", "message"),
     [
-        (["torch"], {"ranks": 2}, "subject: got 'torch', which does not run on ranks; allowed are loss_parallel, "),
+        (
+            ["torch"],
+            {"ranks": 2},
+            "subject: got 'torch', which names no loss on several ranks; allowed are ",
+        ),
+        (
+            ["mine.py"],
+            {"ranks": 2},
+            "subject: got 'mine.py'; the name of the function or class is missing; write ",
+        ),
         (["loss_parallel"], {}, "several ranks; give the number of ranks: --ranks N, or ranks=N in Python"),
         (["loss_parallel+compile"], {}, "loss_parallel runs on several ranks; leave out [+]compile, and give the nu"),
         ([], {"ranks": 2}, "ranks: got 2, but no subject; name a subject that runs on ranks"),
@@ -249,7 +258,7 @@ def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, messag
             {"ranks": 2, "operation": "linear_cross_entropy"},
             "ranks: got 2 with the operation linear_cross_entropy; only cross_entropy runs on ranks; leave out ranks",
         ),
-        (["loss_parallel+compile"], {"ranks": 2}, "which does not run on ranks"),
+        (["loss_parallel+compile"], {"ranks": 2}, "which names no loss on several ranks"),
     ],
 )
 def test_wrong_use_of_ranks_is_an_error_of_one_line(subjects, options, message):
@@ -262,6 +271,9 @@ def test_an_adapted_loss_has_one_number_of_ranks():
     loss = crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=3)
     with pytest.raises(ValueError, match="ranks: got 2, but 'right' runs on 3 ranks"):
         crossent.check(loss, ranks=2)
+
+    with pytest.raises(ValueError, match="ranks: got 2, but 'right' runs on 1 rank; use ranks=1"):
+        crossent.check(crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=1), ranks=2)
 
 
 def test_a_rank_is_told_its_place_and_no_exact_value():
@@ -279,6 +291,23 @@ def test_a_call_outside_of_the_context_has_its_tensors_on_the_device_of_the_rank
     state = rank_process._RankState(place, "classes", OnRank(names_the_devices))
     request = {"input": torch.zeros(3, 4), "target": torch.zeros(3).long(), "options": {"weight": torch.ones(4)}}
     assert rank_process._outside(state, request) == "raises RuntimeError: meta, meta, meta"
+
+
+def detached(local_logits, target, shape, axis, options):
+    return torch.zeros((), requires_grad=True) + 1
+
+
+def test_a_call_outside_of_the_context_that_computes_no_gradient_is_described_without_one():
+    place = Place(rank=0, ranks=1, backend="gloo", device="cpu", store="", seconds=1.0)
+    state = rank_process._RankState(place, "classes", OnRank(detached))
+    request = {"input": torch.zeros(3, 4), "target": torch.zeros(3).long(), "options": {}}
+    assert re.fullmatch("returns a loss with the checksum [0-9a-f]{8}", rank_process._outside(state, request))
+
+
+def test_a_sparse_loss_of_a_rank_is_reported_by_its_layout():
+    expected = "expected a DTensor or a dense tensor of class torch.Tensor"
+    with pytest.raises(TypeError, match=f"^loss: got Tensor with layout torch.sparse_coo; {expected}$"):
+        rank_process._full(torch.ones(1).to_sparse())
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b".", b"\x80\x02h\x00."])

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, PrefixStore, TCPStore
 
-from crossent.cases.inputs import bits
+from crossent.cases.inputs import DENSE, bits, class_and_layout
 from crossent.machine import ambient
 from crossent.state import restore, snapshot
 from crossent.subjects.confinement import close_all_but, end_with_parent, read_nothing
@@ -253,7 +253,7 @@ def _full(loss: Any) -> Tensor:
     """
     dense: Any = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
     if type(dense) is not Tensor or dense.layout != torch.strided:
-        raise TypeError(f"loss: got {type(dense).__name__}; expected a dense tensor of class torch.Tensor")
+        raise TypeError(f"loss: got {class_and_layout(dense)}; expected a DTensor or {DENSE}")
     return dense.detach().clone()
 
 
@@ -332,9 +332,9 @@ def _outside(state: _RankState, request: dict[str, Any]) -> str:
         state.loss.backward(loss, torch.ones_like(full))
     except Exception as error:
         return f"raises {said(error)}"
-    parts = [full] if local.grad is None else [full, local.grad]
-    checksum = zlib.crc32(b"".join(bits(one).tobytes() for one in parts))
-    return f"returns a loss and a gradient with the checksum {checksum:08x}"
+    parts = {"loss": full} if local.grad is None else {"loss": full, "gradient": local.grad}
+    checksum = zlib.crc32(b"".join(bits(one).tobytes() for one in parts.values()))
+    return f"returns a {' and a '.join(parts)} with the checksum {checksum:08x}"
 
 
 _ACTIONS: dict[str, Callable[[_RankState, dict[str, Any]], dict[str, Any]]] = {

@@ -13,7 +13,7 @@ from crossent.subjects.loader import import_object, source_of
 from crossent.subjects.ranks.loss import RankLoss
 from crossent.subjects.ranks.protocol import require_ranks, why_no_classes
 from crossent.subjects.subject import Subject
-from crossent.words import one_line, quoted
+from crossent.words import counted, one_line, quoted
 
 # The subjects on several ranks that have a name, with their descriptions.
 RANK_SUBJECTS = {"loss_parallel": "crossent.subjects.ranks.loss_parallel:LossParallel"}
@@ -60,13 +60,13 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
         if loss.count != ranks:
-            own = f"{quoted(loss.__name__)} runs on {loss.count} ranks"
+            own = f"{quoted(loss.__name__)} runs on {counted(loss.count, 'rank')}"
             raise ValueError(f"ranks: got {ranks}, but {own}; use ranks={loss.count}")
         return _subject(loss.__name__, loss, "")
     description = RANK_SUBJECTS.get(given, given)
-    if ":" not in description:
+    if ":" not in description and not description.endswith(".py"):
         allowed = f"{', '.join(RANK_SUBJECTS)}, package.module:NAME and path/to/file.py:NAME"
-        raise ValueError(f"subject: got {quoted(given)}, which does not run on ranks; allowed are {allowed}")
+        raise ValueError(f"subject: got {quoted(given)}, which names no loss on several ranks; allowed are {allowed}")
     try:
         source = source_of(description)
         loss = RankLoss(import_object(description), ranks, description=source, **how)
