@@ -114,12 +114,17 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
     """Yield the factors by which a bug may multiply a loss or a gradient, as pairs (name, factor)."""
     sizes = {words: number for words, number in _sizes(inputs).items() if number != 0}
     for one, two in permutations(sizes, 2):
-        yield f"{one} / {two}", sizes[one] / sizes[two]
+        yield f"{_operand(one)} / {_operand(two)}", sizes[one] / sizes[two]
     for words, number in sizes.items():
         yield words, number
-        yield f"1 / {words}", 1 / number
+        yield f"1 / {_operand(words)}", 1 / number
     yield from (("wrong sign", -1.0), ("doubled", 2.0), ("halved", 0.5))
     yield from (("log 2", math.log(2)), ("1 / log 2", 1 / math.log(2)))
+
+
+def _operand(words: str) -> str:
+    """Return the name of a number for a quotient. A name with a minus sign gets parentheses."""
+    return f"({words})" if " - " in words else words
 
 
 def _sizes(inputs: Inputs) -> dict[str, float]:

@@ -52,6 +52,16 @@ def summed(input, target, **options):
             "float64-7x5-normal-unnormalised-mean",
             r"[0-9.]+: rows / sum of the probabilities.*",
         ),
+        (
+            lambda x, y, **o: crossent.formula(x, y, **o) * (1 - o["label_smoothing"]),
+            "float64-7x5-normal-int64-mean-smooth0.1",
+            "0.9: 1 - label_smoothing",
+        ),
+        (
+            lambda x, y, **o: crossent.formula(x, y, **o) / (1 - o["label_smoothing"]),
+            "float64-7x5-normal-int64-mean-smooth0.1",
+            r"1.11111: 1 / \(1 - label_smoothing\)",
+        ),
         (lambda x, y, **o: -crossent.formula(x, y, **o), "float32-7x5-normal-int64-sum", "-1: wrong sign"),
         (
             lambda x, y, **o: crossent.formula(x, y, **o) / 2**0.5,
@@ -60,7 +70,18 @@ def summed(input, target, **options):
         ),
         (lambda x, y, **o: crossent.formula(x, y, **o) + 1, "bfloat16-7x5-normal-int64-sum", None),
     ],
-    ids=["all rows", "unweighted", "not divided", "by classes", "probabilities", "sign", "no factor", "an addend"],
+    ids=[
+        "all rows",
+        "unweighted",
+        "not divided",
+        "by classes",
+        "probabilities",
+        "smoothing",
+        "divided twice",
+        "sign",
+        "no factor",
+        "an addend",
+    ],
 )
 def test_a_known_factor_is_named_with_its_value(loss, case, line):
     lines = factor_lines(loss, case)
