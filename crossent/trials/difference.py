@@ -76,11 +76,21 @@ class Difference:
         )
         if not math.isfinite(self.error):
             return f"{counts}\nExpected {self.exact:.6g}{where}, got {self.got:.6g}"
+        error, bound = _apart(self.error, self.bound) if self.ratio > 1 else (f"{self.error:.6g}", f"{self.bound:.3g}")
         return (
             f"{counts}\n"
-            f"Worst difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
+            f"Worst difference: {error}{where} (up to {bound} allowed)\n"
             f"Relative difference there: {relative}, {self.ulp:.3g} ulp"
         )
+
+
+def _apart(error: float, bound: float) -> tuple[str, str]:
+    """Return an error and the smaller bound as text, with enough digits that the bound is also smaller as text.
+
+    If the first digits suffice, these are six digits of the error and three of the bound.
+    """
+    pairs = [(f"{error:.6g}", f"{bound:.{digits}g}") for digits in (3, 6)]
+    return next((pair for pair in pairs if float(pair[0]) > float(pair[1])), (repr(error), repr(bound)))
 
 
 def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:

@@ -17,6 +17,7 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
+from crossent.trials.difference import Difference
 from crossent.trials.exact import solve
 
 
@@ -373,3 +374,16 @@ def test_the_gradient_of_a_kept_row_without_a_softmax_is_not_zero():
     result = evaluate(crossent.formula, case)
     _, difference = compare(Result(result.loss, result.gradient.nan_to_num(0.0)), solve(case))
     assert difference.ratio == np.inf
+
+
+@pytest.mark.parametrize(
+    ("error", "bound", "said"),
+    [
+        (1.5, 1.00555, "1.5 (up to 1.01 allowed)"),
+        (1.00567, 1.00555, "1.00567 (up to 1.00555 allowed)"),
+        (1.0000001, 1.0, "1.0000001 (up to 1.0 allowed)"),
+    ],
+)
+def test_the_message_shows_a_bound_below_the_error(error, bound, said):
+    found = Difference("loss", "float32", (), error, 0.0, 0.0, bound, error, error / bound, 1.0, 1, 1, {}, False)
+    assert f"Worst difference: {said}\n" in str(found)
