@@ -188,7 +188,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    late = f"loading took over {seconds:g} s; choose a larger --timeout"
+                    late = f"loading took over {seconds:g} s; choose a larger --timeout, or timeout in Python"
                     raise ValueError(f"subject: got {quoted(description)}; {late}")
                 if not (more := os.read(ours, 2**16)):
                     break
@@ -201,6 +201,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        why = "the process that loads this subject ended; import the subject in Python to see why"
-        raise ValueError(f"subject: got {quoted(description)}; {why}")
+        ended = "ended; import the subject in Python to see why"
+        why = f"sent wrong data: {quoted(received)}" if received else ended
+        raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject {why}")
     return reply

@@ -77,6 +77,13 @@ def test_the_import_of_a_file_does_not_change_the_judge(tmp_path, capfd):
     assert not torch.equal(torch.ones(1), torch.zeros(1))
 
 
+SENDS_NO_JSON = """
+import contextlib, os
+for descriptor in range(3, 64):
+    with contextlib.suppress(OSError):
+        os.write(descriptor, b'{garbage')
+os._exit(0)
+"""
 SENDS_NO_NAME = """
 import contextlib, os
 for descriptor in range(3, 64):
@@ -91,8 +98,9 @@ os._exit(0)
     [
         ("import os; os._exit(0)", "this subject ended; import the subject in Python to see why"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process that loads this subject ended"),
+        (SENDS_NO_JSON, "the process that loads this subject sent wrong data: b'{garbage"),
         (SENDS_NO_NAME, "the process that loads this subject sent wrong data: KeyError: 'name'"),
-        ("while True: pass", "loading took over 1 s; choose a larger --timeout"),
+        ("while True: pass", "loading took over 1 s; choose a larger --timeout, or timeout in Python"),
         ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
         ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),
         ("loss = 3", "it is an object of type int, which is not callable; allowed are a callable"),
