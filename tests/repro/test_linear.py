@@ -195,6 +195,16 @@ def test_a_script_leaves_out_the_sizes_of_chunks_that_the_check_lets_a_function_
     assert statuses([script]) == [0]
 
 
+def test_a_script_says_right_of_a_function_that_refuses_the_size_of_the_finding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, refuses = tmp_path / "chunked.py", "    if chunk_size == 2:\n        raise ValueError\n    if"
+    file.write_text(CHUNKED)
+    script = script_of(f"chunked:chunks:{LinearCase('float32').id}", source="chunked.py:chunked")
+    assert "chunk_sizes = (('with chunk_size=2', 'chunk_size', 2),)" in script
+    file.write_text(CHUNKED.replace("    if", refuses, 1))
+    assert statuses([script]) == [0]
+
+
 @NEEDS_213
 def test_the_script_of_torchs_size_of_chunks_needs_torch_alone():
     case = LinearCase("bfloat16", (1024, 64), reduction="sum", bias="bias")

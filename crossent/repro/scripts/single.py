@@ -49,7 +49,7 @@ def judge_number(result):
 def judge_sign(result):
     """Judge one number of the loss, and end the script. Compare a negative number with 0; other numbers are right."""
     got = result[part][index].item()
-    verdict(*judged(got, 0.0 if got < 0 else got))
+    verdict(*(judged(got, 0.0) if got < 0 else (False, f"got {got!r}, which is not negative")))
 
 
 def judge_row_sum(result):
@@ -209,16 +209,20 @@ def check_ignored_rows():
 def check_repeat():
     """Check that a second call returns the same bits, even after a call with other numbers.
 
-    Before the second call, fill freed memory with NaN.
+    Before the second call, fill freed memory with NaN. Also check that the first result still has the same bits then.
     """
-    first = bits(evaluate(*fresh(*given)))
+    result = evaluate(*fresh(*given))
+    first = bits(result)
     try:
         evaluate(*other)
     except Exception as error:
         print(f"the call with other numbers raised {error!r}")
     poison(*given)
+    later = bits(result)
     if bits(evaluate(*fresh(*given))) != first:
         verdict(True, "a second call with the same arguments gives different bits")
+    if later != first:
+        verdict(True, "a later call writes into the result of the first call")
 
 
 def repeated(tile):
