@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 
 # Limits in characters. The message of an exception may contain a whole tensor.
@@ -104,6 +105,14 @@ def shell_word(text: str) -> str:
         return shlex.quote(text)
     plain = text.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in plain) + "'"
+
+
+def name_of_signal(number: int) -> str:
+    """Return the name of a signal: "SIGSEGV" for 11, and "signal 40" for 40, a real-time signal without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def one_line(text: str) -> str:

@@ -16,6 +16,7 @@ from support.running import CASES, check_on, run_isolated
 
 import crossent
 from crossent.machine import can_fork
+from crossent.run.isolation.process import _MOST_PRINTED, status_in_words
 from crossent.subjects.confinement import _PRLIMIT
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
@@ -163,6 +164,21 @@ def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
     assert finding.message == "its process ended: exit status 3"
 
 
+def test_an_exit_status_is_described_even_if_its_signal_has_no_name():
+    assert [status_in_words(status) for status in (0, -11, -40)] == ["exit status 0", "SIGSEGV", "signal 40"]
+
+
+def test_the_output_of_a_process_that_crashed_counts_on_no_other_case():
+    def loss(input, target, **options):
+        if len(input) == 257:
+            os.write(1, bytes(_MOST_PRINTED + 1))
+            os._exit(3)
+        return hostile.right(input, target, **options)
+
+    findings = run_isolated(Subject("mine", loss)).findings
+    assert [(finding.case, finding.kind) for finding in findings] == [(CASES[2].id, "crashed")]
+
+
 def test_a_result_too_large_to_be_right_has_no_exception_of_crossent_in_its_finding():
     def loss(input, target, **options):
         return input.sum().expand(2**33)
@@ -180,7 +196,9 @@ def test_the_calls_of_a_case_share_the_time_limit():
 
     findings = run_isolated(Subject("mine", loss), seconds=8.0, cases=CASES[:3:2]).findings
     found = [(finding.case, finding.check, finding.kind, finding.message) for finding in findings]
-    said = "the calls of this case took more than 8 s together, the limit that --timeout sets"
+    said = (
+        "the calls of this case took more than 8 s together, the limit that --timeout sets, in Python timeout=SECONDS"
+    )
     assert found == [(CASES[0].id, "repeat", "hung", said)]
 
 

@@ -98,7 +98,11 @@ def only_on(values, does):
         (lambda: os._exit(0), "crashed", "its process ended: exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "crashed", "its process ended: SIGSEGV"),
         (lambda: ctypes.string_at(0), "crashed", "its process ended: SIGSEGV"),
-        (lambda: time.sleep(1000), "hung", "its process sent no reply within 6 s, the limit that --timeout sets"),
+        (
+            lambda: time.sleep(1000),
+            "hung",
+            "its process sent no reply within 6 s, the limit that --timeout sets, in Python timeout=SECONDS",
+        ),
     ],
     ids=["exits", "dies", "reads at 0", "hangs"],
 )
@@ -119,7 +123,8 @@ def test_a_subject_that_hangs_on_every_case_is_called_a_few_times():
     part = report.subjects[0]
     assert _MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= 2 * _MOST_HUNG
     said = (
-        "exceeded the time limit 3 times in a worker process, and is no longer called there; --timeout sets the limit"
+        "exceeded the time limit 3 times in a worker process, and is no longer called there; "
+        "--timeout sets the limit, in Python timeout=SECONDS"
     )
     assert part.not_applicable[said] > 50
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -24,9 +23,12 @@ from crossent.subjects.confinement import close_all_but
 from crossent.subjects.ranks.protocol import allow_fork
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, Raised, perform
+from crossent.words import name_of_signal
 
 T = TypeVar("T")
 _MOST_PRINTED = 2**20  # the most bytes that a subject may print in one act
+_IN_PYTHON = "in Python timeout=SECONDS"  # how a caller of crossent.check sets the limit of --timeout
+_LIMIT = f"the limit that --timeout sets, {_IN_PYTHON}"
 _MOST_HUNG = 3  # after three acts over the time limit, the subject is no longer called, since each act can take minutes
 
 
@@ -102,7 +104,7 @@ class IsolatedProcess:
         if self._hung < _MOST_HUNG:
             return ""
         times = f"{_MOST_HUNG} times in a worker process"
-        return f"exceeded the time limit {times}, and is no longer called there; --timeout sets the limit"
+        return f"exceeded the time limit {times}, and is no longer called there; --timeout sets the limit, {_IN_PYTHON}"
 
     def start_case(self) -> None:
         """Start a case. The calls of `perform` on this case may take `timeout` seconds together."""
@@ -117,7 +119,7 @@ class IsolatedProcess:
         performed = self._perform(act, arguments, started + left)
         self._left -= time.monotonic() - started
         if performed.ended == "hung" and left < self._timeout:
-            how = f"the calls of this case took more than {self._timeout:g} s together, the limit that --timeout sets"
+            how = f"the calls of this case took more than {self._timeout:g} s together, {_LIMIT}"
             performed = replace(performed, how=how)
         return self._confirm(performed, act, arguments)
 
@@ -131,8 +133,7 @@ class IsolatedProcess:
         except TimeoutError:
             self._hung += 1
             self._end()
-            how = f"its process sent no reply within {self._timeout:g} s, the limit that --timeout sets"
-            return Performed(ended="hung", how=how)
+            return Performed(ended="hung", how=f"its process sent no reply within {self._timeout:g} s, {_LIMIT}")
         except (EOFError, OSError):
             return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")
         except wire.DamagedError as damage:
@@ -175,9 +176,12 @@ class IsolatedProcess:
                 performed, changed_state=(*performed.changed_state, f"stdout or stderr, by printing {printed} bytes")
             )
         if printed:
-            os.ftruncate(self._output.fileno(), 0)
-            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
+            self._empty_output()
         return performed
+
+    def _empty_output(self) -> None:
+        os.ftruncate(self._output.fileno(), 0)
+        os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
 
     def close(self) -> None:
         """End the isolated process. Also end the process of torch, if :meth:`_confirm` has started this process."""
@@ -194,16 +198,18 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """Close the socket to the process, end the process and its process group, and return the exit status."""
+        """End the process and its process group, empty the output file, and return the exit status."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
-        return self._server.end(self._pid)
+        status = self._server.end(self._pid)
+        self._empty_output()  # else the next act would have this output, too
+        return status
 
 
 def status_in_words(status: int) -> str:
     """Return an exit status in words: "exit status 1" for 1, and "SIGSEGV" for -11."""
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return name_of_signal(-status) if status < 0 else f"exit status {status}"
 
 
 def _own_names() -> dict[tuple[str, str], Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import select
-import signal
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from crossent.subjects.ranks.launcher import Launcher
 from crossent.subjects.ranks.messages import DamagedMessageError, pack, receive, unpack
 from crossent.subjects.ranks.protocol import RankEndedError, RanksDifferError
 from crossent.subjects.ranks.rank import Place, collective_limit
-from crossent.words import one_line
+from crossent.words import name_of_signal, one_line
 
 # The time limit of the start: the import of the user's file, and the first messages between the ranks.
 _SECONDS_TO_START = 180.0
@@ -319,10 +318,7 @@ def _ending(ended: str, status: int | None) -> str:
         return ended
     if status >= 0:
         return f"ended with exit status {status}"
-    try:
-        return f"ended with {signal.Signals(-status).name}"
-    except ValueError:  # Python has no name for most real-time signals
-        return f"ended with signal {-status}"
+    return f"ended with {name_of_signal(-status)}"
 
 
 _BUILTIN: dict[str, type[Exception]] = {
