@@ -288,9 +288,9 @@ def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> st
     if finding.of in numbered:
         return f"{got} without numbers; {check} reports this result with numbers, so give the numbers"
     if any(shapes):
-        return f"{got}; allowed are {', '.join(map(repr, shapes))}"
+        return f"{got}; choose from {', '.join(map(repr, shapes))}"
     if numbered:
-        return f"{got} without numbers; allowed with numbers are {', '.join(map(repr, numbered))}"
+        return f"{got} without numbers; give numbers, and choose from {', '.join(map(repr, numbered))}"
     if finding.kind == "wrong" and finding.numbers is not None:
         return f"got numbers; {check} has no finding about a number, so leave out the numbers"
     return f"{got}; {check} has no finding of kind {quoted(finding.kind)} about a result, so leave the result empty"

@@ -266,7 +266,7 @@ NUMBER = Numbers((), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0)
             "wrong",
             "",
             None,
-            "got result '' without numbers; allowed with numbers are 'loss'",
+            "got result '' without numbers; give numbers, and choose from 'loss'",
         ),
         (
             "func_grad",
@@ -283,7 +283,7 @@ NUMBER = Numbers((), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0)
             None,
             "got result 'loss' without numbers; the check loss reports this result with numbers, so give the numbers",
         ),
-        ("loss", "wrong", "gradient", NUMBER, "got result 'gradient'; allowed are 'loss'"),
+        ("loss", "wrong", "gradient", NUMBER, "got result 'gradient'; choose from 'loss'"),
         (
             "no_grad",
             "refused",

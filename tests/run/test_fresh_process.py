@@ -80,7 +80,7 @@ def test_a_subject_that_cannot_be_sent_does_not_keep_others_from_their_calls():
     losses = [lambda *arguments, **options: None, crossent.formula]
     lost, right = fresh_process.perform_each(losses, call_badly, [(BEYOND.id, "cpu")] * 2, "cpu", 2)
     said = "cannot be sent to a new process, because pickle raised "
-    advice = "; define the loss in a module that can be imported"
+    advice = "; define the loss at the top level of a module that a new process can import"
     assert lost.value.reason.startswith(said)
     assert lost.value.reason.endswith(advice)
     assert right.value.raised.is_a(IndexError)
@@ -130,7 +130,7 @@ def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
 
     main.__module__, main.__qualname__ = "__main__", "main"
     monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
-    said = r"cannot be sent to a new process, because loading it there raised AttributeError: .*main.*; define the loss"
+    said = r"cannot be sent to a new process, because loading the loss there raised AttributeError: .*main.*; define "
     with pytest.raises(NotRunError, match=said):
         problems(main)
 

@@ -45,6 +45,8 @@ SECONDS = 60.0  # the time limit of a call, which takes much less time since its
 # caller's main module, and could find this name instead.
 _CODE = f"__import__('{__name__}', fromlist=['{{function}}']).{{function}}(*__import__('sys').argv[1:])"
 _LOOK = 0.02  # the seconds between two looks at a running process
+# The end of the message about a loss that pickle cannot send, such as a lambda or a function within a function.
+_DEFINE = "define the loss at the top level of a module that a new process can import"
 # The names of files in a folder through which this process and a new process exchange data.
 _REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"
 
@@ -96,7 +98,7 @@ def _request(loss: Loss, act: Callable[..., T], arguments: tuple[Any, ...], devi
 
 def _not_sent(error: Exception) -> Performed[Any]:
     reason = f"cannot be sent to a new process, because pickle raised {said(error)}"
-    return Performed(NotRun(f"{reason}; define the loss in a module that can be imported"))
+    return Performed(NotRun(f"{reason}; {_DEFINE}"))
 
 
 def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
@@ -290,8 +292,8 @@ def main(folder: str) -> NoReturn:
     try:
         loss, act, arguments, device, most = pickle.loads(Path(folder, _REQUEST).read_bytes())
     except Exception as error:  # an import may raise anything; the new process does not import the caller's main module
-        reason = f"cannot be sent to a new process, because loading it there raised {said(error)}"
-        performed = Performed(NotRun(f"{reason}; define the loss in a module that a new process can import"))
+        reason = f"cannot be sent to a new process, because loading the loss there raised {said(error)}"
+        performed = Performed(NotRun(f"{reason}; {_DEFINE}"))
     else:
         torch.empty(1, device=device).zero_()  # initializes the device
         Path(folder, _STARTED).touch()
