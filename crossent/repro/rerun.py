@@ -32,7 +32,7 @@ from crossent.trials.act import Here
 from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
-from crossent.words import cut, one_line, quoted
+from crossent.words import cut, one_line, quoted, shell_word
 
 SECONDS_TO_LOAD = 300.0  # the time limit for loading the user's function: the default of `crossent check --timeout`
 
@@ -71,28 +71,32 @@ def script_of(
     """
     if report is None and device is None and not passed:
         report = find_file(id, str(torch.__version__))
-    loaded = _load(source, id) if source else None
     if report is None:
-        if _parts(id)[0] in RANK_SUBJECTS:
+        if _parts(id)[0] in RANK_SUBJECTS and not source:
             raise ValueError(_no_script(id, "2"))
+        loaded = _load(source, id) if source else None
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
         return script(found, here, passed=passed, loaded=loaded)
     document = read_json(report)
     found, digest = find(document, id)
     if ranks := document["environment"].get("ranks"):
-        raise ValueError(_no_script(id, str(ranks)))
+        raise ValueError(_no_script(id, str(ranks), source))
+    loaded = _load(source, id) if source else None
     device = document["environment"]["device"]
     return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
 
 
-def _no_script(id: str, ranks: str) -> str:
+def _no_script(id: str, ranks: str, source: str = "") -> str:
     """Return the message that the finding `id` has no script, since the finding needs several ranks.
 
-    The message names a command to run instead. `ranks` is the number of ranks for this command.
+    The message names a command to run instead. `ranks` is the number of ranks for this command. `source` is the
+    description of the user's class. If it is "" for a class of the user, the command has the placeholder SUBJECT.
     """
     subject, check, case = _parts(id)
-    command = one_line(f"crossent check {subject} --ranks {ranks} --check {check} --case {case}")
+    given = source or (subject if subject in RANK_SUBJECTS else "SUBJECT")
+    words = ("crossent", "check", given, "--ranks", ranks, "--check", check, "--case", case)
+    command = one_line(" ".join(map(shell_word, words)))
     return f"finding: {cut(id)} needs several ranks, but a script has one process; run `{command}` instead"
 
 
@@ -130,16 +134,17 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
         RuntimeError: this machine does not have the device.
     """
     subject, check, case = _parts(id)
-    named = ANOTHER if source else _own_subject(subject, device, "give its report or --subject, or choose from")
+    named = ANOTHER if source else _own_subject(subject, device, "give a REPORT or --subject, or choose from")
     made = case_of(case) if source else _case_for(named, case)
     if check not in (known := dict.fromkeys((*CHECKS, *REFUSALS))):
         raise ValueError(f"finding: got check {quoted(check)}; allowed are {', '.join(known)}")
+    entry = None
     if source or any(promises.values()):
         given = {name: value for name, value in promises.items() if value}
         given |= {"operation": made.operation.name, "jobs": 1 if source else None}
         run = run_check(source or subject, device=device, cases={case: [check]}, **given)
-        entry = next(part for part in run.subjects if source or part.name == subject)
-    else:
+        entry = next((part for part in run.subjects if source or part.name == subject), None)
+    if entry is None:  # no promises; or "fused" on a device without its kernel, where a run has "fused_as_blocked"
         require_device(device)
         entry, host = SubjectReport(subject), Here(named.loss)
         with ambient():
@@ -170,6 +175,10 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     made = _case_for(named, case)
     require_device(device)
     if isinstance(made, BadInput):
+        if name != "errors":
+            raise ValueError(
+                f"finding: got check {quoted(name)}; on a bad input, --passed allows only the check errors"
+            )
         return Finding(subject, "errors", case, "wrong", "The script shows the error that the bad call raises.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")

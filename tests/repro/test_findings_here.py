@@ -100,7 +100,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("torch", "allowed is SUBJECT:CHECK:CASE"),
         ("torch:loss", "allowed is SUBJECT:CHECK:CASE"),
         ("::", "got subject ''"),
-        ("mine:loss:float32-7x5-normal-int64-mean", "got subject 'mine'; give its report"),
+        ("mine:loss:float32-7x5-normal-int64-mean", "got subject 'mine'; give a REPORT or --subject"),
         ("torch:loss:nonsense", "is not the id of a case"),
         ("torch:loss:float32-7x5-normal-int64-mean", "does not happen with torch"),
         ("torch:nonsense:float32-7x5-normal-int64-mean", "got check 'nonsense'; allowed are call, "),
@@ -113,7 +113,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("scalar:gradient:float32-5-normal-int64-mean", "where scalar is not differentiable"),
         ("torch:compile:reduction_unknown", "does not happen"),
         ("torch+compile:errors:label_smoothing_nan", COMPILED),
-        ("mine+compile:loss:float32-7x5-normal-int64-mean", "got subject 'mine+compile'; give its report"),
+        ("mine+compile:loss:float32-7x5-normal-int64-mean", "got subject 'mine+compile'; give a REPORT or --subject"),
         ("scalar+compile:loss:float64-5-normal-int64-sum", "+compile may follow each name except scalar, torch_nll, "),
         ("torch_nll+compile:loss:float64-5-normal-int64-sum", "+compile may follow each name except scalar, "),
         ("torch:large:float32-7x5-normal-int64-mean", "does not happen"),
@@ -126,6 +126,23 @@ def test_an_id_without_a_finding_is_an_error_of_one_line_and_status_2(capsys, id
     captured = capsys.readouterr()
     assert_refused(WRONG_USE, captured.out, captured.err)
     assert said in captured.err
+
+
+@pytest.mark.parametrize("options", [[], ["--without", "vmap"], ["--contract", "kernel"]], ids=str)
+def test_a_finding_of_fused_without_its_kernel_is_an_error_that_says_what_is_missing(capsys, options):
+    """On a CPU, a run on the name fused has the subject fused_as_blocked."""
+    status = main(["repro", "fused:loss:float32-7x5-normal-int64-mean", *options])
+    captured = capsys.readouterr()
+    assert_refused(status, captured.out, captured.err)
+    assert "where fused needs CUDA" in captured.err
+
+
+@pytest.mark.parametrize("check", ["loss", "nonsense"])
+def test_a_passed_check_of_a_bad_input_can_only_be_errors(capsys, check):
+    status = main(["repro", "--passed", f"formula:{check}:class_negative"])
+    captured = capsys.readouterr()
+    assert_refused(status, captured.out, captured.err)
+    assert f"got check '{check}'; on a bad input, --passed allows only the check errors" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ import pytest
 import crossent
 from crossent.cli import FAILED, PASSED, main
 from crossent.machine import can_fork
+from crossent.report.document import finding_json
+from crossent.report.findings import Finding
 from crossent.report.last_findings import FOLDER, find_file
+from crossent.repro.rerun import script_of
 from crossent.subjects.ranks.protocol import can_start_ranks
 
 FILE = """
@@ -145,7 +148,7 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
     assert "for a form or torch, leave out --subject" in capsys.readouterr().err
     assert main(["repro", f"loss:loss:{CASE}"]) == 2
-    assert "give its report or --subject, or choose from formula" in capsys.readouterr().err
+    assert "give a REPORT or --subject, or choose from formula" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
@@ -159,3 +162,18 @@ def test_a_finding_of_several_ranks_has_no_script_but_a_command(tmp_path, capsys
     assert main([*shlex.split(command)[1:], "--json", report, "--no-cache"]) == PASSED  # a known failure
     assert main(["repro", finding, report]) == 2
     assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "word"), [("", "SUBJECT"), ("my kernels/ranks.py:Loss", "'my kernels/ranks.py:Loss'")]
+)
+def test_the_command_for_a_finding_of_your_class_on_several_ranks_names_your_class(tmp_path, source, word):
+    """The id has the name of the class, from which a command cannot load the class."""
+    finding = Finding("Loss", "loss", CASE, "wrong", "x")
+    part = {"name": "Loss", "findings": [finding_json(finding)], "cases": {CASE: {"inputs": "00000000"}}}
+    environment = {"device": "cpu", "torch": "2.13.0", "ranks": "2"}
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"schema": 1, "environment": environment, "subjects": [part]}), encoding="utf-8")
+    command = f"crossent check {word} --ranks 2 --check loss --case {CASE}"
+    with pytest.raises(ValueError, match=f"has one process; {re.escape(f'run `{command}` instead')}$"):
+        script_of(finding.id, str(report), source=source)
