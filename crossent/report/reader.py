@@ -54,9 +54,7 @@ def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[d
         return makers[document["schema"]](document)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{cut(str(path))}: damaged, or from another version of crossent: {one_line(reason)}; write a new report"
-        ) from None
+        raise _damaged(path, reason) from None
 
 
 def report_of(document: dict[str, Any]) -> Report:
@@ -94,14 +92,15 @@ def _shard(entry: Any) -> Shard:
     number, count, planned = (typed(int, data[name], f"shard: {name}") for name in ("number", "count", "planned"))
     places = each(int, data["places"], "shard: places")
     if not 1 <= number <= count:
-        raise ValueError(f"shard: got number {number} of {count}; allowed are 1 to {count}")
+        raise ValueError(f"shard: number is {number}; it must be from 1 to the count, which is {count}")
     for case, place in places.items():
         if not 0 <= place < planned:
-            raise ValueError(f"shard: places: {cut(case)} is {place}; allowed are 0 to {planned - 1}")
+            must = f"it must be 0 or more, and less than planned, which is {planned}"
+            raise ValueError(f"shard: places: {cut(case)} is {place}; {must}")
     known: list[tuple[str, str]] = []
     for one in typed_list(data["known"], "shard: known"):
         if len(pair := strings(one, "shard: known")) != 2:
-            raise ValueError(f"shard: known: got {quoted(one)}; each entry must be a list of a reason and a state")
+            raise ValueError(f"shard: known: got {quoted(one)}; each entry must be an array of a text and a state")
         if pair[1] not in (HAPPENED, ABSENT, NOT_RUN):
             allowed = f"allowed are {HAPPENED!r}, {ABSENT!r} and {NOT_RUN!r}"
             raise ValueError(f"shard: known: got the state {quoted(pair[1])}; {allowed}")
@@ -158,7 +157,8 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
     results = typed(dict, data["results"], f"{case}: results")
     for check in strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
-            raise ValueError(f"{cut(case)}: {cut(check)} is listed as passed, and also has numbers or a finding")
+            also = "is listed as passed, and also has numbers or a finding, or is listed twice"
+            raise ValueError(f"{cut(case)}: {cut(check)} {also}")
         checks[check] = Measured()
     checks |= {check: Measured(failed=True) for check in failed - checks.keys()}
     if str(data["grade"]) not in ("", "A", "B", "F"):
@@ -215,7 +215,8 @@ def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
     """
     text = typed(str, value, what)
     if not (or_empty and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
-        raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits in lower case")
+        empty = "empty or " if or_empty else ""
+        raise ValueError(f"{cut(what)} is {quoted(text)}; it must be {empty}eight hexadecimal digits in lower case")
     return text
 
 
@@ -268,14 +269,18 @@ def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHE
     if missing := [key for key in ("device", "torch") if named.get(key) is None]:
         raise _no_report(path, f"environment.{missing[0]} is missing")
     if not isinstance(device, str) or not re.fullmatch(r"cpu|(cuda|xpu)(:\d{1,4})?|mps", device):
-        found = f"got environment.device {quoted(device)}; allowed are {DEVICES}"
-        raise ValueError(f"{cut(str(path))}: damaged: {found}")
+        raise _damaged(path, f"environment.device is {quoted(device)}; allowed are {DEVICES}")
     return document
 
 
 def _no_report(path: str | os.PathLike[str], reason: str) -> ValueError:
     advice = "give a report that crossent wrote with --json"
     return ValueError(f"{cut(str(path))}: not a report of crossent: {reason}; {advice}")
+
+
+def _damaged(path: str | os.PathLike[str], reason: str) -> ValueError:
+    advice = "write a new report"
+    return ValueError(f"{cut(str(path))}: damaged, or from another version of crossent: {one_line(reason)}; {advice}")
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
@@ -303,7 +308,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
         raise ValueError(
             f"finding: got {quoted(id)}, but the report has no findings; give a report that has the finding"
         )
-    known = f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
+    known = f"choose from {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
     raise ValueError(f"finding: got {quoted(id)}, which the report does not have; {known}")
 
 

@@ -263,8 +263,8 @@ class Report:
     def _coverage(self) -> Iterator[str]:
         """Yield lines about the coverage of the run, its gaps, and the known failures that are fixed."""
         if self.ran:
-            judged = f"{self.elements:,} numbers judged"
-            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
+            triples = f"{counted(self.triples, 'combination')} of three options"
+            yield f"{counted(self.cases, 'case')} with {triples}; {counted(self.elements, 'number')} judged"
         uncovered = list(self._uncovered()) if self.ran else []
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"

@@ -15,7 +15,7 @@ from rich.text import Text
 from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, published, split_by_feature
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
-from crossent.words import DECLARED, counted, first_names
+from crossent.words import DECLARED, as_options, counted, first_names
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -53,7 +53,11 @@ _DID = {
     "crashed": "crashed",
     "hung": "hung",
 }
-_DID_ON_BAD_INPUT = _DID | {"wrong": "raised another class of error", "accepted": "accepted"}
+# The checks whose findings of a kind need other words.
+_DID_IN = {
+    "errors": _DID | {"wrong": "raised another class of error", "accepted": "accepted"},
+    "memory": _DID | {"wrong": "took too much memory"},
+}
 # The reason why a comparison is not evidence: see `vacuous` of crossent.report.findings.Measured.
 NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
 LEGEND = "for each dtype: the grade, and the largest error as a share of its error bound"
@@ -157,7 +161,7 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
         if bug := published(subject, cause):
             yield Text(f"  corpus  {bug}")
         if cause.lacks:
-            yield Text(f"  declare --without {cause.lacks}, if the feature is missing on purpose")
+            yield Text(f"  declare {as_options(without=[cause.lacks])}, if the feature is missing on purpose")
         yield Text(str(cause.example))
         if ids:
             yield from _ids(cause)
@@ -183,13 +187,13 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
     """
     if not found:
         return
-    features = " ".join(cause.feature for cause in found)
+    options = as_options(without=[cause.feature for cause in found])
     number = counted(sum(len(cause.findings) for cause in found), "finding")
     if len(found) == 1:
         said = f"A missing feature would explain {number}. If it is missing on purpose, declare it"
     else:
         said = f"Missing features would explain {number}. Declare each feature that is missing on purpose"
-    yield Text(f"\n{said}: --without {features}", "bold")
+    yield Text(f"\n{said}: {options}", "bold")
     for cause in found:
         first = cause.findings[0]
         yield Text(f"  {cause.feature}: {explained(cause)}; {first.case}: {first.message.partition(chr(10))[0]}")
@@ -202,12 +206,12 @@ def explained(cause: Cause) -> str:
 
     A missing feature explains the cause. The phrase has the number of findings of each kind.
     """
-    counts = Counter((finding.check == "errors", finding.kind) for finding in cause.findings)
+    counts = Counter((finding.check if finding.check in _DID_IN else "", finding.kind) for finding in cause.findings)
     phrases = []
-    for (is_bad, kind), count in counts.items():
-        did = _DID_ON_BAD_INPUT if is_bad else _DID
+    for (check, kind), count in counts.items():
+        did = _DID_IN.get(check, _DID)
         # The kind of a finding from a file may be any text.
-        phrases.append(f"{counted(count, 'bad input' if is_bad else 'call')} {did.get(kind, kind)}")
+        phrases.append(f"{counted(count, 'bad input' if check == 'errors' else 'call')} {did.get(kind, kind)}")
     said = ", ".join(phrases)
     if [*cause.checks] == ["errors"]:
         return said

@@ -165,7 +165,7 @@ def test_the_features_that_refused_calls_need_are_named_and_once_declared_nothin
     assert sum(len(cause.findings) for cause in found) == len(report.findings)
     number = f"{len(report.findings)} findings"
     said = f"Missing features would explain {number}. Declare each feature that is missing on purpose"
-    assert f"\n{said}: --without {' '.join(features)}\n" in str(report)
+    assert f"\n{said}: --without {' '.join(features)}, in Python without={features}\n" in str(report)
     again = crossent.check(only_two_dimensions, dtypes="float32", level="quick", without=features)
     assert [finding.headline for finding in again.findings] == []
 

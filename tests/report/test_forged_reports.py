@@ -337,16 +337,40 @@ DAMAGE = {
     "an unknown key": (("extra",), 1, f"extra {NO_FIT}"),
     "a missing key": (("crossent",), GONE, f"crossent {NO_FIT}"),
     "a wrong count": (("coverage", "cases"), 9, f"coverage.cases, 9, {NO_FIT}"),
-    "a number of a shard": (("shard",), SHARD | {"number": 3}, "shard: got number 3 of 2; allowed are 1 to 2"),
+    "a number of a shard": (
+        ("shard",),
+        SHARD | {"number": 3},
+        "shard: number is 3; it must be from 1 to the count, which is 2",
+    ),
+    "a count of a shard": (
+        ("shard",),
+        SHARD | {"count": 0},
+        "shard: number is 1; it must be from 1 to the count, which is 0",
+    ),
     "a place of a shard": (
         ("shard",),
         SHARD | {"places": {CASE: 7}},
-        f"shard: places: {CASE} is 7; allowed are 0 to 1",
+        f"shard: places: {CASE} is 7; it must be 0 or more, and less than planned, which is 2",
+    ),
+    "a place of an empty plan": (
+        ("shard",),
+        SHARD | {"planned": 0, "places": {CASE: 0}},
+        f"shard: places: {CASE} is 0; it must be 0 or more, and less than planned, which is 0",
+    ),
+    "a check that passed twice": (
+        (*SUBJECT, "cases", CASE, "held"),
+        ["repeat", "repeat"],
+        f"{CASE}: repeat is listed as passed, and also has numbers or a finding, or is listed twice",
+    ),
+    "a checksum that may be empty": (
+        (*SUBJECT, "cases", CASE, "digest"),
+        "zz",
+        f"{CASE}: digest is 'zz'; it must be empty or eight hexadecimal digits in lower case",
     ),
     "an entry of a shard": (
         ("shard",),
         SHARD | {"known": [["a", "b", "c"]]},
-        "shard: known: got ['a', 'b', 'c']; each entry must be a list of a reason and a state",
+        "shard: known: got ['a', 'b', 'c']; each entry must be an array of a text and a state",
     ),
     "a list of a shard": (("shard",), SHARD | {"known": 1}, "shard: known is 1; it must be "),
     "a state of a shard": (

@@ -64,7 +64,9 @@ def test_a_cause_of_wrong_results_names_the_feature_that_no_right_result_needs()
     subject = with_calls(lambda case: ("loss", "") if len(case.sizes) > 2 else None)
     (cause,) = causes(subject)
     assert cause.lacks == "spatial"
-    assert "  declare --without spatial, if the feature is missing on purpose" in str(Report({}, [subject]))
+    assert "  declare --without spatial, in Python without=['spatial'], if the feature is missing on purpose" in str(
+        Report({}, [subject])
+    )
     part = with_calls(lambda case: ("loss", "") if len(case.sizes) > 2 and case.reduction == "mean" else None)
     assert [cause.lacks for cause in causes(part)] == [""]
 
@@ -150,6 +152,7 @@ def test_the_words_about_a_missing_feature_say_what_the_calls_did():
     assert explained_words(changed, changed) == "2 calls wrote into an argument in the check arguments"
     assert explained_words(*[("errors", "accepted")] * 2) == "2 bad inputs accepted"
     assert explained_words(*[("errors", "wrong")] * 2) == "2 bad inputs raised another class of error"
+    assert explained_words(("memory", "wrong")) == "1 call took too much memory in the check memory"
 
 
 def test_the_words_about_a_missing_feature_name_all_checks_and_count_each_kind():
@@ -165,7 +168,7 @@ def test_one_missing_feature_is_in_the_singular():
     subject = with_calls(lambda case: ("call", "ValueError: no rows") if is_index(case) else None)
     (line,) = [line for line in str(Report({}, [subject])).splitlines() if "issing feature" in line]
     said = f"A missing feature would explain {len(subject.findings)} findings. If it is missing on purpose, declare it"
-    assert line == f"{said}: --without index_target"
+    assert line == f"{said}: --without index_target, in Python without=['index_target']"
 
 
 def test_the_words_about_a_missing_feature_repeat_an_unknown_kind_of_a_file():

@@ -178,7 +178,7 @@ def test_a_run_and_its_json_have_the_same_findings(tmp_path):
 
 def test_the_error_about_a_missing_finding_names_findings_of_the_report(tmp_path):
     document = read_json(written(tmp_path, Finding("mine", "loss", "a", "wrong", "x")))
-    with pytest.raises(ValueError, match=r"which the report does not have; its findings are mine:loss:a$"):
+    with pytest.raises(ValueError, match=r"which the report does not have; choose from mine:loss:a$"):
         find(document, "mine:loss:b")
     with pytest.raises(ValueError, match="the report has no findings; give a report that has the finding"):
         find(read_json(written(tmp_path)), "mine:loss:b")
@@ -293,7 +293,8 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         (b'{"schema": 1, "environment": {"device": "cpu"}}', "environment.torch is missing"),
         (
             b'{"schema": 1, "environment": {"device": 3, "torch": "2.13.0"}}',
-            "got environment.device 3; allowed are cpu, cuda, cuda:N, xpu, xpu:N and mps",
+            "damaged, or from another version of crossent: environment.device is 3; allowed are cpu, cuda, cuda:N, "
+            "xpu, xpu:N and mps; write a new report",
         ),
     ],
 )
@@ -390,6 +391,11 @@ def test_a_case_with_a_known_and_another_finding_has_failed():
     assert [finding.check for finding in whole.findings] == ["gradient"]
     assert not whole.ok
     assert "mine has known failures on 1 case, for 1 reason; -v lists the reasons" in str(whole)
+
+
+def test_one_judged_number_is_in_the_singular():
+    made = part_of(("a", "loss", Measured(False, 0.1, 0.2, elements=1)))
+    assert "1 case with 0 combinations of three options; 1 number judged\n" in str(Report(ENVIRONMENT, [made]))
 
 
 def test_two_known_failures_of_a_case_are_one_call_with_known_failures():
