@@ -127,6 +127,8 @@ ROW_SIZES = by_size_range(
 # The most elements of the logits. An id may come from a file that anybody wrote. Without this limit, the tensors of the
 # case could take all memory.
 MOST_NUMBERS = 2**26
+MOST_DIMENSIONS = 25  # some kernels of torch for CUDA have no more, and numpy 1 has at most 32
+MOST_TILES = 10**9
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients that need reduction "none"
 
@@ -236,18 +238,19 @@ def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] 
 RULES: dict[str, Callable[[Any], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
+    f"the logits must have at most {MOST_DIMENSIONS} dimensions": lambda case: len(case.sizes) <= MOST_DIMENSIONS,
     "the number of classes must be 1 or more": lambda case: case.classes > 0,
     "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
     "a weight_layout needs a weight": lambda case: (
         case.weight != "unweighted" or case.weight_layout == "weight_contiguous"
     ),
     "the grade must be A or B": lambda case: case.grade in ("", "A", "B"),
-    "tiled must be 1 or more": lambda case: case.tiled > 0,
-    "tiles need a batch, class indices, layout contiguous or class_last, and target_contiguous": lambda case: (
+    f"tiled must be from 1 to {MOST_TILES:,}": lambda case: 1 <= case.tiled <= MOST_TILES,
+    "tiles need a batch with 1 row or more": lambda case: case.tiled == 1 or (len(case.sizes) > 1 and case.rows > 0),
+    "tiles need class indices, layout contiguous or class_last, and target_contiguous": lambda case: (
         case.tiled == 1
         or (
-            len(case.sizes) > 1
-            and case.target in INDEX_TARGETS
+            case.target in INDEX_TARGETS
             and case.layout in ("contiguous", "class_last")
             and case.target_layout == "target_contiguous"
         )
