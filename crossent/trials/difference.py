@@ -105,7 +105,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
     if "gradient" in values and got.gradient is not None:
-        values["gradient"] = _allow_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
+        values["gradient"] = allow_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
     found = [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
     if zero_mean and exact.terms.reduction == "mean" and not exact.terms.kept.any():
         zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).cpu().double().numpy()
@@ -127,7 +127,7 @@ def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, Any
     return found
 
 
-def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
+def allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     """Return the exact gradient, with 0 in ignored rows whose exact numbers are all NaN and whose result is all 0.
 
     `got` is the result. `kept` is False for ignored rows. The exact gradient of an ignored row is NaN if the row has no

@@ -171,6 +171,14 @@ def test_a_result_of_nan_is_a_finding():
     assert judged(dataclasses.replace(SMALL, reduction="mean", upstream="one"), nothing)[0]
 
 
+def test_a_gradient_of_zero_is_right_in_an_ignored_row_of_nan():
+    case = dataclasses.replace(SMALL, values="nan_ignored", ignored="ignored_first")
+    for loss in (TORCH, FORM_SUBJECTS["formula"], FORM_SUBJECTS["blocked"]):
+        findings, outcome = judged(case, loss)
+        assert findings == []
+        assert outcome.checks.keys() == {"large"}
+
+
 def test_a_bfloat16_mean_in_which_torch_loses_most_rows_is_found():
     (case,) = (case for case in MANY_ROWS if case.dtype == "bfloat16")
     (finding,), _ = judged(case, TORCH)
@@ -202,7 +210,13 @@ def test_without_enough_memory_the_check_is_skipped_with_the_reason(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 MB)"),
+    ],
+    ids=["Python", "CPU", "MPS"],
 )
 def test_memory_that_runs_out_is_no_finding(error):
     def too_much(input, target, **options):
