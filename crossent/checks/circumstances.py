@@ -28,6 +28,7 @@ from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import describe_attribute_change, describe_change, record_arguments
 from crossent.trials.trial import Problem, Question, Trial, misshapen
+from crossent.words import counted
 
 # The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
 # have a gradient have requires_grad=True. These tensors are created inside the context, because inference mode marks
@@ -147,13 +148,16 @@ def may_be_forked(trial: Trial) -> bool:
 
 
 def _check_nan(trial: Trial) -> Iterator[Problem]:
-    inputs = trial.question.fresh()
-    parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
+    inputs, way = trial.question.fresh(), "with an upstream gradient of NaN"
+    got = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan)))
+    if problem := misshapen(trial, got.loss, trial.question.exact, way=way):
+        yield problem
+        return
     for name, usual in trial.got.parts.items():
-        if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
-            nonzero = f"{int((usual != 0).sum())} elements that are not 0 with the upstream gradient of the case"
-            said = f"{int(lost.sum())} of the {nonzero} are not NaN; expected NaN in each of them"
-            yield Problem("wrong", f"{in_words(name, trial.case.operation)}, with an upstream gradient of NaN: {said}")
+        if name != "loss" and (lost := (usual != 0) & ~got.parts[name].isnan()).any():
+            said = f"got {counted(int(lost.sum()), 'element')} without NaN, of {int((usual != 0).sum()):,}"
+            due = "expected NaN in each element that is not 0 with the upstream gradient of the case"
+            yield Problem("wrong", f"{in_words(f'{name} {way}', trial.case.operation)}: {said}; {due}")
 
 
 def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.operation import GRADIENTS
+from crossent.checks import circumstances
 from crossent.checks.circumstances import evaluate_in_threads
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 
@@ -222,8 +223,8 @@ WRONG = [
         replaces_nan,
         INDEX,
         "wrong",
-        "gradient of the logits, with an upstream gradient of NaN: 35 of the 35 elements that are not 0 with the "
-        "upstream gradient of the case are not NaN; expected NaN in each of them",
+        "gradient of the logits, with an upstream gradient of NaN: got 35 elements without NaN, of 35; expected NaN in "
+        "each element that is not 0 with the upstream gradient of the case",
     ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
@@ -241,6 +242,24 @@ def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, 
     of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
     assert of == kind
     assert text in message
+
+
+def test_a_wrong_shape_in_the_call_with_an_upstream_gradient_of_nan_is_a_finding(monkeypatch):
+    calls = []
+
+    def check_nan(trial):
+        calls.append("with NaN")
+        yield from real(trial)
+
+    def loss(input, target, **options):  # the forward pass cannot know the upstream gradient
+        value = crossent.formula(input, target, **options)
+        return value.reshape(1) if calls else value
+
+    real = circumstances._check_nan
+    monkeypatch.setattr(circumstances, "_check_nan", check_nan)
+    checks = [one for one in CIRCUMSTANCES if one.name == "circumstances"]
+    (finding,) = run(loss, INDEX, (*SINGLE[:2], *checks)).findings
+    assert finding.message.startswith("loss, with an upstream gradient of NaN: got float32 with shape (1,); expected")
 
 
 @each_wrong_cross_entropy
