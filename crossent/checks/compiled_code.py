@@ -54,13 +54,13 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return a RefusedError for `raised`, an exception that a compiled loss raised.
 
     The message describes `raised` and the first exception in its chain of causes, because Dynamo's own exception may
-    only say that another exception was raised. The message ends with `where`: a phrase about the call, or "" for the
-    first call.
+    only say that another exception was raised. The message ends with `where`: a phrase about the call, such as "in a
+    second call", or "" for the first call.
     """
     message = raised.message
     if raised.first not in message:  # shortened: a long message may contain memory addresses
         message = f"{textwrap.shorten(message, 80, placeholder=' …')} ({raised.first})"
-    return RefusedError(raised, f"{message}{where}")
+    return RefusedError(raised, f"{message}, {where}" if where else message)
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
@@ -123,7 +123,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     (Liger-Kernel#1338). `backend` is the backend of torch.compile.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
-    questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
+    questions = (trial.question, ""), (other, f"on {other.case.id}" if dynamic else "in a second call")
     calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
     if len(made) < len(calls) and not (made and isinstance(made[-1], Raised)):
@@ -131,11 +131,11 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
-        if problem := misshapen(trial, got.loss, question.exact, way=where.lstrip()):
+        if problem := misshapen(trial, got.loss, question.exact, way=where):
             yield problem
             return
         for found in compare_compiled(trial, backend, got, question.exact):
-            yield replace(found, of=f"{found.of}{where}")
+            yield replace(found, of=f"{found.of} {where}".rstrip())
 
 
 def _declare_check(
@@ -203,6 +203,8 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
             "is not called with a class out of range on a GPU, where the failed assertion makes the device unusable"
         )
     wrong = wrong_classes(inputs)
+    if not wrong:
+        raise NotRunError("gets a uint8 target, which cannot hold a class out of range")
     made = trial.perform(call_compiled_on_classes, trial.gradients, INDUCTOR, inputs, wrong)
     for index, reaction in zip(wrong, made, strict=True):
         if isinstance(reaction, Raised):
@@ -257,12 +259,12 @@ def _why_no_error() -> str:
 
 
 def wrong_classes(inputs: Inputs) -> list[int]:
-    """Return class indices just out of range: the number of classes, and -1 if the dtype of the target is signed.
+    """Return class indices just out of range: the number of classes, and -1.
 
-    The list leaves out the ignore_index.
+    The list leaves out the ignore_index, and numbers that the dtype cannot hold: 256 and -1 in uint8.
     """
-    classes = inputs.classes
-    wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
+    classes, dtype = inputs.classes, inputs.target.dtype
+    wrong = [index for index in (classes, -1) if torch.iinfo(dtype).min <= index <= torch.iinfo(dtype).max]
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 
 

@@ -243,7 +243,7 @@ def _compiled(backend: str, *, dynamic: bool) -> Recipe:
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)
-        return (f"on {larger.id}", larger.build()) if dynamic else ("called again", focus.inputs)
+        return (f"on {larger.id}", larger.build()) if dynamic else ("in a second call", focus.inputs)
 
     def numbers(focus: Focus) -> Shapes:
         call, other = second(focus)

@@ -19,7 +19,12 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks import transforms
-from crossent.checks.compiled_code import _why_no_error, contract_of_compiled_code
+from crossent.checks.compiled_code import (
+    _why_no_error,
+    contract_of_compiled_code,
+    refused_when_compiled,
+    wrong_classes,
+)
 from crossent.checks.transforms import _casts_to_float16, _why_no_export
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
@@ -29,6 +34,7 @@ from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.compiler import INDUCTOR, TRACER, _why_compile_fails, quiet, why_cannot_compile
 from crossent.subjects.subject import Subject
+from crossent.trials.act import Raised
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
@@ -484,6 +490,21 @@ def test_compiled_code_that_refuses_a_right_call_is_a_refusal():
     uint8 = Case("float32", (7, 5), target="uint8")
     (finding,) = run(TORCH, uint8, [CHECKS["compiled_error"]]).subjects[0].findings
     assert finding.kind == "refused"
+
+
+def test_a_uint8_target_that_can_hold_no_class_out_of_range_is_not_judged():
+    for classes, ignored in ((256, "kept"), (255, "ignored")):
+        case = Case("float32", (3, classes), target="uint8", ignored=ignored)
+        assert wrong_classes(case.build()) == []
+        report = run(crossent.formula, case, [CHECKS["compiled_error"]])
+        reason = "gets a uint8 target, which cannot hold a class out of range"
+        assert report.subjects[0].not_run == {"compiled_error": {reason: 1}}
+
+
+def test_an_error_in_the_second_call_of_compiled_code_names_the_call():
+    raised = Raised.of(IndexError("index 5"))
+    assert str(refused_when_compiled(raised, "in a second call")) == "IndexError: index 5, in a second call"
+    assert str(refused_when_compiled(raised, "")) == "IndexError: index 5"
 
 
 # --- State after a check ---------------------------------------------------------------------------------------------
