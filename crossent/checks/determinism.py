@@ -124,10 +124,14 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return the reason to skip the check if torch's error is about a missing deterministic kernel; otherwise ""."""
+    """Return the reason to skip the check if torch's error is about an operation that is not deterministic, or ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""
+    if "CUBLAS_WORKSPACE_CONFIG" in message:
+        return (
+            "needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8, without which cuBLAS is not deterministic"
+        )
     operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
     if operation is None:
         return "uses an operation that has no deterministic kernel in torch"

@@ -107,11 +107,17 @@ def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding()
         (
             "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
             "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses "
-            "CuBLAS and you have CUDA >= 10.2.",
+            "CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this case, you must set an "
+            "environment variable before running your PyTorch application: CUBLAS_WORKSPACE_CONFIG=:4096:8 or "
+            "CUBLAS_WORKSPACE_CONFIG=:16:8.",
+            "needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8, without which cuBLAS is not deterministic",
+        ),
+        (
+            "This operation is not deterministic, but you called torch.use_deterministic_algorithms(True)",
             "uses an operation that has no deterministic kernel in torch",
         ),
     ],
-    ids=["nll_loss2d", "CuBLAS"],
+    ids=["nll_loss2d", "CuBLAS", "unnamed"],
 )
 def test_the_error_of_torch_on_cuda_is_recognised(message, reason):
     def raises(*arguments, **options):
