@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.words import quoted
+
 _Array = NDArray[Any]
 Function = Callable[..., Any]
 # Takes the upstream gradient, and returns the gradients of the logits and of the target: None for a missing gradient.
@@ -278,7 +280,9 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
     @functools.wraps(function)
     def loss(input: Tensor, target: Tensor, *positional: Any, **options: Any) -> Tensor:
-        given = {**dict(zip(_options(function), positional, strict=False)), **options}
+        signature = inspect.signature(function)
+        signature.bind(input, target, *positional, **options)  # raises TypeError if the arguments do not fit
+        given = {**dict(zip(list(signature.parameters)[2:], positional, strict=False)), **options}
         made: Tensor = _Foreign.apply(input, target, run, given, "gradient" not in lacks)  # type: ignore[no-untyped-call]
         return made
 
@@ -304,11 +308,6 @@ class _Foreign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         return (*ctx.pull(upstream), None, None, None)
-
-
-def _options(function: Function) -> list[str]:
-    """Return the names of the parameters of a loss function that follow the logits and the target."""
-    return list(inspect.signature(function).parameters)[2:]
 
 
 def _is_wide(value: Any) -> bool:
@@ -341,7 +340,8 @@ def _tensor(value: Any, device: torch.device, noun: str) -> Tensor:
     """
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
-        raise TypeError(f"the {noun} is an array of {array.dtype}; return an array of real numbers")
+        given = quoted(array.item()) if array.dtype == object and not array.ndim else f"an array of {array.dtype}"
+        raise TypeError(f"the {noun} is {given}; return an array of real numbers")
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.name == "bfloat16":

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,15 +135,33 @@ def test_options_may_be_given_by_position():
     torch.testing.assert_close(from_numpy(nll)(LOGITS, TARGET, None, -100, "sum"), expected)
 
 
-@pytest.mark.parametrize("result", ["text", [None], 1j], ids=["text", "objects", "complex"])
-def test_a_result_that_is_no_array_of_real_numbers_is_refused(result):
-    with pytest.raises(TypeError, match=r"^the loss is an array of .*; return an array of real numbers$"):
+def test_a_call_with_an_option_too_many_or_given_twice_is_refused():
+    loss = from_numpy(nll)
+    with pytest.raises(TypeError, match=r"^too many positional arguments$"):
+        loss(LOGITS, TARGET, None, -100, "sum", 0.0, "one more")
+    with pytest.raises(TypeError, match=r"^multiple values for argument 'reduction'$"):
+        loss(LOGITS, TARGET, None, -100, "sum", reduction="mean")
+
+
+@pytest.mark.parametrize(
+    ("result", "given"),
+    [
+        ("text", "an array of <U4"),
+        ([None], "an array of object"),
+        (1j, "an array of complex128"),
+        (None, "None"),
+        ({"loss": 1.0}, "{'loss': 1.0}"),
+    ],
+    ids=["text", "objects", "complex", "none", "dict"],
+)
+def test_a_result_that_is_no_array_of_real_numbers_is_refused(result, given):
+    with pytest.raises(TypeError, match=rf"^the loss is {re.escape(given)}; return an array of real numbers$"):
         from_numpy(lambda logits, target: result)(LOGITS, TARGET)
 
 
 def test_a_gradient_that_is_no_array_of_real_numbers_is_refused_by_its_name():
     loss = from_numpy(nll, gradient=lambda *arguments, **options: None)(LOGITS.clone().requires_grad_(), TARGET)
-    with pytest.raises(TypeError, match=r"^the gradient is an array of object; return an array of real numbers$"):
+    with pytest.raises(TypeError, match=r"^the gradient is None; return an array of real numbers$"):
         loss.backward()
 
 
