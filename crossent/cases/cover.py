@@ -198,5 +198,5 @@ if __name__ == "__main__":
             made = cover(array)
             path = Path(__file__).parent / folder / f"{name}.txt"
             path.write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
-            what = f"{len(made)} cases for all combinations of {array.strength} choices"
+            what = f"{len(made)} cases, which cover combinations of {array.strength} choices"
             print(f"{path.relative_to(Path(__file__).parent)}: {what}")
