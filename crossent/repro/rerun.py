@@ -17,7 +17,8 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import find_file
 from crossent.report.reader import find, read_json
 from crossent.repro.recipes import REFUSALS
-from crossent.repro.script import ANOTHER, require_runs, script, subject_of
+from crossent.repro.script import require_runs, script
+from crossent.repro.subject_code import ANOTHER, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.run.runner import check as run_check
@@ -77,14 +78,14 @@ def script_of(
         loaded = _load(source, id) if source else None
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
-        return script(found, here, passed=passed, loaded=loaded)
+        return script(found, here, passed=passed, lacks=promises.get("without") or (), loaded=loaded)
     document = read_json(report)
     found, digest = find(document, id)
     if ranks := document["environment"].get("ranks"):
         raise ValueError(_no_script(id, str(ranks), source))
     loaded = _load(source, id) if source else None
     device = document["environment"]["device"]
-    return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
+    return script(found, device, digest, lacks=declared_differences(document, found), loaded=loaded)
 
 
 def _no_script(id: str, ranks: str, source: str = "") -> str:
@@ -203,15 +204,15 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
-def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
-    """Return whether a report declares that the subject of a finding returns float32 for half precision.
+def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]:
+    """Return the features whose `instead` a report declares for the subject of a finding, such as {"half_result"}.
 
     `document` is a report as a dict. :func:`crossent.report.reader.find` reads the report only up to the finding, so
     the subjects after the finding may be damaged. This function ignores damaged subjects.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
-    return any(FEATURES["half_result"].instead in each for each in declared)
+    return {name for name, one in FEATURES.items() if one.instead and any(one.instead in each for each in declared)}
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:

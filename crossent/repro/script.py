@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,12 @@ from crossent.cases.case import Case
 from crossent.cases.ids import case_of
 from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS
-from crossent.forms import fused
 from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.equations import Shapes
 from crossent.repro.literals import assignments, docstring
 from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe, of_other_numbers
-from crossent.repro.scripts import subjects
-from crossent.repro.scripts.compiled_code import compiled
+from crossent.repro.scripts import circumstances
 from crossent.repro.scripts.functions import (
     call_others,
     cannot_run,
@@ -39,9 +37,8 @@ from crossent.repro.scripts.functions import (
 )
 from crossent.repro.scripts.refusals import isolate
 from crossent.repro.scripts.transforms import call_linear_under_vjp
+from crossent.repro.subject_code import subject_lines, subject_of
 from crossent.run.isolation.fresh_process import SECONDS
-from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
-from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
 from crossent.trials.check import Check
 from crossent.trials.exact import loss_dtype
@@ -68,29 +65,14 @@ device = {device}
 '''
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
 _CHUNKS = re.compile(r"\bwith ([A-Za-z_]\w*)=\d+")  # how the check `chunks` names a call, as in "with chunk_size=8"
-LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
-# Stands for the subject of a report whose code is unknown here.
-ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
-# The subjects that a script defines itself.
-DEFINED: dict[str, ScriptFunction] = {
-    "torch": subjects.torch_loss,
-    "torch_nll": subjects.torch_nll,
-    "scalar": subjects.scalar_on_tensors,
-    "linear_formula": subjects.linear_formula_of_crossent,
-    "linear_blocked": subjects.linear_blocked_of_crossent,
-    "torch_linear": subjects.torch_linear,
-    "torch_linear_chunked": subjects.torch_linear_chunked,
-    "torch_linear_chunk1": subjects.torch_linear_chunk1,
-    "torch_linear_accurate": subjects.torch_linear_accurate,
-    "torch_linear_balanced": subjects.torch_linear_balanced,
-    "torch_linear_compact": subjects.torch_linear_compact,
-}
 # For each operation: the functions that replace other functions in a script.
 INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
     CROSS_ENTROPY: {},
     LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear, "call_under_vjp": call_linear_under_vjp},
 }
+# The functions that replace other functions if the subject is declared without the feature "arguments".
+CHANGING = dict.fromkeys(("require_untouched", "require_clones_untouched"), circumstances.allow_changes)
 
 
 def script(
@@ -99,7 +81,7 @@ def script(
     digest: str | None = None,
     *,
     passed: bool = False,
-    widened: bool = False,
+    lacks: Collection[str] = (),
     loaded: Subject | None = None,
 ) -> str:
     """Return a script that repeats a finding.
@@ -113,7 +95,8 @@ def script(
         digest: the checksum of the inputs in that run, to compare with the inputs here; None for no comparison.
         passed: whether `finding` comes from `nearest_to_bound`, and so is about a check that passes. The script then
             judges the number by its error bound alone.
-        widened: whether the report says that the subject returns float32 for half precision.
+        lacks: features that the user declared missing in that run. The script expects float32 for half precision if
+            "half_result" is among them, and allows changed arguments if "arguments" is.
         loaded: the user's function, which the script loads from the same source; None for a form, for torch, or if the
             source is unknown.
 
@@ -136,7 +119,7 @@ def script(
         values = {"raises": case.allowed(device)}
     else:
         focus = _focus_on(finding, recipe, Focus(case, inputs, subject))
-        half = widened and loss_dtype(inputs) in HALF_DTYPES
+        half = "half_result" in lacks and loss_dtype(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole
@@ -146,8 +129,12 @@ def script(
         needs_calls = not passed and _needs_earlier_calls(finding)
         if needs_calls:
             values = {**of_other_numbers(case), **values}
-    instead = INSTEAD[case.operation] if subject.differentiable else {"evaluate": evaluate_loss}
-    code = Code({**instead, **({"verdict": verdict_of_attempt} if needs_calls else {})})
+    instead = dict(INSTEAD[case.operation]) if subject.differentiable else {"evaluate": evaluate_loss}
+    if "arguments" in {*lacks, *subject.lacks}:
+        instead |= CHANGING
+    if needs_calls:
+        instead["verdict"] = verdict_of_attempt
+    code = Code(instead)
     code.add(tensor)
     isolated = finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device))
     main = _main(code, recipe.step, ending, refusable=isinstance(case, Case) and finding.kind != "refused")
@@ -156,7 +143,7 @@ def script(
     elif ending is None or ending is not recipe.number:
         code.add(verdict)
         main.append('verdict(False, "the finding does not happen")')
-    before = [*_subject_lines(code, finding.subject, loaded.source if loaded else "", case.operation)]
+    before = [*subject_lines(code, finding.subject, loaded.source if loaded else "", case.operation)]
     if isolated:
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")
@@ -304,47 +291,3 @@ def _numbers(n: Numbers, check: Check) -> dict[str, Any]:
     # infinite or NaN, the finding is not about an error bound. Then any finite error passes.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": check.versus}
-
-
-def subject_of(name: str, device: str) -> Subject:
-    """Return the form or the subject of torch with this name. For any other name, return the placeholder `ANOTHER`.
-
-    If the name ends in "+compile", return the subject compiled for `device`.
-    """
-    base = name.removesuffix(COMPILE_SUFFIX)
-    subject = BY_NAME.get(base, ANOTHER)
-    return subject if base == name else as_compiled(subject, device)
-
-
-def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
-    """Yield the lines that import, load or compile the subject, whose name is `name`.
-
-    If the script can define the subject as a function, add this function to `code` instead of an import. For a subject
-    with unknown code, the lines ask the user for an import, and end the script with status 2.
-
-    `source` is the description of the user's function; "" for a form, for torch, or if the description is unknown.
-    """
-    linear = operation is LINEAR_CROSS_ENTROPY
-    if source:
-        yield "from crossent.cases.operation import LINEAR_CROSS_ENTROPY\n" * linear + LOADER
-        given = f"{source!a}, operation=LINEAR_CROSS_ENTROPY" if linear else f"{source!a}"
-        yield f"(subject,) = (found.loss for found in load({given}))"
-        return
-    base = name.removesuffix(COMPILE_SUFFIX)
-    if base != name:
-        code.add(compiled)
-    if base in DEFINED:
-        code.add(DEFINED[base], "subject")
-    elif BY_NAME.get(base, ANOTHER).loss is fused:
-        if base == "fused_interpreter":
-            yield 'import os\nos.environ["TRITON_INTERPRET"] = "1"  # before the import of Triton'
-        yield "from crossent import fused as subject  # the rest of this script needs only torch"
-    elif base in FORM_SUBJECTS:
-        yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
-    else:
-        called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
-        own = printable(base)
-        missing = f"this script lacks the code of {own}; replace this print and the next line with an import of {own}"
-        yield f"print({missing + ' as subject' + called!a})\nraise SystemExit(2)"
-    if base != name:
-        yield "subject = compiled(subject)"

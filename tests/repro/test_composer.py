@@ -19,11 +19,11 @@ from crossent.checks.circumstances import THREADS, UNRECORDED
 from crossent.checks.leaves import gradients_by_call
 from crossent.repro.composer import Code
 from crossent.repro.recipes import RECIPES, REFUSALS
-from crossent.repro.script import DEFINED
 from crossent.repro.scripts import case as example
 from crossent.repro.scripts import circumstances, single
 from crossent.repro.scripts.functions import evaluate, evaluate_loss
 from crossent.repro.scripts.single import call_once, judge_number, state
+from crossent.repro.subject_code import DEFINED
 from crossent.state import STATES, restore, snapshot
 from crossent.trials import call
 

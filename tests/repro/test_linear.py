@@ -15,8 +15,8 @@ from crossent.checks.relations.chunks import REFUSALS_OF_SIZES
 from crossent.machine import memory_growth
 from crossent.repro.literals import assignments
 from crossent.repro.rerun import script_of
-from crossent.repro.script import DEFINED
 from crossent.repro.scripts import functions
+from crossent.repro.subject_code import DEFINED
 from crossent.subjects.builtin import LINEAR_ALIAS, LINEAR_NAMED
 from crossent.trials.call import evaluate
 

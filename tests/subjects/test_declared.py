@@ -3,11 +3,13 @@
 import contextlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
 from support import waits
 from support.checks import ALWAYS, CHECKS
+from support.repro.playing import play, with_subject
 from support.running import run
 from support.subjects import TENSOR_FORMS
 
@@ -17,7 +19,7 @@ from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.forms import LINEAR_FORMS
 from crossent.report.reader import report_of
-from crossent.repro.rerun import widens_halves
+from crossent.repro.rerun import declared_differences
 from crossent.repro.script import script
 from crossent.run.plan import plan
 from crossent.subjects.features import FEATURES, declared
@@ -374,8 +376,8 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     document = report.to_json()
     (finding,) = report.findings
     assert finding.check == "no_grad"
-    assert widens_halves(document, finding)
-    text = script(finding, widened=True)
+    assert declared_differences(document, finding) == {"half_result"}
+    text = script(finding, lacks=["half_result"])
     assert "own_dtype = torch.float32" in text
     assert "own_dtype = torch.float32" not in script(finding)
     # The report does not say where the loss comes from, so the script asks its reader for a definition of the subject.
@@ -387,6 +389,32 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "error bound" in ran.stdout
+
+
+@pytest.mark.parametrize("check", ["no_grad", "non_leaf"])
+def test_the_script_of_a_loss_that_may_change_its_arguments_judges_the_loss(check):
+    """If the loss is right now, the script says so, although the loss still writes into its logits."""
+    wrong = """
+        import torch, crossent
+
+        def subject(input, target, **options):
+            wrong = input.grad_fn or not torch.is_grad_enabled()
+            loss = crossent.formula(input, target, **options) * (1.01 if wrong else 1)
+            input.detach().add_(1)
+            return loss
+    """
+    names = {}
+    exec(textwrap.dedent(wrong), names)
+    names["subject"].__name__ = "mine"  # the name that `with_subject` expects
+    checks = [one for one in ALWAYS if one.name in ("call", "result")] + [CHECKS[check]]
+    report = judged(names["subject"], Case("float32", reduction="none"), ["arguments"], checks)
+    finding = next(one for one in report.findings if one.check == check)
+    lacks = declared_differences(report.to_json(), finding)
+    assert lacks == {"arguments"}
+    for text, status, word in ((wrong, 1, "wrong"), (wrong.replace("1.01", "1"), 0, "right")):
+        _, ended, out = play(with_subject(script(finding, lacks=lacks), textwrap.dedent(text)))
+        assert (ended, out.splitlines()[-1]) == (status, word), out
+    assert "the call " in play(with_subject(script(finding), textwrap.dedent(wrong)))[2]
 
 
 def test_every_declaration_says_what_the_loss_does_instead():

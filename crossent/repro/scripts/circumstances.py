@@ -59,6 +59,20 @@ def require_untouched(call, x, y, its_options, x_wanted, y_wanted):
             verdict(True, f"{call}: the call changed the requires_grad of {name}")
 
 
+def require_clones_untouched(clones):
+    """End the script with status 1 if a call changed a clone.
+
+    `clones` has, for each clone: the name of its argument, the clone after the call, and a copy from before the call.
+    """
+    for name, after, before in clones:
+        if not memory(after).equal(memory(before)):
+            verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
+
+
+def allow_changes(*_):
+    """Judge no change. A subject without the feature "arguments" may change its arguments."""
+
+
 def call_without_gradients():
     """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name.
 
@@ -101,9 +115,7 @@ def call_on_non_leaf():
 
     result = evaluate(*fresh(*given), loss_of=cloned)
     require_shape(result["loss"], *given)
-    for name, after, before in made:
-        if not memory(after).equal(memory(before)):
-            verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
+    require_clones_untouched(made)
     return result
 
 

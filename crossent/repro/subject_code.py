@@ -1,0 +1,79 @@
+"""The code of a script that defines, imports, loads or compiles its subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY, Operation
+from crossent.forms import fused
+from crossent.repro.composer import Code, ScriptFunction
+from crossent.repro.scripts import subjects
+from crossent.repro.scripts.compiled_code import compiled
+from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
+from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
+from crossent.subjects.subject import Subject
+from crossent.words import printable
+
+LOADER = "from crossent.subjects.loader import load"
+# Stands for the subject of a report whose code is unknown here.
+ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
+# The subjects that a script defines itself.
+DEFINED: dict[str, ScriptFunction] = {
+    "torch": subjects.torch_loss,
+    "torch_nll": subjects.torch_nll,
+    "scalar": subjects.scalar_on_tensors,
+    "linear_formula": subjects.linear_formula_of_crossent,
+    "linear_blocked": subjects.linear_blocked_of_crossent,
+    "torch_linear": subjects.torch_linear,
+    "torch_linear_chunked": subjects.torch_linear_chunked,
+    "torch_linear_chunk1": subjects.torch_linear_chunk1,
+    "torch_linear_accurate": subjects.torch_linear_accurate,
+    "torch_linear_balanced": subjects.torch_linear_balanced,
+    "torch_linear_compact": subjects.torch_linear_compact,
+}
+
+
+def subject_of(name: str, device: str) -> Subject:
+    """Return the form or the subject of torch with this name. For any other name, return the placeholder `ANOTHER`.
+
+    If the name ends in "+compile", return the subject compiled for `device`.
+    """
+    base = name.removesuffix(COMPILE_SUFFIX)
+    subject = BY_NAME.get(base, ANOTHER)
+    return subject if base == name else as_compiled(subject, device)
+
+
+def subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
+    """Yield the lines that import, load or compile the subject, whose name is `name`.
+
+    If the script can define the subject as a function, add this function to `code` instead of an import. For a subject
+    with unknown code, the lines ask the user for an import, and end the script with status 2.
+
+    `source` is the description of the user's function; "" for a form, for torch, or if the description is unknown.
+    """
+    linear = operation is LINEAR_CROSS_ENTROPY
+    if source:
+        yield "from crossent.cases.operation import LINEAR_CROSS_ENTROPY\n" * linear + LOADER
+        given = f"{source!a}, operation=LINEAR_CROSS_ENTROPY" if linear else f"{source!a}"
+        yield f"(subject,) = (found.loss for found in load({given}))"
+        return
+    base = name.removesuffix(COMPILE_SUFFIX)
+    if base != name:
+        code.add(compiled)
+    if base in DEFINED:
+        code.add(DEFINED[base], "subject")
+    elif BY_NAME.get(base, ANOTHER).loss is fused:
+        if base == "fused_interpreter":
+            yield 'import os\nos.environ["TRITON_INTERPRET"] = "1"  # before the import of Triton'
+        yield "from crossent import fused as subject  # the rest of this script needs only torch"
+    elif base in FORM_SUBJECTS:
+        yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
+    else:
+        called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
+        own = printable(base)
+        missing = f"this script lacks the code of {own}; replace this print and the next line with an import of {own}"
+        yield f"print({missing + ' as subject' + called!a})\nraise SystemExit(2)"
+    if base != name:
+        yield "subject = compiled(subject)"
