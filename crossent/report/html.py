@@ -117,7 +117,7 @@ class SubjectPart:
 
 def page(report: Report) -> str:
     """Return the report as an HTML document. Equal reports give equal documents."""
-    return _document("report.html.jinja", report, [_part(subject, report.is_part) for subject in report.subjects])
+    return _document("report.html.jinja", report, [_part(subject, report) for subject in report.subjects])
 
 
 def notebook(report: Report) -> str:
@@ -126,7 +126,7 @@ def notebook(report: Report) -> str:
     In an iframe, neither the style of the page nor a text of the report can change the notebook. Failed subjects are
     first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
     """
-    made = [_part(subject, report.is_part) for subject in report.subjects]
+    made = [_part(subject, report) for subject in report.subjects]
     parts = sorted(made, key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
         # In a quoted attribute, only these two characters end or change the text.
@@ -186,14 +186,17 @@ def gaps(report: Report) -> Iterator[CoverageLine]:
     if (shard := report.shard) is not None:
         cases = f"{len(shard.places):,} of {counted(shard.planned, 'case')}"
         yield CoverageLine("Only", "a part ran", f"shard {shard}, with {cases}", loud=True)
+    if report.planned is not None:
+        cases = f"{report.cases:,} of {counted(report.planned, 'case')}"
+        yield CoverageLine("Only", "a part ran", f"the run ended after {cases}", loud=True)
     for subject in report.subjects:
         if not subject.outcomes:
             yield CoverageLine("0", f"cases ran on {_name(subject.name)}", "this subject was not checked", loud=True)
         for result in () if report.is_part else subject.without_evidence:
             yield CoverageLine("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
-        why = "--level normal has every combination of three options"
-        yield CoverageLine("Quick", "run, which has every combination of two options", why, loud=True)
+        why = "level quick covers only combinations of two"
+        yield CoverageLine("Some", "combinations of three options", why, loud=True)
     if report.left_out:
         yield CoverageLine(*_counted(len(report.left_out), "check", "planned for no case"))
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
@@ -202,14 +205,16 @@ def gaps(report: Report) -> Iterator[CoverageLine]:
         yield CoverageLine(*_counted(not_applicable, "case", "not applicable"), "counted for each subject")
     compared = report.compared
     if compared.vacuous:
-        yield CoverageLine(f"{compared.vacuous:,}", f"of {compared.ran:,} comparisons without evidence", NO_EVIDENCE)
+        of = f"of {counted(compared.ran, 'comparison')} without evidence"
+        yield CoverageLine(f"{compared.vacuous:,}", of, NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
-        yield CoverageLine(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
+        of = f"of {counted(compared.elements, 'number')} not judged"
+        yield CoverageLine(f"{unjudged:,}", of, "without an error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
         yield CoverageLine(*_counted(known, "case", "with known failures"), "not counted among the findings")
 
 
-def _part(subject: SubjectReport, partial: bool) -> SubjectPart:
+def _part(subject: SubjectReport, report: Report) -> SubjectPart:
     tallies = subject.tallies
     missing = Counter((check, outcome.dtype) for outcome in subject.outcomes.values() for check in outcome.not_run)
     used = {dtype for _, dtype in (*tallies, *missing)}
@@ -223,9 +228,10 @@ def _part(subject: SubjectReport, partial: bool) -> SubjectPart:
     small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None
+    unproven = report.planned is not None or (subject.without_evidence and not report.is_part)
     return SubjectPart(
         subject=subject,
-        verdict=result or ("unproven" if subject.without_evidence and not partial else "passed"),
+        verdict=result or ("unproven" if unproven else "passed"),
         dtypes=dtypes,
         rows=rows,
         strips=strips(subject),

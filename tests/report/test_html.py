@@ -196,12 +196,12 @@ def test_the_gaps_of_the_verdict_stand_next_to_it():
         "Not covered by this verdict",
         "0 cases ran on other this subject was not checked",
         "No evidence for the loss in float32 of mine",
-        "Quick run, which has every combination of two options",
+        "Some combinations of three options level quick covers only combinations of two",
         "2 checks planned for no case",
         "2 skipped checks counted for each case",
         "1,030 cases not applicable counted for each subject",
-        "1 of 1 comparisons without evidence a wrong result, such as zeros, would pass too",
-        "2 of 7 numbers not judged they have no error bound",
+        "1 of 1 comparison without evidence a wrong result, such as zeros, would pass too",
+        "2 of 7 numbers not judged without an error bound",
     ):
         assert words in top
     below = " ".join(text[text.index("What did not run, and why") :].split())
@@ -227,11 +227,21 @@ def test_the_page_of_a_part_of_a_run_says_so_and_asks_for_no_evidence(part, said
     for text in (page(made), Frame(made._repr_html_()).frames[0][1]["srcdoc"]):
         shown = " ".join(Document(text).text.split())
         assert shown.startswith("Passed:")
-        assert shown.index("Not covered by this verdict Only a part ran") < shown.index("1 of 1 comparisons")
+        assert shown.index("Not covered by this verdict Only a part ran") < shown.index("1 of 1 comparison")
         assert all(f"Only a part ran {words}" in shown for words in said)
         assert "No evidence for" not in shown
         assert "not proven" not in shown
         assert "1 comparison that a wrong result would fail" not in shown
+
+
+def test_the_page_of_a_run_that_ended_early_says_so_and_no_subject_passed():
+    made = measured_report(LOSS, planned=9)
+    for text in (page(made), Frame(made._repr_html_()).frames[0][1]["srcdoc"]):
+        shown = " ".join(Document(text).text.split())
+        assert "Not covered by this verdict Only a part ran the run ended after 1 of 9 cases" in shown
+        assert "every check ran" not in shown.lower()
+        assert "Every check of this run ran" not in shown
+    assert re.search(r"mine not proven \d", " ".join(Document(page(made)).text.split()))
 
 
 def test_the_page_counts_one_comparison_in_the_singular():
