@@ -248,14 +248,6 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     known = [*(field.name for field in fields(ExpectedFinding)), "id"]
     if unknown := [key for key in entry if key not in known]:
         raise ValueError(f"got the key {quoted(unknown[0])}; allowed are {', '.join(known)}")
-    if "id" in entry:
-        entry = _of_id(entry)
-    elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing; add it to the entry")
-    elif not (entry.get("checks") or entry.get("results")):
-        raise ValueError("checks and results are missing; add one of them to the entry")
-    if missing := [key for key in ("reason",) if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing; add it to the entry")
     for key, value in entry.items():
         if key in _LISTS:
             right, allowed = _strings(value), "a list of strings"
@@ -265,6 +257,14 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
             right, allowed = isinstance(value, str), "a string"
         if not right:
             raise ValueError(f"{key}: got {quoted(value)}; allowed is {allowed}")
+    if "id" in entry:
+        entry = _of_id(entry)
+    elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
+        raise ValueError(f"{missing[0]} is missing or empty; add it to the entry")
+    elif not (entry.get("checks") or entry.get("results")):
+        raise ValueError("checks and results are missing or empty; add one of them to the entry")
+    if not entry.get("reason"):
+        raise ValueError("reason is missing or empty; add it to the entry")
     if entry.get("kind") and entry["kind"] not in KINDS:
         raise ValueError(f"kind: got {quoted(entry['kind'])}; allowed are {', '.join(KINDS)}")
     try:
@@ -282,8 +282,8 @@ def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of an entry with subject, checks and cases in place of the key `id`. The default of kind is ""."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
-    *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]
-    if not (isinstance(given, str) and subject and check and case):
+    *_, subject, check, case = ["", "", *(given := entry["id"]).rsplit(":", 2)]
+    if not (subject and check and case):
         raise ValueError(f"id: got {quoted(given)}; allowed is SUBJECT:CHECK:CASE")
     rest = {key: value for key, value in entry.items() if key != "id"}
     return {"kind": "", "subject": escape(subject), "checks": [check], "cases": [escape(case)], **rest}
