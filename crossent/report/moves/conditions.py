@@ -31,8 +31,9 @@ def hindrances(old: Report, new: Report) -> list[str]:
             before, after = (quoted(value) if value else "not set" for value in (was, now))
             found.append(f"{name} was {before} and is {after}{chosen}")
     if old.seed != new.seed:
-        seeds = f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ"
-        found.append(f"{seeds}: repeat the new run with --seed {quoted(old.seed)}")
+        seed = quoted(old.seed)
+        seeds = f"seed was {seed} and is {quoted(new.seed)}, so the inputs differ"
+        found.append(f"{seeds}: repeat the new run with --seed {seed}, in Python seed={seed}")
     return found
 
 
@@ -103,8 +104,14 @@ def notes(
         if run.shard is not None:
             yield f"the {which} run is shard {run.shard}; only its cases are compared"
         if run.planned is not None:
-            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these cases are compared"
-    compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}
+            cases = f"{run.cases:,} of {counted(run.planned, 'case')}"
+            yield f"the {which} run ended after {cases}; the other cases are not compared"
+    compared = {
+        check
+        for before, now in pairs
+        for case in now.outcomes.keys() & before.outcomes.keys()
+        for check in now.outcomes[case].checks.keys() & before.outcomes[case].checks.keys()
+    }
     levels = [run.level for run in (old, new) if _COMPILED[0] in run.left_out]
     if levels and compared.isdisjoint(_COMPILED) and not any(part.name.endswith("+compile") for _, part in pairs):
         yield f"no compiled code is compared: level {levels[0]} runs none of {', '.join(_COMPILED)}"

@@ -68,7 +68,7 @@ def diff(
     names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
     made = Diff(runs[0], runs[1], names[0], names[1])
     if made.hindrances and not force:
-        hint = "; `crossent diff --force`, in Python force=True, compares them anyway" if made.compared else ""
+        hint = "; --force, in Python force=True, compares the two runs anyway" if made.compared else ""
         raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}{hint}")
     return made
 
@@ -96,8 +96,9 @@ class Diff:
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
             return [*found, "the runs have no subject in common; check the same subject in both runs"]
-        unlike = "the runs have no case in common whose inputs have the same bits; repeat with the same level and seed"
-        return found if self.compared else [*found, unlike]
+        unlike = "the runs have no case in common whose inputs have the same bits"
+        advice = "repeat the new run with the options of the old run"
+        return found if self.compared else [*found, f"{unlike}; {advice}"]
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:

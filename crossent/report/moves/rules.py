@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
+from crossent.words import counted
 
 # An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp, and as better the
 # other way round. The second limit is needed because another order of summation changes the last bit. The share of the
@@ -44,7 +45,7 @@ class Kind(StrEnum):
 
     def counted(self, count: int) -> str:
         """Return a number and the name of the kind: "2 regressions", "1 fixed"."""
-        return f"{count} {self}{'s' if self is Kind.BROKEN and count != 1 else ''}"
+        return f"{count:,} {self}{'s' if self is Kind.BROKEN and count != 1 else ''}"
 
     @property
     def meaning(self) -> str:
@@ -188,7 +189,8 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
         return Kind.REFUSED if now.kind == "refused" else Kind.ACCEPTED
     if now.kind == "refused":
         return Kind.WORDS
-    return Kind.JUDGED if _same_bits(old, new) else Kind.STILL
+    same = _same_bits(old, new) or (not _has_checksums(old, new) and _same_failure(before, now))
+    return Kind.JUDGED if same else Kind.STILL
 
 
 def _same(old: Side, new: Side) -> bool:
@@ -214,6 +216,15 @@ def _same_error(old: Side, new: Side) -> bool:
     if _has_checksums(old, new) or before is None or now is None:
         return False
     return f"{before:.3f}" == f"{now:.3f}"
+
+
+def _same_failure(before: Finding, now: Finding) -> bool:
+    """Return whether two findings have the same numbers and message.
+
+    The description of the call, torch's value, the reason of a known failure, and the command may differ.
+    """
+    first, second = (replace(finding, call="", torch="", expected=None, repeat="") for finding in (before, now))
+    return repr(first) == repr(second)
 
 
 def _has_checksums(old: Side, new: Side) -> bool:
@@ -293,8 +304,7 @@ def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
         if alone and old.digest != new.digest:
             return f"{number(old.value)} → {number(new.value)}"
     elif dict(old.special) != dict(new.special):
-        count = math.prod(old.shape)
-        return f"{_special(old)} → {_special(new)}, of {count}"
+        return f"{_special(old)} → {_special(new)}, of {counted(math.prod(old.shape), 'element')}"
     return ""
 
 

@@ -54,7 +54,7 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
         for group in (*policies, *shown):
             yield from _group_lines(diff, group)
         if hidden := sum(len(group) for group in others[len(shown) :]):
-            how = "to see all of them, run crossent diff OLD NEW --json FILE"
+            how = "to see all of them, run crossent diff OLD NEW --json FILE, in Python diff.write_json(FILE)"
             yield Text(f"\n… and {counted(hidden, 'more change')} of the kind '{kind}'; {how}", "dim")
     yield Text()
     yield Text(diff.summary)

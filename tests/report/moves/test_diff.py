@@ -338,6 +338,12 @@ def test_a_move_in_which_only_details_differ_says_so():
     finding = formula_finding("loss", PLAIN, numbers=WRONG, expected="since torch 2.4")
     sides = tuple(Side(Measured(True), one, digest="0") for one in (finding, replace(finding, expected="a bug")))
     assert kind_of("sign", *sides) is Kind.JUDGED
+    without_checksums = [replace(side, digest="") for side in sides]
+    assert kind_of("vmap", *without_checksums) is Kind.JUDGED  # only the reason of the known failure differs
+    other = replace(without_checksums[1], finding=replace(finding, numbers=replace(WRONG, got=0.75)))
+    assert kind_of("vmap", without_checksums[0], other) is Kind.STILL
+    with_checksums = [replace(side, digest=digest) for side, digest in zip(sides, "01", strict=True)]
+    assert kind_of("sign", *with_checksums) is Kind.STILL
     assert Move(Kind.JUDGED, "torch", "sign", PLAIN, "float32", *sides).says == said
 
 
@@ -366,7 +372,7 @@ def test_the_grade_of_a_result_that_is_fixed_is_no_change_of_grade():
 
 def test_the_line_about_changes_that_are_not_shown_names_the_command_that_shows_them(before, after):
     (line,) = [line for line in plain_text(diff(before, refuse(after)).render(0)).splitlines() if line.startswith("…")]
-    how = "to see all of them, run crossent diff OLD NEW --json FILE"
+    how = "to see all of them, run crossent diff OLD NEW --json FILE, in Python diff.write_json(FILE)"
     assert line == f"… and 1 more change of the kind 'newly refused'; {how}"
 
 
@@ -430,10 +436,13 @@ def test_a_note_about_several_subjects_is_one_line(before, after):
         (lambda run: run.environment.update(ranks="2"), "ranks was not set and is '2'"),
         (
             lambda run: setattr(run, "seed", 7),
-            "seed was 0 and is 7, so the inputs differ: repeat the new run with --seed",
+            "seed was 0 and is 7, so the inputs differ: repeat the new run with --seed 0, in Python seed=0",
         ),
         (lambda run: run.subjects.clear(), "no subject in common"),
-        (lambda run: [part.outcomes.clear() or part.findings.clear() for part in run.subjects], "no case in common"),
+        (
+            lambda run: [part.outcomes.clear() or part.findings.clear() for part in run.subjects],
+            "no case in common whose inputs have the same bits; repeat the new run with the options of the old run",
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_unless_forced(before, after, change, message, tmp_path, capsys):
@@ -449,7 +458,7 @@ def test_runs_that_cannot_be_compared_are_refused_unless_forced(before, after, c
     assert message in err
     assert err.count("\n") == 1
     comparable = "in common" not in message
-    assert ("; `crossent diff --force`, in Python force=True, compares them anyway" in err) == comparable
+    assert ("; --force, in Python force=True, compares the two runs anyway" in err) == comparable
     html = tmp_path / "page.html"
     assert main(["diff", *files, "--force", "--html", str(html)]) == (0 if comparable else 3)
     out = capsys.readouterr().out
@@ -467,8 +476,9 @@ def test_a_level_without_compiled_code_is_noted(before, after):
     before, after = copy.deepcopy((before, after))
     after.left_out, after.level = ["export", "compile", "compile_dynamic", "compiled_error"], "quick"
     assert note in diff(before, after).notes
-    for part in (before.subjects[0], after.subjects[0]):
-        part.outcomes[PLAIN].checks["compile"] = Measured()
+    after.subjects[0].outcomes[PLAIN].checks["compile"] = Measured()
+    assert note in diff(before, after).notes  # compiled code ran only in the new run
+    before.subjects[0].outcomes[PLAIN].checks["compile"] = Measured()
     assert note not in diff(before, after).notes
     before, after = copy.deepcopy((before, after))
     for part in (before.subjects[0], after.subjects[0]):
