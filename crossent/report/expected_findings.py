@@ -282,7 +282,8 @@ def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of an entry with subject, checks and cases in place of the key `id`. The default of kind is ""."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
-    *_, subject, check, case = ["", "", *(given := entry["id"]).rsplit(":", 2)]
+    given: str = entry["id"]
+    *_, subject, check, case = ["", "", *given.rsplit(":", 2)]
     if not (subject and check and case):
         raise ValueError(f"id: got {quoted(given)}; allowed is SUBJECT:CHECK:CASE")
     rest = {key: value for key, value in entry.items() if key != "id"}
