@@ -63,9 +63,9 @@ class Finding:
     @property
     def headline(self) -> str:
         """The finding in one line, with the error as a multiple of its bound if the multiple is finite and above 1."""
-        ratio = self.numbers.ratio if self.numbers else 0.0
-        error = f", error {ratio:.3g} × the error bound" if 1 < ratio < math.inf else ""
-        return f"{self.subject}: {self.check} {self.kind} on {self.case}{error}"
+        ratio, said = self.numbers.ratio if self.numbers else 0, f"{self.subject}: {self.check} {self.kind}"
+        times = "just over 1" if ratio < 1.005 else f"{ratio:.3g}"
+        return f"{said} on {self.case}" + f", error {times} × the error bound" * (1 < ratio < math.inf)
 
     def __str__(self) -> str:
         lines = [self.headline]

@@ -311,7 +311,15 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage. If the share is NaN or at least 1000%, return ">10×"."""
+    """Return a share of a bound as a percentage, or ">10×" for NaN and for 1000% or more.
+
+    If a share above 1 rounds to 100%, return ">100%", since the error is above the bound.
+
+    >>> share(0.123), share(1.002), share(12)
+    ('12%', '>100%', '>10×')
+    """
+    if 1 < ratio < 1.005:
+        return ">100%"
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 

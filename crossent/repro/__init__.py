@@ -14,11 +14,12 @@ loss, and each gradient.
 The modules of this folder may import every other folder of crossent except `crossent.commands`. Only `crossent/cli.py`
 imports this folder.
 
-rerun      get a finding from a report, from the last runs, or by running its case again
-script     write the script of a finding, with the inputs of its case
-recipes    the recipe of each check
-equations  how a result follows from others, such as the loss of a batch from the losses of two parts of the batch
-composer   copy functions of `scripts` into a script
-literals   values and texts as Python code
-scripts    the functions that are copied into scripts
+rerun         get a finding from a report, from the last runs, or by running its case again
+script        write the script of a finding, with the inputs of its case
+recipes       the recipe of each check
+equations     how a result follows from others, such as the loss of a batch from the losses of two parts of the batch
+subject_code  the code of a script that defines, imports or loads its subject
+composer      copy functions of `scripts` into a script
+literals      values and texts as Python code
+scripts       the functions that are copied into scripts
 """

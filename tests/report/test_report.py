@@ -489,7 +489,13 @@ def test_the_message_of_a_wrong_number_is_like_the_message_of_torch_testing():
 
 @pytest.mark.parametrize(
     ("ratio", "error"),
-    [(0.5, ""), (2.5, ", error 2.5 × the error bound"), (float("inf"), ""), (float("nan"), "")],
+    [
+        (0.5, ""),
+        (1.002, ", error just over 1 × the error bound"),
+        (2.5, ", error 2.5 × the error bound"),
+        (float("inf"), ""),
+        (float("nan"), ""),
+    ],
 )
 def test_the_headline_has_a_finite_error_above_the_error_bound(ratio, error):
     numbers = Numbers((0,), 1.0, "0x0", 0.0, 0.0, 1.0, ratio, ratio)
