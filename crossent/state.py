@@ -96,6 +96,30 @@ def _set_default_device(to: torch.device) -> None:
         torch.set_default_device(to)
 
 
+# The backends whose matmul precisions torch 2.9 and newer can set separately. torch's functions have no public name.
+_BACKENDS = ("cuda", "mkldnn")
+
+
+def _matmul_precision() -> str | tuple[str, ...]:
+    """Return the float32 matmul precision, such as "highest".
+
+    If the backends have different precisions, for which torch raises an error, return the precision of each backend.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        get: Any = torch._C._get_fp32_precision_getter
+        return tuple(get(backend, "matmul") for backend in _BACKENDS)
+
+
+def _set_matmul_precision(to: str | tuple[str, ...]) -> None:
+    if isinstance(to, str):
+        torch.set_float32_matmul_precision(to)
+        return
+    for backend, precision in zip(_BACKENDS, to, strict=True):
+        torch._C._set_fp32_precision_setter(backend, "matmul", precision)
+
+
 def _filters() -> list[Any]:
     """Return the warning filters for Python's own categories, which a call must not change.
 
@@ -155,7 +179,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the multithreading mode of autograd": (_threaded, _set_threaded),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "the hooks of saved tensors": (_hooks, _set_hooks),
-    "the float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the float32 matmul precision": (_matmul_precision, _set_matmul_precision),
     "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (_torch_generator, _set_torch_generator),
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),

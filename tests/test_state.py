@@ -81,6 +81,23 @@ def test_hooks_that_a_subject_removes_are_restored():
         assert restore(before) == []
 
 
+@pytest.mark.skipif(not hasattr(torch._C, "_set_fp32_precision_setter"), reason="needs torch 2.9 or newer")
+def test_a_matmul_precision_of_one_backend_is_read_and_restored():
+    """torch.get_float32_matmul_precision() raises an error if the backends have different precisions."""
+    first, matmul = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul
+    before = snapshot()
+    try:
+        matmul.fp32_precision = "bf16"
+        mixed = snapshot()
+        assert restore(mixed) == []
+        assert restore(before) == ["the float32 matmul precision"]
+        assert torch.get_float32_matmul_precision() == first
+        assert restore(mixed) == ["the float32 matmul precision"]
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(first)
+
+
 def test_a_default_device_that_the_caller_chose_is_restored():
     torch.set_default_device("meta")
     try:
