@@ -9,7 +9,7 @@ loaded only if the user names its code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ from crossent.run.settings import Settings
 from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, builtin_subjects
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
-from crossent.words import counted, cut, quoted
+from crossent.words import counted, cut, first_names, quoted
 
 # The entries of the environment that may differ, since they change no result. A run sets its own number of threads.
 _NO_CONDITION = ("threads",)
@@ -69,11 +69,15 @@ class Verification:
         lines.append(f"the report says: {self.claim.summary}")
         calls = counted(self.claim.ran, "call")
         every = f"{calls} repeated: every call has the result of the report"
-        verdict = f"{len(self.cases):,} of {calls} differ from the report" if self.cases else every
+        verdict = f"{len(self.cases):,} of {calls} {_differ(self.cases)} from the report" if self.cases else every
         if self.others:
-            verb = "differs" if len(self.others) == 1 else "differ"
-            verdict += f", {'and' if self.cases else 'but'} {counted(len(self.others), 'other value')} {verb}"
+            others = f"{counted(len(self.others), 'other value')} {_differ(self.others)}"
+            verdict += f", {'and' if self.cases else 'but'} {others}"
         return [*lines, verdict]
+
+
+def _differ(what: Sized) -> str:
+    return "differs" if len(what) == 1 else "differ"
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
@@ -154,7 +158,8 @@ def verify(
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_builtin(given) for given in subjects):
         raise ValueError(
-            f"the report has subjects other than the forms and torch: {', '.join(map(quoted, foreign[:3]))}; "
+            f"{counted(len(foreign), 'subject')} of the report {'is' if len(foreign) == 1 else 'are'} neither a form "
+            f"nor torch: {first_names([*map(quoted, foreign)], 3)}; "
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)
@@ -252,15 +257,13 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
             Or `given` describes a function whose name is not in `names`, or a subject cannot be loaded.
     """
     loaded = settings.load(*given) if given else []
-    have = {subject.name for subject in loaded}
+    have = [subject.name for subject in loaded]
+    if extra := [name for name in have if name not in names and not _is_builtin(name)]:
+        raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
     missing = [name for name in names if name not in have]
     if foreign := [name for name in missing if not _is_builtin(name)]:
         raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
-    loaded = settings.load(*given, *missing)
-    by_name = {subject.name: subject for subject in loaded}
-    extra = [subject.name for subject in loaded if subject.name not in names and not _is_builtin(subject.name)]
-    if extra:
-        raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
+    by_name = {subject.name: subject for subject in settings.load(*given, *missing)}
     return [by_name[name] for name in names]
 
 

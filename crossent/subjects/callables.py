@@ -88,9 +88,11 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     loss = partial(_make_and_call, given) if is_factory else given
     if is_linear:
         loss = partial(with_weight, loss)
-        # The second parameter may have the name `weight`, which is also the name of an option.
-        places = [name for name, parameter in parameters.items() if parameter.kind in _BY_POSITION][:3]
-        parameters = {name: parameter for name, parameter in parameters.items() if name not in places}
+    if not is_factory:
+        # A parameter for an argument may have the name `weight`, which is also the name of an option.
+        places = [name for name, parameter in parameters.items() if parameter.kind in _BY_POSITION]
+        passed = places[: len(operation.arguments)]
+        parameters = {name: parameter for name, parameter in parameters.items() if name not in passed}
     missing = [keyword for keyword in keywords_of(operation) if not _has(parameters, keyword)]
     if missing:
         loss = partial(_call_without, loss, tuple(missing))
@@ -104,6 +106,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
     """Return why a subject lacks the option `keyword`. The reason names a parameter with a similar name, if any."""
+    if keyword in parameters and parameters[keyword].kind is Parameter.POSITIONAL_ONLY:
+        return f"takes {keyword} only by position"
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its argument {name} is never passed)" for name in near)
 
@@ -150,8 +154,8 @@ def declared_lacks(given: object) -> dict[str, str]:
         # If `require_features` adds the feature `reduction`, this feature gets the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
-        reason = str(error).removeprefix("without: ")
-        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {reason}") from None
+        unknown = str(error).removeprefix("without: got ")
+        raise TypeError(f"an object whose attribute `lacks` has the unknown feature {unknown}") from None
 
 
 def _lacking_if_interpreted() -> dict[str, str]:

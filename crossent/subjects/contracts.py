@@ -70,7 +70,7 @@ def require_contract(contract: str | None, grade: str | None) -> None:
     Raises:
         ValueError: the contract or grade is unknown, or the grade contradicts the contract. The message is one line.
     """
-    if contract is not None and contract not in CONTRACTS:
+    if contract is not None and contract not in tuple(CONTRACTS):  # a tuple also takes a list, which has no hash
         raise ValueError(f"contract: got {quoted(contract)}; allowed are {', '.join(CONTRACTS)}")
     if grade is not None and grade not in GRADE_NAMES:
         raise ValueError(f"grade: got {quoted(grade)}; allowed are {', '.join(GRADE_NAMES)}")

@@ -160,13 +160,13 @@ def test_a_failure_of_a_check_that_the_report_lacks_says_so(reports, capsys):
     ("different", "others", "end"),
     [
         (0, 0, "1 call repeated: every call has the result of the report"),
-        (1, 0, "1 of 1 call differ from the report"),
+        (1, 0, "1 of 1 call differs from the report"),
         (0, 21, "and 1 more difference\nthe report says: "),
     ],
 )
 def test_the_lines_count_calls_and_differences(different, others, end):
     claim = Report(environment("cpu"), [SubjectReport("formula", {CASES[0]: Outcome("float32", "")})])
-    cases = dict.fromkeys([("formula", CASES[0])][:different], "differs here")
+    cases = dict.fromkeys([("formula", str(number)) for number in range(different)], "differs here")
     assert end in "\n".join(Verification(claim, [], cases, ["a value"] * others).lines)
 
 
@@ -181,12 +181,17 @@ def test_a_report_runs_no_code_that_the_user_did_not_name(reports, capsys):
         status, out, err = verify(capsys, path)
         assert (status, out) == (2, "")
         assert f"crossent verify {path} FILE.py:NAME" in err
-        assert "the report has subjects other than the forms and torch: '" in err
+        assert "1 subject of the report is neither a form nor torch: '" in err
         assert err.count("\n") == 1
     assert not (reports / "wrong.ran").exists()
     status, out, err = verify(capsys, reports / "forms.json", f"{reports / 'wrong.py'}:loss")
     assert (status, out) == (2, "")
     assert "the report has no subject 'loss'" in err
+    status, out, err = verify(
+        capsys, reports / "wrong.json", f"{reports / 'wrong.py'}:torch.nn.functional.cross_entropy"
+    )
+    assert (status, out) == (2, "")
+    assert "the report has no subject 'cross_entropy'; choose from loss" in err
 
 
 def test_another_function_than_the_report_is_about_differs(reports, capsys):

@@ -61,6 +61,7 @@ def test_code_that_is_compiled_for_cuda_keeps_its_approximate_functions():
     ("given", "said"),
     [
         ({"contract": "jax"}, "contract: got 'jax'; allowed are kernel, fast, logsumexp, eager, torch"),
+        ({"contract": ["fast"]}, "contract: got ['fast']; allowed are kernel, fast, logsumexp, eager, torch"),
         ({"contract": ""}, "contract: got ''; allowed are kernel, fast, logsumexp, eager, torch"),
         ({"grade": "C"}, "grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"),
         (

@@ -102,7 +102,7 @@ def soak(
     if not subjects:
         raise ValueError("subjects: got none; name a function")
     if type(cases) is not int or not 1 <= cases <= MOST_CASES:
-        raise ValueError(f"cases: got {quoted(cases)}; allowed are 1 to {MOST_CASES:,}")
+        raise ValueError(f"cases: got {quoted(cases)}; allowed are whole numbers from 1 to {MOST_CASES:,}")
     settings = Settings(
         *(device, dtypes, "normal", seed, without, contract, grade, expected_findings, jobs, timeout),
         operation=operation_of(subjects, operation),
