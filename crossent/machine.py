@@ -125,7 +125,12 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
 
 
 def require_device(device: str) -> None:
-    """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device."""
+    """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device.
+
+    Raise TypeError if the device is not a string, such as `torch.device("cpu")`.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device: got {quoted(device)}; allowed is a string: {DEVICES}")
     if not re.fullmatch(r"cpu|(cuda|xpu)(:\d+)?|mps", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are {DEVICES}")
     try:
@@ -152,7 +157,7 @@ def lost(device: str) -> str:
     except torch.cuda.OutOfMemoryError:  # the memory is full, but the device works
         return ""
     except RuntimeError as error:  # torch.AcceleratorError is a RuntimeError
-        return one_line(str(error).splitlines()[0])
+        return one_line((str(error) or type(error).__name__).splitlines()[0])
     return ""
 
 

@@ -36,6 +36,12 @@ def test_a_device_that_no_run_can_use_is_named_with_the_allowed_devices(name):
         machine.require_device(name)
 
 
+@pytest.mark.parametrize("given", [torch.device("cpu"), None, 0])
+def test_a_device_that_is_not_a_string_is_refused(given):
+    with pytest.raises(TypeError, match=r"^device: got .+; allowed is a string: cpu, cuda, .* and mps$"):
+        machine.require_device(given)
+
+
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "xpu", "xpu:1", "mps"])
 def test_a_device_that_torch_lacks_is_refused_in_one_line(name, monkeypatch):
     def zeros(*sizes, device):
@@ -71,6 +77,7 @@ def test_a_device_is_lost_if_it_raises_and_its_memory_is_not_full(monkeypatch):
     assert raising(RuntimeError("CUDA error: an illegal memory access\nCompile with ...")) == (
         "CUDA error: an illegal memory access"
     )
+    assert raising(RuntimeError()) == "RuntimeError"
     assert raising(torch.cuda.OutOfMemoryError("CUDA out of memory")) == ""
 
 
