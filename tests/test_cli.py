@@ -130,7 +130,7 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("repro", "a", "b", "c"), "c"),
         (("explain", "--logits", "1,foo", "--target", "0"), "--logits"),
         (("explain", "--logits", "", "--target", "0"), "--logits"),
-        (("explain", "--logits", "1,nan", "--target", "0"), "logits"),
+        (("explain", "--logits", "1,nan", "--target", "0"), "--logits: got nan for class 1; allowed is one finite"),
         (("explain", "--logits", "1,inf", "--target", "0"), "logits"),
         (("explain", "--logits", "1,1e999", "--target", "0"), "logits"),
         (("explain", "--logits", "1e308,-1e308", "--target", "0"), "logits"),
@@ -428,9 +428,16 @@ def test_a_full_disk_is_one_line():
         ("0,0,0,0", "2", "so no single class is predicted"),
         ("5", "0", "as for equal logits"),
         ("1000,0", "1", "too small for a float = 1000"),
+        ("1e-9,0", "0", "Here the loss is 0.6931 either way"),
+        ("10,0", "0", "-log p_0 = -log 0.999955 = 4.540e-05"),
+        ("10,0", "0", "is a difference: -10 + 10.000045 = 4.540e-05."),
+        ("1234.5,1235.5", "0", "is a difference: -1234.5 + 1235.81 = 1.313."),
+        ("1e8,100000001", "0", "is a difference: -100000000 + 100000001.31 = 1.313."),
+        ("36,0", "0", "-log p_0 = -log 0.9999999999999998 = 2.220e-16"),
+        ("36,0", "0", "The logarithm of a fraction is a difference. Software"),
     ],
 )
-def test_explain_has_words_for_ties_and_for_probabilities_near_zero(capsys, logits, target, said):
+def test_explain_has_words_for_ties_and_digits_for_small_differences(capsys, logits, target, said):
     _, out, _ = run(capsys, "explain", "--logits", logits, "--target", target)
     assert said in " ".join(out.split())
     assert "-0 +" not in out

@@ -20,6 +20,8 @@ DEFAULT_LOGITS = (3.0, 1.0, -3.0)
 DEFAULT_TARGET = 0
 # To fit a screen, a table of more classes shows only this number of classes and the true class.
 MOST_CLASSES = 12
+# Rounded numbers get more digits if their sum, or their logarithm, would be wrong by more than this share of the loss.
+_VISIBLE = 0.01
 # The formulas in the table of the forms.
 _FORMULAS = {
     "formula": "-x_y + log Σ exp(x_i)",
@@ -82,15 +84,18 @@ _MEANING = (
 )
 
 
-def _require_row(logits: Sequence[float], target: int) -> None:
-    """Raise an error if :func:`explain` does not accept the logits and the target."""
-    if not logits or not all(math.isfinite(x) for x in logits):
-        raise ValueError(f"logits: got {list(logits)}; allowed is one finite number for each class")
+def _require_row(logits: Sequence[float], target: int, name: str = "logits") -> None:
+    """Raise an error if :func:`explain` does not accept the logits and the target. An error calls the logits `name`."""
+    if not logits:
+        raise ValueError(f"{name}: got length 0; allowed is a length of 1 or more, one number for each class")
+    for c, logit in enumerate(logits):
+        if not math.isfinite(logit):
+            raise ValueError(f"{name}: got {logit} for class {c}; allowed is one finite number for each class")
     if not 0 <= target < len(logits):
         raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
     if not math.isfinite(max(logits) - min(logits)):
         got = f"{max(logits)} and {min(logits)}, whose difference overflows"
-        raise ValueError(f"logits: got {got}; allowed are logits with finite differences")
+        raise ValueError(f"{name}: got {got}; allowed are logits with finite differences")
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:
@@ -105,7 +110,6 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
     """Return the steps from the logits `x` of a row to the loss, and to the gradient of the logits."""
     p, y = x.softmax(0), torch.tensor(target)
     loss = torch.nn.CrossEntropyLoss()(x, y).item()
-    log_sum = loss + x[target].item()
     twice = torch.nn.CrossEntropyLoss()(p, y).item()
     return [
         (
@@ -129,8 +133,8 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
             [
                 _paragraph(
                     f"The target as a vector, y', is 1 at class {target} and 0 at all other classes. One term of the "
-                    f"sum is left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. The loss is 0 "
-                    "where the true class has probability 1, and grows without limit as that probability goes to 0."
+                    f"sum is left: -log p_{target} = {_log_of(p[target].item(), loss)} = {_number(loss)}. The loss is "
+                    "0 where the true class has probability 1, and grows without limit as that probability goes to 0."
                     + _rounded_by_hand(p[target].item(), loss)
                 )
             ],
@@ -140,8 +144,8 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
             "H = -x_y + log Σ_j exp(x_j)",
             [
                 _paragraph(
-                    f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + "
-                    f"{_number(log_sum)} = {_number(loss)}. Software computes the loss in this way."
+                    f"The logarithm of a fraction is a difference{_difference(x[target].item(), loss)}. Software "
+                    "computes the loss in this way."
                 )
             ],
         ),
@@ -263,8 +267,25 @@ def _rounded_by_hand(probability: float, loss: float) -> str:
     return f" Round last: with the rounded probability {rounded:.2f}, the loss would be {_number(-math.log(rounded))}."
 
 
-def _log_of(probability: float) -> str:
-    return f"-log {_number(probability)}" if probability else "minus the logarithm of a number too small for a float"
+def _log_of(probability: float, loss: float) -> str:
+    """Return "-log P", where P is `probability` with so many digits that -log P is about `loss`."""
+    for digits in range(4, 17):
+        shown = _number(probability, digits)
+        if float(shown) and abs(-math.log(float(shown)) - loss) <= _VISIBLE * loss:
+            return f"-log {shown}"
+    return f"-log {probability}" if probability else "minus the logarithm of a number too small for a float"
+
+
+def _difference(logit: float, loss: float) -> str:
+    """Return ": A + B = LOSS", where A is `-logit` and B is the log-sum-exp, with so many digits that the sum is right.
+
+    If 15 digits are too few, return "".
+    """
+    for digits in range(4, 16):
+        one, other = _number(0.0 - logit, digits), _number(loss + logit, digits)
+        if abs(float(one) + float(other) - loss) <= _VISIBLE * loss:
+            return f": {one} + {other} = {_number(loss)}"
+    return ""
 
 
 def _twice(twice: float, loss: float) -> str:
@@ -272,7 +293,7 @@ def _twice(twice: float, loss: float) -> str:
 
     `twice` is the loss after two softmaxes, and `loss` is the correct loss.
     """
-    if twice == loss:
+    if _number(twice) == _number(loss):
         return f". Here the loss is {_number(loss)} either way, as for equal logits."
     return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."
 
@@ -282,8 +303,9 @@ def _vector(values: Tensor) -> str:
     return f"({', '.join(shown)}{', …' if len(values) > MOST_CLASSES else ''})"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+def _number(value: float, digits: int = 4) -> str:
+    plain = digits > 4 or value == 0 or 1e-4 <= abs(value) < 1e6
+    return f"{value:.{digits}g}" if plain else f"{value:.3e}"
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -15,7 +15,6 @@ from crossent.forms import LINEAR_FORMS
 from crossent.forms.explain import (
     _MEANING,
     DEFAULT_TARGET,
-    _count,
     _gradient,
     _losses_table,
     _number,
@@ -77,15 +76,15 @@ def explain_linear(
     """
     if not weight:
         raise ValueError("weight: got no rows; allowed is one row or more, one for each class")
-    if len(bias) != len(weight) or any(len(row) != len(hidden) for row in weight):
-        raise ValueError(
-            f"weight: got rows of {[len(row) for row in weight]} numbers; allowed is a weight of "
-            f"{_count(len(bias), 'row', 'rows')} (one for each element of the bias), each of "
-            f"{_count(len(hidden), 'number', 'numbers')} (the length of the hidden state)"
-        )
+    if len(bias) != len(weight):
+        raise ValueError(f"bias: got length {len(bias)}; allowed is {len(weight)}, one number for each row of weight")
+    for c, row in enumerate(weight):
+        if len(row) != len(hidden):
+            got = f"length {len(row)} for class {c}"
+            raise ValueError(f"weight: got {got}; allowed is {len(hidden)}, the length of hidden")
     h, w, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (hidden, weight, bias))
     x = w @ h + b
-    _require_row(x.tolist(), target)
+    _require_row(x.tolist(), target, "logits of hidden, weight and bias")
     return Group(
         Text("Linear cross-entropy, step by step", "bold"),
         _paragraph(

@@ -61,11 +61,12 @@ def test_a_random_layer_repeats_with_its_seed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (([1.0], [[1.0], [2.0]], [0.0], 0), ValueError, r"rows of \[1, 1\] numbers; allowed is a weight of 1 row \("),
-        (([1.0], [[1.0, 2.0]], [0.0], 0), ValueError, r"weight: got rows of \[2\] numbers; .*, each of 1 number \("),
+        (([1.0], [[1.0], [2.0]], [0.0], 0), ValueError, "bias: got length 1; allowed is 2, one number for each row of"),
+        (([1.0], [[1.0]], [], 0), ValueError, "bias: got length 0; allowed is 1, one number for each row of weight"),
+        (([1.0], [[1.0], [1.0, 2.0]], [0.0, 0.0], 0), ValueError, "weight: got length 2 for class 1; allowed is 1"),
         (([1.0], [], [], 0), ValueError, "weight: got no rows; allowed is one row or more, one for each class"),
-        (([1e200], [[1e108], [-1e108]], [0.0, 0.0], 0), ValueError, "logits: got .*, whose difference overflows"),
-        (([1e200], [[1e200], [0.0]], [0.0, 0.0], 0), ValueError, "logits: got"),
+        (([1e200], [[1e108], [-1e108]], [0.0, 0.0], 0), ValueError, "bias: got .*, whose difference overflows"),
+        (([1e200], [[1e200], [0.0]], [0.0, 0.0], 0), ValueError, "logits of hidden, weight and bias: got inf for"),
         (([1.0], [[1.0], [2.0]], [0.0, 0.0], 2), IndexError, "target: got 2; allowed are the classes 0 to 1"),
     ],
 )
