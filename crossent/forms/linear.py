@@ -345,6 +345,6 @@ def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
     if options["ignore_index"] is None:
         options = options | {"ignore_index": -100}
     elif isinstance(target, Tensor) and target.shape == logits.shape:
-        raise RuntimeError(f"ignore_index: got {options['ignore_index']} with class probabilities; allowed is None")
+        raise RuntimeError(f"ignore_index: got {options['ignore_index']!r} with class probabilities; allowed is None")
     plain = hidden.device.type == "cpu" and _is_plain(hidden, target) and len(target.shape) > 0 and target.numel() > 0
     return arrange(logits, target, weight, **options, eager=plain)

@@ -27,17 +27,17 @@ _ALLOWED = "float16, bfloat16, float32 and float64"
 def as_float(name: str, value: object) -> float:
     """Return `value` as a float; raise TypeError for a value without `__float__`, such as a string.
 
-    `name` is the argument that the error names. A tensor of one element is allowed. An int beyond the range of a float
-    and a tensor of several elements also raise TypeError.
+    `name` is the argument that the error names. A tensor of one element is allowed. A number beyond the range of a
+    float, a complex number and a tensor of several elements also raise TypeError.
     """
     try:
         if not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
     except OverflowError:
-        raise TypeError(f"{name}: got an int beyond the range of a float; allowed is a number in this range") from None
+        raise TypeError(f"{name}: got a number beyond the range of a float; allowed is one in this range") from None
     except (TypeError, ValueError, RuntimeError):  # float() of a tensor raises these
-        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a number") from None
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a real number") from None
 
 
 def as_int(name: str, value: object, allowed: str = "an int") -> int:
@@ -84,7 +84,7 @@ def check_options(
 
 
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Check the types and sizes of input, weight and bias, and the layout, dtype and device of weight and bias.
+    """Check the types, sizes and layouts of input, weight and bias, and the dtype and device of weight and bias.
 
     As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. For a weight `(C, d1, …, dK, H)`, a size d1, …, dK
     of 0 also raises RuntimeError, but torch accepts this size, and returns NaN for the mean.
@@ -96,18 +96,18 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
         raise RuntimeError(f"input: got shape {tuple(input.shape)}; allowed are (H) and (N, H)")
     shape, features = tuple(linear_weight.shape), input.shape[-1]
     if len(shape) < 2 or (len(shape) > 2 and input.dim() == 1) or shape[-1] != features or 0 in shape[:-1]:
-        more, sizes = ("", "C") if input.dim() == 1 else (f" and (C, d1, …, dK, {features})", "C, d1, …, dK")
-        allowed = f"(C, {features}){more} with {sizes} at least 1"
-        raise RuntimeError(f"linear_weight: got shape {shape}; allowed are {allowed}")
+        allowed = f"are (C, {features}) and (C, d1, …, dK, {features}) with C, d1, …, dK at least 1"
+        allowed = f"is (C, {features}) with C at least 1" if input.dim() == 1 else allowed
+        raise RuntimeError(f"linear_weight: got shape {shape}; allowed {allowed}")
     if linear_bias is not None and tuple(linear_bias.shape) != shape[:-1]:
         raise RuntimeError(f"linear_bias: got shape {tuple(linear_bias.shape)}; allowed is {shape[:-1]}")
-    for name, value in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+    for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if value is None:
             continue
         if value.layout != torch.strided:
             raise NotImplementedError(f"{name}: got layout {value.layout}; allowed is a dense tensor")
         if _dtype_under_autocast(value) != _dtype_under_autocast(input):
-            raise RuntimeError(f"{name}: got {_name(value.dtype)}; allowed is {_name(input.dtype)}, the input's dtype")
+            raise RuntimeError(f"{name}: got {_name(value.dtype)}; allowed is {_name(input.dtype)}, the dtype of input")
         if value.device != input.device:
             allowed = f"{input.device}, the device of input"
             raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {allowed}")
@@ -124,7 +124,7 @@ def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_
     if input.dim() == 0:
         # A class index of shape () has the shape of input. For torch, the index is then a probability of a wrong dtype.
         raise (RuntimeError if has_probabilities and not target.dtype.is_floating_point else IndexError)(
-            "input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)"
+            "input: got shape (); allowed are (C), (N, C) and (N, C, d1, …, dK)"
         )
     if has_probabilities:
         if target.dtype not in FLOATS:
@@ -134,8 +134,8 @@ def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_
             )
         if ignore_index >= 0:
             raise RuntimeError(
-                f"ignore_index: got {ignore_index} with class probabilities; allowed with class probabilities is a "
-                "negative number, which has no effect"
+                f"ignore_index: got {ignore_index} with class probabilities; "
+                "allowed is a negative int, which has no effect"
             )
         return
     rows = (input.shape[0], *input.shape[2:]) if input.dim() > 1 else ()
@@ -195,9 +195,10 @@ def check_row(
     ignore_index = as_int("ignore_index", ignore_index)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
-    if isinstance(target, Sequence):
+    if isinstance(target, Sequence) and not isinstance(target, str | bytes):
         if ignore_index >= 0:
-            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative int")
+            allowed = "a negative int, which has no effect"
+            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is {allowed}")
         return x, _numbers("target", target, len(x)), w, label_smoothing
     if (target := as_int("target", target, "an int or a sequence of class probabilities")) == ignore_index:
         return x, None, w, label_smoothing

@@ -327,6 +327,24 @@ def test_a_weight_without_further_positions_is_refused(loss):  # torch returns N
         loss(h, torch.ones(4, 0, 3), torch.zeros((2, 0), dtype=torch.int64))
 
 
+@every_form
+def test_one_hidden_state_allows_one_shape_of_the_weight(loss):
+    with pytest.raises(RuntimeError, match=r"got shape \(4, 2, 3\); allowed is \(C, 3\) with C at least 1$"):
+        loss(h[0], torch.ones(4, 2, 3), y)
+
+
+@every_form
+def test_a_sparse_input_is_refused(loss):  # torch accepts such an input
+    with pytest.raises(NotImplementedError, match=r"^input: got layout torch.sparse_coo; allowed is a dense tensor$"):
+        loss(h.to_sparse(), w, y)
+
+
+@every_form
+def test_an_ignore_index_of_a_wrong_type_is_shown_as_python_writes_it(loss):
+    with pytest.raises(RuntimeError, match=r"^ignore_index: got '1' with class probabilities; allowed is None$"):
+        loss(h, w, torch.ones(2, 4), ignore_index="1")
+
+
 @has_torch_form
 @pytest.mark.parametrize("name", [name for name in BAD if name != "a list"])
 def test_torch_refuses_the_same_calls_with_the_same_class_of_error(name):
