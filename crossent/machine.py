@@ -124,7 +124,7 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
     return None
 
 
-def require_device(device: str) -> None:
+def require_device(device: object) -> None:
     """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device.
 
     Raise TypeError if the device is not a string, such as `torch.device("cpu")`.
