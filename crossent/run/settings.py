@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from random import SystemRandom
 from typing import Any
@@ -23,7 +22,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan, with_rank_checks
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, builtin_of, default_names
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, TORCHS, builtin_of, default_names, with_unique_names
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
@@ -186,7 +185,7 @@ class Settings:
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
         self.require_grade_applies(once.values())
-        return _numbered(once.values())
+        return with_unique_names(once.values())
 
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
         """Check that a chosen grade applies to at least one subject.
@@ -337,14 +336,3 @@ def _name_in_list(subject: Subject) -> str:
     if builtin_of(subject) in of_torch:
         return subject.name
     return f"{of_torch[0].name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
-
-
-def _numbered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Return the subjects with unique names. Two subjects with the name "loss" become "loss" and "loss#2"."""
-    seen: Counter[str] = Counter()
-    made = []
-    for subject in subjects:
-        seen[subject.name] += 1
-        number = seen[subject.name]
-        made.append(subject if number == 1 else replace(subject, name=f"{subject.name}#{number}"))
-    return made

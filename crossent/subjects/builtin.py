@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -307,6 +308,24 @@ def builtin_of(subject: Subject) -> Subject | None:
     For example, return the subject `formula` for `formula+compile`, and for `formula` under a chosen contract.
     """
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
+
+
+def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
+    """Return the subjects with unique names. Two functions with the name "loss" become "loss" and "loss#2".
+
+    Only a form, or a loss of torch, keeps the name of a form or of a loss of torch. Another function with the name
+    "formula" becomes "formula#2".
+    """
+    used = Counter([*BY_NAME, *(f"{name}{COMPILE_SUFFIX}" for name in BY_NAME)])
+    named = []
+    for subject in subjects:
+        same = BY_NAME.get(subject.name)
+        if builtin_of(subject) is None and (same is None or same.loss is not subject.loss):
+            used[subject.name] += 1
+            if (number := used[subject.name]) > 1:
+                subject = replace(subject, name=f"{subject.name}#{number}")
+        named.append(subject)
+    return named
 
 
 def chosen_contract(subject: Subject) -> str:

@@ -178,6 +178,17 @@ def test_a_subject_that_two_names_stand_for_runs_once():
     assert [subject.name for subject in loaded] == ["torch", "torch_nll", "formula"]
 
 
+def test_a_function_with_the_name_of_a_form_gets_another_name():
+    """Otherwise a report about the function reads as a report about the form."""
+
+    def formula(input, target, **options):
+        return 1.01 * crossent.formula(input, target, **options)
+
+    loaded = Settings().load(formula, "formula", "formula+compile", "torch")
+    assert [one.name for one in loaded] == ["formula#2", "formula", "formula+compile", "torch", "torch_nll"]
+    assert [one.name for one in Settings().load(crossent.formula)] == ["formula"]
+
+
 def test_two_functions_of_one_name_both_run():
     loaded = Settings().load(lambda *args, **options: 1, lambda *args, **options: 2)
     assert [subject.name for subject in loaded] == ["<lambda>", "<lambda>#2"]
