@@ -224,8 +224,8 @@ def require_features(names: Iterable[str]) -> tuple[str, ...]:
     ('gradient', 'vmap')
     """
     given = {names} if isinstance(names, str) else set(names)
-    if unknown := sorted(map(str, given - FEATURES.keys())):
-        near = get_close_matches(unknown[0], FEATURES, n=1)
+    if unknown := sorted(given - FEATURES.keys(), key=str):
+        near = get_close_matches(str(unknown[0]), FEATURES, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"without: got {quoted(unknown[0])}{meant}; allowed are {', '.join(FEATURES)}")
     if given >= {"reduction_none", "reduction_sum"}:

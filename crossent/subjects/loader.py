@@ -184,12 +184,14 @@ def _attribute(module: str, attribute: str, where: str) -> object:
         raise ValueError(f"{quoted(attribute)} is not a Python name; {advice}")
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
-    except AttributeError as error:
-        names, missing = attribute.split("."), str(error.name)
-        near = _nearest(error.obj, names[: names.index(missing) + 1]) if names.count(missing) == 1 else ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module may run any code for an attribute
+        names = attribute.split(".")
+        if not isinstance(error, AttributeError) or error.name not in names:
+            raise ValueError(f"{quoted(attribute)} of {cut(where)} raises {said(error)}") from error
+        near = _nearest(error.obj, names[: names.index(error.name) + 1]) if names.count(error.name) == 1 else ""
         raise ValueError(f"{cut(where)} has no {quoted(attribute)}{near}") from None
-    except Exception as error:  # the module may run any code for an attribute
-        raise ValueError(f"{quoted(attribute)} of {cut(where)} raises {said(error)}") from error
 
 
 def _nearest(lacking: object, names: list[str]) -> str:

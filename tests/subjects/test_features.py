@@ -289,6 +289,8 @@ def test_the_error_of_an_unknown_feature_names_the_features():
         ValueError, match=r"without: got 'wieght' \(did you mean weight\?\); allowed are float16, .*, large$"
     ):
         require_features(["wieght", "vmap"])
+    with pytest.raises(ValueError, match=r"without: got 3; allowed are float16"):
+        require_features([3])
     assert require_features("vmap") == ("vmap",)
 
 
