@@ -3,12 +3,14 @@
 The tests start real jobs.
 """
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import faulty_ranks
@@ -111,6 +113,27 @@ def test_a_job_of_one_process_needs_no_ranks(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "one", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     join_job(None)
+
+
+def test_a_process_of_a_job_that_does_not_start_is_named(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "one", "RANK": "0", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as first, socket.socket() as second:
+        addresses = {}
+        for at, listener in enumerate((first, second), 1):
+            listener.bind(("127.0.0.1", 0))
+            addresses[f"server{at}"] = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": ""}
+        first.listen()  # and the second process does not listen
+        store = SimpleNamespace(get=lambda name: json.dumps(addresses[name]))
+        monkeypatch.setattr(job, "_join_store", lambda rank: store)
+        monkeypatch.setattr(job, "_controls", controls := [])
+        wrong = (
+            "^ranks: process 2 of the torchrun job does not start [(]ConnectionRefusedError: .*[)]; see the output of"
+        )
+        with pytest.raises(ValueError, match=f"{wrong} process 2$"):
+            join_job(3)
+    for one in controls:
+        one.close()
 
 
 def test_a_job_ends_with_a_line_if_one_of_its_processes_ends(folder):

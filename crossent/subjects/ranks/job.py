@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 from crossent.subjects.confinement import close_all_but, end_with_parent, kill_group
 from crossent.subjects.ranks.messages import pack
 from crossent.subjects.ranks.rank import Place, run_rank
+from crossent.words import said
 
 _SERVERS = "CROSSENT_SERVERS"  # the environment variable that tells child processes the addresses of the servers
 _SECONDS_TO_START = 180.0  # the time limit until all processes of the job have imported torch
@@ -70,13 +71,14 @@ def join_job(ranks: int | None) -> None:
     store = _join_store(rank)
     if rank:
         _serve(store, rank)
-    try:
-        addresses = [json.loads(store.get(f"server{at}")) for at in range(1, size)]
-        for address in addresses:
-            _controls.append(_connect(address, {"control": True}))
-    except (RuntimeError, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"ranks: a process of the torchrun job does not start ({why}); see its output") from None
+    addresses = []
+    for at in range(1, size):
+        try:
+            addresses.append(json.loads(store.get(f"server{at}")))
+            _controls.append(_connect(addresses[-1], {"control": True}))
+        except (RuntimeError, OSError) as error:
+            got = f"process {at} of the torchrun job does not start ({said(error)})"
+            raise ValueError(f"ranks: {got}; see the output of process {at}") from None
     os.environ[_SERVERS] = json.dumps(addresses)
     threading.Thread(target=_watch, daemon=True).start()
 
