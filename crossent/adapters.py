@@ -241,7 +241,7 @@ def from_ranks(
 
     Raises:
         ValueError: `given` is a text, and its loss cannot be loaded or lacks what the page "On several ranks" requires.
-            Or `ranks` is not from 1 to 64, or torch is older than 2.3.
+            Or `ranks` is not from 1 to 64, or ranks cannot start here.
         TypeError: `given` is a class or function that lacks what the page requires.
 
     Example:

@@ -46,7 +46,7 @@ class Settings:
         ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
             contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings`
             is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, the operation cannot run on ranks, or
-            this torch cannot start ranks. `shard` is not from (1, N) to (N, N), or contradicts another option.
+            ranks cannot start here. `shard` is not from (1, N) to (N, N), or contradicts another option.
         RuntimeError: this machine does not have the device.
     """
 

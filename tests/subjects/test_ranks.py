@@ -18,7 +18,7 @@ import crossent
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.loader import load
-from crossent.subjects.ranks import group
+from crossent.subjects.ranks import group, loss_parallel, protocol
 from crossent.subjects.ranks import rank as rank_process
 from crossent.subjects.ranks.group import Ranks, _ending, _Rank, _Watch
 from crossent.subjects.ranks.loss import RankLoss, _difference
@@ -31,6 +31,7 @@ from crossent.subjects.ranks.protocol import (
     can_start_ranks,
     join,
     require_protocol,
+    require_ranks,
     shard,
     why_no_classes,
     write_shard,
@@ -171,6 +172,18 @@ class NoForward:
     pass
 
 
+class StaticForward:
+    @staticmethod
+    def forward(local_logits, target, shape, axis, options):
+        return local_logits.sum()
+
+
+class ForwardOfTheClass:
+    @classmethod
+    def forward(cls, local_logits, target, shape, axis, options):
+        return local_logits.sum()
+
+
 class WrongRule:
     split = "columns"
 
@@ -227,12 +240,23 @@ class TokensWithoutForward:
             "local_logits, target, shape, axis, options$",
         ),
         (WrongRule(), "an instance of the class WrongRule; give the class itself"),
+        (torch.nn.CrossEntropyLoss(), "an instance of the class CrossEntropyLoss; give the class itself"),
         (3, "an object of type int; allowed are a class with forward"),
     ],
 )
 def test_an_object_that_breaks_the_protocol_is_refused_in_one_line(given, message):
     with pytest.raises(TypeError, match=message):
         require_protocol(given)
+
+
+@pytest.mark.parametrize("given", [StaticForward, ForwardOfTheClass])
+def test_the_method_forward_may_be_static_or_of_the_class(given):
+    require_protocol(given)
+    assert OnRank(given()).forward(torch.ones(2), torch.tensor(0), (2,), 0, {}) == 2
+
+
+def test_the_reason_for_a_missing_feature_is_true_on_one_rank():
+    assert load(faulty_ranks.right, ranks=1)[0].lacks["vmap"].startswith("runs on ranks, whose operations")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +289,24 @@ def test_wrong_use_of_ranks_is_an_error_of_one_line(subjects, options, message):
     with pytest.raises(ValueError, match=message) as raised:
         crossent.check(*subjects, level="quick", **options)
     assert "\n" not in str(raised.value)
+
+
+def test_loss_parallel_is_refused_by_an_old_torch(monkeypatch):
+    monkeypatch.setattr(loss_parallel, "_HAS_TENSORS", False)
+    monkeypatch.setattr(torch, "__version__", "2.4.0")
+    wrong = "^subject: got 'loss_parallel'; loss_parallel needs torch 2.5 or newer; this is torch 2.4.0$"
+    with pytest.raises(ValueError, match=wrong):
+        load("loss_parallel", ranks=2)
+
+
+def test_ranks_are_refused_by_an_old_torch_and_by_a_system_that_cannot_fork(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(protocol, "_has_launcher", lambda: False)
+        with pytest.raises(ValueError, match=r"^ranks: got 2, but torch .* cannot start ranks; use torch 2.3 or newer"):
+            require_ranks(2)
+    monkeypatch.setattr(protocol, "can_fork", lambda: False)
+    with pytest.raises(ValueError, match=r"^ranks: got 2, but this system cannot fork processes; use Linux or macOS$"):
+        require_ranks(2)
 
 
 def test_an_adapted_loss_has_one_number_of_ranks():
@@ -420,6 +462,17 @@ def test_the_error_of_a_fault_says_what_the_ranks_did(replies, strict, message, 
     with pytest.raises((RanksDifferError, RankEndedError)) as raised:
         ranks._checked(180, strict)
     assert str(raised.value) == message
+
+
+def test_a_rank_that_does_not_read_its_request_in_time_has_not_ended(monkeypatch):
+    ours, theirs = socket.socketpair()
+    ranks = Ranks(lambda: faulty_ranks.right, 1, description="", seconds=0.1)
+    launcher = SimpleNamespace(end=lambda ended: [], close=lambda: None, owner=os.getpid())
+    monkeypatch.setattr(ranks, "_launcher", launcher)
+    monkeypatch.setattr(ranks, "_ranks", [_Rank(ours)])
+    with theirs, pytest.raises(RankEndedError, match=r"^rank 0 did not return [(]no result in 0.1 s") as raised:
+        ranks.ask({"input": torch.zeros(2**22)})  # more than a socket takes before its reader reads
+    assert raised.value.kind == "hung"
 
 
 def test_the_exit_status_of_a_rank_is_named_even_if_its_signal_has_no_name():

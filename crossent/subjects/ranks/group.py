@@ -97,6 +97,8 @@ class Ranks:
                 try:
                     rank.stream.settimeout(self._seconds)
                     rank.stream.sendall(content)
+                except TimeoutError:
+                    pass  # the rank has no reply, and `_replies` says so
                 except OSError:
                     rank.ended = "ended"
             return self._replies(self._seconds, strict=True)

@@ -24,7 +24,7 @@ from crossent.subjects.ranks.protocol import (
     write_shard,
 )
 
-_REASON = "runs on several ranks, whose operations torch does not see in this process"
+_REASON = "runs on ranks, whose operations torch does not see in this process"
 _TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast")
 _ONE_BACKWARD = "has its own backward, which need not work twice"
 
@@ -40,8 +40,8 @@ def lacks_of(given: object) -> dict[str, str]:
         TypeError: the attribute `lacks` is wrong: see :func:`crossent.subjects.callables.declared_lacks`.
     """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
-    lacks["large"] = "runs on several ranks, to which each call sends its tensors"
-    lacks["target_gradient"] = "runs on several ranks, and gives no gradient of target probabilities"
+    lacks["large"] = "runs on ranks, to which each call sends its tensors"
+    lacks["target_gradient"] = "runs on ranks, and gives no gradient of target probabilities"
     if hasattr(given, "backward"):
         lacks["retain_graph"] = _ONE_BACKWARD
     if split_of(given) == "batch":

@@ -19,6 +19,16 @@ else:
     _HAS_TENSORS = True
 
 
+def require_tensors() -> None:
+    """Check that torch has the public names of DTensor.
+
+    Raises:
+        ValueError: torch is older than 2.5. The message is one line.
+    """
+    if not _HAS_TENSORS:
+        raise ValueError(f"loss_parallel needs torch 2.5 or newer; this is torch {torch.__version__}")
+
+
 class LossParallel:
     """torch's own loss on several ranks: `F.cross_entropy` of a DTensor of logits, sharded along the class axis.
 
@@ -26,7 +36,7 @@ class LossParallel:
     class probabilities is replicated: every rank has the whole target. Each entry of `lacks` describes torch 2.13.0.
 
     Raises:
-        RuntimeError: torch is older than 2.5.
+        ValueError: torch is older than 2.5.
     """
 
     lacks: ClassVar = {
@@ -38,8 +48,7 @@ class LossParallel:
     }
 
     def __init__(self) -> None:
-        if not _HAS_TENSORS:
-            raise RuntimeError(f"loss_parallel needs torch 2.5 or newer; this is torch {torch.__version__}")
+        require_tensors()
         ranks = torch.distributed.get_world_size()
         kind = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         self._mesh = init_device_mesh(kind, (ranks,))

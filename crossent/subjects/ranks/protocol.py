@@ -66,17 +66,19 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     """Check a number of ranks, and that the operation can be computed on several ranks.
 
     Raises:
-        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this torch
-            cannot start ranks. The message is one line.
+        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this system
+            or this torch cannot start ranks. The message is one line.
     """
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are whole numbers from 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
         can = f"only {CROSS_ENTROPY.name} runs on ranks; leave out ranks"
         raise ValueError(f"ranks: got {ranks} with the operation {operation.name}; {can}")
+    if not can_fork():
+        raise ValueError(f"ranks: got {ranks}, but this system cannot fork processes; use Linux or macOS")
     if not _has_launcher():
         needed = "use torch 2.3 or newer, with torch.distributed"
-        raise ValueError(f"ranks: torch {torch.__version__} cannot start ranks; {needed}")
+        raise ValueError(f"ranks: got {ranks}, but torch {torch.__version__} cannot start ranks; {needed}")
 
 
 def can_start_ranks() -> bool:
@@ -188,12 +190,13 @@ def require_protocol(given: object) -> None:
         what, forward = f"the class {cut(given.__name__)}", getattr(given, "forward", None)
         if forward is None:
             raise TypeError(f"{what}, which has no method forward; allowed are {allowed}")
-        places, takes = [None, *arguments], "whose method forward does not take"
+        bound = isinstance(inspect.getattr_static(given, "forward"), staticmethod | classmethod)
+        places, takes = [*([] if bound else [None]), *arguments], "whose method forward does not take"
+    elif hasattr(given, "forward"):
+        raise TypeError(f"an instance of the class {cut(type(given).__name__)}; give the class itself")
     elif callable(given):
         what, forward = f"the function {cut(getattr(given, '__name__', repr(given)))}", given
         places, takes = [*arguments], "which does not take"
-    elif hasattr(given, "forward"):
-        raise TypeError(f"an instance of the class {cut(type(given).__name__)}; give the class itself")
     else:
         raise TypeError(f"an object of type {cut(type(given).__name__)}; allowed are {allowed}")
     try:

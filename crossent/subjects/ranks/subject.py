@@ -29,7 +29,7 @@ RANK_PROMISE: Promise = "stepwise"
 RANK_GRADE = "B"
 # Each pass may take a tenth of the time limit of a case. So a blocked rank is found before the whole case is stopped.
 _CALLS = 10
-_NOT_TRANSFORMED = "runs on several ranks"
+_NOT_TRANSFORMED = "runs on ranks"
 
 
 def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, backend: str | None = None) -> Subject:
@@ -68,6 +68,10 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         allowed = f"{', '.join(RANK_SUBJECTS)}, package.module:NAME and path/to/file.py:NAME"
         raise ValueError(f"subject: got {quoted(given)}, which names no loss on several ranks; allowed are {allowed}")
     try:
+        if given in RANK_SUBJECTS:
+            from crossent.subjects.ranks.loss_parallel import require_tensors  # which takes a second
+
+            require_tensors()
         source = source_of(description)
         loss = RankLoss(import_object(description), ranks, description=source, **how)
     except (ValueError, TypeError) as error:
