@@ -1,18 +1,19 @@
 """Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blocks.py and crossent/forms/fused.py):
+The loss of a row of logits x with the true class y, or of a batch of rows, in six forms (crossent/forms/textbook.py,
+crossent/forms/blocks.py and crossent/forms/fused.py):
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
-    one_hot          over a dense target: 1 for the true class, 0 for every other class
-    scalar           for one row, a list of Python numbers, without torch
-    blocked          some rows at a time, with the gradient written by hand
+    one_hot          a sum over all classes, with a dense target: 1 for the true class, 0 for every other class
+    scalar           without torch, for one row only: a list of Python numbers
+    blocked          computes some rows at a time; the gradient is written by hand
     fused            one Triton kernel for CUDA; without CUDA, the same as blocked
 
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
     linear_formula   computes the logits, then their cross-entropy
-    linear_blocked   some rows at a time, so that only the logits of these rows are in memory
+    linear_blocked   computes some rows at a time, so that only the logits of these rows are in memory
 
 The checker:
 

@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status. After Ctrl-C, print one line and return 130."""
     try:
         from crossent.cli import main as run
 
@@ -33,7 +33,7 @@ def script() -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is a KeyboardInterrupt or has a KeyboardInterrupt as its cause.
+    """Return whether an exception, its cause, or a cause further back is a KeyboardInterrupt. False for None.
 
     If an exception is raised while a class is created, Python 3.11 can raise a RuntimeError instead. The exception is
     then the cause of the RuntimeError.

@@ -1,13 +1,13 @@
 """Adapters: make losses of numpy, JAX and ONNX, and losses on several ranks, callable with tensors.
 
-Each adapter takes a function and returns a callable. The callable of a numpy, JAX or ONNX function converts its tensors
-to arrays of the same numbers. Then the callable calls the function, and converts the result to a tensor. A numpy
-function gets arrays that share the memory and the strides of CPU tensors. So a check can find a function that writes
-into its arguments. JAX and ONNX get copies. :func:`from_jax` says when JAX converts int64 to int32.
+Each adapter takes a loss and returns a callable. The callable of a numpy, JAX or ONNX function converts its tensors to
+arrays of the same numbers. Then the callable calls the function, and converts the result to a tensor. A numpy function
+gets arrays that share the memory and the strides of CPU tensors. So a check can find a function that writes into its
+arguments. JAX and ONNX get copies. :func:`from_jax` says when JAX converts int64 to int32.
 
-This callable has the parameters of the function, and an attribute `lacks`: a dict from each missing feature, such as
-"vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute. The
-callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`.
+The callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`. Every
+other callable has the parameters of its function. All have an attribute `lacks`: a dict from each missing feature, such
+as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute.
 """
 
 from __future__ import annotations
@@ -172,12 +172,12 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     """Return an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss, as a callable on tensors.
 
-    ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. The evaluator computes no
-    gradients.
+    ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model or the operator. The evaluator
+    computes no gradients.
 
     Args:
-        model: A `ModelProto`, or the name of its file. The two inputs of the model are the logits and the target, and
-            the first output is the loss. The callable of a model takes no options.
+        model: A `ModelProto`, or the name of a file with a `ModelProto`. The two inputs of the model are the logits and
+            the target, and the first output is the loss. The callable of a model takes no options.
             With None, the callable runs the operator and takes `weight`, `ignore_index` and `reduction`.
 
     Returns:
@@ -232,8 +232,8 @@ def from_ranks(
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: A time in seconds. A forward or backward pass may take a tenth of this time, but at least 1 second.
-            A longer pass raises an error.
+        timeout: A time in seconds. A forward or backward pass raises an error if it takes longer than a tenth of this
+            time, or longer than 1 second if the tenth is shorter.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
     Returns:
@@ -272,9 +272,9 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable on tensors that has the signature of `function` and an attribute `lacks`.
 
-    The callable computes the loss with `run`. The attribute maps each missing feature to the reason. The features are
-    those of the argument `lacks`, torch's transforms, such as vmap, and bfloat16 if ml_dtypes is not installed. The
-    reason for the transforms begins with `reason`, such as "is a JAX function".
+    The callable computes the loss with `run`. The attribute maps each missing feature to the reason. It has the items
+    of the argument `lacks`, the features in `_TRANSFORMS`, and bfloat16 if ml_dtypes is not installed. The reason for
+    each of `_TRANSFORMS` begins with `reason`, such as "is a JAX function".
     """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
@@ -292,7 +292,7 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
 
 class _Foreign(torch.autograd.Function):
-    """A `torch.autograd.Function` that calls a loss function of another library."""
+    """A `torch.autograd.Function` that computes a loss with a `Forward`, and the gradients with its `Pull`."""
 
     @staticmethod
     def forward(

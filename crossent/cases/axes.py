@@ -1,4 +1,4 @@
-"""The axes of a case whose choices are words, the size ranges, and the rules that exclude impossible cases.
+"""The axes that have words as choices, the size ranges, and the rules that exclude impossible cases.
 
 `CLASS_SIZES` and `ROW_SIZES` have the numbers of classes and rows in each size range. The choices of the other two
 axes, `sizes` and `label_smoothing`, are in `crossent.cases.grid`.
@@ -79,6 +79,7 @@ def size_range(number: int, limits: Sequence[int], of: str) -> str:
     Args:
         number: The number of classes, rows or hidden units.
         limits: The last number of each size range but the highest, in ascending order. The highest range has no end.
+            The lowest range is the number `limits[0]` alone, and `number` must not be smaller.
         of: The noun that follows the numbers in the text: "classes", "rows" or "hidden units".
 
     >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")

@@ -67,7 +67,7 @@ class BadInput:
         return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the arguments of the call. One argument is wrong, or two arguments do not go together."""
+        """Return the arguments of the call, on `device`. An argument is wrong, or two arguments do not go together."""
         given = {**self.right(), **self.make()}
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
         first, target = placed.pop("input"), placed.pop("target")

@@ -47,9 +47,9 @@ class Case:
             the same name in `AXES`.
         reduction, label_smoothing: the options of `F.cross_entropy`.
         seed: the seed of the random numbers.
-        name: "" for most cases; a name such as `pytorch-38839` for a case that stands for a bug or a limit.
-        grade: "" if a subject must reach the precision grade that it promises. "A" or "B" is the grade that a subject
-            under the contract of torch must reach on this case instead.
+        name: "" for most cases; a name such as `pytorch-38839` for a case of a bug or a limit. `==` ignores the name.
+        grade: "" for most cases. "A" or "B" for a case of a known failure of torch: the precision grade that a subject
+            with the contract of torch must reach on this case, instead of the grade that the subject promises.
         tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile,
             the batch before this repetition.
     """
@@ -191,7 +191,7 @@ class Case:
         return len(self.sizes)
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the inputs of the case, or of one tile of a tiled case. The bits are the same on every machine."""
+        """Return the inputs on `device`; for a tiled case, the inputs of one tile. Every machine gets the same bits."""
         # The random stream depends on neither the dtype nor the upstream gradient. So each dtype has the same numbers
         # before they are rounded, except for logits that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._seed_choices()).encode()))
@@ -337,7 +337,7 @@ class Case:
 
 
 def _some(random: np.random.RandomState, count: int) -> Any:
-    """Return a random mask of `count` elements, about 40 % True. Two or more elements have both True and False."""
+    """Return a random mask of `count` elements, about 40 % True. If `count` > 1, both True and False occur."""
     chosen = random.random_sample(count) < 0.4
     if count > 1 and chosen.all() == chosen.any():
         chosen[0] = not chosen[0]

@@ -24,7 +24,7 @@ class Bug:
     Attributes:
         id: a letter for the kind of bug, and a number, such as "D6". "D6b" is a variant of D6. `corpus.toml` lists the
             kinds.
-        breaks: the bug, in a sentence.
+        breaks: the bug, in one or two sentences.
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
         bad_inputs: the ids of calls for which a loss must raise an error. The buggy code raises no error.

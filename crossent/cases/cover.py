@@ -1,7 +1,7 @@
 """Compute the covering arrays of `crossent.cases.grid` and `crossent.cases.linear.grid` again: `nox -s cover`.
 
-The library covertable computes the arrays of options. covertable would take hours for the arrays with size
-ranges, whose constraints join many axes. The greedy search of this module computes those arrays in some minutes.
+The library covertable computes the arrays without size ranges. For the arrays with size ranges, covertable would take
+hours, because their constraints join many axes. The greedy search of this module computes them in some minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _cover_options(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array of options, with the package covertable."""
+    """Compute the cases of a covering array without size ranges, with covertable, and balance their dtypes."""
     from covertable import make
 
     choices, strength = array.choices, array.strength
@@ -76,8 +76,8 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 def _cover_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array that has size ranges.
 
-    Each case starts with a combination of choices that no case has yet. :func:`_complete` adds the other choices,
-    until there are `_CANDIDATES` candidates. The case is the candidate that completes the most missing combinations.
+    Each case starts as a possible combination of choices that no case has yet. :func:`_complete` makes `_CANDIDATES`
+    candidates from this combination. The candidate that completes the most missing combinations becomes the case.
     Finally, :func:`_add_triples` changes some choices, and :func:`_vary_sizes` changes some sizes.
     """
     random = Random(0)
@@ -101,11 +101,11 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Yield one candidate: the number of missing combinations that it completes, and its choices on all axes.
+    """Yield a candidate: the number of missing combinations that it completes, and its choices on all axes.
 
-    The candidate has the choices `start`. The other axes follow in random order. On each, the candidate takes the
+    The candidate has the choices `start`. The other axes follow in random order. On each axis, the candidate takes the
     possible choice that completes the most missing combinations, but no choice of `CoveringArray.hiding`: with such a
-    choice, all gradients are zeros, empty or NaN. If an axis has no choice left, the function yields nothing.
+    choice, all gradients are zeros, empty or NaN. If an axis has no possible choice, the function yields nothing.
 
     Args:
         start: the first choices of the candidate: a combination that no case has yet, which counts as completed.

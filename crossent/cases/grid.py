@@ -106,7 +106,7 @@ def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
 def sizes_of(classes: int, rows: int, dimensions: int) -> tuple[int, ...]:
     """Return sizes of logits with these numbers of classes, rows and dimensions.
 
-    The product of all sizes but the number of classes is the number of rows.
+    The product of all sizes but the number of classes is the number of rows. With one dimension, `rows` must be 1.
 
     >>> sizes_of(300, 12, 2), sizes_of(300, 12, 3), sizes_of(300, 12, 4), sizes_of(300, 1, 1)
     ((12, 300), (3, 300, 4), (2, 300, 2, 3), (300,))

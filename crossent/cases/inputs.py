@@ -73,7 +73,7 @@ class Inputs:
     def copy(self) -> Inputs:
         """Return a copy in new memory, with the same strides. The memory between strided elements is copied too.
 
-        Tensors that share a storage also share one in the copy.
+        Tensors of one dtype that share a storage also share a storage in the copy.
         """
         copies: dict[tuple[int, torch.dtype], Tensor] = {}
 

@@ -28,16 +28,16 @@ _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 class LinearCase(Case):
     """One input of a linear cross-entropy with its options: hidden states, a weight, perhaps a bias, and a target.
 
-    The attributes of :class:`Case` have the same meaning here, except four. `sizes` is (N, V), for N rows and V
+    The attributes of :class:`Case` have the same meaning here, except five. `sizes` is (N, V), for N rows and V
     classes. `values` is a key of `LINEAR_VALUES`. `layout` is the memory layout of the hidden states. `ignored` may
-    also be "ignored_first_chunk": the first 128 rows are ignored.
+    also be "ignored_first_chunk": the first 128 rows are ignored. `dtype` is the dtype of all tensors but class indices.
 
     Attributes:
         hidden: the length of a hidden state, H.
         bias: "no_bias"; "bias" for random numbers; or "bias_cancelling" for a bias that cancels most of each logit of
             the first row.
-        linear_layout: the memory layout of `linear_weight`; "linear_tied" if `linear_weight` and the hidden states
-            share one storage.
+        linear_layout: "linear_" and the memory layout of `linear_weight`; "linear_tied" if `linear_weight` and the
+            hidden states share one storage.
     """
 
     operation: ClassVar[Operation] = LINEAR_CROSS_ENTROPY
