@@ -232,8 +232,8 @@ def from_ranks(
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: A time in seconds. A forward or backward pass raises an error if it takes longer than a tenth of this
-            time, or longer than 1 second if the tenth is shorter.
+        timeout: A time in seconds. The limit of a forward or backward pass is a tenth of this time, but never less than
+            1 second. A longer pass raises an error.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
     Returns:
@@ -342,8 +342,9 @@ def _tensor(value: Any, device: torch.device, noun: str) -> Tensor:
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
         given = quoted(array.item()) if array.dtype == object and not array.ndim else f"an array of {array.dtype}"
         raise TypeError(f"the {noun} is {given}; return an array of real numbers")
-    if not array.flags.writeable:
-        array = array.copy()
+    fits = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)  # as torch requires
+    if not (fits and array.flags.writeable and array.dtype.isnative):
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(device)
     return torch.from_numpy(array).to(device)

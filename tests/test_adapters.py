@@ -159,6 +159,26 @@ def test_a_result_that_is_no_array_of_real_numbers_is_refused(result, given):
         from_numpy(lambda logits, target: result)(LOGITS, TARGET)
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda array: array[::-1].copy()[::-1],  # negative strides
+        lambda array: array.astype(array.dtype.newbyteorder()),
+        lambda array: np.rec.fromarrays([array, np.zeros(len(array), np.int8)])["f0"],  # strides of 5 bytes
+        lambda array: np.broadcast_to(array, array.shape),  # read-only
+    ],
+)
+def test_any_memory_layout_of_a_result_and_of_a_gradient_is_right(strange):
+    numbers = np.arange(3, dtype=np.float32)
+    loss = from_numpy(lambda logits, target: strange(numbers + logits), gradient=lambda up, *_: strange(2 * up))
+    logits = torch.zeros(3, requires_grad=True)
+    got = loss(logits, torch.tensor(0))
+    got.backward(torch.from_numpy(numbers))
+    assert got.tolist() == numbers.tolist()
+    assert got.dtype == torch.float32
+    assert logits.grad.tolist() == (2 * numbers).tolist()
+
+
 def test_a_gradient_that_is_no_array_of_real_numbers_is_refused_by_its_name():
     loss = from_numpy(nll, gradient=lambda *arguments, **options: None)(LOGITS.clone().requires_grad_(), TARGET)
     with pytest.raises(TypeError, match=r"^the gradient is None; return an array of real numbers$"):
