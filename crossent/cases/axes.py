@@ -125,8 +125,8 @@ ROW_SIZES = by_size_range(
     ROW_LIMITS,
     "rows",
 )
-# The most elements of the logits. An id may come from a file that anybody wrote. Without this limit, the tensors of the
-# case could take all memory.
+# The most elements of the logits, and of the weight if there are no rows. An id may come from a file that anybody
+# wrote. Without this limit, the tensors of the case could take all memory.
 MOST_NUMBERS = 2**26
 MOST_DIMENSIONS = 25  # some kernels of torch for CUDA have no more, and numpy 1 has at most 32
 MOST_TILES = 10**9
@@ -239,6 +239,9 @@ def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] 
 RULES: dict[str, Callable[[Any], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
+    f"the product of the sizes other than 0 must be at most {MOST_NUMBERS:,}": lambda case: (  # the weight's memory
+        math.prod(size for size in case.sizes if size) <= MOST_NUMBERS
+    ),
     f"the logits must have at most {MOST_DIMENSIONS} dimensions": lambda case: len(case.sizes) <= MOST_DIMENSIONS,
     "the number of classes must be 1 or more": lambda case: case.classes > 0,
     "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,

@@ -157,6 +157,15 @@ def test_a_refusal_says_which_choices_are_impossible_together():
         ("float32-0x5-normal-int64-sum-tiled2", "tiles need a batch with 1 row or more"),
         ("float32-7x5-normal-int64-mean-tiled0", "tiled must be from 1 to 1,000,000,000"),
         ("float32-7x5" + "x1" * 24 + "-normal-int64-mean", "the logits must have at most 25 dimensions"),
+        # No logits, but a weight of 8 TiB, or a shape that torch cannot have.
+        (
+            "float32-0x1099511627776-normal-int64-mean-weighted",
+            "product of the sizes other than 0 must be at most 67,1",
+        ),
+        (
+            "float32-0x5" + "x67108864" * 3 + "-normal-int64-sum",
+            "product of the sizes other than 0 must be at most 67,1",
+        ),
         ("float32-7x5-normal-int64-mean-seed01", "did you mean 'float32-7x5-normal-int64-mean-seed1'"),
         ("foo", "which is not the id of a case; `crossent list cases` prints ids"),
     ):
