@@ -193,7 +193,7 @@ BAD_INPUTS = (
     BadInput(
         "weight_too_short_unbatched",
         "size_errors",
-        lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)},
+        lambda: {**_shapes((4,), ())(), **_weight(3)()},
         VALUE_OR_RUNTIME_ERROR,
     ),
     BadInput("weight_too_short_with_probabilities", "size_errors", _weight(3, dense=True), VALUE_OR_RUNTIME_ERROR),
