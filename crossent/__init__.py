@@ -1,7 +1,7 @@
 """Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-The loss of a row of logits x with the true class y, or of a batch of rows, in six forms (crossent/forms/textbook.py,
-crossent/forms/blocks.py and crossent/forms/fused.py):
+The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blocks.py and crossent/forms/fused.py). In
+this list, x is a row of logits, and y is the true class of the row:
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood

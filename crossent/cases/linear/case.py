@@ -30,7 +30,7 @@ class LinearCase(Case):
 
     The attributes of :class:`Case` have the same meaning here, except five. `sizes` is (N, V), for N rows and V
     classes. `values` is a key of `LINEAR_VALUES`. `layout` is the memory layout of the hidden states. `ignored` may
-    also be "ignored_first_chunk": the first 128 rows are ignored. `dtype` is the dtype of all tensors but class indices.
+    also be "ignored_first_chunk": the first 128 rows are ignored. `dtype` is the dtype of all floats.
 
     Attributes:
         hidden: the length of a hidden state, H.
