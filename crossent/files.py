@@ -52,9 +52,14 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Return whether the path is a device, a pipe, or an existing file in /dev or /proc, such as /dev/stdout."""
-    exists = os.path.exists(path) and not os.path.isdir(path)
-    return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+    """Return whether the path is a device, a pipe, or an existing file in /dev or /proc, such as /dev/stdout.
+
+    A file in /dev/shm is no stream, because this folder has ordinary files.
+    """
+    if not os.path.exists(path) or os.path.isdir(path):
+        return False
+    place = os.path.abspath(path)
+    return not os.path.isfile(path) or (place.startswith(("/dev/", "/proc/")) and not place.startswith("/dev/shm/"))
 
 
 def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:

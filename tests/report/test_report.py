@@ -11,6 +11,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -271,6 +272,14 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
     assert first == "first"
     assert json.loads(rest)["schema"] == 1
     assert (os.lstat("/dev/stdout").st_ino, os.lstat("/dev/stdout").st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a system with /dev/shm")
+def test_an_ordinary_file_in_dev_shm_is_replaced():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for _ in range(2):
+            Report(ENVIRONMENT).write_json(f"{folder}/report.json")
+        assert json.loads(pathlib.Path(folder, "report.json").read_text())["schema"] == 1
 
 
 @pytest.mark.parametrize(
