@@ -123,7 +123,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
                 Padding(_softmax_table(x, p, target), (0, 2)),
                 _paragraph(
                     f"Every probability lies between 0 and 1, and they sum to {p.sum().item():.6g}. "
-                    f"{_prediction(x, p, target)}"
+                    f"{_prediction(x, target)}"
                 ),
             ],
         ),
@@ -224,26 +224,28 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
     return _losses_table("nn.CrossEntropyLoss", torch.nn.CrossEntropyLoss()(row, label).item(), losses)
 
 
-def _losses_table(of_torch: str, torchs: float, losses: Mapping[str, float]) -> Table:
+def _losses_table(reference: str, loss_of_torch: float, losses: Mapping[str, float]) -> Table:
     """Return a table that compares the loss of each form with the loss of torch.
 
-    `of_torch` is the name of torch's function and `torchs` its loss. `losses` has the loss of each form by its name.
+    `reference` is the name of torch's function, or the names of two, and `loss_of_torch` is the loss that torch
+    returns. `losses` has the loss of each form by the name of the form.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("minus torch", justify="right", no_wrap=True)
-    table.add_row(of_torch, "", f"{torchs:.10g}", "")
+    table.add_row(reference, "", f"{loss_of_torch:.10g}", "")
     for name, loss in losses.items():
-        table.add_row(name, _FORMULAS.get(name, ""), f"{loss:.10g}", f"{loss - torchs:.1g}")
+        table.add_row(name, _FORMULAS.get(name, ""), f"{loss:.10g}", f"{loss - loss_of_torch:.1g}")
     return table
 
 
-def _prediction(x: Tensor, p: Tensor, target: int) -> str:
-    """Return a sentence that says whether the predicted class, which has the largest logit, is the true class.
+def _prediction(x: Tensor, target: int) -> str:
+    """Return a sentence that says whether the predicted class is the true class, `target`.
 
-    If several classes share the largest logit, the sentence says that no single class is predicted.
+    The predicted class has the largest of the logits `x`. If several classes share the largest logit, the sentence says
+    that no single class is predicted.
     """
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
@@ -256,7 +258,7 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float) -> str:
-    """Return a sentence that warns of early rounding: what the loss would be, if the probability had two decimals.
+    """Return a sentence that warns of early rounding, with the loss for the probability rounded to two decimals.
 
     `probability` is the probability of the true class, and `loss` is the loss without rounding. Return "" if the
     rounded probability is 0 or 1, or if the loss with rounding prints the same digits as `loss`.
@@ -268,7 +270,10 @@ def _rounded_by_hand(probability: float, loss: float) -> str:
 
 
 def _log_of(probability: float, loss: float) -> str:
-    """Return "-log P", where P is `probability` with so many digits that -log P is about `loss`."""
+    """Return "-log P", where P is `probability` with so many digits that -log P is within 1% of `loss`.
+
+    If 16 digits are too few, P has all digits. If `probability` is 0, return words instead of "-log P".
+    """
     for digits in range(4, 17):
         shown = _number(probability, digits)
         if float(shown) and abs(-math.log(float(shown)) - loss) <= _VISIBLE * loss:
@@ -277,9 +282,9 @@ def _log_of(probability: float, loss: float) -> str:
 
 
 def _difference(logit: float, loss: float) -> str:
-    """Return ": A + B = LOSS", where A is `-logit` and B is the log-sum-exp, with so many digits that the sum is right.
+    """Return ": A + B = LOSS", where A is `-logit` of the true class, B is the log-sum-exp, and LOSS is `loss`.
 
-    If 15 digits are too few, return "".
+    A and B have so many digits that their sum is within 1% of the loss. If 15 digits are too few, return "".
     """
     for digits in range(4, 16):
         one, other = _number(0.0 - logit, digits), _number(loss + logit, digits)

@@ -102,7 +102,7 @@ def explain_linear(
 
 
 def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _Step:
-    """Return the step from the hidden state to the logits."""
+    """Return the step from the hidden state `h`, through the weight `w` and the bias `b`, to the logits `x`."""
     rows = [
         (_vector(w[c]), _number(float(w[c] @ h)), _number(float(b[c])), _number(float(x[c])))
         for c in _shown(len(x), target)
@@ -125,7 +125,7 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
 
 
 def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
-    """Return the step from the gradient of the logits to the gradients of hidden state, weight and bias."""
+    """Return the step from the gradient of the logits `x` to the gradients of hidden state `h`, weight `w` and bias."""
     d = _gradient(x, target)
     rows = [(_number(float(d[c])), _vector(d[c] * h), _number(float(d[c]))) for c in _shown(len(x), target)]
     return (
