@@ -2,6 +2,8 @@
 
 This module imports no other module of the package. So the command can print its help, and complete words, without an
 import of torch.
+
+click calls the functions `complete_…` with the state of the command line, the parameter and the incomplete word.
 """
 
 from __future__ import annotations
@@ -88,9 +90,10 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the ids that begin with `incomplete`, of the cases in covering arrays.
+    """Return the ids of cases that begin with `incomplete`, from the covering arrays alone.
 
-    The covering arrays are text files. To list the cases of other sources, this function would have to import torch.
+    A covering array is a text file of case ids, in which each combination of two or three choices occurs. To list the
+    cases of other sources, this function would have to import torch.
     """
     arrays = Path(__file__).with_name("cases").rglob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}

@@ -32,7 +32,7 @@ _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")  # the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command on `arguments`, by default `sys.argv[1:]`, and return its exit status. Errors go to stderr."""
+    """Run the command on `arguments`, by default `sys.argv[1:]`, and return the exit status. Errors go to stderr."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback

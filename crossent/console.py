@@ -47,7 +47,7 @@ MOST_FINDINGS = 20  # the most findings that are shown during the run
 
 
 def progress(steps: Steps) -> Iterator[Step]:
-    """Yield the steps of a run; on a terminal, show a progress bar and the first findings on stderr."""
+    """Yield the steps of a run; if stderr is a terminal, show a progress bar and the first findings there."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps

@@ -1,7 +1,7 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-The checks compare a result under a transform with the exact values. They do not compare it with the result of a plain
-call, which can be wrong in the same way. A result on the meta device has no data, so `meta` tests only shape and dtype.
+The checks compare a result under a transform with the exact values. The result of a plain call would not do, because a
+plain call can be wrong in the same way. A result on the meta device has no data, so `meta` compares no numbers.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
     """Return `(f, *tensors)`, the arguments for torch.func.vjp.
 
-    `tensors` are the inputs that can have a gradient, and the function `f` computes the loss from them.
+    `tensors` are `inputs.leaves`, the inputs that get a gradient, and the function `f` computes the loss from them.
     """
     leaves = inputs.leaves
 

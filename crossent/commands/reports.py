@@ -54,9 +54,10 @@ def _read(read: Callable[[str], T], path: str, argument: str) -> T:
 
 
 def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a file that cannot be read. `argument` is the argument or option that names the file.
+    """Return the error for a file that cannot be read, with the reason that the operating system gives in `error`.
 
-    The message is one line, with the reason that the operating system gives in `error`.
+    `path` is the path of the file, and `argument` is the argument or option that names the file. The message is one
+    line.
     """
     reason = f"this file cannot be read: {error.strerror}"
     return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that crossent wrote with --json")

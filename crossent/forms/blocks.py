@@ -55,7 +55,7 @@ def blocked(
 
     - `input` is empty,
     - `target` or `weight` requires a gradient,
-    - torch transforms, traces or compiles the call,
+    - torch transforms, traces or compiles the call, or the call is inside a `TorchDispatchMode`,
     - an argument is a lazily negated view, has a forward-mode tangent, or has a subclass of `Tensor` as its type (other
       than `nn.Parameter`), or
     - the caller differentiates the gradient, or passes a batch of upstream gradients.
@@ -202,11 +202,10 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the factor `g/D` of each row's gradient.
+    """Return the factor of each row's gradient: `g/D`, times the weight of the true class if `rows.dense` is False.
 
     `g` is `upstream`, the upstream gradient of the call's result. `D` is the divisor of the mean, and 1 for the other
-    reductions. If `rows.dense` is False, the function multiplies `g/D` by the weight of the true class. The result is
-    a single number for all rows, or a tensor of shape (..., 1).
+    reductions. The factor is a single number for all rows, or a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -267,7 +266,8 @@ _LEAST = 2**19
 def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
 
-    On a CPU, the result counts one cache for each of the `threads` threads.
+    On a CPU, the result counts one cache for each of the `threads` threads. A device that is neither a CPU nor CUDA
+    gets the same number as a CPU.
     """
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
@@ -280,12 +280,13 @@ def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> i
 def _is_plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors, so that a form may use its own backward pass.
 
-    The call is not in eager mode if torch transforms, traces or compiles it. A tensor is not ordinary if
+    The call is not in eager mode if torch transforms, traces or compiles the call, or if a `TorchDispatchMode` is
+    active. A tensor is not ordinary if the tensor
 
-    - its type is a subclass of `Tensor` other than `nn.Parameter`,
-    - it has a forward-mode tangent,
-    - it stands for a batch of upstream gradients, or
-    - it is a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
+    - has a subclass of `Tensor` other than `nn.Parameter` as its type,
+    - has a forward-mode tangent,
+    - stands for a batch of upstream gradients, or
+    - is a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
     """
     if compiling() or _transforming() or _modes():
         return False

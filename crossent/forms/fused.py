@@ -37,7 +37,7 @@ def fused(
     pass, the kernel reads the upstream gradient on the device. If the upstream gradient is 1, the kernel keeps the
     gradient from the forward pass. For any other upstream gradient, for an unreduced loss, and in a second backward
     pass, the kernel computes the gradient from the logits. The kernel never multiplies a rounded gradient by the
-    upstream gradient, so each number of the gradient is rounded once. The host never waits for the device.
+    upstream gradient, so a gradient in half precision is rounded once. The host never waits for the device.
 
     The kernel needs tensors on a CUDA device and the package `triton`. For tensors on another device, or without
     `triton`, the function calls :func:`crossent.blocked`. If `triton` is installed and the environment variable

@@ -111,9 +111,9 @@ def flat(tensor: Tensor) -> Tensor:
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
     """Launch the kernel, which writes the loss of each row to `losses` and the gradient of the logits to `gradient`.
 
-    `rows` is the result of :func:`crossent.forms.rows.arrange`, not widened. `losses` has one number for each
-    row, in the shape of the logits without the classes. `gradient` has the shape (N, D, C) of :func:`flat`. The kernel
-    does not write losses or a gradient that is None.
+    `rows` is the result of :func:`crossent.forms.rows.arrange` without `eager`, so that class indices have a mask
+    `kept`. `losses` has one number for each row, in the shape of the logits without the classes. `gradient` has the
+    shape (N, D, C) of :func:`flat`. If `losses` or `gradient` is None, the kernel writes only the other.
     `upstream` is the upstream gradient of the call's result; None means 1.
 
     If `done` is True, `gradient` already has the values for an upstream gradient of 1. A program, which is one run of

@@ -1,7 +1,7 @@
 """The check of functions with an argument that sets the chunk size: every size must give the exact result.
 
-Such a function computes some rows or some classes at a time, a chunk. The chunk size counts rows, classes or logits,
-depending on the function.
+Such a function computes a chunk of rows or classes at a time. The chunk size counts rows, classes or logits, depending
+on the function.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def chunks(trial: Trial) -> Found:
     """The result is exact with each chunk size: 1, 2, the number of rows, and this number plus 1.
 
     The chunk size may count logits instead of rows, so the check also tries the number of logits in two rows. The
-    check skips a size that the function refuses with a ValueError, AssertionError or NotImplementedError. The check
-    does not run on a function without an argument for the chunk size.
+    check skips a size that the function refuses with a ValueError, AssertionError or NotImplementedError; any other
+    exception is a finding. The check does not run on a function that refuses every size, or that has no argument for
+    the chunk size.
     Liger-Kernel#1391: the error of a gradient grew with the number of chunks.
     """
     if not trial.subject.chunks:

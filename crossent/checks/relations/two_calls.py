@@ -51,8 +51,9 @@ def shift(trial: Trial) -> Iterator[Difference]:
     """Adding one constant to every logit, or different constants to the rows, gives the same result up to rounding.
 
     pytorch#38839: in `m + log Σ_k exp(x_k - m)`, adding a large maximum `m` rounds away the digits of the logarithm.
-    The check first rounds the logits, so that adding the constant is exact. In a linear cross-entropy, the check
-    instead rounds the bias and adds one constant to the bias.
+    The check first rounds the logits, so that adding a constant is exact. A row for which the range of the dtype is too
+    small stays unchanged. In a linear cross-entropy, the check instead rounds the bias and adds one constant to the
+    bias.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
@@ -98,14 +99,13 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The first part has a third of the batch, or the nearest size for which no denominator is 0. The check concatenates
-    the gradients of the two parts, except the gradients of linear_weight and linear_bias, which the check adds. The
-    check concatenates the losses with "none", and adds the losses with "sum".
+    The first part has about a third of the batch. The check adds the parts' gradients of linear_weight and linear_bias,
+    and concatenates the other gradients. With "none", the check concatenates the losses; with "sum", it adds them.
 
     With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`. Here `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is `D₁ + D₂`. Before the check combines the gradients, it multiplies the gradients of
-    part `i` by `D_i/D`. pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of
-    averages.
+    part `i` by `D_i/D`. The check chooses parts for which no denominator is 0, and does not run without such parts.
+    pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
     """
     parts: list[PartBalls] = []
     for name, (share, part) in zip(
