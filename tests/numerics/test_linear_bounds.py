@@ -364,6 +364,38 @@ def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
     assert np.isinf(LinearBounds(terms, linear_contract("kernel", "A", "float32")).grad_input).all()
 
 
+ROWS_OF_ZEROS = np.zeros(16, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "options"),
+    [
+        (2.0**-149, {"reduction": "sum", "upstream": 2.0**60}),
+        (2.0**-149, {"reduction": "sum", "upstream": 3 * 2.0**60}),
+        (2.0**-120, {"weight": np.full(3, 2.0**-60, "f4")}),
+    ],
+)
+def test_products_that_underflow_before_a_multiplication_by_the_upstream_gradient_or_by_1_over_d(hidden, options):
+    """The implementation multiplies by `g/D` last: before, the products of the weight's gradient may underflow to 0."""
+    call = LinearCall(np.full((16, 1), hidden, "f4"), np.zeros((3, 1), "f4"), index=ROWS_OF_ZEROS, **options)
+    p = np.float32(1 / 3) * np.float32([[-2, 1, 1]])
+    weight = np.float32(1 if call.weight is None else call.weight[0])
+    divisor = 1.0 if call.reduction == "sum" else 16.0 * weight
+    unscaled = ((p * weight).T * call.input.T).sum(1, dtype="f4", keepdims=True)
+    error = linear_answer(call).grad_weight.distance(unscaled * (call.upstream / divisor))
+    for promise in ("eager", "torch", "kernel"):
+        assert (error <= LinearBounds(LinearTerms.of(call), linear_contract(promise, "A", "float32")).grad_weight).all()
+    rows = replace(call, reduction="none", upstream=np.full(16, call.upstream))
+    assert (error > LinearBounds(LinearTerms.of(rows), linear_contract("eager", "A", "float32")).grad_weight).any()
+
+
+@pytest.mark.parametrize("options", [{"reduction": "sum", "upstream": 2.0**-30}, {"reduction": "mean"}])
+def test_a_sum_of_rows_may_overflow_before_a_multiplication_by_the_upstream_gradient_or_by_1_over_d(options):
+    arrays = np.full((16, 1), 2.0**126, "f4"), np.zeros((3, 1), "f4")
+    terms = LinearTerms.of(LinearCall(*arrays, index=ROWS_OF_ZEROS, **options))
+    assert np.isinf(LinearBounds(terms, linear_contract("eager", "A", "float32")).grad_weight).all()
+
+
 def test_gradients_have_no_bound_if_rounded_class_weights_may_add_up_to_zero_even_where_a_factor_is_zero():
     # The class weights add up to 1/64. Their sum in bfloat16 may have a larger error, and may be 0.
     large = np.float32([1 + k / 128 for k in range(16)])

@@ -27,8 +27,9 @@ The bounds follow the computation, step by step:
    magnitudes of both terms then replaces |d|, and one more addition joins the two dot products.
 5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
    multiply by the factor before or after the dot product. Step 3 counts the roundings for each element of d. After the
-   dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes. A
-   multiplication after step 6 counts separately (`scales_last`).
+   dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes.
+   But the factor then multiplies the underflow errors of the dot product, and a dot product may overflow without the
+   factor (`_later_factors`). A multiplication after step 6 counts separately (`scales_last`).
 6. An implementation rounds each gradient once to the storage format.
 
 This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
@@ -164,7 +165,7 @@ class LinearBounds:
 
     @cached_property
     def grad_bias(self) -> Array:
-        """The bound of each element of the gradient of the bias, (V,)."""
+        """The bound of each element of the gradient of the bias, (V,), even for a call without a bias."""
         with np.errstate(all="ignore"):
             value, error = self._gradient.value.sum(0), self._dot_product_error(self._kept_count, products=0).sum(0)
             return self._gradient_bound(value, error, np.ones(1), self._kept_count, self._common_upstream)
@@ -273,8 +274,9 @@ class LinearBounds:
     def _gradient_bound(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
         """Return the bound of a gradient, for an implementation that rounds the gradient to the storage format.
 
-        The gradient is a dot product of d and `factor`. If the contract has `scales_last`, the implementation may also
-        round the gradient before the multiplication by the upstream gradient.
+        The gradient is a dot product of d and `factor`. The implementation may multiply by the upstream gradient after
+        the dot product. If the contract has `scales_last`, the implementation may also round the gradient to the
+        storage format before this multiplication.
 
         Args:
             value: The exact gradient.
@@ -289,8 +291,9 @@ class LinearBounds:
         # has no bound, and the factor is 0) becomes an infinite bound.
         some = error != 0
         lost = self._underflow(terms) + self._flushed(terms, factor, self._magnitudes)
-        largest = self._magnitudes.max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
-        error = np.where(some, error + lost if not compute.overflows(largest) else np.inf, 0.0)
+        least, most = self._later_factors(upstream)
+        largest = (self._magnitudes / least).max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
+        error = np.where(some, error + lost * most if not compute.overflows(largest) else np.inf, 0.0)
         if c.scales_last and upstream is not None:
             unscaled = Computed(value / upstream, error / upstream, None).rounded(storage)
             scaled = unscaled.error * upstream
@@ -300,9 +303,27 @@ class LinearBounds:
             error = np.where(some & (upstream > 0), scaled, error)
         return _inf_for_nan(safe(Computed(value, error, None).rounded(storage).error))
 
+    def _later_factors(self, upstream: Array | None) -> tuple[Array, Array]:
+        """Return the least and the largest factor by which an implementation may multiply after the dot product.
+
+        An implementation may multiply by the upstream gradient g, by `1/D` for the denominator D of a mean, by both, or
+        by neither: then the factor is 1. A g of 0 counts as 1. `upstream` is the argument of :meth:`_gradient_bound`.
+        If `upstream` is None, no factor is common to all terms of a dot product, and both results are 1.
+        """
+        if upstream is None:
+            return np.ones(1), np.ones(1)
+        factors = np.where(upstream > 0, upstream, 1.0)
+        least, most = np.minimum(factors, 1.0), np.maximum(factors, 1.0)
+        divisor = self.of_logits._denominator
+        if divisor is not None:
+            size = np.abs(divisor.value)
+            least = least * np.minimum(1 / (size + divisor.error), 1.0)
+            most = most * np.maximum(1 / (size - divisor.error), 1.0)
+        return least, most
+
     @property
     def _common_upstream(self) -> Array | None:
-        """The magnitude of the upstream gradient that all rows share, (1,); None if each row has its own."""
+        """The magnitude of the upstream gradient that all rows share, (1,), or 1 without rows; None for "none"."""
         rows = self.terms.rows
         return None if rows.reduction == "none" else np.abs(rows.upstream[:1]) if len(rows.upstream) else np.ones(1)
 
