@@ -109,7 +109,7 @@ class Format:
         """Return, for each element, the largest error of multiplying by a power of two: only underflow causes an error.
 
         `smallest` has the smallest magnitude that each product can have. Where `smallest` is above four times the
-        smallest normal number, the error is 0.
+        smallest normal number, the error is 0. Elsewhere, the error is :attr:`largest_underflow_error`.
         """
         return np.where(smallest > 4 * self.smallest_normal, 0.0, self.largest_underflow_error)
 

@@ -1,9 +1,9 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
-The intermediates are softmax and its logarithm, the coefficients `w_c q_c`, and the denominator of a mean. For a class
-c, `w_c` is the class weight and `q_c` is the smoothed target. This module computes each intermediate with the
-operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of the
-derivatives along a direction use the intermediates.
+The intermediates are the softmax, its logarithm, the log-sum-exp, the coefficients `w_c q_c`, and the denominator of a
+mean. For a class c, `w_c` is the class weight and `q_c` is the smoothed target. This module computes each intermediate
+with the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of
+the derivatives along a direction use the intermediates.
 
 In all functions, `t` has the arguments of a call, and `c` is a contract. In the docstrings, `x` is a row of logits and
 `u` is the unit roundoff of a format. In shapes, R is the number of rows, C the number of classes and B the number of
@@ -84,8 +84,9 @@ def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Com
 
     `shifted` has the arguments of the exponentials, the logits minus the maximum of their row. A kernel may subtract
     the largest logit so far from the logits of a block. If a later block has a larger logit, the kernel scales the sum
-    so far by `exp(before - after)`, for the maxima `before` and `after` this block. The scaling has one exponential and
-    one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
+    so far by `exp(before - after)`: `before` and `after` are the largest logits before and after this block. The
+    scaling has one exponential and one product, with the relative error `(2 ulps + 1) u`. Here `ulps` is the error of
+    exp in ulps.
 
     A term becomes a product of exponentials, whose arguments add up to `x - max`. The rounding errors of the arguments
     add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest
@@ -106,8 +107,9 @@ def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Com
 def offset(logits: Array, c: Contract) -> Array:
     """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
-    By default, this number is the maximum, but its magnitude is at most `max - min`. The limit has the effect of adding
-    a constant to all logits of the row. The constant does not change the cross-entropy.
+    By default, this number is the maximum, but its magnitude is at most `max - min`. A logit of -inf does not count for
+    `min`. The limit has the effect of adding a constant to all logits of the row. The constant does not change the
+    cross-entropy.
 
     If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision. For
     example, if every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 in float32, for a small C
@@ -116,7 +118,6 @@ def offset(logits: Array, c: Contract) -> Array:
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
         return np.asarray(largest)
-    # A logit of -inf does not count for the minimum.
     least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)
     return np.asarray(np.clip(largest, least - largest, largest - least))
 

@@ -52,7 +52,7 @@ class LinearContract:
 
     @property
     def multiplies_exactly(self) -> bool:
-        """Whether the product of two numbers of the storage format needs no rounding."""
+        """Whether the product of two numbers of the storage format is exact, unless it underflows or overflows."""
         return 2 * self.loss.storage.precision <= self.loss.compute.precision
 
 
@@ -79,16 +79,16 @@ def linear_contract(
     """Return the contract of a kind of implementation for one dtype of input and weight, at grade A or B.
 
     At both grades, an implementation computes every dot product in float32 or wider, and in float64 for the dtype
-    float64. The same holds for every sum of the loss and of a gradient. The implementation may sum in any order, with
-    or without fused multiply-adds, and in chunks of rows and of classes. The sums over chunks must be in the same
-    formats. In half precision, "torch" at grade B has exceptions: see below. For every promise but "eager", the
-    implementation may compute separate dot products for softmax and target.
+    float64. The same holds for every sum of the loss and of a gradient. The implementation may sum in any order (but
+    see `block`), with or without fused multiply-adds, and in chunks of rows and of classes. The sums over chunks must
+    be in the same formats. In half precision, "torch" at grade B has exceptions: see below. For every promise but
+    "eager", the implementation may compute separate dot products for softmax and target.
 
     Grade A: the implementation keeps the logits and their gradient in the format of the dot products, and rounds each
     result once.
 
     Grade B: the implementation may also round the logits to the dtype, before and after the addition of the bias. The
-    implementation may round the gradient of the logits to the dtype too. A kernel may round a result to the dtype
+    implementation may round the gradient of the logits to the dtype too. A kernel may round a gradient to the dtype
     before the multiplication by the upstream gradient. For the promise "torch", the implementation may also round every
     intermediate of the cross-entropy to the dtype, as torch does on a CPU. Two of these intermediates are sums over
     rows: the total loss, and the denominator. On a CPU, the order of these two sums is then limited: see
@@ -98,10 +98,10 @@ def linear_contract(
     over rows may have any order. For every promise but "eager", the implementation may also multiply a gradient by the
     upstream gradient last, after rounding the gradient.
 
-    Two rules for "torch" hold at both grades. In half precision, "torch" forbids this late multiplication, because the
-    rounding loses small numbers that loss scaling would save. In bfloat16 on a CPU, "torch" allows a matrix product
-    that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64 and IA-32 Architectures Software
-    Developer's Manual, volume 2).
+    Two rules for "torch" hold at both grades. In half precision, "torch" forbids a rounding before the multiplication
+    by the upstream gradient. The rounding would lose small numbers that loss scaling saves. In bfloat16 on a CPU,
+    "torch" allows a matrix product that treats subnormal numbers as 0. The instruction VDPBF16PS does this (Intel 64
+    and IA-32 Architectures Software Developer's Manual, volume 2).
 
     The promises "kernel" and "fast_kernel" allow the full error of `max + log Σ - z_c`, the log-sum-exp minus a logit.
     This error grows with the distance of the logits from zero. The dot product of a logit, which every implementation

@@ -78,7 +78,7 @@ class Bounds(CallBounds):
             return self._loss()
 
     def _loss(self) -> Array:
-        """Compute the bounds that :attr:`loss` caches."""
+        """Return the bounds that :attr:`loss` caches."""
         rows, sizes = self._weighted_sums(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())

@@ -91,7 +91,7 @@ class Computed:
         return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Computed:
-        """Return the numbers. Finite values have an infinite error where `mask` is True: a step may overflow there."""
+        """Return the numbers, with an infinite error for finite values where `mask` is True."""
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
@@ -210,7 +210,7 @@ class Computed:
         return Computed(where_any(nan, 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Computed:
-        """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
+        """Return `exp(x)`, for an implementation of exp with an error of at most `ulps` ulps.
 
         The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. An implementation
         may scale the argument to base 2 first: `y = fl(x · fl(1/log 2))` is `x/log 2 · (1 + δ)`, `|δ| ≤ per_unit u`.
@@ -231,7 +231,7 @@ class Computed:
         return Computed(value, where_any(known, 0.0, error), format)._bounded()
 
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Computed:
-        """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps`.
+        """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps` ulps.
 
         The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
@@ -239,9 +239,9 @@ class Computed:
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
         decreases the logarithm by at most `-log(1 - e/s)`, and never by more than `log s`.
 
-        If `absolute` is 0, `log 1` is exact. A hardware logarithm has the error `absolute` for arguments below two, and
-        the error `ulps` above. Near one, the result may have no correct digit, and `log 1` need not be 0. If
-        `s - e ≤ 2`, the computed argument may be below two, so the larger of the two errors counts.
+        If `absolute` is 0, `log 1` is exact. For arguments below two, a hardware logarithm has the absolute error
+        `absolute`. Near one, the result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the
+        computed argument may be below two, so the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
@@ -260,8 +260,8 @@ class Computed:
         The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and a magnitude of at
         most `t_i`, and goes through `depth_i ≤ h` additions. `h` is n - 1 for n terms, or the depth of `order` if
         smaller. Terms with `t_i = 0` do not count. `M` is the smaller of `Ω` and `E/u`, which are defined below. If
-        `order` has a depth, `M` is also at most `depth · Σ t`. In a format that flushes, each addition adds the
-        smallest normal number to the error.
+        `order` has a depth, `M` is also at most `h Σ t`. In a format that flushes, each addition adds the smallest
+        normal number to the error.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.

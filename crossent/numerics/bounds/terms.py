@@ -127,7 +127,10 @@ class Terms:
 
 
 def stack_calls(calls: Sequence[Terms]) -> Terms:
-    """Return one object with the rows of all calls. The calls must have the same :attr:`Terms.structure`."""
+    """Return one object with the rows of all calls; for one call, return the call itself.
+
+    The calls must have the same :attr:`Terms.structure`.
+    """
     first, *others = calls
     if not others:
         return first

@@ -103,7 +103,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Denominator:
-    """The exact denominator of a mean, and 1 for the other reductions.
+    """The exact denominator of a mean, or 1 for the other reductions.
 
     The denominator of a mean is the number of kept rows. With both class indices and class weights, the denominator is
     the total weight of the true classes of the kept rows. A denominator of 0 makes the mean NaN. The denominator is 0
