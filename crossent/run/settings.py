@@ -70,28 +70,26 @@ class Settings:
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
             raise ValueError(f"operation: got {quoted(self.operation)}; allowed are {', '.join(OPERATIONS)}")
-        dtypes = _several(self.dtypes)
+        dtypes = _several("dtypes", self.dtypes)
         if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
             raise ValueError(f"dtypes: got {quoted(unknown[0])}; allowed are {', '.join(DTYPES)}")
         if self.level not in LEVELS:
             raise ValueError(f"level: got {quoted(self.level)}; allowed are {', '.join(LEVELS)}")
         seed = SystemRandom().randrange(2**32) if self.seed == "random" else self.seed
-        if not isinstance(seed, int) or seed < 0:
+        if type(seed) is not int or seed < 0:
             raise ValueError(f"seed: got {quoted(seed)}; allowed are a whole number of 0 or more, or the word random")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs: got {quoted(self.jobs)}; allowed is 1 or more")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout: got {quoted(self.timeout)}; allowed is more than 0 seconds")
+        _require_count("jobs", self.jobs)
+        _require_count("max_findings", self.max_findings)
+        if not isinstance(self.timeout, int | float) or self.timeout is True or not self.timeout > 0:
+            raise ValueError(f"timeout: got {quoted(self.timeout)}; allowed are numbers above 0, in seconds")
         require_contract(self.contract, self.grade)
         require_device(self.device)
-        if self.max_findings is not None and self.max_findings < 1:
-            raise ValueError(f"max_findings: got {quoted(self.max_findings)}; allowed is 1 or more")
         if self.ranks is not None:
             require_ranks(self.ranks, self._operation)
         self._require_shard()
-        without, checks = _several(self.without), _several(self.checks)
-        cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
-        cases = {case: _several(names) for case, names in cases.items()}
+        without, checks = _several("without", self.without), _several("checks", self.checks)
+        cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several("cases", self.cases), ())
+        cases = {case: _several(f"cases[{quoted(case)}]", names) for case, names in cases.items()}
         for given, of_given in (("checks", checks), *((f"cases[{quoted(case)}]", own) for case, own in cases.items())):
             if unknown := [name for name in of_given if name not in self.check_names]:
                 raise ValueError(f"{given}: got {quoted(unknown[0])}; allowed are {', '.join(self.check_names)}")
@@ -238,9 +236,21 @@ class Settings:
         return lists.torch_list(self._operation), own
 
 
-def _several(words: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the words of an option as a tuple without repetitions. A string counts as one word."""
-    return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
+def _several(option: str, words: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the words of an option as a tuple without repetitions. A string counts as one word.
+
+    Raises:
+        ValueError: `words` is neither a string nor an iterable of strings. The message names the option.
+    """
+    several = [words] if isinstance(words, str) else list(words) if isinstance(words, Iterable) else None
+    if several is None or not all(isinstance(word, str) for word in several):
+        raise ValueError(f"{option}: got {quoted(words)}; allowed is a string, or a list of strings")
+    return tuple(dict.fromkeys(several))
+
+
+def _require_count(option: str, count: int | None) -> None:
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"{option}: got {quoted(count)}; allowed are whole numbers from 1 on")
 
 
 @cache

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import torch
 import torch.nn.functional as F
 from support.running import check_on
 from support.subjects import off_by_a_percent
@@ -292,11 +293,25 @@ def test_a_random_seed_is_in_the_report():
         crossent.check("formula", seed="dice")
 
 
-def test_fewer_than_one_job_and_no_time_are_refused():
-    with pytest.raises(ValueError, match="jobs: got 0; allowed is 1 or more"):
-        crossent.check("formula", jobs=0)
-    with pytest.raises(ValueError, match="timeout: got 0; allowed is more than 0 seconds"):
-        crossent.check("formula", timeout=0)
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("jobs", 0, "jobs: got 0; allowed are whole numbers from 1 on"),
+        ("jobs", "2", "jobs: got '2'; allowed are whole numbers from 1 on"),
+        ("max_findings", 1.5, "max_findings: got 1.5; allowed are whole numbers from 1 on"),
+        ("timeout", 0, "timeout: got 0; allowed are numbers above 0, in seconds"),
+        ("timeout", math.nan, "timeout: got nan; allowed are numbers above 0, in seconds"),
+        ("timeout", "60", "timeout: got '60'; allowed are numbers above 0, in seconds"),
+        ("seed", True, "seed: got True; allowed are a whole number of 0 or more, or the word random"),
+        ("dtypes", torch.float32, "dtypes: got torch.float32; allowed is a string, or a list of strings"),
+        ("without", 3, "without: got 3; allowed is a string, or a list of strings"),
+        ("checks", [b"loss"], "checks: got [b'loss']; allowed is a string, or a list of strings"),
+        ("cases", {"float32-7x5*": None}, "cases['float32-7x5*']: got None; allowed is a string, or a list of strings"),
+    ],
+)
+def test_an_argument_of_another_type_or_range_is_an_error_of_one_line(option, value, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        crossent.check("formula", **{option: value})
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=computing(dtype)) for dtype in DTYPES])
