@@ -49,6 +49,11 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
+    return call_anyway(trial, inputs, act, *arguments)
+
+
+def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
+    """Call the subject as :func:`further_call` does, even if the inputs are not applicable to the subject."""
     # Pass a copy: `bounds_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(loss_dtype(inputs))

@@ -1,6 +1,7 @@
 """Mutants on 2 and on 3 ranks: the checks that a mutant names find the mutant, and the right losses pass."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from batch_parallel import BatchParallel
@@ -21,6 +22,7 @@ from crossent.trials.trial import NotRunError, Question
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 OF_A_CALL = of_cost(Cost.CALL)
 PLAIN = "float32-7x5-normal-int64-none-rows"
+ONLY_IGNORED = "gets only ignored rows, whose targets need no check"
 PUBLISHED = {
     "LocalMaximum",
     "LocalSmoothing",
@@ -66,7 +68,7 @@ def test_a_right_loss_survives_the_cases_of_the_mutants(loss, ranks):
     ("split", "target", "reason"),
     [
         ("classes", "int64", "pads no shard"),
-        ("padded", "probabilities", "gets class probabilities, which are no indices"),
+        ("padded", "probabilities", "gets class probabilities; this check needs class indices"),
     ],
 )
 def test_padding_target_says_why_it_does_not_run(split, target, reason):
@@ -82,6 +84,72 @@ def test_a_single_rank_is_the_reason_why_a_check_of_its_shards_does_not_run(chec
     trial = SimpleNamespace(question=Question(Case("float32")), subject=subject)
     with pytest.raises(NotRunError, match=r"^runs on one rank, which has all classes$"):
         list(RANK_CHECKS[check].body(trial))
+
+
+@pytest.mark.parametrize(
+    ("check", "split", "sizes", "ranks", "reason"),
+    [
+        ("world_sizes", "classes", (7, 5), 1, "runs on one rank; this check needs two or more"),
+        ("idle_rank", "batch", (7, 5), 1, "has all rows on one rank"),
+        ("idle_rank", "batch", (1, 5, 3), 2, "has all rows on one rank"),
+    ],
+)
+def test_a_check_without_a_further_call_does_not_pass(check, split, sizes, ranks, reason):
+    trial = SimpleNamespace(
+        question=Question(Case("float32", sizes)), subject=SimpleNamespace(split=split, ranks=ranks)
+    )
+    with pytest.raises(NotRunError, match=f"^{reason}$"):
+        list(RANK_CHECKS[check].body(trial))
+
+
+class Checked(PaddedVocabParallel):
+    lacks: ClassVar = {"probability_target": "takes class indices"}
+
+    def forward(self, local_logits, target, shape, axis, options):
+        kept = target[target != options["ignore_index"]]
+        if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < shape[axis]:
+            raise IndexError("a target is no class")
+        return super().forward(local_logits, target, shape, axis, options)
+
+
+@pytest.mark.parametrize(
+    ("case", "not_run"),
+    [
+        (PLAIN, ""),
+        ("float32-7x255-normal-int64-none-ignored", ""),
+        (
+            "float32-7x5-normal-int64-none-ignored_all-rows",
+            ONLY_IGNORED,
+        ),
+    ],
+)
+def test_padding_target_gives_no_target_that_is_ignored(case, not_run):
+    report = report_of(Checked, 2, [case], [*OF_A_CALL, RANK_CHECKS["padding_target"]])
+    assert [str(finding) for finding in report.findings] == []
+    (outcome,) = report.subjects[0].outcomes.values()
+    assert outcome.not_run.get("padding_target", "") == not_run
+
+
+class Double(VocabParallel):
+    def forward(self, local_logits, target, shape, *arguments):
+        loss = super().forward(local_logits, target, shape, *arguments)
+        return loss.double() if shape[1] == 1 else loss
+
+
+class Shorter(VocabParallel):
+    def forward(self, local_logits, target, shape, *arguments):
+        loss = super().forward(local_logits, target, shape, *arguments)
+        return loss[:3] if shape[1] == 1 else loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [(Double, "float64 with shape (7,)"), (Shorter, "float32 with shape (3,)")],
+)
+def test_a_wrong_dtype_or_shape_of_a_call_with_one_class_is_found(loss, got):
+    (finding,) = report_of(loss, 2, [PLAIN], [*OF_A_CALL, RANK_CHECKS["empty_shard"]]).findings
+    assert (finding.check, finding.kind) == ("empty_shard", "wrong")
+    assert finding.message == f"loss of another call: got {got}; expected float32 with shape (7,)"
 
 
 def test_a_batch_of_one_sample_with_several_rows_is_not_cut():

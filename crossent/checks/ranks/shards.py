@@ -18,7 +18,7 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.features import is_dense
 from crossent.subjects.ranks.protocol import cut_axis, shard
 from crossent.trials.act import Performed
-from crossent.trials.agreement import further_call
+from crossent.trials.agreement import call_anyway, further_call
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
@@ -29,6 +29,7 @@ from crossent.words import DECLARED, counted
 # A larger batch is not cut into single samples, because a call with so many parts would take long.
 _MOST_MICRO_BATCHES = 16
 _ONE_RANK = "runs on one rank, which has all classes"
+_PROBABILITIES = "gets class probabilities; this check needs class indices"
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
@@ -77,9 +78,11 @@ def world_sizes(trial: Trial) -> Iterator[Difference]:
     """On a single rank, and on one rank fewer than `--ranks`, the same call gives the exact loss and gradient.
 
     So the results on different numbers of ranks agree up to the sum of their error bounds. With `--ranks 1`, the check
-    makes no further call.
+    does not run.
     """
-    for ranks in sorted({1, max(1, trial.subject.ranks - 1)} - {trial.subject.ranks}):
+    if trial.subject.ranks == 1:
+        raise NotRunError("runs on one rank; this check needs two or more")
+    for ranks in sorted({1, trial.subject.ranks - 1}):
         got = further_call(trial, trial.question.fresh(), evaluate_on, ranks)
         yield from _named(trial, got, trial.question.inputs, f"on {counted(ranks, 'rank')}")
 
@@ -89,7 +92,7 @@ def one_shard(trial: Trial) -> Iterator[Difference]:
     """For each rank: if the classes of all targets are on this rank, loss and gradient are exact."""
     inputs = trial.question.inputs
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities; this check needs class indices")
+        raise NotRunError(_PROBABILITIES)
     kept = _kept(inputs)
     for rank, (start, end) in enumerate(_class_ranges(trial, inputs)):
         if end > start:
@@ -148,7 +151,7 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
     if ranks == 1:
         raise NotRunError(_ONE_RANK)
     narrowed = _of_classes(inputs, min(inputs.classes, ranks - 1))
-    got = trial.evaluate(narrowed.copy())
+    got = call_anyway(trial, narrowed)
     yield from _named(trial, got, narrowed, f"of {narrowed.classes} {'class' if narrowed.classes == 1 else 'classes'}")
 
 
@@ -156,7 +159,8 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
 def padding_target(trial: Trial) -> Iterator[Problem]:
     """A target that is no class, but an index in the padding of the class axis, raises an error.
 
-    The padding consists of further logits at the end of the class axis, so that all shards have the same size.
+    The padding consists of further logits at the end of the class axis, so that all shards have the same size. The
+    check does not run on a case whose rows are all ignored, since a loss need not check the target of an ignored row.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     if trial.subject.split != "padded":
@@ -164,12 +168,16 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
     if ranks == 1:
         raise NotRunError(_ONE_RANK)
     if is_dense(inputs):
-        raise NotRunError("gets class probabilities, which are no indices")
-    classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks), 0)
+        raise NotRunError(_PROBABILITIES)
+    # A target with the value of ignore_index would be ignored.
+    ignore_index = inputs.options.get("ignore_index", -100)
+    classes = next((one for one in range(inputs.classes, 1, -1) if one % ranks and one != ignore_index), 0)
     if not classes:
         raise NotRunError("gets too few classes for a shard with padding")
     narrowed = _of_classes(inputs, classes)
-    target = torch.where(_kept(narrowed), classes, narrowed.target.long())
+    if not (kept := _kept(narrowed)).any():
+        raise NotRunError("gets only ignored rows, whose targets need no check")
+    target = torch.where(kept, classes, narrowed.target.long())
     performed: Performed[Result] = trial.host.perform(evaluate, _with_target(narrowed, target), ())
     if performed.ended:
         yield Problem(performed.ended, performed.how)
@@ -223,10 +231,11 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
     if is_dense(inputs):
         raise NotRunError("gets class probabilities, with which no row can be ignored")
     rows = torch.arange(inputs.input.shape[0])
-    for rank, own in enumerate(rows.chunk(ranks)):
-        if len(own) < len(rows):
-            ignoring = _ignoring(inputs, torch.isin(rows, own))
-            yield from _compared(trial, ignoring, f"with all rows of rank {rank} ignored")
+    parts = rows.chunk(ranks)
+    if len(parts) == 1:
+        raise NotRunError("has all rows on one rank")
+    for rank, own in enumerate(parts):
+        yield from _compared(trial, _ignoring(inputs, torch.isin(rows, own)), f"with all rows of rank {rank} ignored")
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
