@@ -25,7 +25,7 @@ from crossent.choices import (
     complete_feature,
 )
 from crossent.option_types import Positive, Seed, ShardOption, Whole, Word, Words
-from crossent.words import LONGEST_VALUE, cut, printable
+from crossent.words import LONGEST_VALUE, cut, printable, said
 
 # INTERRUPTED and NOT_WRITTEN are as in a shell: 128 plus the number of the signal, which is SIGINT or SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
@@ -48,9 +48,10 @@ def as_click_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
-        message = _with_dashes(str(error))
-        raise (click.UsageError if message != str(error) else click.ClickException)(message) from None
+    except (ValueError, IndexError, TypeError, RuntimeError, MemoryError, OSError) as error:
+        text = said(error) if isinstance(error, OSError) else str(error) or said(error)  # a MemoryError has no text
+        message = _with_dashes(text)
+        raise (click.UsageError if message != text else click.ClickException)(message) from None
 
 
 def _with_dashes(message: str) -> str:
@@ -344,6 +345,6 @@ def chosen_part(
         else:
             of_checks = f" of {' or '.join(names)}" if names else ""
             runs = "the chosen checks run on every case" if names else "everything runs"
-            said = f"this folder stores no finding{of_checks} from the last run on these subjects; {runs}"
-            click.echo(f"crossent: --last-failed: {said}", err=True)
+            why = f"this folder stores no finding{of_checks} from the last run on these subjects"
+            click.echo(f"crossent: --last-failed: {why}; {runs}", err=True)
     return chosen

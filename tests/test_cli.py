@@ -471,3 +471,18 @@ def test_q_is_the_verdict_alone_with_the_time(capsys, one_case):
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64", "-q")
     assert status == PASSED
     assert re.fullmatch(r"PASSED: \d+ calls? checked, every judged .*, in [\d.]+ s\n", out)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (BlockingIOError(11, "no more processes"), "BlockingIOError: [Errno 11] no more processes"),
+    ],
+)
+def test_an_error_of_the_machine_during_a_run_is_not_an_error_of_the_output(capsys, monkeypatch, error, said):
+    def check(*subjects, **options):
+        raise error
+
+    monkeypatch.setattr("crossent.run.runner.check", check)
+    assert run(capsys, "check", "formula") == (WRONG_USE, "", f"crossent: {said}\n")
