@@ -154,7 +154,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {quoted(max(keys, key=keys.count))} occurs twice in one object")
+        raise ValueError(f"the key {quoted(max(keys, key=keys.count))} occurs more than once in one object")
     return made
 
 

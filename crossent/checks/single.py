@@ -27,6 +27,7 @@ from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.memory import describe_change
 from crossent.trials.trial import Problem, Trial, misshapen
+from crossent.words import counted
 
 
 def _has_bias(case: Case) -> bool:
@@ -235,7 +236,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
         wrong_rows = wrong if is_loss else wrong.any(axis)
         yield Problem(
             "wrong",
-            f"{name}: {int(wrong_rows.sum())} of {int(rows.sum())} ignored rows are not 0; "
+            f"{name}: not 0 in {int(wrong_rows.sum())} of {counted(int(rows.sum()), 'ignored row')}; "
             f"got {got[first].item()} at index {first}; expected 0",
         )
 

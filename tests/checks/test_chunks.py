@@ -86,7 +86,7 @@ def test_a_function_may_refuse_sizes():
 
 def test_a_function_without_such_an_argument_is_not_run():
     part = run(RIGHT[0], CASE, (*FIRST, chunks)).subjects[0]
-    reason = "has no known argument for the chunk size; if it has one, name it in its attribute `chunks`"
+    reason = "has no known argument for the chunk size; the attribute `chunks` can name such an argument"
     assert part.outcomes[CASE.id].not_run == {"chunks": reason}
 
 

@@ -95,7 +95,7 @@ def test_ignored_rows_that_are_left_as_they_were_in_memory_are_caught():
         return reduced(torch.where(target == ignore_index, 0.25, losses), reduction)
 
     ((_, message),) = found("ignored_rows", uninitialised, "float32-7x5-normal-int64-none-ignored_first")
-    assert message == "loss: 1 of 1 ignored rows are not 0; got 0.25 at index (0,); expected 0"
+    assert message == "loss: not 0 in 1 of 1 ignored row; got 0.25 at index (0,); expected 0"
 
 
 def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
@@ -104,7 +104,7 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
         return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak.sum()
 
     ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
-    assert message == "gradient of the logits: 1 of 1 ignored rows are not 0; got 1.0 at index (0, 2, 0); expected 0"
+    assert message == "gradient of the logits: not 0 in 1 of 1 ignored row; got 1.0 at index (0, 2, 0); expected 0"
 
 
 def test_a_gradient_of_ignored_hidden_states_is_named_by_their_argument():
@@ -115,7 +115,7 @@ def test_a_gradient_of_ignored_hidden_states_is_named_by_their_argument():
 
     case = LinearCase("float32", ignored="ignored_first")
     problem = measured(single.ignored_rows, case, leaking)
-    said = "gradient of the input: 1 of 1 ignored rows are not 0; got 1.0 at index (0, 0); expected 0"
+    said = "gradient of the input: not 0 in 1 of 1 ignored row; got 1.0 at index (0, 0); expected 0"
     assert problem.message == said
 
 

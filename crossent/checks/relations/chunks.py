@@ -31,7 +31,7 @@ def chunks(trial: Trial) -> Found:
     Liger-Kernel#1391: the error of a gradient grew with the number of chunks.
     """
     if not trial.subject.chunks:
-        raise NotRunError("has no known argument for the chunk size; if it has one, name it in its attribute `chunks`")
+        raise NotRunError("has no known argument for the chunk size; the attribute `chunks` can name such an argument")
     question, ran = trial.question, False
     for way, (keyword, size) in chunk_sizes_by_call(question.inputs, trial.subject.chunks).items():
         try:
