@@ -50,9 +50,10 @@ class Raised:
     @staticmethod
     def of(error: BaseException) -> Raised:
         """Return the description of an exception."""
-        first = error
-        while (before := first.__cause__ or first.__context__) is not None and before is not error:
+        first, seen = error, {id(error)}  # a chain may be a circle
+        while (before := first.__cause__ or first.__context__) is not None and id(before) not in seen:
             first = before
+            seen.add(id(before))
         return Raised(said(error), said(first), text_of(error), tuple(map(name_of_class, type(error).__mro__)))
 
     def is_a(self, *errors: type[BaseException]) -> bool:

@@ -109,7 +109,8 @@ def test_a_finding_names_the_command_that_repeats_it(tmp_path, monkeypatch):
     assert report.findings[0].repeat == f"crossent check mine.py:refuses --ranks 2 --check call --case {CASES[0].id}"
 
 
-def test_the_ranks_of_an_adapter_run_in_new_pythons_and_end_with_it(monkeypatch):
+def test_the_ranks_of_an_adapter_run_in_new_pythons_and_end_with_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("CROSSENT_TEST", mark := f"adapter{os.getpid()}")
     loss = crossent.adapters.from_ranks(f"{SUPPORT}:right", ranks=2)
     logits = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0]], requires_grad=True)
@@ -119,8 +120,10 @@ def test_the_ranks_of_an_adapter_run_in_new_pythons_and_end_with_it(monkeypatch)
     (expected,) = torch.autograd.grad(reference, logits)
     torch.testing.assert_close((got, gradient), (reference, expected))
     assert len(running(mark.encode())) == 3  # the launcher and two ranks
+    assert len(list(tmp_path.glob("crossent-ranks-*"))) == 1
     loss.close()
     assert left_behind(mark.encode()) == []
+    assert list(tmp_path.glob("crossent-ranks-*")) == []
 
 
 def test_a_backward_pass_after_a_fault_says_that_the_ranks_are_new():

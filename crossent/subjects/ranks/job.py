@@ -196,7 +196,7 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
             request = json.loads(file.readline(2**16))
         if not secrets.compare_digest(request["token"], token):
             raise ValueError("a wrong token")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         stream.close()
         return None
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

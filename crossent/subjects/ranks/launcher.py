@@ -88,16 +88,26 @@ class Launcher:
 
     def close(self) -> None:
         """End the launcher and its ranks. In a fork of the owner, only close the socket of this process."""
-        self._control.close()
         if self.owner != os.getpid():
-            return  # this process is a fork of the owner
-        with suppress(ProcessLookupError):
-            os.kill(self._process, signal.SIGKILL)
-        if self._python is not None:
-            self._python.wait()
+            self._control.close()  # this process is a fork of the owner
             return
-        with suppress(ChildProcessError):
-            os.waitpid(self._process, 0)
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # so that the launcher ends its ranks and removes their folder
+        self._control.close()
+        until = time.monotonic() + _SECONDS_TO_END
+        while self._runs():
+            if time.monotonic() > until:
+                with suppress(ProcessLookupError):
+                    os.kill(self._process, signal.SIGKILL)
+            time.sleep(0.002)
+
+    def _runs(self) -> bool:
+        if self._python is not None:
+            return self._python.poll() is None
+        try:
+            return os.waitpid(self._process, os.WNOHANG)[0] == 0
+        except ChildProcessError:
+            return False
 
     def _ask(self, request: bytes, descriptors: Sequence[int]) -> bytes:
         socket.send_fds(self._control, [request], list(descriptors))
