@@ -89,8 +89,8 @@ class Subject:
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
         """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call.
 
-        The result is the attribute `dtype`, or `implied` if `dtype` is None. If `implied` is float16 or bfloat16, and
-        the subject lacks the feature `half_result`, the result is float32.
+        The result is the attribute `dtype`, or `implied` if `dtype` is None. But if `implied` is float16 or bfloat16,
+        and the subject lacks the feature `half_result`, the result is always float32.
         """
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32

@@ -8,7 +8,7 @@ The class of a check is here too. The modules import torch, numpy, `crossent.sub
 check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
-act         acts, functions that call a subject and return plain data; hosts, which run acts in the subject's process
+act         acts and hosts: an act is a function that calls a subject; a host runs acts in the subject's process
 check       Check: one property of a subject on a case, the cost of the check, and the features that it needs
 memory      writes into arguments, changes of their attributes, memory that results share, freed memory full of NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds

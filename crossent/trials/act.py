@@ -1,8 +1,8 @@
-"""Acts, the functions that call a subject; and hosts, the objects that run acts in the process of a subject.
+"""Acts and hosts: an act is a function that calls a subject; a host runs acts in the process of the subject.
 
-An act is a module-level function `act(loss, *arguments)` that calls the subject and returns plain data. An act gets
-neither the case nor the exact values, so an act can run in an isolated process (:mod:`crossent.run.isolation`). The
-main process compares the returned data with the exact values.
+An act is a module-level function `act(loss, *arguments)`, which returns plain data. An act gets neither the case nor
+the exact values, so an act can run in an isolated process (:mod:`crossent.run.isolation`). The main process compares
+the returned data with the exact values.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class Here:
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     """Call `act(loss, *arguments)`, restore the global state, and return the outcome.
 
-    The outcome also describes an exception of the act; only KeyboardInterrupt propagates. During the call,
-    torch.compile may make any number of graphs of one function.
+    If the act raises an exception, the outcome describes the exception, or how a rank ended (RankEndedError). Only
+    KeyboardInterrupt propagates. During the call, torch.compile may make any number of graphs of one function.
     """
     before = snapshot()
     try:

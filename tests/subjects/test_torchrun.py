@@ -145,12 +145,16 @@ def test_a_job_ends_with_a_line_if_one_of_its_processes_ends(folder):
     assert time.monotonic() - before < 120
 
 
-@pytest.mark.parametrize("request_line", [b"{}\n", b"1\n", b'{"token": 1}\n', b'{"token": "other"}\n', b"[" * 60_000 + b"\n"])
+@pytest.mark.parametrize(
+    "request_line", [b"{}\n", b"1\n", b'{"token": 1}\n', b'{"token": "other"}\n', b"[" * 60_000 + b"\n"]
+)
 def test_a_request_without_the_token_does_not_end_the_server(request_line):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as stream:
-            stream.sendall(request_line)
-            assert job._accept(listener, "token") is None
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as stream,
+    ):
+        stream.sendall(request_line)
+        assert job._accept(listener, "token") is None
 
 
 def test_the_line_names_every_process_that_ended(monkeypatch, capsys):

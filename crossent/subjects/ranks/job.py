@@ -1,4 +1,4 @@
-"""The processes of a torchrun job: the first runs the checks, and each other process runs the rank with its number.
+"""The processes of a torchrun job: the first process runs the checks, and process N starts rank N.
 
     torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
 
@@ -6,8 +6,8 @@ The first process, the judge, starts rank 0 in the same way as without a job. Ea
 listens on a port, and writes its address to the store of the job, a table that all processes share. The judge reads the
 addresses in the store.
 
-The process that uses a group of ranks, the calling process, is the judge or an isolated process that the judge started.
-For each rank except rank 0, the calling process opens a connection to a server. The server forks a keeper, a process
+The calling process, which sends requests to the ranks, is the judge or an isolated process that the judge started. For
+each rank except rank 0, the calling process opens a connection to a server. The server forks a keeper, a process
 that watches one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the
 calling process closes the connection, the keeper ends the rank. If the rank ends, the keeper sends the exit status of
 the rank to the calling process.
@@ -47,7 +47,7 @@ _store: Any = None  # the store of the job, which this process may host
 def join_job(ranks: int | None) -> None:
     """Join the torchrun job in which this process runs. Do nothing without a job.
 
-    In the first process of the job, return when all servers are known. If a server ends later, the first process ends
+    In the first process of the job, connect to all servers, and return. If a server ends later, the first process ends
     too: see `_watch`. In any other process, serve ranks until the judge ends, and then end this process.
 
     Args:
@@ -107,7 +107,7 @@ def start_rank(server: dict[str, Any], place: Place, description: str) -> socket
 def is_here(server: dict[str, Any]) -> bool:
     """Return whether the server with this address runs on this machine.
 
-    Only then does /proc of this machine have the processes of the server.
+    If it does, /proc of this machine has the ranks of the server.
     """
     return bool(server["machine"] == _machine())
 
@@ -150,7 +150,7 @@ def _watch() -> None:
 
 
 def _own_host() -> str:
-    """Return the IP address of this machine in the network of the job; "127.0.0.1" if the network is not reachable."""
+    """Return the IP address from which this machine reaches MASTER_ADDR; "127.0.0.1" if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
@@ -187,7 +187,7 @@ def _serve(store: Any, rank: int) -> NoReturn:
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
     """Accept a connection. Return a control connection; for the connection of a rank, fork a keeper and return None.
 
-    If the request does not contain the token of this server, close the connection and return None.
+    If the request is damaged or late, or lacks `token`, the token of this server, close the connection and return None.
     """
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)

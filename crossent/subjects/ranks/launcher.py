@@ -36,8 +36,8 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 class Launcher:
     """An object with which a process starts a launcher, sends requests to the launcher, and ends the launcher.
 
-    The attribute `owner` is the id of the process that starts the launcher, the owner. A fork of the owner inherits
-    this object. The fork may only call :meth:`close`.
+    The owner is the process that made this object, and `owner` is its process id. A fork of the owner inherits this
+    object, but may only call :meth:`close`.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -75,9 +75,9 @@ class Launcher:
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
         """End all ranks, and return an exit status for each rank, or [] if no ranks run.
 
-        The status is None for a rank that this call had to end. `ended` has the numbers of the ranks that have closed
-        their sockets. The launcher first waits a short time for these ranks, since a socket closes before its process
-        ends.
+        The status is None for a rank that this call had to end, or if the system does not tell the status. `ended` has
+        the numbers of the ranks that have closed their sockets. The launcher first waits a short time for these ranks,
+        because the socket of a rank closes before its process ends.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.
@@ -87,7 +87,10 @@ class Launcher:
         return statuses
 
     def close(self) -> None:
-        """End the launcher and its ranks. In a fork of the owner, only close the socket of this process."""
+        """End the launcher and its ranks, and remove their folder. In a fork of the owner, only close the socket.
+
+        A launcher that does not end within `_SECONDS_TO_END` is killed, and the folder stays.
+        """
         if self.owner != os.getpid():
             self._control.close()  # this process is a fork of the owner
             return
@@ -194,7 +197,7 @@ def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], A
     """Start a rank for each place, and return torch's object for the processes of the ranks.
 
     `streams` has the file descriptors of the sockets of the ranks. Each rank calls `load`, which returns the user's
-    class or function. `folder` is the path of a folder for the group, which this function makes.
+    class or function. This function makes the folder with the path `folder`, for the store of the group.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
@@ -236,11 +239,11 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 
 
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
-    """End the ranks, and return the exit status of each rank that had already ended; None for any other rank.
+    """Wait a short time for the ranks in `ended`, then end all ranks, and return their exit statuses.
 
-    `context` is torch's object for the processes of the ranks. If no ranks run, `context` is None and the result is [].
-    `ended` has the numbers of the ranks that have closed their sockets. First wait a short time for these ranks,
-    because the socket of a rank closes before its process ends.
+    `ended` has the numbers of the ranks that have closed their sockets; the process of such a rank ends a little later.
+    The status is None for a rank that had not ended, or if the system does not tell the status. `context` is torch's
+    object for the processes of the ranks. If no ranks run, `context` is None and the result is [].
     """
     if context is None:
         return []

@@ -32,9 +32,9 @@ _ONE_BACKWARD = "has its own backward, which need not work twice"
 def lacks_of(given: object) -> dict[str, str]:
     """Return the features that a loss on several ranks lacks, with the reasons.
 
-    Every loss on several ranks lacks some features, such as `vmap`. Further features are missing because of the loss's
-    `split`, its `normalization`, or its own `backward`. The attribute `lacks` of the loss adds features and reasons, or
-    replaces reasons.
+    `given` is the user's class or function. Every loss on several ranks lacks some features, such as `vmap`. Further
+    features are missing because of the loss's `split`, its `normalization`, or its own `backward`. The attribute
+    `lacks` of the loss adds features and reasons, or replaces reasons.
 
     Raises:
         TypeError: the attribute `lacks` is wrong: see :func:`crossent.subjects.callables.declared_lacks`.
@@ -56,8 +56,9 @@ class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
     The ranks start at the first call. The ranks end with :meth:`close`, when this object is deleted, or after a fault,
-    such as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` are
-    those of the user's class or function. The attribute `lacks` is the result of :func:`lacks_of`.
+    such as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` have
+    the values that the user's class or function sets, or the defaults. The attribute `lacks` is the result of
+    :func:`lacks_of`.
 
     Args:
         given: the user's class or function.
@@ -221,9 +222,10 @@ class RankLoss:
         return self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
 
     def _write_back(self, replies: list[dict[str, Any]], arguments: Mapping[str, Any]) -> None:
-        """Copy to `arguments`, the arguments of this call, the new content of each argument that a rank changed.
+        """If a rank changed its copy of an argument, copy the new content to the argument in `arguments`.
 
-        So a check can see that the loss changes its arguments. `replies` has the reply of each rank.
+        So a check can see that the loss changes its arguments. `arguments` has the arguments of the call, by name, and
+        `replies` has the reply of each rank.
         """
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():

@@ -23,7 +23,7 @@ class DamagedMessageError(Exception):
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """Return a message as bytes, with its length first."""
+    """Return a message as bytes: the length of the content, and then the content."""
     buffer = io.BytesIO()
     torch.save(message, buffer, _use_new_zipfile_serialization=False)
     content = buffer.getvalue()

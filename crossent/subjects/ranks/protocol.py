@@ -97,8 +97,8 @@ def _has_launcher() -> bool:
 class RankEndedError(RuntimeError):
     """A rank ended or sent a damaged message (`kind` is "crashed"), or did not reply in time (`kind` is "hung").
 
-    `kind` is also "crashed" if the process that starts the ranks ends, or does not reply in time. `how` is
-    the message of this exception.
+    `kind` is also "crashed" if the process that starts the ranks ends or does not reply in time. The same holds if a
+    process of the torchrun job cannot be reached. `how` is the message of this exception.
     """
 
     def __init__(self, kind: str, how: str) -> None:
@@ -180,8 +180,9 @@ def require_protocol(given: object) -> None:
 
     Raises:
         TypeError: the object is neither a class with a method `forward` nor a callable, or does not take the arguments
-            of `forward`. Or `split` or `normalization` is unknown, or the two do not fit together. The message begins
-            with a phrase for the object, so that the caller can put "got" or "it is" before the message.
+            of `forward`. The attribute `split` or `normalization` has an unknown value. Or `normalization` is "tokens",
+            but `split` is not "batch". The message begins with a phrase for the object, so that the caller can put
+            "got" or "it is" before the message.
     """
     arguments = forward_arguments(given)
     names = ", ".join(arguments)
@@ -266,12 +267,12 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot take `inputs`; None for inputs that the loss can take.
+    """Return why a loss cannot take `inputs`, because a rank gets no classes; None if the loss can take `inputs`.
 
-    A loss that lacks the feature `one_class` needs classes on every rank. If `inputs` leave a rank without classes,
-    return the reason for this feature from `lacks`. `lacks` has the missing features of the loss, with the reasons.
-    `rule` is the attribute `split` of the loss. With a rule other than "classes", return None. `ranks` is the number of
-    ranks.
+    `rule` is the attribute `split` of the loss, and `ranks` is the number of ranks. `lacks` has the missing features of
+    the loss, with the reasons. The result is None if `rule` is not "classes", or if the loss does not lack the feature
+    `one_class`. Otherwise, if `inputs` have classes but leave a rank without any, the result is the reason for
+    `one_class`.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
@@ -301,7 +302,7 @@ def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
 def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
     """Join the shards of a gradient from all ranks, and return the whole gradient, without padding.
 
-    `rule` is the rule by which the logits were cut, and `shape` the shape of the logits.
+    `rule` is the rule by which the logits were cut, and `shape` is the shape of the logits.
 
     Raises:
         RuntimeError: a shard has a number other than 0 in the padding.

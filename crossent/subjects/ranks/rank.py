@@ -61,8 +61,8 @@ class Place:
     def own_device(self) -> torch.device:
         """The device of this rank, the CPU or a GPU.
 
-        If `device` is "cpu", this is the CPU. With NCCL, each rank has its own GPU. With another backend, all ranks
-        share the first GPU.
+        If `device` is "cpu", the result is the CPU. Otherwise, with NCCL, the result is the GPU whose number is `rank`,
+        modulo the number of GPUs of this machine. With another backend, all ranks share the first GPU.
         """
         if self.device == "cpu":
             return torch.device("cpu")
@@ -184,8 +184,8 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
 def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
     """Call the loss on the shard of this rank. If the request needs a gradient, keep the graph for the backward pass.
 
-    Return the loss and, under the key "written", the new content of each tensor that the call changed. For the logits,
-    this is the shard. First free the graphs that the calling process does not need any more.
+    First free the graphs that the calling process does not need any more. Return the loss under the key "loss" and,
+    under "written", the new content of each tensor that the call changed: of the logits, only the shard.
     """
     for key in request["freed"]:
         state.graphs.pop(key, None)
@@ -298,9 +298,9 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Test the context of the loss, and return a dict with the list "problems", which has sentences.
+    """Test the context of the loss, and return {"problems": …}, a list with a sentence for each problem.
 
-    In the scenario "twice" of the request, enter a second context inside the first. In "exception", call the loss
+    If the "scenario" of the request is "twice", enter a second context inside the first. Otherwise, call the loss
     outside of the context, before and after an exception ends a context. Both calls must have the same result or error.
     """
     if request["scenario"] == "twice":
@@ -322,7 +322,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
     """Run a forward and a backward pass outside of the context.
 
-    Return a phrase with a checksum of the loss and the gradient, or with the error.
+    Return a phrase with the error, or with a checksum of the loss and of the gradient, if there is a gradient.
     """
     logits, target, options = _arguments_on(state.place.own_device, request)
     local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()

@@ -38,8 +38,8 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     Args:
         given: a description or an object. A description is the name of a subject in `RANK_SUBJECTS`,
             package.module:NAME or path/to/file.py:NAME. An object is a class or a function that follows
-            :mod:`crossent.subjects.ranks.protocol`, or a loss of :func:`crossent.adapters.from_ranks`. Such a loss
-            keeps its own number of ranks, time limit and backend.
+            :mod:`crossent.subjects.ranks.protocol`, or a loss of :func:`crossent.adapters.from_ranks`. A loss
+            of `from_ranks` keeps its own number of ranks, time limit and backend.
         ranks: the number of ranks.
         timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time, but
             at least one second.
@@ -50,7 +50,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     Raises:
         ValueError: the subject cannot be loaded, cannot run on `ranks` ranks, or keeps a number of ranks other than
             `ranks`. The message is one line.
-        TypeError: the object does not follow the protocol. The message is one line.
+        TypeError: the object does not follow the protocol, or has a wrong attribute `lacks`. The message is one line.
     """
     require_ranks(ranks, operation)
     how: dict[str, Any] = {"seconds": max(1.0, timeout / _CALLS), "backend": backend}
