@@ -21,7 +21,7 @@ from crossent.run.order import Step, Steps
 from crossent.run.parallel import Progress
 from crossent.run.shards.merge import merged
 from crossent.run.shards.task import ShardError, Task
-from crossent.words import cut, one_line, quoted
+from crossent.words import cut, quoted, said
 
 _SECONDS_TO_END = 30.0  # the time that the commands of running shards have to end after an interrupt
 
@@ -139,7 +139,7 @@ class _Run:
         attempts: the most times that a shard is sent to a worker.
         folder: a temporary folder, in which the reports are read.
         reports: the verified report of each finished shard, by the number of the shard.
-        waiting: for each unfinished future, the number of the shard, and the number of the attempt.
+        waiting: for each unfinished future, the number of the shard, the number of the attempt, and the executor.
         makes: whether `given` is a function.
         executor: the executor in use: `given`, or the last executor that this function made.
     """
@@ -150,7 +150,7 @@ class _Run:
     attempts: int
     folder: str
     reports: dict[int, Report] = field(default_factory=dict)
-    waiting: dict[Future[bytes], tuple[int, int]] = field(default_factory=dict)
+    waiting: dict[Future[bytes], tuple[int, int, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.makes = not hasattr(self.given, "submit")
@@ -168,14 +168,15 @@ class _Run:
             self._send(number, 1)
         while self.waiting:
             done, _ = wait(self.waiting, return_when=FIRST_COMPLETED)
-            broken = False
+            broken: BrokenExecutor | None = None
             failed: list[tuple[int, int, BaseException]] = []
             for future in done:
-                number, attempt = self.waiting.pop(future)
+                number, attempt, executor = self.waiting.pop(future)
                 try:
                     self.reports[number] = self._verified(number, future.result())
                 except BrokenExecutor as error:
-                    broken = True
+                    # The shards of an executor that is already replaced fail too, one after another.
+                    broken = error if executor is self.executor else broken
                     failed.append((number, attempt, error))
                 except ShardError as error:
                     if error.final:
@@ -187,11 +188,12 @@ class _Run:
                     yield Step(1.0, self.reports[number].findings)
             for number, attempt, cause in failed:
                 if attempt == self.attempts:
-                    reason = f"{type(cause).__name__}: {cut(one_line(str(cause)))}"
+                    reason = cut(said(cause))
                     times = "" if attempt == 1 else f" {attempt} times, the last time"
-                    raise RuntimeError(f"shard {number}/{self.count} failed{times} with {reason}")
-            if broken:
-                self._renew(failed[0][2])
+                    alone = f"`crossent check --shard {number}/{self.count}` runs this shard alone"
+                    raise RuntimeError(f"shard {number}/{self.count} failed{times} with {reason}; {alone}")
+            if broken is not None:
+                self._renew(broken)
             for number, attempt, _ in failed:
                 self._send(number, attempt + 1)
 
@@ -201,7 +203,7 @@ class _Run:
         except BrokenExecutor as error:
             self._renew(error)
             future = self.executor.submit(self.task, number, self.count)
-        self.waiting[future] = number, attempt
+        self.waiting[future] = number, attempt, self.executor
 
     def _verified(self, number: int, content: bytes) -> Report:
         """Return the report of shard `number` from the bytes that a worker returned.
@@ -223,7 +225,7 @@ class _Run:
             raise ValueError(f"the worker returned a report of {got}")
         return report
 
-    def _renew(self, error: BaseException) -> None:
+    def _renew(self, error: BrokenExecutor) -> None:
         """Replace the broken executor. `error` is the exception that the executor raised.
 
         Raises:
@@ -232,7 +234,7 @@ class _Run:
         if not self.makes:
             done = f"{len(self.reports)} of {self.count} shards done"
             raise RuntimeError(
-                f"the executor has lost a worker and cannot go on ({type(error).__name__}), with {done}; "
+                f"the executor is broken ({type(error).__name__}), with {done}; "
                 f"give over() a function that makes a new executor"
             ) from None
         self.executor.shutdown(wait=False)

@@ -105,7 +105,9 @@ def test_a_shard_without_a_report_is_sent_again_and_nothing_counts_twice(prepare
 def test_a_shard_that_fails_too_often_is_one_line(prepared, fault):
     content = prepared[1]
     executor = Prepared(content, {2: [fault(content)] * 2})
-    with pytest.raises(RuntimeError, match=r"^shard 2/3 failed 2 times, the last time with \w+: [^\n]+$"):
+    with pytest.raises(
+        RuntimeError, match=r"^shard 2/3 failed 2 times, the last time with \w+: [^\n]+; `crossent check --shard 2/3` "
+    ):
         crossent.over(executor, "formula", shards=3, attempts=2)
     assert sorted(executor.sent) == [1, 2, 2, 3]
 
@@ -125,7 +127,16 @@ def test_a_damaged_report_is_an_error_without_the_name_of_a_removed_file(prepare
     content = prepared[1]
     with pytest.raises(RuntimeError) as raised:
         crossent.over(Prepared(content, {2: [damage(content[2])]}), "formula", shards=3, attempts=1)
-    assert str(raised.value) == f"shard 2/3 failed with ValueError: the worker returned no valid report: {reason}"
+    advice = "`crossent check --shard 2/3` runs this shard alone"
+    assert (
+        str(raised.value)
+        == f"shard 2/3 failed with ValueError: the worker returned no valid report: {reason}; {advice}"
+    )
+
+
+def test_an_error_without_a_message_is_named_by_its_class(prepared):
+    with pytest.raises(RuntimeError, match=r"^shard 2/3 failed with KeyboardInterrupt; "):
+        crossent.over(Prepared(prepared[1], {2: [KeyboardInterrupt()]}), "formula", shards=3, attempts=1)
 
 
 def test_shards_of_other_versions_are_refused(prepared):
@@ -150,10 +161,37 @@ def test_a_broken_executor_is_replaced_if_a_function_makes_it(prepared):
     assert len(made) == 2
     assert sorted(number for executor in made for number in executor.sent) in ([1, 2, 2, 3], [1, 2, 2, 3, 3])
     broken = Prepared(content, {2: [BrokenExecutor("a process ended")]})
-    with pytest.raises(
-        RuntimeError, match=r"^the executor has lost a worker and cannot go on \(BrokenExecutor\), with \d"
-    ):
+    with pytest.raises(RuntimeError, match=r"^the executor is broken \(BrokenExecutor\), with \d of 3 shards done; "):
         crossent.over(broken, "formula", shards=3)
+
+
+def test_another_error_at_the_same_time_is_not_the_reason_of_a_broken_executor(prepared):
+    faults = {number: [OSError("the disk is full")] for number in (1, 2, 3)} | {2: [BrokenExecutor("a process ended")]}
+    with pytest.raises(RuntimeError, match=r"^the executor is broken \(BrokenExecutor\), with 0 of 3 shards done; "):
+        crossent.over(Prepared(prepared[1], faults), "formula", shards=3)
+
+
+def test_a_broken_executor_is_replaced_once_although_its_shards_fail_one_after_another(prepared):
+    one, content = prepared
+    made = []
+
+    class FailsLater(Prepared):
+        """An executor whose shard 3 fails only after shard 2 has been sent to another executor."""
+
+        def submit(self, task, number, count):
+            if self is made[0] and number == 3:
+                self.later = Future()
+                return self.later
+            if self is not made[0] and not made[0].later.done():
+                made[0].later.set_exception(BrokenExecutor("a process ended"))
+            return super().submit(task, number, count)
+
+    def new():
+        made.append(FailsLater(content, {} if made else {2: [BrokenExecutor("a process ended")]}))
+        return made[-1]
+
+    assert crossent.over(new, "formula", level="quick", dtypes="float32", shards=3).to_json() == one.to_json()
+    assert len(made) == 2
 
 
 def test_a_pool_whose_process_is_killed_gives_the_report_of_one_run(folder):
