@@ -299,7 +299,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
         return f"raises {said(error)}", ""
     tensor: Tensor = getattr(result, difference.of)
     value = tensor[difference.index].item()
-    off = abs(value - difference.exact) if value != difference.exact else 0.0
+    off = 0.0 if repr(value) == repr(difference.exact) else abs(value - difference.exact)  # also for inf and NaN
     name = str(tensor.dtype).removeprefix("torch.")
     share = f", {off / difference.bound:.3g} of the subject's error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))

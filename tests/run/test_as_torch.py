@@ -323,3 +323,13 @@ def test_the_contract_of_a_pytest_run_is_that_of_the_decorator_or_of_the_command
     assert fails.ret == pytest.ExitCode.TESTS_FAILED
     assert HINT in fails.stdout.str()
     assert "contract" not in json.loads((pytester.path / "r.json").read_text())["subjects"][0]
+
+
+def test_torch_is_off_by_nothing_if_its_value_and_the_exact_value_are_nan():
+    def one(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        loss = wrapper(input, target, weight, ignore_index, reduction, label_smoothing)
+        return loss.nan_to_num(1.0)
+
+    (finding,) = crossent.check(one, cases="policy/float32-0x4-normal-int64-mean", checks="loss").findings
+    assert (finding.numbers.got, finding.torch.partition("  ")[0]) == (1.0, "nan")
+    assert finding.torch.endswith(", off by 0")
