@@ -165,7 +165,7 @@ def test_a_linear_cross_entropy_of_the_command_line_needs_its_operation(run, pyt
         (["--crossent-subject", "formula", "--crossent-device", "toaster"], "device: got 'toaster'; allowed are cpu"),
         (
             ["--crossent-subject", "formula", "--crossent-seed", "-1"],
-            "seed: got -1; allowed are a whole number of 0 or more",
+            "seed: got -1; allowed is a whole number of 0 or more",
         ),
         (["--crossent-subject", "formula", "--crossent-contract", "jax"], "contract: got 'jax'; allowed are kernel"),
         (["--crossent-subject", "formula", "--crossent-expected-findings", "no"], "expected_findings: got 'no'; this"),

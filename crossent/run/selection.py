@@ -90,14 +90,14 @@ def _case(id: str) -> Case | BadInput:
     try:
         return case_of(id)
     except ValueError as error:
-        raise ValueError(f"{error}; a pattern has a *, as in '*smooth0.1*'") from None
+        raise ValueError(f"cases{str(error).removeprefix('case')}; a pattern has a *, as in '*smooth0.1*'") from None
 
 
 def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | BadInput]:
     found = [case for case in planned if any(fnmatchcase(name, pattern) for name in _ids(case))]
     if not found:
         raise ValueError(
-            f"case: got {quoted(pattern)}, which matches no case of this level and these dtypes; "
+            f"cases: got {quoted(pattern)}, which matches no case of this level and these dtypes; "
             f"see `crossent list cases`"
         )
     return found

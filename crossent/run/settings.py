@@ -77,11 +77,11 @@ class Settings:
             raise ValueError(f"level: got {quoted(self.level)}; allowed are {', '.join(LEVELS)}")
         seed = SystemRandom().randrange(2**32) if self.seed == "random" else self.seed
         if type(seed) is not int or seed < 0:
-            raise ValueError(f"seed: got {quoted(seed)}; allowed are a whole number of 0 or more, or the word random")
+            raise ValueError(f"seed: got {quoted(seed)}; allowed is a whole number of 0 or more, or the word random")
         _require_count("jobs", self.jobs)
         _require_count("max_findings", self.max_findings)
         if not isinstance(self.timeout, int | float) or self.timeout is True or not self.timeout > 0:
-            raise ValueError(f"timeout: got {quoted(self.timeout)}; allowed are numbers above 0, in seconds")
+            raise ValueError(f"timeout: got {quoted(self.timeout)}; allowed is more than 0 seconds")
         require_contract(self.contract, self.grade)
         require_device(self.device)
         if self.ranks is not None:
@@ -100,10 +100,10 @@ class Settings:
     def _require_shard(self) -> None:
         if self.shard is None:
             return
-        number, count = self.shard
-        if type(number) is not int or type(count) is not int or not 1 <= number <= count <= MOST_SHARDS:
-            got = f"{quoted(number)}/{quoted(count)}"
-            raise ValueError(f"shard: got {got}; allowed are 1/N to N/N, with N from 1 to {MOST_SHARDS:,}")
+        pair = self.shard if isinstance(self.shard, (tuple, list)) else ()
+        if [type(one) for one in pair] != [int, int] or not 1 <= pair[0] <= pair[1] <= MOST_SHARDS:
+            allowed = f"(1, N) to (N, N), with N from 1 to {MOST_SHARDS:,}"
+            raise ValueError(f"shard: got {quoted(self.shard)}; allowed are {allowed}")
         if self.seed == "random":
             raise ValueError("seed: got random, but the shards of a run need the same seed; give all shards one number")
         if self.max_findings is not None:
@@ -152,7 +152,7 @@ class Settings:
         chosen = select(planned, self.level, tuple(self.checks), self.cases, self.every_check)
         if other := next((case for case in chosen if case.operation is not self._operation), None):
             raise ValueError(
-                f"case: got {quoted(other.id)}, a case of {other.operation.name}, but the operation of this run is "
+                f"cases: got {quoted(other.id)}, a case of {other.operation.name}, but the operation of this run is "
                 f"{self.operation}; choose another case or another operation"
             )
         return chosen
@@ -250,7 +250,7 @@ def _several(option: str, words: str | Iterable[str]) -> tuple[str, ...]:
 
 def _require_count(option: str, count: int | None) -> None:
     if count is not None and (type(count) is not int or count < 1):
-        raise ValueError(f"{option}: got {quoted(count)}; allowed are whole numbers from 1 on")
+        raise ValueError(f"{option}: got {quoted(count)}; allowed is a whole number of 1 or more")
 
 
 @cache
@@ -277,7 +277,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     for subject in subjects:
         base = subject.removesuffix(COMPILE_SUFFIX) if isinstance(subject, str) else ""
         for one in (*EVERY_NAMED.get(base, ()), *filter(None, [BY_NAME.get(base)])):
-            own.setdefault(one.operation.name, base)
+            own.setdefault(one.operation.name, str(subject))
     chosen = operation or next(iter(own), CROSS_ENTROPY.name)
     if others := [name for name in own if name != chosen and chosen in OPERATIONS]:
         given = f"got {quoted(operation)}" if operation else f"{own[chosen]} computes {chosen}"

@@ -77,6 +77,10 @@ def test_the_command_checks_a_function_in_isolation(folder, capsys):
             "--operation: got 'linear_cross_entropy', but formula computes cross_entropy; "
             "choose cross_entropy or another subject",
         ),
+        (
+            ["linear_formula", "formula+compile"],
+            "linear_formula computes linear_cross_entropy, but formula+compile comp",
+        ),
         (["formula", "linear_formula"], "--operation: formula computes cross_entropy, but linear_formula computes"),
         (["torch_linear", "formula"], "--operation: torch_linear computes linear_cross_entropy, but formula computes"),
         (

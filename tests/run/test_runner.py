@@ -288,7 +288,7 @@ def test_a_random_seed_is_in_the_report():
     assert one.seed != other.seed
     assert f"seed {one.seed}" in str(one)
     with pytest.raises(
-        ValueError, match="seed: got 'dice'; allowed are a whole number of 0 or more, or the word random"
+        ValueError, match="seed: got 'dice'; allowed is a whole number of 0 or more, or the word random"
     ):
         crossent.check("formula", seed="dice")
 
@@ -296,13 +296,13 @@ def test_a_random_seed_is_in_the_report():
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("jobs", 0, "jobs: got 0; allowed are whole numbers from 1 on"),
-        ("jobs", "2", "jobs: got '2'; allowed are whole numbers from 1 on"),
-        ("max_findings", 1.5, "max_findings: got 1.5; allowed are whole numbers from 1 on"),
-        ("timeout", 0, "timeout: got 0; allowed are numbers above 0, in seconds"),
-        ("timeout", math.nan, "timeout: got nan; allowed are numbers above 0, in seconds"),
-        ("timeout", "60", "timeout: got '60'; allowed are numbers above 0, in seconds"),
-        ("seed", True, "seed: got True; allowed are a whole number of 0 or more, or the word random"),
+        ("jobs", 0, "jobs: got 0; allowed is a whole number of 1 or more"),
+        ("jobs", "2", "jobs: got '2'; allowed is a whole number of 1 or more"),
+        ("max_findings", 1.5, "max_findings: got 1.5; allowed is a whole number of 1 or more"),
+        ("timeout", 0, "timeout: got 0; allowed is more than 0 seconds"),
+        ("timeout", math.nan, "timeout: got nan; allowed is more than 0 seconds"),
+        ("timeout", "60", "timeout: got '60'; allowed is more than 0 seconds"),
+        ("seed", True, "seed: got True; allowed is a whole number of 0 or more, or the word random"),
         ("dtypes", torch.float32, "dtypes: got torch.float32; allowed is a string, or a list of strings"),
         ("without", 3, "without: got 3; allowed is a string, or a list of strings"),
         ("checks", [b"loss"], "checks: got [b'loss']; allowed is a string, or a list of strings"),

@@ -99,10 +99,10 @@ def test_a_case_may_have_checks_of_its_own(planned):
             {"checks": ["trace_dynamic"]},
             "checks: got trace_dynamic; no chosen case of level quick runs these checks; choose another level or dtype",
         ),
-        ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
+        ({"cases": "*nothing*"}, r"cases: got '\*nothing\*', which matches no case of this level and these dtypes"),
         (
             {"cases": "float32-7x5"},
-            "case: got 'float32-7x5', which is not the id of a case; `crossent list cases` prints ids; a pattern has",
+            "cases: got 'float32-7x5', which is not the id of a case; `crossent list cases` prints ids; a pattern has",
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
