@@ -39,8 +39,8 @@ def shard_number(name: str, report: AnyReport, command: str) -> ShardNumber:
         ValueError: the report is of a whole run.
     """
     if report.shard is None:
-        files = f"files of `crossent {command} --shard I/N --json`"
-        raise ValueError(f"{name}: got the report of a whole run; give {files}")
+        shards = f"reports of shards: `crossent {command} --shard I/N --json`, in Python shard=(I, N)"
+        raise ValueError(f"{name}: got the report of a whole run; give {shards}")
     return report.shard
 
 
@@ -77,9 +77,10 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         # A damaged file may have a huge count: look at no more numbers than the message shows.
         shown = islice((number for number in range(1, first.count + 1) if number not in found), _SHOWN)
         numbers = ", ".join(f"{number}/{first.count}" for number in shown)
-        raise ValueError(
-            f"shards: {missing} of {first.count} are missing: {numbers}{more}; run these shards, or give their files"
-        )
+        one = missing == 1
+        advice = f"run {'this shard' if one else 'these shards'}, or give {'its report' if one else 'their reports'}"
+        are = "is" if one else "are"
+        raise ValueError(f"shards: {missing} of {first.count} {are} missing: {numbers}{more}; {advice}")
     return [found[number] for number in sorted(found)]
 
 

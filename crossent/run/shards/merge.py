@@ -38,7 +38,7 @@ def merged(named: Sequence[tuple[str, Report]]) -> Report:
         ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
             given twice. The message is one line.
     """
-    shards = in_order(named, "check", lambda one: "" if one.planned is None else f"after {one.cases} cases")
+    shards = in_order(named, "check", lambda one: "" if one.planned is None else f"after {counted(one.cases, 'case')}")
     require_same_run(shards, _conditions)
     _require_each_case_once(shards)
     return _joined([report for _, report in shards], _shard(shards[0][1]))

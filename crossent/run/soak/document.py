@@ -25,7 +25,7 @@ from crossent.run.soak.report import SHOWN_VERSIONS, SOAK_SCHEMA, SoakReport
 from crossent.run.soak.sums import FINDINGS_KEPT, Failures, SoakTally, SubjectSums
 from crossent.subjects.contracts import require_contract
 from crossent.subjects.features import FEATURES
-from crossent.words import cut, quoted
+from crossent.words import counted, cut, quoted
 
 
 def read_either(path: str | os.PathLike[str]) -> Report | SoakReport:
@@ -119,7 +119,7 @@ def _impossible(made: SoakReport) -> Iterator[str]:
         yield f"shard: got {quoted(number)}/{quoted(count)}; allowed are 1/N to N/N"
     elif not 1 <= made.cases <= MOST_CASES or not 0 <= made.seed < 2**32:
         allowed = f"allowed are 1 to {MOST_CASES:,} cases, and seeds from 0 to {2**32 - 1:,}"
-        yield f"got {quoted(made.cases)} cases with the seed {quoted(made.seed)}; {allowed}"
+        yield f"cases is {quoted(made.cases)}, and seed is {quoted(made.seed)}; {allowed}"
     elif list(made.dtypes) != [dtype for dtype in DTYPES if dtype in made.dtypes]:
         yield f"dtypes: got {quoted(list(made.dtypes))}; allowed are {', '.join(DTYPES)}, in this order"
     elif len(set(names)) < len(names):
@@ -134,14 +134,16 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
     calls = {dtype: subject.calls(dtype) for dtype in made.dtypes}
     done = sum(calls.values()) + subject.not_applicable.total()
     if done != made.planned if made.complete else done > made.planned:
-        yield f"the sums have {done} cases, but the settings of the report give {made.planned}"
+        yield f"the sums have {counted(done, 'case')}, but the settings of the report give {made.planned}"
     found: Counter[tuple[str, str]] = Counter()
     for (check, dtype, kind), failures in subject.failures.items():
         found[check, dtype] += failures.count
         numbers = [number for number, _ in failures.first]
-        if kind not in KINDS or sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
-            got = f"got {failures.count} findings of kind {quoted(kind)}, of which {len(numbers)} are listed"
-            listed = f"a report lists the first {FINDINGS_KEPT} findings of a known kind, by ascending case number"
+        if kind not in KINDS:
+            yield f"{cut(check)}: got findings of kind {quoted(kind)}; allowed are {', '.join(KINDS)}"
+        elif sorted(set(numbers)) != numbers or len(numbers) != min(failures.count, FINDINGS_KEPT):
+            got = f"got {counted(failures.count, 'finding')} of kind {quoted(kind)}, and a list of {len(numbers)}"
+            listed = f"a report lists the first {FINDINGS_KEPT} findings of a kind, by ascending case number"
             yield f"{cut(check)}: {got}; {listed}"
         for number, finding in failures.first:
             yield from _other_case(made, number, dtype, finding.case)
@@ -166,7 +168,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
         if min(counts) < 0 or not possible or tally.vacuous > tally.ran or found.pop((check, dtype), 0) != tally.failed:
             yield f"the counts of {check} in {dtype} do not fit together"
         if tally.ratio is not None:
-            worst = f"the error in the worst case of {check} in {dtype} is {tally.ratio} of its bound"
+            worst = f"the error in the worst case of {check} in {dtype} is {tally.ratio} times its bound"
             if not (tally.ratio >= 0 and (tally.ulp or 0.0) >= 0):
                 yield f"{worst} and {tally.ulp} ulp; allowed are 0 or more"
             elif tally.ratio > 1 and not tally.failed:

@@ -13,7 +13,7 @@ from crossent.run.shards.merge import merged as merged_reports
 from crossent.run.soak.document import read_either
 from crossent.run.soak.report import SoakReport
 from crossent.run.soak.sums import SubjectSums
-from crossent.words import cut
+from crossent.words import counted, cut
 
 
 def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | SoakReport:
@@ -64,7 +64,7 @@ def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakRep
 
 
 def _merged_soaks(named: Sequence[tuple[str, SoakReport]]) -> SoakReport:
-    shards = in_order(named, "soak", lambda one: "" if one.complete else f"after {one.ran} calls")
+    shards = in_order(named, "soak", lambda one: "" if one.complete else f"after {counted(one.ran, 'call')}")
     require_same_run(shards, _conditions)
     (_, first), *_ = shards
     subjects = []

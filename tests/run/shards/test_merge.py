@@ -230,7 +230,8 @@ def test_a_folder_is_wrong_use_of_the_argument_that_the_help_names(tmp_path, cap
 
 
 def test_a_missing_or_doubled_shard_is_wrong_use(shards, capsys):
-    assert "shards: 1 of 3 are missing: 2/3" in line(capsys, shards[0], shards[2])
+    assert "shards: 1 of 3 is missing: 2/3; run this shard, or give its report" in line(capsys, shards[0], shards[2])
+    assert "shards: 2 of 3 are missing: 1/3, 3/3; run these shards, or give their reports" in line(capsys, shards[1])
     assert "s1.json: got shard 1/3 again, after s1.json; give each shard once" in line(capsys, shards[0], *shards)
 
 
@@ -325,7 +326,7 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
         assert "damaged" in with_change(lambda document, key=key: document["shard"].pop(key))
         assert "damaged" in with_change(lambda document, key=key: document["shard"].update({key: [True]}))
     assert "shard" in with_change(lambda document: document["shard"]["run"].update(operation="addition"))
-    assert "ended early, after" in with_change(lambda document: document.update(planned=40))
+    assert re.search(r"ended early, after \d cases; run", with_change(lambda document: document.update(planned=40)))
 
 
 def test_an_unknown_operation_or_feature_is_named_with_its_place(shards, capsys, folder):
@@ -352,9 +353,9 @@ def test_a_shard_out_of_range_is_wrong_use(shard, capsys):
     assert f"--shard: got '{shard}'; allowed are 1/N to N/N, as in 2/8, with N from 1 to 100,000" in error_line(err)
 
 
-@pytest.mark.parametrize("shard", [(0, 8), (9, 8), (1, 0), (True, 2), (1.0, 2)])
+@pytest.mark.parametrize("shard", [(0, 8), (9, 8), (1, 0), (True, 2), (1.0, 2), "1/2", 2, (1, 2, 3)])
 def test_a_shard_out_of_range_is_an_error_in_python(shard):
-    with pytest.raises(ValueError, match=r"^shard: got .*; allowed are 1/N to N/N"):
+    with pytest.raises(ValueError, match=rf"^shard: got {re.escape(repr(shard))}; allowed are \(1, N\) to \(N, N\)"):
         crossent.check("formula", shard=shard)
 
 
@@ -388,3 +389,11 @@ def test_the_report_of_a_shard_is_read_and_compared_but_not_verified(shards, cap
     assert (status, "the old run is shard 1/3; only its cases are compared" in text) == (PASSED, True)
     document = json.loads((folder / shards[0]).read_text())
     assert report_of(document).to_json() == document
+
+
+def test_a_shard_that_ended_after_one_case_is_named_in_the_singular():
+    chosen = {"level": "quick", "cases": "float32-7x5-normal-int64-mean", "checks": "loss", "shard": (1, 1)}
+    report = crossent.check("formula", **chosen)
+    report.planned = 40
+    with pytest.raises(ValueError, match="report 1: shard 1/1 ended early, after 1 case; run this shard again"):
+        crossent.merge(report)

@@ -47,11 +47,11 @@ SUMS = ("subjects", 1, "checks")
     ("keys", "value", "reason"),
     [
         (("cases",), 10, "cases, but the settings of the report give"),
-        (("cases",), 0, "cases with the seed"),
+        (("cases",), 0, "cases is 0, and seed is "),
         (("cases",), "8", "cases is '8'; it must be an integer"),
         (("operation",), "addition", "operation: got 'addition'; allowed are cross_entropy, "),
         (("seed",), 4, "but the seed gives another"),
-        (("seed",), -1, "cases with the seed"),
+        (("seed",), -1, "and seed is -1; allowed are 1 to "),
         (("dtypes",), ["float64", "float32"], "dtypes: got"),
         (("dtypes",), ["float32"], "does not belong to this soak or shard"),
         (("shard",), [2, 2], "does not belong to this soak or shard"),
@@ -77,10 +77,10 @@ SUMS = ("subjects", 1, "checks")
         (
             (*SUMS, "loss", "float32", "worst", "ratio"),
             1.5,
-            "the error in the worst case of loss in float32 is 1.5 of its",
+            "the error in the worst case of loss in float32 is 1.5 times its",
         ),
         ((*SUMS, "loss", "float32", "worst", "ratio"), "nan", "the worst case of loss in float32 is nan"),
-        ((*SUMS, "loss", "float32", "worst", "ulp"), -1.0, "of its bound and -1.0 ulp; allowed are 0 or more"),
+        ((*SUMS, "loss", "float32", "worst", "ulp"), -1.0, "times its bound and -1.0 ulp; allowed are 0 or more"),
         ((*SUMS, "loss", "float32", "worst", "case"), "float32-7x5-normal-int64-sum", "but the seed gives another"),
         ((*SUMS, "loss", "float32", "worst", "number"), 1.5, "loss: worst: number is 1.5; it must be an int"),
         ((*SUMS, "loss", "float32", "worst", "case"), 1, "loss: worst: case is 1; it must be a str"),
@@ -89,13 +89,17 @@ SUMS = ("subjects", 1, "checks")
         ((*SUMS, "loss", "float32", "worst", "number"), 7, "does not belong to this soak or shard"),
         ((*SUMS, "loss"), {"half": {}}, "missing"),
         ((*SUMS, "loss"), None, "checks: loss is None; it must be an object"),
-        (("subjects", 0, "failures", 0, "count"), lambda count: count + 1, "findings of kind|counts of"),
+        (("subjects", 0, "failures", 0, "count"), lambda count: count + 1, "findings? of kind|counts of"),
         (
             ("subjects", 0, "failures", 0, "kind"),
             "odd",
-            "findings of kind 'odd', .* findings of a known kind, by ascending",
+            "got findings of kind 'odd'; allowed are wrong, refused, ",
         ),
-        (("subjects", 0, "failures", 0, "first"), lambda first: first[:1], "findings of kind"),
+        (
+            ("subjects", 0, "failures", 0, "first"),
+            lambda first: first[:1],
+            "of kind '.*', and a list of 1; a report lists",
+        ),
         (("subjects", 0, "failures", 0, "first"), lambda first: first[::-1], "findings of kind"),
         (("subjects", 0, "failures", 0, "first", 0, "case"), "float32-5-flat-int64-sum", "the seed gives another"),
         (("subjects", 0, "failures", 0, "first", 0, "check"), "state", "is among the findings of"),
@@ -149,7 +153,7 @@ def test_the_command_refuses_a_damaged_file_in_one_line(shards, tmp_path, monkey
         (tmp_path / name).write_text(content)
         assert reason in line(capsys, "merge", name, "2.json")
     assert "1.json: got shard 1/2 again, after 1.json" in line(capsys, "merge", "1.json", "1.json", "2.json")
-    assert "1 of 2 are missing: 2/2" in line(capsys, "merge", "1.json")
+    assert "1 of 2 is missing: 2/2" in line(capsys, "merge", "1.json")
     said = f"got a report with schema '{SOAK_SCHEMA}'; allowed is schema {SCHEMA} "
     writers = f"(`crossent check` writes schema {SCHEMA}, and `crossent soak` writes schema {SOAK_SCHEMA})"
     assert f"{said}{writers}\n" in line(capsys, "diff", "1.json", "2.json")
@@ -184,8 +188,14 @@ def test_reports_of_check_and_of_soak_are_not_merged(shards):
     of_check = crossent.check("formula", dtypes="float64", level="quick", checks="loss", cases="*3x5x4*", shard=(1, 2))
     with pytest.raises(ValueError, match=r"report 2: a report of `crossent check`, but report 1 is of `crossent soak`"):
         crossent.merge(soak_of(shards[0]), of_check)
+    early = [crossent.soak("formula", cases=2, dtypes="float64", shard=(number, 2)) for number in (1, 2)]
+    early[1].complete = False
+    with pytest.raises(ValueError, match="report 2: shard 2/2 ended early, after 1 call; run this shard again"):
+        crossent.merge(*early)
     whole = soak_of({**crossent.soak("formula", cases=1, dtypes="float64").to_json()})
-    with pytest.raises(ValueError, match="got the report of a whole run; give files of `crossent soak --shard I/N"):
+    with pytest.raises(
+        ValueError, match="got the report of a whole run; give reports of shards: `crossent soak --shard I/N"
+    ):
         crossent.merge(whole)
 
 
