@@ -81,7 +81,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     exact value. The two numbers of the first example appear only for the reduction "none" without `weight`.
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
-    if not infinite or inputs.operation is not CROSS_ENTROPY:
+    if not infinite or inputs.operation is not CROSS_ENTROPY or not inputs.input.numel():
         return ""
     logits, dtype = inputs.input.double(), str(inputs.input.dtype).removeprefix("torch.")
     narrow, largest, lines = FORMATS[dtype], float(logits.max()), []

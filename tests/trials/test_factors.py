@@ -189,6 +189,13 @@ def test_a_sum_that_rounds_to_the_largest_number_does_not_overflow(total, named)
     assert bool(infinity_of(wrong, inputs)) == named
 
 
+def test_an_infinite_loss_of_an_empty_batch_is_a_wrong_number_without_a_line_about_infinities():
+    def loss(x, y, **options):
+        return crossent.formula(x, y, **options) + torch.inf
+
+    assert "is inf" not in "\n".join(last_lines(loss, "float32-0x5-normal-int64-sum"))
+
+
 def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
     def of_softmax(x, y, **options):
         return -x.softmax(1).gather(1, y[:, None])[:, 0].log()
