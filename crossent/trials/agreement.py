@@ -2,8 +2,8 @@
 
 Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. A
 number is compared if it has a bound in both results. There is one exception: where the exact value and the other result
-(`other` in :func:`compare_results`) are NaN, the compared result must be NaN, with any bound. The comparison uses exact
-values for no other purpose.
+(`other` in :func:`compare_results`) are NaN, the compared result must be NaN, with any bound. In an ignored row, the
+gradient may also be 0. The comparison uses exact values for no other purpose.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
         direction: a tensor with the shape of the logits. If `batch` is True, a batch of such tensors.
         batch: whether to compute a batch of derivatives, one for each direction.
 
-    Returns: The two derivatives. The first is None if autograd's graph of the gradient does not contain the logits. The
-    second is None if this graph does not contain the upstream gradient.
+    Returns:
+        The two derivatives. The first is None if autograd's graph of the gradient does not contain the logits. The
+        second is None if this graph does not contain the upstream gradient.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
@@ -58,7 +59,7 @@ def compare_derivative(
     """Yield the difference of a derivative from its exact values.
 
     If the derivative has a wrong shape or dtype, yield a problem instead. A derivative that is None means zeros: yield
-    nothing if all exact values are 0, and a problem otherwise.
+    nothing if 0 is within the error radius of each exact value, and a problem otherwise.
 
     Args:
         name: which derivative `got` is. "second" and "upstream_gradient" are the derivatives of `<gradient, direction>`

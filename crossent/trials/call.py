@@ -178,7 +178,7 @@ class Call:
         given: the inputs after the call.
         written_forward: the name of the first tensor that the forward pass changed (:func:`written`), an argument or
             the upstream gradient; "" if the forward pass changed none.
-        attribute_change: a sentence about an argument whose .grad, requires_grad or shape the call changed
+        attribute_change: a sentence about an argument whose attributes, such as .grad, the call changed
             (:func:`describe_attribute_change`); "" if there is none.
         shared: a sentence about a result that shares memory with an argument (:func:`shared`); "" if there is none.
     """

@@ -51,7 +51,7 @@ class Check:
             for the given inputs.
         applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
-        versus: "exact", or "other" if the check compares two results of the subject.
+        versus: "exact" if the check compares results with exact values; "other" if it compares two results.
         sample: a function that returns whether a case may be the sample. Level normal runs a check of cost `CODE` on
             one case only, the sample. Level quick does not run such a check.
         sentence: the property, as one sentence.
@@ -72,8 +72,8 @@ class Check:
     def said_of(self, operation: Operation) -> str:
         """Return the sentence of the check for an operation.
 
-        If the check is also for `cross_entropy`, its sentence speaks of logits. For `linear_cross_entropy`, the
-        returned sentence says "input" in place of "logits".
+        If the check exists for `cross_entropy`, its sentence speaks of logits. For `linear_cross_entropy`, the returned
+        sentence then says "input" in place of "logits".
         """
         if CROSS_ENTROPY not in self.operations:
             return self.sentence
@@ -91,7 +91,7 @@ class Check:
             yield Problem("wrong", str(error))
 
     def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why the check does not run for a subject and these inputs; "" if the check runs.
+        """Return the reason why a subject does not support the check on these inputs; "" if there is no reason.
 
         The reason is a phrase that follows the name of the subject, such as "is not differentiable".
         """
@@ -128,7 +128,7 @@ def check(
         other_needs: further features, each with a function, as in `needs` of :class:`Check`.
         cost: see :class:`Check`.
         name: the name of the check, if it differs from the function's name.
-        applies: see :class:`Check`.
+        applies: see :class:`Check`. The check does not apply to a case of an operation outside `operations`.
         transforms: see :class:`Check`.
         versus: see :class:`Check`.
         sample: see :class:`Check`.

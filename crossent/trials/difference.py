@@ -29,6 +29,8 @@ BY_ROW = ("loss", "tangent", "upstream_gradient")
 class Difference:
     """The element of a result with the largest share of its error bound, and counts over all elements.
 
+    If a check compares two results, the numbers of the other result take the place of the exact values.
+
     Attributes:
         of: the name of the result: "loss", the name of a gradient, such as "target_gradient", or the name of a
             derivative. A check of several calls appends a phrase about a call. For example, "gradient reversed along
@@ -50,7 +52,8 @@ class Difference:
         not_judged: for each reason why a bound is not finite, the number of elements with such a bound.
         vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
             tries are zeros, a constant, and a gradient that leaves out the softmax. Another wrong result is a
-            derivative that treats the log-sum-exp as constant. `vacuous` is also True if the result has no elements.
+            derivative that treats the log-sum-exp as constant. If the result has no elements, `vacuous` is True, and
+            all numbers are 0.
     """
 
     of: str
@@ -87,14 +90,14 @@ class Difference:
 def _apart(error: float, bound: float) -> tuple[str, str]:
     """Return an error and the smaller bound as text, with enough digits that the bound is also smaller as text.
 
-    If the first digits suffice, these are six digits of the error and three of the bound.
+    The text has six digits of the error and three of the bound; if these do not suffice, six of both, or else all.
     """
     pairs = [(f"{error:.6g}", f"{bound:.{digits}g}") for digits in (3, 6)]
     return next((pair for pair in pairs if float(pair[0]) > float(pair[1])), (repr(error), repr(bound)))
 
 
 def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
-    """Return the differences of a result from the exact values: one for the loss, and one for each gradient.
+    """Return the differences of a result from the exact values: one for the loss, and one for each gradient in `got`.
 
     Args:
         contract: the contract from which the error bounds follow.

@@ -70,7 +70,7 @@ class LinearResultBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, name: str) -> list[Array]:
-        """Return a list with the gradient called `name`, computed without the softmax; for the loss, return [].
+        """Return a list with one wrong result, the gradient `name` without the softmax; for the loss, return [].
 
         If this wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
         """
@@ -112,7 +112,7 @@ class Exact:
             linear cross-entropy.
         terms: the arguments of the cross-entropy of the logits, as rows of float64 numbers.
         weight_gradient: the exact gradient of `linear_weight`, (V, H); None for a cross-entropy of logits.
-        bias_gradient: the exact gradient of `linear_bias`, (1, V); None if there is no such bias.
+        bias_gradient: the exact gradient of `linear_bias`, (1, V); None without `linear_bias`.
         linear_terms: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
     """
 

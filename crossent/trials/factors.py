@@ -77,8 +77,9 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
         In float32, a probability of at most exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
 
-    The numbers underflow to 0 or overflow to inf. The line appears only for an infinite loss of logits with a finite
-    exact value. The two numbers of the first example appear only for the reduction "none" without `weight`.
+    The numbers underflow to 0 or overflow to inf. The line appears only for a cross-entropy of logits whose loss is
+    inf, with a finite exact value and a batch that is not empty. The two numbers of the first example appear only for
+    the reduction "none" without `weight`.
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
     if not infinite or inputs.operation is not CROSS_ENTROPY or not inputs.input.numel():
@@ -101,8 +102,9 @@ def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
     """Return an upper bound of the smallest `log p` in a row with this loss, where p is the softmax.
 
     `axis` is the dimension of the classes. The loss is the sum of `-log p` over the classes, each times its target
-    probability after label smoothing. So the largest `-log p` is at least `loss / max(1, s)`, where s is the sum of the
-    target probabilities. If a target probability is negative, this does not hold, and the function returns 0.
+    probability after label smoothing. So the largest `-log p` is at least `loss / max(1, s)`, where s is the largest
+    sum of the target probabilities of a row. If a target probability is negative, this does
+    not hold, and the function returns 0.
     """
     if not is_dense(inputs):
         return -loss

@@ -87,7 +87,8 @@ def describe_attribute_change(tensors: Mapping[str, Received]) -> str:
 def shared(results: dict[str, Tensor], given: Inputs) -> str:
     """Return a sentence about the first result that shares memory with an argument; "" if there is none.
 
-    `results` has the results of a call, by the names that messages use. `given` has the arguments of the call.
+    A result without elements does not count. `results` has the results of a call, by the names that messages use.
+    `given` has the arguments of the call.
     """
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
     for part, tensor in results.items():
@@ -98,7 +99,9 @@ def shared(results: dict[str, Tensor], given: Inputs) -> str:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill freed memory with NaN: allocate blocks with the sizes of results and arguments, fill and free the blocks.
+    """Fill freed memory with NaN: allocate blocks, fill the blocks, and free them.
+
+    The blocks have the dtype of `input`, and the shapes of input, target, loss and gradients.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
     elements are probably NaN (pytorch#20406). The function allocates eight blocks of a size before it frees any of

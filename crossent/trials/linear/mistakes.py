@@ -69,12 +69,12 @@ class _Numbers:
         return np.asarray(logits - top - np.log(total))
 
     def losses(self) -> Array:
-        """Return the loss of each row times its factor, (N, 1)."""
+        """Return the loss of each row times its factor, (N, 1); 0 for a row that does not contribute."""
         of_rows = -np.where(self.q == 0, 0.0, self.q * self.log_p()).sum(1)
         return np.where(self.counted, of_rows * self.factor, 0.0)[:, None]
 
     def logits_gradient(self) -> Array:
-        """Return the gradient of the logits, (N, V)."""
+        """Return the gradient of the logits, (N, V), with 0 in rows that do not contribute."""
         d: Array = np.exp(self.log_p()) * self.q.sum(1, keepdims=True) - self.of_target * self.q
         return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
