@@ -43,7 +43,7 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value for a message, shortened by :func:`cut`; if repr raises, the type of the value."""
+    """Return the repr of a value, shortened by :func:`cut`; if repr raises, a phrase with the type of the value."""
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -116,7 +116,10 @@ def name_of_signal(number: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one printable line of at most `LONGEST_LINE` characters."""
+    """Return a text as one printable line, cut to at most `LONGEST_LINE` characters.
+
+    Each run of white space becomes one space.
+    """
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 

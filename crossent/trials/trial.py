@@ -55,7 +55,7 @@ class MisshapenError(Exception):
 class EndedError(Exception):
     """The subject crashed its process, or exceeded the time limit.
 
-    `kind` is "crashed" or "hung". `how` is the message, which says how the process ended.
+    The attribute `kind` is "crashed" or "hung". The message, `how`, says how the process ended.
     """
 
     def __init__(self, kind: str, how: str) -> None:
@@ -118,7 +118,7 @@ class Question:
 
     @cached_property
     def others(self) -> Inputs:
-        """Inputs with the same shapes and options and other random numbers, for a call between two equal calls."""
+        """Inputs with the same shapes and options, but other random numbers, for a call between two equal calls."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
@@ -223,7 +223,8 @@ class Trial:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
 
         `grade` defaults to the grade that the subject must reach in the dtype of the case. If the loss always has the
-        same dtype (`Subject.dtype`), the contract is for this dtype, and `dtype` has no effect.
+        same dtype (`Subject.dtype`), the contract is for this dtype, and `dtype` has no effect. If torch.compile
+        compiles the subject, return the contract :attr:`Contract.when_compiled`.
         """
         subject = self.subject
         name = subject.dtype_name or dtype
