@@ -199,18 +199,22 @@ def largest_errors(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bo
 
 
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
-    """Yield constant results that could pass: zeros and, if there are several exact values, their median.
+    """Yield constant results that could pass: zeros and, if there are several exact values, one or two more.
 
-    `allowed` has the error bounds. `special` is the mask of the infinite and NaN exact values, which do not count for
-    the median. If all exact values are finite, and no constant is within the bound of every number, yield nothing.
+    If all exact values are finite, a constant passes from `least` to `most`, so the middle of this range is one of the
+    constants. If the range is empty, yield nothing. The other constant is the median of the finite exact values.
+    `allowed` has the error bounds, and `special` is the mask of the infinite and NaN exact values.
     """
-    if exact.hi.size and not special.any():
+    finite = exact.hi.size > 0 and not special.any()
+    if finite:
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
         if least - most > 2.0**-50 * (abs(least) + abs(most)):  # more than the rounding errors of the line above
             return
     yield np.zeros_like(exact.hi)
     if exact.hi.size > 1 and not special.all():
         yield np.full_like(exact.hi, np.median(exact.hi[~special]))
+        if finite:
+            yield np.full_like(exact.hi, least / 2 + most / 2)
 
 
 def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:

@@ -14,10 +14,11 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
+from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
-from crossent.trials.difference import Difference
+from crossent.trials.difference import Difference, _constants
 from crossent.trials.exact import solve
 
 
@@ -143,6 +144,15 @@ def test_a_result_that_may_overflow_is_counted_and_not_compared():
 )
 def test_a_comparison_that_zeros_or_a_constant_would_pass_is_no_evidence(logits, target, vacuous):
     assert tuple(d.vacuous for d in differences(crossent.formula, inputs(logits, target))) == vacuous
+
+
+def test_a_comparison_that_only_the_middle_of_the_bounds_would_pass_is_no_evidence():
+    """A loss of 0.75 in each row passes here, but neither zeros nor the median of the exact values pass."""
+    exact = Ball(np.array([0.0, 0.0, 10.0]), np.zeros(3), np.zeros(3))
+    for last, passing in ((9.5, [0.75]), (8.0, [])):
+        allowed = np.array([1.0, 1.0, last])
+        constants = [float(one[0]) for one in _constants(exact, allowed, np.zeros(3, bool))]
+        assert [one for one in constants if (exact.distance(np.full(3, one)) <= allowed).all()] == passing
 
 
 def test_a_run_without_evidence_is_not_ok():
