@@ -199,7 +199,8 @@ class Report:
         failures = f", except in {counted(known, 'call')} with known failures" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects if subject.outcomes)
         declared = f", with {counted(differences, 'declared difference')}" if differences else ""
-        return "; ".join([f"{calls}, every judged number within its error bound{failures}{declared}", *uncovered])
+        judged = "every judged number within its error bound" if self.elements else "but no number was judged"
+        return "; ".join([f"{calls}, {judged}{failures}{declared}", *uncovered])
 
     def sort(self, cases: list[str]) -> None:
         """Sort outcomes and findings in place, in the order of the ids in `cases`.
@@ -291,7 +292,7 @@ class Report:
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
         if unjudged := compared.not_judged.total():
-            yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
+            yield f"{unjudged:,} of {compared.elements:,} numbers not judged: no error bound"
 
     def _every_gap(self) -> Iterator[str]:
         """Yield lines about the covered pairs and triples, the checks planned for no case, and the unjudged numbers."""
@@ -343,8 +344,5 @@ class Report:
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report to an HTML file, a single page.
-
-        If writing fails, raise OSError; a regular file is then unchanged.
-        """
+        """Write the report as one HTML page. If writing fails, raise OSError; a regular file is then unchanged."""
         write_whole(path, page(self))

@@ -496,6 +496,13 @@ def test_the_message_of_a_wrong_number_is_like_the_message_of_torch_testing():
     assert re.search(r"Greatest absolute difference: \S+ at index \(\d+,\) \(up to \S+ allowed\)", theirs[3])
 
 
+def test_the_summary_of_a_run_without_numbers_does_not_say_that_they_are_within_their_bounds():
+    one = "float32-7x5-normal-int64-mean"
+    summary = crossent.check("formula", level="quick", checks="state", cases=one).summary
+    assert summary == "1 call checked, but no number was judged"
+    assert "every judged number" in crossent.check("formula", level="quick", checks="loss", cases=one).summary
+
+
 @pytest.mark.parametrize(
     ("ratio", "error"),
     [
