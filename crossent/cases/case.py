@@ -70,10 +70,7 @@ class Case:
     rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = RULES
     constraints: ClassVar[tuple[Constraint, ...]] = CONSTRAINTS
     # The axes whose combinations of choices :func:`crossent.cases.grid.count_combinations` counts.
-    counted: ClassVar[tuple[str, ...]] = (
-        *("sizes", "label_smoothing"),
-        *(axis for axis in AXES if axis != "weight_layout"),
-    )
+    counted: ClassVar[tuple[str, ...]] = ("sizes", "label_smoothing", *(one for one in AXES if one != "weight_layout"))
 
     dtype: str
     sizes: tuple[int, ...] = (7, 5)
@@ -119,6 +116,10 @@ class Case:
 
     def _more_words(self) -> list[str]:
         """Return further words of the id, for numbers that only a subclass has."""
+        return []
+
+    def further_words(self) -> list[str]:
+        """Return the words of a report for choices that only a subclass has, such as "a linear_bias"."""
         return []
 
     @classmethod

@@ -20,6 +20,7 @@ from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.ids import BAD_INPUT_OF, MOST_CACHED, case_or_none
+from crossent.cases.linear.case import LinearCase
 from crossent.cases.values import VALUES
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ FEATURE_OF = {
     "class probabilities": "probability_target",
     "a target of probabilities whose sum is not 1": "unnormalised",
     "uint8 targets": "uint8_target",
-    "non-contiguous logits": "strided",
+    "a linear_bias": "linear_bias",
+    **{f"non-contiguous {name}": "strided" for name in ("logits", "input", "linear_weight")},
     "an empty batch": "empty",
     "1 class": "one_class",
     "logits that are not finite": "nonfinite",
@@ -134,10 +136,8 @@ def rank_cause(checks: Collection[str], example: Finding) -> tuple[bool, bool, b
 
 def kind_of_number(finding: Finding) -> str:
     """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
-    if finding.numbers is None:
-        return ""
-    got = finding.numbers.got
-    return "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
+    got = finding.numbers.got if finding.numbers else None
+    return "" if got is None else "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
 
 
 def similarity_key(finding: Finding) -> tuple[str, str]:
@@ -187,8 +187,9 @@ def words_of(id: str) -> tuple[str, ...]:
         "logits that are not finite": case.values in _NOT_FINITE,
         "a class with a logit of -inf": case.values.startswith("inf_"),
         "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
-        f"{'' if case.layout in ('contiguous', 'offset') else 'non-'}contiguous logits": True,
+        f"{'' if case.layout in ('contiguous', 'offset') else 'non-'}contiguous {case.operation.word('input')}": True,
         "an upstream gradient other than 1": case.upstream != "one",
+        **dict.fromkeys(case.further_words(), True),
     }
     return tuple(word for word, applies in described.items() if applies)
 
@@ -217,9 +218,9 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether the default case has all the words, and more passing than failing cases have all the words.
+        """Whether default cases have all the words, and more passing than failing cases have all the words.
 
-        Such words do not say what is special about the failing cases. The default case is `Case("float32")`.
+        Such words do not say what is special about the failing cases: see `_PLAIN_WORDS`.
         """
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
@@ -268,8 +269,8 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
 
-    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if the
-    default case, `Case("float32")`, lacks this word. A bug has the same trigger if all these conditions are true:
+    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if
+    `_PLAIN_WORDS` lacks this word. A bug has the same trigger if all these conditions are true:
 
     - A finding is on a case of the bug, where the name and the seed may differ, or on a bad input of the bug. This case
       or bad input has all of `words`. The checks of the findings on it fit the bug: see `_shows`.
@@ -287,9 +288,8 @@ def same_trigger(
         passing: the ids of the cases on which this check passes, and a wrong result such as zeros would fail.
         ran: the checks that ran on each case, by the id of the case.
     """
-    several = len(failing) > 1 and case_or_none(failing[0]) is not None
     telling = set(words) - _PLAIN_WORDS
-    if several and not telling:
+    if not telling and len(failing) > 1 and case_or_none(failing[0]) is not None:
         return ""
     checks = {_trigger(case): set(names) for case, names in ran.items()}
     found: dict[str, set[str]] = {}
@@ -346,5 +346,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of the default case, also of its sizes, dtype and logits. They say nothing about the trigger of a bug.
-_PLAIN_WORDS = frozenset(words_of(Case("float32").id))
+# The words of the default cases of both operations. They say nothing about the trigger of a bug.
+_PLAIN_WORDS = frozenset(words_of(Case("float32").id) + words_of(LinearCase("float32").id))

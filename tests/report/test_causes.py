@@ -14,6 +14,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
+from crossent.cases.linear.grid import linear_grid
 from crossent.report.causes import causes, common
 from crossent.report.clarity import FEATURE_OF, words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
@@ -139,12 +140,35 @@ def test_the_size_and_the_inputs_that_a_bug_needs_are_named(condition, expected)
     assert set(words) >= set(expected)
 
 
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (lambda case: case.bias != "no_bias", "a linear_bias"),
+        (lambda case: not case.build().input.is_contiguous(), "non-contiguous input"),
+        (lambda case: not case.build().options["linear_weight"].is_contiguous(), "non-contiguous linear_weight"),
+        (lambda case: case.linear_layout == "linear_tied", "one storage for input and linear_weight"),
+        (lambda case: case.hidden > 64, "more than 64 hidden units"),
+        (lambda case: case.hidden == 1, "1 hidden unit"),
+    ],
+)
+def test_the_arguments_of_a_linear_cross_entropy_that_a_bug_needs_are_named(condition, expected):
+    subject = SubjectReport("mine")
+    for case in linear_grid(["float32"], array="pairs"):
+        failed = condition(case)
+        subject.outcomes[case.id] = Outcome(case.dtype, "", checks={"loss": Measured(failed)})
+        subject.findings += [Finding("mine", "loss", case.id, "wrong", "")] if failed else []
+    assert expected in common(subject, subject.findings).words
+    assert not [word for case in subject.outcomes for word in words_of(case) if "contiguous logits" in word]
+
+
 @pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
 def test_most_cases_with_the_word_of_a_feature_need_the_feature(word):
     """Not all of these cases need the feature. For example, a case of one row may have no ignored row."""
-    needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
+    is_linear = not any(word in words_of(case.id) for case in PAIRS)
+    cases = list(linear_grid(["float32"], array="pairs")) if is_linear else PAIRS
+    needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in cases if word in words_of(case.id)]
     assert sum(needs) > 0.5 * len(needs) > 0
-    others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word not in words_of(case.id)]
+    others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in cases if word not in words_of(case.id)]
     assert not all(others)
 
 

@@ -8,6 +8,7 @@ import torch
 from crossent.cases.axes import DENSE_TARGETS, DTYPES, HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
+from crossent.cases.linear.grid import linear_grid
 from crossent.report.causes import Cause, causes
 from crossent.report.expected_findings import KINDS
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
@@ -51,6 +52,15 @@ def test_calls_refused_with_several_messages_lack_one_feature_though_some_calls_
     assert [cause.feature for cause in refused] == ["index_target"]
     assert len({finding.message for finding in refused[0].findings}) == 2
     assert [cause.lacks for cause in found if cause.findings[0].check == "loss"] == ["index_target"]
+
+
+def test_a_linear_cross_entropy_that_refuses_a_bias_lacks_the_bias():
+    subject = SubjectReport("mine", order=("call",))
+    for case in linear_grid(["float32"], array="pairs"):
+        refused = case.bias != "no_bias"
+        subject.outcomes[case.id] = Outcome(case.dtype, "", checks={"call": Measured(refused)})
+        subject.findings += [Finding("mine", "call", case.id, "refused", "ValueError: no bias")] if refused else []
+    assert [cause.feature for cause in causes(subject)] == ["linear_bias"]
 
 
 def test_a_refusal_by_another_check_is_explained_by_the_feature_that_calls_lack():

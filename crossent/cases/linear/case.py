@@ -84,6 +84,18 @@ class LinearCase(Case):
     def _more_words(self) -> list[str]:
         return [f"hidden{self.hidden}"]
 
+    def further_words(self) -> list[str]:
+        """Return the words of a report for the bias, the layout of `linear_weight` and the length of a hidden state."""
+        strided = self.linear_layout not in ("linear_contiguous", "linear_offset", "linear_tied")
+        above = [limit for limit in HIDDEN_LIMITS if self.hidden > limit]
+        return [
+            *["a linear_bias"] * (self.bias != "no_bias"),
+            f"{'non-' * strided}contiguous linear_weight",
+            *["one storage for input and linear_weight"] * (self.linear_layout == "linear_tied"),
+            self.hidden_size,
+            *(f"more than {limit} hidden unit{'s' * (limit > 1)}" for limit in above),
+        ]
+
     def _seed_choices(self) -> tuple[Any, ...]:
         return *super()._seed_choices(), "linear", self.hidden, self.bias
 
