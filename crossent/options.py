@@ -285,12 +285,12 @@ def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[in
     Raises:
         UsageError: the run is a shard, and the default seed would be random.
     """
-    from crossent.subjects.builtin import EVERY_NAMED
+    from crossent.subjects.builtin import BY_NAME, EVERY_NAMED
+    from crossent.subjects.compiler import COMPILE_SUFFIX
 
-    if seed is not None:
-        return seed
-    if all(name in (*EVERY_NAMED, "loss_parallel") for name in subjects):
-        return 0
+    named = {name.removesuffix(COMPILE_SUFFIX) for name in subjects}
+    if seed is not None or named <= {*EVERY_NAMED, *BY_NAME, "loss_parallel"}:
+        return seed or 0
     if shard is not None:
         raise click.UsageError("--shard: each shard would draw its own random seed; add --seed NUMBER")
     return "random"

@@ -14,6 +14,7 @@ from support.running import check_on
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
+from crossent.options import chosen_seed
 from crossent.report.last_findings import FOLDER, path_of, read_failed_checks
 from crossent.report.reader import find, read_json
 from crossent.run import pytest_checks
@@ -278,3 +279,9 @@ def test_the_remaining_time_follows_the_cost_of_what_is_done(done, elapsed, said
     from crossent.console import Remaining
 
     assert Remaining().render(SimpleNamespace(completed=done, total=10.0, elapsed=elapsed)).plain == said
+
+
+@pytest.mark.parametrize("name", ["torch", "torch+compile", "formula+compile", "torch_nll", "loss_parallel"])
+def test_forms_and_losses_of_torch_have_the_seed_0_also_if_compiled(name):
+    assert chosen_seed(None, ["formula", name], None) == 0
+    assert chosen_seed(None, [name, "wrong.py:loss"], None) == "random"
