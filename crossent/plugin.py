@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crossent.choices import CONTRACT_NAMES, OPERATION_NAMES
-from crossent.words import counted
+from crossent.words import counted, quoted
 
 if TYPE_CHECKING:
     from crossent.run.pytest_checks import CheckTest
@@ -28,6 +28,7 @@ CONTRACT, OPERATION = "--crossent-contract", "--crossent-operation"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
 RECORDS = pytest.StashKey[list[str]]()  # the results of checks, each packed as a string
 DESELECTED = pytest.StashKey[int]()  # the number of deselected checks
+ENDED = pytest.StashKey[tuple[list[str], bool]]()  # lines about the baseline and the report, and whether the run fails
 SHOWN = pytest.StashKey[bool]()  # whether the header has been shown
 USAGE_ERRORS = (ValueError, TypeError, RuntimeError)  # the errors for a wrong subject or option
 
@@ -73,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
+    config.stash[ENDED] = [], False
     config.pluginmanager.register(RecordCollector(config))
     if config.getoption(_SUBJECT):
         _of_subjects(config)
@@ -122,8 +124,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for one in tests_of(mark.args[0], settings)
         ]
     except USAGE_ERRORS as error:
-        raise pytest.Collector.CollectError(f"crossent.parametrize: {error}") from None
+        raise pytest.Collector.CollectError(_named(metafunc.config, error, "crossent.parametrize")) from None
     metafunc.parametrize("check", made, ids=[one.id for one in made])
+
+
+# The options that override an argument of `crossent.parametrize`, by the name of the argument.
+_OVERRIDING = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
+
+
+def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
+    """Return the message of an error. If it is about the value of an option, it begins with the option."""
+    name, _, rest = str(error).partition(": ")
+    options = {**_OVERRIDING, "subject": _SUBJECT, "operation": OPERATION, "device": DEVICE, "without": WITHOUT}
+    given = config.getoption(options[name]) if name in options else None
+    values = given if isinstance(given, list) else [] if given is None else [given]
+    from_option = any(name == "expected_findings" or rest.startswith(f"got {quoted(value)}") for value in values)
+    return f"{options[name]}: {rest}" if from_option else f"{prefix}: {error}"
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
@@ -135,14 +151,14 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
     """
     from crossent.run.settings import Settings
 
-    given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
-    chosen = {name: config.getoption(option) for name, option in given.items()}
+    chosen = {name: config.getoption(option) for name, option in _OVERRIDING.items()}
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
     # If each process of pytest-xdist drew a seed, the processes would collect different tests.
-    if both.get("seed") == "random":
-        raise ValueError("seed: got 'random'; allowed is 0 or more, so that all processes of a run have the same cases")
+    if not isinstance(seed := both.get("seed", 0), int) or seed < 0:
+        not_random = "not the word random, which would give each process other cases"
+        raise ValueError(f"seed: got {quoted(seed)}; allowed is a whole number of 0 or more ({not_random})")
     for device in config.getoption(DEVICE) or [both.get("device", "cpu")]:
         yield Settings(**{"level": "quick", **both, "device": device})
 
@@ -161,7 +177,7 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
             for one in tests_of(name, settings)
         ]
     except USAGE_ERRORS as error:
-        raise pytest.UsageError(f"crossent: {error}") from None
+        raise pytest.UsageError(_named(config, error, "crossent")) from None
 
 
 class Subjects(pytest.Collector):
@@ -265,36 +281,33 @@ class RecordCollector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if too few checks ran, or if the comparison with the baseline shows a regression or an error."""
+    """Compare with the baseline, and write the report. Fail the run for a change, an error, or too few checks."""
     config = session.config
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist only sends its number of deselected checks
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
         return
-    ran, least = _ran(config), _least(config)
+    if config.option.collectonly:
+        return
+    config.stash[ENDED] = _end(config)
     if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return
-    if ran < least or _compare_with_baseline(config)[1]:
+    if _ran(config) < _least(config) or config.stash[ENDED][1]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _compare_with_baseline(config: pytest.Config) -> tuple[list[str], bool]:
-    """Return the lines about the changes since the baseline, and whether a change or an error must fail the run."""
-    path = config.getoption(BASELINE)
-    if not path:
-        return [], False
-    if not config.stash[RECORDS]:
+def _end(config: pytest.Config) -> tuple[list[str], bool]:
+    """Compare with the baseline, and write the report. Return lines for the summary, and whether the run must fail."""
+    path, json_file, records = config.getoption(BASELINE), config.getoption(JSON), config.stash[RECORDS]
+    if path and not records:
         return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}; select some checks"], True
-    from crossent.report.moves.diff import diff
-    from crossent.run.pytest_checks import report_of_records, unpacked
+    if not records or not (path or json_file):
+        return [], False
+    from crossent.run.pytest_checks import compare, report_of, write_json
 
-    try:
-        moved = diff(path, report_of_records([unpacked(record) for record in config.stash[RECORDS]]))
-    except OSError as error:
-        why = f"{path} cannot be read: {error.strerror}; give a report that {JSON} wrote"
-        return [f"ERROR: {BASELINE}: {why}"], True
-    except ValueError as error:
-        return [f"ERROR: {BASELINE}: {error}"], True
-    return str(moved).splitlines(), not moved.ok
+    report = report_of(records)
+    lines, fails = compare(path, report) if path else ([], False)
+    errors = write_json(json_file, report) if json_file else []  # after the comparison: the file may be the baseline
+    return [*lines, *errors], fails or bool(errors)
 
 
 def _least(config: pytest.Config) -> int:
@@ -311,8 +324,10 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the changes since the baseline and the counts of each subject. Write the report of `--crossent-json`."""
-    if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
+    """Print the changes since the baseline and the counts of each subject."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    if not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
     terminalreporter.line(_header(config))
@@ -320,31 +335,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if ran < least:
         more = f"at least {least} must run: select more tests, or lower {MIN_CHECKS}"
         terminalreporter.line(f"ERROR: {counted(ran, 'check')} ran; {more}", red=True, bold=True)
-    moved, breaks = _compare_with_baseline(config)
-    for line in moved:
-        terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
+    for line in config.stash[ENDED][0]:
+        terminalreporter.line(line, red=line.startswith("ERROR"))
     if not config.stash[RECORDS]:
         return
-    from crossent.run.pytest_checks import report_of_records, unpacked
+    from crossent.run.pytest_checks import report_of, summary_of
 
-    report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
-    for part in report.subjects:
-        of, contract = part.counts, part.contract and f", under the contract {part.contract}"
-        counts = (
-            f"{of['failed']:,} failed, {of['expected']:,} with known failures, {of['not_applicable']:,} not applicable"
-        )
-        terminalreporter.line(f"{part.name}: {counted(of['ran'], 'case')} ran, {counts}{contract}")
-        if part.declared:
-            terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")
-        for reason, count in sorted(part.not_applicable.items()):
-            terminalreporter.line(f"  not applicable, {counted(count, 'case')}: {part.name} {reason}")
+    report = report_of(config.stash[RECORDS])
+    for line in (line for part in report.subjects for line in summary_of(part)):
+        terminalreporter.line(line)
     left_out = f"; {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
     terminalreporter.line(f"{counted(ran, 'check')} ran; {report.summary}{left_out}")
     if report.level == "quick":
         terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal runs more", yellow=True, bold=True)
-    if path := config.getoption(JSON):
-        try:
-            report.write_json(path)
-        except OSError as error:
-            why = f"{path} cannot be written: {error.strerror}; give a file in a folder that you can write to"
-            terminalreporter.line(f"ERROR: {JSON}: {why}", red=True)

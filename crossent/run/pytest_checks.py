@@ -15,6 +15,7 @@ from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
+from crossent.report.moves.diff import diff
 from crossent.report.report import Report
 from crossent.run.commands import options_of, with_commands
 from crossent.run.parallel import judge_each
@@ -25,7 +26,7 @@ from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check, Cost
-from crossent.words import quoted
+from crossent.words import counted, quoted
 
 # The settings that a test can have. pytest itself has options for processes (-n of pytest-xdist) and an early end (-x).
 # A test calls the subject in its own process, so a test has no ranks, and no time limit for calls.
@@ -257,3 +258,41 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
     return report
+
+
+def report_of(records: Sequence[str]) -> Report:
+    """Return the report of all tests. `records` must not be empty, and has the packed record of each test."""
+    return report_of_records([unpacked(record) for record in records])
+
+
+def compare(path: str, report: Report) -> tuple[list[str], bool]:
+    """Return the lines about the changes since `--crossent-baseline`, and whether the run must fail."""
+    try:
+        moved = diff(path, report)
+    except OSError as error:
+        why = f"{path} cannot be read: {error.strerror}; give a report that --crossent-json wrote"
+        return [f"ERROR: --crossent-baseline: {why}"], True
+    except ValueError as error:
+        return [f"ERROR: --crossent-baseline: {error}"], True
+    return str(moved).splitlines(), not moved.ok
+
+
+def write_json(path: str, report: Report) -> list[str]:
+    """Write the report of `--crossent-json`. Return a line about the error, or no line if there is none."""
+    try:
+        report.write_json(path)
+    except OSError as error:
+        why = f"{path} cannot be written: {error.strerror}; give a file in a folder that you can write to"
+        return [f"ERROR: --crossent-json: {why}"]
+    return []
+
+
+def summary_of(part: SubjectReport) -> Iterator[str]:
+    """Yield the lines of pytest's summary about a subject: its counts, its declared differences and its reasons."""
+    of, contract = part.counts, part.contract and f", under the contract {part.contract}"
+    counts = f"{of['failed']:,} failed, {of['expected']:,} with known failures, {of['not_applicable']:,} not applicable"
+    yield f"{part.name}: {counted(of['ran'], 'case')} ran, {counts}{contract}"
+    if part.declared:
+        yield f"  declared: {part.name} {'; '.join(part.declared)}"
+    for reason, count in sorted(part.not_applicable.items()):
+        yield f"  not applicable, {counted(count, 'case')}: {part.name} {reason}"
