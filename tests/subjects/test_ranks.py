@@ -22,7 +22,7 @@ from crossent.subjects.ranks import group, loss_parallel, protocol
 from crossent.subjects.ranks import rank as rank_process
 from crossent.subjects.ranks.group import Ranks, _ending, _Rank, _Watch
 from crossent.subjects.ranks.loss import RankLoss, _difference
-from crossent.subjects.ranks.messages import DamagedMessageError, unpack
+from crossent.subjects.ranks.messages import DamagedMessageError, pack, unpack
 from crossent.subjects.ranks.protocol import (
     SPLITS,
     OnRank,
@@ -476,6 +476,27 @@ def test_a_rank_that_does_not_read_its_request_in_time_has_not_ended(monkeypatch
     with theirs, pytest.raises(RankEndedError, match=r"^rank 0 did not return [(]no result in 0.1 s") as raised:
         ranks.ask({"input": torch.zeros(2**22)})  # more than a socket takes before its reader reads
     assert raised.value.kind == "hung"
+
+
+def test_a_call_with_tensors_on_another_device_starts_other_ranks(monkeypatch):
+    """Otherwise a call on a GPU after a call on the CPU runs on the CPU."""
+    devices, streams = [], []
+
+    def start(places, theirs):
+        devices.extend(place.device for place in places)
+        streams.extend(one.dup() for one in theirs)
+        for stream in streams[-len(theirs) :]:
+            stream.sendall(3 * pack({"process": 0}))  # the reply of the start, and the replies of two requests
+
+    starts = SimpleNamespace(start=start, close=lambda: None, owner=os.getpid())
+    monkeypatch.setattr(group, "Launcher", lambda load, description: starts)
+    ranks = Ranks(lambda: faulty_ranks.right, 2, description="", seconds=5)
+    for device in ("cpu", "cpu", "cuda:0", "cpu"):
+        ranks.ask({}, device)
+    ranks.close()
+    assert devices == [*2 * ["cpu"], *2 * ["cuda:0"], *2 * ["cpu"]]
+    for stream in streams:
+        stream.close()
 
 
 def test_the_exit_status_of_a_rank_is_named_even_if_its_signal_has_no_name():

@@ -24,7 +24,7 @@ from crossent.report.report import Report
 from crossent.run.commands import with_commands
 from crossent.run.shards.match import in_order, machine_conditions, require_same_run
 from crossent.subjects.features import FEATURES
-from crossent.subjects.ranks.protocol import require_ranks
+from crossent.subjects.ranks.protocol import require_number_of_ranks
 from crossent.words import counted, cut, quoted
 
 
@@ -122,7 +122,7 @@ def _joined(reports: Sequence[Report], description: Shard) -> Report:
         got = quoted(description.run.get("operation"))
         raise _damaged("shards", f"`operation` is {got}; allowed are {', '.join(OPERATIONS)}")
     if (ranks := ranks_of(first.environment)) is not None:
-        require_ranks(ranks, operation)
+        require_number_of_ranks(ranks, operation)
     every = checks_of(operation) | (RANK_CHECKS if ranks is not None else {})
     needs = {name: tuple(check.needs) for name, check in every.items()}
     contract = next((part.contract for part in first.subjects if part.contract), None)

@@ -68,6 +68,7 @@ class Ranks:
         self._launcher: Launcher | None = None
         self._end_launcher = weakref.finalize(self, int)  # does nothing; `_start` replaces it by `Launcher.close`
         self._ranks: list[_Rank] = []
+        self._device = ""  # the device for which the ranks were started
         self._lock = threading.Lock()  # the requests of several threads must reach all ranks in one order
         self._changed_state: list[str] = []
 
@@ -77,7 +78,7 @@ class Ranks:
         return changed
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
-        """Send a request to all ranks, and return their replies. If no ranks run, start ranks for tensors on `device`.
+        """Send a request to all ranks, and return their replies. If no ranks for tensors on `device` run, start them.
 
         See :mod:`crossent.subjects.ranks.rank` for the content of requests and replies.
 
@@ -89,7 +90,7 @@ class Ranks:
                 builtin class.
         """
         with self._lock:
-            if not self._ranks or self._launcher is None or self._launcher.owner != os.getpid():
+            if device != self._device or not self._ranks or not self._launcher or self._launcher.owner != os.getpid():
                 self._start(device)
             content = pack(dict(request))
             for rank in self._ranks:
@@ -106,11 +107,15 @@ class Ranks:
     def close(self) -> None:
         """End the ranks and the launcher."""
         with self._lock:
-            for rank in self._ranks:
-                rank.stream.close()
-            self._ranks = []
+            self._close_streams()
             self._end_launcher()
             self._launcher = None
+
+    def _close_streams(self) -> None:
+        """Close the streams to the ranks, which then end."""
+        for rank in self._ranks:
+            rank.stream.close()
+        self._ranks = []
 
     def _start(self, device: str) -> None:
         """Start new ranks for tensors on `device`, and wait until all ranks have joined the group."""
@@ -118,6 +123,8 @@ class Ranks:
             self._launcher = Launcher(self._load, self._description)
             self._end_launcher.detach()
             self._end_launcher = weakref.finalize(self, self._launcher.close)
+        self._close_streams()
+        self._device = device
         nccl = device != "cpu" and torch.cuda.device_count() >= self.count
         backend = self._backend or ("nccl" if nccl else "gloo")
         others = servers()[: self.count - 1]  # the other processes of a torchrun job, which run all ranks but the first
@@ -133,10 +140,9 @@ class Ranks:
                 reason = f"process {place.rank} of the torchrun job cannot be reached, so its rank does not start"
                 self._ranks.append(_Rank(start_rank(server, place, self._description)))
         except (OSError, EOFError):
-            for rank in self._ranks:
-                rank.stream.close()
+            self._close_streams()
             self._end_launcher()
-            self._launcher, self._ranks = None, []
+            self._launcher = None
             raise RankEndedError("crashed", reason) from None
         finally:
             for _, theirs in pairs:
@@ -233,9 +239,7 @@ class Ranks:
         except (OSError, EOFError, ValueError):
             self._end_launcher()
             self._launcher = None
-        for rank in self._ranks:
-            rank.stream.close()
-        self._ranks = []
+        self._close_streams()
         return statuses, how
 
 

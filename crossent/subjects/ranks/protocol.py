@@ -63,22 +63,27 @@ _FORWARD = ("local_logits", "target", "shape", "axis", "options")
 
 
 def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
+    """Do as :func:`require_number_of_ranks`, and raise ValueError if this system or this torch cannot start ranks."""
+    require_number_of_ranks(ranks, operation)
+    if not can_fork():
+        raise ValueError(f"ranks: got {ranks}, but this system cannot fork processes; use Linux or macOS")
+    if not _has_launcher():
+        needed = "use torch 2.3 or newer, with torch.distributed"
+        raise ValueError(f"ranks: got {ranks}, but torch {torch.__version__} cannot start ranks; {needed}")
+
+
+def require_number_of_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
     """Check a number of ranks, and that the operation can be computed on several ranks.
 
     Raises:
-        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, the operation cannot run on ranks, or this system
-            or this torch cannot start ranks. The message is one line.
+        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, or the operation cannot run on ranks. The message is
+            one line.
     """
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are whole numbers from 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
         can = f"only {CROSS_ENTROPY.name} runs on ranks; leave out ranks"
         raise ValueError(f"ranks: got {ranks} with the operation {operation.name}; {can}")
-    if not can_fork():
-        raise ValueError(f"ranks: got {ranks}, but this system cannot fork processes; use Linux or macOS")
-    if not _has_launcher():
-        needed = "use torch 2.3 or newer, with torch.distributed"
-        raise ValueError(f"ranks: got {ranks}, but torch {torch.__version__} cannot start ranks; {needed}")
 
 
 def can_start_ranks() -> bool:
