@@ -54,6 +54,13 @@ def _numpy_generator() -> dict[str, Any]:
     return _known_numpy[2]
 
 
+def _set_numpy_generator(to: dict[str, Any]) -> None:
+    """Set the state of numpy's global generator. Forget the kept state, whose number for the next draw may differ."""
+    global _known_numpy
+    _known_numpy = None
+    np.random.set_state(to)
+
+
 def _cuda_generators() -> list[torch.Tensor]:
     """Return the state of the generator of each CUDA device; [] before CUDA is initialised.
 
@@ -184,7 +191,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the random generator": (_torch_generator, _set_torch_generator),
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
     "Python's random generator": (random.getstate, random.setstate),
-    "numpy's random generator": (_numpy_generator, np.random.set_state),
+    "numpy's random generator": (_numpy_generator, _set_numpy_generator),
     "numpy's handling of floating-point errors": (np.geterr, lambda to: np.seterr(**to)),
     "the filters of warnings": (_filters, _set_filters),
 }
@@ -196,9 +203,9 @@ def snapshot() -> dict[str, Any]:
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Restore each part of the global state that differs from `before`, a result of :func:`snapshot`.
+    """Restore each part of the global state that differs from `before`, and return the names of these parts.
 
-    Return the names of these parts.
+    `before` is a result of :func:`snapshot`.
     """
     names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
     for name in names:
