@@ -237,8 +237,11 @@ def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) ->
             if parameter.name in arguments:
                 return f"takes {parameter.name} only as a keyword, but gets {listed} by position"
         return f"does not take {listed}"
+    if places == 3 and by_position and by_position[0].name in KEYWORDS:
+        return f"takes the option {by_position[0].name} first, in place of {arguments[0]}"
     others = [*by_position[places:], *by_keyword]
-    needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
+    required = [other for other in others if other.default is Parameter.empty]
+    needed = [one.name for one in required if one.name not in KEYWORDS or one.kind is Parameter.POSITIONAL_ONLY]
     # A function whose third argument is `target` is probably a linear cross-entropy.
     is_linear = places == 2 and needed == ["target"]
     hint = f" (a linear cross-entropy needs {as_options(operation=LINEAR_CROSS_ENTROPY.name)})" if is_linear else ""

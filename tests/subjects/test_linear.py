@@ -69,6 +69,10 @@ class _Head(torch.nn.Module):
         (lambda hidden, weight, target, chunks: hidden.sum(), "which requires the argument 'chunks'"),
         (lambda a, b, c, target: a.sum(), "which requires the argument 'target'; allowed is a callable"),
         (lambda a, b, *, target: a.sum(), "takes target only as a keyword, but gets input, linear_weight and target"),
+        (
+            lambda weight=None, ignore_index=-100, reduction="mean": None,
+            "takes the option weight first, in place of in",
+        ),
         (7, "an object of type int, which is not callable"),
     ],
 )

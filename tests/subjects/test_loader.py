@@ -275,6 +275,7 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         (lambda: None, "which does not take input and target"),
         (lambda x: x, "which does not take input and target"),
         (lambda x, y, z: x, "which requires the argument 'z'"),
+        (lambda x, y, weight, /: x, "which requires the argument 'weight'"),
         (lambda x, y, *, scale: x, "which requires the argument 'scale'"),
         (lambda x, *, target: x, "takes target only as a keyword, but gets input and target by position; allowed are"),
         (lambda x, *, target, weight=None: x, "takes target only as a keyword, but gets input and target by position"),
