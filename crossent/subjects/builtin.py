@@ -112,7 +112,7 @@ def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **op
 
     The function moves the class axis to the end before log_softmax, and back before nll_loss. For logits (N, C, d1, …),
     nll_loss then gets a view that is not contiguous. The backward pass of nll_loss raises an error for some of these
-    views (pytorch#175084). F.cross_entropy passes a contiguous tensor to nll_loss.
+    views (pytorch#175084). F.cross_entropy passes a contiguous tensor to nll_loss. label_smoothing is ignored.
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -313,17 +313,22 @@ def builtin_of(subject: Subject) -> Subject | None:
 def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
     """Return the subjects with unique names. Two functions with the name "loss" become "loss" and "loss#2".
 
-    Only a form, or a loss of torch, keeps the name of a form or of a loss of torch. Another function with the name
-    "formula" becomes "formula#2".
+    Only one subject keeps the name of a built-in subject, such as "formula": the built-in subject, or else the first
+    that has the same loss function. Any other subject with the name "formula" becomes "formula#2".
     """
     used = Counter([*BY_NAME, *(f"{name}{COMPILE_SUFFIX}" for name in BY_NAME)])
+    subjects = list(subjects)
+    kept = {subject.name for subject in subjects if builtin_of(subject) is not None}
     named = []
     for subject in subjects:
-        same = BY_NAME.get(subject.name)
-        if builtin_of(subject) is None and (same is None or same.loss is not subject.loss):
-            used[subject.name] += 1
-            if (number := used[subject.name]) > 1:
-                subject = replace(subject, name=f"{subject.name}#{number}")
+        if builtin_of(subject) is None:
+            same = BY_NAME.get(subject.name)
+            if same is not None and same.loss is subject.loss and subject.name not in kept:
+                kept.add(subject.name)
+            else:
+                used[subject.name] += 1
+                if (number := used[subject.name]) > 1:
+                    subject = replace(subject, name=f"{subject.name}#{number}")
         named.append(subject)
     return named
 

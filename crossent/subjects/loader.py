@@ -63,11 +63,11 @@ def load(
         operation: the operation that a subject of the user computes.
         ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
         timeout: only for a loss on several ranks: the time limit of a case, in seconds. A forward or backward pass may
-            take a tenth of this time, but at least one second.
+            take a tenth of this time, or one second if a tenth is shorter.
 
     Raises:
-        ValueError: the subject cannot be loaded, or a feature, contract or grade does not exist. The grade contradicts
-            the contract, or the loss cannot run on this number of ranks. The message is one line.
+        ValueError: the subject cannot be loaded, or a feature, contract or grade does not exist. Or the grade
+            contradicts the contract, or the loss cannot run on this number of ranks. The message is one line.
         TypeError: the object is neither a description nor a callable that crossent can call as a cross-entropy.
 
     Example:
@@ -205,9 +205,16 @@ def _nearest(lacking: object, names: list[str]) -> str:
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join('.'.join([*path, one]) for one in near)}?"
-    callables = [one for one in public if callable(getattr(lacking, one, None))]
+    callables = [one for one in public if _is_callable(lacking, one)]
     listed = f"{', '.join(callables[:5])}{', …' if len(callables) > 5 else ''}"
     return f"; {'.'.join(path) or 'it'} has {listed}" if callables else ""
+
+
+def _is_callable(of: object, name: str) -> bool:
+    try:
+        return callable(getattr(of, name))
+    except Exception:  # a property may run any code
+        return False
 
 
 @contextmanager
@@ -244,11 +251,16 @@ def _file(place: str) -> Path:
     """Return the full path of a Python file. `place` is the path as the user wrote it.
 
     Raises:
-        ValueError: there is no such file, or the file is not a Python file.
+        ValueError: there is no such file, the system refuses to read the path, or the file is not a Python file.
     """
     path = Path(place).resolve()
-    if path.is_dir() or not path.exists():
-        raise ValueError(f"{quoted(place)} {'is a folder' if path.is_dir() else 'does not exist'}; {_WRITE}")
+    try:
+        is_folder = path.is_dir()
+        exists = path.exists()
+    except OSError as error:  # the name is too long, or a folder on the way may not be read
+        raise ValueError(f"{quoted(place)} cannot be read: {said(error)}") from error
+    if is_folder or not exists:
+        raise ValueError(f"{quoted(place)} {'is a folder' if is_folder else 'does not exist'}; {_WRITE}")
     if path.suffix != ".py":
         raise ValueError(f"{quoted(place)} is not a .py file; {_WRITE}")
     return path

@@ -3,7 +3,9 @@
 import pytest
 
 import crossent
+from crossent.subjects.builtin import with_unique_names
 from crossent.subjects.callables import as_subject
+from crossent.subjects.loader import load
 
 
 def test_a_parameter_with_nearly_the_name_of_an_option_is_named():
@@ -44,3 +46,31 @@ def test_an_unknown_feature_in_lacks_is_named():
         "an object whose attribute `lacks` has the unknown feature 'weigth' (did you mean weight?); allowed are float16"
     )
     assert str(caught.value).startswith(start)
+
+
+def test_a_form_and_a_function_of_its_name_get_two_names():
+    """A form that is passed as a function has its own name, unless another subject already has this name."""
+    own, named = load(crossent.formula), load("formula")
+    imported = load("crossent:formula")
+    for subjects, names in (
+        (own, ["formula"]),
+        ((*own, *named), ["formula#2", "formula"]),
+        ((*named, *own), ["formula", "formula#2"]),
+        ((*imported, *own), ["formula", "formula#2"]),
+        ((*own, *own, *named), ["formula#2", "formula#3", "formula"]),
+    ):
+        assert [subject.name for subject in with_unique_names(subjects)] == names
+
+
+def test_an_attribute_that_raises_is_no_suggestion(tmp_path):
+    """A message about a missing attribute lists the callables of the object, so it reads all attributes."""
+    file = tmp_path / "raising.py"
+    file.write_text("class Raising:\n    @property\n    def broken(self):\n        return 1 / 0\nraising = Raising()\n")
+    with pytest.raises(ValueError, match=r"raising\.py has no 'raising.xyz'$"):
+        load(f"{file}:raising.xyz")
+
+
+def test_a_file_name_that_the_system_refuses_is_an_error_of_one_line():
+    with pytest.raises(ValueError, match="cannot be read: OSError") as caught:
+        load(f"{300 * 'a'}.py:loss")
+    assert "\n" not in str(caught.value)
