@@ -76,17 +76,19 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Return whether the class probabilities of some row have a sum that differs from 1 by more than `eps`.
+    """Return whether the class probabilities of some row have a sum that differs from 1 by more than rounding causes.
 
-    `eps` is the `torch.finfo.eps` of the dtype of the target. If probabilities with the sum 1 are rounded to this
-    dtype, their exact sum changes by at most half of `eps`. The other half of `eps` allows for the rounding errors of
-    the sum that this function computes in float64. For class indices, the result is False.
+    Rounding to the dtype of the target causes at most half of its `torch.finfo.eps`. A float64 sum over C classes has
+    an error of at most C/2 times the `eps` of float64. There are two such sums: the sum here, and the sum by which
+    the caller may have divided the probabilities. For class indices, the result is False.
     """
     if not inputs.target.is_floating_point():
         return False
     probabilities = inputs.target.cpu().double()
-    off = (probabilities.sum(min(1, probabilities.dim() - 1)) - 1).abs()
-    return bool((off > torch.finfo(inputs.target.dtype).eps).any())
+    sums = probabilities.sum(min(1, probabilities.dim() - 1))
+    classes = probabilities.numel() // max(1, sums.numel())
+    bound = torch.finfo(inputs.target.dtype).eps + classes * torch.finfo(torch.float64).eps
+    return bool(((sums - 1).abs() > bound).any())
 
 
 def is_dense(inputs: Inputs) -> bool:

@@ -1,5 +1,7 @@
 """Features: if a subject lacks a feature, the checks that need the feature are skipped and counted. All others run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.checks import COMPILED_CODE, LARGE, TRANSFORMS
@@ -326,3 +328,13 @@ def test_each_feature_removes_the_checks_that_need_it():
             for call in calls
         ]
         assert taken == expected.get(name, [set(), set()]), name
+
+
+def test_the_rounding_of_float64_sums_makes_no_probabilities_unnormalised():
+    """Each row was divided by its sum, so the sum of a row is 1 up to rounding."""
+    probabilities = torch.rand(2000, 1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = probabilities / probabilities.sum(1, keepdim=True)
+    given = Case("float64", target="probabilities").build()
+    needs = FEATURES["unnormalised"].needs
+    assert not needs(replace(given, target=target))
+    assert needs(replace(given, target=target * (1 + 2**-40)))
