@@ -116,7 +116,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
 
 
 def _names(description: str) -> list[str]:
-    """Return the names of the subjects that a description such as "torch" stands for. No subject is loaded."""
+    """Return the names that the subjects of a description such as "torch" may have. Load no subject."""
     base = description.removesuffix(COMPILE_SUFFIX)
     own = [one.name for one in EVERY_NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
     return [name + description.removeprefix(base) for name in own]
@@ -136,7 +136,7 @@ def verify(
     """Run the cases of a report again, and compare every result with the report.
 
     Args:
-        claim: the report.
+        claim: the report, as :func:`crossent.report.reader.read_report` returns it.
         subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
         file: the name of the report's file, for error messages.
         expected_findings: as for :func:`crossent.check`.
@@ -254,7 +254,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
     Raises:
         ValueError: `names` has a subject other than the forms and torch, and `given` does not describe this subject.
-            Or `given` describes a function whose name is not in `names`, or a subject cannot be loaded.
+            Or `given` describes a function whose name is not in `names`, or a subject cannot be loaded here.
     """
     loaded = settings.load(*given) if given else []
     have = [subject.name for subject in loaded]
@@ -264,6 +264,8 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     if foreign := [name for name in missing if not _is_builtin(name)]:
         raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
     by_name = {subject.name: subject for subject in settings.load(*given, *missing)}
+    if absent := [name for name in names if name not in by_name]:
+        raise ValueError(f"the report is about {quoted(absent[0])}, which this machine cannot run; use another machine")
     return [by_name[name] for name in names]
 
 
@@ -314,7 +316,7 @@ def _outcomes_in_words(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
-    """Return the results `part` of a subject, reduced to the cases and checks that the results `to` also have."""
+    """Return a copy of `part`, the results of a subject, with only the cases and checks that `to` also has."""
     outcomes = {
         case: replace(
             outcome,
@@ -331,8 +333,8 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
     """Return the entry of each case in the JSON document of a report, by case id, for a comparison.
 
-    Each entry also has the findings on the case, by check, and the sorted names of passed checks. `part` has the
-    results of a subject. `stopped` says whether the run ended early. The entries of a stopped run have no grade, since
+    Each entry gets the findings on the case, by check. The names of passed checks are sorted. `part` has the results
+    of a subject. `stopped` says whether the run ended early. The entries of a stopped run have no grade, since
     a grade needs all checks of a case.
     """
     document = jsonable(subject_json(part))

@@ -200,6 +200,14 @@ def test_another_function_than_the_report_is_about_differs(reports, capsys):
     assert "2 of 2 calls differ" in out
 
 
+def test_a_report_of_a_form_that_runs_elsewhere_is_refused_in_one_line(reports, capsys):
+    """On a CPU, the name "fused" stands for the subject fused_as_blocked."""
+    changed(reports, "forms", lambda report: setattr(report.subjects[0], "name", "fused"))
+    status, out, err = verify(capsys, reports / "changed.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "the report is about 'fused', which this machine cannot run" in err
+
+
 @pytest.mark.parametrize("name", ["torch", "python", "numpy", "cpu_capability"])
 def test_a_report_of_another_machine_is_not_verified_unless_forced(name, reports, capsys):
     path = changed(reports, "forms", lambda report: report.environment.update({name: "0.9"}))
