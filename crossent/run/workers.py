@@ -37,7 +37,7 @@ _SIGN = struct.Struct("I")  # the format of a sign of life: the number of the pa
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker ended, if the worker returned no result. A finding in the report can say so.
+    """How a worker ended, if the worker returned no result. The report can have a finding about this.
 
     Attributes:
         kind: the kind of this finding, "crashed" or "hung".
@@ -58,7 +58,8 @@ class Workers(Generic[T]):
         pool: the processes.
         patience: the seconds without a sign of life after which :meth:`ended` kills a worker.
         signs: the file descriptor from which the signs of life are read.
-        last: the time of the last sign of life of each started part, by part number. The clock is `time.monotonic`.
+        last: the time of the last sign of life of each started part, by part number. Before the first sign, the time
+            when :meth:`ended` first found the part running. The clock is `time.monotonic`.
         parts: the number of each part, by the future of the part.
     """
 
@@ -104,7 +105,10 @@ class Workers(Generic[T]):
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part of the run. If its worker ended without a result, return how the worker ended."""
+    """Return the result of a part of the run. If the worker ended without a result, return how the worker ended.
+
+    If the part raised an exception in the worker, raise this exception.
+    """
     try:
         return future.result()
     except TimeoutError:
@@ -117,7 +121,7 @@ def result(future: Future[T]) -> T | Ended:
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Fork `jobs` workers, which call `share` on the parts of a run. All workers end when the `with` block ends.
+    """Yield a pool of forked workers, which call `share` on parts of a run, and end when the `with` block ends.
 
     Args:
         share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A

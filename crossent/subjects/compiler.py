@@ -56,9 +56,9 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return the function compiled by torch.compile. `options` are further arguments of torch.compile.
+    """Return a function compiled by torch.compile. First call :func:`keep_headers_with_code`.
 
-    This function calls :func:`keep_headers_with_code`, so that torch writes code and C++ headers to the same folder.
+    `backend` is `TRACER` or `INDUCTOR`. `options` are further arguments of torch.compile.
     """
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
@@ -120,7 +120,7 @@ def why_cannot_compile(backend: str, device: str) -> str:
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Return why torch cannot compile and call `torch.sin`, a simple test of a compiler; "" if torch can.
+    """Test whether torch can compile `torch.sin` and call the compiled function. Return why not; "" if torch can.
 
     `backend` and `device` are the arguments of :func:`why_cannot_compile`. For example, torch 2.0.1 says "Python 3.11+
     not yet supported for torch.compile".
@@ -138,7 +138,7 @@ def _why_compile_fails(backend: str, device: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and log messages of torch's own modules. Errors of the compiler are still raised."""
+    """Silence the warnings and log messages of torch's modules until the `with` block ends. Errors are still raised."""
     named = logging.root.manager.loggerDict.items()
     loggers = [logger for name, logger in named if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)]
     enabled = [logger for logger in loggers if not logger.disabled]

@@ -1,4 +1,4 @@
-"""Start the ranks of a subject, send requests to all of them, wait for the replies, and end the ranks after a fault."""
+"""Start the ranks of a subject, send requests to all ranks, wait for the replies, and end the ranks after a fault."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BUSY = 0.02  # seconds of processor time per second that the threads of gloo us
 
 @dataclass
 class _Rank:
-    """The state of one rank, in the calling process."""
+    """What the calling process knows about one rank."""
 
     stream: socket.socket  # the socket to the rank
     process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
@@ -73,7 +73,7 @@ class Ranks:
         self._changed_state: list[str] = []
 
     def take_changed_state(self) -> list[str]:
-        """Return, and forget, the parts of the global state that the user's code changed and a rank has restored."""
+        """Return, and forget, the names of the parts of the global state that a rank restored after the user's code."""
         changed, self._changed_state = self._changed_state, []
         return changed
 
@@ -192,7 +192,7 @@ class Ranks:
 
         If all ranks raised the same exception on a request, raise an exception with the same message; the ranks
         continue to run. Before any other error, for example of a failed start, end the ranks. If the ranks did
-        different things, the error says what each rank did.
+        different things, the error says what each rank did, without exceptions that other ranks caused.
 
         `seconds` and `strict` are the arguments of `_replies`, for the message.
         """
@@ -257,9 +257,9 @@ class _Watch:
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
         """Return whether the ranks in `silent`, which have not replied, are late because they get no processor.
 
-        The result is True under two conditions: a rank in `silent` was awake within the last second, and each rank in
-        `silent` has computed for at most half of `seconds`. `seconds` is the time limit of the request. The result is
-        False if a rank in `silent` is missing in /proc.
+        `seconds` is the time limit of the request. The result is True if both conditions hold: a rank in `silent` was
+        awake within the last second, and each rank in `silent` has computed for at most half of `seconds`. The result
+        is False if /proc does not have the process of a rank in `silent`.
         """
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep
@@ -270,7 +270,7 @@ class _Watch:
         return True
 
     def seconds_asleep(self, silent: Sequence[_Rank]) -> float:
-        """Return for how many seconds all ranks in `silent` have slept; 0 if a rank is awake, or missing in /proc."""
+        """Return for how many seconds all ranks in `silent` have slept; 0 if one is awake, or is missing in /proc."""
         now = time.monotonic()
         for rank in silent:
             before, after = self._used.get(rank.process), _processor_time(rank.process)
@@ -308,7 +308,7 @@ def _stat(file: Path) -> list[str]:
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
     """Return whether an exception only says that another rank ended or is silent.
 
-    `raised` is the exception, as a dict that `exception_record` returns.
+    `raised` is the exception, as a dict of :func:`crossent.subjects.ranks.rank.exception_record`.
     """
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
