@@ -88,7 +88,7 @@ def _read(module: str) -> _File:
 
 
 def _globals(table: symtable.SymbolTable) -> Iterator[str]:
-    """Yield the global names that a piece of code uses, also in nested functions. Builtins count as global."""
+    """Yield the global names that the code of `table` uses, also in nested functions. Builtins count as global."""
     at_top = table.get_type() == "module"
     for symbol in table.get_symbols():
         if symbol.is_global() or (at_top and symbol.is_referenced()):

@@ -109,7 +109,7 @@ def _reverse(index: Index, shape: Index, axis: int) -> Index:
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: the result of a batch follows from the results of two parts of the batch.
 
-    Return {} if the batch cannot be split: in every split, the mean of a part would divide by 0.
+    Return {} if the batch cannot be split: in every split, the mean of a part or of the batch would divide by 0.
     """
     try:
         batches = changes.split_batch(given, terms_of(given))
@@ -130,9 +130,9 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return equations between the result of the case and the results with fewer or more options.
 
-    A call without an option that has an effect, such as a weight, must give a different result. A call with additional
-    neutral options, such as a weight of ones, must give an equal result. The call with neutral options leaves out each
-    option that has its default value.
+    A call without one option that the case uses, such as a weight, must give a different result. A call with additional
+    neutral options, such as a weight of ones, must give an equal result. The call with neutral options leaves out a
+    label_smoothing of 0 and the reduction "mean". If this call would have the same options, there is no such equation.
     """
     equations = {call: Equation((given, without), None) for call, without in options.without_each_option(given).items()}
     if off := options.with_neutral_options(given, case.ignored):

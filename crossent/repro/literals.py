@@ -37,7 +37,7 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 def docstring(text: str) -> str:
     """Return a text as the content of a docstring in ASCII, with "+-" for "±".
 
-    Escape quotes, backslashes, control characters and all other characters outside ASCII.
+    Escape double quotes, backslashes, control characters except newlines, and all characters outside ASCII except "±".
     """
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
@@ -45,7 +45,7 @@ def docstring(text: str) -> str:
 
 
 def _tensor(tensor: Tensor) -> str:
-    """Return a Python expression that rebuilds a tensor from its shape, its strides and the bytes of its memory."""
+    """Return a Python expression that rebuilds a tensor from its dtype, shape, strides, offset and memory."""
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
     packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()

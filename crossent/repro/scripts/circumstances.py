@@ -25,7 +25,7 @@ from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, re
 
 
 def judge_one_call(results):
-    """Compare one number of one call with the exact value, and end the script. `results` has all results."""
+    """Compare one number of one call with the exact value, and end the script. `results` has each call's result."""
     verdict(*judged(results[which_call][part][index].item(), exact))
 
 
@@ -122,7 +122,8 @@ def call_on_non_leaf():
 def call_for_some_gradients():
     """Return the results of calls in which only some arguments require a gradient, by name.
 
-    End the script with status 1 if one of these arguments has no gradient, or another argument has a gradient.
+    End the script with status 1 if the loss requires no gradient. Also end the script with status 1 if one of these
+    arguments has no gradient, or another argument has a gradient.
     """
     results = {}
     for call, names in wanted_of:
@@ -179,7 +180,7 @@ def in_parallel(*all_inputs):
 def call_in_threads():
     """Try 50 times: make one call in a thread, then two calls in parallel threads.
 
-    Return a list with a dict for each try, which has the result of each of the three calls, by the name of the call.
+    Return a list with a dict for each try. The dict has the results of the three calls, by the name of the call.
     """
     tries = []
     for _ in range(50):

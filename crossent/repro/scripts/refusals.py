@@ -56,7 +56,7 @@ def check_refused():
 
 
 def try_bad_call():
-    """Call the subject with bad input, and print the error that the call raises."""
+    """Call the subject with bad input. If the call raises an error, print the error."""
     try:
         subject(logits, target, **options)
     except (Exception, SystemExit) as error:

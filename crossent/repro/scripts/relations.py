@@ -53,7 +53,7 @@ def judge_terms(results):
 
 
 def judge_unchanged(results):
-    """End the script with status 1 if the results with an option and without the option are equal."""
+    """End the script with status 1 if a part of the result is the same with an option and without this option."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"{part}: got the same values with and without the option; expected different values")
