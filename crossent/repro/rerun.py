@@ -78,21 +78,24 @@ def script_of(
         loaded = _load(source, id) if source else None
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
-        return script(found, here, passed=passed, lacks=promises.get("without") or (), loaded=loaded)
+        without = () if passed else promises.get("without") or ()
+        lacks = (without,) if isinstance(without, str) else without
+        return script(found, here, passed=passed, lacks=lacks, loaded=loaded)
     document = read_json(report)
     found, digest = find(document, id)
     if ranks := document["environment"].get("ranks"):
         raise ValueError(_no_script(id, str(ranks), source))
     loaded = _load(source, id) if source else None
     device = document["environment"]["device"]
-    return script(found, device, digest, lacks=declared_differences(document, found), loaded=loaded)
+    lacks = declared_differences(document, found) | _missing_gradients(document, found)
+    return script(found, device, digest, lacks=lacks, loaded=loaded)
 
 
 def _no_script(id: str, ranks: str, source: str = "") -> str:
     """Return the message that the finding `id` has no script, since the finding needs several ranks.
 
     The message names a command to run instead. `ranks` is the number of ranks for this command. `source` is the
-    description of the user's class. If it is "" for a class of the user, the command has the placeholder SUBJECT.
+    description of the user's class. If `source` is "", the command names the subject of crossent in `id`, or SUBJECT.
     """
     subject, check, case = _parts(id)
     given = source or (subject if subject in RANK_SUBJECTS else "SUBJECT")
@@ -161,10 +164,10 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding about a check that passes, for a script that shows the result of the check.
+    """Return a finding with the number nearest to its error bound, for a script that shows a check that passes.
 
-    `id` is SUBJECT:CHECK:CASE. The finding has the number nearest to its error bound. For a bad input, the script shows
-    the error that the call raises.
+    `id` is SUBJECT:CHECK:CASE. If the check fails, this number exceeds its error bound. For a bad input, the finding
+    has no number, and the script shows the error that the call raises.
 
     Raises:
         ValueError: there is no such subject, check or case. Or no number can be shown: the check does not run on this
@@ -205,14 +208,26 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
 
 
 def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return the features whose `instead` a report declares for the subject of a finding, such as {"half_result"}.
+    """Return the features with a text `Feature.instead` that a report declares missing, such as {"half_result"}.
 
-    `document` is a report as a dict. :func:`crossent.report.reader.find` reads the report only up to the finding, so
-    the subjects after the finding may be damaged. This function ignores damaged subjects.
+    The report declares these features missing for the subject of `finding`. `document` is a report as a dict.
+    :func:`crossent.report.reader.find` reads the report only up to the finding, so the subjects after the finding may
+    be damaged. This function ignores damaged subjects.
     """
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
     return {name for name, one in FEATURES.items() if one.instead and any(one.instead in each for each in declared)}
+
+
+def _missing_gradients(document: dict[str, Any], finding: Finding) -> set[str]:
+    """Return which of "gradient" and "target_gradient" the user declared missing (`without`) for a run.
+
+    `document` is the report of the run. For a form or torch, which `without` does not change, return an empty set.
+    """
+    declared = document.get("without", [])
+    if finding.subject.removesuffix(COMPILE_SUFFIX) in BY_NAME or not isinstance(declared, list):
+        return set()
+    return {name for name in ("gradient", "target_gradient") if name in declared}
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:

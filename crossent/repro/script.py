@@ -30,6 +30,7 @@ from crossent.repro.scripts.functions import (
     end_right,
     end_unknown,
     evaluate_linear,
+    evaluate_logits,
     evaluate_loss,
     tensor,
     verdict,
@@ -95,8 +96,8 @@ def script(
         digest: the checksum of the inputs in that run, to compare with the inputs here; None for no comparison.
         passed: whether `finding` comes from `nearest_to_bound`, and so is about a check that passes. The script then
             judges the number by its error bound alone.
-        lacks: features that the user declared missing in that run. The script expects float32 for half precision if
-            "half_result" is among them, and allows changed arguments if "arguments" is.
+        lacks: features that the user declared missing in that run. The script then computes no "gradient" or no
+            "target_gradient", expects float32 for half precision ("half_result"), or allows changed "arguments".
         loaded: the user's function, which the script loads from the same source; None for a form, for torch, or if the
             source is unknown.
 
@@ -129,8 +130,12 @@ def script(
         needs_calls = not passed and _needs_earlier_calls(finding)
         if needs_calls:
             values = {**of_other_numbers(case), **values}
-    instead = dict(INSTEAD[case.operation]) if subject.differentiable else {"evaluate": evaluate_loss}
-    if "arguments" in {*lacks, *subject.lacks}:
+    missing, instead = {*lacks, *subject.lacks}, dict(INSTEAD[case.operation])
+    if not subject.differentiable or "gradient" in missing:
+        instead = {"evaluate": evaluate_loss}
+    elif "target_gradient" in missing and case.operation is CROSS_ENTROPY:
+        instead["evaluate"] = evaluate_logits
+    if "arguments" in missing:
         instead |= CHANGING
     if needs_calls:
         instead["verdict"] = verdict_of_attempt
@@ -241,6 +246,8 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the part of the result (`of`) and the index of the number of the finding.
+
+    Numbers of a finding of another kind than "wrong" have no effect.
 
     Raises:
         ValueError: the check cannot report this part or this index. Or the finding has numbers that the check never

@@ -69,6 +69,48 @@ def run_script(script, folder):
     return subprocess.run([sys.executable, "-"], input=script, text=True, capture_output=True, cwd=folder, check=False)
 
 
+NO_TARGET_GRADIENT = """
+import crossent
+def loss(input, target, **options):
+    return crossent.formula(input * 1.01, target.detach(), **options)
+"""
+NO_GRADIENT = """
+import torch
+import crossent
+def loss(input, target, ignore_index=-100, **options):
+    loss = crossent.formula(input.detach(), target, ignore_index=ignore_index, **options)
+    return torch.where(target == ignore_index, 1, loss) if options["reduction"] == "none" else loss
+"""
+NO_GRADIENT_ATTRIBUTE = NO_GRADIENT + 'loss.lacks = {"gradient": "has no gradient"}\n'
+
+
+@FORKS
+@pytest.mark.parametrize(
+    ("text", "lacks", "check", "case"),
+    [
+        (NO_TARGET_GRADIENT, "target_gradient", "gradient", "float32-7x5-normal-probabilities-mean"),
+        (NO_GRADIENT, "gradient", "ignored_rows", "float32-7x5-normal-int64-none-ignored"),
+        (NO_GRADIENT_ATTRIBUTE, "vmap", "ignored_rows", "float32-7x5-normal-int64-none-ignored"),
+    ],
+    ids=["target_gradient", "gradient", "attribute"],
+)
+def test_a_script_computes_no_gradient_that_is_declared_missing(tmp_path, text, lacks, check, case):
+    file, report = tmp_path / "mine.py", tmp_path / "report.json"
+    file.write_text(text, encoding="utf-8")
+    source = f"{file}:loss"
+    found = crossent.check(source, level="quick", cases={case: [check]}, without=[lacks], jobs=1)
+    report.write_text(json.dumps(found.to_json()), encoding="utf-8")
+    finding = f"loss:{check}:{case}"
+    for script in (script_of(finding, source=source, without=lacks), script_of(finding, str(report), source=source)):
+        ended = run_script(script, tmp_path)
+        assert (ended.returncode, "\nwrong\n" in ended.stdout) == (1, True), ended.stdout + ended.stderr
+
+
+def test_what_is_declared_missing_changes_no_script_of_a_check_that_passes():
+    check = "torch:non_leaf:bfloat16-7x5-normal-int64-mean"
+    assert script_of(check, passed=True, without=["half_result"]) == script_of(check, passed=True)
+
+
 @FORKS
 @pytest.mark.parametrize("name", ["mine.py:loss", "mine:loss", "mine.py:Loss", "mine.py:factory", "mine.py:adapted"])
 def test_the_command_that_is_printed_for_your_function_repeats_the_finding(repeated, tmp_path, name):

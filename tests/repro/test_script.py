@@ -32,6 +32,7 @@ from crossent.checks import CHECKS, compiled_code
 from crossent.checks.compiled_code import _why_no_error
 from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.script import script
+from crossent.repro.scripts import single
 from crossent.subjects.compiler import TRACER
 from crossent.subjects.subject import Subject
 
@@ -272,6 +273,26 @@ def test_a_script_says_that_the_call_raised_system_exit():
     text = script(found(source("raise SystemExit(3)"), INDEX, "call"))
     _, status, out = play(with_subject(text, source("raise SystemExit(3)")))
     assert (status, out) == (1, f"torch {torch.__version__}: the call raised SystemExit(3)\nwrong\n")
+
+
+def test_a_script_of_repeated_logits_cannot_run_without_memory_for_the_upstream_gradient(monkeypatch, capsys):
+    def no_memory(tile):
+        raise MemoryError
+
+    for name, value in (("upstream", torch.ones(2)), ("each_row", True), ("repeated", no_memory)):
+        monkeypatch.setattr(single, name, value)
+    with pytest.raises(SystemExit) as end:
+        single.call_on_repeated()
+    assert end.value.code == 2
+    assert "cannot run here: MemoryError" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_set_fp32_precision_setter"), reason="needs torch 2.9 or newer")
+def test_a_script_shows_that_the_call_changed_the_matmul_precision_of_one_backend():
+    change = 'torch._C._set_fp32_precision_setter("cuda", "matmul", "tf32")'
+    subject = source(f"{change}\nreturn crossent.formula(input, target, **options)")
+    _, status, out = play(with_subject(script(found(subject, INDEX, "state")), subject))
+    assert (status, ": the call changed the float32 matmul precision\nwrong\n" in out) == (1, True), out
 
 
 def test_a_script_says_which_loss_the_subject_may_not_return():

@@ -12,7 +12,7 @@ from crossent.repro.scripts.case import allowed, device, found, other, own_dtype
 
 
 def tensor(bits, dtype, sizes, strides, offset):
-    """Make a tensor with this dtype, these sizes and strides, and this offset into its memory.
+    """Return a tensor on `device` with this dtype, these sizes and strides, and this offset into its memory.
 
     `bits` has the bytes of the memory, compressed and in base 85.
     """
@@ -22,7 +22,7 @@ def tensor(bits, dtype, sizes, strides, offset):
 
 
 def verdict(wrong, message):
-    """Print the message and the verdict, and end the script with status 1 if the subject is wrong, 0 if it is right."""
+    """Print the message and the verdict, and end the script. The status is 1 if the subject is wrong, otherwise 0."""
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
@@ -104,8 +104,22 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
     return result
 
 
+def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
+    """Return the loss and the gradient of the logits as a dict, for a subject without a gradient of the target.
+
+    The keys are "loss" and "gradient". All else is as in `evaluate`.
+    """
+    logits = logits.detach().requires_grad_()
+    loss = (loss_of or subject)(logits, target.detach(), **options)
+    require_dense(loss, requires_grad=True)
+    result = {"loss": loss.detach()}
+    if loss.shape == upstream.shape:
+        (result["gradient"],) = torch.autograd.grad(loss, logits, upstream.to(loss.dtype))
+    return result
+
+
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call as a dict, for a subject without gradients.
+    """Return the loss of a call as the dict {"loss": loss}, for a subject without gradients.
 
     `loss_of` is a function to call in place of the subject. `upstream` has no effect. Raise TypeError if the loss is
     not a dense tensor of real numbers.
@@ -175,7 +189,8 @@ def fresh(logits, target, options, upstream):
 def call_others(attempt):
     """Make `attempt` calls of the subject with other numbers. The result of the next call may depend on these calls.
 
-    Some of the calls have another reduction. Some have a batch of only one element.
+    Some of the calls have another reduction. For batched logits, some have a batch of one element. If a call raises an
+    exception, print the exception.
     """
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
@@ -206,5 +221,5 @@ def bits(result):
 
 
 def memory(tensor):
-    """Return all bytes of the storage of a tensor."""
+    """Return the storage of a tensor as a uint8 tensor that shares this storage."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
