@@ -122,7 +122,7 @@ def _copy(tensor: Tensor, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tens
 def bits(tensor: Tensor) -> Any:
     """Return the bits of the tensor as a numpy array of unsigned integers, in the tensor's shape."""
     wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    array = tensor.detach().cpu().contiguous().view(wide).numpy()
+    array = tensor.detach().resolve_neg().cpu().contiguous().view(wide).numpy()
     return array.view(f"u{tensor.element_size()}")
 
 

@@ -140,13 +140,14 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     if leaves and not value.requires_grad:
         raise _detached_error(word("input"), "gradient")
     if not leaves or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
-        return Result(value.detach())
+        return Result(value.detach().resolve_neg())
     made = torch.autograd.grad(value, list(leaves.values()), inputs.upstream.to(value.dtype), allow_unused=True)
-    computed = dict(zip(leaves, made, strict=True))
-    for name, gradient in computed.items():
+    computed = {}
+    for name, gradient in zip(leaves, made, strict=True):
         if gradient is None:
             raise _detached_error(word(GRADIENTS[name]), name)
-    return Result(value.detach(), **computed)
+        computed[name] = gradient.resolve_neg()
+    return Result(value.detach().resolve_neg(), **computed)
 
 
 def _detached_error(argument: str, name: str) -> TypeError:

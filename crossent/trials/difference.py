@@ -111,7 +111,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
         values["gradient"] = allow_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
     found = [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
     if zero_mean and exact.terms.reduction == "mean" and not exact.terms.kept.any():
-        zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).cpu().double().numpy()
+        zero, loss = np.zeros((1, 1)), got.loss.resolve_neg().reshape(-1, 1).cpu().double().numpy()
         found[0] = replace(difference("loss", name_of(got.loss), loss, Ball(zero, zero, zero), zero), index=())
     return found
 
@@ -157,7 +157,7 @@ def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differen
         ValueError: the result and the exact values have different numbers of elements.
     """
     by_row = name in BY_ROW
-    got = tensor.reshape(-1, 1).cpu().double().numpy() if by_row else rows_of(tensor)
+    got = tensor.resolve_neg().reshape(-1, 1).cpu().double().numpy() if by_row else rows_of(tensor)
     if got.size != exact.hi.size:  # an isolated process may send an empty tensor, which would have no wrong number
         raise ValueError(f"{name}: got {got.size} numbers; expected {exact.hi.size}")
     allowed, vacuous, without_bound = _find_bounds(name, exact, bounds)

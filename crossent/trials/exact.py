@@ -337,7 +337,7 @@ def rows_of(tensor: Tensor) -> Array:
     """
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
-    return np.ascontiguousarray(last.reshape(-1, classes).detach().cpu().double().numpy())
+    return np.ascontiguousarray(last.reshape(-1, classes).detach().resolve_neg().cpu().double().numpy())
 
 
 def _indices(target: Tensor) -> NDArray[np.int64]:

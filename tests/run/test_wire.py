@@ -82,6 +82,12 @@ def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
     assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
 
 
+def test_a_lazily_negated_view_arrives_with_the_right_signs():
+    sent = torch._neg_view(torch.tensor([1.0, -2.0]))
+    reply = wire.write_reply(Performed((sent, [], "")), MOST)
+    assert read(reply, several).value[0].tolist() == [-1.0, 2.0]
+
+
 def test_tensors_in_one_storage_arrive_in_one_storage():
     sent = LinearCase("float32", linear_layout="linear_tied").build()
     known = {(wire.__name__, name): value for name, value in vars(wire).items()}

@@ -1,4 +1,4 @@
-"""Test the errors about the gradients of a call: a detached loss, and a result without a right gradient."""
+"""Test the errors about the gradients of a call, and results that are lazily negated views."""
 
 import re
 from dataclasses import replace
@@ -67,3 +67,23 @@ def test_the_error_of_a_missing_or_wrong_gradient_names_the_gradient():
                 require_gradients([got, [replace(got, **{name: wrong})]], (inputs,), tuple(GRADIENTS))
         require_gradients(replace(got, **{name: None}), (inputs,), ())
     require_gradients(replace(got, loss=torch.zeros(3), gradient=None), (inputs,), tuple(GRADIENTS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loss_and_a_gradient_may_be_lazily_negated_views(dtype):
+    class Negate(torch.autograd.Function):
+        @staticmethod
+        def forward(context, logits):
+            return logits.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return torch._neg_view(-gradient)
+
+    def negated(input, target, **options):
+        return torch._neg_view(-F.cross_entropy(Negate.apply(input), target, **options))
+
+    checks = ["call", "result", "loss", "gradient", "repeat", "no_grad", "non_leaf"]
+    case = f"{dtype}-7x5-normal-int64-mean-scalar"
+    report = crossent.check(negated, checks=checks, cases=[case])
+    assert report.ok, report.findings

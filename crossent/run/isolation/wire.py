@@ -218,7 +218,8 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
             if value.numel() * value.element_size() > most:
                 size = f"shape {tuple(value.shape)} and {value.numel() * value.element_size()} bytes"
                 raise DamagedError(f"a result has {size}; expected at most {most} bytes")
-            content = None if value.is_meta else _raw(value.detach().untyped_storage())
+            value = value.detach().resolve_neg()  # the storage of a lazily negated view has the numbers with other signs
+            content = None if value.is_meta else _raw(value.untyped_storage())
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
         if is_dataclass(value) and not isinstance(value, type):
