@@ -1,7 +1,9 @@
 """Fresh processes: a bad call that ends its process or blocks its device becomes a finding."""
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +95,34 @@ def test_calls_have_their_own_process_if_the_process_that_forks_has_ended(monkey
     calls = [(BEYOND.id, "cpu"), (SHORT_WEIGHT.id, "cpu")]
     made = fresh_process.perform_each([crossent.formula] * 2, call_badly, calls, "cpu", 2)
     assert (made, asked) == ([Performed(1)] * 2, calls)
+
+
+def is_running(process):
+    """Return whether a process runs. A process that has ended, but has not been waited for, does not run."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_call_that_hangs_ends_with_the_process_that_forks(tmp_path, monkeypatch):
+    def end_once_called(folder, *words):
+        process = start(folder, *words)
+        while not started.exists():
+            time.sleep(0.05)
+        process.kill()
+        return process
+
+    start, started = fresh_process._start, tmp_path / "started"
+    monkeypatch.setattr(fresh_process, "_start", end_once_called)
+    monkeypatch.setattr(FreshProcess, "perform", lambda self, act, *of: Performed(1))
+    monkeypatch.setenv("CROSSENT_STARTED", str(started))
+    assert fresh_process.perform_each([refusers.hangs_after_a_note], call_badly, [(BEYOND.id, "cpu")], "cpu", 1)
+    end = time.monotonic() + 10
+    while is_running(process := int(started.read_text())):
+        assert time.monotonic() < end, f"the process {process} is still running"
+        time.sleep(0.05)
 
 
 def test_a_run_starts_one_process_for_all_calls_that_would_poison_a_device(monkeypatch):

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import time
+from pathlib import Path
 
 
 def exits(input, target, **options):
@@ -14,6 +15,13 @@ def segfaults(input, target, **options):
 
 
 def hangs(input, target, **options):
+    time.sleep(1000)
+
+
+def hangs_after_a_note(input, target, **options):
+    note = Path(os.environ["CROSSENT_STARTED"])
+    note.with_suffix(".part").write_text(str(os.getpid()))
+    note.with_suffix(".part").rename(note)
     time.sleep(1000)
 
 

@@ -30,6 +30,7 @@ from crossent.machine import can_fork, cores
 from crossent.run.isolation import wire
 from crossent.run.isolation.process import status_in_words
 from crossent.run.judge import why_not_called
+from crossent.subjects.confinement import end_with_parent
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Host, NotRun, Performed, perform
 from crossent.words import said
@@ -262,6 +263,7 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
             own = waiting.pop(0)
             if (child := os.fork()) == 0:
                 try:
+                    end_with_parent()  # else a call that never returns would outlive the run
                     main(str(own))
                 finally:
                     os._exit(1)
