@@ -144,7 +144,7 @@ def _unused_options(trial: Trial) -> str:
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
     """Return the checksum of the loss of a call without an option; None if the call returns no loss.
 
-    The call gets the other options of the case. The options in `instead` are added or replace options of the case.
+    The call gets the other options of the case, and the options in `instead`, which take precedence.
     """
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead

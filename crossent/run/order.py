@@ -125,7 +125,10 @@ def _structure(case: Case | BadInput) -> tuple[object, ...]:
 
 
 def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
-    """Return the estimated CPU seconds of a case on one subject, and the name of the most expensive check."""
+    """Return the estimated CPU seconds of a case on one subject, and the name of the most expensive check.
+
+    The name is "errors" for a bad input, and "call" if no check applies to the case.
+    """
     if isinstance(case, BadInput):
         return _BAD_INPUT, "errors"
     costs = {check.name: _seconds(check) for check in checks if check.applies(case)} or {"call": 0.0}
@@ -140,11 +143,11 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
-    Each of the first cases is a separate part, so that its findings are reported at once. These parts start first. The
-    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Among
-    these parts, the parts with the most expensive cases start first. In a run that may end soon, the parts with cases
-    that need torch's compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose
-    worker computes their error bounds together.
+    Each of the first cases is a separate part, so that its findings are reported at once. These parts start first, for
+    each group of subjects. The other cases are divided into parts of about equal cost, except that an expensive case is
+    a part by itself. Among these parts, the parts with the most expensive cases start first. In a run that may end
+    soon, the parts with cases that need torch's compilers come last. Most cases of the same structure
+    (:func:`_structure`) are in one part, whose worker computes their error bounds together.
 
     With isolated processes, a part has at most `SUBJECTS_AT_ONCE` subjects. All parts of a group of subjects come
     before the parts of the next group. Random numbers divide the other cases into parts, and order the cases of each
@@ -209,7 +212,8 @@ class Steps:
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: the most expensive of the running cases and its most expensive check, in words; "" if none runs.
+        running: the most expensive case of the running step, and its most expensive check; "" if none runs. Of several
+            running steps, this is the most expensive step.
 
     `work` runs the steps and yields them. `count` is the planned number of steps: a case that runs again adds a step.
     """

@@ -179,7 +179,7 @@ def _judge_safely(
     """Call the function `judge`, and return its verdict. For an isolated process, first start the case's time limit.
 
     If `judge` raises an exception, because of a wrong reply of an isolated process or an unusable device, return a
-    verdict with the finding "crashed".
+    verdict with the finding "crashed". Any other exception propagates, and so does a :class:`ForkServerError`.
     """
     if isinstance(host, IsolatedProcess):
         host.start_case()
@@ -217,8 +217,8 @@ class _Work:
 
         The case is judged when the caller reads the iterator. `judge_each` explains `subjects`, `hosts` and `device`.
 
-        Up to `_CASES_AT_ONCE` cases form a group. Before the first case of a group is judged, `prepare` computes exact
-        values and most error bounds of the group, except for a linear cross-entropy.
+        Up to `_CASES_AT_ONCE` cases form a group. Before the first case of a group is judged, `prepare` computes the
+        exact values and most error bounds of the group. For a linear cross-entropy, `prepare` computes nothing.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
@@ -263,7 +263,7 @@ class _Work:
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == TORCH_INDEX else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return an isolated process for each subject with an index in `subjects`. Close other isolated processes."""
+        """Return the host of an isolated process for each index in `subjects`. Close the hosts of other subjects."""
         if self.server is None:  # in a run of a user's function, no exact value has been computed yet
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():

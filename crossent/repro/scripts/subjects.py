@@ -1,4 +1,4 @@
-"""The subjects that a script defines itself, in place of an import.
+"""The subjects that a script defines itself, as a function that calls torch or crossent.
 
 A printed script has at most one of these functions, under the name `subject`.
 """
@@ -9,7 +9,7 @@ import torch
 
 
 def torch_loss(input, target, **options):
-    """Call torch.nn.CrossEntropyLoss."""
+    """Make a torch.nn.CrossEntropyLoss with these options, call the module, and return the loss."""
     return torch.nn.CrossEntropyLoss(**options)(input, target)
 
 

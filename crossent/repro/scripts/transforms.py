@@ -15,9 +15,9 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and a function that takes an upstream gradient and returns a tuple of gradients.
+    """Call the subject, and return the loss and a function from an upstream gradient to a tuple of gradients.
 
-    The tuple has the gradient of the logits. If the target has probabilities, the tuple also has its gradient.
+    The tuple has the gradient of the logits and, if the target has probabilities, the gradient of the target.
     """
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
@@ -25,7 +25,7 @@ def pull(logits, target):
 
 
 def gradients_of(logits, target, upstream):
-    """Return a tuple: the loss, and the gradients that the function from :func:`pull` returns for `upstream`."""
+    """Return a tuple of the loss and the gradients for the upstream gradient `upstream` (:func:`pull`)."""
     loss, back = pull(logits, target)
     return loss, *back(upstream.to(loss.dtype))
 
@@ -40,7 +40,8 @@ def call_under_vjp():
 def call_linear_under_vjp():
     """Call a linear cross-entropy under torch.func.vjp, and return the loss and the gradients.
 
-    The gradients are those of the input and the weight. If the case has a bias, its gradient follows.
+    The result has the gradients of the input and of linear_weight. If the case has linear_bias, the result also has the
+    gradient of linear_bias.
     """
     names = [name for name in ("linear_weight", "linear_bias") if name in options]
 
@@ -73,13 +74,16 @@ def judge_samples(results):
     """Compare one number of each result with the exact value, and end the script.
 
     `results` are the two results of :func:`call_under_vmap`. The exit status is 1 if the number is wrong in any result.
-    The first result has only losses, so this function skips the first result for a number of a gradient.
+    If the number belongs to a gradient, this function skips the first result, which has only losses.
     """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
 def differentiate_batch():
-    """Return the gradients for a batch of two upstream gradients, by torch.autograd.grad(is_grads_batched=True)."""
+    """Return the gradients for a batch of two upstream gradients, by torch.autograd.grad(is_grads_batched=True).
+
+    If autograd finds that the loss does not depend on an argument, the gradient of this argument is None.
+    """
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
@@ -170,7 +174,7 @@ def empty(value):
 
 
 def call_on_meta():
-    """Call the subject on the meta device, and check the dtype, the shape and the device of the loss."""
+    """Call the subject on the meta device. End the script if the loss has a wrong dtype, shape or device."""
     meta = empty(logits), empty(target), {name: empty(value) for name, value in options.items()}, empty(upstream)
     require_shape(evaluate(*meta)["loss"], *meta)
 
@@ -178,7 +182,8 @@ def call_on_meta():
 class Module(torch.nn.Module):
     """A module that calls the function `loss`, for torch.export.
 
-    `names` are the names of options that are tensors, and `forward` takes their values. `options` has the others.
+    `names` are the names of the options that are tensors. `forward` takes these tensors. `options` has the other
+    options.
     """
 
     def __init__(self, loss, names, options):

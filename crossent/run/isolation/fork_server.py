@@ -1,8 +1,8 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-An isolated process calls a subject. The judge is the process that runs the checks. In a run of a user's function, the
-judge starts the fork server before the judge computes any exact value. So no process of a user's function inherits an
-exact value.
+An isolated process calls a subject. The judge is the process that runs the checks. In a run with a
+user's function or a compiled subject, the judge starts the fork server before the judge computes any exact value. So no
+process of such a subject inherits an exact value.
 
 In a run of only forms and torch, none of them compiled, the fork server starts only after a worker crashes or hangs.
 In such a run, which calls no user's function, the fork server may inherit exact values.
@@ -107,7 +107,7 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Set the limits of the fork server; then start and end isolated processes until the judge closes its socket.
+    """Set the limits of the fork server; then start and end isolated processes until the judge closes the connection.
 
     This function runs in the fork server. The isolated processes inherit the limits. The judge sends its requests
     to the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.

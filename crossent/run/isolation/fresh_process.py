@@ -150,7 +150,9 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
 
 
 def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
-    """Return the outcome of `act`: the reply in the folder. If there is no reply, return how the process ended.
+    """Return the outcome of `act` from the reply in the folder. Without a reply, return how the process ended.
+
+    If the reply is malformed, the outcome is "crashed".
 
     Args:
         folder: the folder into which the process writes its reply.
@@ -197,7 +199,7 @@ def perform_each(
     A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
     each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
     at the same time. If the forking process ends early or exceeds its time limit, :class:`FreshProcess` makes the
-    remaining calls.
+    remaining calls. If pickle cannot send a loss or an argument, the outcome of the call has the value `NotRun`.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]

@@ -144,7 +144,7 @@ class IsolatedProcess:
     def _confirm(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Return `performed`, the outcome of an act. Replace a false `NotRun` by the outcome "crashed".
+        """Return `performed`, the outcome of an act. If its value is a false `NotRun`, return the outcome "crashed".
 
         `NotRun` says that the act, a function that calls the subject, cannot run on this machine. The statement is
         false if the same act with torch, in another isolated process, has a different outcome. The judge must not run

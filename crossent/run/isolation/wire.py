@@ -134,8 +134,8 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 class _Pickler(pickle.Pickler):
     """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device.
 
-    If tensors share a storage, the tensors that are read from the pickle also share a storage. A tensor on the meta
-    device has no data, so the pickler keeps only the other properties.
+    Tensors that share a storage also share a storage when the pickle is read. A tensor on the meta device has no data,
+    so the pickler keeps only the other properties.
     """
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
@@ -218,7 +218,7 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
             if value.numel() * value.element_size() > most:
                 size = f"shape {tuple(value.shape)} and {value.numel() * value.element_size()} bytes"
                 raise DamagedError(f"a result has {size}; expected at most {most} bytes")
-            value = value.detach().resolve_neg()  # the storage of a lazily negated view has the numbers with other signs
+            value = value.detach().resolve_neg()  # the memory of a lazily negated view has the opposite signs
             content = None if value.is_meta else _raw(value.untyped_storage())
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
@@ -240,7 +240,8 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
     """Return the outcome of `act(loss, *arguments)`, from a reply of :func:`write_reply`.
 
-    `content` has the bytes of the reply. `most` is the largest allowed size of a tensor, in bytes.
+    `content` has the bytes of the reply. `most` is the largest allowed size of a tensor, in bytes. Long texts and long
+    lists of changed state are cut.
 
     Raises:
         DamagedError: the reply is malformed, or has a value that `act` cannot return.
