@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from support.linear_bugs import BUGS, Chunked
 from support.linear_calls import linear_case
 from support.right_linear import RightLinear
@@ -189,6 +190,34 @@ def test_no_change_of_the_logits_moves_a_probability_further_than_the_largest_mo
         np.testing.assert_allclose(
             most, moves, rtol=WIDENED, atol=LOG_SOFTMAX
         )  # one of the signs attains the largest move
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize(
+    ("logits", "error"), [([0.0, -746.0], 400.0), ([-800.0, 0.0, -1.0], 405.0), ([0, -706], 354.0), ([0, -1500], 1e3)]
+)
+def test_the_error_covers_errors_of_the_logits_that_make_an_underflowing_probability_large(logits, error, recomputes):
+    logits = np.float64([logits])
+    terms = rows_with_error(np.random.RandomState(0), rows=1, classes=logits.size)
+    terms = replace(terms, logits=logits, log_sum=log_sum(logits), logits_error=np.full_like(logits, error))
+    contract = linear_contract("kernel", "A", "float32", recomputes=recomputes).loss
+    with np.errstate(all="ignore"):
+        moves, probs = largest_move(terms, contract), softmax_of_inexact(terms, contract)[1]
+    before = log_softmax(logits)
+    for sign in np.array(np.meshgrid(*[[-1, 1]] * logits.size)).reshape(logits.size, -1).T:
+        after = log_softmax(logits + error * sign)
+        assert (np.abs(after - before) <= moves + 1e-9).all()
+        assert (np.abs(np.exp(after) - np.exp(before)) <= probs.error * (1 + 1e-9)).all()
+
+
+def test_two_large_logits_may_round_to_the_same_number():
+    """In bfloat16, both logits are 131072. So the computed loss is log 2, but the exact loss is exp(-750)."""
+    hidden, weight = torch.tensor([[256.0, 1.0]]).bfloat16(), torch.tensor([[512.0, 500.0], [510.0, 262.0]]).bfloat16()
+    assert (hidden @ weight.T).tolist() == [[131072, 131072]]
+    call = LinearCall(hidden.float().numpy(), weight.float().numpy(), index=np.array([0]))
+    bounds = LinearBounds(LinearTerms.of(call), linear_contract("eager", "B", "bfloat16"))
+    assert bounds.loss >= np.log(2)
+    assert (bounds.grad_bias >= 0.5).all()
 
 
 def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():

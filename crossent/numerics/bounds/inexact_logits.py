@@ -65,11 +65,12 @@ def largest_move(t: Terms, c: Contract) -> Array:
     move is the sum of both.
     """
     assert t.logits_error is not None
-    p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)
+    log_p = _log_probs(t)
+    p, grown = np.exp(log_p), np.expm1(t.logits_error)
     terms = p * grown
     total = terms.sum(1, keepdims=True)
     if c.recomputes:
-        return np.asarray(t.logits_error + np.log1p(total))
+        return _with_far_moves(np.asarray(t.logits_error + np.log1p(total)), log_p, t.logits_error, True)
     top = np.arange(len(p)), t.logits.argmax(1)
     # The sums over the other classes. If a class has most of the total, `total - terms` loses digits: the margin covers
     # the loss. For the top class, add the other terms instead.
@@ -77,7 +78,29 @@ def largest_move(t: Terms, c: Contract) -> Array:
     terms[top], p[top] = 0.0, 0.0
     others[top], rest[top] = terms.sum(1), p.sum(1)
     # expm1(a + b) = exp(b) expm1(a) + expm1(b)
-    return np.asarray(np.log1p((1 + grown) * others + grown * rest))
+    moves = np.log1p((1 + grown) * others + grown * rest)
+    return _with_far_moves(np.asarray(moves), log_p, t.logits_error, False)
+
+
+def _with_far_moves(moves: Array, log_p: Array, e: Array, recomputes: bool) -> Array:
+    """Return `moves`, the result of :func:`largest_move`, (R, C), computed anew in each row with an error above 300.
+
+    In such a row, `exp(e_i + e_c)` may overflow, or a p_i that underflows to 0 may become large. So this function adds
+    up logarithms: `log(p_c + exp(e_c) Σ_{i≠c} exp(log p_i + e_i))`. `log_p` and the errors `e` are (R, C).
+    `recomputes` is the field of the contract.
+    """
+    far = e.max(1) > 300
+    if not far.any():
+        return moves
+    log_p, e = log_p[far], e[far]
+    raised, none = log_p + e, np.full((len(e), 1), -np.inf)
+    if recomputes:
+        moves[far] = e + np.logaddexp.reduce(raised, axis=1, keepdims=True)
+        return moves
+    before = np.hstack([none, np.logaddexp.accumulate(raised[:, :-1], axis=1)])
+    after = np.hstack([np.logaddexp.accumulate(raised[:, :0:-1], axis=1)[:, ::-1], none])
+    moves[far] = np.maximum(np.logaddexp(log_p, e + np.logaddexp(before, after)), 0.0)
+    return moves
 
 
 def _log_probs(t: Terms) -> Array:
@@ -99,7 +122,7 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
     log_p = _log_probs(t)
     moves = largest_move(t, c)
     p = np.exp(log_p)
-    w = p * np.exp(np.minimum(moves, 700.0))
+    w = np.exp(np.minimum(log_p + moves, 700.0))
 
     spread = np.abs(t.logits - largest[:, None]) + t.logits_error + most[:, None]
     subtracted = c.compute.rounding_error(spread)
@@ -127,7 +150,7 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
     if c.fused:
         inverse = Computed.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
         p_error = np.maximum(p_error, exponentials.times(inverse, c.compute).error)
-    of_move = np.where(p > 0, p * np.expm1(np.minimum(moves, 700.0)), 0.0)
+    of_move = np.where(moves < 1, p * np.expm1(np.minimum(moves, 1.0)), w - p)  # p may underflow where w does not
     log_probs = Computed(log_p, _inf_for_nan(moves + log_error), c.compute)
     return log_probs, Computed(p, _inf_for_nan(of_move + p_error), c.compute), logsumexp
 
