@@ -94,7 +94,7 @@ DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
 
 @contextmanager
 def _one_thread_of_openblas() -> Iterator[None]:
-    """Return a context manager that gives the OpenBLAS of numpy's wheel one thread, and changes no other BLAS."""
+    """Return a context manager in which the OpenBLAS of numpy's wheel has one thread. No other BLAS is changed."""
     found = _thread_functions()
     if found is None:
         yield
@@ -127,7 +127,7 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
 def require_device(device: object) -> None:
     """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device.
 
-    Raise TypeError if the device is not a string, such as `torch.device("cpu")`.
+    Raise TypeError if the device has another type than `str`, for example `torch.device`.
     """
     if not isinstance(device, str):
         raise TypeError(f"device: got {quoted(device)}; allowed is a string: {DEVICES}")
@@ -163,10 +163,10 @@ def lost(device: str) -> str:
 
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done its work. An assert that failed on the device raises a RuntimeError here."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type in ("xpu", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def environment(device: str, ranks: int | None = None) -> dict[str, str]:

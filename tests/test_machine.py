@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,17 @@ def test_the_memory_and_the_name_of_other_gpus_are_read(monkeypatch):
     machine.synchronize(torch.device("mps"))
     machine.synchronize(torch.device("cpu"))
     assert calls.count("synchronize") == 2
+
+
+def test_synchronize_waits_for_the_given_device(monkeypatch):
+    waited = []
+    for name in ("cuda", "xpu"):
+        monkeypatch.setattr(
+            torch, name, SimpleNamespace(synchronize=lambda of=None: waited.append(str(of))), raising=False
+        )
+    machine.synchronize(torch.device("cuda", 1))
+    machine.synchronize(torch.device("xpu", 1))  # not the current device, such as xpu:0
+    assert waited == ["cuda:1", "xpu:1"]
 
 
 def test_autocast_is_off_on_each_kind_of_device_that_the_machine_has(monkeypatch):
