@@ -6,8 +6,8 @@ r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight
 Here `h` is the input, and `W` and `b` are the weight and the bias of the linear layer. `g` is the upstream gradient,
 `e_y` is the one-hot vector of the true class `y`, and `d_n` is row n of `d`.
 
-The last layer of a language model has many classes C. So the logits z, (N, C), need more memory than any other tensor
-of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
+The last layer of a language model has many classes C. So its logits z, of shape (N, C), need more memory than any
+other tensor of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
 :func:`linear_blocked` computes some rows at a time, and stores only the logits of these rows. This idea is from Hsu et
 al., "Liger Kernel", arXiv:2410.10989.
 
@@ -77,8 +77,8 @@ def linear_formula(
 
     Raises:
         RuntimeError: `input`, `linear_weight` or `linear_bias` has another shape than above, or a size `C`, `d1`, …,
-            `dK` is 0. Their dtypes or devices differ, or `ignore_index` is given with class probabilities. All other
-            errors are as in :func:`crossent.formula`.
+            `dK` is 0. Or these tensors differ in dtype or device, or class probabilities come with an `ignore_index`.
+            All other errors are as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -120,10 +120,10 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies these gradients by the upstream gradient. For the reduction "none", or if an earlier backward pass has
-    returned these gradients, the backward pass computes the logits again. The loss and the gradients are summed in
-    float32, or in float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor. The
-    function computes a gradient only for the tensors that require a gradient.
+    multiplies these gradients by the upstream gradient; an infinite upstream gradient makes a gradient of 0 NaN. For
+    the reduction "none", or if an earlier backward pass has returned these gradients, the backward pass computes the
+    logits again. The loss and the gradients are summed in float32, or in float64 if the loss is float64. Each number
+    is then rounded once to the dtype of its tensor. Only tensors that require a gradient get a gradient.
 
     The function stores the logits of one block, and the gradients in the dtype of the computation. For class
     probabilities and label smoothing, the function needs a few more buffers of the size of a block.
@@ -241,8 +241,8 @@ def _differentiate(
     """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
 
     `wanted` has a bool for each leaf; if False, the gradient is None. `upstream` is the upstream gradient. An ignored
-    row adds nothing to any gradient. Losses and gradients have the dtype of the computation. If `rows.dense` is False,
-    the losses lack the class weights, which `_weigh_and_reduce` applies. For `block_size`, see :func:`rows_of_block`.
+    row adds nothing to any gradient. The results have the dtype of the computation. `_weigh_and_reduce` sets the losses
+    of ignored rows to 0, and applies class weights if `rows.dense` is False. `block_size`: see :func:`rows_of_block`.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -270,10 +270,10 @@ def _differentiate(
 
 
 def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int:
-    """Return the number of rows in a block of :func:`crossent.linear_blocked`; the last block may have fewer.
+    """Return the largest number of rows that a block of :func:`crossent.linear_blocked` may have.
 
     `rows` is the number of all rows. `block_size` is the largest number of logits in a block; None stands for the
-    default. A block has at least one row, even if a row has more logits.
+    default. The result is at least one row, even if a row has more logits.
     """
     return min(rows, max(1, (block_size or max(_LOGITS, _ROWS * classes)) // classes))
 

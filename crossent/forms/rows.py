@@ -36,8 +36,8 @@ class Rows:
         index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
         kept: (...), bool, False on ignored rows. None for class probabilities, or if :func:`arrange` has checked
             that no row is ignored.
-        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the target as the
-            caller gave it. None for class indices.
+        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
+            target, without smoothing. None for class indices.
         weight: (C,), the class weights; None without class weights.
         target_weight: (...), the weight of each row's true class, or 1 without class weights; 0 on ignored rows. None
             for class probabilities. Also None if there are no class weights and :func:`arrange` has checked that no
@@ -142,7 +142,7 @@ class Rows:
     def expect(self, values: Tensor) -> Tensor:
         """Return `Σ_c w_c q_c values_c` for each row, (...), from `values`, (..., C).
 
-        `w` are the class weights, and `q` is the smoothed target.
+        `w` are the class weights, and `q` is the smoothed target. These rows must be widened, and :attr:`dense`.
         """
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
@@ -205,9 +205,9 @@ def arrange(
     The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
     errors are as in :func:`lay_out`.
 
-    Pass `eager=True` only if there are targets, the tensors are on a CPU, and torch does not transform, trace or
-    compile the call. Python then reads class indices. If :func:`_all_kept` returns True for these indices, the rows
-    have no mask `kept`, and later steps are faster.
+    Pass `eager=True` only if `target` is not empty, the tensors are on a CPU, and torch does not transform, trace or
+    compile the call. For class indices, Python then calls :func:`_all_kept`. If the result is True, the rows have no
+    mask `kept`, and later steps are faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     has_probabilities = target.shape == input.shape

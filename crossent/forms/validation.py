@@ -1,10 +1,10 @@
 """The checks of the arguments of a form, and the error messages.
 
-For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, IndexError and
-RuntimeError. An input whose dtype is not in `FLOATS`, and a tensor that is not dense, raise NotImplementedError.
-:mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the exceptions are
-TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and the allowed
-values.
+For tensors, the exceptions have the same classes as in `F.cross_entropy` and `F.linear_cross_entropy`: TypeError,
+ValueError, IndexError and RuntimeError. An input whose dtype is not in `FLOATS`, and a tensor that is not dense, raise
+NotImplementedError. :mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the
+exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and
+the allowed values.
 """
 
 from __future__ import annotations

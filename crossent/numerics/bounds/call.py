@@ -95,7 +95,7 @@ class CallBounds:
 
     @cached_property
     def _log_sizes(self) -> Array:
-        """The largest magnitudes that the computed `log p` can have, (R, C); 0 where `log p` is infinite."""
+        """The largest magnitudes that the computed `log p` can have, (R, C); 0 where `log p` is infinite or NaN."""
         return where_any(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
 
     @cached_property

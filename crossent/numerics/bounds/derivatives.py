@@ -29,10 +29,14 @@ from crossent.numerics.formats import Array
 
 
 class DerivativeBounds(Bounds):
-    """The error bounds of derivatives along a direction: of one call, or of several calls of one structure.
+    """The error bounds of the derivatives of one call, or of several calls of one structure, along a direction.
 
-    A bound is infinite where the contract promises nothing. The storage format of the contract must represent the
-    numbers of the direction, (R, C), without rounding.
+    A bound is infinite where the contract promises nothing.
+
+    Args:
+        terms: The arguments of the call or of the stacked calls.
+        contract: The promises of the implementation about its arithmetic.
+        direction: The direction `u` of the logits, (R, C). `contract.storage` must represent its numbers exactly.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -51,7 +55,7 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _kept_probs(self) -> Computed:
-        """The probabilities `p`, (R, C), rounded to the format `stored` of the contract, if there is one.
+        """The probabilities `p`, (R, C), rounded to the format `stored` of the contract unless this format is None.
 
         A kernel for the gradient need not store `p`. But if autograd differentiates the gradient, autograd stores `p`.
         """
