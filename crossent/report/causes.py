@@ -185,7 +185,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
     for word, shared in lacking.items() if first.kind == "refused" else ():
         if having := [finding for finding in rest if word in words_of(finding.case)]:
             made.append(Cause(having, shared, FEATURE_OF[word]))
-            rest = [finding for finding in rest if finding not in having]
+            rest = [finding for finding in rest if word not in words_of(finding.case)]
     if rest and (feature := _of_check(subject, first.check)):
         return [*made, Cause(rest, None, declaration(first) or feature)]
     return [*made, *(_separate(subject, rest) if rest and made else [])]
