@@ -37,7 +37,7 @@ class Cause:
     """Findings that probably have one cause.
 
     Attributes:
-        findings: one or more groups of similar findings. In each group, the clearest finding is first.
+        findings: one or more groups of similar findings; each group begins with its clearest finding.
         common: the words that most failing and few passing cases have; None if there are no such words.
         feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
         lacks: if `feature` is "", a missing feature that may explain the findings; "" if there is none.
@@ -66,7 +66,7 @@ class Cause:
         """A finding that shows the failure clearly. Compare two findings by the first rule that prefers one of them.
 
         First, prefer (1) a case with the common words; (2) a finding that is clear by `less_clear`. Then prefer (3) the
-        most frequent of `factor_names`; (4) few `factor_names`; (5) logits of (N, C); (6) the reduction 'none'.
+        most frequent name of `factor_names`; (4) few such names; (5) logits of (N, C); (6) the reduction 'none'.
         """
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
@@ -234,7 +234,7 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
     """Return each word for a feature that seems missing, and how many refused and right calls have the word.
 
     The words are from `_missing_feature_words`. Of the calls with such a word, no fewer are refused than wrong.
-    Frequent words come first. A refused call counts only for its first word. With no right calls, use the wrong calls.
+    Frequent words come first. A refused call counts only for its first word. If no call is right, use the wrong calls.
     """
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
@@ -272,10 +272,10 @@ def _may_lack(subject: SubjectReport, cause: Cause) -> str:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing but few passing cases of a check have; None if there are no such words.
 
-    The result has at most `_MOST_WORDS` words of the first failing case or, without `other`, only `DEPENDS`.
-    `Common.above` exceeds one half, and each word after the first adds more than `_LEAST_INCREASE` to `above`. `other`
-    has cases that fail with another kind of number. They count as passing in `above`, but not in the result. For one
-    finding, or if no case passes, return None.
+    The result has 1 to `_MOST_WORDS` words of the first failing case. If `other` is empty, `DEPENDS` alone may take
+    their place. `Common.above` exceeds one half, and each word after the first adds more than `_LEAST_INCREASE` to
+    `above`. `other` has cases that fail with another kind of number. These cases count as passing in `above`, but not
+    in the result. For one finding, or if no case passes, return None.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -294,7 +294,7 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
     The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
     finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail.
     The words with the most failing cases give the first cause; then separate the rest. The first cause needs two
-    findings, and for vague words of `common` also a share of `_LEAST_OF`. Without such words, return one cause.
+    findings, and for vague words of `common` also the share `_LEAST_OF`. If it has fewer, return one cause.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -327,7 +327,7 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
-    """Return whether there is a word that nearly all cases of `findings` have, and nearly no case of `others`."""
+    """Return whether there is a word that nearly all cases of `findings` and nearly no cases of `others` have."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in selections(words, 1, cases, without))
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many cases of `failing` and `passing` fail the check `repeat`; nothing if `check` is "repeat"."""
+    """Yield how many cases of `failing` and `passing` fail the check `repeat`. Yield nothing if `check` is "repeat"."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -98,7 +98,7 @@ def size_of_error(finding: Finding) -> int:
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature, such as "nan_mean", that the message of a finding suggests for `--without`; "" if none."""
+    """Return the feature that a line "If …" of a finding's message suggests for `--without`; "" if there is none."""
     found = _DECLARATION.search(finding.message)
     return found[2] if found and found[1] == "without" else ""
 
@@ -106,8 +106,8 @@ def declaration(finding: Finding) -> str:
 def factor_names(finding: Finding) -> tuple[str, ...]:
     """Return the possible names of the factor between the wrong and the exact number; () if the message has none.
 
-    `crossent.trials.factors.factor_of` writes the line "The number is the exact value times 0.7: kept rows / rows" into
-    the message of the finding. Here, the name is "kept rows / rows".
+    `crossent.trials.factors.factor_of` returns the line with the names. An example is "The number is the exact value
+    times 0.7: kept rows / rows", with the name "kept rows / rows".
     """
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
@@ -141,11 +141,11 @@ def kind_of_number(finding: Finding) -> str:
 
 
 def similarity_key(finding: Finding) -> tuple[str, str]:
-    """Return a key that is equal for similar findings of a check: a text, and the result of :func:`declaration`.
+    """Return a key of two texts that is equal for similar findings of a check.
 
-    For a finding about a number, the text is "". For any other finding, the text is the first line of the message, with
-    "#" in place of dtypes and numbers. If only the dtype of a result is wrong, "got another dtype" takes the place of
-    the dtypes, shapes and devices.
+    The second text is the result of :func:`declaration`. For a finding about a number, the first text is "". For any
+    other finding, it is the first line of the message, with "#" in place of dtypes and numbers. If only the dtype of a
+    result is wrong, "got another dtype" takes the place of the dtypes, shapes and devices.
     """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)

@@ -22,7 +22,7 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class ShardNumber:
-    """The number of a shard: the shard `number`, from 1 to `count`. A shard is the part of a run by one command."""
+    """The position of a shard: `number`, from 1 to `count`. A shard is the part of a run that one command runs."""
 
     number: int
     count: int
@@ -145,7 +145,7 @@ _IN_JSON = {int: "an integer", str: "a string", bool: "true or false", list: "an
 
 
 def typed(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if its type is exactly `kind`, so True is not an int. Otherwise raise TypeError.
+    """Return the value if its type is exactly `kind`; otherwise raise TypeError. True is not an int.
 
     `what` is the name of the value in the message of the error. The functions below also have this argument.
     """
@@ -171,7 +171,12 @@ def each(kind: type[T], value: Any, what: str) -> dict[str, T]:
 
 
 def real(value: Any, what: str) -> float:
-    """Return a number of a JSON document as a float, also "nan", "inf" and "-inf". Raise TypeError for other values."""
+    """Return a number of a JSON document, or "nan", "inf" or "-inf", as a float.
+
+    Raises:
+        TypeError: the value is anything else.
+        OverflowError: the value is an integer that is too large for a float.
+    """
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
     return float(value)

@@ -2,8 +2,9 @@
 
 The comments of `torch_findings.toml`, one of the built-in lists, document the format. An entry may have the id of one
 finding instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check,
-result or case that does not exist is an error. An entry is fixed if one of its checks ran on one of its cases, but no
-finding of the run matches the entry. A complete run reports the fixed entries, except entries marked `sometimes`.
+result or case that does not exist is an error. An entry is fixed if the run has tested the entry (see
+`ExpectedFinding.ran`), but no finding of the run matches the entry. A complete run reports the fixed entries, except
+entries marked `sometimes`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ExpectedFinding:
 
     Attributes:
         subject, device: patterns for the name of the subject and of the device, with the wildcards of a shell.
-        checks: the names of the checks.
+        checks: the names of the checks; may be empty if `results` is not empty.
         kind: the kind of the findings, from `KINDS`; "" stands for any kind.
         results: names of results, such as "loss". The entry also matches a finding of a check that is not in `checks`,
             if the check compares such a result with the exact value. An example is the loss of a call under no_grad.
@@ -96,7 +97,7 @@ class ExpectedFinding:
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
-        """Return whether the finding is this known failure, on any device and with any version of torch.
+        """Return whether the finding is this known failure. :meth:`applies` checks the device and version of torch.
 
         `subject` is the name that the list uses for the subject of the finding: see `names` of :func:`mark`.
         """
@@ -144,7 +145,7 @@ def check_entries(
         operation: the operation of the run, for the message about an unknown case.
 
     Raises:
-        ValueError: an entry cannot match a finding. The message is one line.
+        ValueError: an entry has a subject, check, result or case that does not exist. The message is one line.
     """
     known: list[str] = []
     for entry in entries:
@@ -181,8 +182,8 @@ def mark(
     Args:
         report: the report.
         entries: a list of known failures.
-        names: by default, the list is about all subjects, by their names in the report. A dict limits the list to the
-            subjects whose names are keys of the dict. The value is the name of this subject in the list. Only a subject
+        names: the name of each subject in the list, by its name in the report. Subjects that are not keys have no
+            known failures. By default, the list is about all subjects, by their names in the report. Only a subject
             with the same name in the report and in the list can show that an entry is fixed.
 
     Returns:

@@ -146,7 +146,7 @@ class Outcome:
         grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
         checks, not_run: the result of each check that ran, and the reason for each skipped check, by check.
         results: summaries of the first call's results, by name ("loss"); empty if `call` failed or did not run.
-        raised: the class and message of the error that a call with bad input raised; "" for any other call.
+        raised: the class and message of the error that a call with bad input raised; "" if there is no such error.
     """
 
     dtype: str

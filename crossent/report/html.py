@@ -52,10 +52,11 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: a finding, `example`, and some of the further findings, `more`.
+    """A cause on the page, with its findings.
 
-    `corpus` is a sentence about a published bug on the same inputs as the cause, or "". The page shows `example` in
-    full and a command for each finding in `more`. A group of `SubjectPart.lines` has only one line on the page.
+    The page shows the finding `example` in full. `more` has some of the further findings; the page shows only their
+    commands. `corpus` is a sentence about a published bug on the same inputs as the cause, or "". A group of
+    `SubjectPart.lines` has only one line on the page.
     """
 
     cause: Cause
@@ -177,7 +178,7 @@ def covered(report: Report) -> Iterator[CoverageLine]:
 
 
 def gaps(report: Report) -> Iterator[CoverageLine]:
-    """Yield the lines about everything that the verdict does not cover, such as skipped checks, the most serious first.
+    """Yield the lines about everything that the verdict does not cover, the most serious first.
 
     In a run of a part (`Report.is_part`), a result without evidence gets no line of its own.
     """

@@ -1,7 +1,7 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
 The folder has one file for each set of arguments SUBJECT and each value of `--operation`. The next run with the same
-arguments replaces the file. A shard, and a run with `--no-cache`, write no file.
+arguments and the same value replaces the file. A shard, and a run with `--no-cache`, write no file.
 """
 
 from __future__ import annotations

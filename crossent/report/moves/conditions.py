@@ -38,12 +38,12 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def differences(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences in environment, options and coverage: for each, a name, the old and the new value.
+    """Return the differences in environment, options and coverage: for each, a name, the old value and the new value.
 
     The options are the level and the seed, and the contract and declarations of each subject. The coverage has the
-    checks that did not run, the number of combinations of three options, and the known failures that no longer happen.
-    If a run is incomplete (see `is_incomplete`), leave out the coverage. If only one run has an entry, the value of the
-    other run is "".
+    checks planned for no case, the number of combinations of three options, and the known failures that no longer
+    happen. If a run is incomplete (see `is_incomplete`), leave out the coverage. If only one run has an entry, the
+    value of the other run is "".
     """
     partial = is_incomplete(old) or is_incomplete(new)
     was, now = _describe(old, partial), _describe(new, partial)
@@ -74,7 +74,7 @@ def _describe(run: Report, partial: bool) -> dict[str, str]:
 def is_incomplete(run: Report) -> bool:
     """Return whether a run has only chosen cases or checks, is a shard, or ended early.
 
-    `notes` does not list the cases and checks that such a run lacks.
+    `notes` does not list the cases and checks that such a run lacks, nor numbers of cases that are not applicable.
     """
     return run.is_part or run.planned is not None
 
