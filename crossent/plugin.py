@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent`. If `--crossent-subject` is given, load its subjects before the collection.
+    """Register the marker `crossent` and the collector of records. Load the subjects of `--crossent-subject`.
 
     Raise UsageError, with a message of one line, if a subject cannot be loaded or a setting is not valid.
     """
@@ -133,7 +133,7 @@ _OVERRIDING = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTR
 
 
 def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
-    """Return the message of an error. If it is about the value of an option, it begins with the option."""
+    """Return the message of an error after `prefix`, or after the option whose value the error is about."""
     name, _, rest = str(error).partition(": ")
     options = {**_OVERRIDING, "subject": _SUBJECT, "operation": OPERATION, "device": DEVICE, "without": WITHOUT}
     given = config.getoption(options[name]) if name in options else None
@@ -145,9 +145,9 @@ def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """Yield the settings for each device, from the command line and `own`.
 
-    `own` has the arguments of `crossent.parametrize`, or for `--crossent-subject` at most the operation. An option on
-    the command line overrides an argument, but `--crossent-without` adds features to the argument `without`. Raise
-    ValueError for the seed "random", and ValueError or TypeError for a value that :class:`Settings` refuses.
+    `own` has the arguments of `crossent.parametrize`. For `--crossent-subject`, `own` has the operation or nothing. An
+    option on the command line overrides an argument, but `--crossent-without` adds features to the argument `without`.
+    Raise ValueError for a wrong seed, and ValueError or TypeError for a value that :class:`Settings` refuses.
     """
     from crossent.run.settings import Settings
 
@@ -184,13 +184,13 @@ class Subjects(pytest.Collector):
     """The collector of the tests of `--crossent-subject`, which are in no file."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Yield a test for each check on each case."""
+        """Yield a test for each check on each case of each subject."""
         for one in _of_subjects(self.config):
             yield CheckItem.from_parent(self, name=one.id, check=one)
 
 
 class CheckItem(pytest.Item):
-    """A test of `--crossent-subject`, which runs one check on one case."""
+    """A pytest test that runs one check on one case of a subject of `--crossent-subject`."""
 
     def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -243,10 +243,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record, which is the result of a check, to pytest's report of the test.
-
-    pytest-xdist sends the report with the record to the main process.
-    """
+    """Attach the record (the result of a check) to pytest's report, which pytest-xdist sends to the main process."""
     outcome = yield
     check = _check_of(item)
     if call.when == "call" and check is not None and check.record is not None:
@@ -262,7 +259,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Read the number of deselected checks from a worker of pytest-xdist. Each worker deselects the same checks."""
-    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("crossent_deselected", 0)
+    output = getattr(node, "workeroutput", {})  # a worker that crashed has no output
+    node.config.stash[DESELECTED] = output.get("crossent_deselected", node.config.stash[DESELECTED])
 
 
 class RecordCollector:
@@ -324,7 +322,7 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the changes since the baseline and the counts of each subject."""
+    """Print the lines of :func:`_end` and the counts of each subject."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):

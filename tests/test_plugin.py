@@ -263,6 +263,13 @@ def test_a_decorator_that_is_wrong_is_an_error_of_collection(run, pytester, code
     assert said in result.stdout.str()
 
 
+def test_a_worker_that_crashed_does_not_reset_the_number_of_deselected_checks():
+    stash = {plugin.DESELECTED: 0}
+    for node in ({"workeroutput": {"crossent_deselected": 7}}, {}):
+        plugin.pytest_testnodedown(SimpleNamespace(config=SimpleNamespace(stash=stash), **node))
+    assert stash[plugin.DESELECTED] == 7
+
+
 def test_a_run_fails_if_a_result_changed_since_the_baseline(run, pytester):
     baseline = pytester.path / "baseline.json"
     options = (
