@@ -1,4 +1,4 @@
-"""The types of command-line options: words, numbers, seeds, shards and rows of numbers. Errors name allowed values."""
+"""The types of command-line options: words, numbers, seeds, shards, rows of numbers. Errors name the allowed values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, t
 
 
 class Words(Word):
-    """The type of an option whose value is several words, separated by commas."""
+    """The type of an option whose value is one or more words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Return the words as a tuple. If a word is wrong, the error names the word."""
@@ -80,7 +80,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a shard: the number of the shard and the number of shards, as in "2/8".
+    """The type of an option whose value is a shard, such as "2/8": the second of eight shards.
 
     Args:
         most: The largest number of shards.
@@ -92,7 +92,7 @@ class ShardOption(click.ParamType):  # type: ignore[type-arg]
         self.most = most
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        """Return the number of the shard and the number of shards."""
+        """Return the number of the shard, from 1, and the number of all shards: (2, 8) for "2/8"."""
         shard = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(value))
         number, count = map(int, shard.groups()) if shard else (0, 0)
         if not 1 <= number <= count <= self.most:

@@ -280,7 +280,7 @@ def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[
 
 
 def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
-    """Return the seed of a run. If `seed` is None, use 0 if every subject is a form or a loss of torch, else "random".
+    """Return `seed`. If `seed` is None, return 0 if every subject is a form or a loss of torch, else "random".
 
     Raises:
         UsageError: the run is a shard, and the default seed would be random.

@@ -63,7 +63,7 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """Return this ball, with `value` and `radius` in place of the old numbers where the mask `where` is True."""
+        """Return this ball, with `hi = value`, `lo = 0` and the new `radius` where the mask `where` is True."""
         if not where.any():
             return self
         pairs = ((value, self.hi), (0.0, self.lo), (radius, self.radius))

@@ -41,8 +41,8 @@ UNDERFLOW = 2.0**-200
 class FiniteRows:
     """A block of `r` rows of `C >= 1` classes. The largest logit of each row is finite.
 
-    No logit is NaN or +inf, and no row has only logits of -inf. A logit of -inf has probability 0. If such a
-    logit makes a result infinite or NaN, the caller replaces the result.
+    No logit is NaN or +inf, and no row has only logits of -inf. A logit of -inf has probability 0. If such a logit
+    makes a result infinite or NaN, :class:`crossent.numerics.oracle.special_values.RowBlock` replaces the result.
 
     Attributes:
         logits: (r, C), float64.
@@ -71,14 +71,16 @@ class FiniteRows:
 
     @property
     def at_true_class(self) -> tuple[Any, Any]:
-        """The numpy index that selects, from an array (r, C), the number at the true class of each row."""
+        """The numpy index that selects the true class of each row from an array (r, C). Only for class indices."""
         return np.arange(len(self.logits)), self.index
 
 
 class Formula:
     r"""The losses and gradients of a block of rows, and their derivatives along a direction.
 
-    The docstring of the module defines the symbols and the formulas, and `arithmetic` computes the results for `rows`.
+    The docstring of the module defines the symbols and the formulas. `rows` is the block of rows, and `arithmetic` is
+    float64 or the ball arithmetic of flint.
+
     In ball arithmetic, every result is a ball that contains the exact value. In float64, the error of a result is at
     most `28·2^-53·size + 2^-200`. For a second derivative, the factor is 41 in place of 28. These bounds hold under
     three conditions. Logits, class probabilities and class weights are float32 numbers. The upstream gradient has a
@@ -145,9 +147,10 @@ class Formula:
 
     def __init__(self, rows: FiniteRows, arithmetic: Float64Arithmetic | BallArithmetic) -> None:
         self.rows, self.arithmetic = rows, arithmetic
-        self.top = rows.logits.argmax(1)
+        self.top = rows.logits.argmax(1)  # the class of the largest logit of each row
         top = np.arange(len(self.top)), self.top
         with arithmetic.context():
+            # `a`, exp(a), the sum of exp(a) without the largest logit, `S` and `log S` of the docstrings
             self.shifted, self.exps = arithmetic.shifted_exp(rows.logits, rows.logits[top][:, None])
             self.exps[top] = 0
             self.rest = arithmetic.total(self.exps)
@@ -209,7 +212,7 @@ class Formula:
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """The sum `Σ v` of the coefficients of each row, (r,). The sum is wrong if `rows.dense` is False."""
+        """The sum `Σ v` of the coefficients of each row, (r,). Only for dense rows (:attr:`FiniteRows.dense`)."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:

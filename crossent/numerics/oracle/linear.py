@@ -144,7 +144,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
 
 
 def _logit_errors(call: LinearCall) -> Array:
-    """Return a bound on the float64 error of the logits of each row, (N,); inf where a logit may reach 2^127."""
+    """Return a bound on the float64 errors of the logits of each row, (N,), or inf if a logit may reach 2^127."""
 
     def norms(rows: NDArray[Any]) -> Array:
         squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
@@ -185,7 +185,7 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
 
 
 def _with_radius(values: Array, radius: Array) -> Ball:
-    """Return the values as a ball. First widen `radius`, in place, as the end of the module's proof says."""
+    """Return the values as a ball with the radius `radius·(1 + 2^-20) + 2^-1000`, as proven above. `radius` changes."""
     radius *= _MARGIN
     radius += _TINY
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
@@ -194,7 +194,7 @@ def _with_radius(values: Array, radius: Array) -> Ball:
 def _finite_rows(
     call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice
 ) -> FiniteRows:
-    """Return the block `rows` of a call as :class:`FiniteRows`. The logits of the block were computed in float64."""
+    """Return the rows `rows` of a call as :class:`FiniteRows`. `logits`, in float64, are the logits of these rows."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,

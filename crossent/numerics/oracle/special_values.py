@@ -69,7 +69,7 @@ class RowBlock:
 
     @cached_property
     def _float64(self) -> Formula:
-        """The formula in float64, which computes the sizes of the results in every call."""
+        """The formula in float64. It computes the sizes of the results, even of results in ball arithmetic."""
         return Formula(self._finite_rows, Float64Arithmetic())
 
     @cached_property
@@ -82,7 +82,11 @@ class RowBlock:
         return self._float64 if self._in_float64 else Formula(self._finite_rows, BallArithmetic(BITS))
 
     def losses(self) -> Ball:
-        """Return the loss of each row before the reduction, (r,)."""
+        """Return the loss of each row before the reduction, (r,).
+
+        The loss of an ignored row is 0. If the loss of a kept row has a term at a logit of -inf, the loss is infinite.
+        As in torch, the loss is NaN if the coefficient of such a term is 0, or if such terms have both signs.
+        """
         kept, infinite, values = self._finite_rows.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
             infinite = self._infinite & kept[:, None] & (self._finite_rows.dense or self._one_hot())
@@ -98,8 +102,8 @@ class RowBlock:
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of a row without a finite maximum is NaN, even if the row is ignored, as in torch. If the
-        denominator of a mean is 0, the gradient of every kept row is NaN.
+        The gradient of an ignored row is 0. But the gradient of a row without a finite maximum is NaN, even if the row
+        is ignored, as in torch. If the denominator of a mean is 0, the gradient of every kept row is NaN.
         """
         kept = self._finite_rows.kept[:, None]
 
@@ -134,10 +138,10 @@ class RowBlock:
         return self._compute(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
 
     def tangents(self, direction: Array) -> Ball:
-        """Return the derivative of each row's loss along a direction, (r,), before the reduction.
+        """Return the tangent of each row before the reduction: the derivative of the row's loss along a direction.
 
-        The direction is (r, C). The derivative of an ignored row is 0. The derivative of a kept row without a finite
-        maximum is NaN.
+        The direction is (r, C), and the tangents are (r,). The tangent of an ignored row is 0. The tangent of a kept
+        row without a finite maximum is NaN.
         """
         kept, u = self._finite_rows.kept, np.asarray(self._with_one_class(direction), np.float64)
 
