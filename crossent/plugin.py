@@ -335,11 +335,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(f"ERROR: {counted(ran, 'check')} ran; {more}", red=True, bold=True)
     for line in config.stash[ENDED][0]:
         terminalreporter.line(line, red=line.startswith("ERROR"))
-    if not config.stash[RECORDS]:
+    if not (records := config.stash[RECORDS]):
         return
     from crossent.run.pytest_checks import report_of, summary_of
 
-    report = report_of(config.stash[RECORDS])
+    report = report_of(records)
     for line in (line for part in report.subjects for line in summary_of(part)):
         terminalreporter.line(line)
     left_out = f"; {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
