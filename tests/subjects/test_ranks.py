@@ -473,6 +473,7 @@ def test_a_rank_that_does_not_read_its_request_in_time_has_not_ended(monkeypatch
     launcher = SimpleNamespace(end=lambda ended: [], close=lambda: None, owner=os.getpid())
     monkeypatch.setattr(ranks, "_launcher", launcher)
     monkeypatch.setattr(ranks, "_ranks", [_Rank(ours)])
+    monkeypatch.setattr(ranks, "_device", "cpu")
     with theirs, pytest.raises(RankEndedError, match=r"^rank 0 did not return [(]no result in 0.1 s") as raised:
         ranks.ask({"input": torch.zeros(2**22)})  # more than a socket takes before its reader reads
     assert raised.value.kind == "hung"
