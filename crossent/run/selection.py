@@ -53,7 +53,9 @@ def select(
     for word, own in cases.items():
         full = not _is_pattern(word)
         for case in [_case(word)] if full else _matching(planned, word):
-            wanted.setdefault(case, set()).update(own or checks)
+            chosen = set(own or checks)
+            before = wanted.get(case, chosen)
+            wanted[case] = before | chosen if before and chosen else set()  # no names choose all checks
             by_full_id |= {case} if full else set()
     if not cases:
         wanted = {case: set(checks) for case in planned}

@@ -80,6 +80,17 @@ def test_a_full_id_of_the_plan_runs_the_checks_of_the_plan(planned):
     assert select(planned["normal"], "normal", [], {case.id: ()}) == {case: planned["normal"][case]}
 
 
+@pytest.mark.parametrize("first", ["pattern", "id"])
+@pytest.mark.parametrize("without_names", ["pattern", "id"])
+def test_all_checks_run_on_a_case_that_one_word_chooses_without_names(planned, first, without_names):
+    whole = planned["quick"]
+    case = next(case for case in whole if isinstance(case, Case))
+    words = {"id": case.id, "pattern": "*"}
+    order = [first, *(words.keys() - {first})]
+    part = select(whole, "quick", [], {words[one]: [] if one == without_names else ["loss"] for one in order})
+    assert part[case] == whole[case]
+
+
 def test_a_case_may_have_checks_of_its_own(planned):
     one, other = (Case("float32", (3, n)).id for n in (5, 6))
     part = select(planned["quick"], "quick", [], {one: ["repeat"], other: ["sign"], "class_negative": ["errors"]})
