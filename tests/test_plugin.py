@@ -2,11 +2,20 @@
 
 import json
 import re
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
+import crossent
 from crossent import plugin
+from crossent.run import pytest_checks
+from crossent.run.settings import Settings
+
+
+def doubled(input, target, weight=None, ignore_index=-100, reduction="mean"):
+    return crossent.formula(input, target, weight, ignore_index, reduction) * 2
+
 
 TESTS = """
 import crossent
@@ -107,6 +116,23 @@ def test_a_known_failure_is_an_xfail(run, pytester):
     assert result.ret == pytest.ExitCode.OK
     assert "known to be doubled" in result.stdout.str()
     assert result.parseoutcomes()["xfailed"] > 0
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+def test_a_failure_counts_as_failed_if_it_is_known_to_only_one_of_two_tests(tmp_path, known_first):
+    (tmp_path / "known.toml").write_text(KNOWN)
+    chosen = {"dtypes": "float64", "level": "quick", "cases": "float64-7x5-normal-int64-mean", "checks": "loss"}
+    lists = [tmp_path / "known.toml", None]
+    records = []
+    for path in lists if known_first else reversed(lists):
+        for test in pytest_checks.tests_of(doubled, Settings(**chosen, expected_findings=path)):
+            with suppress(AssertionError, pytest.xfail.Exception):
+                test()
+            records.append(test.record)
+    report = pytest_checks.report_of_records(records)
+    (part,) = report.subjects
+    assert [(finding.check, finding.expected) for finding in part.findings] == [("loss", None)]
+    assert (report.failed, part.counts["failed"], part.counts["expected"], report.ok) == (1, 1, 0, False)
 
 
 def test_the_default_level_is_quick():

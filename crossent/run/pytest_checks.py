@@ -236,8 +236,9 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     parts: dict[str, SubjectReport] = {}
     contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()
-    # After a call that makes the device unusable, several tests have the same finding.
-    found: set[tuple[str, str, str]] = set()
+    # Several tests may have a finding of one check on one case: tests with other options, or after a call that makes
+    # the device unusable. The report keeps one finding, if possible a finding that is not a known failure.
+    found: dict[tuple[str, str, str], Finding] = {}
     for one in all_records:
         part = parts.setdefault(one.subject, SubjectReport(one.subject, order=(*CHECKS, "errors")))
         contracts.setdefault(one.subject, set()).add(one.contract)
@@ -251,9 +252,12 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.checks.update(one.outcome.checks)
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
-        new = {(part.name, finding.case, finding.check): finding for finding in one.findings}
-        part.findings += [finding for key, finding in new.items() if key not in found]
-        found |= new.keys()
+        for finding in one.findings:
+            key = part.name, finding.case, finding.check
+            if key not in found or (found[key].expected is not None and finding.expected is None):
+                found[key] = finding
+    for (name, *_), finding in found.items():
+        parts[name].findings.append(finding)
     for name, chosen in contracts.items():  # tests of one subject may have several contracts
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
