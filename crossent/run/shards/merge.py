@@ -83,12 +83,15 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
         ValueError: a report is damaged, or the shards together lack a case.
     """
     owner: dict[int, str] = {}
+    owner_of_case: dict[str, str] = {}
     for name, report in shards:
         shard = _shard(report)
         for case, place in shard.places.items():
             if place in owner:
                 raise _damaged(name, f"the case {cut(case)} has the same place in the plan as a case of {owner[place]}")
-            owner[place] = name
+            if case in owner_of_case:
+                raise _damaged(name, f"the case {cut(case)} is also in {owner_of_case[case]}")
+            owner[place] = owner_of_case[case] = name
         for part in report.subjects:
             if other := part.outcomes.keys() - shard.places.keys():
                 raise _damaged(name, f"the case {quoted(min(other))} does not belong to this shard")

@@ -329,6 +329,15 @@ def test_damaged_shards_are_wrong_use(shards, capsys, folder):
     assert re.search(r"ended early, after \d cases; run", with_change(lambda document: document.update(planned=40)))
 
 
+def test_a_case_in_two_shards_is_wrong_use():
+    first, second = (check_few("formula", checks="loss", shard=(number, 2)) for number in (1, 2))
+    of_first, of_second = next(iter(first.shard.places)), next(iter(second.shard.places))
+    for of_case in (second.shard.places, second.subjects[0].outcomes):
+        of_case[of_first] = of_case.pop(of_second)
+    with pytest.raises(ValueError, match=r"^report 2: damaged: the case \S+ is also in report 1; run this shard again$"):
+        merge(first, second)
+
+
 def test_an_unknown_operation_or_feature_is_named_with_its_place(shards, capsys, folder):
     for name in shards:
         change(folder / name, lambda document: document.update(without=["gravity"]))
