@@ -32,7 +32,7 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
     Raises:
         ValueError: the package distributed is missing, no scheduler answers at the address, the scheduler has no
             workers, or an argument is wrong.
-        TypeError: a subject is not a string.
+        TypeError: a subject is not a string, or the option `cases` is a mapping.
         RuntimeError: as for :func:`crossent.over`.
     """
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from random import SystemRandom
@@ -76,11 +76,13 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
     Raises:
         ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range. Or a worker
             does not have the folder, or the workers have different versions.
-        TypeError: a subject is not a string.
+        TypeError: a subject is not a string, or `cases` is a mapping.
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
     if callables := [one for one in subjects if not isinstance(one, str)]:
         raise TypeError(f"over: got {quoted(callables[0])}; give the function by name, as in 'path/to/file.py:NAME'")
+    if isinstance(cases, Mapping):  # the command has no option for this choice
+        raise TypeError("cases: got a mapping; give a list of cases, and give the names of checks in `checks`")
     for name, value, most in (("shards", shards, MOST_SHARDS), ("attempts", attempts, 1000)):
         if not 1 <= value <= most:
             raise ValueError(f"{name}: got {quoted(value)}; allowed are 1 to {most:,}")

@@ -228,6 +228,8 @@ def test_arguments_are_checked_before_anything_is_sent():
     executor = Prepared({})
     with pytest.raises(TypeError, match=r"^over: got .*; give the function by name, as in 'path/to/file.py:NAME'"):
         crossent.over(executor, crossent.formula)
+    with pytest.raises(TypeError, match=r"^cases: got a mapping; give a list of cases"):
+        crossent.over(executor, "formula", cases={"float32-7x5-normal-int64-mean": ["loss"]})
     for name in ("shards", "attempts"):
         with pytest.raises(ValueError, match=rf"^{name}: got '?0'?; allowed are 1 to "):
             crossent.over(executor, "formula", **{name: 0})
