@@ -40,9 +40,14 @@ def parametrize(
     """Return a decorator that makes one pytest test for each check on each case. The test calls its argument `check`.
 
     `check()` runs the check, and raises AssertionError with the finding if the check fails. `check()` marks a known
-    failure as xfail, and skips the test if the check does not run. The id of a test is `check[case]`. On a device other
-    than the CPU, the id also has the device, as in `check[case]@cuda`. Options on the command line, such as
-    `--crossent-level`, override the options given here. The features of `--crossent-without` are added to `without`.
+    failure as xfail, and skips the test if the check does not run. Each bad input has one test, for the check `errors`.
+
+    The id of a test is `check[case]`. On a device other than the CPU, the id also has the device, as in
+    `check[case]@cuda`. The name "torch" stands for two functions, so the id then starts with the function, as in
+    `torch_nll:check[case]`.
+
+    Options on the command line, such as `--crossent-level`, override the arguments of this function. The features of
+    `--crossent-without` are added to `without`.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -192,9 +197,9 @@ def unpacked(text: str) -> CheckRecord:
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield the tests of a subject, one for each chosen check that applies to a chosen case.
+    """Yield the tests of a subject: a test for each check and case, and a test for each bad input.
 
-    Each chosen bad input has one more test. `settings` choose the checks, the cases and the bad inputs.
+    `settings` choose the checks, the cases and the bad inputs. A check that does not apply to a case has no test.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
@@ -227,6 +232,9 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
 
     `records` must not be empty. The settings in the report are the settings of the first record. If the tests of a
     subject have several contracts, the report names all these contracts.
+
+    The report keeps one finding of each check on each case: the first finding that is not a known failure. If all are
+    known failures, the report keeps the first.
     """
     all_records = list(records)
     settings = all_records[0].settings

@@ -191,8 +191,9 @@ def _finish(
     Mark the findings that are known failures, and add the commands that repeat findings. Add the number of combinations
     of three choices in the cases that ran. Add the checks that the level left out, unless the user chose cases.
 
-    A complete run of all checks and cases of the level also lists the fixed known failures. A shard lists no
-    fixed failures, but stores the states of the known failures. The merged report uses these states for its list.
+    After a complete run of all checks and cases of the level, the report also lists the known failures that are fixed.
+    The report of a shard has no such list, but the states of the known failures. The merged report uses these states
+    for its list.
 
     `planned` is the plan of the run or shard, and `known` has the lists of known failures.
     """

@@ -36,13 +36,13 @@ def select(
     Args:
         planned: the plan.
         level: the level of the plan.
-        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run; on
-            a case that the plan lacks, the checks of the level run.
+        checks: the names of checks; the checks `call` and `result` run too. If `checks` is empty, each case runs its
+            checks of the plan. A case that the plan lacks runs the checks of the level, without checks of ranks.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
             is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
             lacks, and checks that the plan does not run on the case.
-        every: the checks that may run, by name; by default, the checks of the operation of the case.
+        every: the checks that a name can choose, by name; by default, the checks of the operation of the case.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on any chosen
@@ -106,7 +106,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with and without its seed, so that a user need not know a random seed."""
+    """Yield the id of a case, and the id without the seed, so that a pattern matches whatever the random seed is."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -145,11 +145,10 @@ def _checks(
 ) -> Iterator[Check]:
     """Yield the checks that run on a chosen case: `call`, `result`, and the checks in `names`.
 
+    Leave out a check in `names` that the plan does not run on the case, unless the user chose the case by its full id.
+
     If `names` is empty, yield the checks that the plan runs on the case. If the plan lacks the case, yield the checks
     of the level.
-
-    If `names` is not empty, yield a check in `names` only if the plan runs the check on the case. If the user chose the
-    case by its full id, the plan does not matter.
 
     Some cases repeat their batch to more than 2^31 elements (`Case.tiled`). On such a case, only checks of the cost
     TILES run, without `call` and `result`. For a bad input, yield nothing.

@@ -211,7 +211,9 @@ class Settings:
     def expected(
         self, names: Collection[str] | None, cases: Sequence[str] | None = ()
     ) -> tuple[ExpectedList, ExpectedList]:
-        """Return two lists of known failures: torch's, and the user's from `expected_findings`.
+        """Return two lists of known failures: torch's list, and the user's list from the file `expected_findings`.
+
+        Without this file, the user's list is empty.
 
         Args:
             names: the subjects that the user's list may name; None for any name.
@@ -287,7 +289,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_built_in(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled. Features may be declared missing."""
+    """Return whether the subject is a form or torch, and not compiled, even if features are declared missing."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 

@@ -23,8 +23,9 @@ _LARGE = 1 / 3  # a case is expensive if it costs more than this fraction of the
 def divide(planned: Plan, count: int) -> list[list[int]]:
     """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
 
-    The division depends only on the plan and on `count`, the number of shards. Expensive cases are assigned first, each
-    to the shard that costs the least so far. Then the other cases fill one shard after another, in the order of
+    The division depends only on the plan and on `count`, the number of shards. Expensive cases, which cost more than a
+    third of an average shard, are assigned first. Each goes to the shard that costs the least so far. Then the other
+    cases fill one shard after another, in the order of
     :func:`crossent.run.order.ordered`. In this order, the cases whose checks import torch's compilers are next to each
     other, so that few shards import the compilers.
     """
@@ -76,7 +77,10 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return the values that must be equal in all shards. The report of a whole run does not have these values."""
+    """Return values that must be equal in all shards, but are not in the report of a whole run.
+
+    The values are the operation, the dtypes, a checksum of the plan, and a checksum of the file of each subject.
+    """
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}

@@ -118,9 +118,10 @@ def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_kernel(platform: str) -> str:
-    """Return a platform without the version of the Linux kernel, such as "Linux on x86_64 with glibc2.39".
+    """Return the name of a platform without the version of the Linux kernel.
 
-    A platform that names no C library, such as macOS, is returned unchanged.
+    For "Linux-6.8.0-x86_64-with-glibc2.39", return "Linux on x86_64 with glibc2.39". Return a name without a C library,
+    such as the name of macOS, unchanged.
     """
     system, found, library = platform.rpartition("-with-")
     return f"{system.partition('-')[0]} on {system.rpartition('-')[2]} with {library}" if found else platform

@@ -77,7 +77,8 @@ def _needs(part: SubjectReport) -> dict[str, list[str]]:
 def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
     """Check that each case of the plan is in exactly one shard.
 
-    Also check the cases of each subject in a shard: each case has an outcome, or counts as not applicable.
+    Also check the results of each subject in a shard: each case of the shard has an outcome, or counts as not
+    applicable.
 
     Raises:
         ValueError: a report is damaged, or the shards together lack a case.
@@ -115,7 +116,9 @@ def _damaged(name: str, why: str) -> ValueError:
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report from the reports of all shards, which are in order. `description` describes the first shard.
+    """Return one report from `reports`, the reports of all shards in the order of their numbers.
+
+    `description` is the description of the first shard.
 
     Raises:
         ValueError: the reports have an unknown operation or feature, or a wrong number of ranks.

@@ -38,7 +38,7 @@ sys.exit(script())
 
 
 class ShardError(Exception):
-    """The command for a shard returned no report. If `final` is True, another attempt is useless."""
+    """A task has no report of its shard; `message` says why. If `final` is True, another attempt is useless."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message, final)
@@ -50,13 +50,13 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """The command for a shard, in a new process. An executor sends this object to a worker, which calls the object.
+    """A task that runs the command for a shard. An executor sends the task to a worker, which calls the task.
 
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
         subjects: the subjects, by name.
-        folder: the folder in which the command runs, and from which it reads the files of subjects.
-        environment: environment variables of the command, in addition to the variables of the worker.
+        folder: the folder in which the command runs, and from which the command reads the files of subjects.
+        environment: environment variables of the command, which override the variables of the worker.
         run: a pair: the path of a file that is deleted when the run ends, and the name of the machine with this file.
             Both are "" if there is no such file.
     """

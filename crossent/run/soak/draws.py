@@ -62,7 +62,7 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
     """Return a case of cross_entropy with random choices, which may be impossible together.
 
-    `one_of` is a function that returns a random element of a table.
+    `one_of` is a function that returns a random element of a table. `random` draws the other numbers.
     """
     # Leave out upstream_huge, an upstream gradient above 10,000: torch overflows with it in float16. Named cases in
     # crossent/cases/edges.py have such a gradient. Keep the order of the keywords: the random numbers are drawn in this
@@ -88,7 +88,7 @@ def _linear_choice(
 ) -> LinearCase | None:
     """Return a case of a linear cross-entropy with random choices; None if the choices are impossible together.
 
-    `one_of` is a function that returns a random element of a table.
+    `one_of` is a function that returns a random element of a table. `random` draws the seed of the case.
     """
     array = LINEAR_ARRAYS["triples"]
     chosen = {**{axis: one_of(words) for axis, words in array.choices.items()}, "dtype": dtype}

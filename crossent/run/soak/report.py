@@ -105,7 +105,7 @@ class SoakReport:
     def findings(self) -> list[Finding]:
         """The findings that the report keeps, in the order of subjects, checks, dtypes and kinds.
 
-        Each finding has the command that repeats it.
+        Each finding has the command that repeats the finding. A report keeps no known failures.
         """
         return [one for subject in self.subjects for kept, _ in self._groups(subject) for one in kept]
 
@@ -156,9 +156,10 @@ class SoakReport:
     def _table(self, by_check: bool) -> Iterator[Text]:
         """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
 
-        Each subject has one row in each dtype, for the check with the largest share of its bound. With `by_check`, each
-        check that has a worst case in this dtype has a row, the largest share first. With or without `by_check`: if no
-        check has a worst case in this dtype, the only row is for the first check.
+        Each subject has one row in each dtype, for the check with the largest share of its error bound. With
+        `by_check`, each check with a worst case in this dtype has a row, the largest share first. In both tables, if no
+        check has a worst case in this dtype, the only row is for the first check. A dtype without an applicable case
+        has no row.
         """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
