@@ -37,7 +37,7 @@ def select(
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If `checks` is empty, each case runs its
-            checks of the plan. A case that the plan lacks runs the checks of the level, without checks of ranks.
+            checks of the plan. A case that the plan lacks runs the checks of the level.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
             is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
             pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
@@ -160,11 +160,12 @@ def _checks(
     if not names and planned is not None:
         yield from planned
         return
+    every = every or checks_of(case.operation)
     if not names:
         costs = (Cost.TILES,) if case.tiled > 1 else _COSTS[level]
-        yield from (check for check in checks_of(case.operation).values() if check.cost in costs)
+        yield from (check for check in every.values() if check.cost in costs)
         return
-    possible = of_cost(Cost.TILES) if case.tiled > 1 else (every or checks_of(case.operation)).values()
+    possible = of_cost(Cost.TILES) if case.tiled > 1 else every.values()
     before = () if case.tiled > 1 else BEFORE
     for check in possible:
         if check in before or (check.name in names and (by_full_id or check in (planned or ()))):

@@ -12,7 +12,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.operation import CROSS_ENTROPY
-from crossent.checks import CHECKS, checks_of
+from crossent.checks import CHECKS, RANK_CHECKS, checks_of
 from crossent.report.reader import report_of
 from crossent.run.plan import of_cost, plan
 from crossent.run.selection import select
@@ -73,6 +73,12 @@ def test_a_full_id_runs_even_if_the_level_lacks_the_case_or_the_check(planned):
     ((case, checks),) = select(planned["quick"], "quick", ["loss"], {LARGE: ["large"]}).items()
     assert names(checks) == ["large"]
     assert names(select(planned["quick"], "quick", [], {LARGE: ()})[case]) == ["large"]
+
+
+def test_a_full_id_that_the_plan_lacks_also_runs_the_checks_of_ranks(planned):
+    wanted, every = "float32-7x6-normal-int64-mean-seed5", CHECKS | RANK_CHECKS
+    (checks,) = select(planned["normal"], "normal", [], {wanted: ()}, every).values()
+    assert {"loss", "world_sizes", "one_shard"} <= {*names(checks)}
 
 
 def test_a_full_id_of_the_plan_runs_the_checks_of_the_plan(planned):
