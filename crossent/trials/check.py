@@ -12,7 +12,7 @@ from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
 from crossent.subjects.features import is_dense
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
-from crossent.trials.trial import MisshapenError, Problem, Trial
+from crossent.trials.trial import MisshapenError, NotRunError, Problem, Trial
 
 EVERY_OPERATION = tuple(OPERATIONS.values())
 # A check yields a difference for each result that it compares, and a problem for any other failure.
@@ -83,12 +83,19 @@ class Check:
         """Run the check, and yield each problem and each difference.
 
         If a call by the check returns a loss of a wrong shape or dtype, yield a problem about this loss, and end the
-        check. This method may raise the other errors of :mod:`crossent.trials.trial`.
+        check. If the check cannot make a call after a failure, end the check, so that the failure counts. This method
+        may raise the other errors of :mod:`crossent.trials.trial`, and NotRunError if there was no failure.
         """
+        failed = False
         try:
-            yield from self.body(trial)
+            for found in self.body(trial):
+                failed = failed or isinstance(found, Problem) or not found.ratio <= 1  # a ratio of NaN fails too
+                yield found
         except MisshapenError as error:
             yield Problem("wrong", str(error))
+        except NotRunError:
+            if not failed:
+                raise
 
     def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
         """Return the reason why a subject does not support the check on these inputs; "" if there is no reason.

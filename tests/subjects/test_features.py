@@ -239,6 +239,17 @@ def test_a_kernel_without_a_feature_of_checks_passes_if_that_is_declared(loss, w
     assert {f"is declared without {name}" for name in without} <= reasons
 
 
+def test_a_failure_counts_if_a_later_call_of_the_check_needs_a_missing_feature():
+    def unsmoothed(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        return crossent.formula(input, target, weight, ignore_index, reduction)
+
+    case = Case("float32", label_smoothing=0.1)  # `options` passes a weight of ones in its last call
+    part = judged(unsmoothed, {"weight"}, [case], [CHECKS["call"], CHECKS["options"]])
+    assert [finding.check for finding in part.findings] == ["options"]
+    part = judged(crossent.formula, {"weight"}, [case], [CHECKS["call"], CHECKS["options"]])
+    assert part.not_run == {"options": {"is declared without weight": 1}}
+
+
 @pytest.mark.parametrize("feature", [name for name in FEATURES if CROSS_ENTROPY in FEATURES[name].operations])
 def test_without_each_feature_some_case_or_check_does_not_run(feature):
     (subject,) = load(crossent.formula, without={feature})
