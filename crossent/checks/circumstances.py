@@ -27,7 +27,7 @@ from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import describe_attribute_change, describe_change, record_arguments
-from crossent.trials.trial import Problem, Question, Trial, misshapen
+from crossent.trials.trial import NotRunError, Problem, Question, Trial, misshapen
 from crossent.words import counted
 
 # The calls for which torch records no graph, by name: the context manager of the call, and whether the tensors that can
@@ -122,7 +122,7 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    Further calls have a backward pass with `create_graph=True`, a class weight that requires a gradient, or logits that
+    Further calls have a backward pass with `create_graph=True`, class weights that require a gradient, or logits that
     are a negated view. The memory of a negated view holds each number with the other sign (`Tensor.is_neg`). The modes
     are anomaly detection, another default dtype and another number of threads.
 
@@ -235,10 +235,13 @@ def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
     The two threads both finish the forward pass before either runs backward. A subject that keeps data for the backward
-    pass in a global variable then uses the data of one call in the other call.
+    pass in a global variable then uses the data of one call in the other call. The inputs of the second thread come
+    from another seed. If these inputs need a feature that the subject lacks, the check does not run.
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
+        if reason := trial.subject.not_applicable(questions[-1].inputs):  # other random numbers may need a feature
+            raise NotRunError(reason)
         results = trial.perform(evaluate_in_threads, [each.fresh() for each in questions], trial.gradients)
         for way, of_thread, got in zip(ways, questions, results, strict=True):
             if problem := misshapen(trial, got.loss, of_thread.exact, way=way):

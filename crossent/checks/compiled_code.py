@@ -118,11 +118,13 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
     If `dynamic` is False, both calls get the inputs of the case. If `dynamic` is True, the code is compiled for dynamic
-    sizes, and the second call gets the inputs of the case that :func:`larger` returns. Before each call,
-    :func:`evaluate_compiled` fills freed memory with NaN, to find elements that the code never writes
-    (Liger-Kernel#1338). `backend` is the backend of torch.compile.
+    sizes, and the second call gets the inputs of the case that :func:`larger` returns. If these inputs need a feature
+    that the subject lacks, the check does not run. Before each call, :func:`evaluate_compiled` fills freed memory with
+    NaN, to find elements that the code never writes (Liger-Kernel#1338). `backend` is the backend of torch.compile.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
+    if reason := trial.subject.not_applicable(other.inputs):  # other random numbers may need a feature
+        raise NotRunError(reason)
     questions = (trial.question, ""), (other, f"on {other.case.id}" if dynamic else "in a second call")
     calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
@@ -261,7 +263,7 @@ def _why_no_error() -> str:
 def wrong_classes(inputs: Inputs) -> list[int]:
     """Return class indices just out of range: the number of classes, and -1.
 
-    The list leaves out the ignore_index, and numbers that the dtype cannot hold: 256 and -1 in uint8.
+    The list leaves out the ignore_index, and numbers that the dtype of the target cannot hold: 256 and -1 in uint8.
     """
     classes, dtype = inputs.classes, inputs.target.dtype
     wrong = [index for index in (classes, -1) if torch.iinfo(dtype).min <= index <= torch.iinfo(dtype).max]

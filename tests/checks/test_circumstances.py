@@ -27,6 +27,7 @@ from crossent.cases.operation import GRADIENTS
 from crossent.checks import circumstances
 from crossent.checks.circumstances import evaluate_in_threads
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
+from crossent.subjects.loader import load
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
 INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
@@ -300,3 +301,17 @@ def test_each_thread_returns_its_own_result():
     assert [one.digest for one in together] == [
         evaluate_in_threads(crossent.formula, [one], tuple(GRADIENTS))[0].digest for one in inputs
     ]
+
+
+def test_the_second_of_two_threads_gets_no_input_that_needs_a_missing_feature():
+    def finite(input, target, **options):
+        assert input.isfinite().all()
+        return crossent.formula(input, target, **options)
+
+    case = Case("float32", (3, 5), values="positive_inf")
+    assert case.build().input.isfinite().all()
+    assert not case.seeded(1).build().input.isfinite().all()
+    (subject,) = load(finite, without={"nonfinite"})
+    part = run(subject, case.id, CIRCUMSTANCES).subjects[0]
+    assert [str(finding) for finding in part.findings] == []
+    assert part.not_run["threads"] == {"is declared without nonfinite": 1}

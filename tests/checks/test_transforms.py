@@ -33,6 +33,7 @@ from crossent.report.expected_findings import torch_list
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.compiler import INDUCTOR, TRACER, _why_compile_fails, quiet, why_cannot_compile
+from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Raised
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
@@ -356,6 +357,18 @@ def test_a_size_that_is_no_variable_is_found_at_the_next_size(backend):
     assert not findings_of(backend, constant_for(7), case)
     found = findings_of(f"{backend}_dynamic", constant_for(7), case)
     assert {one.of for one in found} == {f"{of} on float32-11x5-normal-int64-mean-seed1" for of in ("loss", "gradient")}
+
+
+def test_the_next_size_gets_no_input_that_needs_a_missing_feature():
+    def finite(input, target, **options):
+        return crossent.formula(input.nan_to_num(), target, **options)
+
+    case = Case("float32", (3, 5), values="positive_inf")
+    assert case.build().input.isfinite().all()
+    (subject,) = load(finite, without={"nonfinite"})
+    part = run(subject, case.id, [CHECKS["trace_dynamic"]]).subjects[0]
+    assert [str(finding) for finding in part.findings] == []
+    assert part.not_run == {"trace_dynamic": {"is declared without nonfinite": 1}}
 
 
 def test_a_refusal_at_the_next_size_names_the_case():
