@@ -157,8 +157,9 @@ class LogitKind:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the magnitudes of the finite logits. The dtype of a case must represent numbers as
-            large as this bound. The kind `extreme` has 0, because its logits scale with the largest number of a dtype.
+        largest: an upper bound of the magnitudes of the finite logits; for `ramp`, of rows with up to 50,000 classes.
+            The dtype of a case must represent numbers as large as this bound. The kind `extreme` has 0, because its
+            logits scale with the largest number of a dtype.
         ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 

@@ -5,8 +5,8 @@ differences of the subject's own results. So `gradcheck` misses an error that lo
 needs a tolerance and, in practice, float64.
 
 The derivative along one direction is enough to find a wrong formula, so the checks do not compute the whole matrix of
-second derivatives. `Case.direction` draws `u`. Its numbers use all digits of their format, so the checks also find a
-subject that rounds `u`. `crossent.checks` explains the letters of the formulas.
+second derivatives. `Case.direction` draws `u`. The numbers of `u` use all digits of their format, so the checks also
+find a subject that rounds `u`. `crossent.checks` explains the letters of the formulas.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    With a reduction, the derivative is the sum over the rows, divided by `D`. If some but not all logits of a row are
-    -inf, the derivative of the row is finite. This holds even if the loss of the row is infinite. A subject that
+    With "mean" and "sum", the derivative is the sum over the rows, divided by `D`. If some but not all logits of a row
+    are -inf, the derivative of the row is finite. This holds even if the loss of the row is infinite. A subject that
     computes `0·-inf` fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)

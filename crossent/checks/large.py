@@ -62,8 +62,8 @@ def needed_bytes(case: Case, subject: Subject) -> int:
     elements as the logits. torch keeps three large tensors in the dtype of the logits: the gradient, the
     log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more. By
     our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic.
-    Such a form also keeps some numbers for each row. With the layout class_last, the number includes a copy of the
-    logits.
+    The number includes 16 bytes for each row, or 32 for such a form. With the layout class_last, the number also
+    includes a copy of the logits.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -106,11 +106,12 @@ def memory(trial: Trial) -> Iterator[Problem]:
 
 
 def measure_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
-    """Return the largest growth of the memory, in bytes, during a call of the subject on many rows and classes.
+    """Return the largest growth of the memory, in bytes, during a call with 2^25 logits and its backward pass.
 
     This is an act: a function that runs in the process of the subject.
 
-    If this process may not use `need` bytes, or if :func:`memory_growth` has no counter for the device, return NotRun.
+    :func:`with_many_logits` makes the inputs of the call. If this process may not use `need` bytes, or if
+    :func:`memory_growth` has no counter for the device, return NotRun.
     """
     if need > (limit := process_limit()):
         return NotRun(f"needs {need / GIB:.1f} GiB of memory, and a process of this run may use {limit / GIB:.1f} GiB")
@@ -127,7 +128,7 @@ def _too_little(need: int, have: int, device: str) -> str:
 def with_many_logits(inputs: Inputs) -> Inputs:
     """Return inputs of a linear cross-entropy with `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
 
-    The function repeats the rows and the classes of the given inputs.
+    The function repeats the rows and the classes of the given inputs, which have no bias and no class weights.
     """
 
     def repeated(tensor: Tensor, count: int) -> Tensor:
@@ -219,7 +220,7 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
     """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
     The comparison runs in float64, on the device of the result, with several tiles at a time. `name` is the name of
-    the result, "loss" or "gradient", and `times` is the number of tiles.
+    the result, "loss" or "gradient". `bounds` are the error bounds of one tile, and `times` is the number of tiles.
     """
     allowed, vacuous = largest_errors(name, exact, bounds)
     arrays = exact.hi, exact.lo, allowed

@@ -102,7 +102,7 @@ def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
     """Yield the differences of the first result from the result of an equivalent call.
 
     :func:`with_neutral_options` adds neutral values of weight and ignore_index to this call, and leaves out a
-    label_smoothing of 0 and the reduction "mean". If nothing would change, yield nothing.
+    label_smoothing of 0 and the reduction "mean". If the call would pass exactly the given options, yield nothing.
     """
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return

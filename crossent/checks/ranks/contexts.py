@@ -15,8 +15,9 @@ def use_context(loss: Any, inputs: Inputs, scenario: str) -> tuple[bool, list[st
 
     This is an act: a function that runs in the process of the subject.
 
-    If `scenario` is "twice", each rank enters a context, and a second context inside the first. If `scenario` is
-    "exception", each rank calls the loss before and after an exception that ends the context.
+    If `scenario` is "twice", each rank enters a context, and a second context inside the first, without a call. If
+    `scenario` is "exception", each rank calls the loss outside of the context, before and after an exception that ends
+    the context.
     """
     found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, scenario)
     return found is not None, found or []

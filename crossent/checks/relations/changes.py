@@ -38,8 +38,8 @@ def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
     """Return a pair of inputs by the name of each shift: with rounded logits, and with these logits plus the shift.
 
     One shift adds the same constant to all rows. The other adds positive and negative constants in turn, one to each
-    row. If a row cannot be shifted exactly in its dtype, both inputs have this row unchanged. If this holds for all
-    rows, return {}.
+    row. If a row cannot be shifted exactly in its dtype, both inputs have this row unchanged. If neither shift
+    changes a row, return {}.
 
     In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. So there is only the first
     shift.
@@ -74,7 +74,7 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
     Let the magnitudes of the finite logits of a row, or of all rows if `common`, be below `2^e`. Let the shift be `2^s`
     or `-2^s` with `s >= e`. The function rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision
     of the dtype in bits. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`.
-    The dtype represents these numbers exactly if its range includes them. The function takes `s = e + p/2`, which
+    The dtype represents these numbers exactly if its range includes them. The function takes `s = e + p//2`, which
     leaves half of the bits to the logits and half to the shift. The range of the dtype may require a smaller `s`. If
     this `s` is below `e`, the shift of the row is 0, and the logits of the row are unchanged.
 
@@ -105,7 +105,7 @@ def rows_axes(given: Inputs) -> list[int]:
 
 
 def reverse_rows(given: Inputs, axis: int) -> Inputs:
-    """Return the inputs with the rows reversed along a dimension of the logits.
+    """Return the inputs with the rows reversed along the dimension `axis` of `input`.
 
     The targets and the upstream gradient are reversed with the rows.
     """
