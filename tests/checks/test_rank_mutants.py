@@ -130,6 +130,16 @@ def test_padding_target_gives_no_target_that_is_ignored(case, not_run):
     assert outcome.not_run.get("padding_target", "") == not_run
 
 
+class Normalised(VocabParallel):
+    lacks: ClassVar = {"one_class": "needs a class on each rank", "unnormalised": "takes probabilities with the sum 1"}
+
+
+def test_empty_shard_does_not_cut_probabilities_if_the_loss_needs_the_sum_1():
+    case = "float32-7x5-normal-probabilities-mean"
+    (outcome,) = report_of(Normalised, 3, [case], [RANK_CHECKS["empty_shard"]]).subjects[0].outcomes.values()
+    assert outcome.not_run == {"empty_shard": "takes probabilities with the sum 1"}
+
+
 class Double(VocabParallel):
     def forward(self, local_logits, target, shape, *arguments):
         loss = super().forward(local_logits, target, shape, *arguments)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.subjects.features import is_dense
+from crossent.subjects.features import FEATURES, is_dense
 from crossent.subjects.ranks.protocol import cut_axis, shard
 from crossent.trials.act import Performed
 from crossent.trials.agreement import call_anyway, further_call
@@ -141,8 +141,9 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
     """If there are fewer classes than ranks, so that a rank has no classes, loss and gradient are exact.
 
     On `R` ranks, the call has `R - 1` classes, or all classes of the case if the case has fewer than `R - 1`. The check
-    does not run if `--without` declares that the loss lacks the feature `one_class`. The attribute `lacks` of the loss
-    does not prevent the check.
+    does not run if `--without` declares that the loss lacks the feature `one_class`. If only the
+    attribute `lacks` of the loss has this feature, the check runs. The check does not run if the call needs another
+    feature that the loss lacks.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     _class_ranges(trial, inputs)  # raises NotRunError if the subject cuts the batch
@@ -151,6 +152,9 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
     if ranks == 1:
         raise NotRunError(_ONE_RANK)
     narrowed = _of_classes(inputs, min(inputs.classes, ranks - 1))
+    lacks = trial.subject.lacks.items()
+    if missing := [reason for name, reason in lacks if name != "one_class" and FEATURES[name].needs(narrowed)]:
+        raise NotRunError(missing[0])
     got = call_anyway(trial, narrowed)
     yield from _named(trial, got, narrowed, f"of {narrowed.classes} {'class' if narrowed.classes == 1 else 'classes'}")
 
