@@ -255,7 +255,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
         elif key in _FLAGS:
             right, allowed = isinstance(value, bool), "true or false"
         else:
-            right, allowed = isinstance(value, str), "a string"
+            right, allowed = isinstance(value, str), "SUBJECT:CHECK:CASE" if key == "id" else "a string"
         if not right:
             raise ValueError(f"{key}: got {quoted(value)}; allowed is {allowed}")
     if "id" in entry:

@@ -199,7 +199,7 @@ class Report:
         failures = f", except in {counted(known, 'call')} with known failures" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects if subject.outcomes)
         declared = f", with {counted(differences, 'declared difference')}" if differences else ""
-        judged = "every judged number within its error bound" if self.elements else "but no number was judged"
+        judged = "every judged number within its error bound" if self.elements else "every check passed"
         return "; ".join([f"{calls}, {judged}{failures}{declared}", *uncovered])
 
     def sort(self, cases: list[str]) -> None:

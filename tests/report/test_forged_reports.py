@@ -62,7 +62,7 @@ def true(tmp_path_factory):
         return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EVERY_NAMED, "formula", (Subject("formula", off),))
+        patch.setitem(EVERY_NAMED, "formula", (Subject("formula", off, source="formula"),))
         report = crossent.check("formula", "torch", level="quick", cases=CASES)
         assert report.subjects[0].findings
         path = tmp_path_factory.mktemp("true") / "true.json"

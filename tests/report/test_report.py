@@ -408,7 +408,8 @@ def test_one_judged_number_is_in_the_singular():
 
 
 def test_two_known_failures_of_a_case_are_one_call_with_known_failures():
-    made = part_of(("a", "loss", Measured(True, 1.0, 2.0)), ("a", "gradient", Measured(True, 1.0, 2.0)))
+    wrong = Measured(True, 1.0, 2.0, elements=1)
+    made = part_of(("a", "loss", wrong), ("a", "gradient", wrong))
     made.findings = [Finding("mine", check, "a", "wrong", "", expected=check) for check in ("loss", "gradient")]
     whole = Report(ENVIRONMENT, [made])
     assert whole.summary.endswith("within its error bound, except in 1 call with known failures")
@@ -441,7 +442,7 @@ def test_a_check_that_zeros_would_pass_on_every_case_is_no_evidence_and_not_ok()
 
 def test_a_run_with_a_subject_on_which_nothing_ran_is_not_ok():
     """If such a run were ok, one right subject would hide that the other subject was not checked."""
-    made = part_of(("a", "loss", Measured(False, 1.0, 0.5)))
+    made = part_of(("a", "loss", Measured(False, 1.0, 0.5, elements=1)))
     whole = Report({}, [made, SubjectReport("other")])
     assert not whole.ok
     assert whole.summary == "1 call checked without findings, but no case ran on other"
@@ -499,7 +500,7 @@ def test_the_message_of_a_wrong_number_is_like_the_message_of_torch_testing():
 def test_the_summary_of_a_run_without_numbers_does_not_say_that_they_are_within_their_bounds():
     one = "float32-7x5-normal-int64-mean"
     summary = crossent.check("formula", level="quick", checks="state", cases=one).summary
-    assert summary == "1 call checked, but no number was judged"
+    assert summary == "1 call checked, every check passed"
     assert "every judged number" in crossent.check("formula", level="quick", checks="loss", cases=one).summary
 
 
