@@ -20,9 +20,8 @@ import crossent
 from crossent.cli import main
 from crossent.report.reader import find, read_report, report_of, unlike
 from crossent.run import verify as verification
-from crossent.subjects.builtin import EVERY_NAMED
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
-from crossent.subjects.subject import Subject
 from crossent.trials.check import Cost
 
 EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
@@ -62,7 +61,7 @@ def true(tmp_path_factory):
         return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EVERY_NAMED, "formula", (Subject("formula", off, source="formula"),))
+        patch.setitem(EVERY_NAMED, "formula", (replace(BY_NAME["formula"], loss=off),))
         report = crossent.check("formula", "torch", level="quick", cases=CASES)
         assert report.subjects[0].findings
         path = tmp_path_factory.mktemp("true") / "true.json"
