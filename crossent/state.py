@@ -38,8 +38,8 @@ def _numpy_generator() -> dict[str, Any]:
 
     numpy takes 0.1 ms to read the state. So this function keeps the last state and a copy of the generator's memory.
     While the memory is equal to the copy, the function returns the kept state. Two kinds of state are not kept: the
-    state of a generator other than MT19937, and a state with a normal number for the next draw. numpy stores this
-    number outside the memory that the function compares.
+    state of a generator other than MT19937, and a state with a Gaussian number for the next draw (`has_gauss`). numpy
+    stores this number outside the memory that the function compares.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -55,7 +55,7 @@ def _numpy_generator() -> dict[str, Any]:
 
 
 def _set_numpy_generator(to: dict[str, Any]) -> None:
-    """Set the state of numpy's global generator. Forget the kept state, whose number for the next draw may differ."""
+    """Set the state of numpy's global generator. Forget the kept state, whose Gaussian number may differ."""
     global _known_numpy
     _known_numpy = None
     np.random.set_state(to)

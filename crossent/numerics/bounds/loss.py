@@ -228,10 +228,10 @@ class Bounds(CallBounds):
     def _partial_products(self, sizes: Array) -> Array:
         """Return, for each term `w_c q_c values_c`, the largest partial product that contains `values_c`, (R, C).
 
-        `sizes` has the magnitudes of `values_c`, (R, C). A term is the product of `values_c`, the class weight, the
-        target before smoothing, and `1 - ε` or `ε/C`. The partial product is largest if the factors below one come
-        last. `1 - ε` and `ε/C` are at most one, so they do not enlarge the product. For class indices without
-        smoothing, only the true class has a term, and the result is (R,).
+        `sizes` has the magnitudes of `values_c`, (R, C). With the target `t_c` before smoothing, an implementation may
+        compute `(1 - ε) t_c w_c values_c` and `ε/C w_c values_c`, and may multiply in any order. A partial product is
+        largest if the factors below one come last, such as `1 - ε` and `ε/C`. For class indices without smoothing,
+        only the true class has a term, and the result is (R,).
         """
         t = self.terms
         if t.probabilities is not None:
