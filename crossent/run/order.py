@@ -144,14 +144,15 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     """Return the parts of a run, in the order in which they start.
 
     Each of the first cases is a separate part, so that its findings are reported at once. These parts start first. The
-    other cases are divided into parts of about equal cost, except that an expensive case is
-    a part by itself. Among these parts, the parts with the most expensive cases start first. In a run that may end
-    soon, the parts with cases that need torch's compilers come last. Most cases of the same structure
-    (:func:`_structure`) are in one part, whose worker computes their error bounds together.
+    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Among
+    these parts, the parts with the most expensive cases start first. In a run that may end soon, the parts with cases
+    that need torch's compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose
+    worker computes their error bounds together.
 
     With isolated processes, the subjects are divided into groups of at most `SUBJECTS_AT_ONCE`, and a part has the
-    subjects of one group. All parts of a group, in the order above, come before the parts of the next group. Random numbers divide the other cases into parts, and order the cases of each
-    part. So a subject cannot predict which of the other cases comes next.
+    subjects of one group. All parts of a group, in the order above, come before the parts of the next group.
+    Random numbers divide the other cases into parts, and order the cases of each part. So a subject cannot predict
+    which of the other cases comes next.
 
     Args:
         planned: the plan.

@@ -81,9 +81,9 @@ def soak(
         progress: a function that wraps an iterable, for a progress bar. Each item stands for up to 1000 cases.
 
     Returns:
-        The report. `report.ok` is True if all cases ran, every failed check is a known failure, a case ran on every
-        subject, and every result has evidence. For a shard, only the first two conditions count. `print(report)` shows
-        the worst cases and the findings.
+        The report. `report.ok` is True if the soak is complete, and every failed check is a known failure. Without
+        `shard`, at least one case must also have run on each subject, and every result must have evidence: on at least
+        one case, a wrong result such as zeros would fail. `print(report)` shows the worst cases and the findings.
 
     Raises:
         ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong, as for
