@@ -32,7 +32,7 @@ def comparisons(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
             # A refusal by a further check, such as a transform, does not make the result of the call wrong.
             also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
-            if kind is Kind.ACCEPTED and check == "call" and also:
+            if kind in (Kind.ACCEPTED, Kind.FIXED) and check == "call" and also:
                 kind = Kind.BROKEN
             else:
                 also = ()

@@ -54,7 +54,8 @@ class Kind(StrEnum):
 
 
 MEANINGS = {
-    Kind.BROKEN: "The check passed and now fails; or the call raised and now returns, but fails a check.",
+    Kind.BROKEN: "The check passed and now fails; or the call raised, crashed or hung, and now returns, "
+    "but fails a check.",
     Kind.REFUSED: "The call returned a result and now raises.",
     Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed; or a second call gives "
     "other bits; or the results differ, and the runs have different contracts or declarations.",

@@ -200,14 +200,15 @@ def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accept
     assert other.ok
 
 
-def test_an_error_that_became_a_wrong_number_is_a_regression(before, after):
+@pytest.mark.parametrize("kind", ["refused", "crashed", "hung"])
+def test_a_call_without_a_result_that_became_a_wrong_number_is_a_regression(before, after, kind):
     mine = before.subjects[2]
     first = copy.deepcopy(before)
     outcome = first.subjects[2].outcomes[PLAIN]
     outcome.checks = {"call": Measured(failed=True)}
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
     first.subjects[2].findings = [finding for finding in mine.findings if finding.case != PLAIN]
-    first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
+    first.subjects[2].findings.append(Finding("mine", "call", PLAIN, kind, "RuntimeError: not yet"))
     made = diff(first, after)
     assert only_move(made).kind is Kind.BROKEN
     assert only_move(made).says == "RuntimeError: not yet → returns a result, but fails loss, gradient"
