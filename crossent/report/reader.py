@@ -189,6 +189,8 @@ def _measured(entry: Any, what: str, failed: bool) -> Measured:
     numbers |= {f"not_judged: {reason}": count for reason, count in not_judged.items()}
     if wrong := [name for name, number in numbers.items() if number < 0]:
         raise ValueError(f"{cut(f'{what}: {wrong[0]}')} is {numbers[wrong[0]]}; allowed is 0 or more")
+    if not failed and not ratio <= 1:  # NaN counts as a failure
+        raise ValueError(f"{cut(f'{what}: ratio')} is {ratio}, and the check has no finding; allowed is 0 to 1")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 

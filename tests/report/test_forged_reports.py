@@ -416,3 +416,14 @@ def test_the_message_about_a_damaged_finding_names_the_finding_or_the_subject(tr
     document["subjects"][0]["findings"][0]["id"] = 5
     with pytest.raises(ValueError, match=r": a finding: id is 5; it must be a str"):
         find(document, finding)
+
+
+@pytest.mark.parametrize("ratio", ["nan", "inf", 1.5])
+def test_a_result_that_exceeds_its_bound_has_a_finding(true, ratio):
+    """Otherwise, the report would pass with this result, and the HTML page cannot show NaN or infinity as a pass."""
+    document = copy.deepcopy(true[0].to_json())
+    (part,) = (part for part in document["subjects"] if part["name"] == "torch")
+    part["cases"][CASES[0]]["loss"]["ratio"] = ratio
+    message = f"{CASES[0]}: loss: ratio is {ratio}, and the check has no finding; allowed is 0 to 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        report_of(document)
