@@ -151,12 +151,12 @@ class Report:
 
         A result has evidence if a wrong result, such as zeros, would fail on at least one case. At least one case must
         have run on every subject. If the user chose checks or cases, results need no evidence, and one subject with a
-        case is enough. If the user chose checks but no cases, at least one of these checks must be planned for a
-        case. A shard is ok if it is complete and has no findings except known failures.
+        case is enough. If the user chose checks, at least one of these checks must have run on a case. A shard is ok if
+        it is complete and has no findings except known failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
-        complete = self.ran > 0 and self.planned is None and not self._lacks_chosen_checks
+        complete = self.ran > 0 and self.planned is None and not self._no_chosen_check_ran
         unproven = self.unchecked or any(subject.without_evidence for subject in self.subjects)
         return complete and not self.failed and (bool(self.only) or not unproven)
 
@@ -166,10 +166,11 @@ class Report:
         return [subject.name for subject in self.subjects if not subject.outcomes]
 
     @property
-    def _lacks_chosen_checks(self) -> bool:
-        """Whether the user chose checks but no cases, and none of these checks is planned for a case."""
+    def _no_chosen_check_ran(self) -> bool:
+        """Whether the user chose checks, and none of these checks ran on a case."""
         chosen = self.only.get("checks", ())
-        return bool(chosen) and set(chosen) <= set(self.left_out)
+        ran = (outcome.checks for subject in self.subjects for outcome in subject.outcomes.values())
+        return bool(chosen) and all(checks.keys().isdisjoint(chosen) for checks in ran)
 
     @property
     def summary(self) -> str:
@@ -185,7 +186,9 @@ class Report:
         calls = f"{counted(self.ran, 'call')} checked"
         if self.shard is not None:
             return f"{calls} without findings; `crossent merge` gives the verdict on all shards"
-        if self._lacks_chosen_checks:
+        if self._no_chosen_check_ran and not set(self.only["checks"]) <= set(self.left_out):
+            return f"{calls}, but every chosen check was skipped; -vv lists the reasons"
+        if self._no_chosen_check_ran:
             advice = "" if self.level == LEVELS[-1] else "; choose a higher level"
             return f"{calls}, but no chosen check is planned for a case of level {self.level}{advice}"
         if self.unchecked and not self.only:

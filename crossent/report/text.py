@@ -21,7 +21,8 @@ from crossent.words import DECLARED, as_options, counted, first_names
 def plain_text(parts: Iterable[RenderableType]) -> str:
     """Return the parts of a report as text without colours. Tables and paragraphs are at most 100 columns wide."""
     text = io.StringIO()
-    console = Console(file=text, width=100)
+    # Without these arguments, FORCE_COLOR adds colours, and a notebook gets the text in place of `text`.
+    console = Console(file=text, width=100, color_system=None, force_terminal=False, force_jupyter=False)
     for part in parts:
         console.print(part, soft_wrap=keeps_lines(part))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
@@ -122,13 +123,18 @@ def not_covered(subject: SubjectReport) -> Iterator[str]:
 
 
 def declared_away(subject: SubjectReport) -> dict[str, str]:
-    """Return the checks that ran on no case because the user declared that the subject lacks a feature.
+    """Return the checks that ran on no case, and that need a feature that the user declared as missing.
 
-    The keys of the dict are the names of the checks. The values are the features that the subject lacks.
+    The keys of the dict are the names of the checks, and each value is such a feature. On some cases, a check may be
+    skipped for another reason.
     """
     ran = {check for check, _ in subject.tallies}
-    reasons = {check: next(iter(counts)) for check, counts in subject.not_run.items() if check not in ran}
-    return {check: why.removeprefix(DECLARED) for check, why in reasons.items() if why.startswith(DECLARED)}
+    away: dict[str, str] = {}
+    for check, reasons in subject.not_run.items():
+        declared = [reason.removeprefix(DECLARED) for reason in reasons if reason.startswith(DECLARED)]
+        if declared and check not in ran:
+            away[check] = declared[0]
+    return away
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
@@ -318,9 +324,10 @@ def share(ratio: float) -> str:
     >>> share(0.123), share(1.002), share(12)
     ('12%', '>100%', '>10×')
     """
-    if 1 < ratio < 1.005:
+    percent = f"{100 * ratio:.0f}%"
+    if ratio > 1 and percent == "100%":
         return ">100%"
-    return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
+    return percent if ratio < 10 else ">10×"
 
 
 def short(ulp: float) -> str:

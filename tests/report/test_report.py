@@ -28,7 +28,7 @@ from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report
-from crossent.report.text import failures, plain_text
+from crossent.report.text import failures, plain_text, share
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.words import LONGEST_LINE
@@ -476,6 +476,40 @@ def test_a_report_in_which_no_chosen_check_ran_is_not_ok():
         assert (f"NOT PROVEN: {said}" in str(report)) != ok
         report.level = "thorough"
         assert report.summary.endswith(", but no chosen check is planned for a case of level thorough") != ok
+
+
+def test_a_report_in_which_each_chosen_check_was_skipped_is_not_ok():
+    """For example, the check `chunks` is skipped for a function without an argument for the chunk size."""
+    skipped = {"chunks": "has no known argument for the chunk size"}
+    made = SubjectReport("mine", {"a": Outcome("float32", 0, checks={"call": Measured(False)}, not_run=skipped)})
+    for only in ({"checks": ["chunks"]}, {"checks": ["chunks"], "cases": ["a"]}):
+        report = Report({}, [made], only=only)
+        assert not report.ok
+        assert report.summary == "1 call checked, but every chosen check was skipped; -vv lists the reasons"
+        assert "not run, 1 case of chunks: mine has no known argument" in shown(report, verbosity=2)
+    assert Report({}, [made], only={"checks": ["chunks", "call"]}).ok
+
+
+def test_a_check_that_a_declaration_skips_is_named_even_if_the_first_case_skips_it_for_another_reason():
+    made = part_of(("a", "call", Measured(True)), ("b", "loss", Measured(False, 1.0, 0.5, elements=1)))
+    made.outcomes["a"].not_run["gradient"] = "fails `call`, which the other checks need"
+    made.outcomes["b"].not_run["gradient"] = "is declared without gradient"
+    made.findings = [Finding("mine", "call", "a", "refused", "", expected="a known failure")]
+    report = Report(ENVIRONMENT, [made])
+    assert report.ok
+    assert report.summary.endswith("; no gradient of mine was checked")
+    assert "not checked: gradient, since mine is declared without gradient" in str(report)
+
+
+@pytest.mark.parametrize("setting", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_the_report_as_text_has_no_colours(monkeypatch, setting):
+    monkeypatch.setenv(setting, "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b" not in str(Report(ENVIRONMENT, [part_of(("a", "loss", Measured(False, 1.0, 0.5)))]))
+
+
+def test_a_share_above_the_bound_is_never_100_percent():
+    assert [share(ratio) for ratio in (1.0, 1.0049999999999997, 1.005, 1.01)] == ["100%", ">100%", ">100%", "101%"]
 
 
 # Like the message of torch.testing.assert_close, with the error bound in place of its tolerance. The second line is
