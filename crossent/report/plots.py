@@ -70,8 +70,8 @@ class Mark:
 
     Attributes:
         dtype: the dtype of the logits.
-        kind: "passed", or "failed" if at least one result failed. "none" if no result has evidence, since a wrong
-            result, such as zeros, would pass too. "known" for the mark of the known failures.
+        kind: "passed", or "failed" if at least one result failed. "none" if no result is evidence: a wrong result, such
+            as zeros, would pass too. "known" for the mark of the known failures.
         count: the number of results. Passes without evidence count only for the kind "none".
         ratio: the error of the worst result, as a share of its bound; 0 for "none".
         ulp: the error of the worst result in ulp; 0 for "none".

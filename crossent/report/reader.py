@@ -225,9 +225,9 @@ def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     """Yield a text for each value in which the JSON documents `data` and `made` differ, such as "seed, 3,".
 
-    The text has the path of the value, and its value in `data`. If only one document has the path, the text is the path
-    alone, such as "subjects[0].name". Two lists of different lengths count as one value. In the recursion, `data` and
-    `made` are parts of the documents, and `where` is their path.
+    The text has the path of the value, and the first 80 characters of the value in `data`. If only one document has the
+    path, the text is the path alone, such as "subjects[0].name". Two lists of different lengths count as one value. In
+    the recursion, `data` and `made` are parts of the documents, and `where` is their path.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:

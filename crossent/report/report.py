@@ -1,4 +1,4 @@
-"""`Report`, the results and findings of one run, with the verdict and the first and last lines of the text."""
+"""Report: the results and findings of one run, its verdict, and the first and last lines of its text."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ class Report:
         level, seed: the level and the seed of the cases.
         fixed: known failures that were tested and no longer happen. Delete their entries in the list of known failures.
         triples: the number of different combinations of three options that occur in the cases that ran.
-        left_out: the checks that are planned for no case; empty if the user chose cases. If the user chose checks, only
-            these checks are listed.
+        left_out: the checks (or only the chosen checks) that are planned for no case; empty if the user chose cases.
         planned: None for a complete run. If the run was interrupted or stopped early, the number of planned cases.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
@@ -120,8 +119,7 @@ class Report:
     def compared(self) -> Tally:
         """The counts of all checks that compare numbers, summed over all subjects and dtypes.
 
-        A tally, of one check of one subject in one dtype, is part of the sum if it has numbers (`Tally.ratio`). The
-        numbers of known failures are not enough.
+        For each subject, leave out a check in a dtype if the check compared no number there, apart from known failures.
         """
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)

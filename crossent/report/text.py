@@ -282,7 +282,8 @@ def _table(subject: SubjectReport) -> Table:
 def _cell(tally: Tally | None) -> Text:
     """Return the cell of a check in a dtype: "40 12%" for 40 cases whose largest error is 12% of its bound.
 
-    Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran.
+    Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran. The 40
+    cases include known failures, except in "40 passed". The largest error and the 3 failures do not include them.
     """
     if tally is None:
         return Text("")

@@ -2,14 +2,14 @@
 
 A script for torch needs torch alone. A script for most other subjects needs crossent too.
 
-A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject,
-the loss function under test. For a wrong number, the script then calls a function `judge_…`. This function compares the
-number with the exact value, or with other results of the subject. The exit status of the script is 1 if the finding
-happens, and 0 if the finding does not happen. The exit status is 2 if the script cannot tell, for example because the
-call cannot run.
+The subject is the loss function under test. A script has the inputs of the case, bit for bit. The script calls a step,
+a function that calls the subject. For a wrong number, the script then calls a function `judge_…`. This function
+compares the number with the exact value, or with other results of the subject. The exit status of the script is 1 if
+the finding happens, and 0 if the finding does not happen. The exit status is 2 if the script cannot tell, for example
+because the call cannot run.
 
-For each check, a recipe names the functions and the values that its scripts use. The result of a call has parts: the
-loss, and each gradient.
+For each check, a recipe names the functions and the values that the scripts of this check use. The result of a call has
+parts: the loss, and each gradient.
 
 The modules of this folder may import every other folder of crossent except `crossent.commands`. Only `crossent/cli.py`
 imports this folder.

@@ -49,12 +49,13 @@ def diff(
     Args:
         old: the report of the old run, or the path of a file that :meth:`Report.write_json` wrote.
         new: the report of the new run, or the path of such a file.
-        force: whether to compare the runs even if their devices, processors, numbers of ranks or seeds differ.
+        force: whether to return the comparison even if there are reasons against it (`Diff.hindrances`), such as
+            different devices, processors, numbers of ranks or seeds.
         files: the two file names for the commands that repeat a finding. By default, the names are the paths `old` and
             `new`; the name of a report is "".
 
     Raises:
-        ValueError: a file is not a report, or the two runs cannot be compared (`Diff.hindrances`). The message is one
+        ValueError: a file is not a report; or, without `force`, the two runs cannot be compared. The message is one
             line.
         OSError: a file cannot be read.
 
@@ -227,8 +228,7 @@ class Diff:
     def found(self, move: Move) -> Finding | None:
         """Return the finding of a change in the new run, or None if the check passed in the new run.
 
-        If the call raised in the old run, and returns a wrong result in the new run, return the first finding about
-        this result.
+        If the call returns only in the new run, and its result is wrong, return the first finding about this result.
         """
         if not move.also:
             return move.new.finding

@@ -27,7 +27,7 @@ TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", 
 class Card:
     """A card of the page, about the changes `moves`, which have the same kind.
 
-    The card shows the first change in full, and the other changes in a folded list.
+    The card shows the first change in full, and at most `_MOST_OF_A_CARD - 1` other changes in a folded list.
     """
 
     moves: list[Move]

@@ -114,9 +114,9 @@ class Move:
     `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
     of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
 
-    `also` is usually empty. If the call raised in the old run and returns a wrong result in the new run, the check
-    "call" has names in `also`. They are the names of checks that ran only in the new run, and failed without an
-    exception of the subject.
+    `also` is usually empty. The check "call" has names in `also` if the call returns only in the new run, and its
+    result is wrong. The names are those of the checks that ran only in the new run, and failed without an exception of
+    the subject.
     """
 
     kind: Kind
@@ -206,7 +206,7 @@ def _same_bits(old: Side, new: Side) -> bool:
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the error of the worst element is equal on both sides, to 0.001 ulp, without checksums.
+    """For sides without checksums, return whether both errors of the worst element are equal, rounded to 0.001 ulp.
 
     A check that makes several calls has no checksums in a report, so this function compares errors instead of bits.
     If the last bit of the worst element differs, its error differs by about 1 ulp. Another library for the exact value
