@@ -126,6 +126,20 @@ def test_a_product_may_overflow_before_its_last_factor_which_is_zero():
     assert_needed("factors come in any order", crossent.formula, "loss", given)
 
 
+def test_a_product_may_overflow_before_a_last_factor_that_is_a_small_loss():
+    """w·t is 4e38, which float32 cannot represent, although the loss, half of w·t times log 2, is 1.4e38."""
+    given = inputs([[0.0, 0.0]], [[2e19, 0.0]], weight=[2e19, 1.0], label_smoothing=0.5)
+
+    def two_parts(input, target, *, weight, label_smoothing, **options):
+        log_probs = input.log_softmax(-1)
+        hot, uniform = -(weight * target * log_probs).sum(-1), -(weight * log_probs).sum(-1)
+        return (1 - label_smoothing) * hot + label_smoothing / 2 * uniform
+
+    assert evaluate(two_parts, given).loss.isinf().all()
+    assert np.isfinite(solve(given).loss.hi).all()
+    assert differences(two_parts, given)["loss"].not_judged == {"an intermediate may overflow": 1}
+
+
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
     """The coefficients v of the row add up to 0. If torch scales and rounds each v before the sum, the sum is not 0."""
     target = [[1.0, -52.0, 48.0, 15.0, 50.0, -31.0, -84.0, -23.0, 76.0]]
@@ -153,6 +167,26 @@ def test_a_product_in_the_gradient_of_a_target_may_overflow_before_its_last_fact
     given = replace(given, upstream=torch.tensor([2.0]))
     found = differences(crossent.formula, given)["target_gradient"]
     assert found.not_judged == {"an intermediate may overflow": 1}
+
+
+@pytest.mark.parametrize("subject", [*EAGER, TORCH], ids=lambda subject: subject.name)
+def test_a_product_in_the_gradient_may_overflow_before_its_last_factor(subject):
+    """g·w is 1e40, which float32 cannot represent, although (g·t)·w is 1e20. Autograd multiplies g by w first."""
+    given = inputs([[0.0, 1.0]], [[1e-20, 1e-20]], weight=[1e20, 1e20])
+    given = replace(given, upstream=torch.tensor([1e20]))
+    found = differences(subject.loss, given)["gradient"]
+    assert evaluate(subject.loss, given).gradient.isnan().all()
+    assert np.isfinite(solve(given).gradient.hi).all()
+    assert found.not_judged == {"an intermediate may overflow": 2}
+
+
+def test_only_the_class_weight_of_the_true_class_is_a_factor_without_smoothing():
+    """The weight 1e30 of the other class times g overflows, but no implementation needs this product."""
+    given = inputs([[0.0, 1.0]], [0], weight=[1.0, 1e30])
+    given = replace(given, upstream=torch.tensor([1e20]))
+    found = differences(crossent.formula, given)["gradient"]
+    assert found.not_judged == {}
+    assert found.ratio <= 1
 
 
 @float16

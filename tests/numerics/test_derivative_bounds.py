@@ -114,6 +114,19 @@ def test_an_underflow_is_multiplied_by_the_remaining_factors():
     assert_needed("an underflow is multiplied", "second", second, given, direction)
 
 
+def test_a_product_may_overflow_before_its_last_factor():
+    """The direction times g times w is 1e50, which float32 cannot represent, although p, 1e-22, is a factor too."""
+    given = inputs([[0.0, -50.0]], [0], weight=[1e15, 1.0])
+    given = replace(given, upstream=torch.tensor([1e15]))
+    direction = torch.tensor([[1.0, -1e20]])
+    p = given.input.softmax(1)
+    second = ((direction - (p * direction).sum()) * 1e15 * 1e15) * p
+    assert second.isinf().any()
+    assert np.isfinite(solve_along(given, direction).second.hi).all()
+    found = difference("second", second, given, direction, "kernel")
+    assert found.not_judged == {"an intermediate may overflow": 2}
+
+
 def test_the_two_parts_of_a_smoothed_loss_may_have_separate_backward_passes():
     """With the weights 1 and about -3, the uniform part and the part of the true class nearly cancel."""
 

@@ -160,10 +160,14 @@ class CallBounds:
         return factors
 
     def _multiplied_in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
-        """Return the product with an additional error: in some order of the factors, a partial product may underflow.
+        """Return the product with an additional error: in some order, a partial product may underflow or overflow.
 
-        Every order has the same number of roundings with a relative error, so only underflow makes an order worse. The
-        error of an underflow is absolute: :attr:`Format.largest_underflow_error`, multiplied by the factors that
+        Every order has the same number of roundings with a relative error, so only these two make an order worse. If
+        the factors below one come last, a partial product may overflow although the product does not. The error is then
+        infinite. This holds for products that are 0 too, since 0 times infinity is NaN. The exception is a call with
+        class indices and without smoothing, whose zeros are no products.
+
+        The error of an underflow is absolute: :attr:`Format.largest_underflow_error`, multiplied by the factors that
         remain. In the worst order, the largest factors remain. After the first multiplication, all factors but two
         remain. `product` already has the error of the last multiplication, so the method adds the error of every
         earlier multiplication.
@@ -180,6 +184,11 @@ class CallBounds:
         narrow = self.contract.stored or self.contract.compute
         remaining = len(factors) - 2
         largest = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # fmax skips rows of NaN
+        if narrow.overflows(np.prod(largest)):
+            partial = np.ones((1, 1))
+            for factor in factors:
+                partial = partial * np.maximum(factor, 1.0)
+            product = product.unless(narrow.overflows(partial) & (self._dense | (product.largest > 0)))
         # Larger than every limit in the loop below: few calls have so small a product, so most calls return here.
         threshold = narrow.smallest_normal * 2.0**3 * np.prod(largest)
         small = (product.largest > 0) & ((products > 1) | (product.largest < threshold))

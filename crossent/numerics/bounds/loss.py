@@ -226,7 +226,7 @@ class Bounds(CallBounds):
         return wider(before, after), softmax.largest + scaled.largest
 
     def _partial_products(self, sizes: Array) -> Array:
-        """Return, for each term `w_c q_c values_c`, the largest partial product that contains `values_c`, (R, C).
+        """Return the largest partial product of each term `w_c q_c values_c`, and at least 1, (R, C).
 
         `sizes` has the magnitudes of `values_c`, (R, C). With the target `t_c` before smoothing, an implementation may
         compute `(1 - ε) t_c w_c values_c` and `ε/C w_c values_c`, and may multiply in any order. A partial product is
@@ -234,6 +234,7 @@ class Bounds(CallBounds):
         only the true class has a term, and the result is (R,).
         """
         t = self.terms
+        sizes = np.maximum(sizes, 1.0)
         if t.probabilities is not None:
             sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
         if t.weight is not None:
