@@ -189,6 +189,16 @@ def test_only_the_class_weight_of_the_true_class_is_a_factor_without_smoothing()
     assert found.ratio <= 1
 
 
+@pytest.mark.parametrize("subject", [*EAGER, TORCH], ids=lambda subject: subject.name)
+def test_a_factor_of_the_gradient_may_underflow_to_zero_in_float64(subject):
+    """g/D is 1e-330, which rounds to 0. So the computed gradient is 0, although (g·w)/D is 1e-40."""
+    given = inputs([[0.0, 1.0]], [0], "float64", weight=[1e290, 1e290], reduction="mean")
+    given = replace(given, upstream=torch.tensor(1e-40, dtype=torch.float64))
+    assert (evaluate(subject.loss, given).gradient == 0).all()
+    assert (np.abs(solve(given).gradient.hi) > 1e-41).all()
+    assert differences(subject.loss, given)["gradient"].ratio <= 1
+
+
 @float16
 def test_an_underflow_is_multiplied_by_the_remaining_factors():
     """ε/C divided by a thousand rows underflows to 0 in float16. With the weight 2048 last, the error is 2e-5."""

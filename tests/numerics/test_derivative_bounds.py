@@ -127,6 +127,19 @@ def test_a_product_may_overflow_before_its_last_factor():
     assert found.not_judged == {"an intermediate may overflow": 2}
 
 
+def test_a_product_may_underflow_to_zero_in_float64():
+    """g·w/D is 1e-325, which rounds to 0. So the computed derivative is 0, although the exact one is 5e-321."""
+    given = inputs([[0.0, 0.0]] * 2, [0, 1], "float64", weight=[1e250, 1e-75], reduction="mean")
+    given = replace(given, upstream=torch.tensor(1.0, dtype=torch.float64))
+    direction = torch.tensor([[1.0, -1.0], [1e5, -1e5]], dtype=torch.float64)
+    scale = torch.tensor([[1.0], [1e-75 / 1e250]], dtype=torch.float64)
+    assert scale[1] == 0
+    p = given.input.softmax(1)
+    second = p * scale * (direction - (p * direction).sum(1, keepdim=True))
+    assert (np.abs(solve_along(given, direction).second.hi[1]) > 4e-321).all()
+    assert difference("second", second, given, direction).ratio <= 1
+
+
 def test_the_two_parts_of_a_smoothed_loss_may_have_separate_backward_passes():
     """With the weights 1 and about -3, the uniform part and the part of the true class nearly cancel."""
 

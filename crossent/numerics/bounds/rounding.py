@@ -41,6 +41,7 @@ class Order:
 
 
 ANY_ORDER = Order()
+_LOST = FLOAT64.largest_underflow_error  # bounds the error of a float64 product or quotient that underflows to 0
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,7 @@ class Computed:
                 once = where_any(error == 0, lost, format.unit_roundoff * total.largest)
                 once = np.maximum(once, format.rounding_error(total.largest, error=error)) if format.flushes else once
                 return Computed(value, error + once, format)._bounded(self, other)
-            rounded = total.rounded(format)
-            return Computed(value, rounded.error + lost, format)._bounded(self, other)
+            return Computed(value, total.rounded(format).error + lost, format)._bounded(self, other)
 
     def minus(self, other: Computed, format: Format) -> Computed:
         """Return the difference `a - b`, with the same rules as :meth:`plus`."""
@@ -169,6 +169,7 @@ class Computed:
         with np.errstate(all="ignore"):
             value = self.value * other.value
             error = np.abs(self.value) * other.error + np.abs(other.value) * self.error + self.error * other.error
+            error = where_any((value == 0) & (self.largest > 0) & (other.largest > 0), error + _LOST, error)
             finite = bool(np.isfinite(value).all() and np.isfinite(error).all())
             if not finite:
                 zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
@@ -197,6 +198,7 @@ class Computed:
             value = self.value / other.value
             room = np.abs(other.value) - other.error
             error = where_any(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
+            error = where_any((value == 0) & (self.largest > 0) & np.isfinite(other.value), error + _LOST, error)
             error = where_any((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # The float64 division above is rounded too, so even an exact rounding error needs a margin of 2^-52.
             largest = np.abs(value) + error
@@ -295,7 +297,7 @@ class Computed:
             total, size = self.value.sum(-1), terms.sum(-1)
             here = np.isinf(total) & np.isfinite(self.value).all(-1)  # the float64 computation overflowed
             total = np.where(here, np.copysign(FLOAT64.largest, total), total)
-            depth = np.maximum(count - 1, 0)
+            depth, passed = np.maximum(count - 1, 0), np.zeros_like(size)
             if terms.shape[-1] > 1:
                 sort = np.sort(terms, axis=-1)[..., ::-1]
                 running = np.cumsum(sort, -1)
@@ -306,8 +308,6 @@ class Computed:
                 of_big = np.where(is_big[..., 1:], running[..., 1:], 0.0).sum(-1)
                 split = of_big + (big - 1 + np.maximum(count - big, 0)) * small + small / format.unit_roundoff
                 passed = np.minimum(passed, split)
-            else:
-                passed = np.zeros_like(size)
             if order.depth is not None:
                 depth = np.minimum(depth, order.depth)
                 passed = np.minimum(passed, depth * size)
@@ -346,5 +346,4 @@ def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Ar
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)
-    rounded = Computed(value, error, None).rounded(format).error
-    return where_any(np.isinf(error), 0.0, rounded - error)
+    return where_any(np.isinf(error), 0.0, Computed(value, error, None).rounded(format).error - error)
