@@ -35,7 +35,9 @@ def wide(given: Inputs) -> Inputs:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return a pair of inputs by the name of each shift: with rounded logits, and with these logits plus the shift.
+    """Return the inputs for each shift, as a dict from the name of the shift to a pair of inputs.
+
+    The first inputs of a pair have rounded logits. The second inputs have these logits plus the shift.
 
     One shift adds the same constant to all rows. The other adds positive and negative constants in turn, one to each
     row. If a row cannot be shifted exactly in its dtype, both inputs have this row unchanged. If neither shift
