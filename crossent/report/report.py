@@ -23,11 +23,11 @@ from crossent.report.html import notebook, page
 from crossent.report.text import (
     LEGEND,
     NO_EVIDENCE,
-    declared_away,
     details,
     failures,
     gaps,
     in_short,
+    missing_features_by_check,
     not_covered,
     overview,
     paragraph,
@@ -194,7 +194,7 @@ class Report:
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
         uncovered = [f"no case ran on {first_names(self.unchecked)}"] if self.unchecked else []
-        if blind := [subject.name for subject in self.subjects if "gradient" in declared_away(subject)]:
+        if blind := [subject.name for subject in self.subjects if "gradient" in missing_features_by_check(subject)]:
             uncovered.append(f"no gradient of {first_names(blind)} was checked")
         known = sum(subject.counts["expected"] for subject in self.subjects)
         failures = f", except in {counted(known, 'call')} with known failures" if known else ""

@@ -106,7 +106,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def not_covered(subject: SubjectReport) -> Iterator[str]:
-    """Yield a line about the cases that are not applicable, then a line with the checks of :func:`declared_away`.
+    """Yield a line about the cases that are not applicable, then a line about :func:`missing_features_by_check`.
 
     If there are no such cases, leave out the first line. If there are no such checks, leave out the second line.
     """
@@ -117,16 +117,16 @@ def not_covered(subject: SubjectReport) -> Iterator[str]:
         declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
         reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
         yield f"not applicable: {number}, since {subject.name} {reasons}"
-    if away := declared_away(subject):
+    if away := missing_features_by_check(subject):
         features = first_names(list(dict.fromkeys(away.values())))
         yield f"not checked: {', '.join(away)}, since {subject.name} {DECLARED}{features}"
 
 
-def declared_away(subject: SubjectReport) -> dict[str, str]:
-    """Return the checks that ran on no case, and that need a feature that the user declared as missing.
+def missing_features_by_check(subject: SubjectReport) -> dict[str, str]:
+    """Return the checks that ran on no case, each with a feature that it needs and that the user declared as missing.
 
-    The keys of the dict are the names of the checks, and each value is such a feature. On some cases, a check may be
-    skipped for another reason.
+    The keys of the dict are the names of the checks, and the values are the names of the features. On some cases,
+    another reason may have skipped the check.
     """
     ran = {check for check, _ in subject.tallies}
     away: dict[str, str] = {}

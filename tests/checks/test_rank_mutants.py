@@ -22,7 +22,7 @@ from crossent.trials.trial import NotRunError, Question
 pytestmark = pytest.mark.skipif(not can_start_ranks(), reason="needs a system that forks, and torch 2.3 or newer")
 OF_A_CALL = of_cost(Cost.CALL)
 PLAIN = "float32-7x5-normal-int64-none-rows"
-ONLY_IGNORED = "gets only ignored rows, whose targets need no check"
+ONLY_IGNORED = "gets only ignored rows; this check needs a row that is not ignored"
 PUBLISHED = {
     "LocalMaximum",
     "LocalSmoothing",

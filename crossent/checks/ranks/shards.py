@@ -180,7 +180,7 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
         raise NotRunError("gets too few classes for a shard with padding")
     narrowed = _of_classes(inputs, classes)
     if not (kept := _kept(narrowed)).any():
-        raise NotRunError("gets only ignored rows, whose targets need no check")
+        raise NotRunError("gets only ignored rows; this check needs a row that is not ignored")
     target = torch.where(kept, classes, narrowed.target.long())
     performed: Performed[Result] = trial.host.perform(evaluate, _with_target(narrowed, target), ())
     if performed.ended:
