@@ -60,8 +60,11 @@ AXES: dict[str, tuple[str, ...]] = {
     "ignored": tuple(IGNORED),
     # The upstream gradient. "scalar" is a random number, and "stride0" is a random number expanded to every row with
     # stride 0. "rows" has a random number for each row, "rows_strided" has these numbers at every second element of the
-    # storage, and the numbers of "rows_large" differ by orders of magnitude. "upstream_huge" is a number above 10,000.
-    "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large", "upstream_huge"),
+    # storage, and the numbers of "rows_large" differ by orders of magnitude. "rows_expanded" has random numbers
+    # that are expanded along the last dimension, as by `loss.sum(-1)`. "upstream_huge" is a number above 10,000.
+    "upstream": (
+        *("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large", "rows_expanded", "upstream_huge"),
+    ),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
@@ -131,7 +134,8 @@ MOST_NUMBERS = 2**26
 MOST_DIMENSIONS = 25  # some kernels of torch for CUDA have no more, and numpy 1 has at most 32
 MOST_TILES = 10**9
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
-OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients that need reduction "none"
+# The upstream gradients that need reduction "none".
+OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large", "rows_expanded")
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,11 @@ CONSTRAINTS = (
         f"the upstream gradients {', '.join(OF_ROWS[:-1])} and {OF_ROWS[-1]} need the reduction none",
         ("reduction", "upstream"),
         lambda reduction, upstream: reduction != "none" and upstream in OF_ROWS,
+    ),
+    Constraint(
+        "the upstream gradient rows_expanded needs 3 dimensions of the logits or more",
+        ("upstream", "sizes"),
+        lambda upstream, sizes: upstream == "rows_expanded" and len(sizes) < 3,
     ),
     Constraint(
         f"the values {' and '.join(name for name, kind in VALUES.items() if kind.ignored_only)} need ignored rows",
@@ -259,8 +268,8 @@ RULES: dict[str, Callable[[Any], bool]] = {
             and case.target_layout == "target_contiguous"
         )
     ),
-    "tiles cannot have the upstream gradients rows_strided or rows_large": lambda case: (
-        case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
+    "tiles cannot have the upstream gradients rows_strided, rows_large or rows_expanded": lambda case: (
+        case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large", "rows_expanded")
     ),
     "tiles with a reduction cannot have a weight or label_smoothing": lambda case: (
         case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)

@@ -29,7 +29,7 @@ from crossent.cases.axes import (
     size_range,
     why_forbidden,
 )
-from crossent.cases.inputs import Inputs, laid_out
+from crossent.cases.inputs import UPSTREAM_LAYOUTS, Inputs, laid_out
 from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
@@ -239,7 +239,7 @@ class Case:
         of_loss = tensor(upstream)
         if self.reduction == "none":
             of_loss = of_loss.expand(self._row_sizes) if of_loss.dim() == 0 else of_loss.reshape(self._row_sizes)
-            of_loss = laid_out(of_loss, "strided") if self.upstream == "rows_strided" else of_loss
+            of_loss = laid_out(of_loss, UPSTREAM_LAYOUTS.get(self.upstream, "contiguous"))
         return Inputs(first, target, options, of_loss)
 
     def _seed_choices(self) -> tuple[Any, ...]:
@@ -307,7 +307,7 @@ class Case:
         return np.where(some, -weight, weight) if self.weight == "weight_negative" else weight
 
     def _upstream(self, random: np.random.RandomState) -> Any:
-        if self.upstream in ("rows", "rows_strided"):
+        if self.upstream in ("rows", *UPSTREAM_LAYOUTS):
             return 4 * random.random_sample(self.rows) - 2
         if self.upstream == "rows_large":
             return np.ldexp(4 * random.random_sample(self.rows) - 2, random.randint(-10, 13, size=self.rows))

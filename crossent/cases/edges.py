@@ -68,6 +68,9 @@ _ALONE = (
     Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
     Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
     Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
+    # An upstream gradient with a stride of 0 in one dimension: the loss of each row is summed along this dimension.
+    Case("float32", (3, 5, 4), reduction="none", upstream="rows_expanded", name="upstream"),
+    Case("bfloat16", (2, 5, 3, 2), target="probabilities", reduction="none", upstream="rows_expanded", name="upstream"),
     # The upstream gradient times the weight overflows float16, but the gradient does not.
     Case("float16", (64, 50), "flat", "int64", "none", "weight_decades", upstream="rows_large", name="upstream"),
     # An upstream gradient above 10,000.

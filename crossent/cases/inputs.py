@@ -126,11 +126,15 @@ def bits(tensor: Tensor) -> Any:
     return array.view(f"u{tensor.element_size()}")
 
 
-def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`.
+UPSTREAM_LAYOUTS = {"rows_strided": "strided", "rows_expanded": "last_expanded"}  # the layouts that are not contiguous
 
-    All layouts but "expanded" keep all elements. "expanded" repeats the first entry of the batch. The memory between
-    and around the elements holds NaN, or 251 for integers. If there are at most 251 classes, 251 is not a class.
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`, or in the layout "last_expanded".
+
+    All layouts keep all elements, but "expanded" repeats the first entry of the batch, and "last_expanded" repeats the
+    first entry of the last dimension. The memory between and around the elements holds NaN, or 251 for integers. If
+    there are at most 251 classes, 251 is not a class.
     """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
@@ -140,6 +144,8 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor.permute(order).contiguous().permute(back)
     if layout == "expanded":
         return tensor[:1].expand(tensor.shape) if axes else tensor
+    if layout == "last_expanded":
+        return tensor[..., :1].expand(tensor.shape)
     poison = float("nan") if tensor.is_floating_point() else 251
     if layout == "window":  # along the class axis
         axis = min(1, tensor.dim() - 1)

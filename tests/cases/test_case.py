@@ -523,6 +523,8 @@ def test_each_choice_of_upstream_gradient_has_its_property():
         assert upstream(name).shape == (3, 4)
         assert upstream(name).stride() == (0, 0)
     assert len(upstream("stride0").unique()) == 1
+    assert upstream("rows_expanded").stride() == (4, 0)
+    assert len(upstream("rows_expanded").unique()) == 3
 
 
 def test_the_inputs_have_the_shapes_that_torch_needs():

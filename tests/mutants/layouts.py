@@ -52,6 +52,36 @@ def upstream_read_as_contiguous(input, target, **options):
     return with_upstream(formula(input, target, **options), _as_if_contiguous)
 
 
+def _first_for_all(upstream):
+    return upstream.flatten()[:1].expand(upstream.numel()).view(upstream.shape)
+
+
+@mutant(
+    "gradient",
+    "upstream/float32-3x5x4-normal-int64-none-rows_expanded",
+    own="The sum of the losses has an upstream gradient with the stride 0, but so has the sum along one dimension.",
+)
+def upstream_with_a_stride_of_zero_is_one_number(input, target, **options):
+    def change(upstream):
+        return _first_for_all(upstream) if upstream.numel() and 0 in upstream.stride() else upstream
+
+    return with_upstream(formula(input, target, **options), change)
+
+
+@mutant(
+    "call",
+    "upstream/float32-3x5x4-normal-int64-none-rows_expanded",
+    own="The upstream gradient is viewed as a vector, which works if it is contiguous or expanded in all dimensions.",
+)
+def upstream_is_viewed_as_a_vector(input, target, **options):
+    return with_upstream(formula(input, target, **options), lambda g: g.view(-1).view(g.shape))
+
+
+# Code that reads the upstream gradient by hand rarely has these features, whose checks also find the two mutants above.
+for _loss in (upstream_with_a_stride_of_zero_is_one_number, upstream_is_viewed_as_a_vector):
+    _loss.lacks = dict.fromkeys(("vmap", "double_backward", "batched_gradient", "compile"), "has a gradient by hand")
+
+
 @mutant("loss gradient", "float32-7x385-normal-int64-none-rows-offset", "oneDNN#3501")
 def read_from_the_aligned_address_below(input, target, **options):
     below = _read_at(input, input.storage_offset() // 4 * 4, input.stride())
