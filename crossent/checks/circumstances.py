@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -77,6 +78,18 @@ def _more_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():  # for an operation without a deterministic kernel, which this check accepts
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 @dataclass(frozen=True)
 class Circumstance:
     """An unusual kind of call, such as a call with a Parameter as logits. The result must still match the exact values.
@@ -108,6 +121,7 @@ CIRCUMSTANCES = {
     "with a weight that requires a gradient": Circumstance(weighted=True, needs="target_gradient"),
     "under anomaly detection": Circumstance(mode=lambda: torch.autograd.set_detect_anomaly(True, check_nan=False)),
     "with another default dtype": Circumstance(mode=_other_default_dtype),
+    "with deterministic algorithms": Circumstance(mode=_deterministic_algorithms),
     MORE_THREADS: Circumstance(mode=_more_threads),
 }
 
@@ -124,7 +138,7 @@ def circumstances(trial: Trial) -> Found:
 
     Further calls have a backward pass with `create_graph=True`, class weights that require a gradient, or logits that
     are a negated view. The memory of a negated view holds each number with the other sign (`Tensor.is_neg`). The modes
-    are anomaly detection, another default dtype and another number of threads.
+    are anomaly detection, another default dtype, deterministic algorithms and another number of threads.
 
     The last call has an upstream gradient of NaN. Each element of a gradient must then be NaN, except the elements
     that are 0 in the first call. torch.amp.GradScaler relies on this behaviour: the scaler skips a step only if a

@@ -303,6 +303,16 @@ def debugging_has_no_weights(input, target, weight=None, **options):
 
 @mutant(
     "circumstances",
+    "float64-7x5-normal-probabilities-none-weighted-rows",
+    own="A slow path without atomic additions leaves out the weights. Its bits are the same in each call.",
+)
+def deterministic_path_has_no_weights(input, target, weight=None, **options):
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return formula(input, target, None if deterministic else weight, **options)
+
+
+@mutant(
+    "circumstances",
     "float32-7x5-normal-int64-mean",
     own="A buffer has the default dtype, so the sum with the loss has a wider dtype.",
 )

@@ -208,6 +208,7 @@ def call_in_circumstances():
         "of a lazily negated view": lambda logits: torch._neg_view(-logits),
     }
     results, usual = {}, (torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    deterministic = torch.are_deterministic_algorithms_enabled()
     for call in calls:
         x, y, its_options, g = fresh(*given)
         make = makers.get(call, torch.Tensor.detach)
@@ -218,6 +219,7 @@ def call_in_circumstances():
         torch.autograd.set_detect_anomaly(call == "under anomaly detection", check_nan=False)
         if call == "with another default dtype":
             torch.set_default_dtype(torch.float32 if usual[1] == torch.float64 else torch.float64)
+        torch.use_deterministic_algorithms(deterministic or call == "with deterministic algorithms", warn_only=True)
         if call == "with another number of threads":
             torch.set_num_threads(usual[2] + 1)
         leaves = {"gradient": x, **({"target_gradient": y} if y.requires_grad else {})}
@@ -229,6 +231,7 @@ def call_in_circumstances():
         made = torch.autograd.grad(loss, list(leaves.values()), g.to(loss.dtype), create_graph="create_graph" in call)
         results[call] = {"loss": loss.detach(), **dict(zip(leaves, (one.detach() for one in made)))}
         torch.autograd.set_detect_anomaly(usual[0])
+        torch.use_deterministic_algorithms(deterministic)
         torch.set_default_dtype(usual[1])
         torch.set_num_threads(usual[2])
     x, y, its_options, g = fresh(*given)

@@ -205,6 +205,7 @@ KINDS = {
     ),
     "under anomaly detection": (where("torch.is_anomaly_enabled()"), INDEX, "circumstances wrong"),
     "under another default dtype": (where("torch.get_default_dtype() != torch.float32"), DENSE, "circumstances wrong"),
+    "with deterministic algorithms": (where(UNDER_DETERMINISM), INDEX, "circumstances wrong"),
     "refused with more threads": (where("torch.get_num_threads() > 1", REFUSE), INDEX, "circumstances refused"),
     "another shape with more threads": (
         where("torch.get_num_threads() > 1", CHANGE_SHAPE),
