@@ -129,8 +129,8 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
             the names, or if the loss has a wrong shape, `evaluate` computes no gradients.
 
     Raises:
-        TypeError: the loss is not a dense tensor of real numbers, or the loss is detached from a tensor whose gradient
-            is requested.
+        TypeError: the loss or a gradient is no dense tensor, or the loss is complex or detached from a tensor whose
+            gradient is requested.
         Exception: the subject may raise any exception.
     """
     # Each leaf shares the memory of an input, so `make_call` can detect a write into the leaf.
@@ -146,6 +146,8 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
     for name, gradient in zip(leaves, made, strict=True):
         if gradient is None:
             raise _detached_error(word(GRADIENTS[name]), name)
+        if gradient.layout != torch.strided:
+            raise TypeError(f"{in_words(name, inputs.operation)}: got {class_and_layout(gradient)}; expected {DENSE}")
         computed[name] = gradient.resolve_neg()
     return Result(value.detach().resolve_neg(), **computed)
 

@@ -251,6 +251,16 @@ def _copied(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
+class SparseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.to_sparse()
+
+
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
@@ -259,6 +269,10 @@ def _copied(value):
         (lambda *args, **options: crossent.formula(*args, **options).detach(), "detached from the logits"),
         (lambda *args, **options: sys.exit(0), "SystemExit: 0"),
         (lambda *args, **options: crossent.formula(*args, **options).to_sparse(), "dense"),
+        (
+            lambda logits, *args, **options: crossent.formula(SparseGradient.apply(logits), *args, **options),
+            "gradient of the logits: got Tensor with layout torch.sparse_coo; expected a dense tensor",
+        ),
         (lambda logits, target: logits, "unexpected keyword"),
     ],
 )
