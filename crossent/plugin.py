@@ -5,7 +5,6 @@ The plugin imports torch only if a test uses `crossent.parametrize`, or if the o
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -235,19 +234,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     file and a name), the finding shows `crossent repro` instead.
     """
     if (check := _check_of(item)) is not None:
+        from crossent.run.pytest_checks import command_of
+
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
-        each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
-        options = [f"{name}={one}" for name, one in each if one is not None]
-        check.command = shlex.join(["pytest", *options, item.nodeid])
+        check.command = command_of(item, given)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record (the result of a check) to pytest's report, which pytest-xdist sends to the main process."""
-    outcome = yield
-    check = _check_of(item)
-    if call.when == "call" and check is not None and check.record is not None:
-        outcome.get_result().crossent = check.record.packed()
+    """Attach the record of a check to pytest's report, for the main process. A test without a record must not pass."""
+    report, check = (yield).get_result(), _check_of(item)
+    if call.when == "call" and check is not None:
+        if check.record is not None:
+            report.crossent = check.record.packed()
+        elif report.passed:
+            report.outcome, report.longrepr = "failed", "crossent.parametrize: the test did not call `check()`"
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -78,6 +78,26 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     assert "THIS WAS A QUICK RUN" in out
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_command_of_a_finding_repeats_the_test_from_a_folder_below_the_root(run, pytester, monkeypatch, workers):
+    """pytest names a test by its path from the root, but reads a path from the folder in which it is called."""
+    monkeypatch.chdir(pytester.mkdir("below"))
+    arguments = "--rootdir=..", f"-n{workers}"
+    out = run(*arguments, *pytester.path.glob("test_*.py"), "-k", "wrong and loss and 7x5-normal-int64-none").stdout
+    repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out.str(), re.M)
+    run(*arguments, repeated[1]).assert_outcomes(failed=1)
+
+
+def test_a_test_that_does_not_call_check_fails(run, pytester):
+    """The test compares nothing, so a wrong loss would pass."""
+    options = "crossent.formula, dtypes=['float64'], cases=['*7x5-normal-int64-none*']"
+    pytester.makepyfile(f"import crossent\n\n@crossent.parametrize({options})\ndef test_right(check):\n    check")
+    result = run()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "passed" not in result.parseoutcomes()
+    result.stdout.fnmatch_lines(["*the test did not call `check()`"])
+
+
 def test_workers_run_the_same_tests_and_one_report_is_written(run, pytester):
     ids, counts = [], []
     for more in (["-n", "0"], ["-n", "2"]):

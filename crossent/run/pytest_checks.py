@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -225,6 +227,18 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
             for check in applying:
                 run = together if check in cheap else CaseRun(one, case, (*before, check), settings, known)
                 yield CheckTest(check.name, run, f"{whose}{check.name}[{case.id}]{where}")
+
+
+def command_of(item: Any, given: Mapping[str, Any]) -> str:
+    """Return the pytest command that repeats a test from the folder in which the user called pytest.
+
+    `item` is the test of pytest. `given` has the options by name: a value, a list of values, or None for no option.
+    """
+    each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
+    options = [f"{name}={one}" for name, one in each if one is not None]
+    file, *names = str(item.nodeid).split("::")  # the file is relative to pytest's root folder
+    path = os.path.relpath(item.config.rootpath / file, item.config.invocation_params.dir)
+    return shlex.join(["pytest", *options, "::".join([path, *names])])
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
