@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import overrides
+from torch.utils import _python_dispatch
+from torch.utils._device import DeviceContext
 
 _SUBNORMAL = 2.0**-1074
 
@@ -172,6 +175,29 @@ def _set_hooks(to: Any) -> None:
         _autograd._push_saved_tensors_default_hooks(*to)
 
 
+def _function_modes() -> tuple[Any, ...]:
+    """Return the entered modes of class TorchFunctionMode, except the mode of the default device."""
+    entered = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return tuple(mode for mode in entered if not isinstance(mode, DeviceContext))
+
+
+def _dispatch_modes() -> tuple[Any, ...]:
+    return tuple(map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack())))
+
+
+def _modes() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return _function_modes(), _dispatch_modes()
+
+
+def _set_modes(to: tuple[tuple[Any, ...], tuple[Any, ...]]) -> None:
+    kinds: Any = (_function_modes, overrides), (_dispatch_modes, _python_dispatch)
+    for modes, (entered, module) in zip(to, kinds, strict=True):
+        while entered() != modes[: len(entered())]:
+            module._pop_mode()
+        for mode in modes[len(entered()) :]:
+            module._push_mode(mode)
+
+
 # The parts of the global state: for each part, a function that reads the part and a function that sets the part.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -186,6 +212,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the multithreading mode of autograd": (_threaded, _set_threaded),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "the hooks of saved tensors": (_hooks, _set_hooks),
+    "the modes of torch": (_modes, _set_modes),
     "the float32 matmul precision": (_matmul_precision, _set_matmul_precision),
     "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (_torch_generator, _set_torch_generator),

@@ -9,6 +9,8 @@ import torch
 from support.checks import SINGLE
 from support.running import run
 from support.waits import skip_unless_readable
+from torch import overrides
+from torch.utils import _python_dispatch
 
 import crossent
 from crossent.cases.case import Case
@@ -27,6 +29,20 @@ def leave(context):
     context.__enter__()
 
 
+class FunctionMode(overrides.TorchFunctionMode):
+    """A mode that changes nothing."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
+class DispatchMode(_python_dispatch.TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
 CHANGES = {
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the default device": lambda: torch.set_default_device("meta"),
@@ -37,6 +53,7 @@ CHANGES = {
     "the multithreading mode of autograd": lambda: torch._C._set_multithreading_enabled(False),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "the hooks of saved tensors": lambda: leave(torch.autograd.graph.saved_tensors_hooks(doubled, doubled)),
+    "the modes of torch": lambda: leave(FunctionMode()),
     "the float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
     "the random generator": lambda: torch.rand(1),
     "Python's random generator": random.random,
@@ -70,6 +87,19 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
         left = restore(before)
     assert left == []
     assert [f.message for f in report.findings if f.check == "state"] == [f"the call changed {name}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pop"), [(FunctionMode, overrides._pop_mode), (DispatchMode, _python_dispatch._pop_mode)]
+)
+def test_modes_that_a_call_enters_or_leaves_are_restored(kind, pop):
+    with kind():
+        before = snapshot()
+        leave(kind())
+        assert restore(before) == ["the modes of torch"]
+        pop()
+        assert restore(before) == ["the modes of torch"]
+        assert restore(before) == []
 
 
 def test_hooks_that_a_subject_removes_are_restored():

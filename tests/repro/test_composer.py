@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.waits import skip_unless_readable
+from torch.utils import _python_dispatch
 
 import crossent.repro.scripts
 from crossent.cases.case import Case
@@ -113,6 +114,13 @@ def test_scripts_read_every_global_state_that_the_package_reads():
     assert list(state()) == list(STATES)
 
 
+class DispatchMode(_python_dispatch.TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
 CHANGES = {
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the default device": lambda: torch.set_default_device("meta"),
@@ -123,6 +131,7 @@ CHANGES = {
     "the multithreading mode of autograd": lambda: torch._C._set_multithreading_enabled(False),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "the hooks of saved tensors": lambda: torch._C._autograd._push_saved_tensors_default_hooks(abs, abs),
+    "the modes of torch": lambda: _python_dispatch._push_mode(DispatchMode()),
     "the float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
     "the flush of subnormal numbers": lambda: torch.set_flush_denormal(True),
     "the random generator": lambda: torch.rand(1),

@@ -163,6 +163,9 @@ def state():
         precision = [get(backend, "matmul") for backend in ("cuda", "mkldnn")]
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: None)
+    modes = [torch._C._get_function_stack_at(at) for at in range(torch._C._len_torch_function_stack())]
+    modes = [mode for mode in modes if type(mode).__name__ != "DeviceContext"]
+    modes += [torch._C._get_dispatch_stack_at(at) for at in range(torch._C._len_torch_dispatch_stack())]
     numpy_generator, numpy_errors = numpy_state()
     return {
         "the default dtype": torch.get_default_dtype(),
@@ -174,6 +177,7 @@ def state():
         "the multithreading mode of autograd": getattr(torch._C, "_is_multithreading_enabled", lambda: None)(),
         "anomaly detection": torch.is_anomaly_enabled(),
         "the hooks of saved tensors": hooks(True),
+        "the modes of torch": tuple(modes),
         "the float32 matmul precision": precision,
         "the flush of subnormal numbers": bool(subnormal * 1 == 0),
         "the random generator": torch.random.get_rng_state().tolist(),
