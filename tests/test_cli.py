@@ -18,6 +18,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import edges
 from crossent.cases.grid import grid
 from crossent.cli import INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, crossent, main
+from crossent.console import Output
 from crossent.forms import FORMS
 
 
@@ -296,6 +297,16 @@ def test_a_plain_or_narrow_terminal_gets_every_digit(capsys, one_case, monkeypat
     assert re.search(r"^  check +float64: A", plain, re.M), plain
     assert re.search(r"^  loss +1 +\d+%", plain, re.M), plain
     assert re.search(r"^  loss float64 +\d+% +\d\.\d ulp +\d+  float64-7x5-normal-int64-", plain, re.M), plain
+
+
+@pytest.mark.parametrize("options", [[], ["--linear"]], ids=["logits", "linear"])
+def test_explain_cuts_no_number_in_a_narrow_terminal(capsys, monkeypatch, options):
+    outputs = []
+    for columns in (40, Output.NARROWEST):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        outputs.append(run(capsys, "explain", *options))
+    assert outputs[0] == outputs[1]
+    assert re.search(r"^ +0 .* 0\.8789 +← the true class", outputs[0][1], re.M)
 
 
 def test_a_progress_bar_needs_a_terminal(capsys, one_case):

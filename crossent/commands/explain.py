@@ -51,4 +51,4 @@ def explain(logits: Any, target: int | None, random: bool, classes: int | None, 
     with as_click_errors():
         text = explained(*row)
     console = Output()
-    console.show([Constrain(text, min(console.width, 100))])
+    console.show([Constrain(text, min(max(console.width, console.NARROWEST), 100))])
