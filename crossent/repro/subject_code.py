@@ -11,6 +11,7 @@ from crossent.forms import fused
 from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.scripts import subjects
 from crossent.repro.scripts.compiled_code import compiled
+from crossent.repro.scripts.functions import cannot_run
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
@@ -55,9 +56,9 @@ def subject_lines(code: Code, name: str, source: str, operation: Operation) -> I
     """
     linear = operation is LINEAR_CROSS_ENTROPY
     if source:
-        yield "from crossent.cases.operation import LINEAR_CROSS_ENTROPY\n" * linear + LOADER
         given = f"{source!a}, operation=LINEAR_CROSS_ENTROPY" if linear else f"{source!a}"
-        yield f"(subject,) = (found.loss for found in load({given}))"
+        lines = ["from crossent.cases.operation import LINEAR_CROSS_ENTROPY"] * linear
+        yield _attempt(code, *lines, LOADER, "", f"(subject,) = (found.loss for found in load({given}))")
         return
     base = name.removesuffix(COMPILE_SUFFIX)
     if base != name:
@@ -67,9 +68,9 @@ def subject_lines(code: Code, name: str, source: str, operation: Operation) -> I
     elif BY_NAME.get(base, ANOTHER).loss is fused:
         if base == "fused_interpreter":
             yield 'import os\nos.environ["TRITON_INTERPRET"] = "1"  # before the import of Triton'
-        yield "from crossent import fused as subject  # the rest of this script needs only torch"
+        yield _attempt(code, "from crossent import fused as subject  # the rest of this script needs only torch")
     elif base in FORM_SUBJECTS:
-        yield f"from crossent import {base} as subject  # the rest of this script needs only torch"
+        yield _attempt(code, f"from crossent import {base} as subject  # the rest of this script needs only torch")
     else:
         called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
         own = printable(base)
@@ -77,3 +78,13 @@ def subject_lines(code: Code, name: str, source: str, operation: Operation) -> I
         yield f"print({missing + ' as subject' + called!a})\nraise SystemExit(2)"
     if base != name:
         yield "subject = compiled(subject)"
+
+
+def _attempt(code: Code, *lines: str) -> str:
+    """Return code that runs `lines`, and ends the script with status 2 if they raise an error.
+
+    Python's own status after an error is 1, which says that the finding happens.
+    """
+    code.add(cannot_run)
+    body = "\n".join(f"    {line}" if line else "" for line in lines)
+    return f'try:\n{body}\nexcept Exception as error:\n    cannot_run(f"{{type(error).__name__}}: {{error}}")'

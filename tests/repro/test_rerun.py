@@ -122,6 +122,11 @@ def test_the_command_that_is_printed_for_your_function_repeats_the_finding(repea
     assert (found.returncode, "\nwrong\n" in found.stdout) == (1, True), found.stdout + found.stderr
     (tmp_path / "mine.py").write_text(FILE.replace("1.01", "1"), encoding="utf-8")
     assert run_script(script, tmp_path).returncode == 0
+    for text in ("def loss(:", "import no_such_module", "other = 1"):
+        (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+        unknown = run_script(script, tmp_path)
+        assert (unknown.returncode, unknown.stderr) == (2, ""), unknown.stdout + unknown.stderr
+        assert "the script cannot run here: ValueError: subject: got" in unknown.stdout
 
 
 @FORKS
