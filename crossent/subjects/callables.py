@@ -81,6 +81,8 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         parameters: Mapping[str, Parameter] = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
+    if _has_no_constructor(given):
+        parameters = {}
     is_linear = operation is LINEAR_CROSS_ENTROPY
     is_factory = not is_linear and (isinstance(given, type) or _takes_options_only(parameters))
     if reason := _why_unfit(parameters, () if is_factory else operation.arguments):
@@ -102,6 +104,17 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         lacks["memory"] = "does not say that it works in chunks"
     lacks = {**_lacking_if_interpreted(), **lacks, **declared_lacks(given)}
     return Subject(what, loss, source=source, operation=operation, chunks=chunks).lacking(lacks)
+
+
+def _has_no_constructor(given: object) -> bool:
+    """Return whether a class has only the constructor of `nn.Module`, which takes no options.
+
+    The signature of this constructor has `**kwargs`, but the constructor raises an error for each option.
+    """
+    if not isinstance(given, type) or not issubclass(given, torch.nn.Module) or given.call_super_init:
+        return False
+    own = given.__mro__[: given.__mro__.index(torch.nn.Module)]
+    return not any("__init__" in vars(base) for base in own)
 
 
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:

@@ -225,6 +225,11 @@ class NeedsTarget(Smaller):
         super().__init__(weight)
 
 
+class Plain(torch.nn.Module):
+    def forward(self, input, target):
+        return F.cross_entropy(input, target)
+
+
 def makes(reduction="mean"):
     return torch.nn.CrossEntropyLoss(reduction=reduction)
 
@@ -250,6 +255,7 @@ OPTIONS = ["ignore_index", "label_smoothing", "reduction", "reduction_none", "re
         (makes, [name for name in OPTIONS if "reduction" not in name]),
         (Callable, []),
         (Smaller, ["ignore_index", "label_smoothing"]),
+        (Plain, OPTIONS),
         (only_positional, ["ignore_index", "label_smoothing", "weight"]),
         (torch._C._nn.cross_entropy_loss, []),  # written in C++, without a signature
     ],
