@@ -146,10 +146,9 @@ def split_by_feature(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return the findings except known failures, by cause: each example first, causes with a missing feature last."""
-    wrong, declarable = split_by_feature(causes(subject))
+    """Return all findings but known failures, grouped by cause. Causes that a missing feature explains come last."""
     ordered: list[Finding] = []
-    for cause in (*wrong, *declarable):
+    for cause in operator.add(*split_by_feature(causes(subject))):
         example = cause.example
         ordered += [example, *(finding for finding in cause.findings if finding is not example)]
     return ordered

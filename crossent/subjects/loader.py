@@ -49,8 +49,8 @@ def load(
 
     Args:
         subject: a description, or an object that :func:`crossent.subjects.callables.as_subject` accepts. A description
-            has one of three forms: the name of a built-in subject, such as `formula` or `torch`;
-            `package.module:NAME`; or `path/to/file.py:NAME`. NAME may have dots. Each form may end in `+compile`.
+            is the name of a built-in subject, such as `formula` or `torch`; or `package.module:NAME`; or
+            `path/to/file.py:NAME`. NAME may have dots. All but `scalar` and `loss_parallel` may end in `+compile`.
             If `ranks` is given, :func:`crossent.subjects.ranks.subject.load_on_ranks` says what is accepted.
         without: the names of the features that the user declares missing. The features that the subject itself lacks
             are added.
@@ -189,7 +189,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
     except BaseException as error:  # the module may run any code for an attribute
         names = attribute.split(".")
         if not isinstance(error, AttributeError) or error.name not in names:
-            raise ValueError(f"{quoted(attribute)} of {cut(where)} raises {said(error)}") from error
+            raise ValueError(f"reading {quoted(attribute)} from {cut(where)} raises {said(error)}") from error
         near = _nearest(error.obj, names[: names.index(error.name) + 1]) if names.count(error.name) == 1 else ""
         raise ValueError(f"{cut(where)} has no {quoted(attribute)}{near}") from None
 

@@ -89,7 +89,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     axis = min(1, logits.dim() - 1)
     if inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None:
         least = math.log(narrow.smallest_subnormal) - math.log(2)
-        most = _largest_log_p(difference.exact, inputs, axis)
+        most = _most_of_smallest_log_p(difference.exact, inputs, axis)
         lines += [f"a probability of at most exp({most:.4g}) is 0"] * (most < least)
         lines += [f"exp({largest:.4g}) of the largest logit is inf"] * (largest > math.log(narrow.largest))
     total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
@@ -98,13 +98,13 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     return f"\nIn {dtype}, {' and '.join(lines)}" if lines else ""
 
 
-def _largest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
+def _most_of_smallest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
     """Return an upper bound of the smallest `log p` in a row with this loss, where p is the softmax.
 
-    `axis` is the dimension of the classes. The loss is the sum of `-log p` over the classes, each times its target
-    probability after label smoothing. So the largest `-log p` is at least `loss / max(1, s)`, where s is the largest
-    sum of the target probabilities of a row. If a target probability is negative, this does
-    not hold, and the function returns 0.
+    `axis` is the dimension of the classes. The loss is the sum of `-q log p` over the classes, where q is the target
+    probability after label smoothing. The sum of the q is at most `max(1, s)`, where s is the largest sum of the target
+    probabilities of a row; for class indices, s is 1. So the smallest `log p` is at most `-loss / max(1, s)`. If a
+    target probability is negative, this bound does not hold, and the function returns 0.
     """
     if not is_dense(inputs):
         return -loss

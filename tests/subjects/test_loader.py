@@ -168,9 +168,12 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
         ("mine.py:Kernels.fusd", "mine.py has no 'Kernels.fusd'; did you mean Kernels.fused?"),
         ("mine.py:Kernels.xyz", "mine.py has no 'Kernels.xyz'; Kernels has fused"),
         ("mine.py:Kernels..fused", "'Kernels..fused' is not a Python name; write the name of an object in mine.py"),
-        ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
-        ("mine.py:exits", "'exits' of mine.py raises SystemExit: 3"),
-        ("mine.py:lazy", "'lazy' of mine.py raises AttributeError: module 'torch.nn.functional' has no attribute"),
+        ("mine.py:broken", "reading 'broken' from mine.py raises ZeroDivisionError: no such thing"),
+        ("mine.py:exits", "reading 'exits' from mine.py raises SystemExit: 3"),
+        (
+            "mine.py:lazy",
+            "reading 'lazy' from mine.py raises AttributeError: module 'torch.nn.functional' has no attribute",
+        ),
         (
             "mine.py:Kernels.number",
             "it is an object of type int, which is not callable; allowed are a callable with the signature of",

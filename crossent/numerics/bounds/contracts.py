@@ -245,9 +245,9 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the largest number of additions that a row's loss goes through in torch's nll_loss on a CPU.
+    """Return the largest number of additions that a row's loss goes through in torch's nll_loss, without ignored rows.
 
-    Ignored rows may increase the number (see :func:`contract`).
+    The number is for a CPU. If rows are ignored, a loss may go through more additions (see :func:`contract`).
     """
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0

@@ -30,7 +30,7 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
         The report of the whole run.
 
     Raises:
-        ValueError: the package distributed is missing, no scheduler answers at the address, the scheduler has no
+        ValueError: the package `distributed` is missing, no scheduler answers at the address, the scheduler has no
             workers, or an argument is wrong.
         TypeError: a subject is not a string, or the option `cases` is a mapping.
         RuntimeError: as for :func:`crossent.over`.
@@ -38,7 +38,7 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("dask: the package distributed is missing; run pip install 'crossent[dask]'") from None
+        raise ValueError("dask: the package 'distributed' is missing; run pip install 'crossent[dask]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost worker needs no message: its shard runs again
     try:
         client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)

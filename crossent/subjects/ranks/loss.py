@@ -270,7 +270,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _GraphKey:
-    """The key of the autograd graphs of a call. `free` is called with this key when the object is deleted."""
+    """Hold the key of a call's autograd graphs. When this object is deleted, it calls `free` with the key."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key

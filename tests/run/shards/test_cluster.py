@@ -109,7 +109,7 @@ def test_an_address_without_a_scheduler_is_wrong_use():
 def test_without_the_package_the_error_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main(["check", "formula", "--dask", "tcp://127.0.0.1:1"]) == WRONG_USE
-    assert "--dask: the package distributed is missing; run pip install 'crossent[dask]'" in error_line(
+    assert "--dask: the package 'distributed' is missing; run pip install 'crossent[dask]'" in error_line(
         capsys.readouterr().err
     )
 
