@@ -262,8 +262,9 @@ def gaps(subject: SubjectReport) -> Iterator[RenderableType]:
         yield Text(f"  not applicable, {counted(count, 'case')}: {subject.name} {reason}")
     for reason, counts in subject.skipped.items():
         for count in dict.fromkeys(counts.values()):
-            checks = ", ".join(check for check, of_check in counts.items() if of_check == count)
-            yield Text(f"  not run, {counted(count, 'case')} of {checks}: {subject.name} {reason}")
+            checks = [check for check, of_check in counts.items() if of_check == count]
+            of = f"{'each of ' if len(checks) > 1 else ''}{', '.join(checks)}"
+            yield Text(f"  not run, {counted(count, 'case')} of {of}: {subject.name} {reason}")
 
 
 def _table(subject: SubjectReport) -> Table:

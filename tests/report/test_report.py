@@ -490,6 +490,13 @@ def test_a_report_in_which_each_chosen_check_was_skipped_is_not_ok():
     assert Report({}, [made], only={"checks": ["chunks", "call"]}).ok
 
 
+def test_checks_that_were_skipped_on_as_many_cases_are_in_one_line():
+    made = part_of(("a", "call", Measured(False)), ("b", "call", Measured(False)))
+    for outcome in made.outcomes.values():
+        outcome.not_run |= dict.fromkeys(["vmap", "trace"], "runs on ranks")
+    assert "not run, 2 cases of each of vmap, trace: mine runs on ranks" in shown(Report({}, [made]), verbosity=2)
+
+
 def test_a_check_that_a_declaration_skips_is_named_even_if_the_first_case_skips_it_for_another_reason():
     made = part_of(("a", "call", Measured(True)), ("b", "loss", Measured(False, 1.0, 0.5, elements=1)))
     made.outcomes["a"].not_run["gradient"] = "fails `call`, which the other checks need"

@@ -29,9 +29,9 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error
     of these computations. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
 
-    The log-sum-exp is `m + log s`. A kernel may subtract this number from the logits. The rounding of `m + log s` then
-    adds an error of `u |m + log s|`. The returned log-sum-exp is `o + log s`, where :func:`offset` returns `o`.
-    So the bound of this error grows with `|o|`, not with `|m|`.
+    A kernel may round the log-sum-exp, `m + log s`, and subtract the rounded number from the logits. This rounding adds
+    an error of `u |m + log s|`. A common offset of all logits should not enlarge the bound of this error. So the bound
+    has the number `o` of :func:`offset` in place of `m`, and the returned log-sum-exp is `o + log s`.
     """
     f = c.functions
     x = Computed.exactly(t.logits, c.storage)

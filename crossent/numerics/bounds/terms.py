@@ -102,9 +102,10 @@ class Terms:
         return [numbers[rows] for rows in self._row_indices]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Return one number for each call, in the order of the calls, (B,).
+        """Put the numbers of the lines, such as their sums, into the order of the calls, (B,).
 
-        `sums` has, for each array of :meth:`lines`, an array with one number for each line.
+        A line has the numbers of one call. For each array that :meth:`lines` returns, `sums` has an array with one
+        number for each line.
         """
         if self.lengths is None:
             return sums[0]

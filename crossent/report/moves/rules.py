@@ -139,7 +139,7 @@ class Move:
         """The difference between the two sides in one line, such as "NaN → 0"."""
         if self.old.shown.keys() == self.new.shown.keys():
             pairs = [(self.old.shown[name], self.new.shown[name]) for name in self.old.shown]
-            values = [words for old, new in pairs if (words := _between(old, new, self._alone))]
+            values = [words for old, new in pairs if (words := _between(old, new, self._shows_values))]
         else:
             values = []
         messages = _messages(self.old, self.new)
@@ -155,7 +155,7 @@ class Move:
         return "other details, such as another message, known failure or number of elements"
 
     @property
-    def _alone(self) -> bool:
+    def _shows_values(self) -> bool:
         """Whether `says` shows the old and the new value of a result that has a single element."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
@@ -293,16 +293,16 @@ def _has_grown(less: Measured, more: Measured) -> bool:
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
-def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
+def _between(old: ResultSummary, new: ResultSummary, show_values: bool) -> str:
     """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    If the result has a single element and `alone` is true, show the old and the new value. If the result has several
-    elements, show how many were and are NaN or infinite. If the dtype or shape changed, show only this change.
+    If the result has a single element and `show_values` is true, show the old and the new value. If the result has
+    several elements, show how many were and are NaN or infinite. If the dtype or shape changed, show only this change.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
     if old.value is not None and new.value is not None:
-        if alone and old.digest != new.digest:
+        if show_values and old.digest != new.digest:
             return f"{number(old.value)} → {number(new.value)}"
     elif dict(old.special) != dict(new.special):
         return f"{_special(old)} → {_special(new)}, of {counted(math.prod(old.shape), 'element')}"
