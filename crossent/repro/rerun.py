@@ -16,6 +16,7 @@ from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import find_file
 from crossent.report.reader import find, read_json
+from crossent.repro.equations import part_shapes
 from crossent.repro.recipes import REFUSALS
 from crossent.repro.script import require_runs, script
 from crossent.repro.subject_code import ANOTHER, subject_of
@@ -87,7 +88,7 @@ def script_of(
         raise ValueError(_no_script(id, str(ranks), source))
     loaded = _load(source, id) if source else None
     device = document["environment"]["device"]
-    lacks = declared_differences(document, found) | _missing_gradients(document, found)
+    lacks = declared_differences(document, found) | _missing_features(document, found)
     return script(found, device, digest, lacks=lacks, loaded=loaded)
 
 
@@ -219,15 +220,26 @@ def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]
     return {name for name, one in FEATURES.items() if one.instead and any(one.instead in each for each in declared)}
 
 
-def _missing_gradients(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return which of "gradient" and "target_gradient" the user declared missing (`without`) for a run.
+def _missing_features(document: dict[str, Any], finding: Finding) -> set[str]:
+    """Return the features that the subject of `finding` lacks in the run of a report.
 
-    `document` is the report of the run. For a form or torch, which `without` does not change, return an empty set.
+    The user declares features missing for a run with the option `without`. A gradient is also missing if the first call
+    on the case did not compute it. A call computes no gradient that the attribute `lacks` of a function declares
+    missing. `document` is the report of the run. For a form or torch, which the script itself knows, return an empty
+    set. This function ignores damaged parts of the report.
     """
-    declared = document.get("without", [])
-    if finding.subject.removesuffix(COMPILE_SUFFIX) in BY_NAME or not isinstance(declared, list):
+    if finding.subject.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         return set()
-    return {name for name in ("gradient", "target_gradient") if name in declared}
+    names, declared = ("gradient", "target_gradient"), document.get("without", [])
+    missing = {name for name in FEATURES if isinstance(declared, list) and name in declared}
+    made = case_of(finding.case)
+    part = next(part for part in document["subjects"] if part["name"] == finding.subject)
+    results = part["cases"][finding.case].get("results")
+    if isinstance(made, Case) and isinstance(results, dict) and isinstance(loss := results.get("loss"), dict):
+        expected = part_shapes(made.build())
+        if loss.get("shape") == list(expected["loss"]):  # a call computes no gradient of a loss of another shape
+            missing |= {name for name in names if name in expected and name not in results}
+    return missing
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:

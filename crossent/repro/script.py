@@ -97,7 +97,8 @@ def script(
         passed: whether `finding` comes from `nearest_to_bound`, and so is about a check that passes. The script then
             judges the number by its error bound alone.
         lacks: features that the user declared missing in that run. The script then computes no "gradient" or no
-            "target_gradient", expects float32 for half precision ("half_result"), or allows changed "arguments".
+            "target_gradient", expects float32 for half precision ("half_result"), or allows changed "arguments". The
+            script makes no call in a circumstance that needs such a feature, as the check `circumstances` does.
         loaded: the user's function, which the script loads from the same source; None for a form, for torch, or if the
             source is unknown.
 
@@ -119,7 +120,8 @@ def script(
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
     else:
-        focus = _focus_on(finding, recipe, Focus(case, inputs, subject))
+        lacking = replace(subject, lacks={**dict.fromkeys(lacks, ""), **subject.lacks})
+        focus = _focus_on(finding, recipe, Focus(case, inputs, lacking))
         half = "half_result" in lacks and loss_dtype(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:

@@ -106,6 +106,66 @@ def test_a_script_computes_no_gradient_that_is_declared_missing(tmp_path, text, 
         assert (ended.returncode, "\nwrong\n" in ended.stdout) == (1, True), ended.stdout + ended.stderr
 
 
+NO_TARGET_GRADIENT_ATTRIBUTE = NO_TARGET_GRADIENT + 'loss.lacks = {"target_gradient": "has no gradient"}\n'
+OF_ARRAYS = """
+import numpy as np
+from crossent.adapters import from_numpy
+def of_arrays(logits, target, **options):
+    rows = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), target]
+    return np.float64(1.01 * rows.mean())
+loss = from_numpy(of_arrays)
+"""
+
+
+@FORKS
+@pytest.mark.parametrize(
+    ("text", "check", "case"),
+    [
+        (NO_GRADIENT_ATTRIBUTE, "ignored_rows", "float32-7x5-normal-int64-none-ignored"),
+        (NO_TARGET_GRADIENT_ATTRIBUTE, "gradient", "float32-7x5-normal-probabilities-mean"),
+        (OF_ARRAYS, "loss", CASE),
+    ],
+    ids=["gradient", "target_gradient", "numpy"],
+)
+def test_a_script_of_a_report_computes_no_gradient_that_the_function_itself_declares_missing(
+    tmp_path, text, check, case
+):
+    """The script lacks the code of the function, and so its attributes. Only the report says what is missing."""
+    file, report = tmp_path / "mine.py", tmp_path / "report.json"
+    file.write_text(text, encoding="utf-8")
+    crossent.check(f"{file}:loss", level="quick", cases={case: [check]}, jobs=1).write_json(report)
+    finding = f"loss:{check}:{case}"
+    text = script_of(finding, str(report)).replace("\nraise SystemExit(2)", "\nfrom mine import loss as subject")
+    ended = run_script(text, tmp_path)
+    assert (ended.returncode, "\nwrong\n" in ended.stdout) == (1, True), ended.stdout + ended.stderr
+
+
+REFUSES_NEGATED_VIEWS = """
+import torch
+import crossent
+def loss(input, target, **options):
+    if input.is_neg():
+        raise ValueError("no views")
+    return crossent.formula(input, target, **options) * (1.01 if isinstance(input, torch.nn.Parameter) else 1)
+"""
+
+
+@FORKS
+def test_a_script_makes_no_call_in_a_circumstance_that_is_declared_missing(tmp_path):
+    file, report, case = tmp_path / "mine.py", tmp_path / "report.json", "float64-7x5-normal-int64-none-rows"
+    file.write_text(REFUSES_NEGATED_VIEWS, encoding="utf-8")
+    source, finding = f"{file}:loss", f"loss:circumstances:{case}"
+    crossent.check(source, level="quick", cases={case: ["circumstances"]}, without=["strided"], jobs=1).write_json(
+        report
+    )
+    for script in (
+        script_of(finding, source=source, without="strided"),
+        script_of(finding, str(report), source=source),
+    ):
+        ended = run_script(script, tmp_path)
+        assert (ended.returncode, "\nwrong\n" in ended.stdout) == (1, True), ended.stdout + ended.stderr
+
+
 def test_what_is_declared_missing_changes_no_script_of_a_check_that_passes():
     check = "torch:non_leaf:bfloat16-7x5-normal-int64-mean"
     assert script_of(check, passed=True, without=["half_result"]) == script_of(check, passed=True)
