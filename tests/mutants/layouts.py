@@ -78,8 +78,8 @@ def upstream_is_viewed_as_a_vector(input, target, **options):
 
 
 # Code that reads the upstream gradient by hand rarely has these features, whose checks also find the two mutants above.
-for _loss in (upstream_with_a_stride_of_zero_is_one_number, upstream_is_viewed_as_a_vector):
-    _loss.lacks = dict.fromkeys(("vmap", "double_backward", "batched_gradient", "compile"), "has a gradient by hand")
+_BY_HAND = dict.fromkeys(("vmap", "double_backward", "batched_gradient", "compile"), "has a gradient by hand")
+upstream_with_a_stride_of_zero_is_one_number.lacks = upstream_is_viewed_as_a_vector.lacks = _BY_HAND
 
 
 @mutant("loss gradient", "float32-7x385-normal-int64-none-rows-offset", "oneDNN#3501")
