@@ -292,8 +292,8 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
     The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
     finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail.
-    The words with the most failing cases give the first cause; then separate the rest. The first cause needs two
-    findings, and for vague words of `common` also the share `_LEAST_OF`. If it has fewer, return one cause.
+    The words with the most failing cases give the first cause; then separate the rest. If fewer than two findings have
+    such words, return one cause. If `common` returns vague words, at least the share `_LEAST_OF` must have the words.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)

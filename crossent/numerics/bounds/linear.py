@@ -259,7 +259,7 @@ class LinearBounds:
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
 
     def _dot_product_error(self, terms: int, *, products: int = 1) -> Array:
-        """Return the error that each element of d causes in a dot product, for a factor of 1, (N, V).
+        """Return the largest error that each element of d can cause in a dot product if its factor is 1, (N, V).
 
         For any other factor, such as an element of the weight, multiply the error by the magnitude of the factor.
 

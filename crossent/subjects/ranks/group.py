@@ -37,7 +37,7 @@ _BUSY = 0.02  # seconds of processor time per second that the threads of gloo us
 
 @dataclass
 class _Rank:
-    """What the calling process knows about one rank."""
+    """One rank as the calling process sees the rank: the socket, the last reply, and how the rank ended."""
 
     stream: socket.socket  # the socket to the rank
     process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
