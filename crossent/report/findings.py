@@ -221,9 +221,9 @@ class Verdict:
 class SubjectReport:
     """The report of one subject: the outcome of each case that ran, by the id of the case, and the findings.
 
-    `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
-    contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
-    such as "returns float32 for half precision". `not_applicable` counts the cases that are not applicable, by reason.
+    `order` is the order of the checks in tables. `needs` has the features that each check needs. `contract` is the name
+    of the contract that the user chose; "" for the default. `declared` has the declared differences from torch, such as
+    "returns float32 for half precision". `not_applicable` counts the cases that are not applicable, by reason.
     """
 
     name: str

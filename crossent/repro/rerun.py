@@ -165,10 +165,10 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding with the number nearest to its error bound, for a script that shows a check that passes.
+    """Return a `Finding` for the script of `crossent repro --passed`, which shows a check that usually passes.
 
-    `id` is SUBJECT:CHECK:CASE. If the check fails, this number exceeds its error bound. For a bad input, the finding
-    has no number, and the script shows the error that the call raises.
+    `id` is SUBJECT:CHECK:CASE. The `Finding` has the number with the largest share of its error bound, even if the check
+    passes. For a bad input, the `Finding` has no number, and the script shows the error that the call raises.
 
     Raises:
         ValueError: there is no such subject, check or case. Or no number can be shown: the check does not run on this
