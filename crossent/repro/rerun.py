@@ -167,8 +167,8 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     """Return a `Finding` for the script of `crossent repro --passed`, which shows a check that usually passes.
 
-    `id` is SUBJECT:CHECK:CASE. The `Finding` has the number with the largest share of its error bound, even if the check
-    passes. For a bad input, the `Finding` has no number, and the script shows the error that the call raises.
+    `id` is SUBJECT:CHECK:CASE. The `Finding` has the number with the largest share of its error bound, even if the
+    check passes. For a bad input, the `Finding` has no number, and the script shows the error that the call raises.
 
     Raises:
         ValueError: there is no such subject, check or case. Or no number can be shown: the check does not run on this

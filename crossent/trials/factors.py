@@ -102,8 +102,8 @@ def _most_of_smallest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
     """Return an upper bound of the smallest `log p` in a row with this loss, where p is the softmax.
 
     `axis` is the dimension of the classes. The loss is the sum of `-q log p` over the classes, where q is the target
-    probability after label smoothing. The sum of the q is at most `max(1, s)`, where s is the largest sum of the target
-    probabilities of a row; for class indices, s is 1. So the smallest `log p` is at most `-loss / max(1, s)`. If a
+    probability after label smoothing. The sum of the q is at most `max(1, s)`. Here s is the largest sum of the target
+    probabilities of a row, or 1 for class indices. So the smallest `log p` is at most `-loss / max(1, s)`. If a
     target probability is negative, this bound does not hold, and the function returns 0.
     """
     if not is_dense(inputs):

@@ -156,9 +156,9 @@ def require_shape(loss, logits, target, options, upstream):
 def judged(got, exact):
     """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
 
-    The number `got` is wrong if its error exceeds the bound. Within the bound, `got` is wrong only if `got` equals
-    `found`, the wrong number of the run, and not `exact`. If `versus` is "other", `exact` is not the exact value, but a
-    value from other results of the subject.
+    The number `got` is wrong if its error exceeds the bound. A number within the bound is also wrong if it equals
+    `found`, the wrong number of the run, but differs from `exact`. If `versus` is "other", `exact` is not the exact
+    value, but a value from other results of the subject.
     """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)

@@ -272,12 +272,11 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot take `inputs`, because a rank gets no classes; None if the loss can take `inputs`.
+    """Return why a loss cannot take `inputs` that leave a rank without classes; None if this reason does not apply.
 
     `rule` is the attribute `split` of the loss, and `ranks` is the number of ranks. `lacks` has the missing features of
-    the loss, with the reasons. The result is None if `rule` is not "classes", or if the loss does not lack the feature
-    `one_class`. Otherwise, if `inputs` have classes but leave a rank without any, the result is the reason for
-    `one_class`.
+    the loss, with the reasons. Three conditions give the reason for the feature `one_class`: `rule` is "classes",
+    `lacks` has `one_class`, and `inputs` have classes but leave a rank without any.
     """
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
