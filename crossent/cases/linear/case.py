@@ -20,7 +20,7 @@ from crossent.cases.values import Draw
 
 _LAYOUTS = ("contiguous", "transposed", "window", "strided", "offset")
 HIDDEN_LIMITS = (1, 16, 64, 256, 1024)  # the largest length of a hidden state in each size range
-# The axes with the same choices as in `Case`.
+# The axes with the same choices as in `Case`, except that no upstream gradient needs three dimensions.
 _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 
 
@@ -43,6 +43,7 @@ class LinearCase(Case):
     operation: ClassVar[Operation] = LINEAR_CROSS_ENTROPY
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **{axis: AXES[axis] for axis in _INHERITED},
+        "upstream": tuple(word for word in AXES["upstream"] if word != "rows_expanded"),
         "values": tuple(LINEAR_VALUES),
         "target": ("int64", "probabilities", "hard"),
         "ignored": (*IGNORED, "ignored_first_chunk"),
