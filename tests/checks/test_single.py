@@ -245,3 +245,10 @@ def test_other_findings_of_a_case_say_that_the_result_depends_on_earlier_calls()
 )
 def test_the_gradient_of_the_bias_is_checked_where_there_is_a_bias(case, applies):
     assert single.bias_gradient.applies(case) == applies
+
+
+@pytest.mark.parametrize("got", [[1.0, 0.0, 2.0, 3.0], [[1.0, 2.0], [0.0, 0.0], [0.0, 3.0], [4.0, 4.0]]])
+def test_the_ignored_rows_that_are_not_zero_are_counted(got):
+    """The last row is not ignored."""
+    (problem,) = single._not_zero("result", torch.tensor(got), torch.tensor([True, True, True, False]))
+    assert problem.message.startswith("result: not 0 in 2 of 3 ignored rows; got 1.0 at index (0,")

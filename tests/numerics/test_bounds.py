@@ -138,6 +138,8 @@ def test_a_product_may_overflow_before_a_last_factor_that_is_a_small_loss():
     assert evaluate(two_parts, given).loss.isinf().all()
     assert np.isfinite(solve(given).loss.hi).all()
     assert differences(two_parts, given)["loss"].not_judged == {"an intermediate may overflow": 1}
+    below = inputs([[0.0, 0.0]], [[2e19, 0.0]], weight=[1e19, 1.0], label_smoothing=0.5)  # w·t is 2e38
+    assert differences(two_parts, below)["loss"].not_judged == {}
 
 
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
@@ -178,6 +180,15 @@ def test_a_product_in_the_gradient_may_overflow_before_its_last_factor(subject):
     assert evaluate(subject.loss, given).gradient.isnan().all()
     assert np.isfinite(solve(given).gradient.hi).all()
     assert found.not_judged == {"an intermediate may overflow": 2}
+
+
+def test_a_product_in_the_gradient_of_the_target_may_overflow_before_its_last_factor():
+    """For the first class, g·w is 1e40, but -log p is 2e-22. For the other class, no product overflows."""
+    given = inputs([[50.0, 0.0]], [[1.0, 0.0]], weight=[1e20, 1e-30])
+    given = replace(given, upstream=torch.tensor([1e20]))
+    assert np.isfinite(solve(given).target_gradient.hi).all()
+    found = differences(crossent.formula, given)["target_gradient"]
+    assert found.not_judged == {"an intermediate may overflow": 1}
 
 
 def test_only_the_class_weight_of_the_true_class_is_a_factor_without_smoothing():
