@@ -301,9 +301,9 @@ def _end(config: pytest.Config) -> tuple[list[str], bool]:
         return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}; select some checks"], True
     if not records or not (path or json_file):
         return [], False
-    from crossent.run.pytest_checks import compare, report_of, write_json
+    from crossent.run.pytest_checks import compare, report_of_packed, write_json
 
-    report = report_of(records)
+    report = report_of_packed(records)
     lines, fails = compare(path, report) if path else ([], False)
     errors = write_json(json_file, report) if json_file else []  # after the comparison: the file may be the baseline
     return [*lines, *errors], fails or bool(errors)
@@ -338,9 +338,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(line, red=line.startswith("ERROR"))
     if not (records := config.stash[RECORDS]):
         return
-    from crossent.run.pytest_checks import report_of, summary_of
+    from crossent.run.pytest_checks import report_of_packed, summary_of
 
-    report = report_of(records)
+    report = report_of_packed(records)
     for line in (line for part in report.subjects for line in summary_of(part)):
         terminalreporter.line(line)
     left_out = f"; {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""

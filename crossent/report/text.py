@@ -117,9 +117,9 @@ def not_covered(subject: SubjectReport) -> Iterator[str]:
         declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
         reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
         yield f"not applicable: {number}, since {subject.name} {reasons}"
-    if away := missing_features_by_check(subject):
-        features = first_names(list(dict.fromkeys(away.values())))
-        yield f"not checked: {', '.join(away)}, since {subject.name} {DECLARED}{features}"
+    if missing := missing_features_by_check(subject):
+        features = first_names(list(dict.fromkeys(missing.values())))
+        yield f"not checked: {', '.join(missing)}, since {subject.name} {DECLARED}{features}"
 
 
 def missing_features_by_check(subject: SubjectReport) -> dict[str, str]:
@@ -129,12 +129,12 @@ def missing_features_by_check(subject: SubjectReport) -> dict[str, str]:
     another reason may have skipped the check.
     """
     ran = {check for check, _ in subject.tallies}
-    away: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for check, reasons in subject.not_run.items():
         declared = [reason.removeprefix(DECLARED) for reason in reasons if reason.startswith(DECLARED)]
         if declared and check not in ran:
-            away[check] = declared[0]
-    return away
+            missing[check] = declared[0]
+    return missing
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:

@@ -286,7 +286,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     return report
 
 
-def report_of(records: Sequence[str]) -> Report:
+def report_of_packed(records: Sequence[str]) -> Report:
     """Return the report of all tests. `records` must not be empty, and has the packed record of each test."""
     return report_of_records([unpacked(record) for record in records])
 
