@@ -1,19 +1,19 @@
 """Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-The loss of logits, in six forms (crossent/forms/textbook.py, crossent/forms/blocks.py and crossent/forms/fused.py). In
-this list, x is a row of logits, and y is the true class of the row:
+The loss of logits, in six forms (crossent/forms/textbook.py, blocks.py and fused.py). Here x is a row of logits, and y
+is its true class:
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
     one_hot          a sum over all classes, with a dense target: 1 for the true class, 0 for every other class
-    scalar           without torch, for one row only: a list of Python numbers
+    scalar           without torch, for one row: a list of Python numbers
     blocked          computes some rows at a time; the gradient is written by hand
     fused            one Triton kernel for CUDA; without CUDA, the same as blocked
 
 The loss of hidden states and the weight of the last layer, in two forms (crossent/forms/linear.py):
 
     linear_formula   computes the logits, then their cross-entropy
-    linear_blocked   computes some rows at a time, so that only the logits of these rows are in memory
+    linear_blocked   computes some rows at a time, and keeps only the logits of these rows in memory
 
 The checker:
 
@@ -26,8 +26,8 @@ The checker:
     adapters     make functions of numpy, JAX and ONNX, and losses on ranks, callable with tensors
     Report, Diff, SoakReport   what `check`, `diff` and `soak` return; `Report.findings` is a list of Finding
 
-The package is a tree of modules and folders, both called rooms. The `__init__` of a folder lists its modules. A room
-imports only rooms on the same line of this list, or on a line above:
+The modules and folders of the package are called rooms. A room imports only rooms on its own line of this list, or on a
+line above:
 
     words, files, choices   printable text; files written completely or not at all; words and limits of options
     machine, state          devices and versions; the global state of torch, numpy and Python
@@ -43,9 +43,6 @@ imports only rooms on the same line of this list, or on a line above:
     repro                   a script that repeats a finding
     option_types, options, console, commands, cli   the command, its options, and its output
     plugin                  the pytest plugin
-
-This module imports a public name, or the module `adapters`, when the name is first used. The reason: pytest loads the
-plugin in every project where crossent is installed, so an import of torch here would delay every test run.
 """
 
 from importlib import import_module
@@ -108,6 +105,7 @@ _FROM = {
 }
 
 
+# Import a name on its first use: pytest loads the plugin in every project, and importing torch is slow.
 def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version

@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command and return its exit status. After Ctrl-C, print one line and return 130."""
+    """Run the command and return its exit status: 130 after Ctrl-C."""
     try:
         from crossent.cli import main as run
 
@@ -22,22 +22,16 @@ def main() -> int:
 
 
 def script() -> int:
-    """Run the command and return its exit status. From the end of the command on, ignore Ctrl-C.
-
-    After the command, Python needs half a second to shut down torch. If Python did not ignore Ctrl-C during this time,
-    Ctrl-C would print a traceback, or end Python without the exit status.
-    """
+    """Run the command, then ignore Ctrl-C, and return the exit status."""
     status = main()
+    # Python takes half a second to shut down torch. Ctrl-C would then print a traceback or lose the exit status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return status
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception, its cause, or a cause further back is a KeyboardInterrupt. False for None.
-
-    If an exception is raised while a class is created, Python 3.11 can raise a RuntimeError instead. The exception is
-    then the cause of the RuntimeError.
-    """
+    """Return whether an exception or one of its causes is a KeyboardInterrupt."""
+    # Python 3.11 can turn a Ctrl-C during the creation of a class into the cause of a RuntimeError.
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 

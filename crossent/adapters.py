@@ -1,13 +1,9 @@
 """Adapters: make losses of numpy, JAX and ONNX, and losses on several ranks, callable with tensors.
 
-Each adapter takes a loss and returns a callable. The callable of a numpy, JAX or ONNX function converts its tensors to
-arrays of the same numbers. Then the callable calls the function, and converts the result to a tensor. A numpy function
-gets arrays that share the memory and the strides of CPU tensors. So a check can find a function that writes into its
-arguments. JAX and ONNX get copies. :func:`from_jax` says when JAX converts int64 to int32.
+A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a function that
+writes into its arguments. JAX and ONNX get copies.
 
-The callable of :func:`from_ranks` runs the loss on several processes, and has the signature of `F.cross_entropy`. Every
-other callable has the parameters of its function. All have an attribute `lacks`: a dict from each missing feature, such
-as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads the parameters and the attribute.
+Each callable has an attribute `lacks`: a dict from each missing feature, such as "vmap", to the reason.
 """
 
 from __future__ import annotations
@@ -53,8 +49,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: In the forward pass, if the result of `function` is not an array of real numbers. In the backward
-            pass, if the result of `gradient` is not an array of real numbers.
+        TypeError: In the forward or backward pass, if the result is not an array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -111,15 +106,12 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     compiled: dict[Any, Function] = {}
 
     def jitted(compute: Function, key: Any) -> Function:
-        """Return a function that calls `compute`, compiled by `jax.jit` unless JAX cannot trace `compute`.
-
-        Functions with equal keys share one compilation for each dtype and shape.
-        """
+        """Return `compute`, compiled by `jax.jit`. Functions with equal keys share one compiled function."""
 
         def call(*arrays: Any, **given: Any) -> Any:
             try:
                 return compiled.setdefault(key, jax.jit(compute))(*arrays, **given)
-            except reads_values:
+            except reads_values:  # JAX cannot trace `compute`
                 compiled[key] = compute
                 return compute(*arrays, **given)
 
@@ -270,12 +262,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable on tensors that has the signature of `function` and an attribute `lacks`.
-
-    The callable computes the loss with `run`. The attribute maps each missing feature to the reason. It has the items
-    of the argument `lacks`, the features in `_TRANSFORMS`, and bfloat16 if ml_dtypes is not installed. The reason for
-    each of `_TRANSFORMS` begins with `reason`, such as "is a JAX function".
-    """
+    """Return a callable on tensors that computes the loss with `run` and has the signature of `function`."""
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
     @functools.wraps(function)
@@ -292,7 +279,7 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
 
 class _Foreign(torch.autograd.Function):
-    """A `torch.autograd.Function` that computes a loss with a `Forward`, and the gradients with its `Pull`."""
+    """A loss computed by a `Forward`, with the gradients of its `Pull`."""
 
     @staticmethod
     def forward(
@@ -311,7 +298,7 @@ class _Foreign(torch.autograd.Function):
 
 
 def _is_wide(value: Any) -> bool:
-    """Return whether an argument needs JAX's 64-bit mode: a float64 tensor, or integers beyond 32 bits."""
+    """Return whether an argument needs JAX's 64-bit mode."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or not value.numel():
             return value.dtype == torch.float64
@@ -320,10 +307,7 @@ def _is_wide(value: Any) -> bool:
 
 
 def _array(tensor: Tensor) -> _Array:
-    """Return a tensor as a numpy array. A bfloat16 tensor becomes an array of `ml_dtypes.bfloat16`.
-
-    The array shares the memory of a CPU tensor. A tensor on another device, or a lazily negated view, is copied.
-    """
+    """Return a tensor as a numpy array, in the same memory if possible."""
     here = tensor.detach().resolve_neg().cpu()
     if here.dtype != torch.bfloat16:
         return here.numpy()
@@ -334,10 +318,7 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(value: Any, device: torch.device, noun: str) -> Tensor:
-    """Return an array or a number as a tensor of the same dtype on the device, in the same memory if possible.
-
-    Raise TypeError for values that are not real numbers. `noun` is "loss" or "gradient", for the message.
-    """
+    """Return an array or a number as a tensor, in the same memory if possible. `noun` is for the error."""
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
         given = quoted(array.item()) if array.dtype == object and not array.ndim else f"an array of {array.dtype}"

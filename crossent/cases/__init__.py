@@ -1,9 +1,6 @@
 """The cases: inputs of a cross-entropy, each rebuilt bit for bit from its id.
 
-A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits. This room
-defines the choices, builds the tensors of a case, and lists the cases. The modules import torch, numpy and, of other
-modules of this package, only `crossent.numerics.formats`, `crossent.choices`, `crossent.machine` and `crossent.words`.
-`cover` also imports covertable.
+A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits.
 
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error

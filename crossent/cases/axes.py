@@ -1,7 +1,6 @@
 """The axes that have words as choices, the size ranges, and the rules that exclude impossible cases.
 
-`CLASS_SIZES` and `ROW_SIZES` have the numbers of classes and rows in each size range. The choices of the other two
-axes, `sizes` and `label_smoothing`, are in `crossent.cases.grid`.
+The choices of the axes `sizes` and `label_smoothing` are in :mod:`crossent.cases.grid`.
 """
 
 from __future__ import annotations
@@ -79,11 +78,7 @@ ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 def size_range(number: int, limits: Sequence[int], of: str) -> str:
     """Return the size range of a number of classes, rows or hidden units, as text.
 
-    Args:
-        number: The number of classes, rows or hidden units.
-        limits: The last number of each size range but the highest, in ascending order. The highest range has no end.
-            The lowest range is the number `limits[0]` alone, and `number` must not be smaller.
-        of: The noun that follows the numbers in the text: "classes", "rows" or "hidden units".
+    `limits` has the last number of each range except the highest range, in ascending order.
 
     >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -99,10 +94,7 @@ def size_range(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def by_size_range(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return a dict from the text of each size range to the elements of `numbers` in this range.
-
-    `limits` and `of` are as in :func:`size_range`.
-    """
+    """Group numbers by the text of their size range; see :func:`size_range`."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_range(number, limits, of)
@@ -140,12 +132,10 @@ OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large", "rows_expanded")
 
 @dataclass(frozen=True)
 class Constraint:
-    """The impossible combinations of choices on some axes, and the reason.
+    """Impossible combinations of choices on some axes, and the reason.
 
     Attributes:
-        reason: why the combinations are impossible.
-        axes: the names of the axes whose choices are combined.
-        forbids: a function that takes the choices on these axes, and returns whether their combination is impossible.
+        forbids: takes the choices on `axes`, and returns whether their combination is impossible.
     """
 
     reason: str
@@ -232,10 +222,7 @@ CONSTRAINTS = (
 
 
 def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] = CONSTRAINTS) -> str | None:
-    """Return the reason why these choices are impossible together, or None if no constraint forbids them.
-
-    `choices` maps names of axes to choices. A constraint on an axis that `choices` lacks does not count.
-    """
+    """Return the reason why these choices are impossible together, or None. `choices` may lack axes."""
     for constraint in constraints:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):

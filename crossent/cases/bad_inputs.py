@@ -1,6 +1,6 @@
 """Bad inputs: calls for which a cross-entropy must raise an error, and the errors that are allowed.
 
-The documentation of torch forbids these calls. torch raises the errors listed here, except in its known failures.
+The documentation of torch forbids these calls. torch raises the listed errors, except in its known failures.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ class BadInput:
     Attributes:
         id: a name that says what is wrong with the call.
         kind: the kind of the mistake, one of `BAD_INPUT_KINDS`.
-        make: a function that returns the arguments that differ from a correct call, by name.
-        raises: the errors that are allowed.
-        poisons: whether the call causes a device-side assert on CUDA and XPU. Afterwards the process cannot use the
+        make: returns the arguments that differ from a correct call, by name.
+        raises: the allowed errors.
+        poisons: whether the call causes a device-side assert on CUDA and XPU, after which the process cannot use the
             device.
-        dtype: the dtype under which the report counts the call: the dtype of the logits, or float32 if the dtype of the
-            logits is the mistake.
-        operation: the operation that must refuse the call.
-        right: a function that returns the arguments of a correct call, by name.
+        dtype: the dtype under which the report counts the call.
+        right: returns the arguments of a correct call, by name.
     """
 
     id: str
@@ -59,15 +57,12 @@ class BadInput:
         return self.poisons and torch.device(device).type in ("cuda", "xpu")
 
     def allowed(self, device: str) -> tuple[type[Exception], ...]:
-        """Return the errors that are allowed on this device.
-
-        These are the errors of :attr:`raises`. If the call causes a device-side assert, RuntimeError is also allowed:
-        the assert raises a RuntimeError, or since torch 2.8 its subclass torch.AcceleratorError.
-        """
+        """Return the errors that are allowed on this device."""
+        # The assert raises RuntimeError, or since torch 2.8 its subclass AcceleratorError.
         return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the arguments of the call, on `device`. An argument is wrong, or two arguments do not go together."""
+        """Return the arguments of the bad call, on `device`."""
         given = {**self.right(), **self.make()}
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
         first, target = placed.pop("input"), placed.pop("target")
@@ -110,19 +105,13 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call whose target has an index that is neither a class nor ignored.
-
-    The id of the call is "class_" + `id`. `make` returns the arguments that differ from a correct call, by name.
-    """
+    """Return a call whose target has an index that is neither a class nor ignored."""
     return BadInput(f"class_{id}", "index_errors", make, (IndexError,), poisons=True)
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits in `dtype`, float16 or bfloat16, and with the arguments that `make` returns.
-
-    The id of the call is `id`, "_of_" and the dtype. `kind` is one of `BAD_INPUT_KINDS`. Such a call is needed, because
-    a loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
-    """
+    """Return a bad call with logits in `dtype`, float16 or bfloat16."""
+    # A loss that converts the logits to float32 before it checks the arguments may miss a wrong dtype.
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 

@@ -1,8 +1,4 @@
-"""Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id.
-
-A case has one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules
-:mod:`crossent.cases.grid`, :mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
-"""
+"""Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id."""
 
 from __future__ import annotations
 
@@ -42,16 +38,15 @@ class Case:
 
     Attributes:
         dtype: the dtype of the logits, the weights and the upstream gradient.
-        sizes: the sizes of the logits, with the class axis as in torch: (C), (N, C) or (N, C, d1, …).
+        sizes: the sizes of the logits: (C), (N, C) or (N, C, d1, …).
         values, target, weight, ignored, upstream, layout, target_layout, weight_layout: each a word of the axis with
             the same name in `AXES`.
-        reduction, label_smoothing: the options of `F.cross_entropy`.
         seed: the seed of the random numbers.
-        name: "" for most cases; a name such as `pytorch-38839` for a case of a bug or a limit. `==` ignores the name.
-        grade: "" for most cases. "A" or "B" for a case of a known failure of torch: the precision grade that a subject
-            with the contract of torch must reach on this case, instead of the grade that the subject promises.
-        tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile,
-            the batch before this repetition.
+        name: the name of a bug or a limit, such as `pytorch-38839`, or "". `==` ignores the name.
+        grade: "A" or "B" for a known failure of torch: the precision grade that this case requires of a subject with
+            the contract of torch.
+        tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe the batch
+            before this repetition: one tile.
     """
 
     operation: ClassVar[Operation] = CROSS_ENTROPY
@@ -95,10 +90,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The choices of the case as words, from which :meth:`of` makes the case again.
-
-        An id always has the dtype, sizes, values, target and reduction. The id leaves out every other choice that is
-        the default. If the case has a name, the id begins with the name and a slash.
+        """The name and the choices of the case, as words from which :meth:`of` makes the case again.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
@@ -119,19 +111,12 @@ class Case:
         return []
 
     def further_words(self) -> list[str]:
-        """Return the words of a report for choices that only a subclass has, such as "a linear_bias"."""
+        """Return words for choices that only a subclass has, such as "a linear_bias", for a report."""
         return []
 
     @classmethod
     def of(cls, id: str) -> Self:
-        """Return the case with this id.
-
-        Raises:
-            ValueError: no case has this id.
-
-        >>> Case.of("float32-3x5x4-wide-int64-sum-smooth0.1").sizes
-        (3, 5, 4)
-        """
+        """Return the case with this id, or raise ValueError."""
         name, _, recipe = id.rpartition("/")
         try:
             dtype, sizes, values, target, reduction, *words = recipe.removeprefix(cls.prefix).split("-")
@@ -151,7 +136,7 @@ class Case:
 
     @property
     def invalid(self) -> str | None:
-        """Why the case is invalid: an unknown choice, a broken rule or impossible choices. None for a valid case."""
+        """The reason why the case is invalid, or None."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
         for axis, words in self.axes.items():
             if choices[axis] not in words:
@@ -192,7 +177,7 @@ class Case:
         return len(self.sizes)
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the inputs on `device`; for a tiled case, the inputs of one tile. Every machine gets the same bits."""
+        """Return the inputs on `device`, with the same bits on every machine. A tiled case gives one tile."""
         # The random stream depends on neither the dtype nor the upstream gradient. So each dtype has the same numbers
         # before they are rounded, except for logits that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._seed_choices()).encode()))
@@ -243,29 +228,21 @@ class Case:
         return Inputs(first, target, options, of_loss)
 
     def _seed_choices(self) -> tuple[Any, ...]:
-        """Return the choices that determine the random numbers.
-
-        The dtype is not among these choices. So each dtype has the same numbers before they are rounded, except for
-        logits that scale with the format. The upstream gradient and the layouts are not among these choices either.
-        """
+        """Return the choices that determine the random numbers."""
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
 
     def _drawn(self, draw: Draw) -> dict[str, Any]:
-        """Return the arguments that determine the logits, as arrays by name, with random numbers from `draw`."""
+        """Return the arguments that determine the logits, as arrays by name."""
         return {"input": self._shaped(VALUES[self.values].draw(draw))}
 
     def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors `drawn`, made of the arrays of :meth:`_drawn`, in the memory layouts of the case."""
+        """Return the tensors `drawn` in the memory layouts of the case."""
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """Return the direction along which checks take derivatives: a tensor with the logits' shape and dtype.
-
-        The elements are random numbers from -2 to 2, rounded to the dtype. They depend only on the sizes and the seed.
-        Most elements need more bits than a narrower dtype has. So code that rounds the direction to a narrower dtype
-        gets another derivative.
-        """
+        """Return random numbers from -2 to 2, one for each logit: the direction in which checks take derivatives."""
+        # Most numbers need all bits of the dtype. So code that rounds them to a narrower dtype gets a wrong derivative.
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
         return torch.from_numpy(np.array(numbers, order="C")).to(DTYPES[self.dtype]).to(device)
@@ -276,7 +253,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """Return `rows` with new sizes: (R, C) gets the sizes of the logits, (R,) the sizes of an unreduced loss."""
+        """Reshape (R, C) to the sizes of the logits, and (R,) to the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -327,18 +304,14 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the value in `entries` for the case's choice on `axis`.
-
-        If `entries` lacks the choice, raise the error of :func:`_not_made`. The message names `function`, the method to
-        extend.
-        """
+        """Return the value of `entries` for the choice on `axis`, or raise an error that names `function`."""
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
 
 
 def _some(random: np.random.RandomState, count: int) -> Any:
-    """Return a random mask of `count` elements, about 40 % True. If `count` > 1, both True and False occur."""
+    """Return a random mask, about 40 % True. If `count` > 1, True and False both occur."""
     chosen = random.random_sample(count) < 0.4
     if count > 1 and chosen.all() == chosen.any():
         chosen[0] = not chosen[0]
@@ -346,5 +319,5 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:
-    """Return the error for `word`, a choice on `axis` that `function` should build but does not."""
+    """Return the error for a choice that `function` should build but does not."""
     return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")

@@ -1,8 +1,6 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
-The file `corpus.toml` has an entry for each bug. The entry lists the checks that must catch the bug, or the reason why
-no case can trigger the bug. Every level runs these checks on the cases of the bug, with two exceptions: checks of
-compiled code, and cases with tiles (`Case.tiled`). Both take seconds or more, so only level thorough runs all of them.
+`corpus.toml` lists for each bug the checks that must catch the bug, or the reason why no case can trigger the bug.
 """
 
 from __future__ import annotations
@@ -22,13 +20,12 @@ class Bug:
     """One entry of the corpus.
 
     Attributes:
-        id: a letter for the kind of bug, and a number, such as "D6". "D6b" is a variant of D6. `corpus.toml` lists the
-            kinds.
+        id: a letter for the kind of bug, and a number, such as "D6". "D6b" is a variant of D6.
         breaks: the bug, in one or two sentences.
-        issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
-        cases: the cases that trigger the bug. All have the same name.
-        bad_inputs: the ids of calls for which a loss must raise an error. The buggy code raises no error.
-        checks: the names of the checks that must catch the bug. A check runs on the cases, on the calls, or on both.
+        issues: the issues about the bug, such as `pytorch/pytorch#73205`; empty for a bug in a user's code.
+        cases: the cases that trigger the bug.
+        bad_inputs: the ids of calls for which the buggy code should raise an error.
+        checks: the names of the checks that must catch the bug.
         why_not: the reason why no case can trigger the bug, or "".
     """
 
@@ -56,11 +53,7 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of `corpus.toml` as a bug.
-
-    `name` is the name of the bug's cases; by default, the first of `issues` gives the name. `cases` are the ids of
-    these cases without the name. `entry` has the other attributes of :class:`Bug`.
-    """
+    """Return an entry of `corpus.toml` as a bug. The ids in `cases` lack the name of the cases."""
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)

@@ -1,7 +1,7 @@
 """Compute the covering arrays of `crossent.cases.grid` and `crossent.cases.linear.grid` again: `nox -s cover`.
 
-The library covertable computes the arrays without size ranges. For the arrays with size ranges, covertable would take
-hours, because their constraints join many axes. The greedy search of this module computes them in some minutes.
+The library covertable computes the arrays without size ranges. The arrays with size ranges would take covertable hours,
+because their constraints join many axes. The greedy search of this module takes some minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _cover_options(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array without size ranges, with covertable, and balance their dtypes."""
+    """Compute the cases of an array without size ranges, with covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength
@@ -50,15 +50,11 @@ def _cover_options(array: CoveringArray) -> list[Case]:
     constraints = [rule(constraint) for constraint in array.case_class.constraints]
     rows = make(factors, strength=strength, constraints=constraints)
     made = [array.case({name: choices[name][place] for name, place in row.items()}) for row in rows]
-    return _balance_dtypes(made, array)
+    return _balance_dtypes(made, array)  # the first dtype has the most cases: covertable prefers first choices
 
 
 def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Return the cases, with some dtypes changed so that all dtypes have about equally many cases.
-
-    Each combination of choices that the array needs still occurs. Before this change, the first dtype has the most
-    cases, because covertable takes the first of several possible dtypes.
-    """
+    """Change the dtypes of some cases, so that all dtypes have about equally many cases."""
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     many = Counter(case.dtype for case in cases)
     for at, case in enumerate(cases):
@@ -74,12 +70,7 @@ def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _cover_sizes(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array that has size ranges.
-
-    Each case starts as a possible combination of choices that no case has yet. :func:`_complete` makes `_CANDIDATES`
-    candidates from this combination. The candidate that completes the most missing combinations becomes the case.
-    Finally, :func:`_add_triples` changes some choices, and :func:`_vary_sizes` changes some sizes.
-    """
+    """Compute the cases of an array with size ranges, by a greedy search."""
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
     cases = []
@@ -101,24 +92,14 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Yield a candidate: the number of missing combinations that it completes, and its choices on all axes.
-
-    The candidate has the choices `start`. The other axes follow in random order. On each axis, the candidate takes the
-    possible choice that completes the most missing combinations, but no choice of `CoveringArray.hiding`: with such a
-    choice, all gradients are zeros, empty or NaN. If an axis has no possible choice, the function yields nothing.
-
-    Args:
-        start: the first choices of the candidate: a combination that no case has yet, which counts as completed.
-        array: the covering array.
-        left: the combinations that no case has yet, by their axes.
-        random: the source of random numbers.
-    """
+    """Add a choice on every other axis to `start`. Yield the number of new combinations, and all choices."""
+    # `start` is a missing combination, so it counts as the first completed one.
     chosen, completed, hiding = dict(start), 1, array.hiding_axes(start)
     axes = [axis for axis in array.choices if axis not in start]
     random.shuffle(axes)
     for axis in axes:
         words = [word for word in array.revealing_choices(axis) if not array.forbids({**chosen, axis: word})]
-        if not words:
+        if not words:  # a dead end; the caller tries again
             return
         joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis} and hiding <= {*of}]
         random.shuffle(words)
@@ -130,10 +111,7 @@ def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether a case can have the choices `chosen` without breaking a constraint of the array.
-
-    On every other axis, the case has one of :meth:`CoveringArray.revealing_choices`.
-    """
+    """Return whether a case of the array can have these choices."""
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
@@ -141,10 +119,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 
 
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Return the cases, with some choices changed so that more of the combinations of :func:`sized_triples` occur.
-
-    Each combination of choices that the array needs still occurs.
-    """
+    """Change some choices of the cases, so that more combinations of :func:`sized_triples` occur."""
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     occurrences = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
@@ -167,20 +142,16 @@ def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _is_allowed(case: Case, array: CoveringArray) -> bool:
-    """Return whether a case is valid, and no constraint of the array forbids its choices."""
     return not case.invalid and not array.forbids({axis: getattr(case, axis) for axis in array.choices})
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
-    """Return whether `moved` may replace `case`, without the loss of a combination that the array needs.
-
-    `covered` says in how many cases each combination occurs.
-    """
+    """Return whether every combination still occurs if `moved` replaces `case`. `covered` counts the combinations."""
     return all(covered[chosen] > 1 for chosen in set(array.combinations(case)) - set(array.combinations(moved)))
 
 
 def _vary_sizes(cases: Iterable[Case], array: CoveringArray) -> Iterator[Case]:
-    """Yield each case with sizes from its size ranges, so that all sizes of a range occur about equally often."""
+    """Change sizes within their size ranges, so that all sizes of a range occur about equally often."""
     used: Counter[tuple[str, int]] = Counter()
 
     def numbers(case: Case) -> list[tuple[str, int]]:

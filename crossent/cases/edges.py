@@ -1,8 +1,6 @@
 """Cases at limits of sizes and number formats, for special code paths in torch, or with results that torch decides.
 
-Some cases have a choice that the covering arrays of :mod:`crossent.cases.grid` leave out. The name of a case is the
-name of a GitHub issue, such as `pytorch-55657`, or says what the case is about. In the cases of `POLICIES`, torch
-decides the result, not the formula. For example, the mean over no rows is NaN.
+The name of a case is a GitHub issue, such as `pytorch-55657`, or says what the case tests.
 """
 
 from __future__ import annotations
@@ -18,17 +16,13 @@ VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
 
 
 def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
-    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k, without 0. A kernel's vectors and blocks end near 2^k."""
+    """Return sizes near the ends of a kernel's blocks: 2^k - 1, 2^k and 2^k + 1 for each exponent k."""
     return tuple(sorted({2**k + by for k in exponents for by in (-1, 0, 1)} - {0}))
 
 
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
-    """Return a case for each dtype and each number of classes in `widths`, with `rows` rows, 2 or 4.
-
-    The first row is normal, the second has one class far above the others, the third is flat, and the fourth is far
-    below zero. With `rows=2`, a case has only the first two. The flat row reveals an accumulator with too few bits. The
-    other rows reveal a kernel that reads beyond the last class.
-    """
+    """Return a case with the values "assorted" for each dtype and each number of classes in `widths`."""
+    # The third row is flat, and reveals a narrow accumulator. The others reveal a read beyond the last class.
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
         for dtype in dtypes
@@ -245,23 +239,12 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases of this module that run at a level, with these dtypes and this seed.
-
-    To check one subject on these cases takes well below a second at level quick, and seconds at level normal. Level
-    thorough takes minutes and several GiB of memory. :func:`large_cases` yields the tiled cases of this module.
-
-    Example:
-        >>> [case.id for case in edges(["float64"], level="quick")][-1]
-        'rows/float64-2x2x2-normal-int64-none-rows'
-    """
+    """Yield the cases that run at a level, except tiled cases, with these dtypes and this seed."""
     chosen = dict.fromkeys({"quick": QUICK, "normal": EDGES, "thorough": (*EDGES, *THOROUGH)}[level])
     return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)
 
 
 def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """Yield the tiled cases of the corpus and of this module with these dtypes and this seed.
-
-    A tiled case repeats a small batch many times (`Case.tiled`).
-    """
+    """Yield the tiled cases (`Case.tiled`) of the corpus and of this module, with these dtypes and this seed."""
     known = [case for bug in bugs() for case in bug.cases if case.tiled > 1]
     return (case.seeded(seed) for case in (*known, *MANY_ROWS) if case.dtype in dtypes)

@@ -1,10 +1,10 @@
 """Cases from covering arrays: each possible combination of two choices (pairwise), or three (3-way), occurs in a case.
 
 Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Other bugs
-need an option together with many classes or many rows, because kernels change their code path with the size. So the
-arrays `sizes` and `size_triples` combine size ranges, such as 257 to 1024 classes, with the options.
+need an option together with many classes or rows. So the arrays `sizes` and `size_triples` combine options with size
+ranges, such as 257 to 1024 classes.
 
-The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
+`nox -s cover` computes the arrays. The file NAME.txt has the ids of the cases of the array NAME.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
 def sizes_of(classes: int, rows: int, dimensions: int) -> tuple[int, ...]:
     """Return sizes of logits with these numbers of classes, rows and dimensions.
 
-    The product of all sizes but the number of classes is the number of rows. With one dimension, `rows` must be 1.
-
     >>> sizes_of(300, 12, 2), sizes_of(300, 12, 3), sizes_of(300, 12, 4), sizes_of(300, 1, 1)
     ((12, 300), (3, 300, 4), (2, 300, 2, 3), (300,))
     """
@@ -136,13 +134,10 @@ SIZE_CONSTRAINTS = (
 class CoveringArray:
     """A list of cases in which each possible combination of choices on `strength` axes occurs.
 
-    :meth:`cases` reads the cases from a file, which :mod:`crossent.cases.cover` computes.
-
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: by default (), and the array covers all combinations. If `around` names axes, the array covers only
-            combinations with a choice on at least one of these axes.
+        around: names of axes. If given, the array covers only combinations with a choice on one of these axes.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
@@ -165,7 +160,7 @@ class CoveringArray:
 
     @property
     def combined(self) -> list[tuple[str, ...]]:
-        """The sets of axes whose choices the array combines. Each set has `strength` axes."""
+        """The sets of axes whose choices the array combines."""
         every = itertools.combinations(self.choices, self.strength)
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
@@ -180,11 +175,11 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hiding_axes(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes whose choice in `chosen` hides bugs, according to the attribute `hiding`."""
+        """Return the axes whose choice in `chosen` hides bugs."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def revealing_choices(self, axis: str) -> list[Any]:
-        """Return the choices on an axis that hide no bugs: the choices that the attribute `hiding` does not list."""
+        """Return the choices on an axis that hide no bugs."""
         return [word for word in self.choices[axis] if word not in self.hiding.get(axis, ())]
 
     def combinations(self, case: Case) -> list[tuple[tuple[str, Any], ...]]:
@@ -193,11 +188,7 @@ class CoveringArray:
         return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hiding <= set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether a constraint forbids these choices.
-
-        A constraint on an axis that `chosen` lacks does not count. If `chosen` has all `size_axes`, the smallest sizes
-        in these size ranges count as choices too.
-        """
+        """Return whether a constraint forbids these choices, or the smallest sizes in their size ranges."""
         if why_forbidden(chosen, self.constraints) is not None:
             return True
         if not set(self.size_axes) <= chosen.keys():
@@ -205,7 +196,7 @@ class CoveringArray:
         return why_forbidden({**chosen, **self.sizes(chosen)}, self.constraints) is not None
 
     def case(self, chosen: Mapping[str, Any]) -> Case:
-        """Return the case with these choices. If the choices have size ranges, the case has their smallest sizes."""
+        """Return the case with these choices and the smallest sizes in their size ranges."""
         sizes = self.sizes(chosen) if self.sized else {}
         return self.case_class(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
 
@@ -214,7 +205,7 @@ class CoveringArray:
         return {"sizes": sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the choices of `case`: one for each pair (classes, rows) of :func:`numbers_of`."""
+        """Yield the case with each pair (classes, rows) of :func:`numbers_of`."""
         for classes, rows in numbers_of(case.class_size, case.row_size):
             yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
 
@@ -238,32 +229,20 @@ ARRAYS = {
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases of a covering array in these dtypes, with this seed.
-
-    Args:
-        dtypes: the names of the dtypes.
-        seed: the seed of the random numbers of each case.
-        array: the name of the array, a key of `ARRAYS`.
-    """
+    """Yield the cases of a covering array, a key of `ARRAYS`, in these dtypes, with this seed."""
     yield from ARRAYS[array].cases(array, dtypes, seed)
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
     """Return a few of `cases`, so that each choice of `cases` occurs in these few cases or in `others`.
 
-    Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
-    several such cases, the search prefers cases with rows: the compiled or exported graph of an empty batch can hardly
-    be wrong. Of several cases with rows, the search takes the case with the most missing pairs of choices.
-
-    Example:
-        >>> some = each_choice([*grid(array="transformed")])
-        >>> len(some), {case.target for case in some} == set(TRANSFORMED["target"])
-        (8, True)
+    Only the axes of `TRANSFORMED` count.
     """
     had = [choice for case in others for choice in _pairs(case)]
     left = {choice for case in cases for choice in _choices(case)} - {one for pair in had for one in pair}
     pairs, some = set(had), list[Case]()
     while left:
+        # Prefer a case with rows: the compiled graph of an empty batch can hardly be wrong.
         some.append(max(cases, key=lambda case: (len(left & _choices(case)), case.rows > 0, len(_pairs(case) - pairs))))
         left -= _choices(some[-1])
         pairs |= _pairs(some[-1])
@@ -279,13 +258,12 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def count_combinations(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return the number of different combinations of `strength` choices that occur in these cases.
+    """Return the number of different combinations of `strength` choices on the axes of `Case.counted`.
 
-    Only the axes of `Case.counted` count. All cases must have the same operation.
+    All cases must have the same operation.
 
-    Example:
-        >>> count_combinations([Case("float32")])  # three of eleven axes
-        165
+    >>> count_combinations([Case("float32")])  # three of eleven axes
+    165
     """
     columns = [[getattr(case, axis) for axis in case.counted] for case in cases]
     codes = [
@@ -295,14 +273,10 @@ def count_combinations(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the triples (size range, choice, dtype) of a case.
+    """Return the triples (size range of classes or rows, choice on another axis, dtype) of a case.
 
-    The size range is a range of classes or of rows. The choice is on another axis of `Case.counted`, or is the number
-    of dimensions.
-
-    Example:
-        >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))
-        True
+    >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))
+    True
     """
     sizes = {"sizes", "class_size", "row_size", "dtype"}
     options = [f"{axis} {getattr(case, axis)}" for axis in (*case.counted, "dimensions") if axis not in sizes]

@@ -14,14 +14,7 @@ MOST_CACHED = 2**15  # the most ids in a cache of cases or of their words; a soa
 
 
 def case_of(id: str) -> Case | BadInput:
-    """Return the case or the bad input with this id.
-
-    Raises:
-        ValueError: no case and no bad input has this id. The message is one line.
-
-    >>> case_of("class_huge").kind, case_of("float32-7x5-normal-int64-sum").reduction
-    ('index_errors', 'sum')
-    """
+    """Return the case or the bad input with this id, or raise ValueError."""
     if id in BAD_INPUT_OF:
         return BAD_INPUT_OF[id]
     of_linear = id.rpartition("/")[2].startswith(LinearCase.prefix)
@@ -30,7 +23,7 @@ def case_of(id: str) -> Case | BadInput:
 
 @lru_cache(MOST_CACHED)
 def case_or_none(id: str) -> Case | None:
-    """Return the case with this id, or None for an unknown id and for the id of a bad input."""
+    """Return the case with this id, or None."""
     try:
         found = case_of(id)
     except ValueError:

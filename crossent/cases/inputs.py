@@ -23,7 +23,7 @@ class Inputs:
     Attributes:
         input: the logits, (C), (N, C) or (N, C, d1, …); for `F.linear_cross_entropy` the hidden states, (N, H).
         target: class indices or class probabilities.
-        options: the other arguments by name, such as `weight`; for `F.linear_cross_entropy` also `linear_weight`.
+        options: the other arguments by name, such as `weight`.
         upstream: the upstream gradient, with the shape of the loss.
     """
 
@@ -52,29 +52,22 @@ class Inputs:
         return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
 
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
-        """Return the inputs with new leaves, and these leaves by the names of their gradients.
+        """Return the inputs with leaves that require these gradients, and the leaves by the names of their gradients.
 
-        Each new leaf has requires_grad=True, and shares the memory of the old tensor. An input or a target without a
-        new leaf is detached. The options without a new leaf and the upstream gradient stay as they are.
-
-        Args:
-            gradients: the names of the gradients. A name without a tensor in :attr:`leaves` has no effect.
+        A leaf shares the memory of the old tensor.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)
         return plain.with_leaves(leaves), leaves
 
     def with_leaves(self, leaves: Mapping[str, Tensor]) -> Inputs:
-        """Return the inputs with some tensors replaced by `leaves`, a mapping from names of gradients to tensors."""
+        """Return the inputs with tensors replaced by `leaves`, a mapping from names of gradients to tensors."""
         given = {GRADIENTS[name]: one for name, one in leaves.items()}
         options = {name: given.get(name, value) for name, value in self.options.items()}
         return Inputs(given.get("input", self.input), given.get("target", self.target), options, self.upstream)
 
     def copy(self) -> Inputs:
-        """Return a copy in new memory, with the same strides. The memory between strided elements is copied too.
-
-        Tensors of one dtype that share a storage also share a storage in the copy.
-        """
+        """Return a copy in new memory, with the same strides. Tensors with a shared storage share its copy."""
         copies: dict[tuple[int, torch.dtype], Tensor] = {}
 
         def copy(value: Any) -> Any:
@@ -96,10 +89,7 @@ class Inputs:
 
 
 def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
-    """Return "" if the device supports the dtypes of the inputs that `build` makes, otherwise the reason why not.
-
-    Only MPS lacks a dtype: float64.
-    """
+    """Return the reason why the device does not support a dtype of the inputs that `build` makes, or ""."""
     if reason := lacks_float64(device):
         made = build()
         tensors = [made.input, made.target, made.upstream, *made.options.values()]
@@ -108,10 +98,7 @@ def why_not_on_device(build: Callable[[], Inputs], device: str) -> str:
 
 
 def _copy(tensor: Tensor, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
-    """Return a copy of a tensor in a copy of its storage.
-
-    `copies` maps the address and dtype of a storage to its copy. The function adds a missing copy to `copies`.
-    """
+    """Return a copy of a tensor in a copy of its storage. `copies` has the storages copied so far."""
     storage = tensor.untyped_storage()
     key = storage.data_ptr(), tensor.dtype
     if key not in copies or not storage.data_ptr():  # storages without memory all have the address 0
@@ -120,7 +107,7 @@ def _copy(tensor: Tensor, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tens
 
 
 def bits(tensor: Tensor) -> Any:
-    """Return the bits of the tensor as a numpy array of unsigned integers, in the tensor's shape."""
+    """Return the bits of the tensor as a numpy array of unsigned integers."""
     wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     array = tensor.detach().resolve_neg().cpu().contiguous().view(wide).numpy()
     return array.view(f"u{tensor.element_size()}")
@@ -130,11 +117,9 @@ UPSTREAM_LAYOUTS = {"rows_strided": "strided", "rows_expanded": "last_expanded"}
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`, or in the layout "last_expanded".
+    """Return the tensor in a memory layout of `LAYOUTS`, or in the layout "last_expanded".
 
-    All layouts keep all elements, but "expanded" repeats the first entry of the batch, and "last_expanded" repeats the
-    first entry of the last dimension. The memory between and around the elements holds NaN, or 251 for integers. If
-    there are at most 251 classes, 251 is not a class.
+    "expanded" repeats the first entry of the batch, and "last_expanded" the first entry of the last dimension.
     """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
@@ -146,6 +131,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor[:1].expand(tensor.shape) if axes else tensor
     if layout == "last_expanded":
         return tensor[..., :1].expand(tensor.shape)
+    # The memory around the elements. 251 is no class of a target with at most 251 classes.
     poison = float("nan") if tensor.is_floating_point() else 251
     if layout == "window":  # along the class axis
         axis = min(1, tensor.dim() - 1)
@@ -165,10 +151,6 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 def class_and_layout(value: object) -> str:
-    """Return the class of a value, and the layout of a tensor that is not strided, in words for a message.
-
-    >>> class_and_layout(torch.eye(2).to_sparse())
-    'Tensor with layout torch.sparse_coo'
-    """
+    """Return the class of a value in words, such as "Tensor with layout torch.sparse_coo"."""
     layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
     return f"{type(value).__name__}{layout}"

@@ -1,7 +1,6 @@
 """Calls for which a linear cross-entropy must raise an error.
 
-Most of these calls are bad inputs of a cross-entropy, with hidden states and a weight in place of the logits. The other
-calls have a wrong argument of the linear layer.
+Most calls are bad inputs of a cross-entropy. In the others, an argument of the linear layer is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 
 
 def _right() -> dict[str, Any]:
-    """Return the arguments of a correct call: hidden states (3, 2), a weight (4, 2), and three class indices."""
+    """Return the arguments of a correct call."""
     return {
         "input": torch.zeros((3, 2), dtype=torch.float32),
         "linear_weight": torch.zeros((4, 2), dtype=torch.float32),

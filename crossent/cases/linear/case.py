@@ -26,18 +26,17 @@ _INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
 
 @dataclass(frozen=True)
 class LinearCase(Case):
-    """One input of a linear cross-entropy with its options: hidden states, a weight, perhaps a bias, and a target.
+    """One input of a linear cross-entropy: hidden states, a weight, perhaps a bias, a target and options.
 
-    The attributes of :class:`Case` have the same meaning here, except five. `sizes` is (N, V), for N rows and V
-    classes. `values` is a key of `LINEAR_VALUES`. `layout` is the memory layout of the hidden states. `ignored` may
-    also be "ignored_first_chunk": the first 128 rows are ignored. `dtype` is the dtype of all floats.
+    `sizes` is (N, V), for N rows and V classes. `layout` is the memory layout of the hidden states. :class:`Case`
+    describes the other inherited attributes.
 
     Attributes:
         hidden: the length of a hidden state, H.
-        bias: "no_bias"; "bias" for random numbers; or "bias_cancelling" for a bias that cancels most of each logit of
+        bias: "no_bias", "bias" for random numbers, or "bias_cancelling" for a bias that cancels most of each logit of
             the first row.
-        linear_layout: "linear_" and the memory layout of `linear_weight`; "linear_tied" if `linear_weight` and the
-            hidden states share one storage.
+        linear_layout: the memory layout of `linear_weight`. With "linear_tied", `linear_weight` and the hidden states
+            share one storage.
     """
 
     operation: ClassVar[Operation] = LINEAR_CROSS_ENTROPY
@@ -86,7 +85,7 @@ class LinearCase(Case):
         return [f"hidden{self.hidden}"]
 
     def further_words(self) -> list[str]:
-        """Return the words of a report for the bias, the layout of `linear_weight` and the length of a hidden state."""
+        """Return words for `bias`, `linear_layout` and `hidden`, for a report."""
         strided = self.linear_layout not in ("linear_contiguous", "linear_offset", "linear_tied")
         above = [limit for limit in HIDDEN_LIMITS if self.hidden > limit]
         return [

@@ -1,8 +1,7 @@
 """Cases of a linear cross-entropy at limits: ends of chunks, cancelling dot products, unusual options and layouts.
 
-Some functions work in chunks: some rows or classes at a time. The bugs of such a function show in three situations: at
-the end of a chunk, in a chunk of ignored rows, and in a sum over many chunks in a format with few bits. Each of these
-situations needs its own sizes.
+Some functions compute chunks of rows or classes. Their bugs show in three places: at the end of a chunk, in a chunk of
+ignored rows, and in a sum over many chunks in a format with few bits.
 """
 
 from __future__ import annotations
@@ -105,15 +104,7 @@ _MANY_ROWS = (
 
 
 def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
-    """Yield the cases of this module with these dtypes and this seed.
-
-    Every dtype has the small cases. All dtypes but float64 also have larger cases, for functions that work in chunks.
-    float16 and bfloat16 also have the cases with many rows.
-
-    Example:
-        >>> [case.id for case in linear_edges(["bfloat16"])][-1]
-        'linear-bfloat16-8x1000-normal-int64-mean-smooth0.1-hidden16'
-    """
+    """Yield the cases of this module with these dtypes and this seed."""
     for dtype in dtypes:
         larger = () if dtype == "float64" else _CHUNKS if dtype == "float32" else (*_CHUNKS, *_MANY_ROWS)
         yield from (replace(case, dtype=dtype, seed=seed) for case in (*_SMALL, *larger))

@@ -3,11 +3,7 @@
 The arrays have size ranges for the numbers of rows, classes and hidden units. A function that works in chunks changes
 its code path where a chunk ends. So most numbers are 1, a prime, a power of two, or next to a power of two.
 
-An empty batch, one class, only ignored rows or an upstream gradient of 0 hide most bugs. A case with such a choice
-covers only combinations that have this choice. So every other combination occurs in a case with results that can be
-wrong.
-
-The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
+`nox -s cover` computes the arrays. The file NAME.txt has the ids of the cases of the array NAME.
 """
 
 from __future__ import annotations
@@ -81,16 +77,12 @@ _MOST_IN_FLOAT64, _MOST_PRODUCTS_IN_FLOAT64 = 2_100, 75_000
 
 @cache
 def linear_numbers(dtype: str, class_size: str, row_size: str, hidden_size: str) -> list[tuple[int, int, int]]:
-    """Return the triples (classes, rows, hidden units) from three size ranges, except triples that cost too much.
-
-    In float64, a triple costs more than in the other dtypes. Empty batches with more than 255 classes are left out
-    too, because such a batch has no logits that could be wrong.
-    """
+    """Return the triples (classes, rows, hidden units) from three size ranges, except triples that cost too much."""
     return [
         (classes, rows, hidden)
         for classes, rows, hidden in itertools.product(_CLASSES[class_size], _ROWS[row_size], _HIDDEN[hidden_size])
         if classes * rows <= (_MOST_OF_FEW_ROWS if rows <= 3 else _MOST_LOGITS)
-        and (rows > 0 or classes <= 255)
+        and (rows > 0 or classes <= 255)  # an empty batch has no logits that could be wrong
         and (classes + rows) * hidden <= _MOST_FACTORS
         and (dtype != "float64" or classes * rows <= _MOST_IN_FLOAT64)
         and (dtype != "float64" or classes * rows * hidden <= _MOST_PRODUCTS_IN_FLOAT64)
@@ -113,7 +105,7 @@ def _costs_too_much(axes: tuple[str, ...]) -> Constraint:
 
 @dataclass(frozen=True)
 class LinearArray(CoveringArray):
-    """A covering array of cases of a linear cross-entropy, with size ranges of rows, classes and hidden units."""
+    """A covering array of cases of a linear cross-entropy."""
 
     case_class: ClassVar[type[Case]] = LinearCase
     package: ClassVar[str] = "crossent.cases.linear"
@@ -149,12 +141,12 @@ class LinearArray(CoveringArray):
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes that `chosen` allows, by its dtype and size ranges, as fields of a case."""
+        """Return the smallest sizes that `chosen` allows, as fields of a case."""
         classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
         return {"sizes": (rows, classes), "hidden": hidden}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the cases with the choices of `case`: one for each triple of :func:`linear_numbers`."""
+        """Yield the case with each triple of :func:`linear_numbers`."""
         assert isinstance(case, LinearCase)
         for classes, rows, hidden in linear_numbers(case.dtype, case.class_size, case.row_size, case.hidden_size):
             yield replace(case, sizes=(rows, classes), hidden=hidden)
@@ -164,5 +156,5 @@ LINEAR_ARRAYS = {"pairs": LinearArray(2, LINEAR_CHOICES), "triples": LinearArray
 
 
 def linear_grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases of a covering array in these dtypes, with this seed. `array` is a key of `LINEAR_ARRAYS`."""
+    """Yield the cases of a covering array, a key of `LINEAR_ARRAYS`, in these dtypes, with this seed."""
     yield from LINEAR_ARRAYS[array].cases(array, dtypes, seed)

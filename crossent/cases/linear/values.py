@@ -1,7 +1,6 @@
 """The kinds of hidden states and weights of a linear cross-entropy.
 
-As in :mod:`crossent.cases.values`, every number is computed from uniform random numbers with operations that IEEE 754
-rounds correctly. So a case has the same bits on every machine.
+All numbers come from operations that IEEE 754 rounds correctly. So a case has the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from crossent.numerics.formats import Array
 
 @dataclass(frozen=True)
 class LinearDraw:
-    """The sizes and random numbers from which the functions of this module draw hidden states and weights.
+    """The sizes and random numbers from which this module draws hidden states and weights.
 
     Attributes:
-        row_draw: the data for logits of shape (N, V): N, V, the true classes, and the source of random numbers.
+        row_draw: the sizes (N, V) of the logits, the true classes, and the source of random numbers.
         hidden: the length of a hidden state, H.
     """
 
@@ -28,11 +27,11 @@ class LinearDraw:
     hidden: int
 
     def input(self) -> Array:
-        """Return (N, H) numbers with variance 1 that are nearly normally distributed."""
+        """Return (N, H) nearly normal numbers with variance 1."""
         return replace(self.row_draw, classes=self.hidden).nearly_normal()
 
     def weight(self) -> Array:
-        """Return (V, H) numbers with variance 1/H. With the numbers of :meth:`input`, logits have variance 1."""
+        """Return (V, H) nearly normal numbers with variance 1/H, so that logits have variance 1."""
         row_for_each_class = replace(self.row_draw, rows=self.row_draw.classes, classes=self.hidden)
         scaled: Array = row_for_each_class.nearly_normal() / np.sqrt(self.hidden)
         return scaled
