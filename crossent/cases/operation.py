@@ -19,17 +19,14 @@ GRADIENTS = {
 class Operation:
     """A function of torch, such as `F.cross_entropy`, that the subjects (functions under test) compute.
 
-    Inside crossent, every loss is called as `loss(input, target, **options)`. In these calls, a tensor that only one
-    operation takes is an option. So `linear_weight` is an option, although a user's function takes this tensor by
-    position.
+    Inside crossent, every loss is called as `loss(input, target, **options)`. Further tensors, such as `linear_weight`,
+    are options in these calls.
 
     Attributes:
-        name: the name, as `crossent check --operation` takes it.
         arguments: the arguments that a user's function takes by position, in this order.
-        options: the keywords of the other arguments, each with a default that means the same as the default of torch.
-        gradients: the names of the gradients, which are keys of `GRADIENTS`.
-        words: the words for arguments in messages, by the names of the arguments. An argument without a word appears
-            with its name.
+        options: the keywords of the other arguments, each with a default that means the same as torch's.
+        gradients: keys of `GRADIENTS`.
+        words: the words for arguments in messages, by the names of the arguments.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error.
 
-A case has the same bits on every machine and with every version of numpy. Each kind starts from the uniform random
-numbers of `numpy.random.RandomState`, which is frozen (NEP 19). After that, a kind uses only operations that IEEE 754
-defines to the last bit, such as + and ×. No kind uses exp or log, whose last bits differ between libraries.
+Each kind gives the same bits on every machine and with every version of numpy. Its random numbers come from
+`numpy.random.RandomState`, which is frozen (NEP 19). Its operations are defined by IEEE 754 to the last bit, unlike exp
+and log.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ class Draw:
     """The data from which a kind of logits draws its numbers.
 
     Attributes:
-        random: the source of random numbers.
-        rows, classes: the number of rows R, and the number of classes C. Each kind makes an array (R, C) of logits.
-        hot: (R,), the true class of each row, or the class of its one-hot target. If a row has other class
-            probabilities, its `hot` is a random class.
+        rows: the number of rows R.
+        classes: the number of classes C.
+        hot: (R,), the true class of each row; if the target has class probabilities, the class of a one-hot row.
         ignored: (R,), True on ignored rows.
         format: the floating-point format of the logits.
     """
@@ -40,7 +39,7 @@ class Draw:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape (R, C) of the array of logits that a kind makes."""
+        """The shape (R, C) of the logits."""
         return self.rows, self.classes
 
     def nearly_normal(self) -> Array:
@@ -51,12 +50,12 @@ class Draw:
         return total * 1.7320508075688772  # √3, because the sum has the variance 4/12
 
     def row_integers(self, low: int, high: int) -> Array:
-        """Return random integers from `low` to `high`, (R, 1), one for each row."""
+        """Return a random integer from `low` to `high` for each row, (R, 1)."""
         return self.random.randint(low, high + 1, size=(self.rows, 1)).astype(np.float64)
 
     @property
     def is_hot(self) -> NDArray[np.bool_]:
-        """A mask of shape (R, C), True at the class `hot` of each row."""
+        """A mask (R, C), True at the class `hot` of each row."""
         return np.asarray(np.arange(self.classes) == self.hot[:, None])
 
 
@@ -156,11 +155,9 @@ class LogitKind:
     """One kind of logits.
 
     Attributes:
-        draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the magnitudes of the finite logits; for `ramp`, of rows with up to 50,000 classes.
-            The dtype of a case must represent numbers as large as this bound. The kind `extreme` has 0, because its
-            logits scale with the largest number of a dtype.
-        ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
+        largest: an upper bound of the magnitudes of the finite logits, which the dtype of a case must represent. The
+            bound is 0 for `extreme`, whose logits scale with the dtype.
+        ignored_only: whether only the logits of ignored rows are special.
     """
 
     draw: Callable[[Draw], Array]
@@ -189,7 +186,7 @@ VALUES = {
     "wrong": LogitKind(lambda d: d.nearly_normal() - d.is_hot * d.row_integers(20, 90)),
     "outlier": LogitKind(_outlier),  # one class far above the others
     "pair": LogitKind(_pair),
-    "ramp": LogitKind(_ramp, 5e4),
+    "ramp": LogitKind(_ramp, 5e4),  # enough for 50,000 classes
     "ascending": LogitKind(lambda d: np.sort(3.0 * d.nearly_normal(), 1)),  # a running maximum changes at every class
     "biased": LogitKind(_biased),
     "offset": LogitKind(lambda d: 3.0 * d.nearly_normal() + 1e4, 1.1e4),

@@ -1,22 +1,15 @@
 """The checks: each tests one property of a subject on a case.
 
-Most checks compare results with exact values, or with other results of the subject. A result matches an exact value
-if their distance is within the error bound. The docstring of a check states the property that must hold. "The exact
-loss" in such a docstring means a loss that matches the exact value.
+The docstring of a check states the property that must hold. Most checks compare results with exact values. There, "the
+exact loss" means a loss whose distance from the exact value is within the error bound.
 
-A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
-through an act: a function `act(loss, …)` that runs in the process of the subject. This process may be separate from the
-process of the check. The host of a subject is the object that runs acts there. `crossent.trials.act` explains acts and
-hosts. In an act, `loss` is the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to
-compute. An act that cannot run on this machine returns `NotRun` with the reason.
+A `Trial` is one subject on one case, and a `Question` is a case with its exact values. An *act* is a function
+`act(loss, …)` that a check runs in the process of the subject, which may be a separate process. In an act, `loss` is
+the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to compute. An act that cannot run
+on this machine returns `NotRun` with the reason. See :mod:`crossent.trials.act`.
 
-Some checks call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
-messages contain. In the code, the variable `way` holds this name.
-
-The modules of this room import `crossent.trials`, the rooms below `trials`, `crossent.machine` and `crossent.words`. No
-module imports `crossent.run`, or another module of this room; only the checks of `relations` share the module
-`changes`. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which marks the message of a result
-that depends on earlier calls.
+Some checks call the subject several times. The variable `way` holds the name of such a call: a phrase for messages,
+such as "under no_grad".
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, and `p` is their softmax. `w` are the class weights,
 and `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g`
@@ -38,9 +31,6 @@ large          a small case repeated many times, to more elements than 31 or 32 
                a linear cross-entropy
 ranks/         subjects on several ranks: shards of the logits, other numbers of ranks, contexts; not in `CHECKS`
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since a bad call is not a case
-
-The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` has the checks by name, in the order of
-a report, and `RANK_CHECKS` has the checks of subjects on several ranks.
 """
 
 from __future__ import annotations
@@ -143,5 +133,5 @@ RANK_CHECKS = {
 
 @cache
 def checks_of(operation: Operation) -> dict[str, Check]:
-    """Return the checks in `CHECKS` that run on the cases of an operation, by name and in the order of a report."""
+    """Return the checks in `CHECKS` that run on the cases of an operation, by name."""
     return {name: check for name, check in CHECKS.items() if operation in check.operations}

@@ -1,7 +1,7 @@
 """Checks of calls in unusual circumstances: without gradients, in other threads, in modes of torch.
 
-An implementation may run different code if no gradient is required, and this code may round differently. So the checks
-compare results with the exact values, and not with the bits of the first call.
+The checks compare results with exact values, not with the bits of the first call. If no gradient is required, an
+implementation may run different code, which rounds differently.
 """
 
 from __future__ import annotations
@@ -92,16 +92,14 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """An unusual kind of call, such as a call with a Parameter as logits. The result must still match the exact values.
+    """An unusual kind of call, such as a call with a Parameter as logits.
 
     Attributes:
-        leaf: a function that takes the logits of the case and returns a leaf with these values, to pass to the subject.
-            In a linear cross-entropy, the check calls the function for the hidden states, the weight and the bias of
-            the linear layer instead.
+        leaf: a function that takes an argument, such as the logits, and returns a leaf with the same values.
         mode: a function that returns a context manager, in which the forward and the backward pass run.
-        create_graph: whether the backward pass runs with `create_graph=True`, which makes a graph of the gradients.
+        create_graph: whether the backward pass runs with `create_graph=True`.
         weighted: whether the class weights require a gradient, which torch allows only with target probabilities.
-        needs: the feature that a subject needs for this call; "" if the call needs no feature.
+        needs: the feature that a subject needs for this call, or "".
     """
 
     leaf: Callable[[Tensor], Tensor] = _leaf
@@ -136,13 +134,8 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    Further calls have a backward pass with `create_graph=True`, class weights that require a gradient, or logits that
-    are a negated view. The memory of a negated view holds each number with the other sign (`Tensor.is_neg`). The modes
-    are anomaly detection, another default dtype, deterministic algorithms and another number of threads.
-
-    The last call has an upstream gradient of NaN. Each element of a gradient must then be NaN, except the elements
-    that are 0 in the first call. torch.amp.GradScaler relies on this behaviour: the scaler skips a step only if a
-    gradient is not finite.
+    In a last call, the upstream gradient is NaN. Each element of a gradient must then be NaN, except the elements that
+    are 0 in the first call. torch.amp.GradScaler skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in circumstances_of(trial.case, trial.subject):
@@ -157,7 +150,7 @@ def circumstances(trial: Trial) -> Found:
 
 
 def may_be_forked(trial: Trial) -> bool:
-    """Return whether the subject runs in an isolated process or in a worker process. Such a process may be forked."""
+    """Return whether the subject runs in an isolated process or in a worker process, which may be forked."""
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
 
@@ -183,12 +176,7 @@ def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Make the call that `CIRCUMSTANCES` describes under the name `way`, and return the loss and the gradients.
-
-    This is an act: a function that runs in the process of the subject.
-
-    If the loss has a wrong shape, the function computes no gradient, and the check reports the shape.
-    """
+    """Act: make the call `way` of `CIRCUMSTANCES`, and return the loss and the gradients."""
     circumstance = CIRCUMSTANCES[way]
     given, leaves = inputs.requiring(gradients)
     made = {name: one if name == "target_gradient" else circumstance.leaf(one) for name, one in leaves.items()}
@@ -227,13 +215,10 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Make the call that `UNRECORDED` describes under the name `way`, and return the loss and the call's effects.
-
-    This is an act: a function that runs in the process of the subject.
+    """Act: make the call `way` of `UNRECORDED`, and return the loss and the effects of the call.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose attributes the
-        call changed. The sentence is "" if the call changed no attributes.
+        The loss, its requires_grad, the inputs after the call, and a sentence about a changed attribute, or "".
     """
     mode, required = UNRECORDED[way]
     with mode():
@@ -248,9 +233,8 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
-    The two threads both finish the forward pass before either runs backward. A subject that keeps data for the backward
-    pass in a global variable then uses the data of one call in the other call. The inputs of the second thread come
-    from another seed. If these inputs need a feature that the subject lacks, the check does not run.
+    The two threads both finish the forward pass before either runs backward. If a subject keeps data for the backward
+    pass in a global variable, one call then uses the data of the other call.
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
@@ -265,15 +249,9 @@ def threads(trial: Trial) -> Found:
 
 
 def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in parallel threads, one call for each of the inputs, and return the results.
-
-    This is an act: a function that runs in the process of the subject.
+    """Act: call the subject in parallel threads, one for each of `inputs`, and return the results.
 
     All threads finish the forward pass before any thread runs backward.
-
-    Raises:
-        BaseException: the first exception of a thread, in the order of `inputs`. A BrokenBarrierError only says that
-            another thread failed. So the function prefers all other exceptions.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)
@@ -305,7 +283,6 @@ def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradien
 
 @functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Return a question whose case has the same options and another seed, so that its random numbers differ."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 

@@ -29,20 +29,17 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, call the compiled loss with each of the inputs in `calls`, and return the results.
+    """Act: call the compiled loss with each of the inputs in `calls`, and return the results.
 
-    This is an act: a function that runs in the process of the subject.
-
-    Before each call, the function fills freed memory with NaN. If a call raises an exception, the function makes no
-    further call. The exception is then the last element of the returned list. If torch cannot compile for the device,
-    the function returns NotRun. `backend` and `dynamic` are as in :func:`crossent.subjects.compiler.compile_loss`.
+    A call that raises is the last call, and its exception the last result. `backend` and `dynamic` are as in
+    :func:`crossent.subjects.compiler.compile_loss`.
     """
     if reason := why_cannot_compile(backend, calls[0].input.device.type):
         return NotRun(reason)
     made: list[Result | Raised] = []
     with compile_loss(loss, backend, dynamic=dynamic) as compiled_loss:
         for inputs in calls:
-            poison(inputs)
+            poison(inputs)  # NaN shows elements that the code never writes (Liger-Kernel#1338)
             try:
                 made.append(evaluate(compiled_loss, inputs, gradients).copy())
             except Exception as error:
@@ -51,24 +48,19 @@ def evaluate_compiled(
 
 
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
-    """Return a RefusedError for `raised`, an exception that a compiled loss raised.
+    """Return a RefusedError for an exception of a compiled loss.
 
-    The message describes `raised` and the first exception in its chain of causes, because Dynamo's own exception may
-    only say that another exception was raised. The message ends with `where`: a phrase about the call, such as "in a
-    second call", or "" for the first call.
+    `where` is a phrase about the call, such as "in a second call", or "" for the first call.
     """
     message = raised.message
+    # Dynamo's own exception may say only that another exception was raised.
     if raised.first not in message:  # shortened: a long message may contain memory addresses
         message = f"{textwrap.shorten(message, 80, placeholder=' …')} ({raised.first})"
     return RefusedError(raised, f"{message}, {where}" if where else message)
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """Return the differences of `got`, a result of compiled code, from the exact values.
-
-    The error bounds follow from the contract that :func:`contract_of_compiled_code` returns for the subject and the
-    backend of torch.compile.
-    """
+    """Return the differences of `got`, a result of compiled code, from the exact values."""
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(contract_of_compiled_code(own, backend, got.loss.device.type), got, exact)
 
@@ -79,17 +71,15 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
     `backend` is `TRACER`, which runs a traced graph, or `INDUCTOR`, which generates code. `device` is the type of the
     device, such as "cuda".
 
-    A traced graph has the contract `own`, since the graph consists of torch's operations, like the forms.
+    A traced graph has the contract `own`, since the graph consists of torch's operations.
 
-    Code for a CPU adds, multiplies and divides as IEEE 754 requires, since torch passes
-    `-fno-unsafe-math-optimizations` to the compiler. The code takes exp and log from the vector library, and from the C
-    library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
-    place (tests/numerics/test_assumptions.py). Fused steps leave out some of the roundings to half precision that
-    separate kernels make, and add no rounding. A contract permits roundings, and requires none, so its bounds also
-    cover fused steps.
+    Code for a CPU has the contract `own.when_compiled`, which lets the rows be added in any order:
 
-    Code for a CPU may also add up the rows in any order. The contract is `own.when_compiled`: see
-    :attr:`Contract.when_compiled`.
+    * The code adds, multiplies and divides as IEEE 754 requires: torch passes `-fno-unsafe-math-optimizations`.
+    * The vector library and the C library compute exp and log. Their errors are at most one unit in the last place
+      (tests/numerics/test_assumptions.py).
+    * Fused steps add no rounding, and leave out some roundings to half precision. A contract permits roundings and
+      requires none, so its bounds also cover fused steps.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
     blocks. The contract is `own` with `fused=True`, and with the "fast" functions (`FUNCTIONS`) of its compute format.
@@ -110,17 +100,14 @@ def _weighted_probabilities(case: Case) -> bool:
 
 
 def _ignored_indices(case: Case) -> bool:
-    """Return whether a case has int64 targets, ignored rows and two dimensions. More dimensions are slower to trace."""
+    # More dimensions are slower to trace.
     return case.target == "int64" and case.ignored != "kept" and case.dimensions == 2
 
 
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
-    If `dynamic` is False, both calls get the inputs of the case. If `dynamic` is True, the code is compiled for dynamic
-    sizes, and the second call gets the inputs of the case that :func:`larger` returns. If these inputs need a feature
-    that the subject lacks, the check does not run. Before each call, :func:`evaluate_compiled` fills freed memory with
-    NaN, to find elements that the code never writes (Liger-Kernel#1338). `backend` is the backend of torch.compile.
+    If `dynamic` is true, the second call has the inputs of the case that :func:`larger` returns.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     if reason := trial.subject.not_applicable(other.inputs):  # other random numbers may need a feature
@@ -223,14 +210,9 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def call_compiled_on_classes(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """Call a compiled loss once for each class index in `classes`, and return the losses and the exceptions.
+    """Act: call a compiled loss once for each class index in `classes`, and return the losses and the exceptions.
 
-    This is an act: a function that runs in the process of the subject.
-
-    Each call replaces the last element of the target by one of the class indices. Before these calls, the function
-    calls the compiled loss with the unchanged inputs, and does not catch an exception of this call. `backend` is the
-    backend of torch.compile. If torch cannot compile for the device, or is too old for these calls
-    (:func:`_why_no_error`), the function returns NotRun.
+    In each call, the class index is the last element of the target.
     """
     if reason := why_cannot_compile(backend, inputs.input.device.type):
         return NotRun(reason)
@@ -250,31 +232,22 @@ def call_compiled_on_classes(
 
 
 def _why_no_error() -> str:
-    """Return why compiled code must not be called with a class index out of range; "" from torch 2.6 on.
-
-    For such an index, code compiled by torch 2.1 reads outside of a tensor, and code compiled by torch 2.4 ends the
-    process.
-    """
+    """Return why compiled code must not be called with a class index out of range, or ""."""
+    # Code of torch 2.1 reads outside of a tensor; code of torch 2.4 ends the process.
     if Version(torch.__version__).release >= (2, 6):
         return ""
     return "needs torch 2.6 or newer: code compiled by an older torch does not raise for a class index out of range"
 
 
 def wrong_classes(inputs: Inputs) -> list[int]:
-    """Return class indices just out of range: the number of classes, and -1.
-
-    The list leaves out the ignore_index, and numbers that the dtype of the target cannot hold: 256 and -1 in uint8.
-    """
+    """Return class indices just out of range that the dtype of the target can hold."""
     classes, dtype = inputs.classes, inputs.target.dtype
     wrong = [index for index in (classes, -1) if torch.iinfo(dtype).min <= index <= torch.iinfo(dtype).max]
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 
 
 def larger(case: Case) -> Case:
-    """Return a case with the same options, another seed, and four more samples; unbatched logits get four more classes.
-
-    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol, and
-    would compile again for a call in which these sizes differ.
-    """
+    """Return the case with another seed, and with four added to its first size and to each equal size."""
+    # torch traces equal sizes as one symbol, and would compile again if they became different.
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

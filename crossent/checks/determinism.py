@@ -1,8 +1,7 @@
 """Checks of determinism: identical bits in ten calls, and an exact result on a new CUDA stream.
 
 A sum by atomic additions may give different bits from call to call. On CUDA, torch computes such sums over the rows of
-logits of shape `(N, C, d1, …)` (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that does not run on the
-caller's current stream may read its arguments before their values are written.
+logits of shape `(N, C, d1, …)` (pytorch#17350, pytorch#46024, pytorch#71367).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ CYCLES = 2**23
 def deterministic(trial: Trial) -> Iterator[Problem]:
     """Under `torch.use_deterministic_algorithms(True)`, ten calls give identical bits.
 
-    If an operation has no deterministic kernel, torch raises an error that says so, and crossent skips the check.
+    If an operation has no deterministic kernel, torch raises an error, and the check is skipped.
     """
     try:
         results = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
@@ -47,12 +46,7 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
-    """Call the subject ten times under `torch.use_deterministic_algorithms(True)`, and return the results.
-
-    This is an act: a function that runs in the process of the subject.
-
-    Before each call, the function fills freed memory with NaN.
-    """
+    """Act: call the subject ten times under `torch.use_deterministic_algorithms(True)`, and return the results."""
     results = []
     with _deterministic_algorithms():
         for _ in range(CALLS):
@@ -66,9 +60,9 @@ def stream(trial: Trial) -> Iterator[Difference]:
     """On a CUDA stream other than the default stream, the call gives the exact loss and gradients.
 
     The check makes the call on a new stream. The arguments are zeros until this stream writes their values, some
-    milliseconds later. A subject that runs a kernel on any other stream, without waiting for the new stream, computes
-    from the zeros. After the call, the default stream fills freed memory with NaN, while the new stream may still
-    compute. A subject that frees memory too early, without `record_stream`, then computes from the NaN.
+    milliseconds later. A kernel that runs on another stream, and does not wait, computes from the zeros. After the
+    call, the default stream fills freed memory with NaN, while the new stream may still compute. A subject that frees
+    memory too early, without `record_stream`, computes from the NaN.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
@@ -78,15 +72,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
-    """Call the subject on a new CUDA stream, where a delayed copy fills the arguments, and return the result.
-
-    This is an act: a function that runs in the process of the subject.
-
-    To compile and load kernels, the function first makes a call on the new stream with the right values, and does not
-    use the result. Then the arguments are zeros until the copy runs. A subject that runs the second call on any other
-    stream, and does not wait for the new stream, computes from these zeros. After the second call, the caller's stream
-    fills freed memory with NaN. If this torch cannot delay a stream, the function returns NotRun.
-    """
+    """Act: call the subject on a new CUDA stream, where a delayed copy fills the arguments, and return the result."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
         return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")
@@ -124,7 +110,7 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return the reason to skip the check if torch's error is about an operation that is not deterministic, or ""."""
+    """Return why the check is skipped if the error is about an operation that is not deterministic, or ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""

@@ -1,12 +1,10 @@
 """Checks of derivatives for a batch of upstream gradients or of directions, as torch computes Jacobians and Hessians.
 
-torch computes a whole Jacobian or Hessian in one call: under `vmap`, each operation of the derivative takes a whole
-batch of upstream gradients or of directions. Code that is correct for a single upstream gradient may fail for
-a batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
+Under `vmap`, each operation of the derivative takes the whole batch, whose elements lie along the first dimension. Code
+that is correct for a single upstream gradient may fail for a batch. For example, the code may call `.item()`.
 
 Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
-that confuses the two elements fails, unless the tensor is 0. The oracle computes the exact values for each element
-separately; the checks do not multiply the exact values for the first element by -2.
+that confuses the two elements fails, unless the tensor is 0. The oracle computes the exact values for each element.
 """
 
 from __future__ import annotations
@@ -44,12 +42,9 @@ def batched_gradient(trial: Trial) -> Found:
 
 
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients.
+    """Act: return the loss and its gradients for a batch of upstream gradients.
 
-    This is an act: a function that runs in the process of the subject.
-
-    The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
-    a wrong shape, the function returns only the loss, and the check reports the shape.
+    If the loss has a wrong shape, return only the loss.
     """
     function, tensors = _bind_options(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -66,11 +61,7 @@ def jacrev(trial: Trial) -> Found:
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev computes them.
-
-    This is an act: a function that runs in the process of the subject. The arguments, and the result for a loss of a
-    wrong shape, are as in :func:`gradients_of_batch`.
-    """
+    """Act: return the same tensors as :func:`gradients_of_batch`, computed as in torch.func.jacrev."""
     function, tensors = _bind_options(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
@@ -86,12 +77,7 @@ def jacfwd(trial: Trial) -> Found:
 
 
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd computes them.
-
-    This is an act: a function that runs in the process of the subject.
-
-    The batch is the first dimension of `directions` and of the tangents.
-    """
+    """Act: return the tangents of the loss along a batch of directions, computed as in torch.func.jacfwd."""
     function, (logits,) = _bind_options(loss, inputs)
     return _push_forward(function, logits, directions)
 
@@ -101,7 +87,7 @@ def batched_second(trial: Trial) -> Found:
     """torch.autograd.grad(is_grads_batched=True) of the gradient gives the exact derivatives along two directions.
 
     `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)`
-    compute derivatives in this way. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
+    compute derivatives in this way.
     """
     second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
     yield from _compare_both("second", second, trial)
@@ -116,13 +102,7 @@ def hessian(trial: Trial) -> Found:
 
 
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian computes them.
-
-    This is an act: a function that runs in the process of the subject.
-
-    The batch is the first dimension of `directions` and of the result. The function computes the gradient in reverse
-    mode, and the derivative of the gradient in forward mode.
-    """
+    """Act: return the derivatives of the gradient along a batch of directions, computed as in torch.func.hessian."""
     function, (logits,) = _bind_options(loss, inputs)
 
     def gradient(logits: Tensor) -> Tensor:
@@ -134,11 +114,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compute the gradients for a batch of two upstream gradients, and yield the differences from the exact gradients.
-
-    `act` is the function that computes the gradients: :func:`gradients_of_batch` or :func:`gradients_by_jacrev`. If the
-    loss is not a dense tensor, or has a wrong shape, dtype or device, yield a problem instead.
-    """
+    """Compare the gradients that `act` computes for two upstream gradients with the exact gradients."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -155,11 +131,7 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 
 def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare the derivatives along two directions with their exact values, and yield the differences.
-
-    `name` is the name of the derivative, such as "tangent". `got` has the two derivatives along its first dimension. If
-    `got` is None, both derivatives count as zeros, as in :func:`compare_derivative`. After a problem, such as a wrong
-    shape, yield nothing more.
+    """Compare the derivatives along both directions with their exact values. `name` is their name, such as "tangent".
     """
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
@@ -187,11 +159,7 @@ def _along_second(case: Case) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return a function that computes the loss, and a tuple of the tensors that the function takes.
-
-    The tensors are the logits and, if the gradients `wanted` include "target_gradient", the target. The function takes
-    the other arguments of the loss from `inputs`.
-    """
+    """Return the loss as a function of logits and target alone, and the tensors to differentiate."""
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
@@ -200,10 +168,8 @@ def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_
 
 
 def _push_forward(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
-    """Return the derivatives of a function of the logits along a batch of directions: torch.func.jvp under vmap.
-
-    Expanded logits become contiguous first, since torch cannot make a dual tensor of an expanded tensor.
-    """
+    """Return the derivatives of a function along a batch of directions."""
+    # torch cannot make a dual tensor of an expanded tensor.
     if any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
         logits = logits.contiguous()
 

@@ -1,8 +1,7 @@
 """The checks of size: huge inputs, and the memory of a linear cross-entropy.
 
-A huge input repeats the batch of a small case. Each repetition is a tile. All tiles have the same inputs, so the check
-`large` computes the exact values of a single tile. Most of the huge inputs have more elements than 31 or 32 bits can
-count; the others have many rows to sum.
+A huge input repeats the batch of a small case. Each repetition is a tile, and the check `large` computes the exact
+values of a single tile.
 
 A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32` elements away from the right
 element. The number of elements of a tile has an odd prime factor, so the distance is not a multiple of this number. The
@@ -45,7 +44,7 @@ MEMORY_ROWS, MEMORY_CLASSES = 2**13, 2**12  # the sizes of the check `memory`: i
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
-    """Return the inputs of a tiled case: its tile, built on the device and repeated `case.tiled` times."""
+    """Return the inputs of a tiled case: its tile, repeated `case.tiled` times."""
     tile = case.build(device)
     upstream = tile.upstream
     if upstream.dim():
@@ -58,12 +57,9 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
 def needed_bytes(case: Case, subject: Subject) -> int:
     """Return the number of bytes that the check `large` needs for a subject on a case.
 
-    The number includes inputs, loss, gradient, intermediate results and the comparison. A large tensor has as many
-    elements as the logits. torch keeps three large tensors in the dtype of the logits: the gradient, the
-    log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more. By
-    our measurements, a form under the contract "eager" keeps up to five large tensors in the dtype of its arithmetic.
-    The number includes 16 bytes for each row, or 32 for such a form. With the layout class_last, the number also
-    includes a copy of the logits.
+    torch keeps three tensors as large as the logits: the gradient, the log-probabilities and their gradient. The
+    function assumes that a kernel needs no more. By our measurements, a form under the contract "eager" keeps up to
+    five such tensors in the dtype of its arithmetic.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -88,9 +84,7 @@ def _is_plain(case: Case) -> bool:
 def memory(trial: Trial) -> Iterator[Problem]:
     """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
-    The check repeats the rows and the classes of the case. On a CPU, the check measures the largest growth of the
-    resident memory of the subject's process. A function that stores the logits usually takes at least three times the
-    memory of the logits.
+    A function that stores the logits usually takes at least three times the memory of the logits.
     """
     case, device = trial.case, trial.question.device
     most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
@@ -106,13 +100,7 @@ def memory(trial: Trial) -> Iterator[Problem]:
 
 
 def measure_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
-    """Return the largest growth of the memory, in bytes, during a call with 2^25 logits and its backward pass.
-
-    This is an act: a function that runs in the process of the subject.
-
-    :func:`with_many_logits` makes the inputs of the call. If this process may not use `need` bytes, or if
-    :func:`memory_growth` has no counter for the device, return NotRun.
-    """
+    """Act: return the growth of the memory, in bytes, during a call with 2^25 logits and its backward pass."""
     if need > (limit := process_limit()):
         return NotRun(f"needs {need / GIB:.1f} GiB of memory, and a process of this run may use {limit / GIB:.1f} GiB")
     many = with_many_logits(inputs)
@@ -126,9 +114,9 @@ def _too_little(need: int, have: int, device: str) -> str:
 
 
 def with_many_logits(inputs: Inputs) -> Inputs:
-    """Return inputs of a linear cross-entropy with `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
+    """Return the inputs with rows and classes repeated, up to `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
 
-    The function repeats the rows and the classes of the given inputs, which have no bias and no class weights.
+    The given inputs must have no bias and no class weights.
     """
 
     def repeated(tensor: Tensor, count: int) -> Tensor:
@@ -144,7 +132,7 @@ def with_many_logits(inputs: Inputs) -> Inputs:
 def large(trial: Trial) -> Iterator[Difference | Problem]:
     """A small batch, repeated to many rows or to more than 2^31 elements, gives the exact loss and gradient.
 
-    If the reduction is "mean", the check does not compare the gradient: the exact gradient has the divisor of one tile.
+    If the reduction is "mean", the check does not compare the gradient.
     """
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
@@ -177,12 +165,7 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Return the result of the subject for all tiles of a case, or NotRun if the memory of the device does not suffice.
-
-    This is an act: a function that runs in the process of the subject.
-
-    The function calls the subject only if the device has at least `need` bytes of free memory.
-    """
+    """Act: return the result for all tiles of a case, or NotRun if the device lacks `need` bytes of free memory."""
     have = available(device)
     if need > have:
         return NotRun(_too_little(need, have, device))
@@ -197,14 +180,11 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
 
 
 def _repeat(tile: Tensor, times: int) -> Tensor:
-    """Return a tensor of `times` copies of a tile along its first axis, with the strides of the tile.
-
-    The function allocates the tensor once and fills the tensor block by block, so that there is no second large tensor.
-    """
+    """Return a tensor of `times` copies of a tile along its first axis, with the strides of the tile."""
     whole = torch.empty_strided(
         (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
     )
-    many = _tiles_at_once(tile.numel())
+    many = _tiles_at_once(tile.numel())  # in blocks, without a second large tensor
     block = tile.repeat(min(many, times), *[1] * (tile.dim() - 1))
     for start in range(0, len(whole), len(block)):
         part = whole[start : start + len(block)]
@@ -217,11 +197,7 @@ def _tiles_at_once(elements: int) -> int:
 
 
 def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
-    """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
-
-    The comparison runs in float64, on the device of the result, with several tiles at a time. `name` is the name of
-    the result, "loss" or "gradient". `bounds` are the error bounds of one tile, and `times` is the number of tiles.
-    """
+    """Compare each tile with the exact values and bounds of one tile. Return the difference at the worst element."""
     allowed, vacuous = largest_errors(name, exact, bounds)
     arrays = exact.hi, exact.lo, allowed
     hi, lo, limit = (torch.from_numpy(np.ascontiguousarray(array)).flatten().to(got.device) for array in arrays)
@@ -252,15 +228,14 @@ def _compare_tiles(name: str, got: Tensor, exact: Ball, bounds: Bounds, times: i
 
 
 def _further_sizes(got: Tensor, name: str) -> tuple[int, ...]:
-    """Return the sizes `(d1, …)` of a result. A "loss" has the shape `(N, d1, …)`, a "gradient" `(N, C, d1, …)`."""
+    """Return the sizes `(d1, …)` of a "loss" `(N, d1, …)` or of a "gradient" `(N, C, d1, …)`."""
     return tuple(got.shape[2:] if name == "gradient" else got.shape[1:])
 
 
 def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
     """Return the difference of `got`, a mean or a sum over all tiles, from its exact value.
 
-    `promised` is the contract of the subject for the dtype of `got`. The exact mean over all tiles is the mean of one
-    tile. The exact sum over all tiles is the sum of one tile, multiplied by the number of tiles.
+    The exact mean is the mean of one tile. The exact sum is the sum of one tile, multiplied by the number of tiles.
     """
     exact, times = trial.question.exact.loss, float(trial.case.tiled)
     if trial.case.reduction == "sum":  # 2^-51 covers the rounding errors of these products
@@ -276,13 +251,11 @@ def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Differenc
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or sum over all tiles, and the reason to report if the bound is infinite.
 
-    `promised` is the contract of the subject for the dtype of the result.
-
     Before the sum, the loss `l` of a row has an error of at most `e`, the error bound for the reduction "none". At most
     `h - 1` additions round this loss (`Contract.row_order`). A subject that divides before it adds rounds the loss once
-    more. These `h` roundings of unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)` for each row. If
-    `h u` is 1/2 or more, the bound is infinite. A mean has two more roundings: of its divisor, which is the number of
-    kept rows, and of the quotient. Last, the subject rounds the result to its dtype.
+    more. These `h` roundings of unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)` for each row. If `h
+    u` is 1/2 or more, the bound is infinite. A mean has two more roundings: of its divisor, the number of kept rows,
+    and of the quotient. Last, the subject rounds the result to its dtype.
     """
     tile = trial.question.inputs_on_cpu
     ones = torch.ones_like(tile.target).double()

@@ -50,15 +50,10 @@ def _changed(inputs: Inputs, clones: dict[str, Tensor]) -> Iterator[Problem]:
 
 
 def evaluate_on_clones(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, dict[str, Tensor]]:
-    """Call the subject with a copy in place of each argument that requires a gradient, except the target.
-
-    This is an act: a function that runs in the process of the subject.
-
-    The copies are outputs of `clone`, so they are not leaves. The function returns the gradients of the originals,
-    which are leaves.
+    """Act: call the subject with clones, which are not leaves, of the logits and of options that require a gradient.
 
     Returns:
-        The result, and the copies after the backward pass, by the names of the arguments.
+        The result, with the gradients of the originals, and the clones after the backward pass, by name.
     """
     kept: dict[str, Tensor] = {}
 
@@ -110,9 +105,7 @@ def alone(trial: Trial) -> Found:
 
 
 def gradients_by_call(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return each combination of some but not all gradients, by the name of the call that computes this combination.
-
-    `gradients` are the names of the gradients that the subject can compute.
+    """Return each combination of some but not all `gradients`, by the name of the call that computes this combination.
 
     >>> gradients_by_call(Case("float32", target="probabilities").build())
     {'of the logits alone': ('gradient',), 'of the target alone': ('target_gradient',)}
@@ -123,24 +116,16 @@ def gradients_by_call(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -
 
 
 def words_of(names: Sequence[str], operation: Operation) -> str:
-    """Return words for the arguments whose gradients have the names `names`, such as "the logits".
-
-    In a linear cross-entropy, the words are the names of the arguments.
-    """
+    """Return words for the arguments of the gradients `names`, such as "the logits and the target"."""
     words = _WORDS if operation is CROSS_ENTROPY else {}
     return " and ".join(words.get(name, GRADIENTS[name]) for name in names)
 
 
 def backward_of_some(loss: Loss, inputs: Inputs, names: Gradients) -> tuple[Tensor, bool, dict[str, Tensor | None]]:
-    """Call the subject and run backward. Only the arguments with the gradients `names` require a gradient.
-
-    This is an act: a function that runs in the process of the subject.
-
-    If the loss requires no gradient or has a wrong shape, the function runs no backward pass. The check reports the
-    mistake.
+    """Act: call the subject and run backward. Only the arguments of the gradients `names` require a gradient.
 
     Returns:
-        The loss, its requires_grad, and each gradient by name. The gradient of an argument that got none is None.
+        The loss, its requires_grad, and each gradient by name. A missing gradient is None.
     """
     given, _ = inputs.requiring(names)
     value = as_loss(loss(given.input, given.target, **given.options))

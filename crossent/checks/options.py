@@ -27,9 +27,9 @@ _DIFFER = "expected different values, since the exact values differ"
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The check leaves out one option at a time: weight, linear_bias, label_smoothing or ignore_index. A part of the
-    result, such as the loss, has an exact value with the option, and another without the option. The part must change
-    if these values differ by more than the sum of their error bounds.
+    The check leaves out one option at a time: weight, linear_bias, label_smoothing or ignore_index. The loss has an
+    exact value with the option, and another without the option. The loss must change if these values differ by more
+    than the sum of their error bounds. The same holds for each gradient.
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
@@ -51,12 +51,7 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def without_each_option(given: Inputs) -> dict[str, Inputs]:
-    """Return, for each option that the inputs use, the inputs without this option.
-
-    The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
-    in use. The inputs without a label_smoothing have the label_smoothing 0. In the inputs without `ignore_index`, each
-    target must be a class. So the target of an ignored row becomes class 0 if the ignore_index is not a class.
-    """
+    """Return, for each option in use, the inputs without this option. The keys are names such as "without weight"."""
     found = {}
     for name in ("weight", "linear_bias"):
         if name in given.options:
@@ -69,6 +64,7 @@ def without_each_option(given: Inputs) -> dict[str, Inputs]:
         index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
         ignored = index == ignore_index
         if ignored.any():
+            # Without an ignore_index, each target must be a class.
             a_class = 0 <= ignore_index < given.classes
             target = given.target if a_class else given.target.masked_fill(ignored, 0)
             kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
@@ -79,12 +75,8 @@ def without_each_option(given: Inputs) -> dict[str, Inputs]:
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     """Return whether the exact values with and without an option differ by more than the sum of both error bounds.
 
-    The sum includes both error radii. One element that differs is enough. An element does not count if it is infinite
-    or NaN in the result with the option.
-
     Args:
-        trial: the subject on the case, whose inputs have the option.
-        name: the part of the result to compare: "loss" or the name of a gradient.
+        name: "loss" or the name of a gradient.
         other: the result without the option.
         exact: the exact values without the option.
     """
@@ -99,11 +91,7 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
-    """Yield the differences of the first result from the result of an equivalent call.
-
-    :func:`with_neutral_options` adds neutral values of weight and ignore_index to this call, and leaves out a
-    label_smoothing of 0 and the reduction "mean". If the call would pass exactly the given options, yield nothing.
-    """
+    """Yield the differences of the first result from the result of an equivalent call."""
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return
     (other, passed), way = made, "with neutral options"
@@ -112,10 +100,7 @@ def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """Call the subject with only the options named in `passed`, and return the result.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: call the subject with only the options named in `passed`, and return the result."""
 
     def with_passed_options(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})
@@ -126,10 +111,8 @@ def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, pass
 def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    Inputs without a weight get a weight of ones. `ignored` is the choice of the case on the axis `ignored`. If the
-    choice is "kept", no row is ignored, and the inputs get an `ignore_index` that no row has. The exception is a linear
-    cross-entropy with target probabilities, which takes no `ignore_index`. The names leave out a `label_smoothing` of 0
-    and the `reduction` "mean", which are the defaults. If the call would pass exactly the given options, return None.
+    `ignored` is the choice of the case on the axis `ignored`. Return None if the call would pass exactly the given
+    options.
     """
     classes = given.classes
     off: dict[str, Any] = {}

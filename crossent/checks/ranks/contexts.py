@@ -11,13 +11,13 @@ from crossent.trials.trial import NotRunError, Problem, Trial
 
 
 def use_context(loss: Any, inputs: Inputs, scenario: str) -> tuple[bool, list[str]]:
-    """Use the context of the loss on all ranks. Return whether the loss has a context, and the problems as sentences.
+    """Act: use the context of the loss on all ranks.
 
-    This is an act: a function that runs in the process of the subject.
+    In the scenario "twice", each rank enters a second context inside the first. In the scenario "exception", each rank
+    calls the loss before and after an exception that ends the context.
 
-    If `scenario` is "twice", each rank enters a context, and a second context inside the first, without a call. If
-    `scenario` is "exception", each rank calls the loss outside of the context, before and after an exception that ends
-    the context.
+    Returns:
+        Whether the loss has a context, and the problems as sentences.
     """
     found: list[str] | None = loss.use_context(inputs.input, inputs.target, inputs.options, scenario)
     return found is not None, found or []

@@ -1,7 +1,7 @@
 """Checks of the shards of a subject on several ranks.
 
-A shard is the part of the logits on one rank. Most checks call the subject with changed inputs or on another number of
-ranks, and compare the result with the exact values of this call.
+Most checks call the subject with changed inputs or on another number of ranks. They compare the result with the exact
+values of this call.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ _PROBABILITIES = "gets class probabilities; this check needs class indices"
 
 
 def evaluate_on(loss: Any, inputs: Inputs, gradients: Gradients, ranks: int) -> Result:
-    """Call the loss on `ranks` ranks, and return the loss and the gradients.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: call the loss on `ranks` ranks, and return the loss and the gradients."""
     return evaluate(loss.on(ranks), inputs, gradients)
 
 
@@ -45,10 +42,7 @@ def _has_classes(case: Case) -> bool:
 
 
 def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
-    """Call the subject with other inputs, and yield the differences from the exact values for these inputs.
-
-    `way` is a phrase about the call, which the function appends to the names of the differences.
-    """
+    """Call the subject with other inputs, and yield the differences from the exact values for these inputs."""
     yield from _named(trial, further_call(trial, inputs), inputs, way)
 
 
@@ -58,13 +52,7 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 
 
 def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
-    """Return, for each rank, the first class of its shard and the first class after its shard.
-
-    If a rank has no classes, both numbers are equal.
-
-    Raises:
-        NotRunError: the subject cuts the batch, and not the classes.
-    """
+    """Return, for each rank, the first class of its shard and the first class after its shard."""
     if trial.subject.split == "batch":
         raise NotRunError("cuts the batch, so each rank has all classes")
     axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
@@ -75,11 +63,7 @@ def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
 
 @check(cost=Cost.CALLS, applies=_has_classes)
 def world_sizes(trial: Trial) -> Iterator[Difference]:
-    """On a single rank, and on one rank fewer than `--ranks`, the same call gives the exact loss and gradient.
-
-    So the results on different numbers of ranks agree up to the sum of their error bounds. With `--ranks 1`, the check
-    does not run.
-    """
+    """On a single rank, and on one rank fewer than `--ranks`, the same call gives the exact loss and gradient."""
     if trial.subject.ranks == 1:
         raise NotRunError("runs on one rank; this check needs two or more")
     for ranks in sorted({1, trial.subject.ranks - 1}):
@@ -140,13 +124,11 @@ def uneven_shards(trial: Trial) -> Iterator[Difference]:
 def empty_shard(trial: Trial) -> Iterator[Difference]:
     """If there are fewer classes than ranks, so that a rank has no classes, loss and gradient are exact.
 
-    On `R` ranks, the call has `R - 1` classes, or all classes of the case if the case has fewer than `R - 1`. The check
-    does not run if `--without` declares that the loss lacks the feature `one_class`. If only the
-    attribute `lacks` of the loss has this feature, the check runs. The check does not run if the call needs another
-    feature that the loss lacks.
+    On `R` ranks, the call has at most `R - 1` classes.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     _class_ranges(trial, inputs)  # raises NotRunError if the subject cuts the batch
+    # The attribute `lacks` of the loss does not stop this check; --without does.
     if (reason := trial.subject.lacks.get("one_class", "")).startswith(DECLARED):
         raise NotRunError(reason)
     if ranks == 1:
@@ -163,8 +145,7 @@ def empty_shard(trial: Trial) -> Iterator[Difference]:
 def padding_target(trial: Trial) -> Iterator[Problem]:
     """A target that is no class, but an index in the padding of the class axis, raises an error.
 
-    The padding consists of further logits at the end of the class axis, so that all shards have the same size. The
-    check does not run on a case whose rows are all ignored, since a loss need not check the target of an ignored row.
+    The padding consists of further logits at the end of the class axis, so that all shards have the same size.
     """
     inputs, ranks = trial.question.inputs, trial.subject.ranks
     if trial.subject.split != "padded":
@@ -191,11 +172,7 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Sequence[int]) -> Result:
-    """Call the loss on micro-batches, and return the loss and the gradient of the whole batch.
-
-    This is an act: a function that runs in the process of the subject.
-
-    `sizes` has the number of samples in each micro-batch. A sample is an entry of the first axis.
+    """Act: call the loss on micro-batches of `sizes` samples, and return the loss and the gradient of the whole batch.
     """
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 
@@ -205,8 +182,8 @@ def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
     Micro-batches are the parts of a batch in gradient accumulation. A sample is an entry of the first axis. The check
-    cuts the batch first into two halves, then into the first sample and the rest. The check also cuts a small batch
-    into single samples. With class indices, a further call ignores all rows of the first half.
+    cuts the batch into two halves, into the first sample and the rest, and a small batch into single samples. With
+    class indices, a further call ignores all rows of the first half.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:
@@ -243,7 +220,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with further ignored rows: all rows of each sample for which the mask `ignored` is True."""
+    """Return the inputs with all rows of further samples ignored. `ignored` is the mask of these samples."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)
@@ -259,10 +236,7 @@ def _with_target(inputs: Inputs, target: Tensor) -> Inputs:
 
 
 def _of_classes(inputs: Inputs, classes: int) -> Inputs:
-    """Return the inputs with only the first `classes` classes.
-
-    In kept rows, any other class index becomes one of these classes.
-    """
+    """Return the inputs with only the first `classes` classes."""
     axis = min(1, inputs.input.dim() - 1)
     options = dict(inputs.options)
     if isinstance(weight := options.get("weight"), Tensor):
