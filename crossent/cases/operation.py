@@ -19,8 +19,8 @@ GRADIENTS = {
 class Operation:
     """A function of torch, such as `F.cross_entropy`, that the subjects (functions under test) compute.
 
-    Inside crossent, every loss is called as `loss(input, target, **options)`. Further tensors, such as `linear_weight`,
-    are options in these calls.
+    Inside crossent, every loss is called as `loss(input, target, **options)`. Other tensors, such as `linear_weight`,
+    are then options.
 
     Attributes:
         arguments: the arguments that a user's function takes by position, in this order.

@@ -25,7 +25,7 @@ class Draw:
     Attributes:
         rows: the number of rows R.
         classes: the number of classes C.
-        hot: (R,), the true class of each row; if the target has class probabilities, the class of a one-hot row.
+        hot: (R,), the true class of each row, or a random class if the target has no single true class.
         ignored: (R,), True on ignored rows.
         format: the floating-point format of the logits.
     """

@@ -1,15 +1,14 @@
 """The checks: each tests one property of a subject on a case.
 
-The docstring of a check states the property that must hold. Most checks compare results with exact values. There, "the
-exact loss" means a loss whose distance from the exact value is within the error bound.
+The docstring of a check states the property that must hold. In these docstrings, "the exact loss" means a loss whose
+distance from the exact value is within the error bound.
 
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. An *act* is a function
 `act(loss, …)` that a check runs in the process of the subject, which may be a separate process. In an act, `loss` is
 the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to compute. An act that cannot run
 on this machine returns `NotRun` with the reason. See :mod:`crossent.trials.act`.
 
-Some checks call the subject several times. The variable `way` holds the name of such a call: a phrase for messages,
-such as "under no_grad".
+The variable `way` holds the name of a further call: a phrase for messages, such as "under no_grad".
 
 In formulas, `c` and `k` are classes, `x` are the logits of a row, and `p` is their softmax. `w` are the class weights,
 and `q` are the target probabilities after label smoothing. A class index counts as a one-hot row of probabilities. `g`

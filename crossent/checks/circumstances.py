@@ -1,7 +1,7 @@
 """Checks of calls in unusual circumstances: without gradients, in other threads, in modes of torch.
 
 The checks compare results with exact values, not with the bits of the first call. If no gradient is required, an
-implementation may run different code, which rounds differently.
+implementation may run other code, with other rounding.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    In a last call, the upstream gradient is NaN. Each element of a gradient must then be NaN, except the elements that
-    are 0 in the first call. torch.amp.GradScaler skips a step only if a gradient is not finite.
+    In the last call, the upstream gradient is NaN. Each element of a gradient must be NaN, unless the element is 0 in
+    the first call. torch.amp.GradScaler skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in circumstances_of(trial.case, trial.subject):
@@ -176,7 +176,7 @@ def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Act: make the call `way` of `CIRCUMSTANCES`, and return the loss and the gradients."""
+    """Act: make the call `CIRCUMSTANCES[way]`, and return the loss and the gradients."""
     circumstance = CIRCUMSTANCES[way]
     given, leaves = inputs.requiring(gradients)
     made = {name: one if name == "target_gradient" else circumstance.leaf(one) for name, one in leaves.items()}
@@ -215,7 +215,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Act: make the call `way` of `UNRECORDED`, and return the loss and the effects of the call.
+    """Act: make the call `UNRECORDED[way]`.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and a sentence about a changed attribute, or "".
@@ -249,10 +249,7 @@ def threads(trial: Trial) -> Found:
 
 
 def evaluate_in_threads(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Act: call the subject in parallel threads, one for each of `inputs`, and return the results.
-
-    All threads finish the forward pass before any thread runs backward.
-    """
+    """Act: call the subject in parallel threads, one for each of `inputs`, and return the results."""
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)
 

@@ -31,8 +31,8 @@ def evaluate_compiled(
 ) -> list[Result | Raised] | NotRun:
     """Act: call the compiled loss with each of the inputs in `calls`, and return the results.
 
-    A call that raises is the last call, and its exception the last result. `backend` and `dynamic` are as in
-    :func:`crossent.subjects.compiler.compile_loss`.
+    After an exception, there is no further call, and the exception is the last result. `backend` and `dynamic` are as
+    in :func:`crossent.subjects.compiler.compile_loss`.
     """
     if reason := why_cannot_compile(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -73,13 +73,14 @@ def contract_of_compiled_code(own: Contract, backend: str, device: str) -> Contr
 
     A traced graph has the contract `own`, since the graph consists of torch's operations.
 
-    Code for a CPU has the contract `own.when_compiled`, which lets the rows be added in any order:
+    Code for a CPU has the contract `own.when_compiled`, since the code may add up the rows in any order. All other
+    steps keep to the contract `own`:
 
     * The code adds, multiplies and divides as IEEE 754 requires: torch passes `-fno-unsafe-math-optimizations`.
     * The vector library and the C library compute exp and log. Their errors are at most one unit in the last place
       (tests/numerics/test_assumptions.py).
     * Fused steps add no rounding, and leave out some roundings to half precision. A contract permits roundings and
-      requires none, so its bounds also cover fused steps.
+      requires none.
 
     Code for a GPU comes from Triton or Metal, with an approximate exp, log and division, and may compute a softmax in
     blocks. The contract is `own` with `fused=True`, and with the "fast" functions (`FUNCTIONS`) of its compute format.

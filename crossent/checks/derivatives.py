@@ -27,7 +27,7 @@ from crossent.trials.trial import Problem, Trial
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivatives of `<gradient, u>`, with respect to logits and upstream gradient, equal their exact values.
 
-    `<gradient, u>` is the inner product. For a row that is not ignored, its derivative with respect to the logit of
+    `<gradient, u>` is the inner product. In a row that is not ignored, the derivative with respect to the logit of
     class `c` is `g/D (Σ_k w_k q_k) p_c (u_c - Σ_k p_k u_k)`. The derivative with respect to the upstream gradient is
     the derivative of the loss along `u`.
     """

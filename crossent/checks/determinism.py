@@ -30,7 +30,7 @@ CYCLES = 2**23
 def deterministic(trial: Trial) -> Iterator[Problem]:
     """Under `torch.use_deterministic_algorithms(True)`, ten calls give identical bits.
 
-    If an operation has no deterministic kernel, torch raises an error, and the check is skipped.
+    The check is skipped if torch has no deterministic kernel for an operation.
     """
     try:
         results = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
@@ -110,7 +110,7 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return why the check is skipped if the error is about an operation that is not deterministic, or ""."""
+    """Return the reason to skip the check if an operation has no deterministic kernel, or ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""

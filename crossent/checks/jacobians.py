@@ -114,7 +114,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients that `act` computes for two upstream gradients with the exact gradients."""
+    """Compare the gradients that `act` computes for two upstream gradients with their exact values."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -131,8 +131,7 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 
 def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare the derivatives along both directions with their exact values. `name` is their name, such as "tangent".
-    """
+    """Compare the derivatives along both directions with their exact values, and yield the differences."""
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
         for found in compare_derivative(name, None if got is None else got[at], along, trial):

@@ -84,7 +84,7 @@ def _is_plain(case: Case) -> bool:
 def memory(trial: Trial) -> Iterator[Problem]:
     """A call with 2^25 logits, and its backward pass, takes less memory than all logits together.
 
-    A function that stores the logits usually takes at least three times the memory of the logits.
+    A function that stores the logits usually takes at least three times their memory.
     """
     case, device = trial.case, trial.question.device
     most = MEMORY_ROWS * MEMORY_CLASSES * _bytes(DTYPES[case.dtype])
@@ -114,7 +114,7 @@ def _too_little(need: int, have: int, device: str) -> str:
 
 
 def with_many_logits(inputs: Inputs) -> Inputs:
-    """Return the inputs with rows and classes repeated, up to `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
+    """Return the inputs with repeated rows and classes: `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
 
     The given inputs must have no bias and no class weights.
     """
@@ -130,10 +130,7 @@ def with_many_logits(inputs: Inputs) -> Inputs:
 
 @check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)
 def large(trial: Trial) -> Iterator[Difference | Problem]:
-    """A small batch, repeated to many rows or to more than 2^31 elements, gives the exact loss and gradient.
-
-    If the reduction is "mean", the check does not compare the gradient.
-    """
+    """A small batch, repeated to many rows or to more than 2^31 elements, gives the exact loss and gradient."""
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
         raise NotRunError("runs in an isolated process, which cannot return results of this size")
@@ -251,11 +248,12 @@ def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Differenc
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or sum over all tiles, and the reason to report if the bound is infinite.
 
-    Before the sum, the loss `l` of a row has an error of at most `e`, the error bound for the reduction "none". At most
-    `h - 1` additions round this loss (`Contract.row_order`). A subject that divides before it adds rounds the loss once
-    more. These `h` roundings of unit roundoff `u` add an error of at most `(|l| + e)·h u/(1 - h u)` for each row. If `h
-    u` is 1/2 or more, the bound is infinite. A mean has two more roundings: of its divisor, the number of kept rows,
-    and of the quotient. Last, the subject rounds the result to its dtype.
+    The loss `l` of a row has an error of at most `e`, the error bound for the reduction "none". At most `h - 1`
+    additions round this loss (`Contract.row_order`). A subject that divides before it adds rounds the loss once more.
+
+    Each of these `h` roundings has unit roundoff `u`. They add an error of at most `(|l| + e)·h u/(1 - h u)` for each
+    row. The bound is infinite if `h u` is 1/2 or more. A mean has two more roundings: of the divisor (the number of
+    kept rows), and of the quotient. Last, the subject rounds the result to its dtype.
     """
     tile = trial.question.inputs_on_cpu
     ones = torch.ones_like(tile.target).double()

@@ -31,7 +31,7 @@ def has_target_gradient(inputs: Inputs) -> bool:
 def non_leaf(trial: Trial) -> Found:
     """Logits that are the output of an operation stay unchanged and give the exact loss and gradients.
 
-    In a linear cross-entropy, the weight and the bias of the linear layer are outputs of operations too.
+    In a linear cross-entropy, weight and bias are outputs of operations too.
     """
     got, clones = trial.perform(evaluate_on_clones, trial.question.fresh(), trial.gradients)
     if problem := misshapen(trial, got.loss, trial.question.exact):

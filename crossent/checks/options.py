@@ -27,9 +27,8 @@ _DIFFER = "expected different values, since the exact values differ"
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The check leaves out one option at a time: weight, linear_bias, label_smoothing or ignore_index. The loss has an
-    exact value with the option, and another without the option. The loss must change if these values differ by more
-    than the sum of their error bounds. The same holds for each gradient.
+    The check leaves out one option at a time. The loss or a gradient must change if its exact values with and without
+    the option differ by more than their error bounds together.
 
     Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
@@ -75,10 +74,7 @@ def without_each_option(given: Inputs) -> dict[str, Inputs]:
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     """Return whether the exact values with and without an option differ by more than the sum of both error bounds.
 
-    Args:
-        name: "loss" or the name of a gradient.
-        other: the result without the option.
-        exact: the exact values without the option.
+    `other` and `exact` are the result and the exact values without the option.
     """
     with_option, without = getattr(trial.question.exact, name), getattr(exact, name)
     room = np.abs(without.lo) + with_option.radius + without.radius
@@ -111,8 +107,8 @@ def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, pass
 def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    `ignored` is the choice of the case on the axis `ignored`. Return None if the call would pass exactly the given
-    options.
+    A new weight is all ones, for example. `ignored` is `Case.ignored`. Return None if the call would pass exactly the
+    given options.
     """
     classes = given.classes
     off: dict[str, Any] = {}

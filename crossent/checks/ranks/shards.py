@@ -1,7 +1,6 @@
 """Checks of the shards of a subject on several ranks.
 
-Most checks call the subject with changed inputs or on another number of ranks. They compare the result with the exact
-values of this call.
+Most checks change the inputs or the number of ranks. They compare the result with the exact values of this call.
 """
 
 from __future__ import annotations
@@ -172,8 +171,7 @@ def padding_target(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_in_parts(loss: Any, inputs: Inputs, gradients: Gradients, sizes: Sequence[int]) -> Result:
-    """Act: call the loss on micro-batches of `sizes` samples, and return the loss and the gradient of the whole batch.
-    """
+    """Act: call the loss on micro-batches of `sizes` samples, and return the loss and gradient of the whole batch."""
     return Result(*loss.accumulate(inputs, sizes, "gradient" in gradients))
 
 
@@ -182,8 +180,7 @@ def micro_batches(trial: Trial) -> Iterator[Difference]:
     """The losses and gradients of micro-batches add up to the exact loss and gradient of the whole batch.
 
     Micro-batches are the parts of a batch in gradient accumulation. A sample is an entry of the first axis. The check
-    cuts the batch into two halves, into the first sample and the rest, and a small batch into single samples. With
-    class indices, a further call ignores all rows of the first half.
+    cuts the batch into two halves, into the first sample and the rest, and a small batch into single samples.
     """
     inputs = trial.question.inputs
     if not trial.subject.normalization:
@@ -220,7 +217,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with all rows of further samples ignored. `ignored` is the mask of these samples."""
+    """Return the inputs with all rows of further samples ignored. `ignored` is a mask of samples."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)
