@@ -39,7 +39,7 @@ class Operation:
         return hash(self.name)
 
     def word(self, argument: str) -> str:
-        """Return the word for an argument in messages: the entry of `words`, or else the argument's name."""
+        """Return the word for an argument in messages."""
         return self.words.get(argument, argument)
 
 

@@ -6,7 +6,7 @@ distance from the exact value is within the error bound.
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. An *act* is a function
 `act(loss, …)` that a check runs in the process of the subject, which may be a separate process. In an act, `loss` is
 the subject, `inputs` are the inputs of a call, and `gradients` names the gradients to compute. An act that cannot run
-on this machine returns `NotRun` with the reason. See :mod:`crossent.trials.act`.
+on this machine returns `NotRun` with the reason.
 
 The variable `way` holds the name of a further call: a phrase for messages, such as "under no_grad".
 

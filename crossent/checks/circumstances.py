@@ -168,7 +168,7 @@ def _check_nan(trial: Trial) -> Iterator[Problem]:
 
 
 def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the `CIRCUMSTANCES` that apply to a case and need no feature that the subject lacks."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case and a subject."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}

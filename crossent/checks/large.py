@@ -44,7 +44,7 @@ MEMORY_ROWS, MEMORY_CLASSES = 2**13, 2**12  # the sizes of the check `memory`: i
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
-    """Return the inputs of a tiled case: its tile, repeated `case.tiled` times."""
+    """Return the inputs of a case, repeated `case.tiled` times."""
     tile = case.build(device)
     upstream = tile.upstream
     if upstream.dim():
@@ -177,7 +177,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
 
 
 def _repeat(tile: Tensor, times: int) -> Tensor:
-    """Return a tensor of `times` copies of a tile along its first axis, with the strides of the tile."""
+    """Return `times` copies of a tile along the first axis, with the strides of the tile."""
     whole = torch.empty_strided(
         (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
     )

@@ -105,7 +105,7 @@ def alone(trial: Trial) -> Found:
 
 
 def gradients_by_call(inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> dict[str, Gradients]:
-    """Return each combination of some but not all `gradients`, by the name of the call that computes this combination.
+    """Return each combination of some but not all `gradients`, by the name of its call.
 
     >>> gradients_by_call(Case("float32", target="probabilities").build())
     {'of the logits alone': ('gradient',), 'of the target alone': ('target_gradient',)}

@@ -1,7 +1,7 @@
 """Checks of a subject on several ranks, which run only with --ranks.
 
 A shard is the part of the logits on one rank. The context of a subject is a context manager, in which each forward and
-each backward pass runs. `crossent.subjects.ranks.protocol` explains both.
+each backward pass runs.
 
 shards    other numbers of ranks; targets, ignored rows and label smoothing across the shards; uneven and empty shards;
           padding; micro-batches; a rank whose rows are all ignored

@@ -41,7 +41,7 @@ def _has_classes(case: Case) -> bool:
 
 
 def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
-    """Call the subject with other inputs, and yield the differences from the exact values for these inputs."""
+    """Call the subject with other inputs, and yield the differences from the exact values."""
     yield from _named(trial, further_call(trial, inputs), inputs, way)
 
 
@@ -51,7 +51,7 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 
 
 def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
-    """Return, for each rank, the first class of its shard and the first class after its shard."""
+    """Return the first class of each rank's shard, and the first class after the shard."""
     if trial.subject.split == "batch":
         raise NotRunError("cuts the batch, so each rank has all classes")
     axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
