@@ -1,9 +1,6 @@
 """The allowed words and limits of the command's options, and the completion of these words in a shell.
 
-This module imports no other module of the package. So the command can print its help, and complete words, without an
-import of torch.
-
-click calls the functions `complete_…` with the state of the command line, the parameter and the incomplete word.
+This module imports no other module of the package, so that help and completion do not import torch.
 """
 
 from __future__ import annotations
@@ -72,16 +69,12 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of subjects that begin with `incomplete`.
-
-    After `--without`, which takes several features, also return the names of features. If no name begins with
-    `incomplete`, the shell completes the name of a file.
-    """
+    """Return the subjects, and after `--without` also the features, that begin with `incomplete`."""
     from click.shell_completion import CompletionItem
 
     names = (*SUBJECT_NAMES, *(FEATURE_NAMES if context.params.get("without") else ()))
     matching = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-    return matching or [CompletionItem(incomplete, type="file")]
+    return matching or [CompletionItem(incomplete, type="file")]  # the shell completes the name of a file
 
 
 def complete_feature(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
@@ -90,11 +83,8 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the ids of cases that begin with `incomplete`, from the covering arrays alone.
-
-    A covering array is a text file of case ids, in which each combination of two or three choices occurs. To list the
-    cases of other sources, this function would have to import torch.
-    """
+    """Return the ids of cases in the covering arrays that begin with `incomplete`."""
+    # to list other cases, this function would have to import torch
     arrays = Path(__file__).with_name("cases").rglob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
     return sorted(case for case in ids if case.startswith(incomplete))

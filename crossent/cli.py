@@ -32,7 +32,7 @@ _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")  # the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command on `arguments`, by default `sys.argv[1:]`, and return the exit status. Errors go to stderr."""
+    """Run the command on `arguments`, by default `sys.argv[1:]`, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -202,7 +202,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status for `moved`, the comparison of two runs. `strict` is the option --strict."""
+    """Return the exit status for a comparison of two runs."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED

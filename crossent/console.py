@@ -24,15 +24,12 @@ from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
-    """A console that fits tables and prose to the width of the terminal, but to at least 80 columns.
-
-    The console never wraps other lines, such as a command.
-    """
+    """A console of at least 80 columns that wraps tables and prose, but not other lines, such as commands."""
 
     NARROWEST = 80  # columns; in a narrower table, rich would cut digits
 
     def show(self, parts: Iterable[RenderableType]) -> None:
-        """Print the parts of an output, one below the other."""
+        """Print the parts, one below the other."""
         self.width = max(self.width, self.NARROWEST)
         for part in parts:
             self.print(part, soft_wrap=keeps_lines(part))
@@ -47,7 +44,7 @@ MOST_FINDINGS = 20  # the most findings that are shown during the run
 
 
 def progress(steps: Steps) -> Iterator[Step]:
-    """Yield the steps of a run; if stderr is a terminal, show a progress bar and the first findings there."""
+    """Yield the steps of a run, and show a progress bar and the first findings if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps
@@ -67,22 +64,19 @@ def progress(steps: Steps) -> Iterator[Step]:
 
 
 class Running(ProgressColumn):
-    """The column of the progress bar that shows the running check and case."""
+    """The running check and case, as a column of the progress bar."""
 
     def __init__(self, steps: Steps, table_column: Column) -> None:
         super().__init__(table_column)
         self._steps = steps
 
     def render(self, task: Task) -> Text:
-        """Return the check and the case that run now, as text."""
+        """Return the running check and case."""
         return Text(self._steps.running, "dim")
 
 
 class Remaining(ProgressColumn):
-    """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
-
-    The column is empty until the finished steps have the fraction `LEAST` of the total cost.
-    """
+    """The remaining time, as a column of the progress bar, once the fraction `LEAST` of the cost is done."""
 
     LEAST = 0.05
 
@@ -96,11 +90,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print a warning to stderr if --grade applies only to some of the subjects.
-
-    `contract` and `grade` are the values of --contract and --grade, or None. Without --contract, the forms and torch
-    keep their own grades. If --grade applies to no subject, print nothing, since the run then ends with an error.
-    """
+    """Print a warning to stderr if --grade applies to some, but not all, of the subjects."""
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         names, reason = ", ".join(own), "without --contract, the forms and torch keep their own grades"
@@ -111,8 +101,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 def listed(what: str, level: str, operation: str | None) -> list[str]:
     """Return the lines that `crossent list WHAT --level LEVEL --operation OPERATION` prints.
 
-    If `operation` is None, list the subjects and features of every operation, and the checks and cases of
-    cross_entropy.
+    Without an operation, list the subjects and features of every operation, and the checks and cases of cross_entropy.
     """
     every = [OPERATIONS[operation]] if operation else [*OPERATIONS.values()]
     of = every[0]

@@ -1,7 +1,4 @@
-"""Write files completely or not at all, and read JSON files strictly.
-
-Before a run, :func:`chosen_files` checks that the files of --json and --html can be written.
-"""
+"""Write files completely or not at all, and read JSON files strictly."""
 
 from __future__ import annotations
 
@@ -19,12 +16,10 @@ from crossent.words import cut, quoted
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text to a file completely or not at all: a reader sees either the old content or the new content.
-
-    If the path is a stream (see :func:`is_stream`), append the text.
+    """Write a text to a file completely or not at all, or append it to a stream, such as /dev/stdout.
 
     Raises:
-        OSError: the text cannot be written. A file keeps its old content; a stream may have got a part of the text.
+        OSError: the text cannot be written. A file keeps its old content.
     """
     content = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes an escape, as in JSON
     if is_stream(path):
@@ -52,22 +47,17 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Return whether the path is a device, a pipe, or an existing file in /dev or /proc, such as /dev/stdout.
-
-    A file in /dev/shm is no stream, because this folder has ordinary files.
-    """
+    """Return whether the path is a device, a pipe, or an existing file in /dev or /proc, such as /dev/stdout."""
     if not os.path.exists(path) or os.path.isdir(path):
         return False
-    place = os.path.abspath(path)
+    place = os.path.abspath(path)  # /dev/shm has ordinary files
     return not os.path.isfile(path) or (place.startswith(("/dev/", "/proc/")) and not place.startswith("/dev/shm/"))
 
 
 def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
     """Write the files, print an error for each failure, and return whether all files were written.
 
-    Args:
-        files: a dict from an option, such as "--json", to the path of its file.
-        by: a dict from an option to the function that writes its file; the function takes the path.
+    For each option, such as "--json", `files` has the path, and `by` has the function that writes the file.
     """
     written = True
     for option, path in files.items():
@@ -82,10 +72,8 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
     """Return a dict from each given option, "--json" or "--html", to the path of its file.
 
-    `json_file` and `html_file` are the values of these options, or None for an option that is not given.
-
     Raises:
-        BadParameter: a file cannot be written, or both options name the same file. Both may name the same stream.
+        BadParameter: a file cannot be written, or both options name the same file.
     """
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
@@ -98,10 +86,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
 
 
 def _require_writable(path: str, option: str) -> None:
-    """Raise BadParameter if the file `path` cannot be written, so that the error comes before the run.
-
-    `option` is the option that the error names, such as "--json".
-    """
+    """Raise BadParameter, which names `option`, if the file `path` cannot be written."""
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)
@@ -147,10 +132,7 @@ def strict_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict. Raise ValueError for a repeated key.
-
-    The value of a repeated key would depend on the parser.
-    """
+    """Return the pairs of a JSON object as a dict. Raise ValueError for a repeated key."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

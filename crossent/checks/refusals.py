@@ -1,6 +1,6 @@
-"""The checks of bad calls: a subject must raise the right error, and change neither its arguments nor global state.
+"""The checks of bad calls: calls for which a cross-entropy must raise an error (`crossent.cases.bad_inputs`).
 
-A bad call is a call for which a cross-entropy must raise an error: see `crossent.cases.bad_inputs`.
+The subject must raise the right error, and change neither its arguments nor global state.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ class Reaction:
     """The reaction of a subject to a bad call.
 
     Attributes:
-        raised: the exception; None if the call raised no exception.
-        returned: a space and the numbers of the returned tensor, such as " 0.5", if there are fewer than ten;
-            otherwise "".
-        wrote: a phrase about the first argument that the call changed, such as "wrote into input". "" if the call
-            changed no argument; None if the device can no longer be read.
-        changed_state: the names of the parts of the global state that the call changed.
-        ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
-        how: a description of the crash or of the exceeded time limit; "" if `ended` is "".
+        raised: the exception, or None.
+        returned: a space and the returned numbers, such as " 0.5", if there are fewer than ten.
+        wrote: a phrase about a changed argument, such as "wrote into input"; None if the device can no longer be read.
+        changed_state: the parts of the global state that the call changed.
+        ended: "crashed", "hung" or "".
+        how: a description of the crash or of the exceeded time limit.
     """
 
     raised: Raised | None = None
@@ -46,7 +44,7 @@ class Reaction:
 
 
 def react(host: Host, bad: BadInput, device: str) -> Reaction:
-    """Make a bad call in the process of the subject, and return the reaction of the subject.
+    """Make a bad call in the process of the subject, and return the reaction.
 
     Raises:
         NotRunError: the host of the subject cannot make the call.
@@ -64,10 +62,7 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
 
 
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
-    """Make the bad call with the id `name`, and return the reaction of the subject.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: make the bad call with the id `name`, and return the reaction of the subject."""
     bad = BAD_INPUT_OF[name]
     given, before = bad.build(device), bad.build(device)
     raised, returned = None, ""
@@ -83,22 +78,17 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def _restore_index_error(error: BaseException) -> BaseException:
-    """Return an IndexError for a UnicodeDecodeError that hides torch's IndexError; return any other error unchanged.
-
-    Without a reduction, `F.nll_loss` writes a uint8 class that is out of range into the message of its IndexError. The
-    class is a single byte there, which Python may fail to decode.
-    """
+    """Return the error, or the IndexError of torch that a UnicodeDecodeError hides."""
+    # `F.nll_loss` writes an out-of-range uint8 class as a raw byte into its message.
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))
     return error
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem that each check finds in a reaction, by the name of the check; None if the check passes.
+    """Return a dict from each check, `errors`, `arguments` or `state`, to its problem, or to None if the check passes.
 
-    The checks are `errors`, `arguments` and `state`. `allowed` has the exception classes that are correct for
-    this call. If the call ended or blocked its process, only `errors` has an entry. If the device can no longer be
-    read, `arguments` has no entry.
+    A check that cannot judge the reaction has no entry. `allowed` has the correct exception classes.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:

@@ -1,7 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-All checks of a case share the first call. In this module, only `repeat` makes further calls. The body of a longer
-check is a plain function, which the check calls: mutation testing (`nox -s mutate`) changes no decorated function.
+All checks of a case share the first call; only `repeat` makes further calls. The body of a longer check is a plain
+function, because mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def result(trial: Trial) -> Iterator[Problem]:
 def arguments(trial: Trial) -> Iterator[Problem]:
     """The call leaves its arguments, their .grad and all their memory unchanged; no result shares memory with them.
 
-    If an argument is a view, "all their memory" includes the elements outside of the view. The call must also leave
-    requires_grad and the upstream gradient unchanged. A result may share memory with the upstream gradient.
+    The memory of a view includes the elements outside of the view. The call must also leave requires_grad and the
+    upstream gradient unchanged. A result may share memory with the upstream gradient.
     """
     yield from _arguments(trial)
 
@@ -166,12 +166,9 @@ def _sign(trial: Trial) -> Iterator[Difference]:
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    The exact sum is 0, since `Σ_c p_c` is 1. The check adds the numbers of a row with :func:`compensated_sum`. The
-    total may differ from 0 by the sum of the numbers' error bounds plus the error bound of `compensated_sum`.
-
-    The check leaves out a row if a number of its gradient has no error bound, or if its logits have no softmax. The
-    check also leaves out a row of finite numbers whose magnitudes add up to an overflow of float64. Any other row fails
-    if its gradient holds NaN or an infinity.
+    The exact sum is 0, since `Σ_c p_c` is 1. The check computes the sum with :func:`compensated_sum`. This sum may
+    differ from 0 by the sum of the numbers' error bounds plus the error bound of `compensated_sum`. The check leaves
+    out rows without a softmax or without error bounds.
     """
     yield from _row_sums(trial)
 
@@ -204,8 +201,8 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    With "mean" and "sum", a row has no loss of its own, so the check tests only the gradient. The check leaves out the
-    gradient of an ignored row whose logits have no softmax: torch returns NaN there, which the check `gradient` allows.
+    With "mean" and "sum", the check tests only the gradient. The check leaves out the gradient of an ignored row whose
+    logits have no softmax, where torch returns NaN.
     pytorch#20406 and Liger-Kernel#1338: kernels wrote nothing for ignored rows, and returned old content of the memory.
     """
     yield from _ignored_rows(trial)
@@ -223,11 +220,7 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """Yield a problem if the result `got` has a number other than 0 in a row where `rows` is True.
-
-    `got` has the shape (N, d1, …) if it is a loss, and (N, C, d1, …) if it is a gradient. `rows` has the shape
-    (N, d1, …). `name` is the name of the result in the message.
-    """
+    """Yield a problem if the loss or gradient `got` is not 0 in a row where `rows`, (N, d1, …), is True."""
     axis = min(1, got.dim() - 1)
     is_loss = got.dim() == rows.dim()
     wrong = (got != 0) & (rows if is_loss else rows.unsqueeze(axis))
@@ -242,10 +235,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
-    """Return an array with one boolean for each row of the case: whether the logits of the row have a softmax.
-
-    Logits have no softmax if one of them is NaN or +inf, or if all of them are -inf.
-    """
+    """Return, for each row, whether its logits have a softmax: no NaN, no +inf, and not all -inf."""
     return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 

@@ -1,7 +1,6 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-The checks compare a result under a transform with the exact values. The result of a plain call would not do, because a
-plain call can be wrong in the same way. A result on the meta device has no data, so `meta` compares no numbers.
+Except `meta`, the checks compare with exact values, since a plain call can be wrong in the same way.
 """
 
 from __future__ import annotations
@@ -45,14 +44,10 @@ def func_grad(trial: Trial) -> Found:
 
 
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
-    """Call the subject under torch.func.vjp, and return the loss and the gradients.
-
-    This is an act: a function that runs in the process of the subject. If the loss has a wrong shape, the act computes
-    no gradients, and the check reports the shape.
-    """
+    """Act: call the subject under torch.func.vjp, and return the loss and the gradients."""
     value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
-        return Result(value)
+        return Result(value)  # the check reports the wrong shape
     gradients = pull(inputs.upstream.to(value.dtype))
     return Result(value.detach(), **dict(zip(inputs.leaves, gradients, strict=True)))
 
@@ -68,10 +63,9 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
 def vmap(trial: Trial) -> Found:
     """Under torch.func.vmap, the loss and the gradients of each sample equal their exact values.
 
-    The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
-    dimension. So a sample has one dimension fewer than the logits. With every reduction, the result of a sample is the
-    result of a call with that sample alone. The check does not apply to logits (C), which have no samples. The check
-    does not apply to an empty batch either: there, torch's own vmap fails in reshape(-1), and in gather with one index.
+    A sample of logits (N, C) is a row. A sample of logits (N, C, d1, …) is a slice along the last dimension. With every
+    reduction, the result of a sample is the result of a call with that sample alone. The check does not apply to an
+    empty batch, for which torch's own vmap fails.
     pytorch#90916, #105736: under vmap, a target of -100 raised an out-of-bounds error.
     """
     inputs, exact = trial.question.fresh(), trial.question.exact
@@ -92,10 +86,7 @@ def vmap(trial: Trial) -> Found:
 
 
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
-    """Call the subject under torch.func.vmap, and return the losses of all samples as one tensor.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: call the subject under torch.func.vmap, and return the losses of all samples as one tensor."""
     axis = _samples_axis(inputs)
 
     def loss_of_sample(logits: Tensor, target: Tensor) -> Tensor:
@@ -106,10 +97,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Call the subject in torch.func.vjp inside torch.func.vmap, and return the losses and gradients of all samples.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: return the losses and gradients of all samples, by torch.func.vjp inside torch.func.vmap."""
     axis = _samples_axis(inputs)
 
     def gradients_of_sample(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
@@ -126,10 +114,10 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast, the loss of half-precision inputs is computed in float32 and has this dtype.
 
-    Other inputs give a loss of their own dtype. torch documents cross_entropy_loss as an operation that autocasts to
-    float32. Autocast computes matrix products of float32 in half precision, so a subject that contains a matrix product
-    usually fails. Each gradient has the dtype of its argument. Liger-Kernel#501: the weights had another dtype than the
-    arithmetic.
+    torch documents cross_entropy_loss as an operation that autocasts to float32. Other inputs give a loss of their own
+    dtype. Each gradient has the dtype of its argument. A subject that contains a matrix product usually fails, because
+    autocast computes matrix products in half precision.
+    Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.input)
@@ -144,10 +132,7 @@ def autocast(trial: Trial) -> Found:
 
 
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
-    """Call the subject under torch.autocast, run backward outside of autocast, and return the result.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: call the subject under torch.autocast, run backward outside of autocast, and return the result."""
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
         with torch.autocast(inputs.input.device.type, dtype=_autocast_dtype(inputs.input)):
@@ -157,21 +142,15 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype to which autocast converts: bfloat16, or float16 for float16 logits.
-
-    float16 logits need float16, because `torch.stack` raises for float16 tensors under autocast to bfloat16. On a
-    device where autocast to float16 does not work, the dtype is bfloat16 for all logits.
-    """
+    """Return the dtype to which autocast converts."""
+    # `torch.stack` raises for float16 tensors under autocast to bfloat16
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
 
 @functools.cache
 def _casts_to_float16(device: torch.device) -> bool:
-    """Return whether autocast to float16 works on a device.
-
-    If autocast to float16 does not work on a CPU, torch 2.0 raises, and later versions may only warn.
-    """
-    with warnings.catch_warnings(), suppress(RuntimeError):
+    """Return whether autocast to float16 works on a device."""
+    with warnings.catch_warnings(), suppress(RuntimeError):  # on a CPU, torch 2.0 raises; newer versions may warn
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, dtype=torch.float16):
             one = torch.ones(1, 1, device=device)
@@ -198,11 +177,7 @@ def export(trial: Trial) -> Found:
 
 
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
-    """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
-
-    This is an act: a function that runs in the process of the subject. If torch.export does not work on this machine,
-    the act returns NotRun.
-    """
+    """Act: export a module with the loss, call the exported program, and return the loss."""
     if reason := _why_no_export():
         return NotRun(reason)
     tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
@@ -213,10 +188,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return `(f, *tensors)`, the arguments for torch.func.vjp.
-
-    `tensors` are `inputs.leaves`, the inputs that get a gradient, and the function `f` computes the loss from them.
-    """
+    """Return the arguments for torch.func.vjp: a function that computes the loss from the leaves, and the leaves."""
     leaves = inputs.leaves
 
     def of_primals(*tensors: Tensor) -> Tensor:
@@ -232,10 +204,7 @@ def _samples_axis(inputs: Inputs) -> int:
 
 @functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _samples(case: Case) -> tuple[Exact, ...]:
-    """Return the exact values of a call with each sample alone, in the order of the samples.
-
-    A sample is a row of logits (N, C), or a slice of logits (N, C, d1, …) along their last dimension: see `vmap`.
-    """
+    """Return the exact values of a call with each sample alone. The check `vmap` defines a sample."""
     inputs = case.build()
     axis = _samples_axis(inputs)
 
@@ -251,13 +220,7 @@ def _widened(tensor: Tensor) -> torch.dtype:
 
 
 class _Module(torch.nn.Module):
-    """A module that calls a loss. `forward` takes logits, target and the options that are tensors.
-
-    Args:
-        loss: the loss that `forward` calls.
-        names: the names of the options that are tensors, in the order of the arguments of `forward`.
-        options: the other options by name, with the values that `forward` passes to the loss.
-    """
+    """A module that calls a loss. `names` are the names of the options that `forward` takes as tensors."""
 
     def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Read the report files that the user names in a command.
-
-An error message is one line, which begins with the argument or option that names the file.
-"""
+"""Read the report files that the user names in a command."""
 
 from __future__ import annotations
 
@@ -19,14 +16,12 @@ T = TypeVar("T")
 
 
 def recorded(path: str, argument: str) -> Report:
-    """Read a file that `crossent check --json` wrote, and return the report.
+    """Return the report in a file that `crossent check --json` wrote.
 
-    Args:
-        path: the path of the file.
-        argument: the argument or option that names the file, such as "OLD".
+    `argument` is the argument or option that an error names, such as "OLD".
 
     Raises:
-        ClickException: the file cannot be read, or is not a report. The message is one line.
+        ClickException: the file cannot be read, or is not a report.
     """
     from crossent.report.reader import read_report
 
@@ -34,10 +29,7 @@ def recorded(path: str, argument: str) -> Report:
 
 
 def recorded_shard(path: str, argument: str) -> Report | SoakReport:
-    """Read a file that `crossent check --json` or `crossent soak --json` wrote, and return the report.
-
-    The arguments and the errors are the same as in :func:`recorded`.
-    """
+    """Return the report of a run or of a soak, or of a shard; see :func:`recorded`."""
     from crossent.run.soak.document import read_either
 
     return _read(read_either, path, argument)
@@ -54,10 +46,6 @@ def _read(read: Callable[[str], T], path: str, argument: str) -> T:
 
 
 def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a file that cannot be read, with the reason that the operating system gives in `error`.
-
-    `path` is the path of the file, and `argument` is the argument or option that names the file. The message is one
-    line.
-    """
+    """Return the error for a report file that cannot be read."""
     reason = f"this file cannot be read: {error.strerror}"
     return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that crossent wrote with --json")

@@ -1,21 +1,18 @@
 """The forms: cross-entropy written out by hand, six times, and linear cross-entropy, twice.
 
-This room has the reference implementations and the checks of their arguments. The modules import torch. `explain` and
-`explain_linear` also import rich, which prints the worked examples. `kernel` also imports triton and numpy. No module
-imports another room of the package.
+A form is a reference implementation. The modules import torch, and no other room of the package.
 
 textbook        formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
 linear          linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
 blocks          blocked: cross-entropy, computed some rows at a time, with a gradient written by hand
 fused           fused: cross-entropy in one kernel for CUDA
-kernel          the kernel of fused, in Triton; the module fused imports this module when a call needs the kernel
+kernel          the kernel of fused, in Triton
 rows            Rows: the arguments of one call, laid out as rows of logits
 validation      the checks of the arguments, and the error messages
 explain         the worked example: one loss, step by step
 explain_linear  the worked example of linear cross-entropy, from a hidden state to the gradients of the last layer
 
-The forms are attributes of this room and of `crossent`. Three dicts list the forms by name: `FORMS` has the forms of
-cross-entropy except `fused`, `KERNEL_FORMS` has `fused`, and `LINEAR_FORMS` has the forms of linear cross-entropy.
+`crossent` also exports the forms. `FORMS`, `KERNEL_FORMS` and `LINEAR_FORMS` list the forms by name.
 """
 
 from collections.abc import Callable

@@ -41,21 +41,10 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 
 
 def run_backward_passes(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
-    """Compute two losses of the same logits, run backward for each, then twice more for the first loss.
+    """Act: run backward for two losses of the same logits, then twice more for the first loss.
 
-    This is an act: a function that runs in the process of the subject.
-
-    The second backward pass of the first loss has the upstream gradient times -2, and the function does not return the
-    gradients of this pass. The third pass has the same upstream gradient as the first pass.
-
-    Args:
-        loss: the subject.
-        inputs: the inputs of the first loss.
-        other: the inputs of the second loss. The function takes the logits from `inputs` instead. In a linear
-            cross-entropy, the function takes the hidden states and the linear layer from `inputs`.
-
-    Returns:
-        The results of the first loss, of the second loss, and again of the first loss.
+    `other` has the target and the options of the second loss. Return the results of the first, the second and the last
+    backward pass. The first and the last pass have the same upstream gradient.
     """
     dense = "target_gradient" in inputs.leaves
     _, shared = inputs.requiring([name for name in inputs.leaves if name != "target_gradient"])

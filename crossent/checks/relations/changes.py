@@ -30,21 +30,16 @@ def contiguous(given: Inputs) -> Inputs:
 
 
 def wide(given: Inputs) -> Inputs:
-    """Return the inputs with float16 and bfloat16 tensors converted to float32, which rounds no number."""
+    """Return the inputs with float16 and bfloat16 tensors converted to float32."""
     return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return the inputs for each shift, as a dict from the name of the shift to a pair of inputs.
+    """Return a dict from the name of each shift to a pair: inputs with rounded logits, and the same inputs shifted.
 
-    The first inputs of a pair have rounded logits. The second inputs have these logits plus the shift.
-
-    One shift adds the same constant to all rows. The other adds positive and negative constants in turn, one to each
-    row. If a row cannot be shifted exactly in its dtype, both inputs have this row unchanged. If neither shift
-    changes a row, return {}.
-
-    In a linear cross-entropy, the bias is rounded and shifted, which shifts all logits. So there is only the first
-    shift.
+    One shift adds the same constant to all logits. The other adds positive and negative constants in turn, one to each
+    row. A row that cannot be shifted exactly stays unchanged. A linear cross-entropy has only the first shift, which
+    adds the constant to the bias.
     """
     if given.operation is LINEAR_CROSS_ENTROPY:
         return _shifted_bias(given)
@@ -76,14 +71,11 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
     Let the magnitudes of the finite logits of a row, or of all rows if `common`, be below `2^e`. Let the shift be `2^s`
     or `-2^s` with `s >= e`. The function rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision
     of the dtype in bits. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`.
-    The dtype represents these numbers exactly if its range includes them. The function takes `s = e + p//2`, which
-    leaves half of the bits to the logits and half to the shift. The range of the dtype may require a smaller `s`. If
-    this `s` is below `e`, the shift of the row is 0, and the logits of the row are unchanged.
+    The dtype represents these numbers exactly.
 
-    Args:
-        logits: the logits, (R, C).
-        dtype: the name of their dtype.
-        common: whether all rows have the same shift.
+    `s = e + p//2` leaves half of the bits to the logits and half to the shift. The range of the dtype may require a
+    smaller `s`. If this `s` is below `e`, the shift is 0, and the logits of the row are unchanged. If `common`, all
+    rows have the same shift.
     """
     p = FORMATS[dtype].precision
     size = np.where(np.isfinite(logits), np.abs(logits), 0.0).max(1, initial=1.0)
@@ -99,18 +91,12 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of a batched `input` that have a size above 1, except dimension 1.
-
-    Dimension 1 has the classes of logits, or the numbers of a hidden state.
-    """
+    """Return the dimensions of a batched `input` with a size above 1, except dimension 1 (classes or hidden size)."""
     return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
 def reverse_rows(given: Inputs, axis: int) -> Inputs:
-    """Return the inputs with the rows reversed along the dimension `axis` of `input`.
-
-    The targets and the upstream gradient are reversed with the rows.
-    """
+    """Return the inputs with the rows of `input`, target and upstream gradient reversed along the dimension `axis`."""
     dim = given.input.dim()
     tensors = given.input, given.target, given.upstream
     logits, target, upstream = (_flip_rows(tensor, axis, dim) for tensor in tensors)
@@ -118,30 +104,22 @@ def reverse_rows(given: Inputs, axis: int) -> Inputs:
 
 
 def restore_rows(result: Result, axis: int, dim: int) -> Result:
-    """Return the result of a call with reversed rows (:func:`reverse_rows`), with the rows in their original order.
+    """Return the result of a call with reversed rows, with the rows in their original order.
 
-    `axis` is the reversed dimension, and `dim` is the number of dimensions of the logits. The gradients of the weight
-    and the bias of a linear layer are sums over the rows, so these gradients are unchanged.
+    `axis` is the reversed dimension of an `input` with `dim` dimensions.
     """
     by_row = ("loss", "gradient", "target_gradient")
     return _mapped(lambda name, tensor: _flip_rows(tensor, axis, dim) if name in by_row else tensor, result)
 
 
 def _flip_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
-    """Return a tensor with its rows reversed along the dimension `axis` of the logits, which have `dim` dimensions.
-
-    A tensor with fewer dimensions, such as class indices, lacks dimension 1 of the logits. In such a tensor, the
-    reversed dimension is `axis - 1`, or 0 if `axis` is 0. A scalar is unchanged.
-    """
+    """Return a tensor with its rows reversed along the dimension `axis` of an `input` with `dim` dimensions."""
+    # a tensor without classes lacks dimension 1 of the logits
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
 def reverse_classes(given: Inputs) -> Inputs:
-    """Return the inputs with the classes reversed: logits, class weights, targets, and an ignore_index that is a class.
-
-    If ignore_index is not a class, ignored targets are unchanged. In a linear cross-entropy, the weight and the bias of
-    the linear layer are reversed instead of the logits.
-    """
+    """Return the inputs with the classes reversed in logits or linear layer, class weights, target and ignore_index."""
     axis, options = min(1, given.input.dim() - 1), dict(given.options)
     options |= {name: options[name].flip(0) for name in ("weight", *_OF_CLASSES) if name in options}
     logits = given.input if given.operation is LINEAR_CROSS_ENTROPY else given.input.flip(axis)
@@ -158,10 +136,7 @@ def reverse_classes(given: Inputs) -> Inputs:
 
 
 def restore_classes(result: Result, given: Inputs) -> Result:
-    """Return the result of a call with reversed classes (:func:`reverse_classes`), in the original order of classes.
-
-    `given` are the inputs before the classes were reversed.
-    """
+    """Return the result of a call with reversed classes, in the order of classes of `given`, the original inputs."""
     dim = given.input.dim()
 
     def flipped(name: str, tensor: Tensor) -> Tensor:
@@ -173,23 +148,17 @@ def restore_classes(result: Result, given: Inputs) -> Result:
 
 
 def with_reversed_targets(given: Inputs) -> Inputs:
-    """Return the inputs with the target and the options of :func:`reverse_classes`, but with the same logits as before.
-
-    In a linear cross-entropy, the weight and the bias of the linear layer are the same as before too.
-    """
+    """Return the inputs with reversed classes in target and options, but with the same logits and linear layer."""
     changed = reverse_classes(given)
     unchanged = {name: given.options[name] for name in _OF_CLASSES if name in given.options}
     return replace(given, target=changed.target, options={**changed.options, **unchanged})
 
 
 def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and the inputs.
-
-    `terms` has the target, the weights and the reduction of the batch. :func:`join_parts` combines the results of the
-    parts, multiplied by the factors, to the result of the batch.
+    """Return two parts of a batch. A part is a pair: the factor of its results for :func:`join_parts`, and its inputs.
 
     Raises:
-        NotRunError: the reduction is "mean", and for every split, a part or the batch has the denominator 0.
+        NotRunError: every split would divide by 0.
     """
     at, shares = _choose_parts(terms, len(given.input))
     parts = []
@@ -201,11 +170,7 @@ def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
-    """Return the result of a batch from the results of its two parts.
-
-    The caller has multiplied each result by its factor. Add the losses of a mean or a sum, and the gradients of
-    linear_weight and linear_bias. Concatenate all other results.
-    """
+    """Return the result of a batch from the results of its parts, which the caller has multiplied by their factors."""
     first, second = parts
     sums = ("weight_gradient", "bias_gradient", *(["loss"] if reduction != "none" else []))
     return {
@@ -215,17 +180,7 @@ def join_parts(parts: Sequence[PartBalls], reduction: str) -> PartBalls:
 
 
 def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Choose the size of the first of two parts of a batch, and return this size and a factor for each part.
-
-    `size` is the size of the batch, and `terms` has its target, weights and reduction. Choose the size nearest to a
-    third of the batch. With "mean", leave out sizes for which a part or the batch has the denominator 0.
-
-    With "mean", the factor of a part is the denominator of the part, divided by the denominator of the batch. With
-    "sum" and "none", both factors are 1.
-
-    Raises:
-        NotRunError: see :func:`split_batch`.
-    """
+    """Return the size of the first part of a batch, about a third, and the factors of both parts."""
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":
             return at, (Fraction(1), Fraction(1))
@@ -237,7 +192,7 @@ def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fractio
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:
-    """Return the exact denominator of the mean over the given rows."""
+    """Return the exact denominator of the mean over the rows."""
     kept = terms.kept[rows]
     if terms.index is None or terms.weight is None:
         return Fraction(int(kept.sum()))
@@ -256,7 +211,7 @@ def _mapped(by: Callable[[str, Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """Return (R, C) numbers as a tensor with the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
+    """Return the numbers, (R, C), with the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)

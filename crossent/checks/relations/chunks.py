@@ -1,7 +1,6 @@
-"""The check of functions with an argument that sets the chunk size: every size must give the exact result.
+"""The check of functions with an argument for the chunk size: every size must give the exact result.
 
-Such a function computes a chunk of rows or classes at a time. The chunk size counts rows, classes or logits, depending
-on the function.
+The chunk size counts rows, classes or logits, depending on the function.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ REFUSALS_OF_SIZES = (ValueError, AssertionError, NotImplementedError)
 def chunks(trial: Trial) -> Found:
     """The result is exact with each chunk size: 1, 2, the number of rows, and this number plus 1.
 
-    The chunk size may count logits instead of rows, so the check also tries the number of logits in two rows. The
-    check skips a size that the function refuses with a ValueError, AssertionError or NotImplementedError; any other
-    exception is a finding. The check does not run on a function that refuses every size, or that has no argument for
-    the chunk size.
+    The check also tries the number of logits in two rows, since a chunk size may count logits. The check skips a size
+    that the function refuses with a ValueError, AssertionError or NotImplementedError.
     Liger-Kernel#1391: the error of a gradient grew with the number of chunks.
     """
     if not trial.subject.chunks:
@@ -51,23 +48,12 @@ def chunks(trial: Trial) -> Found:
 
 
 def chunk_sizes_by_call(inputs: Inputs, keywords: tuple[str, ...]) -> dict[str, tuple[str, int]]:
-    """Return a dict from the name of each call to its keyword and its chunk size.
-
-    `keywords` are the names of the arguments that set the chunk size. The sizes for each keyword are 1, 2, the number
-    of rows, this number plus 1, and twice the number of classes.
-
-    >>> from crossent.cases.linear.case import LinearCase
-    >>> chunk_sizes_by_call(LinearCase("float32", (7, 5)).build(), ("chunk_size",))["with chunk_size=8"]
-    ('chunk_size', 8)
-    """
+    """Return a dict from the name of each call, such as "with chunk_size=8", to its keyword and its chunk size."""
     rows = len(inputs.input)
     sizes = dict.fromkeys((1, 2, rows, rows + 1, 2 * inputs.classes))
     return {f"with {keyword}={size}": (keyword, size) for keyword in keywords for size in sizes}
 
 
 def evaluate_in_chunks(loss: Loss, inputs: Inputs, gradients: Gradients, keyword: str, size: int) -> Result:
-    """Call the subject with the chunk size `size` as the argument `keyword`, and return the result.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: call the subject with the chunk size `size` as the argument `keyword`, and return the result."""
     return evaluate(partial(loss, **{keyword: size}), inputs, gradients)

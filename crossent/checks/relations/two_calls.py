@@ -1,4 +1,7 @@
-"""Checks that change the inputs of a case, call the subject again, and compare the two results."""
+"""Checks that change the inputs of a case, call the subject again, and compare the two results.
+
+The results must be equal up to the sum of their error bounds.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +54,8 @@ def shift(trial: Trial) -> Iterator[Difference]:
     """Adding one constant to every logit, or different constants to the rows, gives the same result up to rounding.
 
     pytorch#38839: in `m + log Σ_k exp(x_k - m)`, adding a large maximum `m` rounds away the digits of the logarithm.
-    The check first rounds the logits, so that adding a constant is exact. A row for which the range of the dtype is too
-    small stays unchanged. In a linear cross-entropy, the check instead rounds the bias and adds one constant to the
-    bias.
+    The check first rounds the logits, so that adding a constant is exact. In a linear cross-entropy, the check rounds
+    and shifts the bias instead.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
@@ -69,7 +71,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     """Reversing the rows, along the batch or a further dimension, reverses the rows of the result, up to rounding.
 
     A reduced loss, and the gradients of linear_weight and linear_bias, stay the same. The check reverses one dimension
-    at a time: a kernel that confuses two dimensions could pass if both were reversed.
+    at a time, to find a kernel that confuses two dimensions.
     """
     inputs = trial.question.inputs
     dim = inputs.input.dim()
@@ -83,7 +85,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
     """Reversing the classes of all arguments keeps the loss, and reverses the classes of the gradients, up to rounding.
 
-    In a linear cross-entropy, the gradient of the hidden states has no classes, and stays the same.
+    In a linear cross-entropy, the gradient of the hidden states stays the same.
     """
     reversed_classes = reverse_classes(trial.question.fresh())
     back = restore_classes(further_call(trial, reversed_classes), trial.question.inputs)
@@ -99,12 +101,11 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The first part has about a third of the batch. The check adds the parts' gradients of linear_weight and linear_bias,
-    and concatenates the other gradients. With "none", the check concatenates the losses; with "sum", it adds them.
+    The check adds the losses; with "none", the check concatenates them. The check adds the gradients of linear_weight
+    and linear_bias, and concatenates the other gradients.
 
-    With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`. Here `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
-    their denominators, and `D` is `D₁ + D₂`. Before the check combines the gradients, it multiplies the gradients of
-    part `i` by `D_i/D`. The check chooses parts for which no denominator is 0, and does not run without such parts.
+    With "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`. Part `i` has the loss `L_i` and the denominator `D_i`, and `D` is
+    `D₁ + D₂`. Before the check combines the gradients, it multiplies the gradients of part `i` by `D_i/D`.
     pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
     """
     parts: list[PartBalls] = []
