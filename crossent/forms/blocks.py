@@ -2,15 +2,13 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
 
     loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
-These are the formulas of a row of logits `x` with the true class `y`, without class weights and label smoothing. `g` is
-the upstream gradient of the row's loss, and `e_y` is the one-hot vector of `y`. For loss and gradient, torch allocates
-three buffers of the logits' size, and reads or writes a buffer of this size six times. One read of the logits and one
-write of the gradient are enough.
+Here `x` are the logits of a row with the true class `y`, without class weights and label smoothing. `g` is the upstream
+gradient of the row's loss, and `e_y` is the one-hot vector of `y`.
 
-The form `blocked` keeps a block of rows in the cache while it computes on the block. For a result in float16 or
-bfloat16, `blocked` computes in float32. The only buffer of the logits' size is the gradient. The idea to compute the
-gradient together with the loss is from Hsu et al., "Liger Kernel", arXiv:2410.10989. The Liger kernel writes the
-gradient into the logits; `blocked` writes into no argument.
+For loss and gradient, torch allocates three buffers of the logits' size, and reads or writes such a buffer six times.
+One read of the logits and one write of the gradient are enough: `blocked` keeps a block of rows in the cache, and
+allocates only the gradient. The idea to compute the gradient together with the loss is from Hsu et al., "Liger Kernel",
+arXiv:2410.10989.
 """
 
 from __future__ import annotations
@@ -45,31 +43,28 @@ def blocked(
     gradient of a row is `g (softmax(x) - e_y)`. Here `g` is the upstream gradient of the row's loss, and `e_y` is the
     one-hot vector of `y`.
 
-    On a CPU, if `input` requires a gradient, the forward pass of a reduced loss also computes the gradient for an
-    upstream gradient of 1. This is the upstream gradient of `loss.backward()`, whose backward pass then only returns
-    the computed gradient. For any other upstream gradient, for an unreduced loss, and in a second backward pass, the
-    backward pass computes the gradient from the logits. On any other device, the backward pass always computes the
-    gradient from the logits: to read the upstream gradient, the host would have to wait for the device.
+    On a CPU, the forward pass of a reduced loss also computes the gradient for the upstream gradient 1 of
+    `loss.backward()`. For any other upstream gradient, for an unreduced loss, in a second backward pass, and on any
+    other device, the backward pass computes the gradient from the logits.
 
     The function calls :func:`crossent.formula` instead if
 
-    - `input` is empty,
+    - there are no logits,
     - `target` or `weight` requires a gradient,
     - torch transforms, traces or compiles the call, or the call is inside a `TorchDispatchMode`,
-    - an argument is a lazily negated view, has a forward-mode tangent, or has a subclass of `Tensor` as its type (other
-      than `nn.Parameter`), or
+    - an argument is a lazily negated view, has a forward-mode tangent, or is of a subclass of `Tensor` other than
+      `nn.Parameter`, or
     - the caller differentiates the gradient, or passes a batch of upstream gradients.
 
     Args:
-        input: Logits, as for :func:`crossent.formula`.
-        target: Class indices or class probabilities, as for :func:`crossent.formula`.
-        weight: A factor for each class, as for :func:`crossent.formula`.
-        ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
-        reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
-        label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
-        block_size: The largest number of logits in a block, 1 or more. A block has at least one row, even if a row has
-            more logits. The default is the number that fills the second-level cache of the device (on a CPU, one cache
-            for each thread), but at least 2^19.
+        input: Logits. All arguments except `block_size` are as for :func:`crossent.formula`.
+        target: Class indices or class probabilities.
+        weight: A factor for each class.
+        ignore_index: The target of ignored rows.
+        reduction: `"none"`, `"mean"` or `"sum"`.
+        label_smoothing: `ε`, from 0 to 1.
+        block_size: The largest number of logits in a block, 1 or more. A block has at least one row. The default is
+            the number that fills the second-level cache of the device, but at least 2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
@@ -101,10 +96,7 @@ def blocked(
 
 
 class _Blocked(torch.autograd.Function):
-    """The loss as an autograd function, whose backward pass returns a gradient for the logits only.
-
-    If `target` or `weight` requires a gradient, :func:`blocked` calls :func:`crossent.formula` instead.
-    """
+    """The loss as an autograd function, whose backward pass returns a gradient for the logits only."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -113,7 +105,7 @@ class _Blocked(torch.autograd.Function):
         rows = arrange(*tensors, *options, eager=on_cpu)
         ctx.save_for_backward(*tensors)
         ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
-        if rows.reduction == "none" or not on_cpu:
+        if rows.reduction == "none" or not on_cpu:  # on a device, `backward` would wait for `upstream.item()`
             return _weigh_and_reduce(rows, _losses(rows, block_size))
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
@@ -144,20 +136,12 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Weight the losses of :func:`_losses` or :func:`_differentiate`, reduce them, and return the result of the call.
-
-    If `rows.dense` is True, the losses already include the class weights.
-    """
+    """Apply class weights and reduction. If `rows.dense` is True, the losses already include the weights."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """Return the loss of each row, in the shape (...) of :class:`Rows`.
-
-    If `rows.dense` is False, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class weights.
-    The loss of an ignored row may be any number or NaN; `Rows.reduce` replaces it by 0. `block_size` is as in
-    :func:`blocked`.
-    """
+    """Return the loss of each row, to pass to :func:`_weigh_and_reduce`."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
     for block, log_p in rows.blocks(_most_rows(rows, block_size), losses):
@@ -170,11 +154,9 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and `v_c = w_c q_c` for the class weights `w`
-    and the smoothed target `q`. `g` is `upstream`, the upstream gradient of the call's result. `D` is the divisor of
-    the mean, and 1 for the other reductions. The gradient of an ignored row is 0.
+    and the smoothed target `q`. `g` is `upstream`. `D` is the divisor of the mean, and 1 for the other reductions.
 
-    If `rows.dense` is False, a loss is minus the logarithm of a probability. This logarithm is inaccurate for a tiny
-    probability, so `_Blocked.forward` computes the largest losses again. `block_size` is as in :func:`blocked`.
+    If `rows.dense` is False, large losses are inaccurate, and `_Blocked.forward` computes them again.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -202,10 +184,9 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the factor of each row's gradient: `g/D`, times the weight of the true class if `rows.dense` is False.
+    """Return `g/D` of :func:`_differentiate`, times the weight of the true class if `rows.dense` is False.
 
-    `g` is `upstream`, the upstream gradient of the call's result. `D` is the divisor of the mean, and 1 for the other
-    reductions. The factor is a single number for all rows, or a tensor of shape (..., 1).
+    The result is a single number for all rows, or a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -218,27 +199,23 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return how many rows fit into a block of `block_size` logits, but at least 1.
-
-    If `block_size` is None, the block fills the second-level cache of the device.
-    """
+    """Return how many rows fit into a block of `block_size` logits, but at least 1."""
     if block_size is None:
         block_size = _count_in_cache(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
-    """Compute the softmax of one block after another, in the dtype `compute`. All blocks share one buffer."""
+    """Compute the softmax of each block in the dtype `compute`. All blocks share one buffer."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of the logits `x` of a block, (..., C), or the log-softmax if `log` is True.
+        """Return the softmax, or the log-softmax, of the logits `x` of a block, in `out` if possible.
 
-        The result is in `out` if torch can write into `out` without a copy. Otherwise the result is in the shared
-        buffer, which the next call overwrites.
+        Otherwise, the result is in the shared buffer, which the next call overwrites.
         """
         # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its memory position.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
@@ -264,11 +241,7 @@ _LEAST = 2**19
 
 @functools.cache
 def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
-
-    On a CPU, the result counts one cache for each of the `threads` threads. A device that is neither a CPU nor CUDA
-    gets the same number as a CPU.
-    """
+    """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`."""
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:
@@ -278,19 +251,11 @@ def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> i
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Return whether the call is in eager mode on ordinary tensors, so that a form may use its own backward pass.
-
-    The call is not in eager mode if torch transforms, traces or compiles the call, or if a `TorchDispatchMode` is
-    active. A tensor is not ordinary if the tensor
-
-    - has a subclass of `Tensor` other than `nn.Parameter` as its type,
-    - has a forward-mode tangent,
-    - stands for a batch of upstream gradients, or
-    - is a lazily negated view: in torch 2.13, `copy_` of such a float16 view into float32 does not negate.
-    """
+    """Return whether torch runs this call eagerly on ordinary tensors. A form may then use its own backward pass."""
     if compiling() or _transforming() or _modes():
         return False
     kinds = (Tensor, torch.nn.Parameter)
+    # In torch 2.13, `copy_` of a lazily negated float16 view into float32 does not negate.
     ordinary = all(type(one) in kinds and not (_is_batched(one) or one.is_neg()) for one in tensors)
     return ordinary and (forward_ad._current_level < 0 or all(_tangent(tensor) is None for tensor in tensors))
 

@@ -1,4 +1,4 @@
-"""The worked example of cross-entropy: one loss computed step by step, for readers who are new to the loss."""
+"""The worked example of cross-entropy: one loss, computed step by step."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ _FORMULAS = {
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Return the logits of a row and its true class, both random numbers from the seed.
-
-    The logits are `classes` numbers from the normal distribution.
-    """
+    """Return the logits of a row, from the normal distribution, and a true class, both random numbers from the seed."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -48,22 +45,11 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 def explain(logits: Sequence[float] = DEFAULT_LOGITS, target: int = DEFAULT_TARGET) -> RenderableType:
     """Return the steps from one row of logits to the loss and its gradient, as text for a rich console.
 
-    A table of many classes shows only the first `MOST_CLASSES` classes and the true class. The table of the last step
-    compares the loss of each form in `FORMS` with the loss of torch.
-
-    Args:
-        logits: C finite numbers, one for each class.
-        target: The true class, from 0 to C - 1.
+    The last step compares the forms with torch.
 
     Raises:
         ValueError: There are no logits, a logit is not finite, or a difference of two logits overflows.
         IndexError: The target is not a class.
-
-    Example:
-        >>> from rich.console import Console
-        >>> Console(width=80).print(explain([3.0, 1.0, -3.0], 0))  # doctest: +ELLIPSIS
-        Cross-entropy, step by step
-        ...
     """
     _require_row(logits, target)
     x = torch.tensor(logits, dtype=torch.float64)
@@ -85,7 +71,7 @@ _MEANING = (
 
 
 def _require_row(logits: Sequence[float], target: int, name: str = "logits") -> None:
-    """Raise an error if :func:`explain` does not accept the logits and the target. An error calls the logits `name`."""
+    """Raise an error for logits or a target that :func:`explain` refuses. The message calls the logits `name`."""
     if not logits:
         raise ValueError(f"{name}: got length 0; allowed is a length of 1 or more, one number for each class")
     for c, logit in enumerate(logits):
@@ -99,7 +85,7 @@ def _require_row(logits: Sequence[float], target: int, name: str = "logits") -> 
 
 
 def _numbered(*steps: _Step) -> list[RenderableType]:
-    """Return the titles, paragraphs and tables of all steps in order. The titles are numbered from 1."""
+    """Return the parts of all steps in order, with numbered titles."""
     made: list[RenderableType] = []
     for number, (title, mathematics, parts) in enumerate(steps, 1):
         made += [_heading(str(number), title, mathematics), *parts]
@@ -107,7 +93,7 @@ def _numbered(*steps: _Step) -> list[RenderableType]:
 
 
 def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
-    """Return the steps from the logits `x` of a row to the loss, and to the gradient of the logits."""
+    """Return the steps from the logits `x` of a row to the loss and its gradient."""
     p, y = x.softmax(0), torch.tensor(target)
     loss = torch.nn.CrossEntropyLoss()(x, y).item()
     twice = torch.nn.CrossEntropyLoss()(p, y).item()
@@ -173,7 +159,7 @@ def _steps_of_loss(x: Tensor, target: int) -> list[_Step]:
 
 
 def _gradient(x: Tensor, target: int) -> Tensor:
-    """Return the gradient of the loss with respect to the logits `x` of a row: `softmax(x)`, minus 1 at `target`."""
+    """Return the gradient of the loss with respect to the logits `x`."""
     return x.softmax(0) - torch.nn.functional.one_hot(torch.tensor(target), len(x))
 
 
@@ -190,12 +176,12 @@ def _paragraph(text: str) -> Padding:
 
 
 def _shown(count: int, target: int) -> list[int]:
-    """Return the classes that a table shows: of `count` classes, the first `MOST_CLASSES` and the true class."""
+    """Return the classes that a table shows: the first `MOST_CLASSES` classes and the true class."""
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
 def _table(*headings: str) -> Table:
-    """Return an empty table with a column for each heading, and a last column, without a heading, for words."""
+    """Return an empty table with a column for each heading, and a last column for words."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -225,11 +211,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 
 
 def _losses_table(reference: str, loss_of_torch: float, losses: Mapping[str, float]) -> Table:
-    """Return a table that compares the loss of each form with the loss of torch.
-
-    `reference` is the name of torch's function, or the names of two, and `loss_of_torch` is the loss that torch
-    returns. `losses` has the loss of each form by the name of the form.
-    """
+    """Return a table that compares the loss of each form with the loss of torch, under the name `reference`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
@@ -242,11 +224,7 @@ def _losses_table(reference: str, loss_of_torch: float, losses: Mapping[str, flo
 
 
 def _prediction(x: Tensor, target: int) -> str:
-    """Return a sentence that says whether the predicted class is the true class, `target`.
-
-    The predicted class has the largest of the logits `x`. If several classes share the largest logit, the sentence says
-    that no single class is predicted.
-    """
+    """Return a sentence that says whether the class with the largest logit is the true class."""
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
@@ -258,11 +236,7 @@ def _prediction(x: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float) -> str:
-    """Return a sentence that warns of early rounding, with the loss for the probability rounded to two decimals.
-
-    `probability` is the probability of the true class, and `loss` is the loss without rounding. Return "" if the
-    rounded probability is 0 or 1, or if the loss with rounding prints the same digits as `loss`.
-    """
+    """Return a warning that shows the loss for the probability rounded to two decimals, or "" if that shows nothing."""
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
@@ -270,10 +244,7 @@ def _rounded_by_hand(probability: float, loss: float) -> str:
 
 
 def _log_of(probability: float, loss: float) -> str:
-    """Return "-log P", where P is `probability` with so many digits that -log P is within 1% of `loss`.
-
-    If 16 digits are too few, P has all digits. If `probability` is 0, return words instead of "-log P".
-    """
+    """Return "-log P", where P is `probability` with so many digits that -log P is within 1% of `loss`."""
     for digits in range(4, 17):
         shown = _number(probability, digits)
         if float(shown) and abs(-math.log(float(shown)) - loss) <= _VISIBLE * loss:
@@ -282,9 +253,9 @@ def _log_of(probability: float, loss: float) -> str:
 
 
 def _difference(logit: float, loss: float) -> str:
-    """Return ": A + B = LOSS", where A is `-logit` of the true class, B is the log-sum-exp, and LOSS is `loss`.
+    """Return ": A + B = LOSS", where A is `-logit` and B is the log-sum-exp; "" if 15 digits are too few.
 
-    A and B have so many digits that their sum is within 1% of the loss. If 15 digits are too few, return "".
+    A and B are rounded, but their sum is within 1% of the loss.
     """
     for digits in range(4, 16):
         one, other = _number(0.0 - logit, digits), _number(loss + logit, digits)
@@ -294,10 +265,7 @@ def _difference(logit: float, loss: float) -> str:
 
 
 def _twice(twice: float, loss: float) -> str:
-    """Return the end of a sentence that begins with "If you pass probabilities, softmax is applied twice".
-
-    `twice` is the loss after two softmaxes, and `loss` is the correct loss.
-    """
+    """Return the end of a sentence that begins with "If you pass probabilities, softmax is applied twice"."""
     if _number(twice) == _number(loss):
         return f". Here the loss is {_number(loss)} either way, as for equal logits."
     return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."

@@ -36,10 +36,7 @@ DEFAULT_BIAS = (0.0, 0.0, 1.0)
 
 
 def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
-    """Return a hidden state, the weight and the bias of a layer, and a true class, all random numbers from the seed.
-
-    The hidden state has two numbers, and the layer has `classes` classes.
-    """
+    """Return a hidden state of two numbers, a weight, a bias and a true class: random numbers from the seed."""
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2,), (classes, 2), (classes,)))
     target = int(torch.randint(classes, (), generator=generator))
@@ -54,9 +51,6 @@ def explain_linear(
 ) -> RenderableType:
     """Return the steps from a hidden state to the loss and back to the gradients, as text for a rich console.
 
-    The first step computes the logits with the weight and the bias of the last layer. The steps from the logits to
-    their gradient are the steps of :func:`explain`.
-
     Args:
         hidden: The hidden state, H numbers.
         weight: The weight of the linear layer: for each of the C classes, H numbers.
@@ -64,15 +58,8 @@ def explain_linear(
         target: The true class, from 0 to C - 1.
 
     Raises:
-        ValueError: The weight has no rows, the lengths do not match, a logit is not finite, or a difference of two
-            logits overflows.
+        ValueError: A length is wrong, a logit is not finite, or a difference of two logits overflows.
         IndexError: The target is not a class.
-
-    Example:
-        >>> from rich.console import Console
-        >>> Console(width=80).print(explain_linear())  # doctest: +ELLIPSIS
-        Linear cross-entropy, step by step
-        ...
     """
     if not weight:
         raise ValueError("weight: got no rows; allowed is one row or more, one for each class")
@@ -102,7 +89,7 @@ def explain_linear(
 
 
 def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _Step:
-    """Return the step from the hidden state `h`, through the weight `w` and the bias `b`, to the logits `x`."""
+    """Return the step from the hidden state `h` to the logits `x`."""
     rows = [
         (_vector(w[c]), _number(float(w[c] @ h)), _number(float(b[c])), _number(float(x[c])))
         for c in _shown(len(x), target)
@@ -125,7 +112,7 @@ def _step_of_layer(h: Tensor, w: Tensor, b: Tensor, x: Tensor, target: int) -> _
 
 
 def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
-    """Return the step from the gradient of the logits `x` to the gradients of hidden state `h`, weight `w` and bias."""
+    """Return the step from the gradient of the logits to the gradients of `h`, `w` and the bias."""
     d = _gradient(x, target)
     rows = [(_number(float(d[c])), _vector(d[c] * h), _number(float(d[c]))) for c in _shown(len(x), target)]
     return (
@@ -148,11 +135,7 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 
 
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
-    """Return a table with a row for each class that :func:`_shown` returns, and a mark at the true class, `target`.
-
-    `classes` is the number of all classes. `rows` has the cells of each class in the table, without the number of the
-    class. `headings` has the headings of these cells.
-    """
+    """Return a table with `rows`, one for each class of :func:`_shown`, and a mark at the true class."""
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):
         table.add_row(str(c), *row, "← the true class" if c == target else "")

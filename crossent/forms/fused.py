@@ -2,9 +2,8 @@ r"""Cross-entropy in one Triton kernel, for CUDA: two reads of the logits and on
 
     loss = -log p_y,   gradient of x = g (p - e_y),   p = softmax(x)
 
-These are the formulas of a row of logits `x` with the true class `y`, without class weights and label smoothing. `g` is
-the upstream gradient of the row's loss, and `e_y` is the one-hot vector of `y`. The kernel is in
-:mod:`crossent.forms.kernel`. Where the kernel cannot run, the form calls :func:`crossent.blocked`.
+Here `x` are the logits of a row with the true class `y`, without class weights and label smoothing. `g` is the upstream
+gradient of the row's loss, and `e_y` is the one-hot vector of `y`. The kernel is in :mod:`crossent.forms.kernel`.
 """
 
 from __future__ import annotations
@@ -32,18 +31,15 @@ def fused(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` in one Triton kernel, with the gradient written by hand.
 
-    The loss, the arguments and the errors are the same as in :func:`crossent.formula`. If `input` requires a gradient,
-    the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1. In the first backward
-    pass, the kernel reads the upstream gradient on the device. If the upstream gradient is 1, the kernel keeps the
-    gradient from the forward pass. For any other upstream gradient, for an unreduced loss, and in a second backward
-    pass, the kernel computes the gradient from the logits. The kernel never multiplies a rounded gradient by the
-    upstream gradient, so a gradient in half precision is rounded once. The host never waits for the device.
+    The loss, the arguments and the errors are the same as in :func:`crossent.formula`. The forward pass of a reduced
+    loss also computes the gradient for an upstream gradient of 1. For any other upstream gradient, for an unreduced
+    loss, and in a second backward pass, the kernel computes the gradient from the logits. So a gradient in half
+    precision is rounded once. The host never waits for the device.
 
-    The kernel needs tensors on a CUDA device and the package `triton`. For tensors on another device, or without
-    `triton`, the function calls :func:`crossent.blocked`. If `triton` is installed and the environment variable
-    `TRITON_INTERPRET` is 1, the kernel runs in Triton's interpreter, also on a CPU. The interpreter is slow, and
-    truncates numbers to bfloat16 where a GPU rounds. This function calls :func:`crossent.formula` in the same cases as
-    :func:`crossent.blocked`.
+    The kernel needs the package `triton` and tensors on a CUDA device. Otherwise, the function calls
+    :func:`crossent.blocked`. With the environment variable `TRITON_INTERPRET=1`, the kernel runs in Triton's
+    interpreter, also on a CPU. The interpreter is slow, and truncates numbers to bfloat16 where a GPU rounds. Where
+    :func:`crossent.blocked` calls :func:`crossent.formula`, so does this function.
 
     Example:
         >>> import torch, crossent
@@ -69,10 +65,7 @@ def fused(
 
 
 class _Fused(torch.autograd.Function):
-    """The loss as an autograd function, whose backward pass returns a gradient for the logits only.
-
-    If `target` or `weight` requires a gradient, :func:`fused` calls :func:`crossent.formula` instead.
-    """
+    """The loss as an autograd function, whose backward pass returns a gradient for the logits only."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -103,11 +96,9 @@ class _Fused(torch.autograd.Function):
 
 @functools.cache
 def path_of(device_type: str) -> Literal["kernel", "interpreter", "blocked"]:
-    """Return a word for the code that `fused` runs on a type of device, such as "cuda".
+    """Return what `fused` runs on a type of device: the kernel, Triton's interpreter, or :func:`crossent.blocked`.
 
-    The word "kernel" stands for the compiled kernel, "interpreter" for the kernel in Triton's interpreter, and
-    "blocked" for :func:`crossent.blocked`. For each type of device, the first call of this function reads
-    `TRITON_INTERPRET`; later changes of the variable have no effect.
+    After the first call for a type of device, a change of `TRITON_INTERPRET` has no effect.
     """
     if device_type not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
         return "blocked"

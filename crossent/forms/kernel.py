@@ -21,13 +21,11 @@ _LOCK = threading.Lock()
 
 @triton.jit
 def _coefficients(t_at, t_step, weight, c, C, mask, hit, uniform, F: tl.constexpr):
-    """Return `w_c q_c`, the class weight times the smoothed target, for each class in `c`; 0 where `mask` is False.
+    """Return the class weight times the smoothed target, `w_c q_c`, for each class in `c`; 0 where `mask` is False.
 
-    For class probabilities `t`, `q_c` is `hit t_c + uniform`. For the label smoothing `ε`, `hit` is `1 - ε` and
-    `uniform` is `ε/C`. `t_at` points to the first probability of each row, and `t_step` is the stride of the classes.
-    For class indices, `t_at` is None and `q_c` is only `uniform`: the caller adds `w_y hit` at the true class y.
-
-    `weight` points to the C class weights; None means that every weight is 1. `F` is the dtype of the result.
+    For class probabilities `t`, `q_c` is `hit t_c + uniform`, with `hit = 1 - ε` and `uniform = ε/C`. `t_at` points to
+    the first probability of each row, and `t_step` is the stride of the classes.
+    For class indices, `t_at` is None and `q_c` is `uniform`. The caller then adds `w_y hit` at the true class y.
     """
     q = tl.zeros([1, 1], F) + uniform
     if t_at is not None:
@@ -100,24 +98,19 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Return a tensor (..., C) in the shape (N, D, C), as a view if possible.
-
-    N is the size of the first dimension, or 1 for a tensor (C). D is the product of the sizes between the first and the
-    last dimension. The kernel needs this shape, because it takes three strides for each tensor.
-    """
+    """Return a tensor (N, d1, …, dK, C) in the kernel's shape (N, D, C). A tensor (C) becomes (1, 1, C)."""
     return tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1, tensor.shape[-1])
 
 
 def launch(rows: Rows, losses: Tensor | None, gradient: Tensor | None, upstream: Tensor | None, done: bool) -> None:
-    """Launch the kernel, which writes the loss of each row to `losses` and the gradient of the logits to `gradient`.
+    """Launch the kernel, which writes the loss of each row, the gradient of the logits, or both.
 
-    `rows` is the result of :func:`crossent.forms.rows.arrange` without `eager`, so that class indices have a mask
-    `kept`. `losses` has one number for each row, in the shape of the logits without the classes. `gradient` has the
-    shape (N, D, C) of :func:`flat`. If `losses` or `gradient` is None, the kernel writes only the other.
-    `upstream` is the upstream gradient of the call's result; None means 1.
-
-    If `done` is True, `gradient` already has the values for an upstream gradient of 1. A program, which is one run of
-    the kernel on some rows, then writes nothing if the upstream gradient of all these rows is 1.
+    Args:
+        rows: The result of :func:`crossent.forms.rows.arrange` without `eager`.
+        losses: Memory for the losses, or None.
+        gradient: Memory for the gradient, in the shape (N, D, C) of :func:`flat`, or None.
+        upstream: The upstream gradient of the call's result; None means 1.
+        done: Whether `gradient` already has the values for an upstream gradient of 1.
     """
     x = flat(rows.logits)
     t = None if rows.probabilities is None else flat(rows.probabilities)

@@ -6,13 +6,8 @@ r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight
 Here `h` is the input, and `W` and `b` are the weight and the bias of the linear layer. `g` is the upstream gradient,
 `e_y` is the one-hot vector of the true class `y`, and `d_n` is row n of `d`.
 
-The last layer of a language model has many classes C. So its logits z, of shape (N, C), need more memory than any
-other tensor of the model. :func:`linear_formula` computes all logits and then the loss: this form is for reading.
-:func:`linear_blocked` computes some rows at a time, and stores only the logits of these rows. This idea is from Hsu et
-al., "Liger Kernel", arXiv:2410.10989.
-
-Both forms take the arguments of `torch.nn.functional.linear_cross_entropy` of torch 2.13, except `options`, and compute
-the same loss. `linear_blocked` also takes `block_size`.
+In a language model, the logits `z`, of shape (N, C), are the largest tensor. :func:`linear_blocked` computes some rows
+at a time, and stores only the logits of these rows. The idea is from Hsu et al., "Liger Kernel", arXiv:2410.10989.
 """
 
 from __future__ import annotations
@@ -28,10 +23,10 @@ from crossent.forms.blocks import _is_plain, _scale, _weigh_and_reduce
 from crossent.forms.rows import Rows, arrange
 from crossent.forms.validation import _without_autocast, as_int, check_linear
 
-# By default, a block has at most `_LOGITS` logits, or `_ROWS` rows if these have more logits. Every block reads the
-# whole weight, so many small blocks would take long.
+# By default, a block has at most `_LOGITS` logits, or `_ROWS` rows if these have more logits. Small blocks would take
+# long, because each block reads the whole weight.
 _LOGITS, _ROWS = 2**22, 64
-# A slice of the weight, which `_parts` describes, has about this fraction of the numbers of a block.
+# A slice of `_parts` has about this fraction of the numbers of a block.
 _SHARE = 1 / 16
 
 
@@ -121,21 +116,11 @@ def linear_blocked(
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
     multiplies these gradients by the upstream gradient; an infinite upstream gradient makes a gradient of 0 NaN. For
-    the reduction "none", or if an earlier backward pass has returned these gradients, the backward pass computes the
-    logits again. The loss and the gradients are summed in float32, or in float64 if the loss is float64. Each number
-    is then rounded once to the dtype of its tensor. Only tensors that require a gradient get a gradient.
+    the reduction "none", the backward pass computes the logits again. Loss and gradients are summed in float32, or in
+    float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor.
 
-    The function stores the logits of one block, and the gradients in the dtype of the computation. For class
-    probabilities and label smoothing, the function needs a few more buffers of the size of a block.
-
-    The function calls :func:`crossent.linear_formula` instead if
-
-    - `input` has no rows or is not `(N, H)`, or `linear_weight` is not `(C, H)`,
-    - `target` or `weight` requires a gradient,
-    - torch transforms, traces or compiles the call,
-    - an argument is a lazily negated view, has a forward-mode tangent, or has a subclass of `Tensor` as its type (other
-      than `nn.Parameter`), or
-    - the caller differentiates a gradient, or passes a batch of upstream gradients.
+    The function calls :func:`crossent.linear_formula` instead if `input` is not `(N, H)`, if `linear_weight` is not
+    `(C, H)`, or in a case that :func:`crossent.blocked` lists.
 
     Args:
         input: The hidden states. All arguments except `block_size` are as for :func:`crossent.linear_formula`.
@@ -146,8 +131,8 @@ def linear_blocked(
         reduction: `"none"`, `"mean"` or `"sum"`.
         ignore_index: The target of ignored rows.
         label_smoothing: `ε`, from 0 to 1.
-        block_size: The largest number of logits in a block, 1 or more. A block always has at least one row. The default
-            is 2^22, or the number of logits in 64 rows if this number is larger.
+        block_size: The largest number of logits in a block, 1 or more. A block has at least one row. The default is the
+            larger of 2^22 and `64 C`.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.linear_formula`.
@@ -222,11 +207,7 @@ class _LinearBlocked(torch.autograd.Function):
 def _through_formula(
     tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients of :func:`crossent.linear_formula` for input, weight and bias of the linear layer.
-
-    A caller may differentiate these gradients. `wanted` has a bool for each of the three; if False, the gradient is
-    None. `upstream` is the upstream gradient, or a batch of them. `tensors` and `options` are as in :func:`_arranged`.
-    """
+    """Return the gradients of :func:`crossent.linear_formula`, which a caller may differentiate again."""
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
         loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
@@ -238,11 +219,9 @@ def _through_formula(
 def _differentiate(
     rows: Rows, leaves: Any, wanted: tuple[bool, ...], upstream: Tensor | float, block_size: int | None
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss of each row, (N,), and the gradients of `leaves`: input, weight and bias of the linear layer.
+    """Return the loss of each row, to pass to :func:`_weigh_and_reduce`, and the gradients of `leaves`.
 
-    `wanted` has a bool for each leaf; if False, the gradient is None. `upstream` is the upstream gradient. An ignored
-    row adds nothing to any gradient. The results have the dtype of the computation. `_weigh_and_reduce` sets the losses
-    of ignored rows to 0, and applies class weights if `rows.dense` is False. `block_size`: see :func:`rows_of_block`.
+    The leaves are input, weight and bias of the linear layer. If `wanted` is False for a leaf, its gradient is None.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -270,26 +249,19 @@ def _differentiate(
 
 
 def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int:
-    """Return the largest number of rows that a block of :func:`crossent.linear_blocked` may have.
-
-    `rows` is the number of all rows. `block_size` is the largest number of logits in a block; None stands for the
-    default. The result is at least one row, even if a row has more logits.
-    """
+    """Return the largest number of rows in a block of :func:`crossent.linear_blocked`, for a call with `rows` rows."""
     return min(rows, max(1, (block_size or max(_LOGITS, _ROWS * classes)) // classes))
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits of r rows, `h @ w.T + b`, to `out`, (r, C); return `out`. For `parts`, see :func:`_parts`."""
+    """Write the logits `h @ w.T + b` to `out`, and return `out`. For `parts`, see :func:`_parts`."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of the hidden states of r rows, to `out`, (r, H).
-
-    `d`, (r, C), is the gradient of the logits, and `w` is the weight. For `parts`, see :func:`_parts`.
-    """
+    """Write `d @ w`, the gradient of the hidden states, to `out`. For `parts`, see :func:`_parts`."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -297,11 +269,7 @@ def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) ->
 
 
 def _parts(w: Tensor, work: Tensor) -> list[slice]:
-    """Return slices of the classes, so that one slice of the weight needs little memory compared with `work`.
-
-    `w` is the weight, and `work` is the buffer of a block of logits. The caller converts each slice of the weight to
-    the dtype of `work`. If the weight already has this dtype, return a single slice.
-    """
+    """Return slices of the classes. The caller converts one slice of `w` at a time to the dtype of `work`."""
     classes, features = w.shape
     step = classes if w.dtype == work.dtype else max(1, int(_SHARE * work.numel()) // max(1, features))
     return [slice(start, start + step) for start in range(0, classes, step)]
@@ -310,9 +278,7 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
     """Replace `z`, the logits of the block `rows`, by their gradient, and write the loss of each row to `loss`.
 
-    The gradient of a row is `g/D (p Σ_c v_c - v)`, and 0 if the row is ignored. For the symbols, see
-    `crossent.forms.blocks._differentiate`. `factor` is `g/D`. If `rows.dense` is False, `factor` includes the weight of
-    the true class, but the written loss does not.
+    For the formula, see `crossent.forms.blocks._differentiate`. `factor` is the result of :func:`_scale`.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
@@ -334,10 +300,9 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 
 
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
-    """Check the arguments, and return them as rows. Zeros that need no memory stand in place of the logits.
+    """Check the arguments, and return them as rows. The logits are zeros that need no memory.
 
-    `tensors` are five: input, weight and bias of the linear layer, target, and class weights. A missing bias is None,
-    and so are missing class weights. `options` has the arguments `ignore_index`, `reduction` and `label_smoothing`.
+    `tensors` are `input`, `linear_weight`, `linear_bias`, `target` and `weight`.
     """
     hidden, linear_weight, linear_bias, target, weight = tensors
     check_linear(hidden, linear_weight, linear_bias)

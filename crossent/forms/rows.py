@@ -1,13 +1,8 @@
 """The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
-A form on tensors in :mod:`crossent.forms.textbook` starts with :func:`lay_out`, which refuses bad arguments, moves the
-class axis last and widens half precision to float32. The form ends with :meth:`Rows.reduce`. This method sets the loss
-of ignored rows to 0, applies the reduction and rounds once to the dtype of the result. Between these two calls, a form
-is only its formula.
-
-The other forms on tensors start with :func:`arrange`, which does not widen. A form that works on some rows at a time
-then takes some rows with :meth:`Rows.blocks`. If :attr:`Rows.dense` is True, the form widens these rows with
-:meth:`Rows.widened`.
+A form in :mod:`crossent.forms.textbook` starts with :func:`lay_out` and ends with :meth:`Rows.reduce`. Between these
+two calls, the form is only its formula. The other forms start with :func:`arrange`, which does not *widen* the rows:
+:meth:`Rows.widened` converts half precision to float32, and smooths class probabilities.
 """
 
 from __future__ import annotations
@@ -32,16 +27,14 @@ class Rows:
     In shapes, `...` stands for the batch and every further dimension, and `C` for the classes.
 
     Attributes:
-        logits: (..., C), in float32 or float64. Before :meth:`widened`, the logits have the caller's dtype.
+        logits: (..., C), in float32 or float64. Before :meth:`widened`, in the caller's dtype.
         index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
-        kept: (...), bool, False on ignored rows. None for class probabilities, or if :func:`arrange` has checked
-            that no row is ignored.
-        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
-            target, without smoothing. None for class indices.
-        weight: (C,), the class weights; None without class weights.
-        target_weight: (...), the weight of each row's true class, or 1 without class weights; 0 on ignored rows. None
-            for class probabilities. Also None if there are no class weights and :func:`arrange` has checked that no
-            row is ignored.
+        kept: (...), bool, False on ignored rows. None means that no row is ignored.
+        probabilities: (..., C), the smoothed class probabilities. Before :meth:`widened`, without smoothing. None for
+            class indices.
+        weight: (C,), the class weights; or None.
+        target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None means that each row
+            counts 1 in the mean.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -59,23 +52,19 @@ class Rows:
 
     @property
     def dense(self) -> bool:
-        """Whether the loss of a row has a term for every class. If False, only the true class has a term."""
+        """Whether the loss of a row has a term for every class, not only for the true class."""
         return self.index is None or self.label_smoothing > 0
 
     @property
     def compute(self) -> torch.dtype:
-        """The dtype of all computation: float32 if the result has half precision, otherwise the dtype of the result."""
+        """The dtype of all computation: float32 for a result in half precision, otherwise the dtype of the result."""
         return torch.float32 if self.dtype in HALVES else self.dtype
 
     @property
     def divisor(self) -> Tensor | int:
-        """The divisor of `mean`: the total weight of the true classes of the rows that are not ignored.
+        """The divisor of `mean`: the sum of `target_weight`, or the number of rows.
 
-        Without class weights, each weight is 1. For class probabilities, the divisor is the number of rows.
-
-        For a total weight of 0, the divisor is NaN, so that the result and its derivatives are NaN. (The exception:
-        `backward` gives ignored rows the gradient 0.) If the code replaced only the result by NaN, a forward-mode
-        derivative would be 0.
+        A sum of 0 becomes NaN, so that the result and its derivatives are NaN.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
@@ -92,7 +81,7 @@ class Rows:
     def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
         """Yield tuples: a block of at most `most` rows, then the same rows of each element of `others`.
 
-        Each element of `others` is a tensor of shape (...) or (..., K), or a single number that all blocks share.
+        All blocks share the single numbers in `others`.
         """
         count = math.prod(self.logits.shape[:-1])
         if count <= most:
@@ -127,23 +116,20 @@ class Rows:
         return Rows(logits, index, kept, probabilities, self.weight, target_weight, *options)
 
     def pick(self, values: Tensor) -> Tensor:
-        """Return the element of `values`, (..., C), for the true class of each row. The result is (...)."""
+        """Return the element of `values`, (..., C), for the true class of each row."""
         assert self.index is not None
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Return `values`, a number for each row, (...), times `w_y`, the weight of the row's true class."""
+        """Return `values`, (...), times the weight of each row's true class."""
         return values if self.target_weight is None else self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Return `values`, a number for each class of each row, (..., C), times `w_c`, the weight of the class."""
+        """Return `values`, (..., C), times the class weights."""
         return values if self.weight is None else self.weight * values
 
     def expect(self, values: Tensor) -> Tensor:
-        """Return `Σ_c w_c q_c values_c` for each row, (...), from `values`, (..., C).
-
-        `w` are the class weights, and `q` is the smoothed target. These rows must be widened, and :attr:`dense`.
-        """
+        """Return `Σ_c w_c q_c values_c` for each row, with the class weights `w` and the smoothed target `q`."""
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
@@ -152,7 +138,7 @@ class Rows:
         return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
     def smoothed_target(self) -> Tensor:
-        """Return the smoothed target `q` of widened rows as a dense tensor, (..., C), also for class indices."""
+        """Return the smoothed target of widened rows as a dense tensor, (..., C)."""
         if self.probabilities is not None:
             return self.probabilities
         assert self.index is not None
@@ -160,11 +146,7 @@ class Rows:
         return _smooth(hot, self.label_smoothing)
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """Return the result of the call. `losses`, (...), has the loss of each row.
-
-        This method sets the loss of ignored rows to 0, reduces the losses, and rounds the result once to its dtype.
-        `mean` divides by :attr:`divisor`. The mean over no rows is 0/0, NaN.
-        """
+        """Set the losses of ignored rows to 0, apply the reduction, and round once to the dtype of the result."""
         if self.kept is not None:
             losses = torch.where(self.kept, losses, 0.0)  # a product with 0 would keep the NaN of an ignored row
         if self.reduction != "none":
@@ -182,11 +164,7 @@ def lay_out(
     reduction: str,
     label_smoothing: float,
 ) -> Rows:
-    """Check the arguments of a form, and return them as widened :class:`Rows`.
-
-    :func:`crossent.formula` documents the arguments and the errors. `F.cross_entropy` raises in the same cases except
-    two: torch accepts a `label_smoothing` that is negative or NaN, and complex weights with class probabilities.
-    """
+    """Check the arguments of a form, which :func:`crossent.formula` documents, and return them as widened rows."""
     return arrange(input, target, weight, ignore_index, reduction, label_smoothing).widened()
 
 
@@ -202,12 +180,8 @@ def arrange(
 ) -> Rows:
     """Check the arguments of a form, and return them as :class:`Rows` that are not widened.
 
-    The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
-    errors are as in :func:`lay_out`.
-
-    Pass `eager=True` only if `target` is not empty, the tensors are on a CPU, and torch does not transform, trace or
-    compile the call. For class indices, Python then calls :func:`_all_kept`. If the result is True, the rows have no
-    mask `kept`, and later steps are faster.
+    Pass `eager=True` only in eager mode, on a CPU, with a `target` that is not empty. If no row is ignored, later steps
+    are then faster.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     has_probabilities = target.shape == input.shape
@@ -253,34 +227,20 @@ def arrange(
 
 
 def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
-    """Return True if the least and the greatest target show that every target is a class and no row is ignored.
-
-    If `ignore_index` lies between these two targets, return False, even if no row is ignored. `index` has the targets,
-    at least one, and `classes` is C.
-    """
+    """Return whether the least and the greatest target prove that every target is a class and no row is ignored."""
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
 
 
 def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
-    """Return `(1 - ε)·q + ε/C` for class probabilities `q`, (..., C), and `ε = label_smoothing`."""
     if label_smoothing == 0:
         return probabilities
     return (1 - label_smoothing) * probabilities + label_smoothing / probabilities.shape[-1]
 
 
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Return the entry of `table`, (C,), for each row's true class.
-
-    `index` has the true class of each row, and 0 on ignored rows. `classes` and `ignore_index` are only for the error
-    message.
-
-    On a CPU, raise IndexError if a class is outside `[0, C)`; compiled code raises RuntimeError. On CUDA, `gather`
-    stops with a device-side assert, without a copy to the host.
-
-    Only this function and :func:`_all_kept` check the range of the targets. On a CPU, `gather` also checks under vmap
-    and in compiled code. A check in Python would work only in eager mode (pytorch#135546).
-    """
+    """Return the entry of `table`, (C,), for each row's true class. Raise IndexError for a class out of range."""
+    # `gather` also checks the range under vmap, in compiled code (pytorch#135546) and, by an assert, on CUDA.
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)
     except (IndexError, RuntimeError) as error:

@@ -8,17 +8,11 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 
     -Σ_c w_c q_c log softmax(x)_c
 
-Here `target` is the one-hot vector of `y`, or the class probabilities.
+Here `target` is the one-hot vector of `y`, or the class probabilities. Source: the documentation of
+`torch.nn.CrossEntropyLoss`.
 
-`formula`, `log_softmax_nll` and `one_hot` take the arguments of `torch.nn.functional.cross_entropy`, except the
-deprecated `size_average` and `reduce`, and compute the same loss. So the fourth positional argument is `ignore_index`.
-A gradient may differ from torch's in its memory layout: the class axis may come last in memory.
-
-`scalar` computes one row with Python floats. The other two forms of cross-entropy are `blocked`, in
-:mod:`crossent.forms.blocks`, and `fused`, in :mod:`crossent.forms.fused`.
-
-Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,
-Higham & Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
+`scalar` computes one row with Python floats. The other forms compute the loss of `torch.nn.functional.cross_entropy`.
+Their gradients may have another memory layout than torch's, with the class axis last.
 """
 
 from __future__ import annotations
@@ -44,22 +38,22 @@ def formula(
 ) -> Tensor:
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The arguments and the loss are the same as in :func:`torch.nn.functional.cross_entropy`, without the deprecated
+    The arguments and the loss are those of :func:`torch.nn.functional.cross_entropy`, without the deprecated
     `size_average` and `reduce`. For a row of logits `x` over `C` classes, with class weights `w` and
     `ε = label_smoothing`, the loss is::
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
-    in nats (`log` is the natural logarithm). In the formula of `q`, a class index `y` stands for its one-hot vector.
-    Without smoothing, only the term of `y` is then left: `w_y (-x_y + log Σ_i exp(x_i))`.
+    in nats. A class index `y` stands for its one-hot vector. Without smoothing, the loss of a class index is
+    `w_y (-x_y + log Σ_i exp(x_i))`.
 
-    First, the maximum of the row is subtracted from the logits, so `exp` never overflows. A row whose logits are all
+    The maximum of the row is first subtracted from the logits, so `exp` never overflows. A row whose logits are all
     1e8 still has the loss `log C` (pytorch#38839). Source: algorithm 4.1 of Blanchard, Higham & Higham,
     "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
 
     Args:
         input: Logits, in float16, bfloat16, float32 or float64. For a result in float16 or bfloat16, all computation
-            is in float32, and the result is rounded once. Otherwise, all computation is in the dtype of the result.
+            is in float32, and the result is rounded once.
         target: Class indices from 0 to C - 1, in int64 or uint8; or class probabilities, in any of the four
             floating-point dtypes. A target with the shape of `input` holds probabilities.
         weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
@@ -117,10 +111,10 @@ def log_softmax_nll(
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
     The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
-    `F.nll_loss` takes no class probabilities and has no label smoothing. In these two cases, the form computes the sum
-    `-Σ_c w_c q_c log softmax(x)_c` over the classes. Here `w` are the class weights, and `q` is the smoothed target.
+    `F.nll_loss` has no class probabilities and no label smoothing. For these, the form computes
+    `-Σ_c w_c q_c log softmax(x)_c`, with the class weights `w` and the smoothed target `q`.
 
-    The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
+    Arguments, result and errors are the same as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -133,8 +127,8 @@ def log_softmax_nll(
     if rows.dense:
         return rows.reduce(-rows.expect(log_probs))
     assert rows.index is not None  # because rows.dense is False
-    # F.nll_loss gets flat rows and no reduction. The sums of F.nll_loss lose accuracy if every 16th row is ignored, and
-    # its backward pass refuses some four-dimensional views (pytorch#175084).
+    # The sums of F.nll_loss lose accuracy if every 16th row is ignored, so reduce its losses here. Its backward pass
+    # refuses some four-dimensional views (pytorch#175084), so pass flat rows.
     losses = F.nll_loss(
         log_probs.reshape(-1, log_probs.shape[-1]), rows.index.reshape(-1), rows.weight, reduction="none"
     )
@@ -151,12 +145,11 @@ def one_hot(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-Σ_i w_i y'_i log softmax(x)_i` over a dense target `y'`.
 
-    Here `w` are the class weights. A class index becomes its one-hot vector, and label smoothing makes
-    `y' = (1 - ε)·target + ε/C`. The sum skips the zeros of a one-hot vector, so a logit of `-inf` on a wrong class does
-    not make the loss NaN (optax#896). The sum does not skip a class probability of 0. With a logit of `-inf`, the term
-    of this class is `0 · -inf`, NaN, as in torch.
+    Here `w` are the class weights, and `y' = (1 - ε)·target + ε/C`. A class index becomes its one-hot vector. The sum
+    skips the zeros of a one-hot vector, so a logit of `-inf` on a wrong class does not make the loss NaN (optax#896).
+    With a class probability of 0, a logit of `-inf` gives `0 · -inf`, NaN, as in torch.
 
-    The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
+    Arguments, result and errors are the same as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -182,8 +175,8 @@ def scalar(
 ) -> float:
     r"""Compute the cross-entropy of one row with Python floats, as `-x_y + log Σ_i exp(x_i)`.
 
-    This form is for reading, and for checking by hand. The code uses only Python's `math`: no tensors, no gradient. The
-    maximum is subtracted first, so a logit of 1000 does not overflow. The result is in nats.
+    This form is for reading and for checking by hand: no tensors, no gradient. The maximum is subtracted first, so a
+    logit of 1000 does not overflow. The result is in nats.
 
     Args:
         input: The logits of one row, a sequence of `C` numbers.

@@ -1,10 +1,8 @@
 """The checks of the arguments of a form, and the error messages.
 
-For tensors, the exceptions have the same classes as in `F.cross_entropy` and `F.linear_cross_entropy`: TypeError,
-ValueError, IndexError and RuntimeError. An input whose dtype is not in `FLOATS`, and a tensor that is not dense, raise
-NotImplementedError. :mod:`crossent.forms.rows` checks the range of the class indices in a tensor. For `scalar`, the
-exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value or its type, and
-the allowed values.
+For tensors, the exceptions have the same classes as in `F.cross_entropy` and `F.linear_cross_entropy`. Each message
+names the argument, the given value or its type, and the allowed values. :mod:`crossent.forms.rows` checks the range of
+the class indices in a tensor.
 """
 
 from __future__ import annotations
@@ -25,11 +23,7 @@ _ALLOWED = "float16, bfloat16, float32 and float64"
 
 
 def as_float(name: str, value: object) -> float:
-    """Return `value` as a float; raise TypeError for a value without `__float__`, such as a string.
-
-    `name` is the argument that the error names. A tensor of one element is allowed. A number beyond the range of a
-    float, a complex number and a tensor of several elements also raise TypeError.
-    """
+    """Return the argument `name` as a float; raise TypeError for a value that is no real number, such as a string."""
     try:
         if not hasattr(value, "__float__"):
             raise TypeError
@@ -41,10 +35,7 @@ def as_float(name: str, value: object) -> float:
 
 
 def as_int(name: str, value: object, allowed: str = "an int") -> int:
-    """Return `value` as an int; raise TypeError for a bool, and for a value that `operator.index` refuses.
-
-    `name` and `allowed` are for the message: the argument, and its allowed values. A tensor of one integer is allowed.
-    """
+    """Return the argument `name` as an int; raise TypeError for other values and for a bool."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -56,10 +47,7 @@ def as_int(name: str, value: object, allowed: str = "an int") -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Check the types of the arguments, the values of the options, and the layout and device of target and weight.
-
-    Return `ignore_index` as an int, and `label_smoothing` as a float.
-    """
+    """Check types, options, layouts and devices; return `ignore_index` as an int and `label_smoothing` as a float."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
@@ -84,11 +72,7 @@ def check_options(
 
 
 def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Check the types, sizes and layouts of input, weight and bias, and the dtype and device of weight and bias.
-
-    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError. For a weight `(C, d1, …, dK, H)`, a size d1, …, dK
-    of 0 also raises RuntimeError, but torch accepts this size, and returns NaN for the mean.
-    """
+    """Check the types, sizes, layouts, dtypes and devices of the tensors of the linear layer."""
     for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if not isinstance(value, Tensor) and not (name == "linear_bias" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
@@ -114,13 +98,7 @@ def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
 
 
 def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_index: int) -> None:
-    """Check the target and the number of dimensions of `input`; with class probabilities, also `ignore_index`.
-
-    `has_probabilities` says whether the target has the shape of `input`. As in torch, a wrong batch size raises
-    ValueError, and any other wrong size or a wrong dtype raises RuntimeError. With class probabilities, an
-    `ignore_index` that is not negative raises RuntimeError. An `input` without dimensions raises IndexError, but
-    RuntimeError if the target is one class index, of shape ().
-    """
+    """Check the target and the dimensions of `input`, and, with class probabilities, also `ignore_index`."""
     if input.dim() == 0:
         # A class index of shape () has the shape of input. For torch, the index is then a probability of a wrong dtype.
         raise (RuntimeError if has_probabilities and not target.dtype.is_floating_point else IndexError)(
@@ -151,10 +129,7 @@ def check_target(input: Tensor, target: Tensor, has_probabilities: bool, ignore_
 
 
 def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | None) -> torch.dtype:
-    """Check the dtypes of `input` and `weight`, the layout of `input` and the shape of `weight`.
-
-    Return the dtype of the result. `probabilities` is the target, or None if the target holds class indices.
-    """
+    """Check `input` and `weight`, and return the dtype of the result. `probabilities` is None for class indices."""
     classes = input.shape[min(1, input.dim() - 1)]
     if input.dtype not in FLOATS:
         raise NotImplementedError(f"input: got {_name(input.dtype)}; allowed are {_ALLOWED}")
@@ -184,8 +159,7 @@ def check_row(
 ) -> tuple[list[float], int | list[float] | None, list[float], float]:
     """Check the arguments of :func:`crossent.scalar`; return logits, target, weights and `label_smoothing`.
 
-    The arguments are as in :func:`crossent.scalar`. The returned target is a class, a list of class probabilities, or
-    None if the row is ignored. If `weight` is None, the returned weights are ones.
+    The returned target is None if the row is ignored.
     """
     x = _numbers("input", input)
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
@@ -210,10 +184,7 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    """Return a sequence of numbers as a list of floats. Raise an error for a wrong type, no values or a wrong length.
-
-    `name` is the argument that the error names. `length` is the only allowed length; None allows any length from 1.
-    """
+    """Return the argument `name` as a list of floats, of the given length, or of any length from 1."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]
@@ -224,14 +195,9 @@ def _numbers(name: str, values: Sequence[float], length: int | None = None) -> l
 
 
 def _promote(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """Return `torch.promote_types(one, other)`.
-
-    For two dtypes of `FLOATS`, this function does not call `torch.promote_types`: Dynamo of torch 2.1 cannot trace the
-    call.
-    """
     if one == other:
         return one
-    if one in FLOATS and other in FLOATS:
+    if one in FLOATS and other in FLOATS:  # Dynamo of torch 2.1 cannot trace torch.promote_types
         return torch.float64 if torch.float64 in (one, other) else torch.float32
     return torch.promote_types(one, other)
 
@@ -252,7 +218,7 @@ def _has_autocast(device_type: str) -> bool:
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context manager that turns autocast off on a device, so that no matrix product is in half precision."""
+    """Return a context without autocast, so that no matrix product is in half precision."""
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()
 
 
