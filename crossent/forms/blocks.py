@@ -63,8 +63,8 @@ def blocked(
         ignore_index: The target of ignored rows.
         reduction: `"none"`, `"mean"` or `"sum"`.
         label_smoothing: `ε`, from 0 to 1.
-        block_size: The largest number of logits in a block, 1 or more. A block has at least one row. The default is
-            the number that fills the second-level cache of the device, but at least 2^19.
+        block_size: The largest number of logits in a block, 1 or more. A block has at least one row. The default fills
+            the second-level cache of the device (on a CPU, one cache for each thread), but is at least 2^19.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.

@@ -236,7 +236,7 @@ def _prediction(x: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float) -> str:
-    """Return a warning that shows the loss for the probability rounded to two decimals, or "" if that shows nothing."""
+    """Return a warning that shows the loss for the probability rounded to two decimals, or "" without a warning."""
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""

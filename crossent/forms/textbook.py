@@ -11,8 +11,8 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 Here `target` is the one-hot vector of `y`, or the class probabilities. Source: the documentation of
 `torch.nn.CrossEntropyLoss`.
 
-`scalar` computes one row with Python floats. The other forms compute the loss of `torch.nn.functional.cross_entropy`.
-Their gradients may have another memory layout than torch's, with the class axis last.
+`scalar` computes one row with Python floats. The other three forms compute the loss of
+`torch.nn.functional.cross_entropy`. Their gradients may have another memory layout than torch's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def formula(
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
-    in nats. A class index `y` stands for its one-hot vector. Without smoothing, the loss of a class index is
+    in nats. A class index `y` stands for its one-hot vector. Without smoothing, its loss is
     `w_y (-x_y + log Σ_i exp(x_i))`.
 
     The maximum of the row is first subtracted from the logits, so `exp` never overflows. A row whose logits are all
