@@ -44,8 +44,8 @@ def blocked(
     one-hot vector of `y`.
 
     On a CPU, the forward pass of a reduced loss also computes the gradient for the upstream gradient 1 of
-    `loss.backward()`. For any other upstream gradient, for an unreduced loss, in a second backward pass, and on any
-    other device, the backward pass computes the gradient from the logits.
+    `loss.backward()`. In all other cases, and in a second backward pass, the backward pass computes the gradient from
+    the logits.
 
     The function calls :func:`crossent.formula` instead if
 
