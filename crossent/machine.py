@@ -23,17 +23,12 @@ from crossent.words import one_line, quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Return a context manager that sets torch's state for a run: gradients on, no autocast, one thread.
-
-    Inference mode is off, too. The end of the context restores the old state. One thread is enough, because most cases
-    have tiny tensors. On a busy machine, a run with several threads took three times as long. numpy's OpenBLAS has one
-    thread too, because the last bits of a matrix product depend on the number of threads.
-    """
+    """Context manager that sets torch's state for a run: gradients on, no autocast, no inference mode, one thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # on a busy machine, a run with several threads took three times as long
     try:
         with ExitStack() as stack:
-            stack.enter_context(_one_thread_of_openblas())
+            stack.enter_context(_one_thread_of_openblas())  # the last bits of a product depend on the threads
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for kind in _kinds_with_autocast():
@@ -44,11 +39,9 @@ def ambient() -> Iterator[None]:
 
 
 def end_threads() -> None:
-    """End the threads that GNU OpenMP has started for this thread. torch can start new threads afterwards.
+    """End GNU OpenMP's threads. Call this function before a fork, in the thread that forks.
 
-    Call this function before a fork, in the thread that forks. A forked process has none of its parent's threads, but
-    its copy of GNU OpenMP still expects these threads. An operation that needs several threads then waits forever. Old
-    versions of GNU OpenMP cannot end their threads: see :func:`forks_with_threads`.
+    A forked process has none of these threads, but its copy of GNU OpenMP would wait for the threads forever.
     """
     for library in _gnu_openmp():
         if pause := getattr(library, "omp_pause_resource_all", None):
@@ -56,10 +49,8 @@ def end_threads() -> None:
 
 
 def forks_with_threads() -> bool:
-    """Return whether a process that is forked after :func:`end_threads` can compute in several threads.
-
-    GNU OpenMP can end its threads since GCC 9. Older versions of torch contain an older GNU OpenMP.
-    """
+    """Return whether a process that is forked after :func:`end_threads` can compute in several threads."""
+    # GNU OpenMP can end its threads since GCC 9. Older versions of torch contain an older GNU OpenMP.
     return all(hasattr(library, "omp_pause_resource_all") for library in _gnu_openmp())
 
 
@@ -77,14 +68,12 @@ def _gnu_openmp() -> list[ctypes.CDLL]:
 
 
 def _kinds_with_autocast() -> Iterator[str]:
-    """Yield the types of devices on which a run turns autocast off: "cpu", and the types that this machine has.
-
-    Some versions of torch warn about autocast on a missing device, and old versions have no autocast on MPS.
-    """
+    """Yield "cpu", and the other types of devices of this machine that support autocast."""
     yield "cpu"
     has_autocast = getattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")  # since torch 2.4
     modules = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}
     for kind, module in modules.items():
+        # Some versions of torch warn about autocast on a missing device.
         if module is not None and module.is_available() and has_autocast(kind):
             yield kind
 
@@ -94,7 +83,7 @@ DEVICES = "cpu, cuda, cuda:N, xpu, xpu:N and mps"  # in words, for messages
 
 @contextmanager
 def _one_thread_of_openblas() -> Iterator[None]:
-    """Return a context manager in which the OpenBLAS of numpy's wheel has one thread. No other BLAS is changed."""
+    """Context manager in which the OpenBLAS of numpy's wheel has one thread."""
     found = _thread_functions()
     if found is None:
         yield
@@ -110,10 +99,7 @@ def _one_thread_of_openblas() -> Iterator[None]:
 
 @cache
 def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """Return the functions that get and set the number of threads of the OpenBLAS in numpy's wheel.
-
-    Return None if the installed numpy is not from a wheel with OpenBLAS.
-    """
+    """Return the functions that get and set the number of threads of numpy's OpenBLAS, or None."""
     package = Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
@@ -125,9 +111,11 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
 
 
 def require_device(device: object) -> None:
-    """Raise RuntimeError, with a message of one line, if `DEVICES` lacks the device or torch cannot use the device.
+    """Raise an error of one line unless torch can use the device.
 
-    Raise TypeError if the device has another type than `str`, for example `torch.device`.
+    Raises:
+        TypeError: The device is not a string.
+        RuntimeError: `DEVICES` lacks the device, or torch cannot use the device.
     """
     if not isinstance(device, str):
         raise TypeError(f"device: got {quoted(device)}; allowed is a string: {DEVICES}")
@@ -162,7 +150,7 @@ def lost(device: str) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done its work. An assert that failed on the device raises a RuntimeError here."""
+    """Wait until a device has done its work. A failed assert on the device raises RuntimeError here."""
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).synchronize(device)
     elif device.type == "mps":
@@ -170,10 +158,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def environment(device: str, ranks: int | None = None) -> dict[str, str]:
-    """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values.
-
-    With `ranks`, the dict also has the number of ranks on which the subjects run.
-    """
+    """Return the versions, the processor and the device of a run, by name, such as "torch"."""
     found = {
         "crossent": _own_version(),
         "torch": str(torch.__version__),
@@ -191,16 +176,13 @@ def environment(device: str, ranks: int | None = None) -> dict[str, str]:
 
 
 def ranks_of(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks in the environment of a report; None without this entry, 0 for a damaged entry."""
+    """Return the number of ranks in a report's environment: None without the entry, 0 for a damaged entry."""
     given = environment.get("ranks")
     return None if given is None else int(given) if given.isdecimal() and len(given) < 10 else 0
 
 
 def _own_version() -> str:
-    """Return the installed version of crossent or, for a clone that is not installed, the version in pyproject.toml.
-
-    Return "unknown" if there is neither.
-    """
+    """Return the installed version of crossent, or the version in pyproject.toml, or "unknown"."""
     with suppress(PackageNotFoundError):
         return version("crossent")
     project = Path(__file__).parents[1] / "pyproject.toml"
@@ -214,15 +196,15 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Return whether this system can fork a process. A forked process does not import the subjects again."""
+    """Return whether this system can fork a process."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
 def cpu_capability() -> str:
-    """Return the vector instructions that torch uses on this processor, such as "AVX2"; "unknown" if torch names none.
+    """Return the vector instructions that torch uses on this processor, such as "AVX2", or "unknown".
 
-    torch chooses the instructions, and other instructions give other bits. On one machine, torch 2.0 uses AVX2 and
-    torch 2.8 uses AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.
+    Other instructions give other bits. torch chooses the instructions; the variable ATEN_CPU_CAPABILITY overrides the
+    choice.
     """
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     if says is not None:
@@ -232,12 +214,7 @@ def cpu_capability() -> str:
 
 
 def available(device: str) -> int:
-    """Return about how many bytes of memory this process may still use on a device.
-
-    On a CPU, the number is the least of three: the available memory, RLIMIT_DATA of this process, and the unused part
-    of the container's limit. On a CPU outside Linux, the number is the size of the whole memory, or RLIMIT_DATA if this
-    limit is smaller.
-    """
+    """Return about how many bytes of memory this process may still use on a device."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # otherwise, memory that torch caches counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
@@ -266,19 +243,15 @@ def available(device: str) -> int:
 
 
 def process_limit() -> float:
-    """Return the limit of this process on memory, RLIMIT_DATA, in bytes; infinity without a limit.
-
-    An isolated process has a limit. A user can set a limit for any process with `ulimit -d`.
-    """
+    """Return this process's limit on memory (RLIMIT_DATA) in bytes; infinity without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
     return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def memory_growth(call: Callable[[], object], device: str) -> int | None:
-    """Return how many bytes the memory of this process grows at most during a call; None if no counter is available.
+    """Return the largest growth of memory during a call, in bytes; None if no counter is available.
 
-    On CUDA, torch counts the memory of its tensors. On a CPU, Linux counts the resident memory of the process, which
-    includes the memory of every library.
+    On CUDA, torch counts the memory of its tensors. On a CPU, Linux counts the resident memory of the process.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,8 +1,8 @@
 """Contracts: the promises of an implementation about its arithmetic.
 
-A contract says in which format an implementation computes, and to which format the implementation rounds intermediates.
-The contract also limits the errors of exp, log and division, and the order of the sum over rows.
-:mod:`crossent.numerics.bounds.loss` and :mod:`crossent.numerics.bounds.derivatives` turn a contract into error bounds.
+A contract has the formats of the computation, the largest errors of exp, log and division, and the allowed orders of
+the sum over rows. :mod:`crossent.numerics.bounds.loss` and :mod:`crossent.numerics.bounds.derivatives` turn a contract
+into error bounds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ class Functions:
     """The largest errors of exp, log and division in one format. An ulp is a unit in the last place.
 
     Attributes:
-        exp_ulps, log_ulps: The largest errors of exp and log in ulps: the distance from the exact result, not from the
-            correctly rounded result.
+        exp_ulps, log_ulps: The largest distances of exp and log from the exact result, in ulps.
         source: The documentation that states the errors.
-        exp_per_unit: 0 unless exp first multiplies its argument by the rounded constant `log2 e`. Then the relative
-            error of this product, in units of the unit roundoff.
-        log_absolute: 0 if `log_ulps` holds for all arguments. Otherwise, `log_ulps` holds only for arguments of two or
-            more, and `log_absolute` is the largest absolute error for arguments below two.
+        exp_per_unit: For an exp that first multiplies its argument by the rounded constant `log2 e`: the relative error
+            of this product, in units of the unit roundoff. Otherwise 0.
+        log_absolute: The largest absolute error of log for arguments below two; 0 if `log_ulps` holds there too.
         division_ulps: The largest error of a division in ulps; one half if divisions are correctly rounded.
     """
 
@@ -78,29 +76,26 @@ class Contract:
 
     Attributes:
         grade: The grade of a subject that keeps this contract.
-        storage: The format of the results. The implementation rounds a result to this format once. The logits have the
-            same format, except in a copy from :meth:`storing`.
+        storage: The format of the results, to which the implementation rounds a result once.
         compute: The format in which the implementation computes.
         functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation may also round intermediates; None if the implementation may not.
-            This format has the precision of float16 or bfloat16, and the largest number of float32. So the contract
-            allows no overflow of float16 in a count of rows, or in a sum whose mean is small.
+        stored: The format to which the implementation may also round intermediates, or None. This format has the
+            precision of float16 or bfloat16, and the largest number of float32, so that counts and sums do not
+            overflow.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
-        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
-            may also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the
-            spread of the row (its largest minus its smallest logit). The code of a kernel computes the gradient without
-            autograd. So a kernel may multiply the factors of the gradient in any order, before or after the difference
-            of softmax and target. Where torch divides, a kernel may multiply by a reciprocal.
+        fused: Whether the implementation is a kernel, which computes the gradient without autograd. A kernel may sum in
+            blocks, each with its own maximum. A kernel may subtract the log-sum-exp of a row, `max + log Σ`, from the
+            logits. The error may then grow with the spread of the row (its largest minus its smallest logit). A kernel
+            may multiply the factors of the gradient in any order, and by a reciprocal where torch divides.
         offset: Whether the error of a kernel may also grow with a common offset of all logits of a row.
         keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
-        keeps_probs: Whether the implementation may also round two intermediates of the gradient to `stored`: the
-            probabilities `p`, and `p` minus the target (for the true class, `p - 1`).
-        of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
-            is not near underflow.
+        keeps_probs: Whether the implementation may, for the gradient, also round two intermediates to `stored`: the
+            probabilities `p`, and `p` minus the target.
+        of_probability: Whether the implementation may take the logarithm of a computed probability.
         in_target_format: Whether the implementation may smooth float32 class probabilities in float32, even with
-            float64 logits, as torch does.
+            float64 logits.
         recomputes: For a linear cross-entropy: whether the implementation may compute a logit a second time, with
-            another order of additions, for the gradient or for the true class.
+            another order of additions.
     """
 
     grade: Grade
@@ -126,10 +121,7 @@ class Contract:
 
     @cache  # noqa: B019  # there are few contracts
     def storing(self, format: Format) -> Contract:
-        """Return a copy of this contract for results of another format.
-
-        Operations in the new format may flush subnormal numbers if operations in `compute` may.
-        """
+        """Return a copy of this contract for results of another format."""
         return replace(self, storage=flushing(format) if self.compute.flushes else format)
 
     @cached_property
@@ -139,14 +131,13 @@ class Contract:
 
     @property
     def when_compiled(self) -> Contract:
-        """The contract of code that torch.compile generates for a CPU, for an implementation with this contract.
+        """The contract of the code that torch.compile generates for a CPU from an implementation with this contract.
 
-        Such code adds up the rows in any order, in float32, or in float64 for float64 logits. If `stored` is None,
-        the result is :attr:`in_any_order`. Otherwise the result is this contract. If this contract limits the order,
-        its error bound is still large enough for every order in float32. Over at most 2^17 rows, the error of a sum of
-        numbers `t` in float32 is at most `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the additions of
-        each number to `d`, the contract allows an error of at least `d · 2^-11 Σ|t|`, as in half precision. Here `d` is
-        at least 16 for 16 rows or more (see `_cascade_depth`). For fewer than 16 rows, `d = 1` is enough.
+        Such code adds up the rows in any order, in float32, or in float64 for float64 logits. This contract is enough
+        if `stored` is a format. Over at most 2^17 rows, the error of a sum of numbers `t` in float32 is at most
+        `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the additions of each number to `d`, its error bound is
+        at least `d · 2^-11 Σ|t|`, as in half precision. Here `d` is at least 16 for 16 rows or more (see
+        `_cascade_depth`). For fewer than 16 rows, `d = 1` is enough.
         """
         return self.in_any_order if self.stored is None else self
 
@@ -158,7 +149,7 @@ class Contract:
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, numbers: Computed) -> Computed:
-        """Return `numbers`, an intermediate, rounded to the format `stored`; unchanged if `stored` is None."""
+        """Return `numbers` rounded to the format `stored`; unchanged if `stored` is None."""
         return numbers if self.stored is None else numbers.rounded(self.stored)
 
 
@@ -180,38 +171,33 @@ def contract(
 ) -> Contract:
     """Return the contract of a kind of implementation, such as "kernel", for one dtype of logits, at grade A or B.
 
-    Grade A: the implementation computes in float32, or in float64 for float64 logits. The implementation sums over
-    classes in any order, and rounds once to the dtype of the result. An implementation that computes in a wider format
-    has smaller rounding errors, so the contract covers this implementation too.
+    Grade A: the implementation computes in float32, or in float64 for float64 logits. It sums over classes in any
+    order, and rounds once to the dtype of the result. A computation in a wider format keeps this contract too.
 
-    Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
+    Grade B: the implementation may also round intermediates to the precision of the logits' dtype.
 
-    Ranks. An all-reduce over ranks is a sum in blocks, in some order. The blocks have a common maximum, or each block
-    has its own maximum. "kernel", "fast_kernel" and "logsumexp" allow any order, of classes and of rows, so these
-    contracts also cover an implementation on several ranks.
+    Ranks. An all-reduce over ranks is a sum in blocks, in some order. "kernel", "fast_kernel" and "logsumexp" allow any
+    order and any blocks, so they cover an implementation on several ranks.
 
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, ⌈log2 rows⌉ // 8)`, then
     blocks of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class
     probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on
-    a CPU, the contract of "torch" limits how many additions a term goes through. The limit is the larger number of
-    additions in these two orders. The contract allows every order within this limit. In half precision at grade B on a
-    CPU, "eager", "blocked", "torch" and "stepwise" have a limit too: the number of additions in the order in eight
-    levels. In this order, an ignored row at the end of a block makes the block longer. A term may then go through more
-    additions than the contract allows. The check of the loss may then fail, although torch made no mistake. All other
-    contracts allow any order: on CUDA, for example, torch adds blocks of rows to the result in storage precision, in
-    the order in which the blocks end.
+    a CPU, "torch" limits how many additions a term goes through: to the larger number of these two orders. In half
+    precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" have the limit of the eight levels. An
+    ignored row at the end of a block makes the block longer. The check of the loss may then fail, although torch made
+    no mistake. All other contracts allow any order. For example, on CUDA, torch adds blocks of rows in the order in
+    which the blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
-    of about `u |max|`, for the unit roundoff `u`. Rounding the logits once has an error of the same size. If all logits
-    of a row have a large common offset, this error can exceed the loss. At grade A, `|max|` counts only up to the
-    spread of the row (its largest minus its smallest logit). A larger offset must not add to the error. At grade B, and
-    for "logsumexp" at both grades, the contract allows the full error. For "logsumexp" at grade B, the implementation
-    may also round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
+    of about `u |max|`, for the unit roundoff `u`. If all logits of a row have a large common offset, this error can
+    exceed the loss. At grade A, `|max|` counts only up to the spread of the row (its largest minus its smallest logit).
+    At grade B, and for "logsumexp" at both grades, the contract allows the full error: rounding the logits once has an
+    error of the same size. For "logsumexp" at grade B, the implementation may also round `max + log Σ` to the precision
+    of the logits, as `torch.logsumexp` does.
 
     Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot` and the factor
-    `scale`, as separate torch operations. Each operation stores its result in the dtype of the logits. So for
-    "stepwise" at grade B, the implementation may round the probability and the difference too. All other contracts
-    forbid these two roundings in the gradient.
+    `scale`, as separate torch operations. Each operation rounds to the dtype of the logits. So for "stepwise" at grade
+    B, the implementation may round the probability and the difference too.
 
     Args:
         promise: The kind of implementation.
@@ -245,10 +231,7 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the largest number of additions that a row's loss goes through in torch's nll_loss, without ignored rows.
-
-    The number is for a CPU. If rows are ignored, a loss may go through more additions (see :func:`contract`).
-    """
+    """Return the most additions that a row's loss goes through in torch's nll_loss on a CPU, without ignored rows."""
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:

@@ -1,13 +1,13 @@
 """The error bounds of derivatives along a direction: the tangent of the loss, and the derivative of the gradient.
 
-Forward-mode differentiation computes the tangent. A second backward pass computes the derivative of the gradient. This
-module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direction `u` of the logits:
+Forward-mode differentiation computes the tangent. A second backward pass computes the derivative of the gradient. For a
+direction `u` of the logits:
 
     mean    = Σ_c p_c u_c
     tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced like the loss
     second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
 
-Here `p` is the softmax of a row `x` of logits, `w` are the class weights, and `q` is the smoothed target. `g` is the
+Here `p` is the softmax of a row `x` of logits, `w` are the class weights, `q` is the smoothed target, and `g` is the
 upstream gradient. `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of rows,
 C of classes and B of calls.
 """
@@ -29,12 +29,10 @@ from crossent.numerics.formats import Array
 
 
 class DerivativeBounds(Bounds):
-    """The error bounds of the derivatives of one call, or of several calls of one structure, along a direction.
-
-    A bound is infinite where the contract promises nothing.
+    """The error bounds of the derivatives along a direction. A bound is infinite where the contract promises nothing.
 
     Args:
-        terms: The arguments of the call or of the stacked calls.
+        terms: The arguments of one call, or of several calls of one structure.
         contract: The promises of the implementation about its arithmetic.
         direction: The direction `u` of the logits, (R, C). `contract.storage` must represent its numbers exactly.
     """
@@ -45,7 +43,6 @@ class DerivativeBounds(Bounds):
         self._along = Computed.exactly(direction, contract.storage)
 
     def _stack(self, calls: Sequence[Self]) -> Self:
-        """Return the bounds of several calls together: one object with the rows and the directions of all calls."""
         direction = np.concatenate([call.direction for call in calls])
         return type(self)(stack_calls([call.terms for call in calls]), self.contract, direction)
 
@@ -55,25 +52,19 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _kept_probs(self) -> Computed:
-        """The probabilities `p`, (R, C), rounded to the format `stored` of the contract unless this format is None.
-
-        A kernel for the gradient need not store `p`. But if autograd differentiates the gradient, autograd stores `p`.
-        """
-        return self.contract.keep(self._probs)
+        """The probabilities `p`, (R, C), rounded to the contract's format `stored` if there is one."""
+        return self.contract.keep(self._probs)  # autograd stores p when it differentiates the gradient
 
     @cached_property
     def _mean(self) -> Computed:
         """The mean of the direction `u`, weighted by the probabilities, `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
-        `e_c = exp(x_c - max x)`. The error is the larger error of the sum and the quotient. If the contract stores no
-        intermediate in a narrower format, the sum has all roundings of the quotient, so the error of the sum suffices.
-        Otherwise the quotient may have the larger error, since the implementation also stores `x_c - max x` and the
-        exponentials.
+        `e_c = exp(x_c - max x)`. The error is the larger error of the sum and the quotient.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
-        if c.stored is None:
+        if c.stored is None:  # the sum has all roundings of the quotient
             return mean
         x = Computed.exactly(t.logits, c.storage)
         shifted = c.keep(
@@ -86,15 +77,12 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def tangent(self) -> Array:
-        """The bound of each row's tangent, (R,), for reduction "none"; otherwise the bound of the reduced tangent, ().
+        """The bound of each row's tangent, (R,), for reduction "none"; otherwise of each call's tangent, () or (B,).
 
-        Stacked calls have one bound for each reduced tangent, (B,).
-
-        An implementation may compute the tangent in three ways. The bound is the largest bound of the three:
+        The bound is the largest bound of three computations:
 
         * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
-        * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately. The second backward pass does this for the
-          derivative with respect to the upstream gradient.
+        * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately, as the second backward pass does.
         * Multiply the gradient by the direction and sum over the classes. Only a kernel may do this.
         """
         c = self.contract
@@ -105,10 +93,7 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _two_sums(self) -> tuple[Computed, Array]:
-        """Return each row's tangent, `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sum of its terms' magnitudes.
-
-        Both results are (R,).
-        """
+        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, and the sum of its terms' magnitudes, both (R,)."""
         c = self.contract
         total = c.keep(self._total(self._coefficients))
         products = c.keep(self._coefficients.times(self._along, c.compute))
@@ -116,10 +101,7 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _gradient_times_direction(self) -> tuple[Computed, Array]:
-        """Return each row's tangent, `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sum of its terms' magnitudes.
-
-        Both results are (R,).
-        """
+        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, and the sum of its terms' magnitudes, both (R,)."""
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
         gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
@@ -130,13 +112,11 @@ class DerivativeBounds(Bounds):
     def second(self) -> Array:
         """The bound of each element of the derivative of the gradient along the direction, (R, C).
 
-        An implementation may compute this derivative in three ways. In each way, the implementation may multiply
-        the factors in any order. The bound is the largest bound of the three:
+        The bound is the largest bound of three computations, with `s = g/D Σ_k w_k q_k` and the factors in any order:
 
-        * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
-        * Compute the same first product. Replace the second product by the sum of the first products over the classes,
-          multiplied by `p_c`. The gradient of log-softmax does this.
-        * Compute `u_c - mean` first, and multiply this difference by `p_c` and `g/D Σ_k w_k q_k`.
+        * Multiply `p_c u_c` and `p_c · mean` by `s`, and subtract the second product from the first.
+        * Replace the second product by `p_c` times the sum of the first products over the classes, as log-softmax does.
+        * Compute `u_c - mean` first, and multiply this difference by `p_c` and `s`.
 
         With smoothing, the bound also covers a backward pass that computes two parts: see :meth:`_parts_error`.
         """
@@ -166,9 +146,9 @@ class DerivativeBounds(Bounds):
         The result is (R, 1). With smoothing, the backward pass may compute the part of the target and the uniform part
         (`intermediates.parts`) separately, and add the two parts last. The addition is one more rounding.
 
-        The products and differences of each part have five roundings. The error of `second` already has these
-        roundings, for the magnitude of the sum of both parts. If the parts cancel, the sum of their magnitudes exceeds
-        the magnitude of their sum. So this method adds five roundings of the excess.
+        Each part has five roundings. The error of `second` has these roundings for the magnitude of the sum of both
+        parts. If the parts cancel, the sum of their magnitudes is larger. So this method adds five roundings of the
+        excess.
 
         Args:
             scale: The magnitude of `g/D`, (R, 1).
@@ -188,7 +168,7 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return a product as the implementation stores it. The error covers underflows in every order of the factors.
+        """Return a product as stored, with the error of underflows and overflows in every order of the factors.
 
         The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
         """
@@ -200,16 +180,15 @@ class DerivativeBounds(Bounds):
     def upstream_gradient(self) -> Array:
         """The bound of the derivative of `Σ gradient · direction` with respect to the upstream gradient.
 
-        A second backward pass computes this derivative. The derivative is equal to the tangent and has the same bound.
+        This derivative is equal to the tangent.
         """
         return self.tangent
 
     def vacuous_results(self, name: str) -> list[Array]:
-        """Return a list with one wrong derivative: the derivative as if the log-sum-exp of each row were constant.
+        """Return a list with one wrong derivative, whose formula lacks the terms with `mean`.
 
-        The wrong derivative has no terms with `mean`. If the wrong derivative is within the bounds, passing a
-        comparison does not show that an implementation is right. The wrong derivative is (R, C) if `name` is "second".
-        For "tangent" and "upstream_gradient", the wrong derivative is (R, 1), or (1, 1) with a reduction.
+        If the wrong derivative is within the bounds, passing a comparison shows nothing. `name` is a property of this
+        class. The wrong derivative is (R, C) for "second"; otherwise (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value
