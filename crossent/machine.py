@@ -203,8 +203,7 @@ def can_fork() -> bool:
 def cpu_capability() -> str:
     """Return the vector instructions that torch uses on this processor, such as "AVX2", or "unknown".
 
-    Other instructions give other bits. torch chooses the instructions; the variable ATEN_CPU_CAPABILITY overrides the
-    choice.
+    The bits of a result depend on these instructions. The variable ATEN_CPU_CAPABILITY overrides torch's choice.
     """
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     if says is not None:

@@ -24,10 +24,7 @@ from crossent.numerics.formats import FLOAT32, Array, Format, where_any
 class CallBounds:
     """The error bounds of the intermediates of one call, or of several calls of one structure, under one contract.
 
-    Args:
-        terms: The arguments of the call or of the stacked calls.
-        contract: The promises of the implementation about its arithmetic.
-        like: Bounds of the same call, which lend their intermediates. Their contract may differ only in `row_order`.
+    `like` has bounds of the same call, and lends its intermediates. Its contract may differ only in `row_order`.
     """
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
@@ -146,15 +143,15 @@ class CallBounds:
         If the factors below one come last, a partial product may overflow although the product does not. The error is
         then infinite. This holds for products that are 0 too, since 0 times infinity is NaN.
 
-        The error of an underflow is absolute: :attr:`Format.largest_underflow_error`, multiplied by the remaining
-        factors, in the worst order the largest. After the first multiplication, all factors but two remain. `product`
-        already has the error of the last multiplication, so the method adds the error of every earlier multiplication.
+        An underflow has the error :attr:`Format.largest_underflow_error` times the remaining factors, in the worst
+        order the largest. After the first multiplication, all factors but two remain. `product` already has the error
+        of the last multiplication, so the method adds the error of every earlier multiplication.
 
         A partial product does not underflow if the whole product is above twice the smallest normal number times the
         remaining factors. The size of a sum of two products says nothing about the two, so both may underflow.
 
         Args:
-            product: The product or, with smoothing, the sum of two products, (R, C), with its relative rounding errors.
+            product: One product or, with smoothing, the sum of two products, (R, C), with the relative rounding errors.
             factors: The magnitudes of the factors, which broadcast to (R, C).
             products: The number of products in `product`, 1 or 2.
         """
@@ -201,7 +198,7 @@ class CallBounds:
         return sum_of_calls(self.terms, rows, format, self.contract.row_order, sizes)
 
     def _of_rows(self, calls: Computed) -> Computed:
-        """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""
+        """Repeat each call's number for the rows of the call: (B,) becomes (R,)."""
         return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
     def _of_target(self, numbers: Computed) -> Computed:

@@ -1,8 +1,6 @@
 """Contracts: the promises of an implementation about its arithmetic.
 
-A contract has the formats of the computation, the largest errors of exp, log and division, and the allowed orders of
-the sum over rows. :mod:`crossent.numerics.bounds.loss` and :mod:`crossent.numerics.bounds.derivatives` turn a contract
-into error bounds.
+:mod:`crossent.numerics.bounds.loss` and :mod:`crossent.numerics.bounds.derivatives` turn a contract into error bounds.
 """
 
 from __future__ import annotations
@@ -75,22 +73,19 @@ class Contract:
     """The promises of an implementation about its arithmetic.
 
     Attributes:
-        grade: The grade of a subject that keeps this contract.
-        storage: The format of the results, to which the implementation rounds a result once.
+        storage: The format of the results, to which the implementation rounds once.
         compute: The format in which the implementation computes.
-        functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation may also round intermediates, or None. This format has the
-            precision of float16 or bfloat16, and the largest number of float32, so that counts and sums do not
-            overflow.
+        stored: The format to which the implementation may also round intermediates, or None. The format has the
+            precision of float16 or bfloat16, but the range of float32, so that counts and sums do not overflow.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
-        fused: Whether the implementation is a kernel, which computes the gradient without autograd. A kernel may sum in
-            blocks, each with its own maximum. A kernel may subtract the log-sum-exp of a row, `max + log Σ`, from the
-            logits. The error may then grow with the spread of the row (its largest minus its smallest logit). A kernel
-            may multiply the factors of the gradient in any order, and by a reciprocal where torch divides.
+        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
+            may subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the
+            spread of the row (its largest minus its smallest logit). A kernel may multiply the factors of the gradient
+            in any order, and by a reciprocal where torch divides.
         offset: Whether the error of a kernel may also grow with a common offset of all logits of a row.
         keeps_logsumexp: Whether the implementation may also round the log-sum-exp of a row to `stored`.
-        keeps_probs: Whether the implementation may, for the gradient, also round two intermediates to `stored`: the
-            probabilities `p`, and `p` minus the target.
+        keeps_probs: Whether the implementation may, for the gradient, also round the probabilities `p`, and `p` minus
+            the target, to `stored`.
         of_probability: Whether the implementation may take the logarithm of a computed probability.
         in_target_format: Whether the implementation may smooth float32 class probabilities in float32, even with
             float64 logits.
@@ -133,10 +128,10 @@ class Contract:
     def when_compiled(self) -> Contract:
         """The contract of the code that torch.compile generates for a CPU from an implementation with this contract.
 
-        Such code adds up the rows in any order, in float32, or in float64 for float64 logits. This contract is enough
-        if `stored` is a format. Over at most 2^17 rows, the error of a sum of numbers `t` in float32 is at most
-        `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the additions of each number to `d`, its error bound is
-        at least `d · 2^-11 Σ|t|`, as in half precision. Here `d` is at least 16 for 16 rows or more (see
+        Such code adds up the rows in any order, in float32 or, for float64 logits, in float64. If `stored` is a format,
+        this contract already covers every order. Over at most 2^17 rows, the error of a sum of numbers `t` in float32
+        is at most `2^17 · 2^-24 Σ|t| = 2^-7 Σ|t|`. If this contract limits the additions of each number to `d`, its
+        error bound is at least `d · 2^-11 Σ|t|`, as in half precision. Here `d` is at least 16 for 16 rows or more (see
         `_cascade_depth`). For fewer than 16 rows, `d = 1` is enough.
         """
         return self.in_any_order if self.stored is None else self
@@ -171,39 +166,34 @@ def contract(
 ) -> Contract:
     """Return the contract of a kind of implementation, such as "kernel", for one dtype of logits, at grade A or B.
 
-    Grade A: the implementation computes in float32, or in float64 for float64 logits. It sums over classes in any
-    order, and rounds once to the dtype of the result. A computation in a wider format keeps this contract too.
+    Grade A: the implementation computes in float32, or in float64 for float64 logits. The implementation sums over
+    classes in any order, and rounds once to the dtype of the result. A wider computation keeps this contract too.
 
     Grade B: the implementation may also round intermediates to the precision of the logits' dtype.
 
-    Ranks. An all-reduce over ranks is a sum in blocks, in some order. "kernel", "fast_kernel" and "logsumexp" allow any
-    order and any blocks, so they cover an implementation on several ranks.
+    Ranks. An all-reduce over ranks is a sum in blocks, in some order. "kernel", "fast_kernel" and "logsumexp" allow
+    such sums.
 
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, ⌈log2 rows⌉ // 8)`, then
     blocks of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class
     probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on
-    a CPU, "torch" limits how many additions a term goes through: to the larger number of these two orders. In half
-    precision at grade B on a CPU, "eager", "blocked", "torch" and "stepwise" have the limit of the eight levels. An
-    ignored row at the end of a block makes the block longer. The check of the loss may then fail, although torch made
-    no mistake. All other contracts allow any order. For example, on CUDA, torch adds blocks of rows in the order in
-    which the blocks end.
+    a CPU, "torch" limits the additions of each term: to the larger number of these two orders. In half precision at
+    grade B on a CPU, "eager", "blocked", "torch" and "stepwise" have the limit of the eight levels. An ignored row at
+    the end of a block makes the block longer. The check of the loss may then fail, although torch made no mistake. All
+    other contracts allow any order: on CUDA, for example, torch adds blocks of rows in the order in which the blocks
+    end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The sum has a rounding error
     of about `u |max|`, for the unit roundoff `u`. If all logits of a row have a large common offset, this error can
     exceed the loss. At grade A, `|max|` counts only up to the spread of the row (its largest minus its smallest logit).
     At grade B, and for "logsumexp" at both grades, the contract allows the full error: rounding the logits once has an
-    error of the same size. For "logsumexp" at grade B, the implementation may also round `max + log Σ` to the precision
-    of the logits, as `torch.logsumexp` does.
+    error of the same size. For "logsumexp" at grade B, the sum may also be rounded to the precision of the logits, as
+    `torch.logsumexp` does.
 
-    Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot` and the factor
-    `scale`, as separate torch operations. Each operation rounds to the dtype of the logits. So for "stepwise" at grade
-    B, the implementation may round the probability and the difference too.
+    Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch
+    operations. Each operation rounds to the dtype of the logits. "stepwise" allows these roundings at grade B.
 
     Args:
-        promise: The kind of implementation.
-        grade: "A" or "B".
-        dtype: The dtype of the logits.
-        device: The device, such as "cpu" or "cuda:0".
         rows: The number of rows, on which torch's order of summation depends.
         flushes: Whether the implementation may flush subnormal numbers to 0.
     """

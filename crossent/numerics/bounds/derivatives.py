@@ -31,10 +31,7 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of the derivatives along a direction. A bound is infinite where the contract promises nothing.
 
-    Args:
-        terms: The arguments of one call, or of several calls of one structure.
-        contract: The promises of the implementation about its arithmetic.
-        direction: The direction `u` of the logits, (R, C). `contract.storage` must represent its numbers exactly.
+    `direction` has the shape of the logits, (R, C). `contract.storage` must represent its numbers exactly.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -59,8 +56,8 @@ class DerivativeBounds(Bounds):
     def _mean(self) -> Computed:
         """The mean of the direction `u`, weighted by the probabilities, `Σ_c p_c u_c`, (R,).
 
-        An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
-        `e_c = exp(x_c - max x)`. The error is the larger error of the sum and the quotient.
+        An implementation may also divide `Σ_c e_c u_c` by `Σ_c e_c`, with `e_c = exp(x_c - max x)`. The larger error of
+        both computations counts.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -83,7 +80,7 @@ class DerivativeBounds(Bounds):
 
         * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
         * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately, as the second backward pass does.
-        * Multiply the gradient by the direction and sum over the classes. Only a kernel may do this.
+        * In a kernel: multiply the gradient by the direction, and sum over the classes.
         """
         c = self.contract
         with np.errstate(all="ignore"):
@@ -116,7 +113,7 @@ class DerivativeBounds(Bounds):
 
         * Multiply `p_c u_c` and `p_c · mean` by `s`, and subtract the second product from the first.
         * Replace the second product by `p_c` times the sum of the first products over the classes, as log-softmax does.
-        * Compute `u_c - mean` first, and multiply this difference by `p_c` and `s`.
+        * Multiply `u_c - mean` by `p_c` and `s`.
 
         With smoothing, the bound also covers a backward pass that computes two parts: see :meth:`_parts_error`.
         """
@@ -143,16 +140,14 @@ class DerivativeBounds(Bounds):
     def _parts_error(self, scale: Array, factor: Array) -> Array:
         """Return the additional error of `second` for a computation in two parts, divided by `p_c (|u_c| + |mean|)`.
 
-        The result is (R, 1). With smoothing, the backward pass may compute the part of the target and the uniform part
-        (`intermediates.parts`) separately, and add the two parts last. The addition is one more rounding.
+        With smoothing, the backward pass may compute the part of the target and the uniform part
+        (`intermediates.parts`) separately, and add them last. The addition is one more rounding.
 
         Each part has five roundings. The error of `second` has these roundings for the magnitude of the sum of both
         parts. If the parts cancel, the sum of their magnitudes is larger. So this method adds five roundings of the
         excess.
 
-        Args:
-            scale: The magnitude of `g/D`, (R, 1).
-            factor: The magnitude of `g/D Σ_k w_k q_k`, (R, 1).
+        `scale` is the magnitude of `g/D`, and `factor` is the magnitude of `g/D Σ_k w_k q_k`, both (R, 1).
         """
         t = self.terms
         if t.probabilities is not None:
@@ -178,17 +173,14 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative of `Σ gradient · direction` with respect to the upstream gradient.
-
-        This derivative is equal to the tangent.
-        """
+        """The bound of the derivative with respect to the upstream gradient, which is equal to the tangent."""
         return self.tangent
 
     def vacuous_results(self, name: str) -> list[Array]:
         """Return a list with one wrong derivative, whose formula lacks the terms with `mean`.
 
-        If the wrong derivative is within the bounds, passing a comparison shows nothing. `name` is a property of this
-        class. The wrong derivative is (R, C) for "second"; otherwise (R, 1), or (1, 1) with a reduction.
+        If the bounds allow the wrong derivative, passing a comparison does not show that an implementation is right.
+        The result is (R, C) if `name` is "second"; otherwise (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

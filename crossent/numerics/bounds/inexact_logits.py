@@ -1,39 +1,36 @@
-r"""The softmax of logits that have an error because an implementation computes them, and the softmax's error bound.
+"""The softmax, with its error bound, of logits that an implementation computes itself.
 
 An implementation of a linear cross-entropy computes logits `z'` with `|z' - z| ≤ e`, where `z` are the exact logits.
-Then the implementation computes the cross-entropy of z'. So the error of `log p_c` has two parts. This module bounds
-each part, and adds the two bounds:
+Then the implementation computes the cross-entropy of z'. So the error of `log p_c` has two parts:
 
     computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
 
-The second part is the change of the exact `log p_c` from z to z': its magnitude is at most :func:`largest_move`.
+The magnitude of the second part is at most :func:`largest_move`.
 
 The first part is the rounding error for the logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the
 error grows with the magnitudes of the numbers. So this module applies the rules to magnitudes that are at least as
-large as for any z' with `|z' - z| ≤ e`. The module treats no logit as exact, because the rules leave out some rounding
-errors of exact numbers. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
-`E = max_c e_c`. Then, for every such z':
+large as for any z' with `|z' - z| ≤ e`. No logit counts as exact, because the rules leave out some rounding errors of
+exact numbers. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and `E = max_c e_c`. Then,
+for every such z':
 
 * `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
 * `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. Since `p_c(z') ≤ 1` too, the sum of
   the exponentials uses the smaller of w_c and 1.
-* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the class c with the largest z', `log s' = -log p_c(z')`, and
-  no class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
-  the largest exact logit.
+* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the class with the largest z', and so the largest
+  probability, `log s' = -log p_c(z')`. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
+  the largest z.
 * Divide the sum by s'. The terms become `p_c(z')`, and the error of the sum becomes relative. The error bound of a sum
-  is the sum of the errors of the terms, plus a multiple of `Ω(t)` (:meth:`Computed.sum`). Here t are the sorted
-  magnitudes of the terms. The sum of the errors and `Ω(t)` grow with every term. The bound of `Computed.sum` for big
-  and small terms holds for any choice of the big terms, and grows with every term too. So the bound for the terms w_c
-  holds.
+  is the sum of the errors of the terms, plus a multiple of `Ω(t)` for their sorted magnitudes t (:meth:`Computed.sum`).
+  Both grow with every term. The bound for big and small terms holds for any choice of the big terms, and grows with
+  every term too. So the bound for the terms w_c holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
   With the terms t in descending order, the j-th term is scaled at most j-1 times. So the scalings add an error of at
   most `Σ t_j f(j - 1)`, where f(k) is the relative error of k scalings. Since f increases, this sum is the least of the
   sums over all orders of the terms (rearrangement inequality). Each of these sums grows with every term, so the least
-  sum grows too. This holds although the terms w_c may have another order than the `p_c(z')`. So the bound for the terms
-  w_c holds here too. ∎
+  sum grows too. So the bound for the terms w_c holds, although the `p_c(z')` may have another order. ∎
 
-In all functions, the parameter `t` has the arguments of a call, and the parameter `c` is a contract. In shapes, R is
-the number of rows and C of classes.
+In all functions, `t` has the arguments of a call, and `c` is a contract. In shapes, R is the number of rows and C of
+classes.
 """
 
 from __future__ import annotations
@@ -59,10 +56,9 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
-    The move is small if `p_c` is near one. If `c.recomputes` is True, an implementation may compute a logit again, for
-    the gradient or for the true class, with another order of additions. The two computed logits need not be equal. The
-    logit in `log p_c` then moves by at most e_c, and `log Σ exp(z_i)` by at most `log1p(Σ p_i expm1(e_i))`. The largest
-    move is the sum of both.
+    If `c.recomputes` is True, the logit of `log p_c` and the same logit in `log Σ exp(z_i)` may have different errors.
+    The logit then moves by at most e_c, and the logarithm by at most `log1p(Σ p_i expm1(e_i))`. The largest move is the
+    sum of both.
     """
     assert t.logits_error is not None
     log_p = _log_probs(t)
@@ -83,13 +79,11 @@ def largest_move(t: Terms, c: Contract) -> Array:
 
 
 def _with_far_moves(moves: Array, log_p: Array, e: Array, recomputes: bool) -> Array:
-    """Return `moves`, the result of :func:`largest_move`, (R, C), computed anew in each row with an error above 300.
+    """Return `moves`, the result of :func:`largest_move`, computed anew in each row with an error above 300.
 
-    In such a row, `exp(e_i + e_c)` may overflow, or a p_i that underflows to 0 may become large. So this function adds
-    up logarithms: `log(p_c + exp(e_c) Σ_{i≠c} exp(log p_i + e_i))`. `log_p` and the errors `e` are (R, C).
-    `recomputes` is the field of the contract.
+    The computation adds up logarithms: `log(p_c + exp(e_c) Σ_{i≠c} exp(log p_i + e_i))`.
     """
-    far = e.max(1) > 300
+    far = e.max(1) > 300  # `exp(e_i + e_c)` may overflow, and a p_i that underflows may become large
     if not far.any():
         return moves
     log_p, e = log_p[far], e[far]
@@ -111,9 +105,8 @@ def _log_probs(t: Terms) -> Array:
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
 
-    The errors of `log p` and of `p` include the effect of the errors of the logits. The log-sum-exp differs: its
-    `error` is the rounding error alone. Its `value` is the largest magnitude of the log-sum-exp that :func:`softmax`
-    returns for any logits z' with `|z' - z| ≤ e`.
+    The errors of `log p` and of `p` include the effect of the errors of the logits. The `error` of the log-sum-exp is
+    the rounding error alone. Its `value` is the largest magnitude for any logits z' with `|z' - z| ≤ e`.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal
@@ -156,14 +149,9 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
 
 
 def _exp_error(size: Array, error: Array, c: Contract) -> Array:
-    """Return the relative error of a computed `exp(x)`, by the rules of :meth:`Computed.exp`, without an underflow.
+    """Return the relative error of a computed `exp(x)` without underflow, by the rules of :meth:`Computed.exp`.
 
-    The caller adds the error of an underflow.
-
-    Args:
-        size: The largest magnitude of each argument `x`.
-        error: The error of each argument.
-        c: The contract.
+    `size` is the largest magnitude of each argument `x`, and `error` is the error of each argument.
     """
     u = c.compute.unit_roundoff
     argument_error = error + c.functions.exp_per_unit * u * (size + error)
@@ -174,7 +162,7 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
     Args:
-        w: The largest possible probability of each class, (R, C). A probability is an exponential divided by the sum.
+        w: The largest possible probability of each class, (R, C).
         relative: The relative error of each exponential, (R, C).
         lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
         c: The contract.
@@ -190,11 +178,11 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
     """Return the error of `Σ v_c · logsumexp - Σ v_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    A kernel that does not subtract the maximum from the logits may compute the loss by this formula. Here `v_c` are the
-    coefficients: class weight times smoothed target. The error is for shifted rows: a common shift of the logits
-    of a row makes their maximum equal to `intermediates.offset`. The function replaces all numbers by their magnitudes,
-    and adds the two sums instead of subtracting. So every rounding error is at least as large as for the computed
-    logits. The errors of the logits change the exact result by at most `Σ |v_c| M_c`, where `M_c` is
+    A kernel may compute the loss by this formula, with the coefficients `v_c` (class weight times smoothed target). The
+    error is for shifted logits, whose maximum is `intermediates.offset`.
+
+    All numbers are magnitudes, and the two sums are added. So every rounding error is at least as large as for the
+    computed logits. The errors of the logits change the exact result by at most `Σ |v_c| M_c`, where `M_c` is
     :func:`largest_move`. `logsumexp` is the third result of :func:`softmax_of_inexact`.
     """
     assert t.logits_error is not None

@@ -1,13 +1,8 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
-The intermediates are the softmax, its logarithm, the log-sum-exp, the coefficients `w_c q_c`, and the denominator of a
-mean. For a class c, `w_c` is the class weight and `q_c` is the smoothed target. This module computes each intermediate
-with the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of
-the derivatives along a direction use the intermediates.
-
-In all functions, `t` has the arguments of a call, and `c` is a contract. In the docstrings, `x` is a row of logits and
-`u` is the unit roundoff of a format. In shapes, R is the number of rows, C the number of classes and B the number of
-calls.
+For a class c, the coefficient is `w_c q_c`, with the class weight `w_c` and the smoothed target `q_c`. In all
+functions, `t` has the arguments of a call, and `c` is a contract. `x` is a row of logits, and `u` is the unit roundoff
+of a format. In shapes, R is the number of rows, C of classes and B of calls.
 """
 
 from __future__ import annotations
@@ -25,13 +20,12 @@ from crossent.numerics.formats import FLOAT32, Array, Format, flushing, where_an
 def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return the log-probabilities `log p`, the probabilities `p`, both (R, C), and the log-sum-exp of each row, (R,).
 
-    Let `m` be the maximum of a row and `s = Σ exp(x - m)`. An implementation may compute `p` as the exponential of
-    `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error
-    of these computations. Contracts with `of_probability` also allow computing `log p` as the logarithm of `p`.
+    Let `m` be the maximum of a row and `s = Σ exp(x - m)`. An implementation may compute `p` as `exp(log p)` or as
+    `exp(x - m) / s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error of these computations.
 
-    A kernel may round the log-sum-exp, `m + log s`, and subtract the rounded number from the logits. This rounding adds
-    an error of `u |m + log s|`. A common offset of all logits should not enlarge the bound of this error. So the bound
-    has the number `o` of :func:`offset` in place of `m`, and the returned log-sum-exp is `o + log s`.
+    A kernel may subtract the rounded log-sum-exp, `m + log s`, from the logits. This rounding adds an error of
+    `u |m + log s|`. A common offset of all logits should not enlarge the bound of this error. So the bound has the
+    number `o` of :func:`offset` in place of `m`, and the returned log-sum-exp is `o + log s`.
     """
     f = c.functions
     x = Computed.exactly(t.logits, c.storage)
@@ -65,12 +59,7 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
     """Return `log p`, (R, C), for an implementation that computes the logarithm of a computed probability `p`, (R, C).
 
     If `e` is the error of `p`, the error of `log p` is `-log(1 - e/p)`, plus the error of the logarithm function. The
-    contract forbids the logarithm of a `p` near underflow, so the error of such a `p` does not count.
-
-    Args:
-        probs: The computed probabilities.
-        log_probs: Computed numbers whose values are the exact `log p`. Their errors are not used.
-        c: The contract.
+    values of `log_probs` are the exact `log p`.
     """
     u = c.compute.unit_roundoff
     ratio = where_any(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
@@ -82,15 +71,14 @@ def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
 def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     """Return the exponentials, (R, C), with the errors that they have if a kernel sums them in blocks of classes.
 
-    `shifted` has the arguments of the exponentials, the logits minus the maximum of their row. A kernel may subtract
+    The arguments of the exponentials are `shifted`, the logits minus the maximum of their row. A kernel may subtract
     the largest logit so far from the logits of a block. If a later block has a larger logit, the kernel scales the sum
-    so far by `exp(before - after)`: `before` and `after` are the largest logits before and after this block. The
-    scaling has one exponential and one product, with the relative error `(2 ulps + 1) u`. Here `ulps` is the error of
-    exp in ulps.
+    so far by `exp(before - after)`, for the old and the new largest logit. The scaling has one exponential and one
+    product, with the relative error `(2 ulps + 1) u`. Here `ulps` is the error of exp in ulps.
 
     A term becomes a product of exponentials, whose arguments add up to `x - max`. The rounding errors of the arguments
-    add up to at most `u |x - max|`. The blocks and their order decide how often a kernel scales a term. The largest
-    logit grows at each scaling, so a kernel scales a term at most once for each different larger logit.
+    add up to at most `u |x - max|`. The largest logit grows at each scaling, so a kernel scales a term at most once for
+    each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = where_any(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
@@ -107,13 +95,11 @@ def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Com
 def offset(logits: Array, c: Contract) -> Array:
     """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
-    By default, this number is the maximum, but its magnitude is at most `max - min`. A logit of -inf does not count for
-    `min`. The limit has the effect of adding a constant to all logits of the row. The constant does not change the
-    cross-entropy.
+    By default, this number is the maximum, but its magnitude is at most `max - min`. The limit has the effect of a
+    constant added to all logits of the row, which does not change the cross-entropy.
 
-    If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision. For
-    example, if every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 in float32, for a small C
-    (pytorch#38839).
+    If `c.offset` is True, this number is the maximum itself. A common offset may then cost precision. For example, if
+    every logit is 1e8, `1e8 + log C` rounds to 1e8 in float32, for a small C (pytorch#38839).
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
@@ -126,8 +112,7 @@ def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
     """Return the two parts of the coefficients: the part of the target and the uniform part, each (R, C).
 
     The part of the target is the class weight times the target before smoothing. The uniform part is the class weight.
-    With the label smoothing `ε`, a coefficient is `1 - ε` times the part of the target, plus `ε/C` times the uniform
-    part.
+    A coefficient is `1 - ε` times the first part, plus `ε/C` times the second, with the label smoothing `ε`.
     """
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
@@ -135,10 +120,7 @@ def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
 
 
 def coefficients(t: Terms, c: Contract) -> Computed:
-    """Return the coefficients `w_c q_c`, (R, C), for the class weights `w` and the smoothed target `q`.
-
-    The implementation rounds each product and each sum, and may multiply the factors in any order.
-    """
+    """Return the coefficients `w_c q_c`, (R, C), for the class weights `w` and the smoothed target `q`."""
     rows, classes = t.logits.shape
     if t.probabilities is not None:
         # An implementation may convert a target of another dtype first.
@@ -158,12 +140,7 @@ def coefficients(t: Terms, c: Contract) -> Computed:
 
 
 def smoothing_format(t: Terms, c: Contract) -> Format:
-    """Return the format in which an implementation smooths the target: `c.compute`, with one exception.
-
-    If `c.in_target_format` is True, an implementation may smooth float32 class probabilities in float32, also with
-    float64 logits, as torch does. Probabilities in half precision need no rule: their logits are in half precision too,
-    and :meth:`Contract.keep` rounds intermediates at grade B.
-    """
+    """Return the format in which an implementation smooths the target, usually `c.compute`."""
     if not c.in_target_format or t.target_format is not FLOAT32 or c.compute.precision == FLOAT32.precision:
         return c.compute
     return flushing(FLOAT32) if c.compute.flushes else FLOAT32
@@ -172,8 +149,7 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
 def unsmoothed_share(t: Terms, c: Contract) -> Computed:
     """Return `1 - ε`, for the label smoothing `ε`, with its error bound.
 
-    A kernel rounds `ε` to the format of the computation. The rounding error, `u ε`, is also an error of `1 - ε`. If `ε`
-    is near one, `u ε` is much larger than a rounding error of `1 - ε`.
+    A kernel rounds `ε` first. The rounding error, `u ε`, is much larger than `u (1 - ε)` if `ε` is near one.
     """
     narrow = smoothing_format(t, c)
     share = constant(1 - t.label_smoothing, narrow, c)
@@ -187,9 +163,8 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that an implementation computes from an option, such as `ε/C`, with its error bound.
 
-    `value` is the exact number. The error covers two roundings to `format`, each of at most `u |value|`: for `ε/C`, the
-    roundings of `ε` and of the quotient. If the contract `c` stores intermediates in a format, the error also covers
-    the rounding to this format. For `1 - ε`, the rounding of `ε` may be larger: see :func:`unsmoothed_share`.
+    `value` is the exact number. The error covers two roundings, each of at most `u |value|`: for `ε/C`, the roundings
+    of `ε` and of the quotient. For `1 - ε`, the rounding of `ε` may be larger: see :func:`unsmoothed_share`.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
@@ -197,9 +172,8 @@ def constant(value: Array | float, format: Format, c: Contract) -> Computed:
 def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
-    The denominator is the number of kept rows. With both class indices and class weights, the denominator is the sum of
-    the class weights of the kept rows' true classes. The contract allows the same orders for this sum as for the sum of
-    the losses.
+    The denominator is the number of kept rows. With class indices and class weights, the denominator is the sum of the
+    weights of the kept rows' true classes.
     """
     if t.reduction != "mean":
         return None
@@ -211,9 +185,9 @@ def denominator(t: Terms, c: Contract) -> Computed | None:
 
 
 def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: Array | None = None) -> Computed:
-    """Return, for each call, the sum of the numbers of its rows: (R,) becomes (B,).
+    """Return the sum over each call's rows: (R,) becomes (B,).
 
-    `format`, `order` and `sizes` are the arguments of :meth:`Computed.sum`; `sizes` is (R,).
+    The other arguments are those of :meth:`Computed.sum`.
     """
     parts = zip(t.lines(rows.value), t.lines(rows.error), strict=True)
     of = [None] * len(t.lines(rows.value)) if sizes is None else t.lines(sizes)
@@ -225,7 +199,7 @@ def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: 
 
 
 def wider(a: Computed, b: Computed) -> Computed:
-    """Return `a` with the larger error of `a` and `b`, the results of two allowed computations of the same number."""
+    """Return `a` with the larger error of `a` and `b`, which are two allowed computations of the same number."""
     return Computed(a.value, np.maximum(a.error, b.error), a.format)
 
 
