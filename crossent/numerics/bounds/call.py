@@ -108,7 +108,7 @@ class CallBounds:
     def part(self, rows: slice, contract: Contract) -> Self:
         """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
 
-        Read only bounds that belong to one row: the gradients, and the loss for reduction "none".
+        Only the bounds of single rows are right: the gradients, and the loss for reduction "none".
         """
         some = type(self)(self.terms.part(rows), contract)
         log_probs, probs, logsumexp = self._softmax
@@ -125,7 +125,7 @@ class CallBounds:
 
     def _total(self, numbers: Computed) -> Computed:
         """Return the sum of each row's numbers over the classes: (R, C) becomes (R,)."""
-        # Otherwise, only the true class has a coefficient.
+        # Unless `_dense`, only the true class has a coefficient.
         return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
     def _scale_factors(self) -> list[Array]:
@@ -162,7 +162,7 @@ class CallBounds:
             partial = np.ones((1, 1))
             for factor in factors:
                 partial = partial * np.maximum(factor, 1.0)
-            # Without `_dense`, zeros are not products.
+            # Without `_dense`, the zeros of the other classes are not products.
             product = product.unless(narrow.overflows(partial) & (self._dense | (product.largest > 0)))
         # Larger than every limit in the loop below: few calls have so small a product, so most calls return here.
         threshold = narrow.smallest_normal * 2.0**3 * np.prod(largest)

@@ -76,7 +76,7 @@ class Contract:
         storage: The format of the results, to which the implementation rounds once.
         compute: The format in which the implementation computes.
         stored: The format to which the implementation may also round intermediates, or None. The format has the
-            precision of float16 or bfloat16, but the range of float32, so that counts and sums do not overflow.
+            precision of float16 or bfloat16, but the largest number of float32: counts and sums overflow later.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
             may subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the
@@ -177,7 +177,7 @@ def contract(
     Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, ⌈log2 rows⌉ // 8)`, then
     blocks of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class
     probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on
-    a CPU, "torch" limits the additions of each term: to the larger number of these two orders. In half precision at
+    a CPU, "torch" limits the additions of each term to the larger number of these two orders. In half precision at
     grade B on a CPU, "eager", "blocked", "torch" and "stepwise" have the limit of the eight levels. An ignored row at
     the end of a block makes the block longer. The check of the loss may then fail, although torch made no mistake. All
     other contracts allow any order: on CUDA, for example, torch adds blocks of rows in the order in which the blocks
@@ -193,9 +193,7 @@ def contract(
     Steps. A backward pass may compute `(exp(log p) - hot) * scale`, with the one-hot target `hot`, as separate torch
     operations. Each operation rounds to the dtype of the logits. "stepwise" allows these roundings at grade B.
 
-    Args:
-        rows: The number of rows, on which torch's order of summation depends.
-        flushes: Whether the implementation may flush subnormal numbers to 0.
+    With `flushes`, the implementation may flush subnormal numbers to 0.
     """
     storage = flushing(FORMATS[dtype]) if flushes else FORMATS[dtype]
     fused = promise in ("kernel", "fast_kernel", "logsumexp")

@@ -7,9 +7,9 @@ direction `u` of the logits:
     tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced like the loss
     second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
 
-Here `p` is the softmax of a row `x` of logits, `w` are the class weights, `q` is the smoothed target, and `g` is the
-upstream gradient. `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of rows,
-C of classes and B of calls.
+Here `p` is the softmax of a row `x` of logits. `w` are the class weights, and `q` is the smoothed target. `g` is the
+upstream gradient, and `D` is the denominator of a mean, or 1 for the other reductions. In shapes, R is the number of
+rows, C of classes and B of calls.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class DerivativeBounds(Bounds):
         """Return a list with one wrong derivative, whose formula lacks the terms with `mean`.
 
         If the bounds allow the wrong derivative, passing a comparison does not show that an implementation is right.
-        The result is (R, C) if `name` is "second"; otherwise (R, 1), or (1, 1) with a reduction.
+        For "second", the wrong derivative is (R, C). Otherwise the shape is (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

@@ -20,9 +20,9 @@ for every such z':
   probability, `log s' = -log p_c(z')`. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the class with
   the largest z.
 * Divide the sum by s'. The terms become `p_c(z')`, and the error of the sum becomes relative. The error bound of a sum
-  is the sum of the errors of the terms, plus a multiple of `Ω(t)` for their sorted magnitudes t (:meth:`Computed.sum`).
-  Both grow with every term. The bound for big and small terms holds for any choice of the big terms, and grows with
-  every term too. So the bound for the terms w_c holds.
+  has two parts: the errors of the terms, and a multiple of `Ω(t)` for their sorted magnitudes t (:meth:`Computed.sum`).
+  Both parts grow with every term. The bound for big and small terms holds for any choice of the big terms, and grows
+  with every term too. So the bound for the terms w_c holds.
 * A sum in blocks scales a term at most once for each larger logit that comes later (:func:`exponentials_in_blocks`).
   With the terms t in descending order, the j-th term is scaled at most j-1 times. So the scalings add an error of at
   most `Σ t_j f(j - 1)`, where f(k) is the relative error of k scalings. Since f increases, this sum is the least of the
@@ -161,11 +161,8 @@ def _exp_error(size: Array, error: Array, c: Contract) -> Array:
 def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
-    Args:
-        w: The largest possible probability of each class, (R, C).
-        relative: The relative error of each exponential, (R, C).
-        lost: The additional error of each exponential near underflow, (R, C), relative to the sum.
-        c: The contract.
+    For each class, `w` is the largest possible probability, and `relative` is the relative error of the exponential.
+    `lost` is its additional error near underflow, relative to the sum. All three are (R, C).
     """
     errors = w * relative + lost
     if not c.fused:
