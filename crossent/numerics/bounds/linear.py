@@ -3,53 +3,45 @@ r"""The error bounds of a linear cross-entropy: its loss, and the gradients of i
     z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
-`h` are the hidden states (the input), `W` and `b` are weight and bias of the linear layer, and `z` are the logits. In
-shapes, N is the number of rows, H the length of a hidden state and V the number of classes. `u` is the unit roundoff of
-the format of the computation, and `γ_k = k u/(1 - k u)`.
+`h` are the hidden states (the input), `W` and `b` the weight and bias of the linear layer, and `z` the logits. N is the
+number of rows, H the length of a hidden state, and V the number of classes. `u` is the unit roundoff of the format of
+the computation, and `γ_k = k u/(1 - k u)`.
 
-The bounds follow the computation, step by step:
+The steps of the computation:
 
-1. An implementation adds the n terms of a dot product in any order, with or without fused multiply-adds. Every term
-   goes through at most n - 1 additions and one product. A term with k roundings is multiplied by
-   `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`.
-   If products are exact, `k = n - 1` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
-   A sum in chunks is one of these orders. If a contract limits the blocks of a dot product, k is smaller: see
-   :meth:`LinearContract.roundings`. A fused multiply-add leaves a rounding out.
-2. A logit is a dot product, and the bias is one more term. If a contract allows a narrower format for the logits, an
-   implementation may round to this format twice: the dot product, and the sum of dot product and bias. Let `e` be the
-   error bound of a logit.
-3. The cross-entropy of logits with an error has the bounds of :mod:`crossent.numerics.bounds.inexact_logits`, and then
-   the same formula as for exact logits, :mod:`crossent.numerics.bounds.loss`. The results are the bound of the loss,
-   and the error bound `η` of d.
-4. The three gradients are dot products of d and a factor, for example W. The error of d changes such a dot product by
-   at most `η |W|`. The computed dot product has the error of step 1 too, for terms of at most `(|d| + η) |W|`. An
-   implementation may compute separate dot products for the two terms of d, the softmax and the target. The sum of the
-   magnitudes of both terms then replaces |d|, and one more addition joins the two dot products.
-5. The upstream gradient, divided by the denominator of a mean, is a factor of each gradient. An implementation may
-   multiply by the factor before or after the dot product. Step 3 counts the roundings for each element of d. After the
-   dot product, the roundings are at most as large, since the magnitude of a sum is at most the sum of the magnitudes.
-   But the factor then multiplies the underflow errors of the dot product, and a dot product may overflow without the
-   factor (`_later_factors`). A multiplication after step 6 counts separately (`scales_last`).
-6. An implementation rounds each gradient once to the storage format.
+1. In a dot product of n terms, each term goes through one product and at most n - 1 additions, in any order. A term
+   with k roundings is multiplied by `(1 + δ_1)…(1 + δ_k)`, which differs from 1 by at most `γ_k`. So the error is at
+   most `γ_k Σ |terms|`, with `k = n` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). If
+   products are exact, `k = n - 1`. If a contract limits the blocks, k is smaller: see :meth:`LinearContract.roundings`.
+2. A logit is a dot product, with the bias as one more term. A contract may allow rounding the logits to a narrower
+   format, before and after the addition of the bias. Let `e` be the error bound of a logit.
+3. :mod:`crossent.numerics.bounds.inexact_logits` and :mod:`crossent.numerics.bounds.loss` then bound the error of the
+   loss, and the error `η` of d.
+4. Each gradient is a dot product of d and a factor, for example W. The error of d changes the dot product by at most
+   `η |W|`. The roundings of the dot product add the error of step 1, for terms of at most `(|d| + η) |W|`. If softmax
+   and target have separate dot products, the sum of their magnitudes replaces |d|, and one more addition joins the two
+   dot products.
+5. The upstream gradient, divided by the denominator of a mean, multiplies d (counted in step 3) or the dot product. For
+   the dot product, the roundings are not larger, but the factor then multiplies underflow errors too. The dot product
+   may also overflow without the factor (`_later_factors`). A multiplication after step 6 counts separately
+   (`scales_last`).
+6. Each gradient is rounded once to the storage format.
 
-This module computes the logits in float64, with rounding errors. These logits differ from the exact logits by at most
-`γ_{H+1} (|h| |W|ᵀ + |b|)`, where u is the unit roundoff of float64. Let τ be the largest such error in a row. The
-logits of an implementation differ from the logits here by at most `e + τ`. The exact logits differ from the logits here
-by at most τ. The bounds cover both differences with the error `e + 2 τ` in place of e.
+This module computes the logits in float64, with an error of at most `γ_{H+1} (|h| |W|ᵀ + |b|)`, where u belongs to
+float64. Let τ be the largest such error in a row. The logits of an implementation differ from the logits here by at
+most `e + τ`, and the exact logits by at most τ. The error `e + 2 τ` in place of e covers both differences.
 
-Proof. Let p be the softmax of the logits here, and let e_i be the error bound of logit i. First assume that an
-implementation computes each logit once. The errors of the logits change `log p_c` by at most
-`f(e) = log Σ p_i exp(y_i)`, with `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the
-integral of `2 (1 - q_c)` from 0 to τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f
-grows by at least f(τ), its growth from e = 0. Hence `f(e + 2 τ)` is at least the sum of both changes,
-`f(e + τ) + f(τ)`.
+Proof. Let p be the softmax of the logits here, and e_i the error bound of logit i. First assume that an implementation
+computes each logit once. The errors of the logits change `log p_c` by at most `f(e) = log Σ p_i exp(y_i)`, with
+`y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the integral of `2 (1 - q_c)` from 0 to
+τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f grows by at least f(τ), its growth
+from `e = 0`. Hence `f(e + 2 τ)` is at least the sum of both changes, `f(e + τ) + f(τ)`.
 
-Now assume that an implementation may compute a logit again, for the gradient. The largest change of `log p_c` is then
-`f(e) = e_c + log Σ p_i exp(e_i)`. If each e_i grows by τ, this f grows by exactly 2 τ, and `f(τ) = 2 τ`. So the sum of
-both changes equals `f(e + 2 τ)`.
+Now assume that an implementation may compute a logit again, for the gradient. Then `f(e) = e_c + log Σ p_i exp(e_i)`.
+If each e_i grows by τ, f grows by 2 τ, and `f(τ) = 2 τ`. So the sum of both changes equals `f(e + 2 τ)`.
 
-With the error `e + 2 τ`, the magnitudes in the bounds are at least the magnitudes for the logits of any implementation.
-All other roundings of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
+With `e + 2 τ`, the bounds use magnitudes that are at least as large as for the logits of any implementation. Other
+float64 roundings are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
 """
 
 from __future__ import annotations
@@ -71,16 +63,13 @@ from crossent.numerics.linear_call import LinearCall
 
 @dataclass(frozen=True, eq=False)
 class LinearTerms:
-    """The arguments of a linear cross-entropy as float64 numbers, and numbers that the bounds of all contracts share.
+    """The arguments of a linear cross-entropy in float64, and numbers that all bounds share.
 
     Attributes:
-        input: (N, H), the hidden states.
-        weight: (V, H), the weight of the linear layer.
-        bias: (V,), the bias of the linear layer, or None without a bias.
         products: (N, V), `input @ weight.T`.
-        sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
-        own_error: (N, 1), for each row twice the largest float64 error of its logits: `2 τ` in the module's docstring.
-        rows: The arguments of the cross-entropy of the logits, without the error of the logits (`logits_error`).
+        sizes: (N, V), the sum of the magnitudes of each logit's terms, without the bias.
+        own_error: (N, 1), `2 τ` in the module's docstring: twice the largest float64 error of a row's logits.
+        rows: The arguments of the cross-entropy of the logits. They have no `logits_error`.
     """
 
     input: Array
@@ -93,12 +82,7 @@ class LinearTerms:
 
     @staticmethod
     def of(call: LinearCall, target_format: Format | None = None) -> LinearTerms:
-        """Return the terms of a call: the arguments as float64 numbers, and the numbers that all bounds share.
-
-        Args:
-            call: The arguments.
-            target_format: The format of the class probabilities, or None for class indices.
-        """
+        """Return the terms of a call. `target_format` is the format of class probabilities, None for indices."""
         h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
         bias = None if call.linear_bias is None else call.linear_bias.astype(np.float64)
         products, sizes = h @ w.T, np.abs(h) @ np.abs(w).T
@@ -122,21 +106,7 @@ class LinearTerms:
 
 
 class LinearBounds:
-    """The error bounds of a linear cross-entropy under one contract.
-
-    A bound is infinite where the contract promises nothing.
-
-    Args:
-        terms: The arguments of the call.
-        contract: The contract.
-
-    Example:
-        >>> from crossent.numerics.bounds.linear_contracts import linear_contract
-        >>> call = LinearCall(np.float32([[1, 2]]), np.float32([[1, 0], [0, 1], [-1, -1]]), index=np.array([1]))
-        >>> bounds = LinearBounds(LinearTerms.of(call), linear_contract("kernel", "A", "bfloat16"))
-        >>> f"{bounds.loss:.1e}", bounds.grad_input.shape
-        ('1.2e-03', (1, 2))
-    """
+    """The error bounds of a linear cross-entropy under one contract: infinite where the contract promises nothing."""
 
     def __init__(self, terms: LinearTerms, contract: LinearContract) -> None:
         self.terms, self.contract = terms, contract
@@ -148,7 +118,7 @@ class LinearBounds:
 
     @cached_property
     def grad_input(self) -> Array:
-        """The bound of each element of the gradient of the input, (N, H)."""
+        """The bound of the gradient of the input, (N, H)."""
         w, upstream = self.terms.weight, np.abs(self.terms.rows.upstream)
         with np.errstate(all="ignore"):
             error = self._dot_product_error(len(w)) @ np.abs(w)
@@ -156,7 +126,7 @@ class LinearBounds:
 
     @cached_property
     def grad_weight(self) -> Array:
-        """The bound of each element of the gradient of the weight, (V, H)."""
+        """The bound of the gradient of the weight, (V, H)."""
         h = self.terms.input
         with np.errstate(all="ignore"):
             # BLAS computes the transposed product faster.
@@ -165,7 +135,7 @@ class LinearBounds:
 
     @cached_property
     def grad_bias(self) -> Array:
-        """The bound of each element of the gradient of the bias, (V,), even for a call without a bias."""
+        """The bound of the gradient of the bias, (V,), even for a call without a bias."""
         with np.errstate(all="ignore"):
             value, error = self._gradient.value.sum(0), self._dot_product_error(self._kept_count, products=0).sum(0)
             return self._gradient_bound(value, error, np.ones(1), self._kept_count, self._common_upstream)
@@ -193,22 +163,12 @@ class LinearBounds:
         return computed.error
 
     def _underflow(self, terms: int) -> float:
-        """Return a bound of the error that underflows cause in a dot product with this number of terms.
-
-        For n terms, there are at most 2 n underflows: one for each product and, in a format that flushes, one for each
-        addition.
-        """
+        """Return the largest error that underflows cause in a dot product of `terms` terms."""
+        # each product, and each addition in a format that flushes
         return 2 * terms * self.contract.loss.compute.largest_underflow_error
 
     def _flushed(self, terms: int, *factors: Array) -> float:
-        """Return the largest error that subnormal operands cause in a dot product, if the processor treats them as 0.
-
-        The error is 0 if the contract's storage format does not flush.
-
-        Args:
-            terms: The number of terms.
-            factors: The two arrays that the dot product multiplies.
-        """
+        """Return the largest error of a dot product of `factors` on a processor that treats subnormal operands as 0."""
         storage = self.contract.loss.storage
         if not storage.flushes:
             return 0.0
@@ -219,13 +179,13 @@ class LinearBounds:
 
     @cached_property
     def of_logits(self) -> Bounds:
-        """The bounds of the cross-entropy of the logits, which themselves have the error `logits_error`."""
+        """The bounds of the cross-entropy of the logits, which have the error `logits_error`."""
         terms = replace(self.terms.rows, logits_error=self.logits_error)
         return Bounds(terms, self.contract.loss)
 
     @property
     def _kept_count(self) -> int:
-        """The number of kept rows. Only kept rows add terms to the gradients of weight and bias."""
+        """The number of rows that add terms to the gradients of weight and bias."""
         return int(self.terms.rows.kept.sum())
 
     @cached_property
@@ -246,45 +206,28 @@ class LinearBounds:
 
     @cached_property
     def _magnitudes(self) -> Array:
-        """The largest magnitude of each element of d, (N, V).
-
-        The two terms of d are softmax and target. If an implementation may compute a separate dot product for each
-        term, this property is the sum of the magnitudes of both terms.
-        """
+        """The largest magnitude of each element of d in a dot product, (N, V)."""
         if not self.contract.splits:
             return self._gradient.largest
-        of = self.of_logits
+        of = self.of_logits  # separate dot products for softmax and target
         scale, v = column(of._scale()).largest, of._coefficients.largest
         parts = scale * (of._probs.largest * v.sum(1, keepdims=True) + v)
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
 
     def _dot_product_error(self, terms: int, *, products: int = 1) -> Array:
-        """Return the largest error that each element of d can cause in a dot product if its factor is 1, (N, V).
+        """Return the error that each element of d causes in a dot product with factors of 1, (N, V).
 
-        For any other factor, such as an element of the weight, multiply the error by the magnitude of the factor.
-
-        Args:
-            terms: The number of terms of the dot product.
-            products: 1 if each term is a product, which is rounded; 0 for a sum of elements of d.
+        `products` is 0 for a sum without products.
         """
         c = self.contract
         roundings = c.roundings(terms) + c.splits + products
         return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
 
     def _gradient_bound(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
-        """Return the bound of a gradient, for an implementation that rounds the gradient to the storage format.
+        """Return the bound of a gradient, whose `error` is the error before the rounding to the storage format.
 
-        The gradient is a dot product of d and `factor`. The implementation may multiply by the upstream gradient after
-        the dot product. If the contract has `scales_last`, the implementation may also round the gradient to the
-        storage format before this multiplication.
-
-        Args:
-            value: The exact gradient.
-            error: The error of the gradient before rounding: from the error of d and the roundings of the dot product.
-            factor: The array by which d is multiplied: the weight, the input, or 1 for the gradient of the bias.
-            terms: The number of terms of a dot product.
-            upstream: The magnitude of the upstream gradient that all terms of a dot product share; None if the terms
-                have different upstream gradients.
+        The gradient is a dot product of d and `factor`. `upstream` is the magnitude of the upstream gradient that all
+        terms share, or None.
         """
         c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
         # An error of 0 means that only ignored rows or zeros contribute: the gradient is exactly 0. An error of NaN (d
@@ -304,14 +247,10 @@ class LinearBounds:
         return _inf_for_nan(safe(Computed(value, error, None).rounded(storage).error))
 
     def _later_factors(self, upstream: Array | None) -> tuple[Array, Array]:
-        """Return the least and the largest factor by which an implementation may multiply after the dot product.
-
-        An implementation may multiply by the upstream gradient g, by `1/D` for the denominator D of a mean, by both, or
-        by neither: then the factor is 1. A g of 0 counts as 1. `upstream` is the argument of :meth:`_gradient_bound`.
-        If `upstream` is None, no factor is common to all terms of a dot product, and both results are 1.
-        """
+        """Return the least and the largest factor by which an implementation may multiply after the dot product."""
         if upstream is None:
             return np.ones(1), np.ones(1)
+        # the upstream gradient, 1 / denominator, both or none
         factors = np.where(upstream > 0, upstream, 1.0)
         least, most = np.minimum(factors, 1.0), np.maximum(factors, 1.0)
         divisor = self.of_logits._denominator
@@ -323,19 +262,20 @@ class LinearBounds:
 
     @property
     def _common_upstream(self) -> Array | None:
-        """The magnitude of the upstream gradient that all rows share, (1,), or 1 without rows; None for "none"."""
+        """The magnitude of the upstream gradient that all rows share, (1,), or None for reduction "none"."""
         rows = self.terms.rows
         return None if rows.reduction == "none" else np.abs(rows.upstream[:1]) if len(rows.upstream) else np.ones(1)
 
 
 def _gamma(roundings: int, format: Format) -> float:
-    """Return `γ_k = k u/(1 - k u)`, a bound of the relative error of k roundings; inf if `k u ≥ 1/2`."""
+    """Return `γ_k` for k roundings, or inf if `k u ≥ 1/2`."""
     grown = roundings * format.unit_roundoff
     return grown / (1 - grown) if grown < 0.5 else np.inf
 
 
 def _log_sum(logits: Array) -> Array:
-    """Return `log Σ exp(z - max z)` of each row, without losing digits where the sum is near one."""
+    """Return `log Σ exp(z - max z)` of each row."""
+    # log1p of the sum without its largest term, 1, keeps digits
     every, top = np.arange(len(logits)), logits.argmax(1)
     exponentials = np.exp(logits - logits[every, top][:, None])
     exponentials[every, top] = 0.0
@@ -343,5 +283,5 @@ def _log_sum(logits: Array) -> Array:
 
 
 def _inf_for_nan(bounds: Array) -> Array:
-    """Return the bounds with inf in place of NaN: where a bound cannot be computed, every result passes."""
+    """Replace NaN by inf: without a bound, every result passes."""
     return np.where(np.isnan(bounds), np.inf, bounds)

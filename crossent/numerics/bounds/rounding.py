@@ -1,21 +1,20 @@
 """Running rounding-error analysis: computed numbers, each with a bound on its error.
 
-A :class:`Computed` stands for every computed number within `error` of the exact `value`. An operation on such numbers
-returns a :class:`Computed` that contains the result of every implementation that the rules below allow. So a formula
-that is written with these operations computes its own error bound: the errors add up by the triangle inequality. The
-rules assume no distribution of the errors, and they drop no term of second order.
+A :class:`Computed` stands for every computed number within `error` of the exact `value`. An operation returns a
+:class:`Computed` that contains the result of every implementation that the rules allow. So a formula written with these
+operations computes its own error bound. The rules assume no distribution of the errors, and drop no term of second
+order.
 
-Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
-gradually, the absolute error is instead at most half the smallest subnormal number. (Source: Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd ed., sec. 2.2.) In a format that flushes, an operation may treat a subnormal
-operand as 0, and may return 0 for a subnormal result. The operand or the result then changes by less than the smallest
-normal number. A wider format or a fused multiply-add only leaves roundings out, so the bounds cover both. If a number
-may overflow its format, its error is infinite: the rules promise nothing.
+Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. A result that underflows
+gradually has an absolute error of at most half the smallest subnormal number. (Source: Higham, Accuracy and Stability
+of Numerical Algorithms, 2nd ed., sec. 2.2.) In a format that flushes, a subnormal operand or result may become 0, and
+changes by less than the smallest normal number. A wider format or a fused multiply-add only leaves roundings out. A
+number that may overflow its format has an infinite error.
 
-In the formulas, `a` and `b` are the values of two operands, and `e_a` and `e_b` their errors. `u` is the unit roundoff
-of the format. A single operand has the value `v` and the error `e`. A number is known if its error is 0. An error of
-one ulp (unit in the last place) is at most `2u` times the result. The module computes the errors in float64.
-:func:`safe` widens the final error by more than the roundings of this computation.
+In the formulas, two operands have the values `a` and `b` and the errors `e_a` and `e_b`. A single operand has the value
+`v` and the error `e`. `u` is the unit roundoff of the format. A number is known if its error is 0. One ulp (unit in the
+last place) is at most `2u` times the result. The errors are computed in float64, and :func:`safe` covers the roundings
+of this computation.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from crossent.numerics.formats import FLOAT64, Array, Format, is_power_of_two, w
 
 @dataclass(frozen=True)
 class Order:
-    """The orders in which an implementation may compute a sum.
+    """The orders in which an implementation may compute a sum: binary trees of additions.
 
-    An order is a binary tree of additions. `Order(depth)` allows every tree in which no term goes through more than
-    `depth` additions. `depth=None` allows every tree: any order, any association, any number of accumulators.
+    `Order(depth)` allows every tree in which no term goes through more than `depth` additions. `Order()` allows every
+    tree.
     """
 
     depth: int | None = None
@@ -48,10 +47,7 @@ _LOST = FLOAT64.largest_underflow_error  # bounds the error of a float64 product
 class Computed:
     """Computed numbers: each is any number of `format` within `error` of the exact `value`.
 
-    Attributes:
-        value: The exact values, an array of any shape.
-        error: The error bounds, of the shape of `value`. An infinite error allows any computed number.
-        format: The format of the computed numbers, or None if no format is known.
+    An infinite error allows any computed number. `format` is None if no format is known.
     """
 
     value: Array
@@ -60,18 +56,14 @@ class Computed:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Computed:
-        """Return computed numbers that equal `value`, with the error 0.
-
-        In a format that flushes, a subnormal number may become 0, so its error is its magnitude.
-        """
+        """Return computed numbers that equal `value`."""
         value = np.asarray(value, dtype=np.float64)
         error = np.zeros_like(value)
-        if format is not None and format.flushes:
+        if format is not None and format.flushes:  # a subnormal number may become 0
             error = np.where(np.abs(value) < format.smallest_normal, np.abs(value), 0.0)
         return Computed(value, error, format)
 
     def __getitem__(self, rows: slice) -> Computed:
-        """Return the numbers of the given rows."""
         return Computed(self.value[rows], self.error[rows], self.format)
 
     def __neg__(self) -> Computed:
@@ -79,16 +71,16 @@ class Computed:
 
     @cached_property
     def largest(self) -> Array:
-        """The largest magnitude that the computed number can have, `|v| + e`."""
+        """The largest magnitude of each computed number, `|v| + e`."""
         return np.abs(self.value) + self.error
 
     def where(self, mask: NDArray[np.bool_]) -> Computed:
-        """Return the numbers where the mask is True, and exact zeros where the mask is False."""
+        """Return the numbers where the mask is True, and exact zeros elsewhere."""
         return Computed(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
     @staticmethod
     def chosen(mask: NDArray[np.bool_], a: Computed, b: Computed) -> Computed:
-        """Return `a` where the mask is True, and `b` where the mask is False, in the format of `a`."""
+        """Return `a` where the mask is True, and `b` elsewhere, in the format of `a`."""
         return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Computed:
@@ -96,12 +88,7 @@ class Computed:
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
-        """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
-
-        The rounding adds :meth:`Format.rounding_error` to the error: `u(|v| + e)`, or more near underflow. For a known
-        number and a format narrower than float64, the rounding adds only the exact rounding error, unless the format
-        may flush the number.
-        """
+        """Return the numbers rounded to `format`. The error grows by at most :meth:`Format.rounding_error`."""
         if format.contains(self.format):
             return self
         with np.errstate(all="ignore"):
@@ -113,11 +100,7 @@ class Computed:
         return Computed(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Computed) -> Computed:
-        """Return the numbers, with an infinite error where a finite value may overflow the format.
-
-        An infinite value has the error 0, unless `operands` are given and all finite: then the float64 computation
-        overflowed. Such a value becomes the largest float64 number of the same sign, with an infinite error.
-        """
+        """Return the numbers, with an infinite error where a finite value may overflow the format."""
         assert self.format is not None
         top = self.largest.max(initial=0.0)
         if np.isfinite(top) and not self.format.overflows(top):
@@ -126,6 +109,7 @@ class Computed:
         infinite = np.isinf(self.value)
         if not infinite.any():
             return Computed(self.value, error, self.format)
+        # from finite operands, the float64 computation overflowed
         here = infinite & bool(operands)
         for operand in operands:
             here = here & np.isfinite(operand.value)
@@ -133,10 +117,7 @@ class Computed:
         return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Computed, format: Format) -> Computed:
-        """Return the sum `a + b`, with the sum of both errors and one rounding to `format`.
-
-        If both errors are 0, the error is the exact rounding error. In a format that flushes, the error may be larger.
-        """
+        """Return the sum `a + b`, with the sum of both errors and one rounding to `format`."""
         with np.errstate(all="ignore"):
             value = self.value + other.value
             # The rounding error of this float64 addition, exactly (Knuth's two-sum).
@@ -152,19 +133,14 @@ class Computed:
             return Computed(value, total.rounded(format).error + lost, format)._bounded(self, other)
 
     def minus(self, other: Computed, format: Format) -> Computed:
-        """Return the difference `a - b`, with the same rules as :meth:`plus`."""
+        """Return the difference `a - b`, by the rules of :meth:`plus`."""
         return self.plus(-other, format)
 
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
         """Return the product `a b`, with the error `|a| e_b + |b| e_a + e_a e_b` and one rounding to `format`.
 
-        A known factor that is a power of two causes no rounding. The exceptions are a product near underflow, and a
-        `format` that does not contain the format of the other factor. For two known factors, the exact rounding error
-        counts, as in :meth:`rounded`. In a product of more than two factors, an implementation may first multiply
-        any two of them. Pass `known=False` at each step. The bound `u |a b|` then replaces the exact rounding error.
-
-        Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
-        others. The error is then infinite.
+        For two known factors, the rounding error is exact where possible. Pass `known=False` if an implementation may
+        multiply several factors in another order: the rounding error is then `u |a b|`.
         """
         with np.errstate(all="ignore"):
             value = self.value * other.value
@@ -183,6 +159,7 @@ class Computed:
             if not finite:
                 nan = np.isnan(value)
                 error = where_any(zero | np.isinf(value), 0.0, error)
+                # 0 times inf, or times an overflow, may be NaN
                 error = where_any(np.isinf(self.error) | np.isinf(other.error) | nan, np.inf, error)
                 value = where_any(nan, 0.0, value)
         return Computed(value, error, format)._bounded(self, other)
@@ -190,9 +167,8 @@ class Computed:
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
-        The error is infinite if `b` may be zero. A division errs by at most `ulps` ulps, so by at most `2 · ulps` times
-        the error of one rounding. With `ulps=0.5`, the division is correctly rounded, so the rules of :meth:`times`
-        apply: for known operands, for `known`, and for a divisor that is a power of two.
+        The division errs by at most `ulps` ulps, so by at most `2 · ulps` times the error of one rounding. With
+        `ulps=0.5`, the division is correctly rounded, and follows the rules of :meth:`times`.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -216,10 +192,7 @@ class Computed:
 
         The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. An implementation
         may scale the argument to base 2 first: `y = fl(x · fl(1/log 2))` is `x/log 2 · (1 + δ)`, `|δ| ≤ per_unit u`.
-        Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to `e`. `per_unit=0` means no scaling.
-
-        `exp(0) = 1` and `exp(-inf) = 0` are exact for a known argument. Near underflow, an implementation may flush the
-        result to zero, so the error is larger by the smallest normal number.
+        Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to `e`.
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
@@ -228,6 +201,7 @@ class Computed:
                 of_argument = of_argument + where_any(np.isinf(self.value), 0.0, per_unit * u * self.largest)
             value, top = np.exp(self.value), np.exp(self.value + of_argument)
             error = top * -np.expm1(-of_argument) + 2 * ulps * u * top
+            # the result may be flushed to 0
             error = where_any(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
         return Computed(value, where_any(known, 0.0, error), format)._bounded()
@@ -235,22 +209,20 @@ class Computed:
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Computed:
         """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps` ulps.
 
-        The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
-        property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
+        Every computed `s` must be at least one, as for a sum that contains `exp(0)`. Pass the exact logarithm as
+        `value`, because `log(s)` loses digits near one.
 
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
         decreases the logarithm by at most `-log(1 - e/s)`, and never by more than `log s`.
 
-        If `absolute` is 0, `log 1` is exact. For arguments below two, a hardware logarithm has the absolute error
-        `absolute`. Near one, the result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the
-        computed argument may be below two, so the larger of the two errors counts.
+        A hardware logarithm has the absolute error `absolute` for arguments below two.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
             down = where_any(~(ratio < 1), np.inf, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)))
             of_argument = np.maximum(np.log1p(ratio), np.minimum(down, value))
             once = 2 * ulps * format.unit_roundoff * (np.abs(value) + of_argument)
-            if absolute:
+            if absolute:  # near one, no digit need be correct
                 once = where_any(self.value - self.error <= 2, np.maximum(once, absolute), once)
             else:
                 once = where_any((self.value == 1) & (self.error == 0), 0.0, once)
@@ -260,10 +232,9 @@ class Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
         The error is `Σ e_i + u M/(1 - hu)`, or infinite if `hu ≥ 1/2`. Term i has the error `e_i` and a magnitude of at
-        most `t_i`, and goes through `depth_i ≤ h` additions. `h` is n - 1 for n terms, or the depth of `order` if
-        smaller. Terms with `t_i = 0` do not count. `M` is the smaller of `Ω` and `E/u`, which are defined below. If
-        `order` has a depth, `M` is also at most `h Σ t`. In a format that flushes, each addition adds the smallest
-        normal number to the error.
+        most `t_i`, and goes through `depth_i ≤ h` additions. For n nonzero terms, `h` is n - 1, or the depth of `order`
+        if smaller. `M` is the smaller of `Ω` and `E/u`, defined below. If `order` has a depth, `M` is also at most
+        `h Σ t`. In a format that flushes, each addition adds the smallest normal number to the error.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -273,23 +244,22 @@ class Computed:
         its k largest depths. Abel summation against the decreasing t gives the claim. ∎
 
         Big and small terms. Let K terms be big, above `u Σ t`, and let the other, small terms sum to σ. `Ω_K` is `Ω`
-        for the big terms. There are three kinds of additions. K-1 additions join two sums with big terms. Each result
-        has at most σ of small terms, so these additions contribute at most `u (Ω_K + (K-1) σ)`. At most n-K additions
-        join small terms only, and each contributes at most `u σ`. The other additions join a sum with big terms and a
-        sum of small terms. The first sum is a number of the format, so rounding to nearest errs by at most the second
-        sum. No term is in two such second sums, so these additions contribute at most σ. Together, the error is at most
+        for the big terms. K-1 additions join two sums with big terms. Each result has at most σ of small terms, so
+        these additions contribute at most `u (Ω_K + (K-1) σ)`. At most n-K additions join small terms only, and each
+        contributes at most `u σ`. The other additions join a sum with big terms and a sum of small terms. The first sum
+        is a number of the format, so rounding to nearest errs by at most the second. No term is in two such second
+        sums, so these additions contribute at most σ. Together, the error is at most
         `E = u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
         Exact sums. If all terms are known multiples of a power of two `2^m`, and `Σ t ≤ 2^m / u`, no order rounds.
 
-        Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow although the sum does
-        not. The error is then infinite.
+        Overflow. A partial sum may be as large as `Σ t`. If `Σ t` may overflow, the error is infinite.
 
         Args:
             format: The format of the sum.
             order: The orders that the implementation may use.
-            sizes: Numbers that replace `t_i` where they are larger, (..., n). Pass them if a term is itself a sum whose
-                parts the implementation may sum separately.
+            sizes: Numbers that replace smaller `t_i`, (..., n). Pass them if an implementation may sum parts of a term
+                separately.
         """
         with np.errstate(all="ignore"):
             terms = self.largest if sizes is None else np.fmax(sizes, self.largest)
@@ -322,7 +292,7 @@ class Computed:
         return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return a mask of the sums that are exact in every order. `size` is the sum of the magnitudes of the terms."""
+        """Return a mask of the sums that are exact in every order. `size` is the sum of the terms' magnitudes."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -335,14 +305,14 @@ class Computed:
 
 
 def safe(error: Array) -> Array:
-    """Return the error times 1 + 2^-30. The factor covers up to 2^20 float64 roundings in the error's computation."""
+    """Return the error times 1 + 2^-30, which covers up to 2^20 float64 roundings in the error's computation."""
     return error * (1 + 2.0**-30)
 
 
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
     """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
 
-    For exact numbers, return the exact rounding error if `known`, unless `format` is float64 or may flush the number.
+    If `known`, the result may be the exact rounding error of exact numbers.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

@@ -1,8 +1,6 @@
 """The arguments of one call, or of several calls of the same structure, as rows of float64 numbers.
 
-Most cases are tiny, and an error bound takes hundreds of numpy operations. One operation on the rows of a hundred calls
-costs little more time than on the rows of a single call. So :func:`stack_calls` combines calls of the same structure
-into one object with the rows of all calls.
+:func:`stack_calls` combines calls, since numpy takes little more time for a hundred tiny calls than for one.
 """
 
 from __future__ import annotations
@@ -24,23 +22,19 @@ Entries = TypeVar("Entries", Array, NDArray[np.bool_])
 class Terms:
     """The arguments of a call, or of B stacked calls, as R rows of C classes.
 
-    All arrays are float64, except `index` and `kept`.
-
     Attributes:
-        logits: (R, C), exact unless `logits_error` is given.
+        logits: (R, C).
         log_sum: (R,), `log Σ exp(x - max x)` of each row `x` of the logits, computed in float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
-        kept: (R,), the mask of the kept rows: False on ignored rows.
+        kept: (R,), False on ignored rows.
         probabilities: (R, C), the class probabilities; None for class indices.
         weight: (C,), the class weights, or None for ones; (R, C) for stacked calls.
-        label_smoothing: The option of the call; (R, 1) for stacked calls.
-        reduction: The option of the call.
-        upstream: (R,), the upstream gradient of each row. With a reduction, every row has the upstream gradient of the
-            reduced loss.
+        label_smoothing: A number; (R, 1) for stacked calls.
+        upstream: (R,), the upstream gradient of each row. With a reduction, all rows share the gradient of the reduced
+            loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
-        logits_error: (R, C), the largest errors of the logits, if an implementation computes the logits itself. None if
-            the logits are an argument of the call, and so exact.
+        logits_error: (R, C), the largest errors of the logits, or None for exact logits.
     """
 
     logits: Array
@@ -68,7 +62,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return a copy with only the given rows. This object must have the arguments of a single call."""
+        """Return a copy of a single call with only the given rows."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -86,27 +80,20 @@ class Terms:
         )
 
     def of_target(self, numbers: Entries) -> Entries:
-        """Return the element of `numbers`, (R, C), for the true class of each row. The result is (R,)."""
+        """Return the element of `numbers`, (R, C), for the true class of each row, (R,)."""
         assert self.index is not None
         taken: Entries = numbers[np.arange(len(self.index)), self.index]
         return taken
 
     def lines(self, numbers: Array) -> list[Array]:
-        """Return the numbers of the rows, (R,), as two-dimensional arrays: each line has the numbers of one call.
-
-        All calls with L rows are in one array, (calls, L). The array of the shortest calls comes first. No line is
-        filled up with zeros. So numpy adds the numbers of a call in the same order, whichever other calls are stacked.
-        """
+        """Return the numbers of the rows, (R,), as arrays (calls, L): one array for all calls with L rows."""
         if self.lengths is None:
             return [numbers[None]]
+        # without padding, numpy adds a call's numbers in the same order, whichever other calls are stacked
         return [numbers[rows] for rows in self._row_indices]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Put the numbers of the lines, such as their sums, into the order of the calls, (B,).
-
-        A line has the numbers of one call. For each array that :meth:`lines` returns, `sums` has an array with one
-        number for each line.
-        """
+        """Return one number for each call, (B,), from one number for each of the :meth:`lines`, such as the sums."""
         if self.lengths is None:
             return sums[0]
         made = np.empty(len(self.lengths))
@@ -117,7 +104,7 @@ class Terms:
 
     @cached_property
     def _row_indices(self) -> list[NDArray[np.int64]]:
-        """The indices of the rows of each call, in arrays of the shapes that :meth:`lines` returns."""
+        """The indices of the rows of each call, in the shapes of :meth:`lines`."""
         lengths = np.array(self.lengths)
         starts = np.cumsum(lengths) - lengths
         return [starts[lengths == length][:, None] + np.arange(length) for length in np.unique(lengths)]
@@ -128,10 +115,7 @@ class Terms:
 
 
 def stack_calls(calls: Sequence[Terms]) -> Terms:
-    """Return one object with the rows of all calls; for one call, return the call itself.
-
-    The calls must have the same :attr:`Terms.structure`.
-    """
+    """Return one object with the rows of all calls, which must have the same :attr:`Terms.structure`."""
     first, *others = calls
     if not others:
         return first
