@@ -209,9 +209,7 @@ class Bounds(CallBounds):
         return sizes if self._dense else t.of_target(sizes)
 
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
-        """Return the product of the coefficients, or of one of their :func:`parts`, and the scale, in any order, (R,
-        C).
-        """
+        """Return the coefficients, or one of their :func:`parts`, times the scale in any order of factors, (R, C)."""
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:
