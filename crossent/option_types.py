@@ -1,4 +1,4 @@
-"""The types of command-line options: words, numbers, seeds, shards, rows of numbers. Errors name the allowed values."""
+"""The types of command-line options. The error for a wrong value names the allowed values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A mixin for the parameter types of click. An error names the given value and the allowed values."""
+    """A mixin for the types of click. The error for a wrong value names the allowed values."""
 
     @property
     def allowed(self) -> str:
-        """The verb "are" and the allowed values, such as "are quick, normal, thorough" or "are numbers above 0"."""
+        """The allowed values after the verb "are", such as "are numbers above 0"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         if isinstance(self, click.FloatRange):
@@ -26,7 +26,6 @@ class _Allowed:
         return f"are whole numbers {bounds}"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Convert the value as click does. The error for a wrong value names the allowed values."""
         try:
             return super().convert(value, parameter, context)  # type: ignore[misc]
         except click.BadParameter:
@@ -37,35 +36,34 @@ class _Allowed:
 
 
 class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class is not generic
-    """The type of an option whose value is one of several words."""
+    """The type for one of several words."""
 
 
 class Words(Word):
-    """The type of an option whose value is one or more words, separated by commas."""
+    """The type for one or more words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return the words as a tuple. If a word is wrong, the error names the word."""
+        """Return the words as a tuple."""
         return tuple(super(Words, self).convert(word.strip(), parameter, context) for word in value.split(","))
 
 
 class Whole(_Allowed, click.IntRange):
-    """The type of an option whose value is a whole number in a range."""
+    """The type for a whole number in a range."""
 
 
 class Positive(_Allowed, click.FloatRange):
-    """The type of an option whose value is a number above 0."""
+    """The type for a number above 0."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
 
 
-# The type of an option whose value is a seed, without the word "random". A seed has 32 bits, because numpy and torch
-# both accept such seeds.
+# The type for a seed, without the word "random". A seed has 32 bits, because numpy and torch accept such seeds.
 SEED_NUMBER = Whole(0, 2**32 - 1)
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a seed: a whole number, or the word "random"."""
+    """The type for a seed: a whole number, or the word "random"."""
 
     name = "integer or random"
 
@@ -80,11 +78,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a shard, such as "2/8": the second of eight shards.
-
-    Args:
-        most: The largest number of shards.
-    """
+    """The type for a shard, such as "2/8": the second of eight shards. `most` limits the number of shards."""
 
     name = "shard"
 
@@ -92,7 +86,7 @@ class ShardOption(click.ParamType):  # type: ignore[type-arg]
         self.most = most
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        """Return the number of the shard, from 1, and the number of all shards: (2, 8) for "2/8"."""
+        """Return the number of the shard, from 1, and the number of shards: (2, 8) for "2/8"."""
         shard = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", str(value))
         number, count = map(int, shard.groups()) if shard else (0, 0)
         if not 1 <= number <= count <= self.most:
@@ -102,7 +96,7 @@ class ShardOption(click.ParamType):  # type: ignore[type-arg]
 
 
 class Row(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a row of numbers, separated by commas."""
+    """The type for a row of numbers, separated by commas."""
 
     name = "row"
 

@@ -1,6 +1,6 @@
 """The options of the commands; the exit statuses; error messages of one line.
 
-An import of this module does not import torch.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -42,10 +42,7 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
 
 @contextmanager
 def as_click_errors() -> Iterator[None]:
-    """Turn errors of the package, such as ValueError, into errors of click, which the command prints in one line.
-
-    If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
-    """
+    """Turn errors of the package, such as ValueError, into errors of click, which the command prints in one line."""
     try:
         yield
     except (ValueError, IndexError, TypeError, RuntimeError, MemoryError, OSError) as error:
@@ -55,10 +52,7 @@ def as_click_errors() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Replace an argument at the start of a message by its option: `level: …` becomes `--level: …`.
-
-    Return any other message unchanged.
-    """
+    """Replace an argument at the start of a message by its option: `level: …` becomes `--level: …`."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -69,7 +63,7 @@ def _with_dashes(message: str) -> str:
 
 
 def message_of(error: click.ClickException) -> str:
-    """Return the message of an error of click. If an option or argument has a wrong value, its name comes first."""
+    """Return the message of an error of click. The name of a wrong option or argument comes first."""
     if type(error) is not click.BadParameter:
         return error.format_message()
     option = error.param_hint or ""
@@ -270,17 +264,16 @@ soak_options = _add_options(
 
 
 def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the subjects, and the features after --without.
+    """Return the subjects without names of features, and all features that the subjects lack.
 
-    In `--without weight vmap`, click takes `vmap` for a subject. No subject has the name of a feature. So if --without
-    is given, this function moves each name of a feature from the subjects to the features.
+    In `--without weight vmap`, click takes `vmap` for a subject.
     """
     more = [name for name in subjects if without and name in FEATURE_NAMES]
     return tuple(name for name in subjects if name not in more), [*without, *more]
 
 
 def chosen_seed(seed: int | str | None, subjects: Sequence[str], shard: tuple[int, int] | None) -> int | str:
-    """Return `seed`. If `seed` is None, return 0 if every subject is a form or a loss of torch, else "random".
+    """Return `seed` or, if `seed` is None, the default: 0 for forms and losses of torch, otherwise "random".
 
     Raises:
         UsageError: the run is a shard, and the default seed would be random.
@@ -310,12 +303,7 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation, the ranks and a part of a run.
 
-    The parameters are the values of the options; `on_dask` says whether --dask is given. With --dask, the result has
-    no `max_findings`, because a run in shards does not take this argument.
-
-    With --last-failed, choose the cases that failed in the last run on these subjects and this operation, each with its
-    failed checks. If --check is given too, only failures of its checks count. If there is no such case, print a line
-    about this to stderr, and ignore --last-failed.
+    With --last-failed, choose the checks and cases that failed in the last run on these subjects.
 
     Raises:
         UsageError: two options contradict each other.
@@ -332,6 +320,7 @@ def chosen_part(
         raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "operation": operation, "ranks": ranks}
+    # a run in shards takes no `max_findings`
     chosen |= {} if on_dask else {"max_findings": 1 if exitfirst else max_findings}
     chosen |= {"shard": shard} if shard is not None else {}
     if last_failed:

@@ -1,6 +1,6 @@
 """The pytest plugin: the options `--crossent-…`, the tests of `crossent.parametrize`, and a summary.
 
-The plugin imports torch only if a test uses `crossent.parametrize`, or if the option `--crossent-subject` is given.
+The plugin does not import torch unless a test of crossent needs torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USAGE_ERRORS = (ValueError, TypeError, RuntimeError)  # the errors for a wrong s
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options. :func:`_settings_of` combines the options with the arguments of `crossent.parametrize`."""
+    """Add the options `--crossent-…`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
@@ -67,20 +67,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent` and the collector of records. Load the subjects of `--crossent-subject`.
-
-    Raise UsageError, with a message of one line, if a subject cannot be loaded or a setting is not valid.
-    """
+    """Register the marker `crossent` and the collector of records. Check the subjects of `--crossent-subject`."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.stash[ENDED] = [], False
     config.pluginmanager.register(RecordCollector(config))
     if config.getoption(_SUBJECT):
-        _of_subjects(config)
+        _of_subjects(config)  # a wrong subject must raise UsageError before pytest collects
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return crossent's header if one of the six options in the code below is given, otherwise None."""
+    """Return crossent's header if one of the options below is given."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -88,14 +85,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return the header if pytest collected a check, and `pytest_report_header` did not return the header before."""
+    """Return crossent's header if pytest collected a check and has not shown the header."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
 
 
 def _header(config: pytest.Config) -> str:
-    """Return crossent's line in pytest's header: torch's version, and the options for devices, seed and level."""
+    """Return the line of crossent in pytest's header."""
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0
@@ -105,7 +102,7 @@ def _header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """If `crossent.parametrize` marks a test, make a test of each check on each case. Wrong use raises CollectError."""
+    """For a test marked by `crossent.parametrize`, make a test of each check on each case."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return
@@ -132,7 +129,7 @@ _OVERRIDING = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTR
 
 
 def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
-    """Return the message of an error after `prefix`, or after the option whose value the error is about."""
+    """Return the message of an error after the option whose value is wrong, or else after `prefix`."""
     name, _, rest = str(error).partition(": ")
     options = {**_OVERRIDING, "subject": _SUBJECT, "operation": OPERATION, "device": DEVICE, "without": WITHOUT}
     given = config.getoption(options[name]) if name in options else None
@@ -142,12 +139,7 @@ def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """Yield the settings for each device, from the command line and `own`.
-
-    `own` has the arguments of `crossent.parametrize`. For `--crossent-subject`, `own` has the operation or nothing. An
-    option on the command line overrides an argument, but `--crossent-without` adds features to the argument `without`.
-    Raise ValueError for a wrong seed, and ValueError or TypeError for a value that :class:`Settings` refuses.
-    """
+    """Yield the settings for each device. Options override `own`, the arguments of `crossent.parametrize`."""
     from crossent.run.settings import Settings
 
     chosen = {name: config.getoption(option) for name, option in _OVERRIDING.items()}
@@ -163,7 +155,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
-    """Return the tests of `--crossent-subject`. Raise UsageError, in one line, for a wrong subject or setting."""
+    """Return the tests of `--crossent-subject`. Raise UsageError for a wrong subject or setting."""
     from crossent.run.pytest_checks import tests_of
 
     names, operation = config.getoption(_SUBJECT) or (), config.getoption(OPERATION)
@@ -189,7 +181,7 @@ class Subjects(pytest.Collector):
 
 
 class CheckItem(pytest.Item):
-    """A pytest test that runs one check on one case of a subject of `--crossent-subject`."""
+    """A test of one check on one case of a subject of `--crossent-subject`."""
 
     def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -200,11 +192,11 @@ class CheckItem(pytest.Item):
         self.check()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Return the text of a finding without a traceback; for any other exception, return what pytest shows."""
+        """Return a finding as text, without a traceback. Show other exceptions as pytest does."""
         return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """Return the path, the line and the name that pytest shows. The line is None, since the test is in no file."""
+        """Return what pytest shows: the path, no line, and the name."""
         return self.path, None, self.name
 
 
@@ -219,7 +211,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """Return the check that a test runs; None if the test runs no check of crossent."""
+    """Return the check that a test runs, or None."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
@@ -228,11 +220,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Store the pytest command that repeats a test, for the findings of the test.
-
-    A finding shows this command if its subject was given as an object. If the subject was given as text (a name, or a
-    file and a name), the finding shows `crossent repro` instead.
-    """
+    """Store the pytest command that repeats a test, for the findings of the test."""
     if (check := _check_of(item)) is not None:
         from crossent.run.pytest_checks import command_of
 
@@ -242,7 +230,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record of a check to pytest's report, for the main process. A test without a record must not pass."""
+    """Attach the record of a check to pytest's report. A test that calls no check fails."""
     report, check = (yield).get_result(), _check_of(item)
     if call.when == "call" and check is not None:
         if check.record is not None:
@@ -252,35 +240,33 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count the checks that `-k`, `-m` or `--deselect` deselects."""
+    """Count the checks that pytest deselects."""
     if checks := [item for item in items if _check_of(item) is not None]:
         checks[0].config.stash[DESELECTED] += len(checks)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Read the number of deselected checks from a worker of pytest-xdist. Each worker deselects the same checks."""
-    output = getattr(node, "workeroutput", {})  # a worker that crashed has no output
+    """Read the number of deselected checks from a worker of pytest-xdist."""
+    # Each worker deselects the same checks. A worker that crashed has no output.
+    output = getattr(node, "workeroutput", {})
     node.config.stash[DESELECTED] = output.get("crossent_deselected", node.config.stash[DESELECTED])
 
 
 class RecordCollector:
-    """A pytest plugin that collects records, the results of checks.
-
-    With pytest-xdist, the main process gets the records of all workers, and makes crossent's report.
-    """
+    """A pytest plugin that collects records, the results of checks, also from workers of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect the record of a test. With pytest-xdist, the test may have run in another process."""
+        """Collect the record of a test."""
         if (record := getattr(report, "crossent", None)) is not None:
             self.records.append(record)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Compare with the baseline, and write the report. Fail the run for a change, an error, or too few checks."""
+    """Write the report, and compare with the baseline. Fail the run for regressions, errors or too few checks."""
     config = session.config
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist only sends its number of deselected checks
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
@@ -323,7 +309,7 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the lines of :func:`_end` and the counts of each subject."""
+    """Print the summary of crossent."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):

@@ -1,7 +1,7 @@
-"""Group findings by probable cause: similar findings (see `SubjectReport.sorts`), on cases with the same words.
+"""Group findings by probable cause: similar findings (`SubjectReport.sorts`) on cases with common words.
 
-A word is a phrase such as "a weight of 0": see `words_of`. With the option `--without`, a user declares that the
-subject lacks a feature. A declaration is the feature that the message of a finding suggests for this option.
+A word is a phrase about a case, such as "a weight of 0": see `words_of`. The option `--without` names features that a
+subject lacks. The declaration of a finding is the feature that its message suggests for this option.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Cause:
     """Findings that probably have one cause.
 
     Attributes:
-        findings: one or more groups of similar findings; each group begins with its clearest finding.
-        common: the words that most failing and few passing cases have; None if there are no such words.
-        feature: the missing feature that explains the findings, for the option `--without`; "" if there is none.
-        lacks: if `feature` is "", a missing feature that may explain the findings; "" if there is none.
-        cases: the ids of the cases of the findings.
-        number_kinds: the kinds of the wrong numbers, such as "NaN"; findings that `join` added do not count.
-        declaration: the declaration of the first finding; "" if there is none.
+        findings: groups of similar findings; each group begins with its clearest finding.
+        common: the words that most failing and few passing cases have, or None.
+        feature: the missing feature that explains the findings, or "".
+        lacks: a missing feature that may explain the findings, or "".
+        cases: the ids of the cases.
+        number_kinds: the kinds of the wrong numbers, such as "NaN".
+        declaration: the declaration of the first finding, or "".
     """
 
     findings: list[Finding]
@@ -63,11 +63,7 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """A finding that shows the failure clearly. Compare two findings by the first rule that prefers one of them.
-
-        First, prefer (1) a case with the common words; (2) a finding that is clear by `less_clear`. Then prefer (3) the
-        most frequent name of `factor_names`; (4) few such names; (5) logits of (N, C); (6) the reduction 'none'.
-        """
+        """The finding that shows the failure most clearly."""
         check = self.findings[0].check
         names = {finding.id: factor_names(finding) for finding in self.findings if finding.check == check}
         factor, count = max(Counter(chain(*names.values())).items(), key=lambda one: one[1], default=("", 0))
@@ -82,20 +78,15 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of `other`. If `feature` is set, keep the common words of the cause with more findings."""
+        """Add the findings of `other`."""
+        # with a feature, the larger cause chooses the words
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Return whether the findings of `other` probably belong to this cause.
-
-        Usually, nearly all findings of `other` must be on cases of this cause, or nearly all on cases with its common
-        words. The words do not count if this cause has a declaration, or if the wrong numbers of both causes have no
-        common kind. But if a cause has a missing feature, return whether both have the same. The kinds "refused" and
-        "accepted" never join other kinds. For two causes with declarations, return whether these are equal.
-        """
+        """Return whether the findings of `other` probably belong to this cause."""
         if self.feature or other.feature:
             return self.feature == other.feature
         if len({cause.findings[0].kind in _REFUSALS for cause in (self, other)}) > 1:
@@ -107,7 +98,7 @@ class Cause:
         alike = sum(self.common is not None and self.common.applies(case) for case in cases)
         kinds = self.number_kinds, other.number_kinds
         if self.declaration or (all(kinds) and kinds[0].isdisjoint(kinds[1])):
-            alike = 0
+            alike = 0  # the common words do not count
         return max(same, alike) >= _MOST_OF * len(cases)
 
 
@@ -120,11 +111,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings that are not known failures.
-
-    Each group of similar findings gives one or more causes. If an earlier cause explains a new cause, join the two. The
-    causes are sorted by `rank_cause`, then by the number of findings, the largest number first.
-    """
+    """Return the probable causes of the findings except known failures, the most important cause first."""
     found: list[Cause] = []
     lacking = _lacking(subject)
     for part, group in ((part, alike) for alike in subject.sorts for part in _by_number(alike)):
@@ -141,12 +128,12 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def split_by_feature(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return the causes `found` in two lists: the causes without a missing feature, and the causes with one."""
+    """Return two lists: the causes without a missing feature, and the causes with a missing feature."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return all findings but known failures, grouped by cause. Causes that a missing feature explains come last."""
+    """Return the findings except known failures, grouped by cause. Causes with a missing feature come last."""
     ordered: list[Finding] = []
     for cause in operator.add(*split_by_feature(causes(subject))):
         example = cause.example
@@ -155,7 +142,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about a published bug on the same inputs as a cause; "" if `same_trigger` finds no bug."""
+    """Return a sentence about a published bug on the same inputs as a cause, or ""."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -164,22 +151,15 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some of the findings, and causes for the other findings.
-
-    The findings are of one check and kind; `lacking` is the result of `_lacking`. A refused call whose case has a word
-    of `lacking` needs the feature of this word. If `_of_check` returns a feature, the other findings are one cause. Its
-    feature is the declaration of the first finding, or else the feature of `_of_check`. In the check `errors`, the
-    feature is the kind of the bad input, or `error_classes` for an error of the wrong class. No feature explains wrong
-    numbers. If no feature explains any finding, return [].
-    """
+    """Return the causes of similar findings, or [] if no missing feature explains a finding."""
     first = findings[0]
     if first.check == "errors":
         bad_input_kinds = count_words(finding.case for finding in findings)
-        if first.kind == "wrong":
+        if first.kind == "wrong":  # an error of the wrong class
             return [Cause(list(findings), None, "error_classes")]
         return [Cause([one for one in findings if kind in words_of(one.case)], None, kind) for kind in bad_input_kinds]
     if first.kind != "refused" and first.numbers is not None:
-        return []
+        return []  # no feature explains wrong numbers
     rest, made = list(findings), list[Cause]()
     for word, shared in lacking.items() if first.kind == "refused" else ():
         if having := [finding for finding in rest if word in words_of(finding.case)]:
@@ -191,7 +171,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return a feature that the check needs, if no check with a passing case needs the same feature; otherwise ""."""
+    """Return a feature that `check` needs, but no check with a passing case needs; "" if there is none."""
     ran = [measured for outcome in subject.outcomes.values() for measured in outcome.checks.items()]
     works = {name for name, measured in ran if not measured.failed}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
@@ -200,17 +180,12 @@ def _of_check(subject: SubjectReport, check: str) -> str:
 
 
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
-    """Return the ids of the cases by the result of the first call: "right", "wrong", "misshapen" and "refused".
-
-    The last of the checks `call`, `result` and `loss` that ran decides. A pass is "right", a failed `loss` "wrong", any
-    other failure "misshapen". But a call that the subject refuses is "refused", unless this is a known failure. Bad
-    inputs, and cases that pass without evidence, are in no list.
-    """
+    """Return the ids of the cases by the result of the first call: "right", "wrong", "misshapen" or "refused"."""
     refused = {one.case for one in subject.findings if (one.check, one.kind, one.expected) == ("call", "refused", None)}
     found: dict[str, list[str]] = {"right": [], "wrong": [], "misshapen": [], "refused": []}
     for case, outcome in subject.outcomes.items():
         call, result, loss = map(outcome.checks.get, ("call", "result", "loss"))
-        judged = loss or result or call
+        judged = loss or result or call  # the last check that ran
         if case in refused:
             found["refused"].append(case)
         elif judged is not None and (judged.failed or not judged.vacuous):
@@ -219,10 +194,9 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 
 
 def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
-    """Return the words for features that may be missing, and for each word the number of failed calls with this word.
+    """Return the words whose features may be missing, and how many failed calls have each word.
 
-    `of` has lists as `_by_result` returns them; `failed` names the lists that count as failed. Fewer than half of the
-    right calls have such a word. Of the right and failed calls with this word, the share `_MOST_OF` or more failed.
+    `failed` names the lists of `of` whose calls count as failed.
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -230,11 +204,7 @@ def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Cou
 
 
 def _lacking(subject: SubjectReport) -> dict[str, Common]:
-    """Return each word for a feature that seems missing, and how many refused and right calls have the word.
-
-    The words are from `_missing_feature_words`. Of the calls with such a word, no fewer are refused than wrong.
-    Frequent words come first. A refused call counts only for its first word. If no call is right, use the wrong calls.
-    """
+    """Return the words whose features seem missing, and how many refused and right calls have each word."""
     of = _by_result(subject)
     if not of["right"]:  # then the calls that are not refused show which features the subject has
         of["right"], of["wrong"] = of["wrong"], []
@@ -248,16 +218,12 @@ def _lacking(subject: SubjectReport) -> dict[str, Common]:
             break
         used, right = count_words(of["right"])[word], len(of["right"])
         found[word] = Common([word], words[word], len(of["refused"]), used, right)
-        rest = [case for case in rest if word not in words_of(case)]
+        rest = [case for case in rest if word not in words_of(case)]  # a call counts only for its first word
     return found
 
 
 def _may_lack(subject: SubjectReport, cause: Cause) -> str:
-    """Return a missing feature that may explain a cause; "" if there is none, or if the cause or example names one.
-
-    The feature belongs to a word of `_missing_feature_words` that is a common word, or that nearly all cases of the
-    cause have. Without such a word, take the feature of `_of_check`, unless `FEATURE_OF` has this feature.
-    """
+    """Return a missing feature that may explain a cause, or ""."""
     if cause.feature or "--without" in cause.example.message:
         return ""  # the cause or its example names a feature already
     missing = _missing_feature_words(_by_result(subject), "wrong", "misshapen", "refused")
@@ -269,12 +235,9 @@ def _may_lack(subject: SubjectReport, cause: Cause) -> str:
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
-    """Return the words that most failing but few passing cases of a check have; None if there are no such words.
+    """Return the words that most failing but few passing cases of a check have, or None.
 
-    The result has 1 to `_MOST_WORDS` words of the first failing case. If `other` is empty, `DEPENDS` alone may take
-    their place. `Common.above` exceeds one half, and each word after the first adds more than `_LEAST_INCREASE` to
-    `above`. `other` has cases that fail with another kind of number. These cases count as passing in `above`, but not
-    in the result. For one finding, or if no case passes, return None.
+    `other` has the ids of cases that fail with another kind of number.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -283,18 +246,13 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
     found = selections(words_of(failing[0]), _MOST_WORDS, failing, others)
     each = (*([] if other else _by_earlier_calls(subject, check, failing, passing)), *found)
     best = max(each, key=lambda one: one.above - _LEAST_INCREASE * len(one.words))
+    # `other` counts as passing in the choice of words, but not in the result
     passes = best.passes - sum(best.applies(case) for case in other)
     return replace(best, passes=passes, passing=len(passing)) if best.above > 0.5 else None
 
 
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
-    """Return the causes of the findings of one check. `other` is as in `common`.
-
-    The findings are one cause if `common` returns words that are not `vague`, if no case passes, or if the first
-    finding has a declaration. Otherwise, search for one or two words such that nearly all cases with these words fail.
-    The words with the most failing cases give the first cause; then separate the rest. If fewer than two findings have
-    such words, return one cause. If `common` returns vague words, at least the share `_LEAST_OF` must have the words.
-    """
+    """Return the causes of the findings of one check. `other` is as in `common`."""
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
     if (whole.common and not whole.common.vague) or whole.declaration or len(findings) < 2 or not passing:
@@ -310,11 +268,7 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups: a group for each kind that a word distinguishes, one for the rest.
-
-    The kinds are NaN, infinite and finite numbers; findings without numbers are a kind too. `_differ` says when a word
-    distinguishes a kind. A small number of findings is not separated: see `_LEAST_WAYS`.
-    """
+    """Group the findings of one check by the kind of their numbers, if a word distinguishes the kinds."""
     made: list[Sequence[Finding]] = []
     rest = findings
     for kind in dict.fromkeys(map(kind_of_number, findings)):
@@ -326,14 +280,14 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
-    """Return whether there is a word that nearly all cases of `findings` and nearly no cases of `others` have."""
+    """Return whether nearly all cases of `findings`, but nearly no cases of `others`, have a common word."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in selections(words, 1, cases, without))
 
 
 def _passing(subject: SubjectReport, check: str) -> list[str]:
-    """Return the ids of the cases that pass a check, except cases without evidence: see `Measured.vacuous`."""
+    """Return the ids of the cases that pass a check, except passes without evidence (`Measured.vacuous`)."""
     measured = {case: outcome.checks[check] for case, outcome in subject.outcomes.items() if check in outcome.checks}
     return [case for case, result in measured.items() if not result.failed and not result.vacuous]
 
@@ -341,7 +295,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many cases of `failing` and `passing` fail the check `repeat`. Yield nothing if `check` is "repeat"."""
+    """Yield how many failing and passing cases also fail the check `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

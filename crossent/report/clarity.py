@@ -1,4 +1,4 @@
-"""Rank findings by how clearly they show a failure, describe cases in words, and find published bugs by their trigger.
+"""Rank findings by clarity, describe cases in words, and find published bugs by their trigger.
 
 The trigger of a bug is the input that shows the bug. A word is a phrase about a case, such as "a weight of 0".
 """
@@ -69,14 +69,7 @@ FEATURE_OF = {
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    Compare two findings by the first of these properties that differs. The clearer finding has
-
-    - a larger error, counted in powers of ten of the error bound, up to 1000 times the bound;
-    - a smaller case, counted in powers of two above 64 logits;
-    - a larger share of wrong numbers in the result, rounded to tenths;
-    - an id with fewer hyphens. A kind of logits other than "normal" counts as one more hyphen.
-
-    A bad input counts as one of the smallest cases, and its id as an id without hyphens.
+    A clear finding has a large error, a small case, a large share of wrong numbers, and few options in its id.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -89,74 +82,52 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the largest n from 0 to 3 such that the error is at least 10^n times its bound.
-
-    Return 0 for an error within its bound. Return 3 for an error of NaN and for a finding without numbers.
-    """
+    """Return the error in powers of ten of its bound, from 0 to 3. Findings without numbers have 3."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
 
 def declaration(finding: Finding) -> str:
-    """Return the feature that a line "If …" of a finding's message suggests for `--without`; "" if there is none."""
+    """Return the feature that the message of a finding suggests for `--without`, or ""."""
     found = _DECLARATION.search(finding.message)
     return found[2] if found and found[1] == "without" else ""
 
 
 def factor_names(finding: Finding) -> tuple[str, ...]:
-    """Return the possible names of the factor between the wrong and the exact number; () if the message has none.
-
-    `crossent.trials.factors.factor_of` returns the line with the names. An example is "The number is the exact value
-    times 0.7: kept rows / rows", with the name "kept rows / rows".
-    """
+    """Return the possible names of the factor between the wrong and the exact number, such as "kept rows / rows"."""
     found = _FACTOR.search(finding.message)
     return tuple(found[1].split(" or ")) if found else ()
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return, for each of two reasons, whether a finding shows its failure less clearly for this reason.
-
-    The first reason is an exact value that is infinite, NaN or 0. The second reason is a check other than `loss` on a
-    linear cross-entropy. There, gradients often have thousands of small errors, so a wrong loss shows the bug better.
-    """
+    """Return two booleans. Each is True for a reason why a finding shows its failure less clearly."""
+    # A linear cross-entropy has gradients with thousands of small errors, so a wrong loss shows the bug better.
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
     return not ordinary, finding.check != "loss" and "linear-" in finding.case
 
 
 def rank_cause(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
-    """Return a sort key of a cause with these checks and this example. Each entry is a reason to show the cause later.
-
-    (1) The example would pass under a weaker contract or grade. (2) `target_gradient` is the only check. (3) The
-    example is a failure of a linear cross-entropy in a check other than `loss`.
-    """
-    accepted = _DECLARATION.search(example.message)
+    """Return a sort key of a cause with these checks. Each True is a reason to show the cause later."""
+    accepted = _DECLARATION.search(example.message)  # would pass under a weaker contract or grade, or --without
     return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
 def kind_of_number(finding: Finding) -> str:
-    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
+    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" without numbers."""
     got = finding.numbers.got if finding.numbers else None
     return "" if got is None else "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
 
 
 def similarity_key(finding: Finding) -> tuple[str, str]:
-    """Return a key of two texts that is equal for similar findings of a check.
-
-    The second text is the result of :func:`declaration`. For a finding about a number, the first text is "". For any
-    other finding, it is the first line of the message, with "#" in place of dtypes and numbers. If only the dtype of a
-    result is wrong, "got another dtype" takes the place of the dtypes, shapes and devices.
-    """
+    """Return two texts that are equal for similar findings of a check. The second is the declaration."""
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
 
 @lru_cache(MOST_CACHED)
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words for the options, sizes and kind of logits of the case with this id.
-
-    A bad input has a single word, its kind, such as "index_errors". An unknown id has no words.
-    """
+    """Return the words for the case with this id. A bad input has one word, its kind, such as "index_errors"."""
     case = case_or_none(id)
     if case is None:
         return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
@@ -199,8 +170,7 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: words from `words_of`; or only `DEPENDS` of :mod:`crossent.report.findings`, a phrase for cases that also
-            fail the check `repeat`.
+        words: words of `words_of`, or only `DEPENDS`, for cases that also fail the check `repeat`.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -218,14 +188,11 @@ class Common:
 
     @property
     def vague(self) -> bool:
-        """Whether default cases have all the words, and more passing than failing cases have all the words.
-
-        Such words do not say what is special about the failing cases: see `_PLAIN_WORDS`.
-        """
+        """Whether default cases have all the words, and more passing than failing cases have all the words."""
         return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
 
     def applies(self, case: str) -> bool:
-        """Return whether the case with the id `case` has all of `words`."""
+        """Return whether the case with the id `case` has all the words."""
         return set(self.words).issubset(words_of(case))
 
     def __str__(self) -> str:
@@ -235,15 +202,12 @@ class Common:
 
 
 def count_words(cases: Iterable[str]) -> Counter[str]:
-    """Return, for each word of `words_of`, how many of these cases have the word. `cases` has ids."""
+    """Return how many of the cases, given by their ids, have each word."""
     return Counter(word for case in cases for word in words_of(case))
 
 
 def selections(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of 1 to `most` words, how many failing and passing cases have all the selected words.
-
-    `failing` and `passing` have the ids of the cases.
-    """
+    """Yield the counts of failing and passing cases for each selection of 1 to `most` words."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -252,7 +216,7 @@ def selections(words: Sequence[str], most: int, failing: Sequence[str], passing:
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, an int whose bit n is 1 if case n has the word: `selections` counts such bits."""
+    """Return an int for each word. Bit n is 1 if case n has the word."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
         for word in found.keys() & words_of(case):
@@ -267,25 +231,15 @@ def same_trigger(
     passing: Sequence[str],
     ran: Mapping[str, Collection[str]],
 ) -> str:
-    """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
+    """Return a sentence about the published bug with the same trigger as these findings, or "".
 
-    The trigger of a bug is the input on which the bug shows. A word of a case (see :func:`words_of`) is unusual if
-    `_PLAIN_WORDS` lacks this word. A bug has the same trigger if all these conditions are true:
-
-    - A finding is on a case of the bug, where the name and the seed may differ, or on a bad input of the bug. This case
-      or bad input has all of `words`. The checks of the findings on it fit the bug: see `_shows`.
-    - Every case of the bug has all unusual words of `words`.
-    - `words` has an unusual word. This condition does not apply to a single failing case, or to bad inputs.
-    - A case fits if it has all of `words` and all words of the second set of `_words_of_bug`. The share of `failing`
-      that fits minus the share of `passing` that fits is more than one half.
-
-    If several bugs have the same trigger, choose the bug with the largest difference of the two shares.
+    The bug's cases include a failing case, and the failing cases, but few passing cases, share the words of the bug.
 
     Args:
         findings: findings that probably have one cause.
-        words: the words that the failing cases have in common; empty if there are none.
-        failing: the ids of the cases of the findings whose check is the check of the first finding.
-        passing: the ids of the cases on which this check passes, and a wrong result such as zeros would fail.
+        words: the words that the failing cases have in common.
+        failing: the ids of the cases that fail the check of the first finding.
+        passing: the ids of the cases that pass this check.
         ran: the checks that ran on each case, by the id of the case.
     """
     telling = set(words) - _PLAIN_WORDS
@@ -308,18 +262,15 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether `failed`, the checks of the findings on a case, fit the bug. `ran` has all checks on this case.
-
-    At least one of the checks that the bug names must fail. Of the checks in `_NUMBERS` (the loss and the gradients)
-    that ran, the checks that the bug names must fail, and all others must pass.
-    """
+    """Return whether the checks that failed on a case fit the bug. `ran` has all checks on this case."""
+    # of the loss and the gradients that ran, exactly those of the bug must fail
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
 
 
 @lru_cache(MOST_CACHED)
 def _trigger(id: str) -> str:
-    """Return the id of a case without its name and seed. The id of a bad input, which has neither, is unchanged."""
+    """Return the id of a case without its name and seed. Return the id of a bad input unchanged."""
     case = case_or_none(id)
     return id if case is None else case.seeded(0).id.rpartition("/")[2]
 
@@ -331,18 +282,16 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return two sets: the words that all cases of a bug have, and which of these words no plain case has.
-
-    A plain case is a float32 case with the sizes of a case of the bug, and default options and logits.
-    """
+    """Return two sets: the words that all cases of a bug have, and which of these words no plain case has."""
     words = [set(words_of(case.id)) for case in bug.cases]
+    # plain cases: default options and logits
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()
     return shared, shared.difference(*plain)
 
 
 def _share(words: Collection[str], cases: Sequence[str]) -> float:
-    """Return which share of the cases has all the words. `cases` has ids."""
+    """Return the share of the cases, given by their ids, that have all the words."""
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 

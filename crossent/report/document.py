@@ -1,6 +1,6 @@
 """Convert the parts of a report to JSON, and check the types of the values in a JSON document.
 
-The version of the document's format is called the schema: see `SCHEMA`.
+`SCHEMA` is the version of the document's format.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HAPPENED, ABSENT, NOT_RUN = "happened", "absent", "not run"
 
 @dataclass(frozen=True)
 class ShardNumber:
-    """The position of a shard: `number`, from 1 to `count`. A shard is the part of a run that one command runs."""
+    """The position of a shard, the part of a run that one command runs. `number` is from 1 to `count`."""
 
     number: int
     count: int
@@ -33,17 +33,15 @@ class ShardNumber:
 
 @dataclass(frozen=True)
 class Shard(ShardNumber):
-    """The description of a shard, the part of a run that one command runs. `crossent merge` reads the description.
+    """The description of a shard, which `crossent merge` reads.
 
     Attributes:
-        run: properties of the whole run, such as the dtypes. All shards of a run have the same properties.
-        planned: the number of cases in the plan of the whole run.
-        places: the index of each case of the shard in this plan, by the id of the case.
+        run: properties of the whole run, such as the dtypes; equal for all shards.
+        planned: the number of cases of the whole run.
+        places: the index of each case of the shard in the plan of the whole run, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
-        known: the text and the state of each known failure for this version of torch and this device, in the order of
-            the lists. The state is "happened" if a finding matches. The state is "absent" if no finding matches,
-            although a check of the known failure ran on one of its cases. Otherwise the state is "not run". A known
-            failure that is marked `sometimes` is never "absent".
+        known: the text and the state of each known failure. The state is "happened"; "absent" if a check of the known
+            failure ran without a finding; or "not run".
     """
 
     run: Mapping[str, str]
@@ -54,12 +52,12 @@ class Shard(ShardNumber):
 
 
 def shard_json(shard: Shard) -> dict[str, Any]:
-    """Return the description of a shard as a JSON object, for the key "shard" of the document."""
+    """Return the description of a shard as a JSON object."""
     return asdict(shard)
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
-    """Return the report of a subject as a JSON object, for the list "subjects" of the document."""
+    """Return the report of a subject as a JSON object."""
     checks: dict[str, dict[str, Any]] = {}
     for (check, dtype), tally in subject.tallies.items():
         worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
@@ -105,14 +103,14 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the result of a check on a case as a JSON object, without `failed`, which follows from the findings."""
+    """Return the result of a check as a JSON object, without `failed`, which follows from the findings."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
-    """Return a finding as a JSON object, for the list "findings" of its subject."""
+    """Return a finding as a JSON object."""
     n = finding.numbers
     names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus")
     return {
@@ -147,7 +145,7 @@ _IN_JSON = {int: "an integer", str: "a string", bool: "true or false", list: "an
 def typed(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`; otherwise raise TypeError. True is not an int.
 
-    `what` is the name of the value in the message of the error. The functions below also have this argument.
+    In this module, `what` names the value in the message of the error.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {_IN_JSON[kind]}")
@@ -155,18 +153,18 @@ def typed(kind: type[T], value: Any, what: str) -> T:
 
 
 def typed_list(value: Any, what: str) -> list[Any]:
-    """Return the value if it is a JSON array. Raise TypeError otherwise."""
+    """Return the value if it is a JSON array; otherwise raise TypeError."""
     made: list[Any] = typed(list, value, what)
     return made
 
 
 def strings(value: Any, what: str) -> list[str]:
-    """Return the value if it is a JSON array of strings. Raise TypeError otherwise."""
+    """Return the value if it is a JSON array of strings; otherwise raise TypeError."""
     return [typed(str, entry, what) for entry in typed_list(value, what)]
 
 
 def each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return the value if it is a JSON object whose values all have the type `kind`. Raise TypeError otherwise."""
+    """Return the value if it is a JSON object with values of the type `kind`; otherwise raise TypeError."""
     return {key: typed(kind, entry, f"{what}: {key}") for key, entry in typed(dict, value, what).items()}
 
 
@@ -175,7 +173,7 @@ def real(value: Any, what: str) -> float:
 
     Raises:
         TypeError: the value is anything else.
-        OverflowError: the value is an integer that is too large for a float.
+        OverflowError: the integer is too large for a float.
     """
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")

@@ -1,9 +1,7 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
-The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. The values that the
-rules give replace the results of :mod:`crossent.numerics.oracle.formula`, and have the radius 0. There is one
-exception: if class weights of both signs cancel in the denominator of a mean, the gradient and its derivative are NaN
-with the radius inf. The symbols below, such as `v_c`, are those of :mod:`crossent.numerics.oracle.formula`.
+The rules follow torch's documentation, and torch's behaviour where the documentation says nothing. Symbols such as
+`v_c` are those of :mod:`crossent.numerics.oracle.formula`.
 """
 
 from __future__ import annotations
@@ -28,15 +26,10 @@ BITS = 128  # the first precision of ball arithmetic: two machine words. With fe
 
 
 class RowBlock:
-    """The exact losses and gradients of `r` rows of a call.
+    """The exact losses and gradients of `r` rows of a call. `rows` is the slice of these rows.
 
-    The largest logit of most rows is finite. A row has no finite maximum if a logit is NaN or +inf, or if all logits
-    are -inf. Then the gradients of the row are NaN. The loss is NaN too, unless the row is ignored.
-
-    Args:
-        arguments: The arguments of the whole call.
-        denominator: The denominator of the call.
-        rows: The slice of the rows that belong to this block.
+    A row has no finite maximum if a logit is NaN or +inf, or if all logits are -inf. The gradients of such a row are NaN.
+    Its loss is NaN too, unless the row is ignored.
     """
 
     def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
@@ -60,32 +53,24 @@ class RowBlock:
         )
 
     def _with_one_class(self, values: NDArray[Any] | None) -> Any:
-        """Return `values` unchanged. If the call has no classes, return zeros for a single class instead.
-
-        The last axis of `values` is the classes. If `values` is None, return None. With no classes, the loss is an
-        empty sum. With one class and a finite logit, the loss is `-log 1`. Both losses are 0.
-        """
+        """Return `values`, or zeros for a single class if the call has no classes."""
+        # The loss of no classes is an empty sum, and the loss of one class is -log 1: both are 0.
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
     @cached_property
     def _float64(self) -> Formula:
-        """The formula in float64. It computes the sizes of the results, even of results in ball arithmetic."""
+        """The formula in float64, which also gives the sizes of results in ball arithmetic."""
         return Formula(self._finite_rows, Float64Arithmetic())
 
     @cached_property
     def _formula(self) -> Formula:
-        """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic.
-
-        If the bits are too few for a result, :meth:`_compute` stores a formula with more bits here, which later results
-        use too.
-        """
+        """The formula that computes the results. :meth:`_compute` may store a formula with more bits here."""
         return self._float64 if self._in_float64 else Formula(self._finite_rows, BallArithmetic(BITS))
 
     def losses(self) -> Ball:
         """Return the loss of each row before the reduction, (r,).
 
-        The loss of an ignored row is 0. If the loss of a kept row has a term at a logit of -inf, the loss is infinite.
-        As in torch, the loss is NaN if the coefficient of such a term is 0, or if such terms have both signs.
+        The loss of an ignored row is 0. A term at a logit of -inf makes the loss of a kept row infinite or NaN.
         """
         kept, infinite, values = self._finite_rows.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
@@ -102,8 +87,7 @@ class RowBlock:
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of an ignored row is 0. But the gradient of a row without a finite maximum is NaN, even if the row
-        is ignored, as in torch. If the denominator of a mean is 0, the gradient of every kept row is NaN.
+        The gradient of an ignored row is 0. As in torch, a row without a finite maximum has NaN even if the row is ignored.
         """
         kept = self._finite_rows.kept[:, None]
 
@@ -118,10 +102,9 @@ class RowBlock:
         return self._compute(Formula.gradient, Formula.gradient_sizes, with_rules)
 
     def target_gradient(self) -> Ball | None:
-        """Return the gradient of the class probabilities, (r, C); None for class indices.
+        """Return the gradient of the class probabilities, (r, C), or None for class indices.
 
-        At a logit of -inf, the gradient is infinite, or NaN if another factor of the gradient is 0. The gradient of a
-        row without a finite maximum is NaN.
+        At a logit of -inf, the gradient is infinite or NaN.
         """
         if self._finite_rows.probabilities is None:
             return None
@@ -138,11 +121,7 @@ class RowBlock:
         return self._compute(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
 
     def tangents(self, direction: Array) -> Ball:
-        """Return the tangent of each row before the reduction: the derivative of the row's loss along a direction.
-
-        The direction is (r, C), and the tangents are (r,). The tangent of an ignored row is 0. The tangent of a kept
-        row without a finite maximum is NaN.
-        """
+        """Return the derivative of each row's loss, (r,), along a direction, (r, C), before the reduction."""
         kept, u = self._finite_rows.kept, np.asarray(self._with_one_class(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
@@ -151,10 +130,7 @@ class RowBlock:
         return self._compute(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction.
-
-        The derivative and the direction are (r, C). The derivative is NaN where the gradient is NaN.
-        """
+        """Return the derivative of the gradient along a direction. Both are (r, C)."""
         kept, u = self._finite_rows.kept[:, None], np.asarray(self._with_one_class(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
@@ -175,19 +151,10 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return one kind of result of the block, such as the losses, with error radii.
+        """Return the results that `numbers` computes, such as the losses, with error radii.
 
-        In ball arithmetic, double the bits until the radius of each finite result is small enough. A radius is small
-        enough if it is at most `RELATIVE_RADIUS` times the size of the result. The radius is also small enough if it
-        is at most about the precision of a pair `hi + lo` of float64 numbers.
-
-        Args:
-            numbers: A function that takes a :class:`Formula` and returns the results: float64 numbers, or flint's
-                balls.
-            sizes: A function that takes a :class:`Formula` and returns the size of each result.
-            with_rules: A function that takes the results as a ball. The function replaces a result where a rule says
-                that the exact value is infinite, NaN or 0.
-            roundings: The factor of `2^-53·size` in the float64 error bound of :class:`Formula`.
+        In ball arithmetic, double the bits until the radii are small enough for the sizes of the results. `with_rules`
+        replaces results by infinity, NaN or 0. `roundings` is `ROUNDINGS` or `SECOND_ROUNDINGS`.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -208,11 +175,8 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C). The signs are right only where the logit is -inf.
-
-        The callers use no other signs. The code does not compute `v_c` in float64, where `v_c` could underflow or
-        cancel to 0.
-        """
+        """Return the sign of each coefficient `v_c`, (r, C). The signs are right only where the logit is -inf."""
+        # In float64, `v_c` itself could underflow or cancel to 0.
         smoothing, t = self._finite_rows.label_smoothing, self._finite_rows.probabilities
         if t is None:
             return self._weight_signs * (self._one_hot() | (smoothing > 0))
@@ -224,11 +188,11 @@ class RowBlock:
 
     @property
     def _weight_signs(self) -> Array:
-        """The sign of each class weight, (C,). If the call has no class weights, every sign is 1."""
+        """The sign of each class weight, (C,). Without class weights, every sign is 1."""
         weight = self._finite_rows.weight
         return np.ones(self._infinite.shape[1]) if weight is None else np.sign(weight, dtype=np.float64)
 
     def _one_hot(self) -> Mask:
-        """Return a mask, (r, C), that is True at the true class of each row. The target must be class indices."""
+        """Return a mask, (r, C), that is True at the true class of each row."""
         assert self._finite_rows.index is not None
         return np.asarray(np.arange(self._infinite.shape[1]) == self._finite_rows.index[:, None])
