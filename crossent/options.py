@@ -320,7 +320,7 @@ def chosen_part(
         raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "operation": operation, "ranks": ranks}
-    # a run in shards takes no `max_findings`
+    # a run on Dask takes no `max_findings`
     chosen |= {} if on_dask else {"max_findings": 1 if exitfirst else max_findings}
     chosen |= {"shard": shard} if shard is not None else {}
     if last_failed:

@@ -230,7 +230,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record of a check to pytest's report. A test that calls no check fails."""
+    """Attach the record of a check to pytest's report. A test that does not call its check fails."""
     report, check = (yield).get_result(), _check_of(item)
     if call.when == "call" and check is not None:
         if check.record is not None:

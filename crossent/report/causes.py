@@ -280,7 +280,7 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
-    """Return whether nearly all cases of `findings`, but nearly no cases of `others`, have a common word."""
+    """Return whether nearly all cases of `findings`, but nearly no cases of `others`, share a word."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in selections(words, 1, cases, without))

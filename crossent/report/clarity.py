@@ -82,7 +82,7 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the error in powers of ten of its bound, from 0 to 3. Findings without numbers have 3."""
+    """Return the size of the error in powers of ten of its bound, from 0 to 3; 3 without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
@@ -100,7 +100,10 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return two booleans. Each is True for a reason why a finding shows its failure less clearly."""
+    """Return, as two booleans, whether a finding is less clear for each of two reasons.
+
+    The exact value is infinite, NaN or 0. A linear cross-entropy fails a check other than `loss`.
+    """
     # A linear cross-entropy has gradients with thousands of small errors, so a wrong loss shows the bug better.
     numbers = finding.numbers
     ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
@@ -109,7 +112,7 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 def rank_cause(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
     """Return a sort key of a cause with these checks. Each True is a reason to show the cause later."""
-    accepted = _DECLARATION.search(example.message)  # would pass under a weaker contract or grade, or --without
+    accepted = _DECLARATION.search(example.message)  # an option under which the example would pass
     return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
@@ -233,7 +236,7 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings, or "".
 
-    The bug's cases include a failing case, and the failing cases, but few passing cases, share the words of the bug.
+    Such a bug has a case with a finding. Most failing but few passing cases have the words of the bug.
 
     Args:
         findings: findings that probably have one cause.

@@ -12,9 +12,9 @@ Proof. Let `u = 2^-53` and `γ_n = n u/(1 - n u)`. A dot product has k terms.
 
 * The split. Let `|v| < 2^E` for all numbers v of a row of `hi`, or of a column of B. Let `β` be the number of bits of
   A₁, and `σ = 1.5·2^(E+52-β)`. For `β ≤ 50`, the sum `v + σ` lies between `2^(E+52-β)` and twice this number, where
-  float64 numbers are multiples of `2^(E-β)`. So `t = (v + σ) - σ` is v rounded to a multiple of `2^(E-β)`. The subtraction of σ
-  is exact, and `|t| ≤ 2^E`. The rest `v - t` is exact too: v and t are multiples of the last place of v, or of
-  `2^(E-β)` if this is smaller, and `|v - t| ≤ |v|`.
+  float64 numbers are multiples of `2^(E-β)`. So `t = (v + σ) - σ` is v rounded to a multiple of `2^(E-β)`. The
+  subtraction of σ is exact, and `|t| ≤ 2^E`. The rest `v - t` is exact too: v and t are multiples of the last place of
+  v, or of `2^(E-β)` if this is smaller, and `|v - t| ≤ |v|`.
 * The products without an error. Let `2^F` be the limit for a column of B. The terms of a dot product are multiples of
   `g = 2^(E-β) 2^(F-β)`, and at most `2^(2β) g`. If `2β + log₂ k ≤ 53`, every partial sum is a multiple of g and at most
   `2^53 g`. So every partial sum is a float64 number, in any order of the additions, with or without fused
@@ -72,7 +72,7 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
 
 def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
-    """Return the values rounded to multiples of `2^(E-β)`, as in the proof with `bits` for β, and the exact rest."""
+    """Return the values, rounded to multiples of `2^(E-β)`, and the exact rest. In the proof, β stands for `bits`."""
     exponent = np.frexp(np.abs(values).max(axis, keepdims=True, initial=0.0))[1]
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift

@@ -28,8 +28,8 @@ BITS = 128  # the first precision of ball arithmetic: two machine words. With fe
 class RowBlock:
     """The exact losses and gradients of `r` rows of a call. `rows` is the slice of these rows.
 
-    A row has no finite maximum if a logit is NaN or +inf, or if all logits are -inf. The gradients of such a row are NaN.
-    Its loss is NaN too, unless the row is ignored.
+    A row has no finite maximum if a logit is NaN or +inf, or if all logits are -inf. The gradients of such a row are
+    NaN. Its loss is NaN too, unless the row is ignored.
     """
 
     def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
@@ -87,7 +87,8 @@ class RowBlock:
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of an ignored row is 0. As in torch, a row without a finite maximum has NaN even if the row is ignored.
+        The gradient of an ignored row is 0. As in torch, the gradient of a row without a finite maximum is NaN, even if
+        the row is ignored.
         """
         kept = self._finite_rows.kept[:, None]
 
@@ -164,9 +165,8 @@ class RowBlock:
                 ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64Arithmetic):
                 break
-            # A pair of float64 numbers is not more precise than 2^-104 times the number, or than 2^-1070. If the size
-            # overflowed to NaN, fmax ignores the size, and only these limits count. If the size overflowed to inf, any
-            # radius is small enough.
+            # A pair of float64 numbers is not more precise than 2^-104 times the number, or than 2^-1070. fmax ignores
+            # a size that overflowed to NaN. If the size overflowed to inf, any radius is small enough.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
