@@ -14,14 +14,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format, described by its precision and its range.
+    """A binary floating-point format.
 
     Attributes:
         name: The name of the dtype, such as "float32".
         precision: The number of bits of the significand, with the implicit bit.
         smallest_exponent: The exponent `k` of the smallest normal number, `2^k`.
         largest: The largest finite number.
-        flushes: Whether an operation may treat a subnormal operand as 0, and may return 0 for a subnormal result.
+        flushes: Whether an operation may replace subnormal operands and results by 0.
     """
 
     name: str
@@ -37,39 +37,29 @@ class Format:
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest positive normal number. Below this limit, neighbouring numbers have a constant distance."""
+        """The smallest positive normal number."""
         return 2.0**self.smallest_exponent
 
     @property
     def smallest_subnormal(self) -> float:
-        """The smallest positive subnormal number. Neighbouring subnormal numbers have this distance."""
+        """The smallest positive subnormal number, which is the distance between neighbouring subnormal numbers."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
     @property
     def largest_underflow_error(self) -> float:
-        """The largest error of rounding a number in the subnormal range: half the smallest subnormal number.
-
-        For float64, this property is the smallest subnormal number itself, because float64 cannot represent half of
-        this number. In a format that flushes, the property is the smallest normal number.
-        """
+        """The largest error of rounding a number below the smallest normal number."""
         if self.flushes:
             return self.smallest_normal
+        # float64 has no number that is half its smallest subnormal number
         return self.smallest_subnormal / 2 or self.smallest_subnormal
 
     def last_place(self, value: float) -> float:
-        """Return the spacing of the numbers of this format near `value`: one unit in the last place (ulp).
-
-        If `value` is 0, infinite or NaN, return :attr:`smallest_subnormal`.
-        """
+        """Return the spacing of the numbers of this format near `value`: one unit in the last place (ulp)."""
         exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether this format represents every number of the format `other`.
-
-        Return False if `other` is None: the other format is not known. Also return False if this format flushes and the
-        other format does not.
-        """
+        """Return whether this format represents every number of `other`. An unknown format is None."""
         return (
             other is not None
             and (other.flushes or not self.flushes)
@@ -79,45 +69,37 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Return a mask of the magnitudes in `sizes` that may be too large for this format.
-
-        The caller computed the magnitudes in float64. A relative margin of 2^-20 covers the rounding errors.
-        """
+        """Return a mask of the magnitudes in `sizes` that may be too large for this format."""
+        # the margin covers the rounding errors of `sizes`
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf, error: Array | float = 0.0) -> Array:
-        """Return, for each element, the largest error that rounding a number to this format adds.
+        """Return, for each element, the largest error of rounding a number to this format.
 
         Args:
-            largest: The largest magnitude that each number can have: `|v| + e` for a number `v` with the error `e`.
-            under: Where `largest` is above 0 and below this limit, the returned error is at least
-                :attr:`largest_underflow_error`. By default, the limit is infinite. In a format that flushes, the limit
-                is at most twice the smallest normal number.
-            error: The error `e` that each number has before the rounding. If `|v| - e` is below the smallest normal
-                number, a format that flushes may replace the number by 0. The returned error is then at least
-                `|v| - e`, so that the error after the rounding is at least `|v|`.
+            largest: The largest magnitude of each number: `|v| + e` for a number `v` with the error `e`.
+            under: Where `largest` is below this limit, the rounding may underflow.
+            error: The error `e` of each number before the rounding.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
             under = min(under, 2 * self.smallest_normal)
-            least = largest - 2 * error
+            least = largest - 2 * error  # |v| - e: with e, the error |v| of flushing `v` to 0
             once = where_any(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
         small = (largest < under) & (largest > 0)
         return where_any(small, np.maximum(once, self.largest_underflow_error), once)
 
     def underflow_error(self, smallest: Array) -> Array:
-        """Return, for each element, the largest error of multiplying by a power of two: only underflow causes an error.
+        """Return the largest error of multiplying by a power of two: only underflow causes an error.
 
-        `smallest` has the smallest magnitude that each product can have. Where `smallest` is above four times the
-        smallest normal number, the error is 0. Elsewhere, the error is :attr:`largest_underflow_error`.
+        `smallest` has the smallest magnitude of each product.
         """
         return np.where(smallest > 4 * self.smallest_normal, 0.0, self.largest_underflow_error)
 
     def nearest(self, values: Array) -> Array:
-        """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
+        """Return `values` rounded to this format, as float64: ties to even, gradual underflow, overflow to infinity.
 
-        The result has the dtype float64, which represents every number of the format. Subnormal numbers are not flushed
-        to 0, even if the format flushes.
+        `flushes` has no effect.
         """
         if self.precision == 53:
             return values
@@ -158,15 +140,12 @@ FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
 
 @cache
 def flushing(format: Format) -> Format:
-    """Return a copy of the format in which operations may flush subnormal numbers to 0."""
+    """Return a copy of the format with `flushes=True`."""
     return replace(format, flushes=True)
 
 
 def where_any(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
-    """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere and has the shape of `b`.
-
-    In most calls, the mask is False everywhere. Then the function avoids a copy.
-    """
+    """Return `np.where(mask, a, b)`. The result may be `b` itself, to avoid a copy."""
     if mask.any() or mask.shape != b.shape:
         return np.where(mask, a, b)
     return b

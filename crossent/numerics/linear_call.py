@@ -17,25 +17,23 @@ LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 class LinearCall:
     """The arguments of one call of `linear_cross_entropy`: `N` hidden states of length `H`, and `V` classes.
 
-    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. A float64
-    tensor of the call is a float64 array here. A float32, bfloat16 or float16 tensor is a float32 array.
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. float64 tensors are
+    float64 arrays here. Tensors of narrower dtypes are float32 arrays.
 
     Attributes:
-        input: (N, H), one hidden state for each row.
-        linear_weight: (V, H), one row for each class.
-        linear_bias: (V,), one number for each class; None without a bias.
+        input: (N, H), the hidden states.
+        linear_weight: (V, H).
+        linear_bias: (V,); None without a bias.
         index: (N,), int64, the true classes; None for class probabilities.
         probabilities: (N, V), the class probabilities; None for class indices.
         weight: (V,), the class weights; None for ones.
-        ignore_index: Rows with this index have the loss 0, add nothing to any gradient and do not count in the mean.
-            With class probabilities, `ignore_index` must be negative and has no effect.
+        ignore_index: Rows with this index have the loss 0 and do not count in the mean.
         reduction: "none", "mean" or "sum".
         label_smoothing: `ε`, from 0 to 1.
         upstream: The upstream gradient of the loss: (N,) for "none", otherwise a number.
 
     Raises:
-        ValueError: `input`, `linear_weight` or `linear_bias` has a wrong shape or dtype, or contains inf or NaN. Or
-            there is no class. :func:`crossent.numerics.oracle.linear.linear_answer` checks the other arguments.
+        ValueError: `input`, `linear_weight` or `linear_bias` has a wrong shape or dtype, or contains inf or NaN.
     """
 
     input: NDArray[Any]

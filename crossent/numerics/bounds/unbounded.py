@@ -18,15 +18,9 @@ Reason = Literal[
 
 
 def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
-    """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
+    """Return, for each reason that occurs, a mask of the infinite bounds that have this reason.
 
-    Each infinite bound has one reason, the first that applies: an overflow of a format, a sum of too many terms, a
-    denominator of zero, or zero times infinity. If none of these applies, the float64 computation of the bound
-    overflowed. Then too, the reason is "an intermediate may overflow".
-
-    Args:
-        bounds: The bounds of a call.
-        name: The name of an attribute of `bounds`, such as "loss". The masks have the shape of this attribute.
+    Each infinite bound has one reason. `name` is an attribute of `bounds`, such as "loss", and gives the masks their shape.
     """
     bound = getattr(bounds, name)
     if not np.isinf(bound).any():

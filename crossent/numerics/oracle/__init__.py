@@ -1,11 +1,10 @@
 """The oracle: the exact value of every loss and every gradient element, with a proven error radius.
 
-A ball is a number with an error radius, and stands for every number within the radius. Each operation of ball
-arithmetic returns a ball that contains the exact result. The library flint computes in ball arithmetic.
+A ball is a number with an error radius, and stands for every number within the radius. The library flint computes in
+ball arithmetic: each result is a ball that contains the exact result.
 
-This folder imports numpy and flint. From crossent, the folder imports only `numerics.formats` and
-`numerics.linear_call`. The folder imports neither torch nor `numerics.bounds`, so that exact values depend neither on
-the code under test nor on the error bounds.
+The folder imports neither torch nor `numerics.bounds`, so that exact values depend neither on the code under test nor
+on the error bounds.
 
 arguments       Arguments: one call as numpy arrays; Denominator: the exact denominator of a mean
 arithmetic      Ball: an array of balls; Float64Arithmetic and BallArithmetic: the same operations in two arithmetics

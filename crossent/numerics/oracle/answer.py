@@ -1,21 +1,6 @@
 r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
-crossent tests torch and the forms against the oracle, so the oracle must depend on neither. Three modules compute the
-exact value:
-
-* :mod:`crossent.numerics.oracle.formula` has the formula. The formula runs in float64 if logits, class probabilities
-  and class weights are float32, and the magnitude of the upstream gradient is at most 2^128. (float16 and bfloat16
-  inputs arrive as float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error
-  radius. The oracle doubles the precision until the radius is small enough.
-* :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
-* This module computes a call in blocks of rows, and reduces the losses.
-
-A radius of inf means that the oracle does not know the exact value. There are three reasons:
-
-* the number, or a partial sum of the losses in a reduction, is beyond the range of float64;
-* the class weights of a mean cancel to exactly 0;
-* the number is a tangent (a derivative along a direction of the logits), and the loss is a mean over no kept rows. A
-  row is kept if its target is not `ignore_index`.
+A radius of inf means that the oracle does not know the exact value, for example beyond the range of float64.
 
 Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where
 the documentation says nothing.
@@ -45,14 +30,14 @@ SAVED = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The exact values of a call to cross-entropy with `R` rows and `C` classes, each with an error radius.
+    """The exact values of a call with `R` rows and `C` classes, each with an error radius.
 
     Attributes:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: A function that returns the blocks of the call. Each `RowBlock` computes the gradients of its rows, so
-            that the gradients of all rows are never in memory together.
+        blocks: Returns the rows in blocks, each of which computes its gradients. All gradients together may exceed the
+            memory.
     """
 
     losses: Ball
@@ -63,34 +48,26 @@ class Answer:
     _shape: tuple[int, ...]  # of the logits
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield, for each block of rows, the slice of rows, the gradient of the logits and the gradient of the target.
+        """Yield, for each block of `r` rows, the slice of rows, the gradient of the logits and the gradient of the target.
 
-        For a block of `r` rows, both gradients are (r, C). With class indices, the gradient of the target is None.
+        Both gradients are (r, C). With class indices, the gradient of the target is None.
         """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
 
     def tangent(self, direction: Array) -> Ball:
-        """Return the tangent: the derivative of the loss along a direction of the logits.
+        """Return the tangent: the derivative of the loss along a direction of the logits, (R, C).
 
-        The direction is (R, C). The tangent is (R,) for the reduction "none", otherwise 0-d.
-
-        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient of the logits.
-
-        The tangent of a mean over no kept rows has the radius inf, because torch gives no consistent answer: the mean
-        is NaN for all logits, but its gradient is 0. If rows are kept but the denominator is 0, the tangent is NaN.
+        The tangent is (R,) for the reduction "none", otherwise 0-d.
 
         Raises:
-            ValueError: The direction does not have the shape of the logits. Or the direction contains inf, NaN, or a
-                magnitude of 2^128 or more, which is beyond the range of float32.
+            ValueError: The direction has a wrong shape, or contains inf, NaN or a magnitude of 2^128 or more.
         """
         u = self._check(direction)
         return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction of the logits: a Hessian-vector product.
-
-        The direction and the product are (R, C).
+        """Return the derivative of the gradient along a direction, both (R, C): a Hessian-vector product.
 
         Raises:
             ValueError: The direction is invalid, as in :meth:`tangent`.
@@ -99,7 +76,6 @@ class Answer:
         return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
 
     def _check(self, direction: Array) -> Array:
-        """Return a direction unchanged, or raise the ValueError that :meth:`tangent` documents."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         wrong = direction[~(np.abs(direction) < 2.0**128)]
@@ -109,11 +85,11 @@ class Answer:
 
 
 def answer(arguments: Arguments) -> Answer:
-    """Return the exact values of a call. The methods of the returned object compute the gradients.
+    """Return the exact values of a call.
 
-    The error radius of a number is relative to the number's size: the sum of the magnitudes of its terms. With float32
-    inputs, the radius is about 2^-48 times the size, as :class:`crossent.numerics.oracle.formula.Formula` proves. With
-    float64 inputs, the radius is below 2^-73 times the size, or as small as a pair of float64 numbers allows.
+    The size of a number is the sum of the magnitudes of its terms. With float32 inputs, the radius of a number is about
+    2^-48 times its size (proof: :class:`crossent.numerics.oracle.formula.Formula`). With float64 inputs, the radius is
+    below 2^-73 times the size, or as small as a pair of float64 numbers allows.
 
     Example:
         >>> exact = answer(Arguments(np.array([[3.0, 1.0, -3.0]]), index=np.array([0])))
@@ -138,6 +114,7 @@ def answer(arguments: Arguments) -> Answer:
     losses = Ball.joined([block.losses() for block in blocks()])
 
     def reduced(tangents: Ball) -> Ball:
+        # torch is not consistent: the mean over no kept rows is NaN, but its gradient is 0
         if arguments.reduction == "mean" and not arguments.kept.any():
             return _scalar(np.nan, np.inf)
         return reduce_losses(arguments, tangents, denominator)
@@ -147,18 +124,10 @@ def answer(arguments: Arguments) -> Answer:
 
 
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """Return the sum or the mean of the losses of the rows, 0-d. For the reduction "none", return the losses, (R,).
+    """Return the sum or the mean of the losses or tangents of the rows, 0-d. For "none", return them unchanged, (R,).
 
-    `losses` may also hold the tangents of the rows.
-
-    The value of a ball is `hi + lo`, a pair of float64 numbers. The code computes the sum of all `hi` and `lo` as such
-    a pair: the rounded sum, and its rounding error. The rounding error is itself rounded. The error radius of the sum
-    is the sum of all radii, plus the error of this second rounding. The sum and its radius are then divided by the
-    denominator, and the radius grows by the error of the division.
-
-    If the denominator is 0, the mean is NaN, with the radius :attr:`Denominator.nan_radius`. Otherwise, an infinite or
-    NaN loss makes the result infinite or NaN. If the radius of a loss is inf, the radius of the result is inf. If a
-    partial sum overflows, the result is NaN with the radius inf.
+    The sum is a pair `hi + lo` of float64 numbers: the rounded sum and its rounding error. The radius of the sum is the sum
+    of all radii, plus the error of rounding `lo`.
     """
     if arguments.reduction == "none":
         return losses
@@ -187,5 +156,4 @@ def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) 
 
 
 def _scalar(value: float, radius: float) -> Ball:
-    """Return a 0-d ball with this value and this radius."""
     return Ball(np.array(value), np.array(0.0), np.array(radius))

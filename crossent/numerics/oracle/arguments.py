@@ -22,20 +22,17 @@ class Arguments:
     """The arguments of one call, laid out as `R` rows of `C` classes.
 
     Attributes:
-        logits: (R, C), which may contain inf and NaN. The dtype is float32 if the tensor of the call was float32,
-            bfloat16 or float16, otherwise float64.
+        logits: (R, C), which may contain inf and NaN. float64 for a float64 tensor, float32 for narrower dtypes.
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
-        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities,
-            `ignore_index` must be negative and has no effect.
+        ignore_index: Rows with this index have the loss 0 and do not count in the mean.
         reduction: "none", "mean" or "sum".
         label_smoothing: `ε`, from 0 to 1. The exact value uses this float64 number without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
-        ValueError: A shape, a dtype or an option is not allowed, or `index` and `probabilities` are both given or both
-            missing. Or a weight, a class probability or an upstream gradient is not finite.
+        ValueError: An argument has a wrong shape, dtype or value.
         IndexError: An index is outside `[0, C)` and is not `ignore_index`.
     """
 
@@ -90,12 +87,7 @@ class Arguments:
 
     @cached_property
     def float64_suffices(self) -> bool:
-        """Whether the proof of the oracle's error in float64 applies to this call, so that float64 suffices.
-
-        The proof (:class:`crossent.numerics.oracle.formula.Formula`) has two conditions on the arguments. The logits
-        are float32, and so are the class probabilities and the class weights, if there are any. The upstream gradient
-        has a magnitude of at most 2^128.
-        """
+        """Whether :class:`crossent.numerics.oracle.formula.Formula` proves the error in float64 for this call."""
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)
         return narrow and bool((np.abs(np.asarray(self.upstream, np.float64)) <= 2.0**128).all())
@@ -106,19 +98,17 @@ class Denominator:
     """The exact denominator of a mean, or 1 for the other reductions.
 
     The denominator of a mean is the number of kept rows. With both class indices and class weights, the denominator is
-    the total weight of the true classes of the kept rows. A denominator of 0 makes the mean NaN. The denominator is 0
-    in two cases:
+    the total weight of the true classes of the kept rows. A denominator of 0 makes the mean NaN:
 
-    * No row is kept, or every weight in the sum is 0. torch divides the total loss of the true classes by the
-      denominator, separately from the term of the label smoothing. This loss and the denominator are 0, so torch
-      returns NaN. NaN is the exact value, with the radius 0.
-    * Weights of both signs cancel. torch's result depends on how the sum of the weights is rounded, so there is no
-      exact value. The NaN has the radius inf.
+    * No row is kept, or every weight in the sum is 0. torch divides the loss of the true classes, which is 0, by the
+      denominator. So NaN is the exact value, with the radius 0.
+    * Weights of both signs cancel. torch's result depends on the rounding of the sum, so there is no exact value. The NaN
+      has the radius inf.
 
     Attributes:
-        value: The exact denominator, or 1 if the exact denominator is 0.
-        ball: The exact denominator as a pair of float64 numbers with an error radius.
-        nan_radius: The radius of the NaN if the exact denominator is 0, otherwise None.
+        value: The exact denominator, or 1 in place of 0.
+        ball: The exact denominator as a ball.
+        nan_radius: The radius of the NaN if the denominator is 0, otherwise None.
     """
 
     value: flint.arb
@@ -127,7 +117,7 @@ class Denominator:
 
     @classmethod
     def of(cls, arguments: Arguments) -> Denominator:
-        """Return the denominator of the mean of a call, or 1 for the other reductions."""
+        """Return the denominator of a call."""
         exactly, nan_radius = BallArithmetic(EXACT_BITS), None
         with exactly.context():
             value = np.array(flint.arb(1), object)

@@ -1,8 +1,7 @@
-"""The two arithmetics in which the oracle computes: float64 with compensated sums, and the ball arithmetic of flint.
+"""The two arithmetics of the oracle: float64 with compensated sums, and the ball arithmetic of flint.
 
-The classes :class:`Float64Arithmetic` and :class:`BallArithmetic` have the same methods for arrays, so that a formula
-is written once and runs in either arithmetic. The method `ball` of both classes returns results as a :class:`Ball`:
-numbers, each with an error radius.
+:class:`Float64Arithmetic` and :class:`BallArithmetic` have the same methods, so that a formula is written once and runs
+in either arithmetic.
 """
 
 from __future__ import annotations
@@ -31,13 +30,8 @@ EXP_LOG_ULP = 2
 class Ball:
     """An array of balls: each exact value is within `radius` of `hi + lo`, the sum of two float64 numbers.
 
-    The arrays `hi`, `lo` and `radius` have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact
-    value is `hi`. Where the radius is inf, the exact value is not known.
-
-    Example:
-        >>> exact = Ball(np.array([2.0, np.inf]), np.array([2.0**-60, 0.0]), np.zeros(2))
-        >>> exact.distance([2.0, np.inf]).tolist() == [2.0**-60, 0.0], exact.distance([np.nan, 1.0]).tolist()
-        (True, [inf, inf])
+    Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where the radius is inf, the exact value is not
+    known.
     """
 
     hi: Array
@@ -45,14 +39,12 @@ class Ball:
     radius: Array
 
     def distance(self, got: ArrayLike) -> Array:
-        """Return the distance of each number of `got` from `hi + lo`: `|got - (hi + lo)|`. The radius has no effect.
+        """Return the distance of each number of `got` from `hi + lo`: `|got - (hi + lo)|`.
 
-        If `got` and `hi` are the same infinity, or both are NaN, the distance is 0. For any other pair with an infinity
-        or a NaN, the distance is inf.
+        The distance of equal infinities, or of two NaN, is 0. Any other infinity or NaN has the distance inf.
 
-        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma). The relative
-        error of the distance is then at most `u`, the unit roundoff. Otherwise the relative error is about `2 u` at
-        most.
+        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma). The relative error
+        of the distance is then at most `u`, the unit roundoff; otherwise about `2 u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -63,7 +55,7 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """Return this ball, with `hi = value`, `lo = 0` and the new `radius` where the mask `where` is True."""
+        """Return the balls with `hi = value`, `lo = 0` and the new `radius` where the mask `where` is True."""
         if not where.any():
             return self
         pairs = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
@@ -71,15 +63,7 @@ class Ball:
 
     @staticmethod
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
-        """Return one :class:`Ball` with the rows of all `balls`, one after another.
-
-        `columns` has an effect only if `balls` is empty: the result has no rows, and `columns` is the shape of a row.
-
-        Example:
-            >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
-            >>> Ball.joined([ball, ball]).hi.shape, Ball.joined([], (3,)).hi.shape
-            ((4, 3), (0, 3))
-        """
+        """Return one :class:`Ball` with the rows of all `balls`. If `balls` is empty, `columns` is the shape of a row."""
         if not balls:
             return Ball(*np.empty((3, 0, *columns)))
         return Ball(*(np.concatenate([getattr(ball, name) for ball in balls]) for name in ("hi", "lo", "radius")))
@@ -93,13 +77,9 @@ def gamma(n: int) -> float:
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded sum `s = fl(a + b)` and its error `e`, where `s + e = a + b` exactly.
 
-    The numbers must be finite, and the sum must not overflow. Otherwise `e` has no meaning.
+    The numbers must be finite, and the sum must not overflow.
 
     Source: Knuth; Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.3.
-
-    Example:
-        >>> two_sum(1.0, 2.0**-60) == (1.0, 2.0**-60)
-        True
     """
     s = a + b
     t = s - a
@@ -109,12 +89,9 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def compensated_sum(terms: Array) -> Array:
     r"""Return the sum over the last axis, nearly as accurate as with a single rounding.
 
-    `terms` is (..., n), and the sum is (...).
-
-    At each level, :func:`two_sum` adds the first half of the terms to the second half. The terms of the next level are
-    the rounded sums and, if the number of terms is odd, the last term. The levels end when a single term is left. The
-    code sums the errors of all levels in plain float64, and adds this sum to the single term. For `n <= 2^30` terms,
-    the error of the function is at most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
+    At each level, :func:`two_sum` adds the first half of the terms to the second half, until a single term is left. The
+    code adds the errors of all levels in plain float64, and then the single term. For `n <= 2^30` terms, the error is at
+    most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff.
 
     Proof. The errors of a level and the terms of the next level have exactly the same sum as the terms of the level. So
     the single term and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
@@ -137,32 +114,30 @@ def compensated_sum(terms: Array) -> Array:
 
 
 class Float64Arithmetic:
-    """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
+    """float64 arithmetic. The caller proves the error radius of a result.
 
-    The proofs of :class:`crossent.numerics.oracle.formula.Formula` and :mod:`crossent.numerics.oracle.linear` assume
-    that `+ - × ÷` round correctly (IEEE 754). The proofs also assume that exp and log1p have an error of at most
-    `EXP_LOG_ULP` ulp. So the relative error of exp and log1p is at most `2·EXP_LOG_ULP u`, with the unit roundoff `u`.
-    Where the processor may flush the result of an operation to 0, the proofs assume an error of at most 2^-1022.
+    The proofs assume that `+ - × ÷` round correctly (IEEE 754). exp and log1p have an error of at most `EXP_LOG_ULP` ulp,
+    so their relative error is at most `2·EXP_LOG_ULP u`. Where the processor may flush a result to 0, the proofs assume an
+    error of at most 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that turns off numpy's warnings, because the caller replaces inf and NaN."""
+        """Return a context manager that turns off numpy's warnings."""
         return np.errstate(all="ignore")
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """Return float32 or float64 numbers as float64. The conversion is exact."""
+        """Convert float32 or float64 numbers to float64, exactly."""
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Return `value`, a number of flint with the radius 0, rounded to float64. The error is at most 1 ulp."""
+        """Round a number of flint with the radius 0 to float64. The error is at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest` and exp(a), both (r, C).
+        """Return `a = logits - largest` and exp(a), both (r, C). `largest`, (r, 1), has the largest logit of each row.
 
-        `logits` is (r, C), and `largest`, (r, 1), has the largest logit of each row. The error of `a` is at most
-        `u |a|`. The exponential does not inherit this error: the code computes `exp(a)·(1 + l)`, where `l` is the
-        rounding error of the subtraction.
+        The error of `a` is at most `u |a|`. The exponential does not inherit this error: the code computes `exp(a)·(1 + l)`,
+        where `l` is the rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
         exps = np.exp(shifted)
@@ -175,16 +150,14 @@ class Float64Arithmetic:
         return compensated_sum(terms)
 
     def ball(self, values: Elements, radius: Array) -> Ball:
-        """Return the values as a ball, with the radius that the caller has proven."""
+        """Return the values as a :class:`Ball`, with a radius that the caller has proven."""
         return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
 class BallArithmetic:
-    """The ball arithmetic of flint, with midpoints of `bits` bits.
+    """The ball arithmetic of flint, with the methods of :class:`Float64Arithmetic` for arrays of `flint.arb` objects.
 
-    A ball is a midpoint and a radius. Every operation of Arb, the part of flint for ball arithmetic, returns a ball
-    that contains the exact result. The class has the same methods as :class:`Float64Arithmetic`, for arrays of
-    `flint.arb` objects.
+    A ball is a midpoint of `bits` bits and a radius. Every operation returns a ball that contains the exact result.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.
@@ -194,14 +167,11 @@ class BallArithmetic:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision of flint to `bits`.
-
-        The precision is global, so do not compute in several threads.
-        """
+        """Return a context manager that sets flint's precision. It is global, so do not compute in several threads."""
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """Return float32 or float64 numbers as balls. The conversion is exact at any precision."""
+        """Convert float32 or float64 numbers to balls, exactly."""
         return np.asarray(_ARB(np.asarray(values, np.float64)), object)
 
     def number(self, value: flint.arb) -> flint.arb:
@@ -215,17 +185,15 @@ class BallArithmetic:
         return shifted, np.asarray(_EXP(shifted), object)
 
     def total(self, terms: Elements) -> Elements:
-        """Return the sum over the last axis, as balls."""
+        """Return the sum over the last axis."""
         return np.asarray(np.add.reduce(terms, -1, initial=flint.arb(0)), object)
 
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
-        """Return the balls of flint as a :class:`Ball`. The radius is inf for values beyond the range of float64.
+        """Return the balls of flint as a :class:`Ball`. The argument `radius` has no effect: flint knows the radii.
 
-        The argument `radius` has no effect, because flint knows the radius of each value.
-
-        flint converts a midpoint to one of the two nearest float64 numbers. The relative error is at most 2^-52, or the
-        absolute error at most 2^-1074. `lo` is the midpoint of `values - hi`, so the sum `hi + lo` corrects the error
-        of `hi`. The radius is the radius of `values - hi`, plus the error of `lo`.
+        flint converts a midpoint to float64 with a relative error of at most 2^-52, or an absolute error of at most 2^-1074.
+        `lo` is the midpoint of `values - hi`, so `hi + lo` corrects the error of `hi`. The radius is the radius of
+        `values - hi`, plus the error of `lo`. Beyond the range of float64, the radius is inf.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)
