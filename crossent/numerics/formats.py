@@ -17,7 +17,7 @@ class Format:
     """A binary floating-point format.
 
     Attributes:
-        name: The name of the dtype, such as "float32".
+        name: The dtype, such as "float32".
         precision: The number of bits of the significand, with the implicit bit.
         smallest_exponent: The exponent `k` of the smallest normal number, `2^k`.
         largest: The largest finite number.
@@ -42,7 +42,7 @@ class Format:
 
     @property
     def smallest_subnormal(self) -> float:
-        """The smallest positive subnormal number, which is the distance between neighbouring subnormal numbers."""
+        """The smallest positive subnormal number: the distance between neighbouring subnormal numbers."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
     @property
@@ -59,7 +59,7 @@ class Format:
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether this format represents every number of `other`. An unknown format is None."""
+        """Return whether this format represents every number of `other`. None stands for an unknown format."""
         return (
             other is not None
             and (other.flushes or not self.flushes)
@@ -74,7 +74,7 @@ class Format:
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf, error: Array | float = 0.0) -> Array:
-        """Return, for each element, the largest error of rounding a number to this format.
+        """Return, for each element, the largest error that rounding a number to this format adds.
 
         Args:
             largest: The largest magnitude of each number: `|v| + e` for a number `v` with the error `e`.
@@ -84,7 +84,7 @@ class Format:
         once = self.unit_roundoff * largest
         if self.flushes:
             under = min(under, 2 * self.smallest_normal)
-            least = largest - 2 * error  # |v| - e: with e, the error |v| of flushing `v` to 0
+            least = largest - 2 * error  # |v| - e, which flushing `v` to 0 adds to the error e
             once = where_any(least < (1 + 2.0**-20) * self.smallest_normal, np.maximum(once, least), once)
         small = (largest < under) & (largest > 0)
         return where_any(small, np.maximum(once, self.largest_underflow_error), once)
@@ -99,7 +99,7 @@ class Format:
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format, as float64: ties to even, gradual underflow, overflow to infinity.
 
-        `flushes` has no effect.
+        The attribute `flushes` has no effect.
         """
         if self.precision == 53:
             return values

@@ -17,19 +17,17 @@ LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 class LinearCall:
     """The arguments of one call of `linear_cross_entropy`: `N` hidden states of length `H`, and `V` classes.
 
-    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. float64 tensors are
-    float64 arrays here. Tensors of narrower dtypes are float32 arrays.
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. float64 tensors
+    are float64 arrays here. Tensors of narrower dtypes are float32 arrays.
 
     Attributes:
         input: (N, H), the hidden states.
         linear_weight: (V, H).
-        linear_bias: (V,); None without a bias.
-        index: (N,), int64, the true classes; None for class probabilities.
-        probabilities: (N, V), the class probabilities; None for class indices.
-        weight: (V,), the class weights; None for ones.
+        linear_bias: (V,).
+        index: (N,), int64, the true classes.
+        probabilities: (N, V), the class probabilities, in place of `index`.
+        weight: (V,), the class weights.
         ignore_index: Rows with this index have the loss 0 and do not count in the mean.
-        reduction: "none", "mean" or "sum".
-        label_smoothing: `ε`, from 0 to 1.
         upstream: The upstream gradient of the loss: (N,) for "none", otherwise a number.
 
     Raises:

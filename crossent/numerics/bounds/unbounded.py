@@ -20,7 +20,7 @@ Reason = Literal[
 def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the infinite bounds that have this reason.
 
-    Each infinite bound has one reason. `name` is an attribute of `bounds`, such as "loss", and gives the masks their shape.
+    Each infinite bound has one reason. `name` is an attribute of `bounds`, such as "loss".
     """
     bound = getattr(bounds, name)
     if not np.isinf(bound).any():

@@ -33,11 +33,10 @@ class Answer:
     """The exact values of a call with `R` rows and `C` classes, each with an error radius.
 
     Attributes:
-        losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
+        losses: (R,), the loss of each row before the reduction; 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: Returns the rows in blocks, each of which computes its gradients. All gradients together may exceed the
-            memory.
+        blocks: Returns the blocks of rows. Each block computes its own gradients, which saves memory.
     """
 
     losses: Ball
@@ -48,7 +47,7 @@ class Answer:
     _shape: tuple[int, ...]  # of the logits
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield, for each block of `r` rows, the slice of rows, the gradient of the logits and the gradient of the target.
+        """Yield, for each block of `r` rows, their slice, the gradient of the logits and the gradient of the target.
 
         Both gradients are (r, C). With class indices, the gradient of the target is None.
         """
@@ -126,8 +125,8 @@ def answer(arguments: Arguments) -> Answer:
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Return the sum or the mean of the losses or tangents of the rows, 0-d. For "none", return them unchanged, (R,).
 
-    The sum is a pair `hi + lo` of float64 numbers: the rounded sum and its rounding error. The radius of the sum is the sum
-    of all radii, plus the error of rounding `lo`.
+    The sum is a pair `hi + lo` of float64 numbers: the rounded sum and its rounding error. The radius of the sum is the
+    sum of all radii, plus the error of rounding `lo`.
     """
     if arguments.reduction == "none":
         return losses

@@ -23,12 +23,11 @@ class Arguments:
 
     Attributes:
         logits: (R, C), which may contain inf and NaN. float64 for a float64 tensor, float32 for narrower dtypes.
-        index: (R,), int64, the true classes; None for class probabilities.
-        probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
-        weight: (C,), float32 or float64, finite, of any sign; None for ones.
+        index: (R,), int64, the true classes.
+        probabilities: (R, C), any finite numbers, in place of `index`.
+        weight: (C,), finite, of any sign.
         ignore_index: Rows with this index have the loss 0 and do not count in the mean.
-        reduction: "none", "mean" or "sum".
-        label_smoothing: `ε`, from 0 to 1. The exact value uses this float64 number without rounding.
+        label_smoothing: From 0 to 1. The exact value uses this float64 number without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
@@ -97,13 +96,12 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, or 1 for the other reductions.
 
-    The denominator of a mean is the number of kept rows. With both class indices and class weights, the denominator is
-    the total weight of the true classes of the kept rows. A denominator of 0 makes the mean NaN:
+    The denominator of a mean is the number of kept rows. With class indices and class weights, the denominator is the
+    total weight of the kept rows' true classes. A denominator of 0 makes the mean NaN:
 
-    * No row is kept, or every weight in the sum is 0. torch divides the loss of the true classes, which is 0, by the
-      denominator. So NaN is the exact value, with the radius 0.
-    * Weights of both signs cancel. torch's result depends on the rounding of the sum, so there is no exact value. The NaN
-      has the radius inf.
+    * No row is kept, or every weight in the sum is 0. torch computes 0/0, so NaN is exact, with the radius 0.
+    * Weights of both signs cancel. torch's result depends on rounding, so there is no exact value. The NaN has the
+      radius inf.
 
     Attributes:
         value: The exact denominator, or 1 in place of 0.

@@ -30,8 +30,8 @@ EXP_LOG_ULP = 2
 class Ball:
     """An array of balls: each exact value is within `radius` of `hi + lo`, the sum of two float64 numbers.
 
-    Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where the radius is inf, the exact value is not
-    known.
+    Where `hi` is ±inf or NaN and the radius is 0, the exact value is `hi`. Where the radius is inf, the exact value is
+    unknown.
     """
 
     hi: Array
@@ -41,10 +41,10 @@ class Ball:
     def distance(self, got: ArrayLike) -> Array:
         """Return the distance of each number of `got` from `hi + lo`: `|got - (hi + lo)|`.
 
-        The distance of equal infinities, or of two NaN, is 0. Any other infinity or NaN has the distance inf.
+        Equal infinities, or two NaN, have the distance 0. Any other infinity or NaN has the distance inf.
 
-        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma). The relative error
-        of the distance is then at most `u`, the unit roundoff; otherwise about `2 u`.
+        If `got` and `hi` are within a factor of two of each other, `got - hi` is exact (Sterbenz's lemma). The distance
+        then has a relative error of at most `u`, the unit roundoff; otherwise about `2 u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -63,7 +63,7 @@ class Ball:
 
     @staticmethod
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
-        """Return one :class:`Ball` with the rows of all `balls`. If `balls` is empty, `columns` is the shape of a row."""
+        """Return the rows of all `balls` as one :class:`Ball`. `columns` is the shape of a row if `balls` is empty."""
         if not balls:
             return Ball(*np.empty((3, 0, *columns)))
         return Ball(*(np.concatenate([getattr(ball, name) for ball in balls]) for name in ("hi", "lo", "radius")))
@@ -90,8 +90,8 @@ def compensated_sum(terms: Array) -> Array:
     r"""Return the sum over the last axis, nearly as accurate as with a single rounding.
 
     At each level, :func:`two_sum` adds the first half of the terms to the second half, until a single term is left. The
-    code adds the errors of all levels in plain float64, and then the single term. For `n <= 2^30` terms, the error is at
-    most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff.
+    code adds the errors of all levels in plain float64, and then the single term. For `n <= 2^30` terms, the error is
+    at most `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff.
 
     Proof. The errors of a level and the terms of the next level have exactly the same sum as the terms of the level. So
     the single term and the errors of all levels add up to `Σ terms`. The absolute errors of level l sum to at most
@@ -116,9 +116,9 @@ def compensated_sum(terms: Array) -> Array:
 class Float64Arithmetic:
     """float64 arithmetic. The caller proves the error radius of a result.
 
-    The proofs assume that `+ - × ÷` round correctly (IEEE 754). exp and log1p have an error of at most `EXP_LOG_ULP` ulp,
-    so their relative error is at most `2·EXP_LOG_ULP u`. Where the processor may flush a result to 0, the proofs assume an
-    error of at most 2^-1022.
+    The proofs in `formula` and `linear` assume that `+ - × ÷` round correctly (IEEE 754). exp and log1p may have an
+    error of `EXP_LOG_ULP` ulp, so their relative error is at most `2·EXP_LOG_ULP u`, with the unit roundoff `u`. A
+    result that the processor flushes to 0 may have an error of 2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:
@@ -136,7 +136,7 @@ class Float64Arithmetic:
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """Return `a = logits - largest` and exp(a), both (r, C). `largest`, (r, 1), has the largest logit of each row.
 
-        The error of `a` is at most `u |a|`. The exponential does not inherit this error: the code computes `exp(a)·(1 + l)`,
+        The error of `a` is at most `u |a|`. The exponential corrects this error: the code computes `exp(a)·(1 + l)`,
         where `l` is the rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
@@ -167,7 +167,10 @@ class BallArithmetic:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets flint's precision. It is global, so do not compute in several threads."""
+        """Return a context manager that sets flint's precision.
+
+        The precision is global, so do not compute in several threads.
+        """
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Elements:
@@ -191,9 +194,9 @@ class BallArithmetic:
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
         """Return the balls of flint as a :class:`Ball`. The argument `radius` has no effect: flint knows the radii.
 
-        flint converts a midpoint to float64 with a relative error of at most 2^-52, or an absolute error of at most 2^-1074.
-        `lo` is the midpoint of `values - hi`, so `hi + lo` corrects the error of `hi`. The radius is the radius of
-        `values - hi`, plus the error of `lo`. Beyond the range of float64, the radius is inf.
+        flint converts a midpoint to float64 with a relative error of at most 2^-52, or an absolute error of at most
+        2^-1074. `lo` is the midpoint of `values - hi`, so `hi + lo` corrects the error of `hi`. The radius is the
+        radius of `values - hi`, plus the error of `lo`. Beyond the range of float64, the radius is inf.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)

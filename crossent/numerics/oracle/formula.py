@@ -1,19 +1,22 @@
-r"""The formula of cross-entropy and its derivatives, written once for both arithmetics of the oracle.
+r"""The formula of cross-entropy and its derivatives, written once for float64 and for the ball arithmetic of flint.
 
-The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formula` has a proof of the error in float64.
+A row has the logits `x` over `C` classes, with `p = softmax(x)` and `lp = log p`. The other symbols are:
 
-A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, and `ε` for
-the label smoothing. Write `t` for the class probabilities, or for the one-hot vector of the class index. Write
-`q = (1 - ε)·t + ε/C` for the smoothed target, and `v = w·q`. Write `s = upstream / denominator`, where the denominator
-is the divisor of the mean, or 1 for the other reductions. The loss below is the loss of one row. The gradients below
-are the gradients of the result of the whole call, so they have the factor `s`:
+    w    the class weights
+    ε    the label smoothing
+    t    the class probabilities, or the one-hot vector of the class index
+    q    (1 - ε)·t + ε/C, the smoothed target
+    v    w·q
+    s    upstream / denominator, where the denominator is the divisor of the mean, otherwise 1
+
+The loss is the loss of one row. The gradients are those of the result of the whole call, so they have the factor `s`:
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
 
 The code computes `lp = a - log S` from `a = x - max x` and `S = Σ_c exp(a_c)`.
 
-A direction `u` of the logits has the mean `m = Σ_c p_c u_c`. The derivative of the row's loss along `u` is the tangent.
-The derivative of the logits' gradient along `u` is the Hessian-vector product, called `second`:
+A direction `u` of the logits has the mean `m = Σ_c p_c u_c`. The tangent is the derivative of the row's loss along `u`.
+The Hessian-vector product `second` is the derivative of the logits' gradient along `u`:
 
     tangent = Σ_c v_c (m - u_c)        second_c = s·Σ_k v_k·p_c·(u_c - m)
 """
@@ -39,20 +42,19 @@ UNDERFLOW = 2.0**-200
 
 @dataclass(frozen=True, eq=False)
 class FiniteRows:
-    """A block of `r` rows of `C >= 1` classes. The largest logit of each row is finite.
+    """A block of `r` rows of `C >= 1` classes, in which the largest logit of each row is finite.
 
-    No logit is NaN or +inf, and no row has only logits of -inf. A logit of -inf has probability 0. If such a logit
-    makes a result infinite or NaN, :class:`crossent.numerics.oracle.special_values.RowBlock` replaces the result.
+    A logit of -inf has probability 0. The module `special_values` replaces the results that such a logit makes infinite
+    or NaN.
 
     Attributes:
         logits: (r, C), float64.
-        kept: (r,), True on kept rows and False on ignored rows.
-        index: (r,), the true classes, and 0 on ignored rows; None if the target is class probabilities.
-        probabilities: (r, C), the class probabilities; None if the target is class indices.
-        weight: (C,), the class weights; None if every class weight is 1.
-        label_smoothing: `ε`, from 0 to 1.
-        upstream: (r,), the upstream gradient for each row. For "mean" and "sum", all rows have the same number.
-        denominator: The exact denominator of the call, or 1 if the exact denominator is 0 (`Denominator.value`).
+        kept: (r,), False on ignored rows.
+        index: (r,), the true classes, and 0 on ignored rows.
+        probabilities: (r, C), the class probabilities, in place of `index`.
+        weight: (C,), the class weights.
+        upstream: (r,), the upstream gradient of each row. For "mean" and "sum", all rows have the same number.
+        denominator: The `value` of the call's `Denominator`.
     """
 
     logits: Array
@@ -66,25 +68,22 @@ class FiniteRows:
 
     @property
     def dense(self) -> bool:
-        """Whether the loss of a row has a term for every class. If False, only the true class has a term."""
+        """Whether the loss of a row has a term for every class, not only for the true class."""
         return self.index is None or self.label_smoothing > 0
 
     @property
     def at_true_class(self) -> tuple[Any, Any]:
-        """The numpy index that selects the true class of each row from an array (r, C). Only for class indices."""
+        """The numpy index of the true class of each row in an array (r, C), for class indices."""
         return np.arange(len(self.logits)), self.index
 
 
 class Formula:
     r"""The losses and gradients of a block of rows, and their derivatives along a direction.
 
-    The docstring of the module defines the symbols and the formulas. `rows` is the block of rows, and `arithmetic` is
-    float64 or the ball arithmetic of flint.
-
-    In ball arithmetic, every result is a ball that contains the exact value. In float64, the error of a result is at
-    most `28·2^-53·size + 2^-200`. For a second derivative, the factor is 41 in place of 28. These bounds hold under
-    three conditions. Logits, class probabilities and class weights are float32 numbers. The upstream gradient has a
-    magnitude of at most 2^128. Every number of the direction has a magnitude below 2^128.
+    The module's docstring defines the symbols. In ball arithmetic, every result is a ball that contains the exact
+    value. In float64, the error of a result is at most `28·2^-53·size + 2^-200`, with 41 in place of 28 for a second
+    derivative. The bounds have three conditions. Logits, class probabilities and class weights are float32 numbers. The
+    upstream gradient has a magnitude of at most 2^128. The direction has magnitudes below 2^128.
 
     The size of a result is the sum of the magnitudes of its terms:
 
@@ -97,40 +96,38 @@ class Formula:
 
     With label smoothing, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
 
-    Proof. The number after a quantity is the relative error of the quantity, in units of 2^-53. For example, "`S`: 7"
-    means that the computed S has a relative error of at most `7·2^-53`. Write g for the upstream gradient, and D for
-    the denominator. The error of exp and of log1p is 4, that is 2 ulp (`EXP_LOG_ULP`). A sum is compensated
-    (:func:`compensated_sum`): its additions add only 1.01, which most lines below count as 1.
+    Proof. The number after a quantity is its relative error in units of 2^-53. For example, "`S`: 7" means that the
+    computed S has a relative error of at most `7·2^-53`. The errors of factors and divisors add up, and each operation
+    adds 1. exp and log1p have the error 4, which is 2 ulp (`EXP_LOG_ULP`). The additions of a sum
+    (:func:`compensated_sum`) add 1.01, which most lines below count as 1. Write g for the upstream gradient, and D for
+    the denominator.
 
     * `x - max x` equals the pair `a + l` of two_sum exactly, with `|l| <= 2^-53 |a|`. The code computes
       `e = exp(a)·(1 + l)`: 4 from exp and 1 from the addition of the product, together 5. The factor `1 + l` differs
       from `exp(l)` by about `l²/2 < 2^-87`, since `|a| < 709` where exp does not underflow. For the largest logit,
       `e = 1` exactly.
     * `rest`, the sum of `e` without the class of the largest logit: 5 + 1.01, about 6. `S = 1 + rest`: 6 + 1 = 7.
-    * `log S = log1p(rest)`: 6 from `rest`, since `rest/(1 + rest) <= log1p(rest)`, and 4 from log1p, together 10. The
-      error is relative to `log S` even where `log S` is small.
-    * `-lp = log S - a`. Both terms have the same sign, so the larger relative error counts: 10 for `log S`, or 1 for
-      `a`, because the code leaves `l` out here. The subtraction adds 1, together 11.
+    * `log S = log1p(rest)`: 6 + 4 = 10, also where `log S` is small, since `rest/(1 + rest) <= log1p(rest)`.
+    * `-lp = log S - a`. Both terms have the same sign, so the larger error counts: 10 for `log S`, or 1 for `a`,
+      because the code leaves `l` out here. The difference: 10 + 1 = 11.
     * If only the true class has a term, `v` is the weight of this class, an input: 0. The loss `v·(-lp)`:
       0 + 11 + 1 = 12.
-    * Otherwise `v` has the four operations `1 - ε`, `·t`, `+ ε/C` and `·w`: 4. The sum `Σ v`: 5. The loss is
+    * Otherwise `v` has the four operations `1 - ε`, `·t`, `+ ε/C` and `·w`: 4. `Σ v`: 4 + 1 = 5. The loss is
       `log S·Σ v - Σ v a`. For each class, `v_c log S` and `-v_c a_c` have the same sign, so their errors are relative
-      to the size of the loss. The first product: 10 + 5 + 1 = 16. The second sum: 4 + 1 + 1 + 1 = 7. The subtraction
-      adds 1 to the larger error, together 17.
+      to the size of the loss. `log S·Σ v`: 10 + 5 + 1 = 16. `Σ v a`: 4 + 1 + 1 + 1 = 7. The loss: 16 + 1 = 17.
     * `s = g/D`: 2 from D and 1 from the division, together 3. The gradient is `s·Σv/S·e - s·v`. The first term has 3
-      from s, 5 from `Σ v`, 7 from S, 5 from `e`, and 3 operations: 23. The second term: 3 + 4 + 1 = 8. The subtraction
-      adds 1, together 24.
+      from s, 5 from `Σ v`, 7 from S, 5 from `e`, and 3 operations: 23. The second term: 3 + 4 + 1 = 8. The difference:
+      23 + 1 = 24.
     * If only the true class y has a term, the gradient of the logit of y is `-s·w/S·(S - e_y)`. If y has the largest
       logit, `S - e_y` is `rest`: 6. If not, `e_y <= 1 <= S - e_y`, hence `S <= 2·(S - e_y)` and `rest <= S - e_y`. Then
       `S - e_y` has 6 from `rest`, 2 from the addition in S, 5 from `e_y`, and 1 from the subtraction: 14. The whole
       product has 14, 3 from s, 7 from S, and 3 operations: 27. The hundredths that the sums above leave out make 27.2.
-      The gradient of any other logit is `s·w/S·e`: 3 from s, 7 from S, 5 from `e`, and 3 operations, together 18.
-    * The gradient of the target, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations, together 18.
-    * The mean m has an error relative to M. The products `e·u`: 6. Their sum: 7. The division by S: 7 + 7 + 1 = 15.
-    * The tangent. If only the true class has a term, the tangent is `v·(m - u)`: 15 and 2 operations, together 17.
-      Otherwise the tangent is `m Σ v - Σ v u`: 15 + 5 + 1 = 21 for the first product, 4 + 1 + 1 = 6 for the second sum,
-      and 1 for the subtraction, together 22.
-    * The second derivative `s·Σv/S·e·(u - m)`: 23 for `s·Σv/S·e`, as above, and 15 + 1 = 16 for `u - m`. The product:
+      The gradient of any other logit, `s·w/S·e`: 3 + 7 + 5 + 3 = 18.
+    * The gradient of the target, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 + 3 = 18.
+    * The mean m has an error relative to M. `e·u`: 6. Their sum: 7. The division by S: 7 + 7 + 1 = 15.
+    * The tangent. If only the true class has a term, the tangent is `v·(m - u)`: 15 + 2 = 17. Otherwise the tangent is
+      `m Σ v - Σ v u`. `m Σ v`: 15 + 5 + 1 = 21. `Σ v u`: 4 + 1 + 1 = 6. The difference: 21 + 1 = 22.
+    * The second derivative `s·Σv/S·e·(u - m)`. `s·Σv/S·e`: 23, as above. `u - m`: 15 + 1 = 16. The product:
       23 + 16 + 1 = 40.
 
     The largest numbers are 27.2 and, for a second derivative, 40. The terms of order 2^-106 fit between 27.2 and 28,
@@ -165,33 +162,22 @@ class Formula:
 
     @cached_property
     def scale(self) -> Elements:
-        """The factor `s` of each row, (r,): the upstream gradient divided by the denominator."""
+        """The factor `s` of each row, (r,)."""
         return np.asarray(self.arithmetic.numbers(self.rows.upstream) / self.arithmetic.number(self.rows.denominator))
 
     @cached_property
     def coefficients(self) -> Elements:
-        """The coefficients `v = w·q`, class weight times smoothed target, (r, C).
-
-        If only the true class of a row has a term, the array has only the coefficient of the true class, (r,). The
-        coefficients of ignored rows are 0.
-        """
+        """The coefficients `v = w·q`, (r, C); or (r,) if only the true class has a term. Ignored rows have 0."""
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The numbers `|w|·((1 - ε)|t| + ε/C)`, which the sizes contain, in the shape of :attr:`coefficients`.
-
-        If `t` has no negative number, the magnitudes are `|v|`. For a negative `t`, the terms `(1 - ε)t` and `ε/C` of a
-        coefficient can cancel, but the terms of its magnitude cannot.
-        """
-        t = self.rows.probabilities
+        """The numbers `|w|·((1 - ε)|t| + ε/C)` of the sizes, in the shape of :attr:`coefficients`."""
+        t = self.rows.probabilities  # a negative t and ε/C can cancel in a coefficient
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
     def _coefficients(self, t: NDArray[Any] | None) -> Elements:
-        """Return the coefficients `v` for the class probabilities `t`, or for the class indices if `t` is None.
-
-        The shape is (r, C); or (r,) if only the true class of a row has a term.
-        """
+        """Return the coefficients `v` for the class probabilities `t`, or for the class indices if `t` is None."""
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
@@ -206,13 +192,12 @@ class Formula:
         return v
 
     def _weigh(self, values: Elements) -> Elements:
-        """Return `values`, (..., C) or (..., 1), times the class weights. Without class weights, return `values`."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """The sum `Σ v` of the coefficients of each row, (r,). Only for dense rows (:attr:`FiniteRows.dense`)."""
+        """The sum `Σ v` of the coefficients of each row, (r,), for dense rows (:attr:`FiniteRows.dense`)."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:
@@ -252,42 +237,41 @@ class Formula:
         return np.asarray(factor[:, None] * self.exps * deviation)
 
     def _mean(self, direction: Array) -> Elements:
-        """Return the mean of a direction `u` for each row, weighted by the probabilities, (r,): `m = Σ p u`."""
+        """Return the mean of a direction `u` for each row, (r,): `m = Σ p u`."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
-        """Return the size of each loss, (r,): the sum of the magnitudes of its terms (see :class:`Formula`)."""
+        """Return the size of each loss, (r,), as :class:`Formula` defines the size."""
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
 
     def gradient_sizes(self) -> Array:
-        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines the size."""
+        """Return the size of each element of the gradient, (r, C)."""
         if not self.rows.dense:
             return np.abs(self.gradient())
         factor = self.magnitudes.sum(1) / self.partition
         return np.asarray(np.abs(self.scale)[:, None] * (factor[:, None] * self.exps + self.magnitudes))
 
     def target_gradient_sizes(self) -> Array:
-        """Return the size of each element of the target's gradient, (r, C): the magnitude of its only term."""
+        """Return the size of each element of the target's gradient, (r, C)."""
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
-        """Return the size of each row's tangent, (r,), as :class:`Formula` defines the size."""
+        """Return the size of each tangent, (r,)."""
         u, mean = np.abs(direction), self._mean(np.abs(direction))
         if self.rows.dense:
             return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
         return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.at_true_class]))
 
     def second_sizes(self, direction: Array) -> Array:
-        """Return the size of each element of :meth:`second`, (r, C), as :class:`Formula` defines the size."""
+        """Return the size of each element of :meth:`second`, (r, C)."""
         total = self.magnitudes.sum(1) if self.rows.dense else np.abs(self.coefficients)
         factor = np.abs(self.scale) * total / self.partition
         return np.asarray(factor[:, None] * self.exps * (np.abs(direction) + self._mean(np.abs(direction))[:, None]))
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of results that :class:`Formula` computed in float64: `roundings·2^-53·size + 2^-200`.
+    """Return the error radius of results in float64 that :class:`Formula` proves: `roundings·2^-53·size + 2^-200`.
 
-    The docstring of :class:`Formula` proves this error, and defines the size of a result. `roundings` is
-    `SECOND_ROUNDINGS` for second derivatives, and `ROUNDINGS` for other results.
+    For second derivatives, `roundings` is `SECOND_ROUNDINGS`.
     """
     return roundings * UNIT_ROUNDOFF * size + UNDERFLOW

@@ -3,16 +3,9 @@ r"""The exact loss and gradients of a linear cross-entropy, each number with a p
     z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
     ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
 
-Here h are the hidden states, W is the weight and b the bias of the linear layer, and z are the logits. One of two
-functions computes the results of a call:
-
-* :func:`_in_float64` computes the logits, their cross-entropy (:class:`crossent.numerics.oracle.formula.Formula`), and
-  the three products. The proof below gives the error radius.
-* :func:`_in_balls` has its own code for the formula. The code uses the ball arithmetic of flint, so that flint computes
-  the error radius. The oracle uses this function where the proof does not apply: an array is float64, or the
-  magnitude of an upstream gradient exceeds 2^128. The oracle also uses this function if a logit computed in float64 may
-  have an error above 2^-20. Where possible, :func:`crossent.numerics.oracle.products.ball_product` computes the matrix
-  products, because it takes less time than flint.
+Here h are the hidden states, W and b are the weight and bias of the linear layer, and z are the logits.
+:func:`_in_float64` computes in float64, with the radius of the proof below. Where the proof does not apply,
+:func:`_in_balls` computes in the ball arithmetic of flint.
 
 Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
 
@@ -20,17 +13,16 @@ Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
   error of at most `γ_H (Σ|h_k W_ck| + |b_c|)`. (Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd
   ed., section 4.2.) By Cauchy-Schwarz this error is at most `e = γ_{H+1} (‖h‖ max_c ‖W_c‖ + max_c |b_c|)`, with
   Euclidean norms. (`γ_H` would do; the code uses the next larger number.)
-* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128 in magnitude, float32 class
-  weights and class probabilities, and upstream gradients of at most 2^128 in magnitude. The proof uses no other
-  property of float32 logits. So the radii of `Formula` hold for z'.
+* Cross-entropy of the computed logits z'. The proof of :class:`crossent.numerics.oracle.formula.Formula` uses one
+  property of float32 logits: magnitudes below 2^128. So the radii of `Formula` hold for z'.
 * From z' to the exact z. Every logit changes by at most `e`. In `log p_c = -log Σ_i exp(z_i - z_c)`, the term of class
-  c is always 1, and every other term changes by a factor of at most `exp(2e)`. So `log p_c` changes by at most
+  c is 1, and every other term changes by a factor of at most `exp(2e)`. So `log p_c` changes by at most
   `log(p_c + (1 - p_c) exp(2e))` if the other terms grow. If they shrink, the change is smaller, since
   `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the arithmetic mean. With `δ = expm1(2e)`, this
   logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss `-Σ v_c log p_c` changes by at most
   `Σ |v_c| (1 - p_c) δ`. The probability p_c grows or shrinks at most by the factor `1 + (1 - p_c) δ`, so p_c changes by
   at most `p_c (1 - p_c) δ`, and `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. (The
-  module `formula` defines v and s.) These bounds are small for a class with `p_c` near 1.
+  module `formula` defines v and s.)
 * Products. Let d' be the computed d, `ρ` its radii, and n the number of terms of a dot product. Write `|A|` for the
   matrix of the magnitudes of A. The computed `d' W` differs from `d W` by at most `ρ |W| + γ_n |d'| |W|`. (The code
   uses `γ_{n+1}`.) The gradients of W and b have the same bound, with h or ones in place of W. The proof assumes that
@@ -69,15 +61,13 @@ _MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000  # for the errors of the radii: see th
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
-    """The exact values of a call of a linear cross-entropy, each with an error radius.
-
-    The call has `N` hidden states of length `H`, and `V` classes.
+    """The exact loss and gradients of a :class:`LinearCall`, each number with an error radius.
 
     Attributes:
-        loss: The loss after the reduction: (N,) for "none", otherwise 0-d.
-        grad_input: (N, H), the gradient of the hidden states.
-        grad_weight: (V, H), the gradient of `linear_weight`.
-        grad_bias: (V,), the gradient of `linear_bias`; None if the call has no bias.
+        loss: (N,) for "none", otherwise 0-d.
+        grad_input: (N, H).
+        grad_weight: (V, H).
+        grad_bias: (V,); None if the call has no bias.
     """
 
     loss: Ball
@@ -89,26 +79,15 @@ class LinearAnswer:
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call of a linear cross-entropy.
 
-    An ignored row has the loss 0, its hidden state has the gradient 0, and the row adds exactly 0 to the other
-    gradients. If no row is kept, all gradients are 0, and the mean is NaN.
-
-    If rows are kept but the class weights of their true classes sum to 0, the mean is NaN. Then every gradient is NaN,
-    except the gradients of the hidden states of ignored rows. Each NaN has the radius 0 if all these class weights are
-    0. If class weights of both signs cancel, each NaN has the radius inf.
+    The hidden state of an ignored row has the gradient 0. If the denominator of the mean is 0 although rows are kept,
+    the other gradients are NaN.
 
     Args:
         call: The arguments.
-        in_balls: Whether to use ball arithmetic even if float64 suffices. Ball arithmetic takes about a hundred times
-            as long.
+        in_balls: Use ball arithmetic even if float64 suffices. Ball arithmetic takes about a hundred times as long.
 
     Raises:
         ValueError, IndexError: As for :class:`crossent.numerics.oracle.arguments.Arguments`.
-
-    Example:
-        >>> call = LinearCall(np.float32([[1, 2]]), np.float32([[1, 0], [0, 1], [-1, -1]]), index=np.array([1]))
-        >>> exact = linear_answer(call)
-        >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
-        ('0.3182', [[0.2627, -0.2774]])
     """
     zero_logits = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; only the shape counts
     arguments = Arguments(
@@ -144,7 +123,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
 
 
 def _logit_errors(call: LinearCall) -> Array:
-    """Return a bound on the float64 errors of the logits of each row, (N,), or inf if a logit may reach 2^127."""
+    """Return bounds on the float64 errors of each row's logits, (N,), with inf if a logit may reach 2^127."""
 
     def norms(rows: NDArray[Any]) -> Array:
         squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
@@ -157,10 +136,7 @@ def _logit_errors(call: LinearCall) -> Array:
 
 
 def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
-    """Return the losses of the rows and the gradients of h, W and b, computed in float64.
-
-    `errors`, (N,), bounds the errors of the logits of each row.
-    """
+    """Return the losses and the gradients of h, W and b in float64. `errors` comes from :func:`_logit_errors`."""
     h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
     bias = 0.0 if call.linear_bias is None else call.linear_bias.astype(np.float64)
     size_w = np.abs(w)
@@ -185,7 +161,7 @@ def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator
 
 
 def _with_radius(values: Array, radius: Array) -> Ball:
-    """Return the values as a ball with the radius `radius·(1 + 2^-20) + 2^-1000`, as proven above. `radius` changes."""
+    """Return the values as a ball with the radius `radius·(1 + 2^-20) + 2^-1000`. `radius` changes in place."""
     radius *= _MARGIN
     radius += _TINY
     return Ball(values, np.broadcast_to(0.0, values.shape), radius)
@@ -194,7 +170,7 @@ def _with_radius(values: Array, radius: Array) -> Ball:
 def _finite_rows(
     call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice
 ) -> FiniteRows:
-    """Return the rows `rows` of a call as :class:`FiniteRows`. `logits`, in float64, are the logits of these rows."""
+    """Return the slice `rows` of a call, with the `logits` of these rows in float64."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,
@@ -209,11 +185,9 @@ def _finite_rows(
 
 
 def _with_logit_errors(formula: Formula, delta: Array) -> tuple[Ball, Ball]:
-    """Return the losses, (r,), and the gradient of the logits, (r, V). The radii cover the errors of the logits too.
+    """Return the losses, (r,), and the gradient of the logits, (r, V). The radii cover the errors of the logits.
 
-    `formula` has the `r` rows of a block, with logits computed in float64. `delta`, (r,), has for each row the number
-    `δ` of this module's proof: a bound on the relative change of every `exp(z_i - z_c)`. The gradient of an ignored
-    row is 0, with the radius 0.
+    `delta`, (r,), has the `δ` of this module's proof for each row.
     """
     rows, every = formula.rows, np.arange(len(delta))
     with formula.arithmetic.context():
@@ -242,7 +216,7 @@ _WITH_RADIUS = np.frompyfunc(flint.arb, 2, 1)
 
 
 def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) -> list[Ball]:
-    """Return the losses of the rows and the gradients of h, W and b, computed in ball arithmetic."""
+    """Return the losses and the gradients of h, W and b, computed in ball arithmetic."""
     bits, zeros = _BITS, np.zeros(call.input.shape)
     h, w = (factor.astype(np.float64) for factor in (call.input, call.linear_weight))
     product = ball_product(Ball(h, zeros, zeros), w.T)
@@ -263,7 +237,7 @@ def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) 
 def _from_logits(
     call: LinearCall, arguments: Arguments, denominator: Denominator, arithmetic: BallArithmetic, logits: Elements
 ) -> list[Ball]:
-    """Return the losses of the rows and the gradients of h, W and b, from the balls of the logits, (N, V)."""
+    """Return the losses and the gradients of h, W and b, from the balls of the logits, (N, V)."""
     every, kept = np.arange(call.rows), arguments.kept
     zero = arithmetic.numbers(np.zeros(1))
     top = every, np.asarray(logits, np.float64).argmax(1)
@@ -304,6 +278,5 @@ def _from_logits(
 
 
 def _product(a: Elements, b: Elements) -> Elements:
-    """Return the product of two matrices of balls."""
     left, right = (flint.arb_mat(len(x), x.shape[1], x.ravel().tolist()) for x in (a, b))
     return np.array((left * right).entries(), object).reshape(len(a), b.shape[1])
