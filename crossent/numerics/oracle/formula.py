@@ -7,7 +7,7 @@ A row has the logits `x` over `C` classes, with `p = softmax(x)` and `lp = log p
     t    the class probabilities, or the one-hot vector of the class index
     q    (1 - ε)·t + ε/C, the smoothed target
     v    w·q
-    s    upstream / denominator, where the denominator is the divisor of the mean, otherwise 1
+    s    upstream gradient / denominator; the denominator is the divisor of a mean, or 1 for other reductions
 
 The loss is the loss of one row. The gradients are those of the result of the whole call, so they have the factor `s`:
 
@@ -172,7 +172,7 @@ class Formula:
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The numbers `|w|·((1 - ε)|t| + ε/C)` of the sizes, in the shape of :attr:`coefficients`."""
+        """The numbers `|w|·((1 - ε)|t| + ε/C)` of a size (:class:`Formula`), shaped like :attr:`coefficients`."""
         t = self.rows.probabilities  # a negative t and ε/C can cancel in a coefficient
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
