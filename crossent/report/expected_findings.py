@@ -1,10 +1,7 @@
-"""Lists of known failures, with their reasons. A run shows a known failure, but the failure does not make the run fail.
+"""Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-The comments of `torch_findings.toml`, one of the built-in lists, document the format. An entry may have the id of one
-finding instead of subject, checks, results and cases. Then the entry needs no kind. An entry for a subject, check,
-result or case that does not exist is an error. An entry is fixed if the run has tested the entry (see
-`ExpectedFinding.ran`), but no finding of the run matches the entry. A complete run reports the fixed entries, except
-entries marked `sometimes`.
+The comments of `torch_findings.toml` document the format. An entry may also name one finding by its `id`, instead of
+subject, checks, results and cases. An entry is *fixed* if the run has tested the entry without the failure.
 """
 
 from __future__ import annotations
@@ -41,20 +38,17 @@ _LISTS_OF_TORCH = {
 
 @dataclass(frozen=True)
 class ExpectedFinding:
-    """One entry of a list: a known failure.
+    """A known failure: one entry of a list.
 
     Attributes:
-        subject, device: patterns for the name of the subject and of the device, with the wildcards of a shell.
-        checks: the names of the checks; may be empty if `results` is not empty.
-        kind: the kind of the findings, from `KINDS`; "" stands for any kind.
-        results: names of results, such as "loss". The entry also matches a finding of a check that is not in `checks`,
-            if the check compares such a result with the exact value. An example is the loss of a call under no_grad.
-        cases: patterns for the ids of the cases.
-        torch: the versions of torch with this failure, for example `>=2.1,<2.4`; "" stands for all versions.
-        got: the values that the worst element may have, as Python prints them; an empty tuple allows any value.
-        sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
-        reason: an explanation for the reader of a report.
-        issue: the address or number of an issue, or "".
+        subject, device: patterns for names, with the wildcards of a shell.
+        kind: one of `KINDS`, or "" for any kind.
+        results: names of results, such as "loss". The entry matches every check that compares such a result with the
+            exact value.
+        cases: patterns for the ids of cases.
+        torch: versions of torch, such as `>=2.1,<2.4`; "" for all versions.
+        got: the possible values of the worst element, as Python prints them; empty for any value.
+        sometimes: whether the failure may be absent from a run.
     """
 
     subject: str
@@ -74,32 +68,24 @@ class ExpectedFinding:
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Return whether the run of `subject` has tested this entry.
-
-        The entry is tested if one of its checks ran on one of its cases. A check that is named in `results`, such as
-        "loss", counts too.
-        """
+        """Return whether the run of `subject` tested this entry: one of its checks or results, on one of its cases."""
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
         )
 
     def applies(self, torch: str, device: str) -> bool:
-        """Return whether the entry is about the version `torch` of torch on the device `device`.
-
-        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0. For a
-        version that is not in the form of PEP 440, only entries that name no versions apply.
-        """
+        """Return whether the entry is about this version of torch and this device."""
         try:
-            release = Version(torch).base_version
+            release = Version(torch).base_version  # a nightly build counts as its release
         except InvalidVersion:  # a build with a custom name, which no version specifier matches
             return not self.torch and fnmatchcase(device, self.device)
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
-        """Return whether the finding is this known failure. :meth:`applies` checks the device and version of torch.
+        """Return whether the finding is this known failure, if :meth:`applies` is true.
 
-        `subject` is the name that the list uses for the subject of the finding: see `names` of :func:`mark`.
+        `subject` is the name of the subject in the list, which may differ from the name in the report.
         """
         numbers, result = finding.numbers, finding.of.partition(" ")[0]
         again = result in self.results and numbers is not None and numbers.versus == "exact"
@@ -116,8 +102,7 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
     """Return the known failures that a TOML file lists.
 
     Raises:
-        ValueError: the file is not a list of known failures. The message is one line that says where the error is.
-        OSError: the file cannot be read.
+        ValueError: the file is not a list of known failures.
     """
     return list(_parse(Path(path).read_bytes(), str(path)))
 
@@ -135,17 +120,9 @@ def check_entries(
     cases: Callable[[], list[str]] | None,
     operation: Operation = CROSS_ENTROPY,
 ) -> None:
-    """Check that the subject, checks, results and cases of each entry exist.
+    """Raise ValueError if an entry names a subject, check, result or case that does not exist.
 
-    Args:
-        entries: the entries of a list.
-        subjects: the names of the subjects of a run. None allows any subject.
-        checks: the names of all checks.
-        cases: a function that returns the ids of all cases. None allows any case.
-        operation: the operation of the run, for the message about an unknown case.
-
-    Raises:
-        ValueError: an entry has a subject, check, result or case that does not exist. The message is one line.
+    If `subjects` or `cases` is None, any name is allowed.
     """
     known: list[str] = []
     for entry in entries:
@@ -177,18 +154,10 @@ def check_entries(
 def mark(
     report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Set `expected` of the findings that are known failures, and add the texts of fixed entries to `report.fixed`.
+    """Set `expected` of the findings that are known failures, and add the fixed entries to `report.fixed`.
 
-    Args:
-        report: the report.
-        entries: a list of known failures.
-        names: the name of each subject in the list, by its name in the report. Subjects that are not keys have no
-            known failures. By default, the list is about all subjects, by their names in the report. Only a subject
-            with the same name in the report and in the list can show that an entry is fixed.
-
-    Returns:
-        For each entry about the report's version of torch and device, the text of the entry and its state. See `known`
-        of :class:`crossent.report.document.Shard`.
+    `names` has the name of each subject in `entries`, by its name in the report. Return the text and the state of each
+    entry, as `known` of :class:`crossent.report.document.Shard` has them.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -211,11 +180,9 @@ def mark(
 
 
 def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """Return the texts of the known failures that are "absent" in at least one shard, and "happened" in no shard.
+    """Return the texts of the known failures that are "absent" in a shard, and "happened" in no shard.
 
-    Args:
-        shards: the result of :func:`mark` for each shard of a run, or only for the whole run. All results have the same
-            known failures in the same order.
+    `shards` has the result of :func:`mark` for each shard.
     """
     made = []
     for states in zip(*shards, strict=True):
@@ -280,7 +247,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of an entry with subject, checks and cases in place of the key `id`. The default of kind is ""."""
+    """Return a copy of an entry with subject, checks and cases in place of the key `id`."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     given: str = entry["id"]

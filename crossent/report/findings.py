@@ -32,8 +32,8 @@ class Finding:
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element and its error; None if the finding is not about a number.
-        torch: torch's value of the worst element with its error, or torch's exception, as text; otherwise "".
-        expected: the reason from the list of known failures; None if no entry of the list matches the finding.
+        torch: torch's value of the worst element, or torch's exception, as text; otherwise "".
+        expected: the reason from the list of known failures; None if the finding is not a known failure.
         of: the wrong result, such as "gradient" or "loss under no_grad"; "" if the finding is not about a result.
         repeat: the command or line of Python that repeats the finding; "" stands for `crossent repro` and the id.
     """
@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """The finding in one line, with the error as a multiple of its bound if the multiple is finite and above 1."""
+        """The finding in one line. An error above its bound is shown as a multiple of the bound."""
         ratio, said = self.numbers.ratio if self.numbers else 0, f"{self.subject}: {self.check} {self.kind}"
         times = "just over 1" if ratio < 1.005 else f"{ratio:.3g}"
         return f"{said} on {self.case}" + f", error {times} × the error bound" * (1 < ratio < math.inf)
@@ -80,11 +80,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result: its index, its value `got`, and its error.
+    """The worst element of a result.
 
-    `bits` has the bits of `got` in hexadecimal. `exact` is the exact value, and `radius` its error radius. `ulp` is the
-    error in ulp, and `ratio` is the error as a share of the error bound `bound`. `versus` is "exact", or "other" if
-    `exact` is a value that follows from other calls of the subject. Then `radius` is the error bound of this value.
+    Attributes:
+        index: the position of the element.
+        got, bits: the value of the element, and its bits in hexadecimal.
+        exact, radius: the exact value and its error radius.
+        bound: the error bound.
+        ulp, ratio: the error in ulp, and as a share of the bound.
+        versus: "exact", or "other" if `exact` is a value that follows from other calls of the subject. Then `radius` is
+            the error bound of this value.
     """
 
     index: tuple[int, ...]
@@ -105,9 +110,9 @@ class Measured:
     Attributes:
         failed: whether the check failed.
         ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None if no number was compared.
-        vacuous: whether a wrong result, such as zeros, would pass too, so that the pass is not evidence.
-        not_judged: for each reason, the number of elements that have no finite bound for this reason.
-        elements: the number of elements, including elements without a finite bound.
+        vacuous: whether a wrong result, such as zeros, would pass too. Such a pass is not evidence.
+        not_judged: the number of elements without a finite bound, by reason.
+        elements: the number of all elements.
     """
 
     failed: bool = False
@@ -120,11 +125,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """A summary of one result of a call, which a report keeps for the comparison with another run.
+    """A summary of one result of a call, for the comparison with another run.
 
     Attributes:
         digest: a checksum of the bits. All NaN count as equal.
-        dtype, shape: the dtype and shape of the result.
         value: the number, if the result has exactly one element; otherwise None.
         special: the counts of "nan", "inf" and "-inf" that are not 0.
     """
@@ -138,15 +142,15 @@ class ResultSummary:
 
 @dataclass
 class Outcome:
-    """The results of the checks of one subject on one case, and a summary of the results of the subject's first call.
+    """The results of the checks of one subject on one case.
 
     Attributes:
         dtype: the dtype of the logits.
-        inputs, digest: checksums of the inputs' bits and of the results' bits. `digest` is "" if `results` is empty.
-        grade: the grade that the subject reached on this case, "A", "B" or "F"; "" if no grade was computed.
-        checks, not_run: the result of each check that ran, and the reason for each skipped check, by check.
+        inputs, digest: checksums of the bits of the inputs and of the results. `digest` is "" if `results` is empty.
+        grade: the grade that the subject reached, "A", "B" or "F"; "" if no grade was computed.
+        checks, not_run: the result of each check that ran, and the reason for each skipped check.
         results: summaries of the first call's results, by name ("loss"); empty if `call` failed or did not run.
-        raised: the class and message of the error that a call with bad input raised; "" if there is no such error.
+        raised: the class and message of the error that a call with bad input raised; otherwise "".
     """
 
     dtype: str
@@ -161,12 +165,9 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """The counts of one check in one dtype, summed over the cases, and the worst case.
+    """The counts of one check in one dtype, and the worst case: the largest share of a bound.
 
-    `ran` counts the cases, `expected` the known failures, and `failed` the other failures. `vacuous`, `elements` and
-    `not_judged` are sums of the attributes of `Measured` with these names. The worst case has the largest share of its
-    bound. `case` is its id, `ratio` this share, and `ulp` its error in ulp. A known failure is never the worst case.
-    Without a worst case, `case` is "", and `ulp` and `ratio` are None.
+    `expected` counts the known failures, and `failed` the other failures. A known failure is never the worst case.
     """
 
     ran: int = 0
@@ -180,7 +181,7 @@ class Tally:
     case: str = ""
 
     def add(self, case: str, measured: Measured, known: bool) -> None:
-        """Add the result of the check on one case. `known` says whether a failure on this case is a known failure."""
+        """Add the result of one case. `known` says whether a failure on this case is a known failure."""
         self.ran += 1
         self.failed += measured.failed and not known
         self.expected += measured.failed and known
@@ -195,7 +196,7 @@ class Tally:
 
 
 def together(tallies: Iterable[Tally]) -> Tally:
-    """Return one tally with the sums of the counts of several tallies. The new tally has no worst case."""
+    """Return the sum of several tallies, without a worst case."""
     whole = Tally()
     for tally in tallies:
         whole.ran += tally.ran
@@ -209,7 +210,7 @@ def together(tallies: Iterable[Tally]) -> Tally:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one subject and one case: an outcome with its findings, or the reason why the case did not run."""
+    """The outcome of one subject on one case, with its findings, or the reason why the case did not run."""
 
     case: str  # the id
     outcome: Outcome | None = None
@@ -219,11 +220,15 @@ class Verdict:
 
 @dataclass
 class SubjectReport:
-    """The report of one subject: the outcome of each case that ran, by the id of the case, and the findings.
+    """The report of one subject.
 
-    `order` is the order of the checks in tables. `needs` has the features that each check needs. `contract` is the name
-    of the contract that the user chose; "" for the default. `declared` has the declared differences from torch, such as
-    "returns float32 for half precision". `not_applicable` counts the cases that are not applicable, by reason.
+    Attributes:
+        outcomes: the outcome of each case that ran, by the id of the case.
+        not_applicable: the number of cases that are not applicable, by reason.
+        order: the order of the checks in tables.
+        needs: the features that each check needs.
+        contract: the name of the contract that the user chose; "" for the default.
+        declared: the declared differences from torch, such as "returns float32 for half precision".
     """
 
     name: str
@@ -245,7 +250,7 @@ class SubjectReport:
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
-        """The counts and the worst case of each pair of a check and a dtype, in the order of the checks."""
+        """The counts and the worst case of each check and dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
         tallies: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
         for case, outcome in self.outcomes.items():
@@ -266,7 +271,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason, how many cases skipped each check for this reason, the largest number first."""
+        """For each reason, the number of cases that skipped each check, the largest number first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():
@@ -312,7 +317,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """For each dtype, the lowest grade: A is the best, F the worst. Cases with a known failure do not count."""
+        """The lowest grade in each dtype: A is the best, F the worst. Cases with a known failure do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():
@@ -334,14 +339,11 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass.
-
-        A loss without comparisons has no evidence either. If `call` has known failures in a dtype, leave out each
-        result with no more comparisons than these failures. For example, torch 2.0 raises for float16 on a CPU.
-        """
+        """The results without evidence, such as "loss in float16": a wrong result, such as zeros, would always pass."""
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:
             tallies.setdefault((NUMBERS[0], dtype), Tally())  # a dtype without a compared loss
+        # No evidence is needed where torch raises, as torch 2.0 does for float16 on a CPU.
         refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}
         return [
             f"{check} in {dtype}"

@@ -1,8 +1,7 @@
 """A report as one HTML page that needs no network.
 
-`report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js` define the look of the page, and
-`notebook.html.jinja` a shorter page for a notebook. The template engine escapes all texts from outside, such as the
-exceptions of a subject. The content security policy of the page allows only the style and script of this package.
+`report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js` define the page, and `notebook.html.jinja` a
+shorter page for a notebook. The template engine escapes all texts from outside.
 """
 
 from __future__ import annotations
@@ -52,11 +51,9 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page, with its findings.
+    """A cause on the page: the finding `example` in full, and the commands of the further findings `more`.
 
-    The page shows the finding `example` in full. `more` has some of the further findings; the page shows only their
-    commands. `corpus` is a sentence about a published bug on the same inputs as the cause, or "". A group of
-    `SubjectPart.lines` has only one line on the page.
+    `corpus` is a sentence about a published bug on the same inputs, or "".
     """
 
     cause: Cause
@@ -77,10 +74,9 @@ class Group:
 
 @dataclass(frozen=True)
 class CoverageLine:
-    """A line about the coverage or about a gap in the coverage.
+    """A line about the coverage or a gap in the coverage: `count` in bold, then `what`, then `why` in small type.
 
-    The line begins with `count` in bold: a number, or a word such as "No". Then come `what` and, in small type, `why`.
-    If `loud` is true, the line is highlighted.
+    `count` is a number, or a word such as "No". `loud` highlights the line.
     """
 
     count: str
@@ -93,10 +89,14 @@ class CoverageLine:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `verdict` is a key of `HEADLINES`. `rows` is the heat map: for each check, a cell for each of `dtypes`. `strips` are
-    the plots of the errors. The page shows each group of `causes` in full, and each group of `lines` in one line.
-    `hidden` counts the findings of the causes that the page leaves out, by check and kind. `features` has the groups
-    whose findings a missing feature would explain. `gaps` are lines about everything that the verdict does not cover.
+    Attributes:
+        verdict: a key of `HEADLINES`.
+        rows: the heat map: for each check, a cell for each of `dtypes`.
+        strips: the plots of the errors.
+        causes, lines: the groups shown in full, and the groups shown in one line.
+        hidden: the number of findings that the page leaves out, by check and kind.
+        features: the groups that a missing feature would explain.
+        gaps: lines about what the verdict does not cover.
     """
 
     subject: SubjectReport
@@ -122,10 +122,9 @@ def page(report: Report) -> str:
 
 
 def notebook(report: Report) -> str:
-    """Return a short page for a notebook, as an iframe: the verdict, some causes of findings, and the heat maps.
+    """Return a short page for a notebook, as an iframe, so that the page cannot change the notebook.
 
-    In an iframe, neither the style of the page nor a text of the report can change the notebook. Failed subjects are
-    first. The iframe shows at most six subjects, and fewer if the iframe would be too large otherwise.
+    The iframe shows at most six subjects. Failed subjects come first.
     """
     made = [_part(subject, report) for subject in report.subjects]
     parts = sorted(made, key=lambda part: not part.failed)
@@ -155,14 +154,14 @@ def _document(template: str, report: Report, parts: Sequence[SubjectPart]) -> st
 
 
 def verdict(report: Report) -> str:
-    """Return "nothing" if no case ran, "passed" if the report is ok, "failed" with findings, otherwise "unproven"."""
+    """Return the verdict on a report, a key of `HEADLINES`."""
     if not report.ran:
         return "nothing"
     return "passed" if report.ok else "failed" if report.failed else "unproven"
 
 
 def covered(report: Report) -> Iterator[CoverageLine]:
-    """Yield the lines about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
+    """Yield the lines about what the verdict covers: calls, cases, combinations and numbers."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
     yield CoverageLine(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield CoverageLine(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
@@ -178,10 +177,7 @@ def covered(report: Report) -> Iterator[CoverageLine]:
 
 
 def gaps(report: Report) -> Iterator[CoverageLine]:
-    """Yield the lines about everything that the verdict does not cover, the most serious first.
-
-    In a run of a part (`Report.is_part`), a result without evidence gets no line of its own.
-    """
+    """Yield the lines about what the verdict does not cover, the most serious first."""
     for what, names in report.only.items():
         yield CoverageLine("Only", "a part ran", f"only the {what} {first_names(names)}", loud=True)
     if (shard := report.shard) is not None:
@@ -251,7 +247,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[CoverageLine]:
-    """Yield the lines about the gaps in the verdict on one subject, such as skipped checks, with the reasons."""
+    """Yield the lines about what the verdict on one subject does not cover."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield CoverageLine(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -265,10 +261,9 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Coverage
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the HTML of a page. The page is a template of this folder, with the style and script that all pages share.
+    """Return the HTML of a template of this folder, with the style and script that all pages share.
 
-    `values` are the variables of the template. The template engine escapes every text that is not markup.
-    `_make_printable` escapes control characters.
+    `values` are the variables of the template.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -294,10 +289,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _make_printable(value: Any) -> Any:
-    """Escape the control characters of a text, except line breaks, and cut the text to `_LONGEST_TEXT` characters.
-
-    Return markup, and a value that is not a text, unchanged.
-    """
+    """Escape the control characters of a text, and cut a long text. Return any other value unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = "\n".join(map(printable, value.split("\n")))
@@ -315,7 +307,7 @@ def command(line: str) -> Markup:
 
 
 def linked(text: str) -> Markup:
-    """Return a text as escaped HTML, with links to GitHub issues, pull requests and discussions (see `_ISSUE`)."""
+    """Return a text as escaped HTML, with links to issues, pull requests and discussions on GitHub."""
     made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
@@ -325,11 +317,11 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return two texts: the count, and the noun followed by `what`, as in ("1", "case") and ("9", "calls checked")."""
+    """Return the count, and the noun followed by `what`, such as ("9", "calls checked")."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 
 
 def _hash(content: str) -> str:
-    """Return the hash of a style or script. The content security policy of the page allows texts with such a hash."""
+    """Return the hash by which the content security policy of the page allows a style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -1,7 +1,7 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-The folder has one file for each set of arguments SUBJECT and each value of `--operation`. The next run with the same
-arguments and the same value replaces the file. A shard, and a run with `--no-cache`, write no file.
+The folder has one file for each set of arguments SUBJECT and each value of `--operation`. The next such run replaces
+the file.
 """
 
 from __future__ import annotations
@@ -25,28 +25,19 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
-    """Return the path of the file for a run of `crossent check` with these arguments.
-
-    Args:
-        subjects: the arguments SUBJECT. If there are none, the run is on all built-in subjects of the operation.
-        operation: the value of `--operation`; None if the option is not given.
-    """
+    """Return the path of the file for a run of `crossent check` with these arguments SUBJECT and this `--operation`."""
     names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report into the folder. Leave out cases without findings, since writing all cases could take seconds.
+    """Write a report without its cases that have no findings. If the folder cannot be written, do nothing.
 
-    If the folder cannot be written, do nothing.
-
-    Args:
-        report: the report of the run.
-        subjects: the arguments SUBJECT of `crossent check`.
-        operation: the value of `--operation`; None if the option is not given.
+    `subjects` are the arguments SUBJECT of the run, and `operation` is the value of `--operation`.
     """
     path = path_of(subjects, operation)
+    # Writing all cases could take seconds.
     small = replace(report, subjects=[_with_findings(part) for part in report.subjects])
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
@@ -57,10 +48,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def find_file(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with the finding `id` from the torch version `torch`; None if there is none.
-
-    Ignore files that are damaged or cannot be read.
-    """
+    """Return the path of the newest file with the finding `id` from this version of torch, or None."""
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -78,10 +66,9 @@ def _with_findings(part: SubjectReport) -> SubjectReport:
 
 
 def read_failed_checks(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
-    """Return, for each case that failed in the last run with these arguments, the names of the failed checks.
+    """Return the names of the checks that failed in the last run with these arguments, by case.
 
-    Leave out known failures, and cases that this version of crossent does not have. Return an empty dict if nothing
-    failed, or if the file of the run cannot be read. The arguments are as for :func:`path_of`.
+    Known failures are left out. The arguments are as for :func:`path_of`.
     """
     try:
         report = read_report(path_of(subjects, operation))

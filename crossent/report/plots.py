@@ -1,7 +1,7 @@
 """Plots of the error as a share of its bound: the cells of a heat map, and plots with a row for each regime.
 
-The regime of a case is the kind of its logits, `Case.values`, such as "normal". Each regime has its own row, because a
-small error on normal logits says nothing about logits with an offset of 1e8.
+The *regime* of a case is the kind of its logits, `Case.values`, such as "normal". A small error on normal logits says
+nothing about logits with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS = 5  # colours of the heat map, for errors from 0 to the error bound
 class Cell:
     """A cell of the heat map: one check in one dtype.
 
-    `kind` names the colour. `says` is the text, `below` has smaller lines below the text, and `title` is the tooltip.
+    `kind` names the colour. `says` is the text, above the smaller lines `below`. `title` is the tooltip.
     """
 
     kind: str
@@ -38,8 +38,8 @@ class Cell:
 def cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
 
-    `tally` is None if the check ran on no case. `missing` counts the cases on which the check was skipped. A comparison
-    is evidence if a wrong result, such as zeros, would fail.
+    A comparison is evidence if a wrong result, such as zeros, would fail. `missing` counts the cases that skipped the
+    check.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
@@ -66,17 +66,11 @@ def cell(tally: Tally | None, missing: int) -> Cell:
 class Mark:
     """A mark in a plot, for the results of one check in one regime and dtype.
 
-    Known failures share one mark. All other results share another mark.
-
     Attributes:
-        dtype: the dtype of the logits.
-        kind: "passed", or "failed" if at least one result failed. "none" if no result is evidence: a wrong result, such
-            as zeros, would pass too. "known" for the mark of the known failures.
-        count: the number of results. Passes without evidence count only for the kind "none".
-        ratio: the error of the worst result, as a share of its bound; 0 for "none".
-        ulp: the error of the worst result in ulp; 0 for "none".
-        case: the case of the worst result; "" for "none".
-        median: the median of the errors of the results, as shares of their bounds; 0 for "none".
+        kind: "passed"; "failed" if a result failed; "known" for known failures; "none" if no result is evidence.
+        count: the number of results.
+        ratio, ulp, case: the error of the worst result, as a share of its bound and in ulp, and its case.
+        median: the median of the errors, as shares of their bounds.
     """
 
     dtype: str
@@ -90,17 +84,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """The plot of one check of a subject. `regimes` has the marks of each regime, in the order of the dtypes."""
+    """The plot of one check of a subject: the marks of each regime, in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result; None if there is no result.
-
-        Known failures and results without evidence do not count.
-        """
+        """The regime and the mark of the worst result, without known failures; None if there is no result."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -108,19 +99,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high`, for shares of a bound. Shares beyond the ends are drawn at the ends.
-
-    The axis is logarithmic. Below 100% of the bound, a factor of ten takes more width than above.
-    """
+    """A logarithmic axis from `low` to `high`, for shares of a bound."""
 
     low: float
     high: float
 
     def at(self, ratio: float) -> float:
-        """Return the position of a share of the bound on the axis, in percent of the width.
-
-        Shares below 100% of the bound take most of the width, since right results have such shares.
-        """
+        """Return the position of a share of the bound on the axis, in percent of the width."""
         bound = 72.0 if self.high > 10 else 88.0  # the position of 100% on an axis whose ends are at 3 and 97
         if ratio <= 1:
             return round(3 + (bound - 3) * (1 - math.log(max(ratio, self.low)) / math.log(self.low)), 2)
@@ -134,16 +119,13 @@ class Scale:
 
 
 def scale(strips: Iterable[Strip]) -> Scale:
-    """Return one scale for all plots of a page, so that readers can compare the plots.
-
-    The scale ends at twice the bound. If a result exceeds its bound, the scale ends at 100 times the bound instead.
-    """
+    """Return one scale for all plots of a page, so that readers can compare the plots."""
     worst = max((mark.ratio for strip in strips for marks in strip.regimes.values() for mark in marks), default=0.0)
     return Scale(0.01, 100.0 if worst > 1 else 2.0)
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return the plots of a subject: one for the loss, one for the gradient. Without numbers, leave out the plot."""
+    """Return the plots of a subject: one for the loss, one for the gradient."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():
@@ -164,7 +146,7 @@ def strips(subject: SubjectReport) -> list[Strip]:
 
 
 def regime_of(case: str) -> str | None:
-    """Return the regime of the case with this id, such as "normal"; None for a bad input or an unknown id."""
+    """Return the regime of the case with this id; None for a bad input or an unknown id."""
     found = case_or_none(case)
     return None if found is None else found.values
 
@@ -172,11 +154,9 @@ def regime_of(case: str) -> str | None:
 def _marks(
     check: str, dtype: str, results: Sequence[tuple[str, Measured]], known: set[tuple[str, str]]
 ) -> Iterable[Mark]:
-    """Yield the marks of one check, one dtype and one regime: at most one for known failures and one for other results.
+    """Yield the marks of one check, dtype and regime: for the known failures, and for the other results.
 
-    The mark for other results counts only results with evidence. If none of them has evidence, the mark has the kind
-    "none", and counts them all. `results` has the id of each case and its result. `known` has the check and the case
-    of each known failure.
+    `known` has the check and the case of each known failure.
     """
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:

@@ -1,8 +1,7 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. Some values of a report, such as counts, follow
-from its cases and findings. `report_of` computes these values again, and refuses a document with other values.
-`read_json` and `find` do not compare these values.
+The reader does not run, import or open anything that the file names. `report_of` refuses a document whose counts and
+other sums do not fit its cases and findings.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """Return the report that :meth:`Report.write_json` wrote to a file.
 
     Raises:
-        ValueError: the file is not a report, or the report is damaged. The message is one line.
-        OSError: the file cannot be read.
+        ValueError: the file is not a report, or the report is damaged.
     """
     return read_as(path, {SCHEMA: report_of})
 
@@ -41,13 +39,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 def read_as(path: str | os.PathLike[str], makers: Mapping[int | str, Callable[[dict[str, Any]], T]]) -> T:
     """Return the object that a JSON file describes, such as a report.
 
-    Args:
-        path: the file.
-        makers: the allowed schemas (versions of the format), each with the function that makes the object.
+    `makers` has, for each allowed schema (version of the format), the function that makes the object.
 
     Raises:
-        ValueError: the file describes no such object, or is damaged. The message is one line.
-        OSError: the file cannot be read.
+        ValueError: the file describes no such object, or is damaged.
     """
     document = read_json(path, tuple(makers))
     try:
@@ -133,21 +128,15 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return the value if it is a list of names of features.
-
-    The report shows the names in a command that users may copy into a shell, so no other text is allowed.
-
-    Raises:
-        TypeError, ValueError: the value is anything else. The message calls the value `what`.
-    """
-    names = strings(value, what)
+    """Return the value if it is a list of names of features; otherwise raise TypeError or ValueError."""
+    names = strings(value, what)  # the report shows the names in a command, which users may copy into a shell
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
     return names
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome of the case with the id `case` from `entry`. `failed` has the failed checks of the case."""
+    """Return the outcome of one case from `entry`. `failed` has the failed checks of the case."""
     data = typed(dict, entry, case)
     dtype = typed(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
@@ -176,10 +165,7 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
 
 
 def _measured(entry: Any, what: str, failed: bool) -> Measured:
-    """Return the result of a check from `entry`. `failed` says whether the check failed.
-
-    The messages of errors call the entry `what`.
-    """
+    """Return the result of a check from `entry`. Messages of errors call the entry `what`."""
     data = typed(dict, entry, what)
     elements = typed(int, data["elements"], f"{what}: elements")
     vacuous = typed(bool, data.get("vacuous", False), f"{what}: vacuous")
@@ -203,18 +189,13 @@ def _summary(entry: Any, what: str) -> ResultSummary:
 
 
 def _seed(value: Any) -> int:
-    """Return the seed of a run. Raise TypeError or ValueError if the value is not an integer of 0 or more."""
     if typed(int, value, "seed") < 0:
         raise ValueError(f"seed is {quoted(value)}; it must be 0 or more")
     return int(value)
 
 
 def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
-    """Return the value if it is a checksum: eight hexadecimal digits in lower case. If `or_empty`, also allow "".
-
-    Raises:
-        TypeError, ValueError: the value is not a checksum. The message calls the value `what`.
-    """
+    """Return the value if it is a checksum: eight hexadecimal digits in lower case."""
     text = typed(str, value, what)
     if not (or_empty and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         empty = "empty or " if or_empty else ""
@@ -223,11 +204,9 @@ def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield a text for each value in which the JSON documents `data` and `made` differ, such as "seed, 3,".
+    """Yield the path of each value in which two JSON documents differ, such as "subjects[0].name".
 
-    The text has the path of the value, and the first 80 characters of the value in `data`. If only one document has the
-    path, the text is the path alone, such as "subjects[0].name". Two lists of different lengths count as one value. In
-    the recursion, `data` and `made` are parts of the documents, and `where` is their path.
+    `where` is the path of `data` and `made` in the documents.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
@@ -245,14 +224,10 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
 
 
 def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
-    """Return the JSON document of a report file.
-
-    Check that the file is strict JSON (see :func:`strict_json`), and that the schema is one of `schemas`. Check that
-    the environment names a version of torch and a known device. Check nothing else.
+    """Return the JSON document of a report file. Check its schema, version of torch and device, and nothing else.
 
     Raises:
-        ValueError: the file is not a report, has another schema, or names an unknown device. The message is one line.
-        OSError: the file cannot be read.
+        ValueError: the file is not a report, or has another schema.
     """
     try:
         document = strict_json(path)
@@ -289,7 +264,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
     """Return the finding with the id `id` in the JSON document of a report, and the checksum of its case's inputs.
 
     Raises:
-        ValueError: the report has no finding with this id, or the report is damaged.
+        ValueError: the report lacks the finding, or is damaged.
     """
     try:
         for subject in document["subjects"]:
@@ -315,7 +290,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
-    """Return the finding that `entry` of the JSON document describes. `subject` is the name of the subject.
+    """Return the finding that `entry` of the JSON document describes.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.

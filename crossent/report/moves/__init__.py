@@ -1,8 +1,5 @@
 """The changes between two runs, for each check on each case: `crossent diff`.
 
-This folder compares two reports. Of the rest of crossent, its modules import only `crossent.report`,
-`crossent.cases`, `crossent.choices`, `crossent.files` and `crossent.words`.
-
 diff         diff() and Diff: two runs and the changes between them
 comparisons  the comparison of each check on each case of a subject
 rules        the rules that name a change: regression, fixed, same bits, …

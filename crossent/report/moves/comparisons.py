@@ -13,7 +13,7 @@ ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", 
 
 
 def comparisons(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
-    """For each case with the same input bits in both runs, yield the comparison of each check that both runs have."""
+    """Yield the comparison of each check that both runs have on a case with the same input bits."""
     findings = [{(finding.case, finding.check): finding for finding in part.findings} for part in (old, new)]
     for case, now in new.outcomes.items():
         before = old.outcomes.get(case)
@@ -40,14 +40,9 @@ def comparisons(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return one check on one case in one run, as a side of a comparison.
+    """Return one check on one case in one run.
 
-    Args:
-        check: the name of the check.
-        outcome: the outcome of the case in this run.
-        finding: the finding of the check, or None if the check passed.
-        checked: the names of the checks that both runs have on the case.
-        alike: whether the first call has equal results in both runs.
+    `checked` has the checks of both runs. `alike` says whether the first calls have equal results.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)

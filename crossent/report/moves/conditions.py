@@ -18,11 +18,7 @@ _BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Return the reasons why two runs cannot be compared: a text for each difference in `MACHINE` or in the seed.
-
-    `MACHINE` has the names of entries of the environment. A missing entry counts as "". An entry that is "unknown" in
-    one run is not a difference.
-    """
+    """Return the differences in machine and seed, as reasons why two runs cannot be compared."""
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
@@ -38,13 +34,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def differences(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences in environment, options and coverage: for each, a name, the old value and the new value.
-
-    The options are the level and the seed, and the contract and declarations of each subject. The coverage has the
-    checks planned for no case, the number of combinations of three options, and the known failures that no longer
-    happen. If a run is incomplete (see `is_incomplete`), leave out the coverage. If only one run has an entry, the
-    value of the other run is "".
-    """
+    """Return the name, the old value and the new value of each difference in environment, options and coverage."""
     partial = is_incomplete(old) or is_incomplete(new)
     was, now = _describe(old, partial), _describe(new, partial)
     different = [
@@ -72,10 +62,7 @@ def _describe(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_incomplete(run: Report) -> bool:
-    """Return whether a run has only chosen cases or checks, is a shard, or ended early.
-
-    `notes` does not list the cases and checks that such a run lacks, nor numbers of cases that are not applicable.
-    """
+    """Return whether a run is only a part (`Report.is_part`) or ended early."""
     return run.is_part or run.planned is not None
 
 
@@ -85,14 +72,10 @@ def notes(
     pairs: Sequence[tuple[SubjectReport, SubjectReport]],
     explained: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """Yield lines about everything that is not compared, such as a subject, case or check that only one run has.
+    """Yield lines about what is not compared, such as a subject, case or check that only one run has.
 
-    Args:
-        old: the old run.
-        new: the new run.
-        pairs: the old and the new report of each subject that both runs have.
-        explained: the pairs (subject, case) whose first call changed. Such a change explains why only one run has some
-            checks on the case, so no line counts these checks.
+    `pairs` has the two reports of each subject in both runs. `explained` has each subject and case whose first call
+    changed: on such a case, missing checks are not counted.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
@@ -126,10 +109,9 @@ def notes(
 def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject. A note has two texts, between which :func:`notes` puts the names of subjects.
+    """Yield the notes on one subject, each as the texts before and after the names of subjects.
 
-    `old` and `new` are the reports of the subject, and `explained` is as for :func:`notes`. `partial` has the results
-    of :func:`is_incomplete`: first for the new run, since a partial new run explains why only the old run has a case.
+    `partial` says whether the new run and the old run are incomplete, in this order.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

@@ -1,8 +1,4 @@
-"""diff() and Diff: compare two runs, for example with two versions of torch, and name the changes.
-
-The rules in :mod:`crossent.report.moves.rules` give each change a name, such as "regression". No
-comparison hides a failure: the report of each run lists all failed checks as findings.
-"""
+"""diff() and Diff: compare two runs, for example with two versions of torch, and name the changes."""
 
 from __future__ import annotations
 
@@ -43,20 +39,16 @@ def diff(
 ) -> Diff:
     """Compare two runs, and return the changes between them.
 
-    A check on a case is compared if both runs have the subject, the case and the check. The inputs of the case must
-    have the same bits in both runs.
+    A check on a case is compared if both runs have the check, and the inputs of the case have the same bits.
 
     Args:
         old: the report of the old run, or the path of a file that :meth:`Report.write_json` wrote.
         new: the report of the new run, or the path of such a file.
-        force: whether to return the comparison even if there are reasons against it (`Diff.hindrances`), such as
-            different devices, processors, numbers of ranks or seeds.
-        files: the two file names for the commands that repeat a finding. By default, the names are the paths `old` and
-            `new`; the name of a report is "".
+        force: whether to compare the runs despite the reasons in `Diff.hindrances`, such as different devices or seeds.
+        files: the two file names for the commands that repeat a finding. By default, the paths `old` and `new`.
 
     Raises:
-        ValueError: a file is not a report; or, without `force`, the two runs cannot be compared. The message is one
-            line.
+        ValueError: a file is not a report; or, without `force`, the two runs cannot be compared.
         OSError: a file cannot be read.
 
     Example:
@@ -76,10 +68,7 @@ def diff(
 
 @dataclass(eq=False)
 class Diff:
-    """Two runs, and the changes between them.
-
-    `str(diff)` is the comparison as text. `diff.ok` is True if something was compared, and no change is a
-    regression, a new refusal or changed behaviour.
+    """Two runs, and the changes between them. `str(diff)` is the comparison as text.
 
     Attributes:
         old, new: the reports of the two runs.
@@ -93,7 +82,7 @@ class Diff:
 
     @cached_property
     def hindrances(self) -> list[str]:
-        """The reasons why the two runs cannot be compared; empty if nothing hinders the comparison."""
+        """The reasons why the two runs cannot be compared."""
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
             return [*found, "the runs have no subject in common; check the same subject in both runs"]
@@ -108,7 +97,7 @@ class Diff:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Lines about results that are not compared, for example of a subject, case or check that only one run has."""
+        """Lines about what is not compared, for example a subject, case or check that only one run has."""
         of_calls = {(move.subject, move.case) for move in self.moves if move.check in ("call", "result")}
         return list(conditions.notes(self.old, self.new, self.pairs, of_calls))
 
@@ -128,10 +117,10 @@ class Diff:
 
     @cached_property
     def moves(self) -> list[Move]:
-        """The comparisons with a change, sorted by kind, the most serious kind first.
+        """The comparisons with a change, the most serious kind first.
 
-        Within a kind, changes on cases that show a decision of torch (`Move.policy`) come first. The remaining order is
-        by the change of the error, the largest change first.
+        In each kind, changes on cases that show a decision of torch (`Move.policy`) come first, then the largest changes
+        of the error.
         """
         order = list(Kind)
         moved = [move for move in self.compared if move.kind is not Kind.SAME]
@@ -150,11 +139,10 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the dtypes of the comparisons, and for each kind the rows of a table.
+        """Return the dtypes, and for each kind the rows of a table.
 
-        A row has a name, and the number of comparisons in each dtype. By default, each check has a row with its name.
-        Another function `name` takes a kind and a check, and returns the name of the row. Checks with the same name
-        share a row.
+        A row has a name, and the number of comparisons in each dtype. `name` returns the name of a row for a kind and
+        a check. By default, each check has a row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -198,10 +186,7 @@ class Diff:
 
     @property
     def summary(self) -> str:
-        """The comparison in one line, such as "40 cases in both runs: 2 regressions, 38 same bits".
-
-        A case counts once for each subject.
-        """
+        """The comparison in one line, such as "40 cases in both runs: 2 regressions, 38 same bits"."""
         if not self.compared:
             return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
@@ -212,9 +197,8 @@ class Diff:
     def sorts(self) -> dict[Kind, list[list[Move]]]:
         """For each kind, groups of similar changes of one subject and check, in the order of `moves`.
 
-        Changes on cases that show the same decision of torch (`POLICIES` of :mod:`crossent.cases.edges`) are similar.
-        Of the other changes, all whose new run has an error in ulp are similar. The rest are similar if their texts
-        (`Move.says`) are equal.
+        Changes on cases that show the same decision of torch (`Move.policy`) are similar. Other changes with an error
+        in ulp are similar. The rest are similar if their texts (`Move.says`) are equal.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
@@ -226,7 +210,7 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of a change in the new run, or None if the check passed in the new run.
+        """Return the finding of a change in the new run, or None if the check passed.
 
         If the call returns only in the new run, and its result is wrong, return the first finding about this result.
         """
@@ -236,10 +220,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return the lines about the known failures of a change: the line of the old run, then the line of the new run.
-
-        A run without a known failure has no line. If both runs have the same known failure, return only one line.
-        """
+        """Return the lines about the known failures of a change, of the old run and then of the new run."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -247,11 +228,9 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats the finding of the new run, or of the old run if the new run has none.
+        """Return the shell command that repeats the finding of the new run, or else of the old run.
 
-        If neither run has a finding, the command for a form or a subject of torch shows a number of the check. If the
-        check has no number, the command shows a number of the loss or gradient. For a bad input, the command shows the
-        error. For any other subject without a finding, return "".
+        Without a finding, the command shows a result of a built-in subject. For any other subject, return "".
         """
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
@@ -267,9 +246,8 @@ class Diff:
     def render(self, most: int = 6) -> list[RenderableType]:
         """Return the comparison as renderables of rich.
 
-        For each kind of change, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`),
-        and at most `most` other groups of similar changes. For a kind that needs no action, such as "better", show one
-        group in total.
+        For each kind of change, show every group about a decision of torch, and at most `most` other groups. For a kind
+        that needs no action, such as "better", show one group.
         """
         return list(rendered(self, most))
 
@@ -277,10 +255,7 @@ class Diff:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
-
-        The kinds of changes have the same names as in the text.
-        """
+        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
         document = {
             "schema": DIFF_SCHEMA,
             "old": self.old.environment,

@@ -25,19 +25,13 @@ TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", 
 
 @dataclass(frozen=True)
 class Card:
-    """A card of the page, about the changes `moves`, which have the same kind.
-
-    The card shows the first change in full, and at most `_MOST_OF_A_CARD - 1` other changes in a folded list.
-    """
+    """A card of the page about changes of the same kind: the first in full, the others in a folded list."""
 
     moves: list[Move]
 
     @property
     def title(self) -> str:
-        """The title of the card: the names of the checks, at most `_MOST_NAMES` of them.
-
-        For a change on a case that shows a decision of torch, the name of the decision replaces the name of the check.
-        """
+        """The title of the card: the names of the checks, or of decisions of torch."""
         names = list(dict.fromkeys(move.policy or move.check for move in self.moves))
         more = len(names) - _MOST_NAMES
         return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
@@ -67,11 +61,7 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the cards that show the groups of changes of one kind.
-
-    Groups share a card if their first changes have the same text, `Move.says`. If the kind needs no action (`QUIET`),
-    groups share a card if they have the same check.
-    """
+    """Return the cards that show the groups of changes of one kind. Similar groups share a card."""
     found: dict[str, list[Move]] = {}
     for group in groups:
         found.setdefault(group[0].check if kind in QUIET else group[0].says, []).extend(group)

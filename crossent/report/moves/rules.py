@@ -1,7 +1,6 @@
 """The rules that name the change of one check on one case between two runs.
 
-Each run has already compared its results with the exact values. These rules only describe the difference between the
-two runs. No rule is a tolerance for a result.
+Each run has already compared its results with the exact values. No rule is a tolerance for a result.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TIMES, LAST_PLACES = 2.0, 1.0
 
 
 class Kind(StrEnum):
-    """The kinds of changes, the most serious kind first. The values are the names in text, on the page and in JSON."""
+    """The kinds of changes, the most serious kind first. The values are the names for users."""
 
     BROKEN = "regression"
     REFUSED = "newly refused"
@@ -40,16 +39,16 @@ class Kind(StrEnum):
 
     @property
     def fails(self) -> bool:
-        """Whether a change of this kind makes the comparison fail, so that you look at the change before an upgrade."""
+        """Whether a change of this kind makes the comparison fail."""
         return self in (Kind.BROKEN, Kind.REFUSED, Kind.BEHAVIOUR)
 
     def counted(self, count: int) -> str:
-        """Return a number and the name of the kind: "2 regressions", "1 fixed"."""
+        """Return a number and the name of the kind, such as "2 regressions"."""
         return f"{count:,} {self}{'s' if self is Kind.BROKEN and count != 1 else ''}"
 
     @property
     def meaning(self) -> str:
-        """The meaning of the kind, in a sentence."""
+        """A sentence about the kind."""
         return MEANINGS[self]
 
 
@@ -80,17 +79,12 @@ class Side:
     """One check on one case in one run.
 
     Attributes:
-        measured: the result of the check.
         finding: the finding, or None if the check passed.
-        shown: summaries of results of the first call, by the name of the result. For the check "gradient", this is the
-            summary of the gradient, and likewise for each check with the name of a result. For the check "call", these
-            are the results for which no check of that name ran in both runs. For other checks, `shown` is empty.
-        raised: the class and message of the error that a call with bad input raised, for the checks "call" and
-            "errors"; otherwise "".
-        digest: the checksums, as one text, of the results that a check with another name uses. For example, the check
-            "sign" uses the loss. For the check "call", this is the checksum of all results, if both runs have equal
-            results. Otherwise "".
-        grade: for the check "result", the grade that the subject reached on the case; for other checks "".
+        shown: the summary of the result that the check is named after, such as "gradient". For "call", the summaries of
+            the results that no such check compares.
+        raised: for "call" and "errors", the class and message of the error on a bad input; otherwise "".
+        digest: for a check that uses results under another name, such as "sign", the checksums of these results.
+        grade: for the check "result", the grade of the subject on the case; otherwise "".
     """
 
     measured: Measured
@@ -102,7 +96,7 @@ class Side:
 
     @property
     def error_class(self) -> str:
-        """The class of the error that the call raised: the text before the first colon. "" if there is no error."""
+        """The class of the error that the call raised; "" if there is no error."""
         raised = self.finding.message if self.finding and self.finding.kind == "refused" else self.raised
         return raised.partition(":")[0]
 
@@ -111,12 +105,8 @@ class Side:
 class Move:
     """The comparison of one check on one case of one subject. `old` and `new` are its sides in the two runs.
 
-    `case` is the id of the case, and `dtype` the dtype of its logits. If the case shows a decision of torch (`POLICIES`
-    of :mod:`crossent.cases.edges`), `policy` is the decision's name; otherwise "".
-
-    `also` is usually empty. The check "call" has names in `also` if the call returns only in the new run, and its
-    result is wrong. The names are those of the checks that ran only in the new run, and failed without an exception of
-    the subject.
+    `policy` is the name of the decision of torch that the case shows (`POLICIES` of :mod:`crossent.cases.edges`), or
+    "". `also` has the checks that the result fails, if the call returns only in the new run.
     """
 
     kind: Kind
@@ -156,15 +146,11 @@ class Move:
 
     @property
     def _shows_values(self) -> bool:
-        """Whether `says` shows the old and the new value of a result that has a single element."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
     def change_in_ulp(self) -> float:
-        """The absolute change of the error in ulp. A missing number counts as 0.
-
-        If an error is NaN, or both errors are infinite, the change counts as infinite.
-        """
+        """The absolute change of the error in ulp. A missing error counts as 0, and a change of NaN as infinite."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
@@ -172,8 +158,8 @@ class Move:
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
     """Return the kind of the change from `old` to `new`, the sides of the check `check` on one case.
 
-    The inputs must have the same bits in both runs, and the two runs must have the same contract and declarations.
-    `policy` says whether torch decides the result of the case, because the formula does not define the result.
+    The two runs must have the same input bits, contract and declarations. `policy` says whether torch decides the
+    result of the case.
     """
     before, now = old.finding, new.finding
     if _same(old, new):
@@ -195,23 +181,21 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Return whether the two sides are equal, except for the command of the finding. NaN counts as equal to NaN."""
-    return repr(_comparable(old)) == repr(_comparable(new))
+    """Return whether the two sides are equal, except for the command of the finding."""
+    return repr(_comparable(old)) == repr(_comparable(new))  # NaN is not equal to NaN, but has the same repr
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether the two sides have equal checksums of results. Without checksums, return False."""
+    """Return whether the two sides have checksums of results, and the checksums are equal."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """For sides without checksums, return whether both errors of the worst element are equal, rounded to 0.001 ulp.
+    """For sides without checksums, return whether the errors of the worst element are equal, rounded to 0.001 ulp.
 
-    A check that makes several calls has no checksums in a report, so this function compares errors instead of bits.
-    If the last bit of the worst element differs, its error differs by about 1 ulp. Another library for the exact value
-    changes the error by less than 0.001 ulp. This function cannot see a change in other elements. If a side has
-    checksums (see :func:`_same_bits`), or has no number, return False.
+    Another last bit of this element changes its error by about 1 ulp. Another library for the exact value changes the
+    error by less than 0.001 ulp.
     """
     before, now = old.measured.ulp, new.measured.ulp
     if _has_checksums(old, new) or before is None or now is None:
@@ -220,10 +204,7 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _same_failure(before: Finding, now: Finding) -> bool:
-    """Return whether two findings have the same numbers and message.
-
-    The description of the call, torch's value, the reason of a known failure, and the command may differ.
-    """
+    """Return whether two findings have the same numbers and message."""
     first, second = (replace(finding, call="", torch="", expected=None, repeat="") for finding in (before, now))
     return repr(first) == repr(second)
 
@@ -234,25 +215,16 @@ def _has_checksums(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side without the command of its finding, and with `Measured.not_judged` sorted by reason.
-
-    Two sides with equal results have copies with the same `repr`.
-    """
+    """Return a copy of a side for the comparison, without the command of the finding, and with sorted reasons."""
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether the change between the sides of a check is `BEHAVIOUR`, as `MEANINGS` says.
+    """Return whether the change between two sides is `BEHAVIOUR`, as `MEANINGS` says.
 
-    Return True for a new dtype or shape, for a new failure of the check "result", and for new differences between
-    repeated calls. If the check passed in both runs or failed in both, other changes count too: another class of
-    error, results with other names, and other numbers of NaN or infinities.
-
-    If the check newly fails, return True for other numbers of NaN or infinities only in two cases: the old result had
-    some, or torch decides the result (`policy`). Otherwise, a finite result that became a wrong NaN is `BROKEN`. A
-    wrong NaN that became right is `FIXED`. The caller of :func:`kind_of` compares contracts and declarations.
+    If a finite result became a wrong NaN, return True only if torch decides the result (`policy`).
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -284,21 +256,14 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _has_grown(less: Measured, more: Measured) -> bool:
-    """Return whether the error of `more` is so much larger than the error of `less` that the change counts as worse.
-
-    The limits are `TIMES` and `LAST_PLACES`. Return False if no number was compared on one of the sides.
-    """
+    """Return whether the error of `more` exceeds the error of `less` by more than `TIMES` and `LAST_PLACES`."""
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
 def _between(old: ResultSummary, new: ResultSummary, show_values: bool) -> str:
-    """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
-
-    If the result has a single element and `show_values` is true, show the old and the new value. If the result has
-    several elements, show how many were and are NaN or infinite. If the dtype or shape changed, show only this change.
-    """
+    """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show."""
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
     if old.value is not None and new.value is not None:
@@ -314,11 +279,7 @@ def _special(shown: ResultSummary) -> str:
 
 
 def _messages(old: Side, new: Side) -> str:
-    """Return the old and the new message, such as "right → IndexError: …", or "" if the messages are equal.
-
-    The message of a side is the first line of its finding, if the finding has no numbers; otherwise `Side.raised`. In
-    place of a missing message, show "right", or "wrong" if the check failed.
-    """
+    """Return the old and the new message, such as "right → IndexError: …"; "" if the messages are equal."""
     was, now = _message(old), _message(new)
     if was == now:
         return ""
@@ -338,5 +299,5 @@ def _numbers(old: Measured, new: Measured) -> str:
 
 
 def number(value: float) -> str:
-    """Return a value as text with at most five significant digits, such as "NaN", "0" or "0.4517"."""
+    """Return a value as text with at most five significant digits, such as "NaN" or "0.4517"."""
     return "NaN" if math.isnan(value) else f"{value:.5g}"

@@ -27,11 +27,9 @@ QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """Yield the conditions of the runs, a table of the changes, some groups of similar changes, and the summary.
+    """Yield the conditions of the runs, a table of the changes, groups of similar changes, and the summary.
 
-    `Diff.sorts` defines the groups. A group appears as its largest change and the number of its other changes. For each
-    kind, show every group about a decision of torch (`POLICIES` of :mod:`crossent.cases.edges`), and at most `most`
-    other groups. For a kind in `QUIET`, show a single group.
+    Of each kind, show groups about a decision of torch, and at most `most` other groups.
     """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
@@ -61,11 +59,7 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
 
 
 def _table(diff: Diff) -> Table:
-    """Return the table of the numbers of comparisons, by kind, check and dtype.
-
-    In each kind, each check has a row. In a kind of `QUIET`, all checks that are not in `NUMBERS` share the row "other
-    checks".
-    """
+    """Return the table of the numbers of comparisons, by kind, check and dtype."""
     dtypes, rows = diff.rows(lambda kind, check: "other checks" if kind in QUIET and check not in NUMBERS else check)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for name in ("change", "check", *dtypes):
@@ -77,7 +71,7 @@ def _table(diff: Diff) -> Table:
 
 
 def _group_lines(diff: Diff, group: list[Move]) -> Iterator[Text]:
-    """Yield the lines about a group of changes: its largest change in full, and the number of its further changes."""
+    """Yield the lines about a group: its largest change in full, and the number of its further changes."""
     move = group[0]
     yield Text()
     if move.policy:
