@@ -108,7 +108,7 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
 
 
 def torch_list(operation: Operation = CROSS_ENTROPY) -> list[ExpectedFinding]:
-    """Return the known failures of torch's functions for an operation, from the built-in lists."""
+    """Return the known failures of torch's functions for an operation."""
     names = _LISTS_OF_TORCH[operation]
     return [entry for name in names for entry in _parse((files("crossent.report") / name).read_bytes(), name)]
 
@@ -156,8 +156,8 @@ def mark(
 ) -> list[tuple[str, str]]:
     """Set `expected` of the findings that are known failures, and add the fixed entries to `report.fixed`.
 
-    `names` has the name of each subject in `entries`, by its name in the report. Return the text and the state of each
-    entry, as `known` of :class:`crossent.report.document.Shard` has them.
+    `names` maps the name of a subject in the report to its name in `entries`. By default, these names are equal.
+    Return the text and the state of each entry, as `known` of :class:`crossent.report.document.Shard` has them.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]

@@ -29,12 +29,12 @@ class Finding:
             changed global state. "not_repeated": a repeated call or backward pass gives other bits. "disturbed": two
             losses of the same logits change each other. "crashed": the process of the call ended, or sent a damaged
             reply. "hung": the call did not return.
-        message: the failure in words, in one or a few lines.
+        message: the failure in words.
         call: a description of the arguments.
         numbers: the worst element and its error; None if the finding is not about a number.
         torch: torch's value of the worst element, or torch's exception, as text; otherwise "".
         expected: the reason from the list of known failures; None if the finding is not a known failure.
-        of: the wrong result, such as "gradient" or "loss under no_grad"; "" if the finding is not about a result.
+        of: the wrong result, such as "gradient" or "loss under no_grad", or "".
         repeat: the command or line of Python that repeats the finding; "" stands for `crossent repro` and the id.
     """
 
@@ -80,14 +80,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result.
+    """The worst element of a result, at `index`.
 
     Attributes:
-        index: the position of the element.
         got, bits: the value of the element, and its bits in hexadecimal.
         exact, radius: the exact value and its error radius.
-        bound: the error bound.
-        ulp, ratio: the error in ulp, and as a share of the bound.
+        ulp, ratio: the error in ulp, and as a share of the error bound `bound`.
         versus: "exact", or "other" if `exact` is a value that follows from other calls of the subject. Then `radius` is
             the error bound of this value.
     """
@@ -165,7 +163,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """The counts of one check in one dtype, and the worst case: the largest share of a bound.
+    """The counts of one check in one dtype, and the worst case: the case with the largest share of its bound.
 
     `expected` counts the known failures, and `failed` the other failures. A known failure is never the worst case.
     """

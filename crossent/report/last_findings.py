@@ -1,7 +1,6 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-The folder has one file for each set of arguments SUBJECT and each value of `--operation`. The next such run replaces
-the file.
+Each combination of arguments SUBJECT and `--operation` has one file, which the next such run replaces.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report without its cases that have no findings. If the folder cannot be written, do nothing.
+    """Write a report into the folder, without the cases that have no findings. If writing fails, do nothing.
 
     `subjects` are the arguments SUBJECT of the run, and `operation` is the value of `--operation`.
     """

@@ -1,7 +1,7 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. `report_of` refuses a document whose counts and
-other sums do not fit its cases and findings.
+The reader does not run, import or open anything that the file names. `report_of` refuses a document whose counts do not
+fit its cases and findings.
 """
 
 from __future__ import annotations

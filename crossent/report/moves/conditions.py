@@ -74,8 +74,8 @@ def notes(
 ) -> Iterator[str]:
     """Yield lines about what is not compared, such as a subject, case or check that only one run has.
 
-    `pairs` has the two reports of each subject in both runs. `explained` has each subject and case whose first call
-    changed: on such a case, missing checks are not counted.
+    `pairs` has the old and the new report of each subject that both runs have. `explained` has each subject and case
+    whose first call changed. Missing checks on such a case get no line.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):

@@ -119,8 +119,8 @@ class Diff:
     def moves(self) -> list[Move]:
         """The comparisons with a change, the most serious kind first.
 
-        In each kind, changes on cases that show a decision of torch (`Move.policy`) come first, then the largest changes
-        of the error.
+        In each kind, changes on cases that show a decision of torch (`Move.policy`) come first, then the largest
+        changes of the error.
         """
         order = list(Kind)
         moved = [move for move in self.compared if move.kind is not Kind.SAME]

@@ -210,7 +210,6 @@ def _same_failure(before: Finding, now: Finding) -> bool:
 
 
 def _has_checksums(old: Side, new: Side) -> bool:
-    """Return whether at least one side has checksums of results."""
     return any((old.shown, old.digest, new.shown, new.digest))
 
 
