@@ -37,9 +37,9 @@ DEFINED: dict[str, ScriptFunction] = {
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the form or the subject of torch with this name. For any other name, return the placeholder `ANOTHER`.
+    """Return the form or the subject of torch with this name, otherwise `ANOTHER`.
 
-    If the name ends in "+compile", return the subject compiled for `device`.
+    A subject NAME+compile is compiled for `device`.
     """
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
@@ -47,12 +47,9 @@ def subject_of(name: str, device: str) -> Subject:
 
 
 def subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
-    """Yield the lines that import, load or compile the subject, whose name is `name`.
+    """Yield the lines that import, load or compile the subject, or add the subject's function to `code`.
 
-    If the script can define the subject as a function, add this function to `code` instead of an import. For a subject
-    with unknown code, the lines ask the user for an import, and end the script with status 2.
-
-    `source` is the description of the user's function; "" for a form, for torch, or if the description is unknown.
+    `source` is the text from which the user's function is loaded, otherwise "".
     """
     linear = operation is LINEAR_CROSS_ENTROPY
     if source:
@@ -81,10 +78,7 @@ def subject_lines(code: Code, name: str, source: str, operation: Operation) -> I
 
 
 def _attempt(code: Code, *lines: str) -> str:
-    """Return code that runs `lines`, and ends the script with status 2 if they raise an error.
-
-    Python's own status after an error is 1, which says that the finding happens.
-    """
-    code.add(cannot_run)
+    """Return code that runs `lines`, and ends the script with status 2 after an error."""
+    code.add(cannot_run)  # Python's own status after an error, 1, would mean a finding
     body = "\n".join(f"    {line}" if line else "" for line in lines)
     return f'try:\n{body}\nexcept Exception as error:\n    cannot_run(f"{{type(error).__name__}}: {{error}}")'

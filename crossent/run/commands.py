@@ -19,20 +19,14 @@ _DEFAULTS = {option.name: option.default for option in fields(Settings)}
 
 
 def options_of(settings: Settings) -> dict[str, Any]:
-    """Return a dict with the names and values of the settings that :func:`with_commands` needs."""
+    """Return the settings that :func:`with_commands` needs, by name."""
     return {name: getattr(settings, name) for name in _NAMED}
 
 
 def with_commands(findings: Iterable[Finding], source: str, options: Mapping[str, Any]) -> list[Finding]:
-    """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding.
+    """Return the findings, each with the command or the line of Python that repeats the finding.
 
-    A subject with a source gets a command. A subject without a source gets a line of Python.
-
-    Args:
-        findings: the findings.
-        source: the text from which the subject is loaded, such as "file.py:NAME"; "" for a callable
-            that was passed as an object.
-        options: the settings of the run, as :func:`options_of` returns them.
+    `source` is the text from which the subject was loaded, such as "file.py:NAME", or "" for a callable.
     """
     return [replace(one, repeat=_command(one, source, options)) for one in findings]
 
@@ -63,9 +57,9 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
 
 
 def relative_source(source: str) -> str:
-    """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
+    """Return the source of a subject, such as "path/to/file.py:NAME".
 
-    The path of a file inside the current directory becomes a relative path. Any other source is unchanged.
+    The path of a file in the current directory becomes relative.
     """
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()

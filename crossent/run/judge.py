@@ -1,8 +1,6 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
-A check compares results with exact values or with other results, and yields a :class:`Difference` for each comparison.
-For a failure that is not about an error bound, such as a changed argument, the check yields a :class:`Problem`. If a
-subject raises an exception, crashes or hangs during a check, the judge itself makes a :class:`Problem`.
+A check yields a :class:`Difference` for each comparison with another value, and a :class:`Problem` for another failure.
 """
 
 from __future__ import annotations
@@ -59,16 +57,7 @@ def judge_case(
 ) -> Verdict:
     """Run the checks on one subject and one case, and return the verdict.
 
-    Args:
-        question: the case, with its exact values.
-        subject: the subject.
-        host: the object that calls the subject, in this process or in another process.
-        checks: the checks to run. After a hang, or a failure of `call` or `result`, most other checks are skipped.
-        enough: a function that returns whether the findings on this case are enough to end the run. After enough
-            findings, no further check of the case runs.
-
-    Returns:
-        The verdict. If no check can run on the case, the verdict has only the reason.
+    `host` calls the subject. After `enough` findings, no further check runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -113,12 +102,7 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options of the call that the subject ignores; "" if none are found.
-
-    A function whose signature has `**options` is called with every option, and may ignore some options. Then a call
-    without the ignored options returns the same bits, and these bits are the right loss of this call. If the loss is
-    wrong for this call too, the bug has another cause, and the result is "".
-    """
+    """Return a line that names the options that the subject ignores, or "" if none are found."""
     inputs, defaults = trial.question.inputs_on_cpu, trial.case.operation.options
     options = inputs.options
     given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
@@ -133,6 +117,7 @@ def _unused_options(trial: Trial) -> str:
         exact = solve(replace(inputs, options=others, upstream=upstream))
     except IndexError:  # without its ignore_index, the call has an ignored target that is not a class
         return ""
+    # a loss that is wrong for this call too has another cause
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
     without = unused
@@ -142,10 +127,7 @@ def _unused_options(trial: Trial) -> str:
 
 
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
-    """Return the checksum of the loss of a call without an option; None if the call returns no loss.
-
-    The call gets the other options of the case, and the options in `instead`, which take precedence.
-    """
+    """Call the subject without `option`, with the options `instead`, and return the checksum of the loss."""
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
@@ -153,10 +135,7 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 
 
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` found different bits, add a note to the other findings about results.
-
-    The note says that the result depends on earlier calls.
-    """
+    """If the check `repeat` fails, note in the other findings that the result depends on earlier calls."""
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
     why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."
@@ -170,10 +149,7 @@ def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
-    """Run a check, and return its differences and problems.
-
-    If the subject raises an exception, crashes, hangs or sends a damaged reply, return a single problem instead.
-    """
+    """Run a check, and return its differences and problems."""
     try:
         return list(check.run(trial))
     except RefusedError as error:
@@ -189,10 +165,7 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
-    """Call a subject with a bad input, for which the subject must raise an error, and return the verdict.
-
-    `host` is the object that calls the subject, and `device` is the device of the tensors.
-    """
+    """Call a subject with a bad input, and return the verdict. The subject must raise an error."""
     inputs = bad.build(device)
     if reason := why_not_called(bad, subject, inputs) or host.not_run:
         return Verdict(bad.id, not_applicable=reason)
@@ -213,15 +186,12 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def why_not_called(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
-    """Return the reason why a subject is not called with a bad input, whose arguments are `inputs`; "" if called."""
+    """Return the reason why a subject is not called with a bad input, or "" if the subject is called."""
     return subject.not_applicable(inputs) or subject.lacks.get("errors") or subject.lacks.get(bad.kind) or ""
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung").
-
-    `subject` is the name of the subject, and `message` is the message of the finding.
-    """
+    """Return a verdict with one finding: the subject ended the process ("crashed") or did not return ("hung")."""
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -247,11 +217,7 @@ def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Mea
 
 
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
-    """Return the finding for a difference or a problem of a check.
-
-    The finding describes the arguments of the call. If a number of the first call is wrong (checks `loss`, `gradient`,
-    …), the finding also has torch's value, except if the subject is torch.
-    """
+    """Return the finding for a difference or a problem of a check."""
     inputs, of, numbers, of_torch = trial.question.inputs_on_cpu, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
@@ -273,7 +239,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return lines about the probable reason for a wrong number (a factor, a narrower dtype, an infinity), or ""."""
+    """Return lines about the probable cause of a wrong number, or "" if no cause is found."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 
@@ -287,11 +253,7 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or "".
-
-    If torch raises an exception, return the exception in place of the value. Return the hint if the wrong result has
-    torch's bits, and the subject has another contract. Values of 0, inf or NaN give no hint: they may agree by chance.
-    """
+    """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or ""."""
     torch_itself = REFERENCES[trial.case.operation]
     try:
         result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))
@@ -310,11 +272,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 
 
 def _declaration(trial: Trial, of: str) -> str:
-    """Return a line with an option under which the wrong result would pass; "" if no option fits.
-
-    `of` is the name of the result, such as "loss". If several options fit, the line names the option that
-    allows the least errors: with larger bounds, the error would be a smaller share of the bound.
-    """
+    """Return a line that suggests an option under which the result `of` would pass, or "" if no option fits."""
     subject, exact = trial.subject, trial.question.exact
     flushed = abs(trial.differences[of].exact) < FORMATS[trial.differences[of].dtype].smallest_normal
     features = ["nan_mean"] + ["subnormal"] * flushed
@@ -326,6 +284,7 @@ def _declaration(trial: Trial, of: str) -> str:
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1 and not trial.differences[of].ratio <= 1:
             fits[words] = found[of].ratio
+    # the option with the smallest bounds that fits
     return f"\n{_IF_INTENDED} {max(fits, key=fits.__getitem__)}" if fits else ""
 
 

@@ -12,27 +12,21 @@ from crossent.repro.scripts.case import allowed, device, found, other, own_dtype
 
 
 def tensor(bits, dtype, sizes, strides, offset):
-    """Return a tensor on `device` with this dtype, these sizes and strides, and this offset into its memory.
-
-    `bits` has the bytes of the memory, compressed and in base 85.
-    """
+    """Return a tensor on `device`. `bits` has the tensor's memory, compressed and in base 85."""
     raw = bytearray(zlib.decompress(base64.b85decode(bits)))
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.to(device).as_strided(sizes, strides, offset)
 
 
 def verdict(wrong, message):
-    """Print the message and the verdict, and end the script. The status is 1 if the subject is wrong, otherwise 0."""
+    """Print the message and the verdict. End the script with status 1 if the subject is wrong, otherwise 0."""
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
 
 
 def verdict_of_attempt(wrong, message):
-    """If the subject is wrong, print the message, and end the script with status 1.
-
-    Otherwise return, so that the script can try again.
-    """
+    """If the subject is wrong, print the message, and end the script with status 1."""
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -55,21 +49,14 @@ def end_unknown():
 
 
 def cannot_run(message):
-    """Print that the script cannot run here, with the first line of the message, and end the script with status 2."""
+    """Print why the script cannot run here, and end the script with status 2."""
     first_line = str(message).partition("\n")[0]
     print(f"torch {torch.__version__}: the script cannot run here: {first_line}", flush=True)
     raise SystemExit(2)
 
 
 def evaluate(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss and the gradients of a call, as a dict with the keys "loss", "gradient" and "target_gradient".
-
-    Class indices have no gradient, so "target_gradient" is only for a target of probabilities. `upstream` is the
-    upstream gradient. If the loss has another shape than `upstream`, the result has no gradients. `loss_of` is a
-    function to call in place of the subject.
-
-    Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
-    """
+    """Return a dict with the loss and the gradients of a call. `loss_of` replaces the subject."""
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
     loss = (loss_of or subject)(logits, target, **options)
@@ -83,14 +70,9 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a linear cross-entropy and its gradients, as a dict.
+    """Return a dict with the loss and the gradients of a linear cross-entropy.
 
-    The keys are "loss", "gradient", "weight_gradient" and "bias_gradient". `logits` are the hidden states.
-    `options` has linear_weight and may have linear_bias; without linear_bias, there is no "bias_gradient". `upstream`
-    is the upstream gradient. If the loss has another shape than `upstream`, the result has no gradients. `loss_of` is a
-    function to call in place of the subject.
-
-    Raise TypeError if the loss is not a dense tensor of real numbers, or does not require a gradient.
+    `logits` are the hidden states. `loss_of` replaces the subject.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
@@ -105,10 +87,7 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss and the gradient of the logits as a dict, for a subject without a gradient of the target.
-
-    The keys are "loss" and "gradient". All else is as in `evaluate`.
-    """
+    """Return a dict with the loss and the gradient of the logits. `loss_of` replaces the subject."""
     logits = logits.detach().requires_grad_()
     loss = (loss_of or subject)(logits, target.detach(), **options)
     require_dense(loss, requires_grad=True)
@@ -119,21 +98,14 @@ def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return the loss of a call as the dict {"loss": loss}, for a subject without gradients.
-
-    `loss_of` is a function to call in place of the subject. `upstream` has no effect. Raise TypeError if the loss is
-    not a dense tensor of real numbers.
-    """
+    """Return a dict with the loss, for a subject without gradients. `loss_of` replaces the subject."""
     loss = (loss_of or subject)(logits, target, **options)
     require_dense(loss)
     return {"loss": loss}
 
 
 def require_dense(loss, requires_grad=False):
-    """Raise TypeError if a loss is not a dense tensor of real numbers.
-
-    Also raise TypeError if the argument `requires_grad` is true, but the loss does not require a gradient.
-    """
+    """Raise TypeError if a loss is not a dense tensor of real numbers."""
     kind = f"a tensor of {loss.dtype} with layout {loss.layout}" if torch.is_tensor(loss) else type(loss).__name__
     if not torch.is_tensor(loss) or loss.layout != torch.strided or loss.is_complex():
         raise TypeError(f"loss: got {kind}; expected a dense tensor of real numbers")
@@ -142,9 +114,9 @@ def require_dense(loss, requires_grad=False):
 
 
 def require_shape(loss, logits, target, options, upstream):
-    """End the script with status 1 if the loss of a call has a wrong dtype, shape or device.
+    """End the script with status 1 if a loss has a wrong dtype, shape or device.
 
-    `logits`, `target` and `options` are the arguments of the call. `upstream` has the expected shape of the loss.
+    `upstream` has the right shape.
     """
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
@@ -154,24 +126,17 @@ def require_shape(loss, logits, target, options, upstream):
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
-
-    The number `got` is wrong if its error exceeds the bound. A number within the bound is also wrong if it equals
-    `found`, the wrong number of the run, but differs from `exact`. If `versus` is "other", `exact` is not the exact
-    value, but a value from other results of the subject.
-    """
+    """Return whether the number `got` is wrong, and a text with `got`, `exact`, the error and the error bound."""
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
+    # `found`, the wrong number of the run, is wrong within the bound too
     wrong = not same and (got == found or not off <= allowed)
     expected = "exact value" if versus == "exact" else "value from other calls"
     return wrong, f"got {got!r}, {expected} {exact!r}, error {off:.6g}, error bound {allowed:.6g}"
 
 
 def fresh(logits, target, options, upstream):
-    """Return a copy of the arguments, with the same strides and a copy of all their memory.
-
-    Tensors that share memory also share memory in the copy.
-    """
+    """Copy the arguments, with their strides. Tensors that share memory also share memory in the copy."""
     copies = {}
 
     def copy(value):
@@ -187,11 +152,7 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject with other numbers. The result of the next call may depend on these calls.
-
-    Some of the calls have another reduction. For batched logits, some have a batch of one element. If a call raises an
-    exception, print the exception.
-    """
+    """Call the subject `attempt` times with other numbers. Later results may depend on these calls."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
@@ -205,21 +166,18 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill freed memory with NaN, so that a call that reads uninitialized memory returns NaN.
-
-    Allocate tensors of NaN with the shapes of the logits, the upstream gradient and the target, and free these tensors.
-    """
+    """Fill freed memory with NaN, so that a call that reads uninitialized memory returns NaN."""
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del blocks
 
 
 def bits(result):
-    """Return the shape, dtype and bytes of each part of a result, by name. All NaNs have the same bytes."""
+    """Return the shape, dtype and bytes of each part of a result. All NaNs have the same bytes."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 
 
 def memory(tensor):
-    """Return the storage of a tensor as a uint8 tensor that shares this storage."""
+    """Return a uint8 tensor that shares the storage of a tensor."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())

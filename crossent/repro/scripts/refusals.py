@@ -13,10 +13,9 @@ from crossent.repro.scripts.single import arguments, require_unchanged, state
 
 
 def isolate():
-    """Run the script again in a separate process, and end this process with the same status.
+    """Run the script in a separate process, so that a crash or a hang of the call is a finding.
 
-    If the call ends the separate process, or does not return within `seconds`, the status is 1. If the script is not a
-    file, so that no process can run the script again, the status is 2. In the separate process, return at once.
+    In the separate process, return at once.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
@@ -56,7 +55,7 @@ def check_refused():
 
 
 def try_bad_call():
-    """Call the subject with bad input. If the call raises an error, print the error."""
+    """Call the subject with bad input, and print the error that the call raises."""
     try:
         subject(logits, target, **options)
     except (Exception, SystemExit) as error:

@@ -10,11 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, requ
 
 
 def call_each():
-    """Make the calls of all equations, and return the results of the calls of the last equation.
-
-    If the finding is about a part of a result, `equations` has only the equation of the finding. Otherwise, the calls
-    alone repeat the finding, and the script does not use the results.
-    """
+    """Make the calls of all equations, and return the results of the last equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -24,10 +20,9 @@ def call_each():
 
 
 def call_in_chunks():
-    """Return the results of calls with different sizes of the chunks, by the name of the call.
+    """Call the subject with several chunk sizes, and return the results by the name of the call.
 
-    If the subject refuses a size with a ValueError, AssertionError or NotImplementedError, print the error and leave
-    out the call. If no call is left, end the script with status 0.
+    Leave out sizes that the subject refuses.
     """
     results = {}
     for call, keyword, size in chunk_sizes:
@@ -47,23 +42,20 @@ def call_in_chunks():
 
 
 def judge_terms(results):
-    """Compare a number of the first result with a weighted sum of numbers of the other results, and end the script."""
+    """Compare a number of the first result with a weighted sum of other numbers, and end the script."""
     total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
     verdict(*judged(results[0][part][index].item(), total))
 
 
 def judge_unchanged(results):
-    """End the script with status 1 if a part of the result is the same with an option and without this option."""
+    """End the script with status 1 if the result is the same with and without an option."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"{part}: got the same values with and without the option; expected different values")
 
 
 def check_two_backwards():
-    """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent.
-
-    Two losses are independent if each loss and its gradients have the same bits as without the other loss.
-    """
+    """Check that another backward pass, or another loss of the same logits, changes no bit of the result."""
     seen = []
 
     def both(input, target, **options):

@@ -47,25 +47,22 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Judge one number of the loss, and end the script. Compare a negative number with 0; other numbers are right."""
+    """Compare a negative number of the loss with 0, and end the script. Other numbers are right."""
     got = result[part][index].item()
     verdict(*(judged(got, 0.0) if got < 0 else (False, f"got {got!r}, which is not negative")))
 
 
 def judge_row_sum(result):
-    """Compare the sum of one row of the gradient with 0, its exact value, and end the script."""
+    """Compare the sum of a row of the gradient with 0, and end the script."""
     row = result[part].movedim(min(1, logits.dim() - 1), -1)[index].tolist()
     verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), exact))
 
 
 def show_call():
-    """Call the subject, read its result, and print the loss.
-
-    If the subject raises SystemExit, end the script with status 1, whatever the status of the exception.
-    """
+    """Call the subject, read its result, and print the loss."""
     try:
         result = evaluate(*given)
-    except SystemExit as error:
+    except SystemExit as error:  # the status of the exception may be 0
         verdict(True, f"the call raised {error!r}")
     bits(result)  # reads the values, which a tensor on the meta device does not have
     print(f"loss {result['loss']}")
@@ -77,7 +74,7 @@ def check_shape():
 
 
 def arguments():
-    """Return the shape, strides, offset and bytes of memory of each argument and of the upstream gradient, by name."""
+    """Return the view and the memory of each argument and of the upstream gradient, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     return {name: (view(one), memory(one).tolist()) for name, one in tensors.items()}
@@ -89,11 +86,8 @@ def view(tensor):
 
 
 def require_unchanged(before, after, when=""):
-    """End the script with status 1 if a call changed a value. `before` and `after` are dicts from names to values.
-
-    A value that is [] in `before` may change: the state of CUDA's random generators is [] until a call initializes
-    CUDA. `when` names the pass for the message, as in " in the forward pass".
-    """
+    """End the script with status 1 if a value of `before` differs in `after`. `when` ends the message."""
+    # the state of CUDA's generators is [] until a call initializes CUDA
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
         verdict(True, f"the call changed {', '.join(names)}{when}")
@@ -131,10 +125,7 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and numpy's handling of floating-point errors.
-
-    If numpy is not installed, return (None, None).
-    """
+    """Return the state of numpy's random generator, and numpy's handling of floating-point errors."""
     try:
         import numpy
     except ImportError:
@@ -197,11 +188,7 @@ def check_state():
 
 
 def check_ignored_rows():
-    """Check that the gradient of ignored rows is 0 and, with reduction "none", that their loss is 0.
-
-    Skip the gradient of a row whose largest logit is infinite or NaN, since the row has no softmax. Skip all gradients
-    for a subject without gradients.
-    """
+    """Check that the loss and the gradient of ignored rows are 0."""
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
@@ -220,11 +207,7 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call returns the same bits, even after a call with other numbers.
-
-    Before the second call, fill freed memory with NaN. Also check that the call with other numbers does not change the
-    first result.
-    """
+    """Check that a second call gives the same bits, and that another call leaves the first result unchanged."""
     result = evaluate(*fresh(*given))
     first = bits(result)
     try:
@@ -240,7 +223,7 @@ def check_repeat():
 
 
 def repeated(tile):
-    """Return a tensor with `times` copies of `tile` along the first axis, and with the strides of `tile`."""
+    """Return `times` copies of `tile` along the first axis, with the strides of `tile`."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))
@@ -251,10 +234,7 @@ def repeated(tile):
 
 
 def call_on_repeated():
-    """Return the result of a call on the inputs of the case, repeated along the batch.
-
-    End the script with status 2 if the memory does not suffice.
-    """
+    """Return the result of a call on the inputs of the case, repeated along the batch."""
     print(f"this script needs about {gib:.1f} GiB of memory")
     every = upstream
     try:
@@ -273,7 +253,7 @@ def call_on_repeated():
 
 
 def check_memory():
-    """Check that a call with many rows and classes takes less memory than one number for each row and class."""
+    """Check that a large call takes less memory than one number for each row and class."""
     rows, classes = many
     x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
     y = target.repeat(-(-rows // len(target)))[:rows]
@@ -300,10 +280,7 @@ def check_memory():
 
 
 def resident(name):
-    """Return the memory of this process in bytes, from /proc/self/status.
-
-    `name` is "VmRSS" for the memory now, or "VmHWM" for the largest memory since the last reset.
-    """
+    """Return the memory of this process in bytes: "VmRSS" is the memory now, "VmHWM" the largest since the reset."""
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
     return int(found) * 1024

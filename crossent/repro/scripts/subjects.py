@@ -1,7 +1,4 @@
-"""The subjects that a script defines itself, as a function that calls torch or crossent.
-
-A printed script has at most one of these functions, under the name `subject`.
-"""
+"""Subjects that a script defines itself. A printed script has at most one, under the name `subject`."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -9,25 +6,19 @@ import torch
 
 
 def torch_loss(input, target, **options):
-    """Make a torch.nn.CrossEntropyLoss with these options, call the module, and return the loss."""
+    """Call a torch.nn.CrossEntropyLoss with these options."""
     return torch.nn.CrossEntropyLoss(**options)(input, target)
 
 
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
-    """Call torch's log_softmax with the class dimension moved to the end, then nll_loss.
-
-    This function ignores `label_smoothing`, which nll_loss lacks. In each case of this subject, `label_smoothing` is 0.
-    """
+    """Call log_softmax along the last axis, then nll_loss, which has no label smoothing."""
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with the tensors as Python numbers, and return the loss as a float64 tensor.
-
-    This function needs the package crossent.
-    """
+    """Call crossent.scalar with Python numbers, and return the loss as a float64 tensor."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]
@@ -36,21 +27,21 @@ def scalar_on_tensors(*arguments, **options):
 
 
 def linear_formula_of_crossent(input, target, linear_weight, **options):
-    """Call crossent.linear_formula. This function needs the package crossent."""
+    """Call crossent.linear_formula."""
     from crossent import linear_formula
 
     return linear_formula(input, linear_weight, target, **options)
 
 
 def linear_blocked_of_crossent(input, target, linear_weight, **options):
-    """Call crossent.linear_blocked. This function needs the package crossent."""
+    """Call crossent.linear_blocked."""
     from crossent import linear_blocked
 
     return linear_blocked(input, linear_weight, target, **options)
 
 
 def torch_linear(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy without chunks: torch calls F.linear, then F.cross_entropy."""
+    """Call F.linear_cross_entropy without chunks."""
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, **options)
 
 
@@ -67,13 +58,13 @@ def torch_linear_chunk1(input, target, linear_weight, **options):
 
 
 def torch_linear_accurate(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in chunks, with acc_policy="accurate" and sums in the dtype of the input."""
+    """Call F.linear_cross_entropy in chunks, with acc_policy="accurate"."""
     chunks = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
     return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
 
 
 def torch_linear_balanced(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced" and sums in float32."""
+    """Call F.linear_cross_entropy in one chunk, with acc_policy="balanced"."""
     chunks = torch.nn.LinearCrossEntropyOptions(
         acc_policy="balanced", acc_dtype=torch.float32, chunking_method=None, allow_retain_graph=True
     )
@@ -81,7 +72,7 @@ def torch_linear_balanced(input, target, linear_weight, **options):
 
 
 def torch_linear_compact(input, target, linear_weight, **options):
-    """Call F.linear_cross_entropy in small chunks, with acc_policy="compact" and sums in float32."""
+    """Call F.linear_cross_entropy in small chunks, with acc_policy="compact"."""
     chunks = torch.nn.LinearCrossEntropyOptions(
         acc_policy="compact", acc_dtype=torch.float32, chunking_method="aspect_ratio:4"
     )

@@ -1,4 +1,4 @@
-"""Script functions for checks with torch.func, batches of derivatives, autocast, the meta device or torch.export."""
+"""Script functions for torch.func, batches of derivatives, autocast, the meta device and torch.export."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -10,22 +10,19 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, judged, requi
 
 
 def loss_of(logits, target):
-    """Call the subject with `logits`, `target` and the options of the case, and return the loss."""
+    """Call the subject with the options of the case, and return the loss."""
     return subject(logits, target, **options)
 
 
 def pull(logits, target):
-    """Call the subject, and return the loss and a function from an upstream gradient to a tuple of gradients.
-
-    The tuple has the gradient of the logits and, if the target has probabilities, the gradient of the target.
-    """
+    """Return the loss, and a function from an upstream gradient to a tuple of gradients."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
 
 
 def gradients_of(logits, target, upstream):
-    """Return a tuple of the loss and the gradients for the upstream gradient `upstream` (:func:`pull`)."""
+    """Return a tuple of the loss and the gradients."""
     loss, back = pull(logits, target)
     return loss, *back(upstream.to(loss.dtype))
 
@@ -38,11 +35,7 @@ def call_under_vjp():
 
 
 def call_linear_under_vjp():
-    """Call a linear cross-entropy under torch.func.vjp, and return the loss and the gradients.
-
-    The result has the gradients of the input and of linear_weight. If the case has linear_bias, the result also has the
-    gradient of linear_bias.
-    """
+    """Call a linear cross-entropy under torch.func.vjp, and return the loss and the gradients."""
     names = [name for name in ("linear_weight", "linear_bias") if name in options]
 
     def of_leaves(x, *tensors):
@@ -55,14 +48,8 @@ def call_linear_under_vjp():
 
 
 def call_under_vmap():
-    """Call the subject on each sample by torch.func.vmap, and return two results.
-
-    The first result has the losses. The second result has the losses and the gradients, by torch.func.vjp under vmap.
-
-    The samples of 2-dimensional logits are the rows. The samples of other logits are the slices along the last
-    dimension.
-    """
-    axis = 0 if logits.dim() == 2 else -1
+    """Call the subject on each sample. Return the results of torch.func.vmap, and of torch.func.vjp under vmap."""
+    axis = 0 if logits.dim() == 2 else -1  # the axis of the samples
     each = options["reduction"] == "none"
     losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
     require_shape(losses, logits, target, options, upstream if each else upstream.expand(logits.shape[axis]))
@@ -71,19 +58,12 @@ def call_under_vmap():
 
 
 def judge_samples(results):
-    """Compare one number of each result with the exact value, and end the script.
-
-    `results` are the two results of :func:`call_under_vmap`. The exit status is 1 if the number is wrong in any result.
-    If the number belongs to a gradient, this function skips the first result, which has only losses.
-    """
+    """Compare one number of each result with the exact value, and end the script."""
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
 def differentiate_batch():
-    """Return the gradients for a batch of two upstream gradients, by torch.autograd.grad(is_grads_batched=True).
-
-    If autograd finds that the loss does not depend on an argument, the gradient of this argument is None.
-    """
+    """Return the gradients for a batch of two upstream gradients, by torch.autograd.grad(is_grads_batched=True)."""
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
@@ -95,7 +75,7 @@ def differentiate_batch():
 
 
 def batch_of_two(tensor):
-    """Return a batch of two tensors: the tensor, and the tensor multiplied by -2."""
+    """Return a batch of two tensors: `tensor` and -2 times `tensor`."""
     return torch.stack([tensor, -2 * tensor])
 
 
@@ -122,22 +102,16 @@ def differentiate_by_hessian():
 
 
 def pushed(function):
-    """Return the forward-mode derivatives of `function` along a batch of two directions.
-
-    `function` is a function of the logits. Forward mode refuses logits whose elements share memory, so this function
-    copies such logits.
-    """
+    """Return the forward-mode derivatives of `function` along a batch of two directions."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
-    x = logits.contiguous() if repeats else logits
+    x = logits.contiguous() if repeats else logits  # forward mode refuses elements that share memory
     return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(batch_of_two(direction)).detach()
 
 
 def differentiate_batch_twice():
-    """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
+    """Return the derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
-    The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
-    upstream gradient. If autograd finds that the inner product does not depend on one of these two tensors, the
-    derivative with respect to this tensor is None.
+    They are derivatives by the logits and by the upstream gradient.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -150,10 +124,7 @@ def differentiate_batch_twice():
 
 
 def call_under_autocast():
-    """Call the subject under torch.autocast, and return the result. End the script if the loss has a wrong dtype.
-
-    Under autocast, float16 and bfloat16 logits must give a float32 loss.
-    """
+    """Call the subject under torch.autocast. Half-precision logits must give a float32 loss."""
 
     def under_autocast(*arguments, **options):
         cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16
@@ -167,39 +138,32 @@ def call_under_autocast():
 
 
 def empty(value):
-    """Return a tensor on the meta device with the same shape, strides and dtype. Return any other value unchanged."""
+    """Return a copy of a tensor on the meta device, or any other value unchanged."""
     if not torch.is_tensor(value):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def call_on_meta():
-    """Call the subject on the meta device. End the script if the loss has a wrong dtype, shape or device."""
+    """Call the subject on the meta device, and check the dtype, shape and device of the loss."""
     meta = empty(logits), empty(target), {name: empty(value) for name, value in options.items()}, empty(upstream)
     require_shape(evaluate(*meta)["loss"], *meta)
 
 
 class Module(torch.nn.Module):
-    """A module that calls the function `loss`, for torch.export.
-
-    `names` are the names of the options that are tensors. `forward` takes these tensors. `options` has the other
-    options.
-    """
+    """A module that calls `loss`, for torch.export. The options in `names` are arguments of `forward`."""
 
     def __init__(self, loss, names, options):
         super().__init__()
         self.loss, self.names, self.options = loss, names, options
 
     def forward(self, logits, target, *tensors):
-        """Return the loss of a call. `tensors` are the values of the options in `names`."""
+        """Return the loss. `tensors` are the options in `names`."""
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
 
 
 def call_exported():
-    """Export the subject with torch.export, call the exported module, and return the result.
-
-    End the script with status 2 if torch cannot export even an addition on this machine.
-    """
+    """Export the subject with torch.export, call the exported module, and return the result."""
     try:
         from torch.export import export
 

@@ -1,11 +1,7 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-An isolated process calls a subject. The judge is the process that runs the checks. In a run with a
-user's function or a compiled subject, the judge starts the fork server before the judge computes any exact value. So no
-process of such a subject inherits an exact value.
-
-In a run of only forms and torch, none of them compiled, the fork server starts only after a worker crashes or hangs.
-In such a run, which calls no user's function, the fork server may inherit exact values.
+In a run with a user's function, the judge starts the fork server before the judge computes any exact value. So no
+isolated process inherits an exact value.
 """
 
 from __future__ import annotations
@@ -43,16 +39,14 @@ TORCH_INDEX = -1
 class ForkServerError(Exception):
     """The fork server has ended, does not reply, or sends a wrong reply.
 
-    The process that runs the checks must not start another fork server, which would inherit the computed exact values.
+    The judge must not start another fork server, which would inherit the exact values.
     """
 
 
 class ForkServer:
-    """A process that forks isolated processes, and returns their exit statuses. The constructor starts the fork server.
+    """A process that forks isolated processes, and ends them.
 
-    Args:
-        serve: the function that each isolated process runs; the comment on `Serve` lists the arguments.
-        memory: the memory limit of each isolated process, in bytes.
+    Each isolated process runs `serve`, and may use `memory` bytes.
     """
 
     def __init__(self, serve: Serve, memory: int) -> None:
@@ -63,15 +57,9 @@ class ForkServer:
             self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
-        """Fork an isolated process for a subject, and return the process id.
+        """Fork an isolated process for the subject with this index in the run, and return the process id.
 
-        Args:
-            subject: the index of the subject in the run, or `TORCH_INDEX` for torch.
-            stream: the socket through which the process receives requests and sends replies.
-            output: the descriptor of the file to which the process prints.
-
-        Raises:
-            ForkServerError: the fork server has ended, does not reply, or sends a wrong reply.
+        The process receives requests through `stream`, and prints to the file descriptor `output`.
         """
         process = self._ask(f"start {subject}", stream.fileno(), output)
         if process < 2:
@@ -79,14 +67,7 @@ class ForkServer:
         return process
 
     def end(self, process: int) -> int:
-        """End the isolated process with the id `process`, and return its exit status; -N if signal N ended the process.
-
-        The fork server kills the process and its process group. If the process has already ended, the fork server only
-        returns the status.
-
-        Raises:
-            ForkServerError: the fork server has ended, or does not reply.
-        """
+        """Kill an isolated process and its process group. Return the exit status, which is -N after signal N."""
         return self._ask(f"end {process}")
 
     def close(self) -> None:
@@ -107,15 +88,12 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Set the limits of the fork server; then start and end isolated processes until the judge closes the connection.
-
-    This function runs in the fork server. The isolated processes inherit the limits. The judge sends its requests
-    to the socket `control`. `serve` and `memory` are the arguments of :class:`ForkServer`.
-    """
+    """Run the fork server: set its limits, then answer requests until the judge closes `control`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     be_killed_first()  # before drop_privileges(), so that a subject cannot undo this setting in a run by root
     drop_privileges()
     drop_semaphores()
+    # The isolated processes inherit these limits.
     limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}
     for limit, to in limits.items():
         with suppress(ValueError, OSError):  # the limit is already lower
@@ -158,11 +136,7 @@ def _kill(process: int) -> int:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Add to `ended` the exit status of each child process that has ended, by process id.
-
-    A subject may start processes. In a PID namespace, the fork server adopts such a process when the parent of the
-    process ends. Then `ended` gets the exit status of the adopted process too.
-    """
+    """Add the exit status of each child process that has ended to `ended`, by process id."""
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:
             ended[done[0]] = os.waitstatus_to_exitcode(done[1])

@@ -1,10 +1,7 @@
 """A fresh process for each call that may make a device unusable.
 
 A class index out of range triggers a device-side assert on CUDA and XPU. Afterwards no call on the device works in the
-same process. So a new Python process receives the loss as a pickle, and makes the call. For several calls, one new
-Python process forks a process for each call (:func:`perform_each`).
-
-An act is a function that calls a loss. A host is an object that runs an act (:mod:`crossent.trials.act`).
+same process. So a new process makes the call.
 """
 
 from __future__ import annotations
@@ -54,14 +51,9 @@ _REQUEST, _STARTED, _REPLY, _END = "request", "started", "reply", "end"
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """A host that runs each act in a new process. An act is a function that calls the loss.
+    """A host that runs each act in a new process, which must be able to import `loss`.
 
-    Attributes:
-        loss: the loss, which the new process must be able to import.
-        device: the device of the tensors.
-        seconds: the time limit of a call, in seconds.
-        isolated: True, since the loss runs in another process (:class:`crossent.trials.act.Host`).
-        not_run: the reason why the loss is no longer called; always "" in this host.
+    `seconds` is the time limit of a call.
     """
 
     loss: Loss
@@ -71,13 +63,7 @@ class FreshProcess:
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in a new process, and return the outcome.
-
-        If pickle cannot send the loss or an argument to the new process, the outcome has the value `NotRun`.
-
-        This method uses `subprocess`. `multiprocessing` would import the caller's main module again, which
-        may be a script that starts a run.
-        """
+        """Call `act(loss, *arguments)` in a new process, and return the outcome."""
         try:
             request = _request(self.loss, act, arguments, self.device)
         except Exception as error:  # pickle raises PicklingError, AttributeError, TypeError, …
@@ -103,7 +89,8 @@ def _not_sent(error: Exception) -> Performed[Any]:
 
 
 def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
-    """Start a new Python process that calls the function named `function` of this module with the strings `words`."""
+    """Start a Python process that calls the function named `function` of this module with the strings `words`."""
+    # multiprocessing would import the caller's main module, which may be a script that starts a run
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _CODE.format(function=function), *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
@@ -114,19 +101,16 @@ def _start(function: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 class _TimeLimits:
-    """The two time limits of a process: `_STARTING` seconds to start, and then `seconds` for its call.
-
-    When the process is ready for the call, it creates the file `_STARTED` in `folder`.
-    """
+    """The two time limits of a process: `_STARTING` seconds to start, then `seconds` for the call."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        self._started, self._seconds = folder / _STARTED, seconds
+        self._started, self._seconds = folder / _STARTED, seconds  # the process creates this file before its call
         self._end, self._running = time.monotonic() + _STARTING, False
         needed = "to import torch and the subject and to initialize the device"
         self._exceeded = f"its process needed more than {_STARTING:g} s {needed}"
 
     def exceeded(self) -> str:
-        """Return a sentence that names the exceeded time limit; "" if the process is in time."""
+        """Return a sentence that names the exceeded time limit, or "" before."""
         if not self._running and self._started.exists():
             self._end, self._running = time.monotonic() + self._seconds, True
             self._exceeded = f"the call did not return within {self._seconds:g} s"
@@ -134,13 +118,7 @@ class _TimeLimits:
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
-    """Wait until the process ends, and return "". If a time limit is exceeded, return a sentence that names the limit.
-
-    Args:
-        process: the process.
-        folder: the folder in which the process creates a file when it is ready for the call.
-        seconds: the time limit of the call, from the creation of the file.
-    """
+    """Wait for the process to end. Return a sentence that names the exceeded time limit, or "" in time."""
     limits = _TimeLimits(folder, seconds)
     while process.poll() is None:
         if late := limits.exceeded():
@@ -150,17 +128,7 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
 
 
 def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
-    """Return the outcome of `act` from the reply in the folder. Without a reply, return how the process ended.
-
-    If the reply is malformed, the outcome is "crashed".
-
-    Args:
-        folder: the folder into which the process writes its reply.
-        act: the act that the process called.
-        arguments: the arguments of the act.
-        late: a sentence that names the exceeded time limit; "" if no limit was exceeded.
-        status: the exit status of the process.
-    """
+    """Return the outcome of `act` from the reply in the folder, or how the process ended."""
     reply = folder / _REPLY
     if reply.exists():
         try:
@@ -174,32 +142,23 @@ def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], la
 
 @dataclass(frozen=True)
 class PastCall:
-    """A host that returns the outcome of an earlier call, and calls nothing.
-
-    Attributes:
-        performed: the outcome.
-        isolated: True, since the loss ran in another process (:class:`crossent.trials.act.Host`).
-        not_run: the reason why the loss is no longer called; always "" in this host.
-    """
+    """A host that returns the outcome of an earlier call, and calls nothing."""
 
     performed: Performed[Any]
     isolated: bool = True
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Return the outcome of the earlier call. The arguments are ignored."""
+        """Return the outcome of the earlier call."""
         return self.performed
 
 
 def perform_each(
     losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
 ) -> list[Performed[T]]:
-    """Call `act(losses[i], *arguments[i])` for each i, each in a new process. Return the outcomes in the order of i.
+    """Call `act(losses[i], *arguments[i])` for each i, and return the outcomes in this order.
 
-    A new Python process takes seconds to import torch. So one new process imports torch, and then forks a process for
-    each call. The forking process never uses `device`, which each forked process initializes. At most `jobs` calls run
-    at the same time. If the forking process ends early or exceeds its time limit, :class:`FreshProcess` makes the
-    remaining calls. If pickle cannot send a loss or an argument, the outcome of the call has the value `NotRun`.
+    Each call runs in a forked process, at most `jobs` at once.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]
@@ -210,6 +169,7 @@ def perform_each(
                 (own / _REQUEST).write_bytes(_request(loss, act, given, device))
             except Exception as error:  # pickle raises PicklingError, AttributeError, TypeError, …
                 made[at] = _not_sent(error)
+        # This process imports torch once for all calls, and must not use `device` before it forks.
         process = _start("serve", folder, str(jobs), str(SECONDS))
         try:
             process.wait(_STARTING + -(-len(losses) // jobs) * (_STARTING + SECONDS))
@@ -230,14 +190,9 @@ def perform_each(
 
 
 def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
-    """Call each subject with bad inputs that may make the device unusable, and return hosts with the outcomes.
+    """Call each subject with each bad input, and return hosts with the outcomes.
 
-    `cases` has the bad inputs. One new process imports torch for all these calls (:func:`perform_each`).
-
-    Returns:
-        A dict `hosts`: `hosts[id][name]` has the outcome for the bad input `id` and the subject `name`. If a subject is
-        not called with a bad input, there is no entry. The dict is empty for fewer than two calls, and on a system
-        without fork. Each call then starts its own new process later.
+    The keys are the id of the bad input and the name of the subject. Entries may be missing.
     """
     calls = [(bad, one) for bad in cases for one in subjects if not why_not_called(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
@@ -252,11 +207,9 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request. When the process ends, write into the folder of the request how it ended.
+    """Fork a process for each request in `folder`, and write how each process ended.
 
-    A request is one call, as :func:`main` reads it. The folders of the requests are in `folder`. The new process of
-    :func:`perform_each` runs this function. At most `jobs` processes run at once, and `seconds` is the time limit of a
-    call. All arguments are strings, since they come from a command line.
+    At most `jobs` processes run at once. A call may take `seconds`.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
     running: dict[int, tuple[Path, _TimeLimits]] = {}
@@ -285,12 +238,7 @@ def serve(folder: str, jobs: str, seconds: str) -> None:
 
 
 def main(folder: str) -> NoReturn:
-    """Read a request from a folder, call the act, write the reply into the folder, and end the process.
-
-    A request has a loss, an act, the arguments of the act, and a device. If the request cannot be read, the reply has
-    the value `NotRun`. A new process of :class:`FreshProcess` runs this function, and so does each process that
-    :func:`serve` forks.
-    """
+    """Read a request from `folder`, call the act, write the reply into `folder`, and end the process."""
     performed: Performed[Any]
     most = 0
     try:

@@ -1,8 +1,4 @@
-"""An isolated process: the loop that runs in the process, and the host through which the judge calls the subject.
-
-The judge is the process that runs the checks. An act is a function that calls a subject. A host is an object that runs
-an act where the subject runs (:mod:`crossent.trials.act`).
-"""
+"""An isolated process: the loop that runs in the process, and the host through which the judge calls the subject."""
 
 from __future__ import annotations
 
@@ -33,15 +29,12 @@ _MOST_HUNG = 3  # after three acts over the time limit, the subject is no longer
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read acts from the judge, call each act with the loss, and send the outcomes back.
-
-    An act is a function that calls the loss. This process ends when the judge closes its socket.
+    """Call each act that the judge sends with the loss, and send back the outcome.
 
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: a function that returns the loss. The loop calls `load` before the first act. If `load` raises, the
-            outcome of the act is the exception, and the loop calls `load` again before the next act.
+        load: a function that returns the loss.
     """
     faulthandler.disable()  # the report says how the process ended
     allow_fork()  # this process knows no exact value, and neither do ranks that are forked from it
@@ -74,15 +67,13 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """A host that runs acts in an isolated process. An act is a function that calls a subject.
-
-    If the process has ended, the next act starts a new process.
+    """A host that runs acts in an isolated process. If the process has ended, the next act starts a new process.
 
     Args:
-        server: the fork server, which forks the process.
+        server: the fork server.
         subject: the index of the subject in the run, or `TORCH_INDEX` for torch.
-        timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
-        alive: a function that the judge calls before each act, to tell the main process that the judge is alive.
+        timeout: the time limit for all acts of one case together, in seconds.
+        alive: a function that tells the main process, before each act, that the judge is alive.
     """
 
     isolated = True
@@ -100,21 +91,18 @@ class IsolatedProcess:
 
     @property
     def not_run(self) -> str:
-        """The reason why the subject is no longer called; "" if the subject is still called."""
+        """The reason why the subject is no longer called, or "" if the subject is called."""
         if self._hung < _MOST_HUNG:
             return ""
         times = f"{_MOST_HUNG} times in a worker process"
         return f"exceeded the time limit {times}, and is no longer called there; --timeout sets the limit, {_IN_PYTHON}"
 
     def start_case(self) -> None:
-        """Start a case. The calls of `perform` on this case may take `timeout` seconds together."""
+        """Start a case, whose acts may take `timeout` seconds together."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in the isolated process, and return the outcome.
-
-        If the process crashed or exceeded the time limit, the outcome says how the process ended.
-        """
+        """Call `act(loss, *arguments)` in the isolated process, and return the outcome."""
         started, left = time.monotonic(), self._left
         performed = self._perform(act, arguments, started + left)
         self._left -= time.monotonic() - started
@@ -144,17 +132,13 @@ class IsolatedProcess:
     def _confirm(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Return `performed`, the outcome of an act. If its value is a false `NotRun`, return the outcome "crashed".
-
-        `NotRun` says that the act, a function that calls the subject, cannot run on this machine. The statement is
-        false if the same act with torch, in another isolated process, has a different outcome. The judge must not run
-        the act itself: an act that compiles could load code that the subject has left in torch's cache.
-        """
+        """Return the outcome, or "crashed" if its value is `NotRun` but torch gives another value."""
         if not isinstance(performed.value, NotRun) or self._subject == TORCH_INDEX:
             return performed
         reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
         if reason not in self._confirmed:
             self._end()  # the subject's process must not run at the same time as torch's
+            # Not in this process: a compiled act could load code that the subject has left in torch's cache.
             self._torch = self._torch or IsolatedProcess(self._server, TORCH_INDEX, self._timeout, self._alive)
             self._torch.start_case()
             if self._torch.perform(act, *arguments).value != performed.value:
@@ -166,10 +150,7 @@ class IsolatedProcess:
         return performed
 
     def _take_output(self, performed: Performed[T]) -> Performed[T]:
-        """Return the outcome of an act, and empty the output file for the next act.
-
-        If the act printed more than `_MOST_PRINTED` bytes, the outcome reports the output as changed state.
-        """
+        """Empty the output file, and report a long output as changed state."""
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
             performed = replace(
@@ -184,7 +165,7 @@ class IsolatedProcess:
         os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
 
     def close(self) -> None:
-        """End the isolated process. Also end the process of torch, if :meth:`_confirm` has started this process."""
+        """End the isolated process and, if there is one, the process of torch."""
         if self._torch is not None:
             self._torch.close()
         if self._stream is not None:
@@ -198,7 +179,7 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """End the process and its process group, empty the output file, and return the exit status."""
+        """End the process, and return its exit status."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
@@ -208,14 +189,11 @@ class IsolatedProcess:
 
 
 def status_in_words(status: int) -> str:
-    """Return an exit status in words: "exit status 1" for 1, and "SIGSEGV" for -11."""
+    """Return an exit status in words: "exit status 1" for 1, "SIGSEGV" for -11."""
     return name_of_signal(-status) if status < 0 else f"exit status {status}"
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return the objects that a request may use: all contents of the imported modules of crossent.
-
-    Each key is a pair: the name of a module, and the name of an object in this module.
-    """
+    """Return the objects of crossent's modules, which a request may use, by module and name."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

@@ -1,13 +1,8 @@
 """The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request has an act and the arguments of the act. An act is a function that calls the subject. A request is a pickle,
-since the judge can be trusted.
-
-A reply comes from a process in which a subject may have changed anything. So a reply is not a pickle, but a header in
-JSON, followed by the bytes of the tensors. A reply has limits of size and time, and its value must have the type that
-the act declares. Reading a reply executes no code of the reply. The reader checks each size before it allocates memory.
-
-The process that :mod:`crossent.run.isolation.fresh_process` starts for a single call sends its reply in the same form.
+A request has an act and its arguments. A request is a pickle, since the judge can be trusted. A reply comes from a
+process that the subject may have changed. So a reply is not a pickle, but a header in JSON and the bytes of the
+tensors. The reader executes no code of a reply, and checks each size before it allocates memory.
 """
 
 from __future__ import annotations
@@ -48,16 +43,15 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    The message of :func:`receive` and :func:`read_reply` is the end of a sentence "its process sent …", for example
-    "a malformed reply: …".
+    The message of :func:`receive` and :func:`read_reply` follows the words "its process sent".
     """
 
 
 def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
-    """Send a message before the deadline `until`, which is a time of `time.monotonic`.
+    """Send a message before the deadline `until`, a time of `time.monotonic`.
 
     Raises:
-        TimeoutError: the other process does not take the message in time.
+        TimeoutError: the deadline has passed.
         OSError: the other process has ended.
     """
     stream.settimeout(_left(until))
@@ -65,12 +59,12 @@ def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None
 
 
 def receive(stream: socket.socket, most: float = math.inf, until: float = math.inf) -> bytes:
-    """Return the next message, of at most `most` bytes. The deadline `until` is a time of `time.monotonic`.
+    """Return the next message, of at most `most` bytes, before the deadline `until`.
 
     Raises:
-        TimeoutError: the whole message does not arrive in time.
+        TimeoutError: the deadline has passed.
         EOFError, OSError: the other process has ended.
-        DamagedError: the message is larger than `most` bytes.
+        DamagedError: the message is too large.
     """
     length = int.from_bytes(_exactly(stream, _LENGTH, until), "big")
     if length > most:
@@ -98,12 +92,12 @@ def _left(until: float) -> float | None:
 
 
 def most_of_reply(arguments: tuple[Any, ...]) -> int:
-    """Return the largest allowed size of a reply to a request with these arguments, in bytes."""
+    """Return the largest allowed size of a reply to these arguments, in bytes."""
     return _MOST_HEADER + _REPLIES_PER_REQUEST * sum(memory(one).numel() for one in tensors_in(arguments))
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a value: a tensor, or nested dataclasses, mappings, tuples and lists with tensors."""
+    """Return all tensors in a value, which may consist of nested dataclasses, mappings, tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -114,16 +108,14 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def write(value: Any) -> bytes:
-    """Return a pickle of a value, with the whole storage of each tensor: see :class:`_Pickler`."""
+    """Return a pickle of a value, with the whole storage of each tensor."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=5).dump(value)
     return buffer.getvalue()
 
 
 def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
-    """Return the value of a pickle from :func:`write`. The pickle may use only the objects in `known`.
-
-    Each key of `known` is a pair: the name of a module, and the name of an object in this module.
+    """Return the value of a pickle. `known` has the objects that the pickle may use, by module and name.
 
     Raises:
         pickle.UnpicklingError: the pickle uses another object.
@@ -132,11 +124,7 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """A pickler that keeps the whole storage of a tensor, with the dtype, shape, strides, offset and device.
-
-    Tensors that share a storage also share a storage when the pickle is read. A tensor on the meta device has no data,
-    so the pickler keeps only the other properties.
-    """
+    """A pickler that writes the whole storage of each tensor, once for tensors that share a storage."""
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol)
@@ -150,16 +138,13 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
     def _storage_of(self, tensor: Tensor) -> torch.UntypedStorage:
-        """Return the storage of a tensor. For tensors that share a storage, return the same Python object.
-
-        So pickle, which writes each object once, writes a shared storage only once.
-        """
         storage = tensor.untyped_storage()
+        # pickle writes the same object once
         return self._storages.setdefault(storage.data_ptr(), storage) if storage.data_ptr() else storage
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler of messages. `find(module, name)` returns the named object, or None if the name is forbidden."""
+    """An unpickler. `find(module, name)` returns the object, or None if the name is forbidden."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)
@@ -206,7 +191,7 @@ def _tensor(
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Return the bytes of a reply with `performed`, the outcome of an act. An act is a function that calls the subject.
+    """Return the bytes of a reply with the outcome of an act.
 
     Raises:
         DamagedError: the value has a tensor of more than `most` bytes.
@@ -238,10 +223,9 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 
 
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
-    """Return the outcome of `act(loss, *arguments)`, from a reply of :func:`write_reply`.
+    """Return the outcome of `act(loss, *arguments)` from the reply `content`.
 
-    `content` has the bytes of the reply. `most` is the largest allowed size of a tensor, in bytes. Long texts and long
-    lists of changed state are cut.
+    `most` is the largest allowed size of a tensor, in bytes.
 
     Raises:
         DamagedError: the reply is malformed, or has a value that `act` cannot return.
@@ -265,13 +249,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
 
 
 class _Reader:
-    """A reader of the values in the JSON header of a reply.
-
-    Args:
-        raw: the bytes after the header: the data of the tensors, in the order in which the header names them.
-        devices: the devices on which a tensor may be.
-        most: the largest size of a tensor, in bytes.
-    """
+    """A reader of a reply. `raw` has the data of the tensors, in the order of the header."""
 
     def __init__(self, raw: bytes, devices: set[str], most: int) -> None:
         self._raw, self._devices, self._most, self._at = raw, devices, most, 0
@@ -326,7 +304,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value has the declared type `type_`. Also check the types of all elements and attributes."""
+    """Return whether a value, and each of its elements and attributes, has the declared type."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
