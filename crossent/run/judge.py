@@ -57,7 +57,7 @@ def judge_case(
 ) -> Verdict:
     """Run the checks on one subject and one case, and return the verdict.
 
-    `host` calls the subject. After `enough` findings, no further check runs.
+    `host` calls the subject. If `enough(findings)` is true, no further check runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]

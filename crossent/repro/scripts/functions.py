@@ -116,7 +116,7 @@ def require_dense(loss, requires_grad=False):
 def require_shape(loss, logits, target, options, upstream):
     """End the script with status 1 if a loss has a wrong dtype, shape or device.
 
-    `upstream` has the right shape.
+    `upstream` has the right shape of the loss.
     """
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device

@@ -109,9 +109,9 @@ def pushed(function):
 
 
 def differentiate_batch_twice():
-    """Return the derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
+    """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
-    They are derivatives by the logits and by the upstream gradient.
+    The first is with respect to the logits, the second with respect to the upstream gradient.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)

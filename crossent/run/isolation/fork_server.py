@@ -46,7 +46,7 @@ class ForkServerError(Exception):
 class ForkServer:
     """A process that forks isolated processes, and ends them.
 
-    Each isolated process runs `serve`, and may use `memory` bytes.
+    Each isolated process runs `serve`, and may use at most `memory` bytes.
     """
 
     def __init__(self, serve: Serve, memory: int) -> None:

@@ -110,7 +110,7 @@ class _TimeLimits:
         self._exceeded = f"its process needed more than {_STARTING:g} s {needed}"
 
     def exceeded(self) -> str:
-        """Return a sentence that names the exceeded time limit, or "" before."""
+        """Return a sentence that names the exceeded time limit, or "" if the process is in time."""
         if not self._running and self._started.exists():
             self._end, self._running = time.monotonic() + self._seconds, True
             self._exceeded = f"the call did not return within {self._seconds:g} s"
@@ -118,7 +118,7 @@ class _TimeLimits:
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
-    """Wait for the process to end. Return a sentence that names the exceeded time limit, or "" in time."""
+    """Wait for the process to end. Return "", or a sentence that names the exceeded time limit."""
     limits = _TimeLimits(folder, seconds)
     while process.poll() is None:
         if late := limits.exceeded():
@@ -156,9 +156,9 @@ class PastCall:
 def perform_each(
     losses: Sequence[Loss], act: Callable[..., T], arguments: Sequence[tuple[Any, ...]], device: str, jobs: int
 ) -> list[Performed[T]]:
-    """Call `act(losses[i], *arguments[i])` for each i, and return the outcomes in this order.
+    """Call `act(losses[i], *arguments[i])` for each i in a new process, and return the outcomes in order.
 
-    Each call runs in a forked process, at most `jobs` at once.
+    At most `jobs` calls run at once.
     """
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         folders = [Path(folder, str(at)) for at in range(len(losses))]
@@ -190,7 +190,7 @@ def perform_each(
 
 
 def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
-    """Call each subject with each bad input, and return hosts with the outcomes.
+    """Call each subject with each bad input in a new process, and return hosts with the outcomes.
 
     The keys are the id of the bad input and the name of the subject. Entries may be missing.
     """

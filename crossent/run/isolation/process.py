@@ -29,7 +29,7 @@ _MOST_HUNG = 3  # after three acts over the time limit, the subject is no longer
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Call each act that the judge sends with the loss, and send back the outcome.
+    """Read acts from the judge, call each act with the loss, and send back the outcome.
 
     Args:
         stream: the file descriptor of the socket to the judge.

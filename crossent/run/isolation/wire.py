@@ -1,8 +1,8 @@
 """The messages between the judge, which runs the checks, and an isolated process, which calls the subject.
 
-A request has an act and its arguments. A request is a pickle, since the judge can be trusted. A reply comes from a
-process that the subject may have changed. So a reply is not a pickle, but a header in JSON and the bytes of the
-tensors. The reader executes no code of a reply, and checks each size before it allocates memory.
+A request is a pickle of an act and its arguments, since the judge can be trusted. A reply comes from a process that the
+subject may have changed. So a reply is not a pickle, but a header in JSON and the bytes of the tensors. The reader
+executes no code of a reply, and checks each size before it allocates memory.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Pickler(pickle.Pickler):
 
     def _storage_of(self, tensor: Tensor) -> torch.UntypedStorage:
         storage = tensor.untyped_storage()
-        # pickle writes the same object once
+        # the same object for a shared storage, since pickle writes each object once
         return self._storages.setdefault(storage.data_ptr(), storage) if storage.data_ptr() else storage
 
 
