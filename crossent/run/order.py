@@ -1,13 +1,8 @@
 """The order of the cases of a run: first a few cases that find most bugs, then parts of about equal cost.
 
-`first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
-wrong cross-entropies of `tests/mutants/`. `first_linear_cases.txt` lists the first cases of a linear cross-entropy, for
-the mutants of `tests/mutants/linear/`.
-
-`nox -s mutants` chooses the first cases one after another. Each time, the session adds the case that finds the most
-mutants among the mutants not found so far. The session chooses named cases and bad inputs before cases of the covering
-arrays, because `nox -s cover` may replace the covering arrays. A run ignores an id that is not in its plan. A run also
-ignores the id of a case whose checks need torch's compilers, since importing the compilers takes seconds.
+`first_cases.txt` and, for a linear cross-entropy, `first_linear_cases.txt` list the ids of the first cases. The first
+cases together find most mutants, the wrong cross-entropies of `tests/mutants/`. `nox -s mutants` chooses the first
+cases. A run ignores an id that is not in its plan.
 """
 
 from __future__ import annotations
@@ -47,14 +42,10 @@ _BAD_INPUT = 0.001  # CPU seconds of a bad input
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run: some cases on some subjects. A part runs in one worker process.
+    """Some cases on some subjects, which run in one worker process.
 
-    Attributes:
-        cases: the indices of the cases in the plan.
-        subjects: the indices of the subjects in the run.
-        isolated: whether the subjects run in isolated processes.
-        cost: the estimated CPU seconds.
-        what: the most expensive case and its most expensive check, as text such as "loss on ID".
+    `cases` are indices in the plan, `subjects` are indices in the run, and `cost` is in estimated CPU seconds. `what`
+    names the most expensive check and its case, such as "loss on ID".
     """
 
     cases: Sequence[int]
@@ -66,11 +57,11 @@ class Part:
 
 @dataclass
 class Step:
-    """A finished step of a run, for a progress bar: a case in this process, or a :class:`Part` in a worker process.
+    """A finished step of a run, for a progress bar.
 
     Attributes:
-        cost: the estimated CPU seconds of the step; 0 for a case that runs again after a worker crashed or hung.
-        findings: the findings of the step that are not known failures.
+        cost: the estimated CPU seconds; 0 for a case that runs again.
+        findings: the findings that are not known failures.
     """
 
     cost: float = 0.0
@@ -79,25 +70,18 @@ class Step:
 
 @cache
 def first_cases(operation: Operation) -> tuple[str, ...]:
-    """Return the ids of the first cases of an operation, in the order in which the cases run."""
+    """Return the ids of the first cases of an operation, in the order in which they run."""
     return tuple((files("crossent.run") / FIRST_CASES[operation]).read_text(encoding="utf-8").split())
 
 
 def imports_compilers(checks: Iterable[Check]) -> bool:
-    """Return whether torch may import its compilers, which takes seconds, for one of these checks.
-
-    A check that transforms the subject may need the compilers. Forward-mode differentiation of log_softmax needs
-    the compilers.
-    """
+    """Return whether one of the checks may import torch's compilers, which takes seconds."""
+    # Forward-mode differentiation of log_softmax imports the compilers too.
     return any(check.transforms or check is forward_ad for check in checks)
 
 
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of a plan's cases in three lists: first cases, other cases, cases that need torch's compilers.
-
-    The first cases have the order of their file. In the other lists, cases of the same structure (:func:`_structure`)
-    are next to each other, because their error bounds are computed together.
-    """
+    """Return the indices of first cases, of other cases, and of cases that need torch's compilers."""
     places = {name: at for operation in FIRST_CASES for at, name in enumerate(first_cases(operation))}
     first: dict[int, int] = {}
     others: tuple[list[int], list[int]] = [], []
@@ -109,15 +93,13 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
         else:
             others[compiles].append(at)
     structures = [_structure(case) for case in planned]
+    # The error bounds of neighbors with the same structure are computed together.
     rest, compiling = (sorted(group, key=structures.__getitem__) for group in others)
     return sorted(first, key=first.__getitem__), rest, compiling
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return the structure of a case: the properties that cases share if their error bounds can be computed together.
-
-    Computing the bounds together is faster. All bad inputs have the same structure, since they have no error bounds.
-    """
+    """Return the properties that cases share if their error bounds can be computed together."""
     if isinstance(case, BadInput):
         return ("no case",)
     of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0
@@ -125,10 +107,7 @@ def _structure(case: Case | BadInput) -> tuple[object, ...]:
 
 
 def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
-    """Return the estimated CPU seconds of a case on one subject, and the name of the most expensive check.
-
-    The name is "errors" for a bad input, and "call" if no check applies to the case.
-    """
+    """Return the estimated CPU seconds of a case on one subject, and the name of its most expensive check."""
     if isinstance(case, BadInput):
         return _BAD_INPUT, "errors"
     costs = {check.name: _seconds(check) for check in checks if check.applies(case)} or {"call": 0.0}
@@ -143,24 +122,11 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
-    Each of the first cases is a separate part, so that its findings are reported at once. These parts start first. The
-    other cases are divided into parts of about equal cost, except that an expensive case is a part by itself. Among
-    these parts, the parts with the most expensive cases start first. In a run that may end soon, the parts with cases
-    that need torch's compilers come last. Most cases of the same structure (:func:`_structure`) are in one part, whose
-    worker computes their error bounds together.
+    Each first case is a separate part. The other cases are divided into parts of about equal cost. Parts with expensive
+    cases start early.
 
-    With isolated processes, the subjects are divided into groups of at most `SUBJECTS_AT_ONCE`, and a part has the
-    subjects of one group. All parts of a group, in the order above, come before the parts of the next group.
-    Random numbers divide the other cases into parts, and order the cases of each part. So a subject cannot predict
-    which of the other cases comes next.
-
-    Args:
-        planned: the plan.
-        subjects: the number of subjects.
-        jobs: the number of worker processes.
-        isolated: whether the subjects run in isolated processes.
-        brief: whether the run may end soon, after a number of findings.
-        random: the generator of the random order.
+    If `isolated`, the subjects run in isolated processes, and the other cases have a random order. If `brief`, the run
+    may end early, and cases that need torch's compilers come last.
     """
     cases, every = list(planned.items()), list(range(subjects))
     costs = [cost(case, checks) for case, checks in cases]
@@ -169,7 +135,7 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     bins: list[list[int]] = []
     for items in (others, compiling) if brief else ([*others, *compiling],):
         if isolated:
-            random.shuffle(items)
+            random.shuffle(items)  # so that a subject cannot predict the next case
             ranks = {structure: random.random() for structure in alike.values()}
             items.sort(key=lambda at: ranks[alike[at]])
         total = subjects * sum(costs[at][0] for at in items)
@@ -189,12 +155,7 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
-    """Divide the items into bins. The bins with the most expensive items come first.
-
-    The items are indices of cases, and `costs` has the cost of each index. The planned cost of a bin is the total cost
-    divided by `count`. An item that costs more than a third of the planned cost is alone in its bin. The other bins
-    have about the planned cost. So there can be more than `count` bins.
-    """
+    """Divide the items, which are indices of `costs`, into about `count` bins of about equal cost."""
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]
     filled = most
@@ -209,14 +170,11 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The steps of a run, for a progress bar. An iteration runs the steps, and yields a :class:`Step` after each step.
+    """The steps of a run, for a progress bar. An iteration runs the steps.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: the most expensive case of the running step, and its most expensive check; "" if none runs. Of several
-            running steps, this is the most expensive step.
-
-    `work` runs the steps and yields them. `count` is the planned number of steps: a case that runs again adds a step.
+        running: the most expensive check that runs now, and its case, such as "loss on ID".
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

@@ -56,19 +56,10 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, and add the verdicts to a report. Finally sort the report in plan order.
+    """Run the cases of a plan on subjects, and add the verdicts to `report`. Return whether all cases ran.
 
-    Args:
-        planned: the cases, each with its checks.
-        subjects: the subjects.
-        report: the report of the run, with a `SubjectReport` for each subject.
-        settings: the settings of the run.
-        progress: a function that wraps the steps of the run, for a progress bar.
-        known: two lists of known failures: the list for torch, and the user's list.
-
-    Returns:
-        True if all cases ran; False if the run ended early. A run ends early after `settings.max_findings` findings
-        that are not known failures, or when a call makes the device unusable.
+    A run ends early when a call makes the device unusable, or after `settings.max_findings` findings. Known failures do
+    not count.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -102,10 +93,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run in this process. Each step judges all subjects on one case.
-
-    `enter` adds the verdicts of a step to the report, and returns the findings that are not known failures.
-    """
+    """Yield the steps of a run in this process. Each step judges all subjects on one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -136,22 +124,11 @@ def judge_each(
 ) -> Iterator[Verdict]:
     """Judge subjects on one case, and yield a verdict for each subject.
 
-    Inputs and exact values are computed once for all subjects.
+    If a subject makes the device unusable, its verdict has the finding "crashed" and is the last.
 
-    A subject in this process may make the device unusable, for example by a device-side assert. The verdict on this
-    subject then has the finding "crashed", and no further verdict follows.
-
-    Args:
-        case: the case or the bad input.
-        checks: the checks to run on the case.
-        subjects: the subjects.
-        hosts: for each subject, its host: the object that calls the subject, in this process or in another process. A
-            call with bad input that may make the device unusable runs in a fresh process instead.
-        device: the device of the tensors.
-        enough: a function that takes a subject and its findings on the case, and returns whether the run ends.
-        question: the case with its exact values; None to compute the exact values here.
-        made: the earlier calls with a bad input that may make the device unusable: a dict from the name of a subject
-            to a host with the outcome. If `made` is None or lacks a subject, a fresh process makes the call.
+    `hosts` has, for each subject, the object that calls the subject, in this process or in another. `enough` returns
+    whether the findings of a subject end the run. `question` has the exact values, if the caller computed them. `made`
+    has earlier calls of a bad input, by the name of the subject (:func:`call_ahead`).
     """
     for subject, host in zip(subjects, hosts, strict=True):
         if reason := why_not_on_device(case.build, device):
@@ -176,11 +153,7 @@ def judge_each(
 def _judge_safely(
     judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host, device: str
 ) -> Verdict:
-    """Call the function `judge`, and return its verdict. For an isolated process, first start the case's time limit.
-
-    If `judge` raises an exception, because of a wrong reply of an isolated process or an unusable device, return a
-    verdict with the finding "crashed". Any other exception propagates, and so does a :class:`ForkServerError`.
-    """
+    """Return the verdict of `judge`, or the verdict "crashed" if an isolated process or the device failed."""
     if isinstance(host, IsolatedProcess):
         host.start_case()
     try:
@@ -195,7 +168,7 @@ def _judge_safely(
 
 @dataclass
 class _Work:
-    """The work of a run: the plan, the subjects and the settings. Forked workers inherit this object."""
+    """The work of a run. Forked workers inherit this object."""
 
     planned: Plan
     subjects: Sequence[Subject]
@@ -207,19 +180,12 @@ class _Work:
 
     @cached_property
     def cases(self) -> list[Case | BadInput]:
-        """The cases of the plan."""
         return list(self.planned)
 
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Judge the cases at the indices `places` of the plan. Yield each index, with the iterator of `judge_each`.
-
-        The case is judged when the caller reads the iterator. `judge_each` explains `subjects`, `hosts` and `device`.
-
-        Up to `_CASES_AT_ONCE` cases form a group. Before the first case of a group is judged, `prepare` computes the
-        exact values and most error bounds of the group. For a linear cross-entropy, `prepare` computes nothing.
-        """
+        """Yield each index in `places` with an iterator of :func:`judge_each`. Reading the iterator judges the case."""
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
             cases = {at: self.cases[at] for at in some}
@@ -236,10 +202,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known, made.get(case.id))
 
     def judge_part(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part of the run, and return the verdicts, each with the index of its subject.
-
-        Stop after a verdict whose findings alone are enough to end the run.
-        """
+        """Return the verdicts on the cases of a part, each with the index of its subject."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -263,7 +226,7 @@ class _Work:
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == TORCH_INDEX else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return the host of an isolated process for each index in `subjects`. Close the hosts of other subjects."""
+        """Return hosts in isolated processes for the subjects at these indices. Close all other hosts."""
         if self.server is None:  # in a run of a user's function, no exact value has been computed yet
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
@@ -278,15 +241,7 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the steps of a run in worker processes. Each step judges one part: some cases on some subjects.
-
-    All subjects run in isolated processes if a subject is a user's function or compiled. Otherwise the workers call the
-    subjects themselves, which is faster. If a worker crashes or hangs, its part runs again in isolated processes. In
-    this repetition, each case on each subject is a separate step. If a worker then crashes or hangs on a case again,
-    this case has the finding "crashed" or "hung".
-
-    `enter` adds the verdicts of a step to the report, and returns the findings that are not known failures.
-    """
+    """Yield the steps of a run in worker processes. Each step judges one part: some cases on some subjects."""
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
     _import("torch.fx.experimental.symbolic_shapes")  # else each worker imports it in a backward pass, in half a second
@@ -306,7 +261,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
         again: list[Part] = []
         for future in pool.ended(futures, running):
             part, made = futures[future], result(future)
-            if isinstance(made, Ended):
+            if isinstance(made, Ended):  # each case runs again, alone in an isolated process
                 again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
             yield Step(part.cost, [] if isinstance(made, Ended) else enter(made))
         singles = {pool.submit(part, None): part for part in again}
@@ -323,7 +278,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
 
 
 def _import_compilers(planned: Plan) -> None:
-    """Import torch's compilers if a check of the plan uses them. Workers that are forked later then need no import."""
+    """Import torch's compilers if the checks of the plan use them, so that forked workers need no import."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
     if imports_compilers(checks):
@@ -338,5 +293,4 @@ def _import(module: str) -> None:
 
 
 def _loss_of(subject: Subject) -> Loss:
-    """Return the loss function of a subject. Load the code of a :class:`RemoteLoss` in this process."""
     return subject.loss.load_function() if isinstance(subject.loss, RemoteLoss) else subject.loss

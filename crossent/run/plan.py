@@ -1,16 +1,15 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
 The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edges (cases at limits), the large cases
-(more than 2^31 elements), and the covering arrays. The covering arrays of the grid are pairs, triples, sizes,
-size_triples and transformed. `samples` stands for a few cases of the corpus and of `transformed`.
+(more than 2^31 elements), and the covering arrays. The covering arrays are pairs, triples, sizes, size_triples and
+transformed. `samples` are a few cases of the corpus and of `transformed`.
 
-CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are the costs of checks (:class:`crossent.trials.check.Cost`). "Graph"
-means a graph that torch traces for torch.compile or torch.export. "Other circumstances" means calls without gradients,
-in other threads, or in modes of torch (:mod:`crossent.checks.circumstances`). "Other circumstances" also means calls
-with tensors that are not leaves, or with gradients of some arguments alone (:mod:`crossent.checks.leaves`).
+CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are costs of checks (:class:`crossent.trials.check.Cost`). Torch
+traces a graph of the subject for torch.compile or torch.export. "Other circumstances" are calls without gradients, in
+other threads, in modes of torch, or with tensors that are not leaves (:mod:`crossent.checks.circumstances`,
+:mod:`crossent.checks.leaves`).
 
-In each of the two tables, level normal also runs the rows of level quick. Level thorough runs all rows except
-`samples`:
+In each table, level normal also runs the rows of level quick. Level thorough runs all rows except `samples`:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names, without compilation; a single graph
@@ -124,24 +123,8 @@ _RANK_CASES = tuple(
 def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on the case.
 
-    `seed` determines the random numbers of the cases. For `cross_entropy`:
-
-    - quick: the cases cover all pairs of choices. On some cases, the subjects are called more than once.
-    - normal: the cases cover all triples of choices. Checks that need several calls run on the cases that cover pairs.
-      The traced graphs cover each choice.
-    - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take
-      minutes. The traced graphs cover all pairs of choices.
-
-    A choice is a value that the covering arrays combine: a word of an axis, a value of an option, or a size range of
-    classes or rows. The largest size range of classes is an exception. Level quick leaves out the cases that cover
-    pairs with this range. The other levels cover these pairs, but not the triples with this range.
-
-    For a linear cross-entropy, level quick covers the pairs of every size range. The triples leave out empty batches,
-    one class, and the largest size range of classes. No level traces a graph, and level thorough has the edges of level
-    normal.
-
-    Every plan also has the bad inputs of the operation. Each bad input has an empty tuple in place of its checks, since
-    `judge_bad_input` chooses them.
+    `seed` determines the random numbers of the cases. A bad input has an empty tuple in place of its checks, which
+    `judge_bad_input` chooses.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
@@ -154,11 +137,7 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 
 
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
-    """Return the plan `planned`, extended by the checks of ranks (`RANK_CHECKS`) on a few cases of each dtype.
-
-    These cases have the dtypes `dtypes` and the seed `seed`. A case that `planned` already has keeps its checks. A case
-    that `planned` does not have also gets the checks of the cost CALL.
-    """
+    """Return the plan `planned` with the checks of ranks, which run on a few cases of each dtype."""
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
         case: (*planned.get(case, of_cost(Cost.CALL)), *own)
@@ -169,7 +148,7 @@ def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
 
 @cache
 def of_cost(*costs: Cost) -> tuple[Check, ...]:
-    """Return all checks of `CHECKS` that have one of these costs."""
+    """Return the checks that have one of these costs."""
     return tuple(check for check in CHECKS.values() if check.cost in costs)
 
 
@@ -217,14 +196,9 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN and the checks of the bug.
-
-    The corpus names the checks of a bug. Checks that compile code take seconds, so these checks run only at level
-    thorough. For a bug with a check that compiles or traces code, level normal runs the check `trace` on the first case
-    of the bug instead. At level quick, `trace` runs on a single case of the whole corpus.
-    """
+    """Yield the cases of the published bugs at a level, each with its checks."""
     for bug in bugs():
-        of_code = _OF_CODE & _named(bug)
+        of_code = _OF_CODE & _named(bug)  # checks that trace or compile code, which is slow
         for at, case in enumerate(_of_bug(bug, dtypes, seed)):
             yield case, {*of_cost(*_TWICE), *_named(bug)} - of_code
             if of_code and level == "thorough":
@@ -242,10 +216,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield, for each check of the cost CODE, the first case that may be a sample (`Check.sample`), with this check.
-
-    A case with an empty batch or a uint8 target is never a sample.
-    """
+    """Yield the first suitable case for each check of the cost CODE, with this check."""
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

@@ -81,10 +81,7 @@ class CaseRun:
     """Some checks of one subject on one case. The checks share the first call of the subject.
 
     Attributes:
-        subject: the subject.
-        case: the case or the bad input.
         checks: the checks to run; empty for a bad input, on which `errors`, `arguments` and `state` run.
-        settings: the settings of the run.
         known: the lists of known failures, as :meth:`Settings.expected` returns them.
     """
 
@@ -96,7 +93,7 @@ class CaseRun:
 
     @cached_property
     def part(self) -> SubjectReport:
-        """The results of the checks. The checks run at the first access to this attribute."""
+        """The results of the checks, which run at the first access to this attribute."""
         part, device = SubjectReport(self.subject.name), self.settings.device
         with ambient():
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
@@ -110,11 +107,7 @@ class CaseRun:
 class CheckTest:
     """One check on one case, as a pytest test. Calling the object runs the check.
 
-    A bad input has a single test, `errors`, which also runs the checks `arguments` and `state`.
-
     Attributes:
-        check: the name of the check.
-        run: the run of this check, and of all checks that share the first call of the subject with this check.
         id: the id of the test, as :func:`parametrize` documents it.
         record: the result; None until the test has run.
         command: the command that runs this test alone; "" until the plugin sets it.
@@ -130,7 +123,7 @@ class CheckTest:
         """Run the check. Mark a known failure as xfail, and skip the test if the check does not run on the case.
 
         Raises:
-            AssertionError: the check failed, or a call made the device unusable. The message is the whole finding.
+            AssertionError: the check failed. The message is the finding.
         """
         __tracebackhide__ = True
         import pytest
@@ -160,17 +153,13 @@ class CheckTest:
 
 @dataclass
 class CheckRecord:
-    """The result of one test. The process that runs the test sends this record to the process that makes the report.
+    """The result of one test, for the report.
 
     Attributes:
-        subject: the name of the subject.
-        case: the id of the case.
-        settings: the settings of the run.
-        contract: the contract that the user chose; "" if the user chose none.
-        declared: the declared differences from torch, as phrases such as "returns float32 for half precision".
-        outcome: the outcome of the check, or None if the case is not applicable.
-        findings: the findings of the check.
-        not_applicable: the reason why the case is not applicable; "" if the case is applicable.
+        contract: the contract that the user chose, or "".
+        declared: the declared differences from torch, such as "returns float32 for half precision".
+        outcome: the outcome of the check; None if the case is not applicable.
+        not_applicable: the reason why the case is not applicable, or "".
     """
 
     subject: str
@@ -193,15 +182,13 @@ class CheckRecord:
 
 
 def unpacked(text: str) -> CheckRecord:
-    """Return the record that :meth:`CheckRecord.packed` turned into the string `text`."""
+    """Return the record from a string of :meth:`CheckRecord.packed`."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield the tests of a subject: a test for each check and case, and a test for each bad input.
-
-    `settings` choose the checks, the cases and the bad inputs. A check that does not apply to a case has no test.
+    """Yield a test for each check that applies to a case, and a test for each bad input.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
@@ -230,9 +217,9 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def command_of(item: Any, given: Mapping[str, Any]) -> str:
-    """Return the pytest command that repeats a test from the folder in which the user called pytest.
+    """Return the command that repeats pytest's test `item` from the folder in which the user called pytest.
 
-    `item` is the test of pytest. `given` has the options by name: a value, a list of values, or None for no option.
+    `given` maps each option to a value, a list of values, or None for no option.
     """
     each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
     options = [f"{name}={one}" for name, one in each if one is not None]
@@ -242,14 +229,7 @@ def command_of(item: Any, given: Mapping[str, Any]) -> str:
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return the report of all tests from their records, which may come from several processes.
-
-    `records` must not be empty. The settings in the report are the settings of the first record. If the tests of a
-    subject have several contracts, the report names all these contracts.
-
-    The report keeps one finding of each check on each case: the first finding that is not a known failure. If all are
-    known failures, the report keeps the first.
-    """
+    """Return the report of all tests from their records. There must be at least one record."""
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
@@ -287,7 +267,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
 
 
 def report_of_packed(records: Sequence[str]) -> Report:
-    """Return the report of all tests. `records` must not be empty, and has the packed record of each test."""
+    """Return the report of all tests from their packed records. There must be at least one record."""
     return report_of_records([unpacked(record) for record in records])
 
 
@@ -304,7 +284,7 @@ def compare(path: str, report: Report) -> tuple[list[str], bool]:
 
 
 def write_json(path: str, report: Report) -> list[str]:
-    """Write the report of `--crossent-json`. Return a line about the error, or no line if there is none."""
+    """Write the report of `--crossent-json`. Return a line about the error, if any."""
     try:
         report.write_json(path)
     except OSError as error:
@@ -314,7 +294,7 @@ def write_json(path: str, report: Report) -> list[str]:
 
 
 def summary_of(part: SubjectReport) -> Iterator[str]:
-    """Yield the lines of pytest's summary about a subject: its counts, its declared differences and its reasons."""
+    """Yield the lines of pytest's summary about a subject."""
     of, contract = part.counts, part.contract and f", under the contract {part.contract}"
     counts = f"{of['failed']:,} failed, {of['expected']:,} with known failures, {of['not_applicable']:,} not applicable"
     yield f"{part.name}: {counted(of['ran'], 'case')} ran, {counts}{contract}"

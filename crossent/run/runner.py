@@ -131,15 +131,11 @@ def run(
 ) -> Report:
     """Run cases on subjects, and return the report.
 
-    Args:
-        settings: the settings of the run.
-        subjects: the subjects.
-        planned: a plan, from which the settings may choose a part; by default, the plan of the settings.
-        progress: as for :func:`check`.
+    The settings choose cases from `planned`, or by default from the plan of their level.
 
     Raises:
         ValueError: as for :meth:`Settings.select` and :meth:`Settings.expected`.
-        Interrupted: the user interrupted the run. The exception has the report of the cases that were done.
+        Interrupted: the user interrupted the run. The exception has the report of the finished cases.
     """
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
@@ -168,11 +164,7 @@ def run(
 
 
 class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt has none
-    """The user interrupted a run.
-
-    Attributes:
-        report: the report of the cases that were done: a Report or, from `crossent.soak`, a SoakReport.
-    """
+    """The user interrupted a run. `report` is the Report or SoakReport of the finished cases."""
 
     def __init__(self, report: Any) -> None:
         super().__init__("interrupted")
@@ -186,17 +178,7 @@ def _finish(
     planned: Plan,
     known: tuple[ExpectedList, ExpectedList],
 ) -> Report:
-    """Complete the report of a run, and return the report.
-
-    Mark the findings that are known failures, and add the commands that repeat findings. Add the number of combinations
-    of three choices in the cases that ran. Add the checks that the level left out, unless the user chose cases.
-
-    After a complete run of all checks and cases of the level, the report also lists the known failures that are fixed.
-    The report of a shard has no such list, but the states of the known failures. The merged report uses these states
-    for its list.
-
-    `planned` is the plan of the run or shard, and `known` has the lists of known failures.
-    """
+    """Complete the report of a run: add commands to findings, and mark known failures. Then return the report."""
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject.source, options_of(settings))
     states = mark_expected(report, known, subjects)

@@ -31,22 +31,18 @@ def select(
     cases: Mapping[str, Collection[str]],
     every: Mapping[str, Check] | None = None,
 ) -> Plan:
-    """Return the chosen cases of a plan, each with its chosen checks. Leave out a case on which no chosen check runs.
+    """Return the chosen cases of a plan, each with its chosen checks.
 
     Args:
         planned: the plan.
         level: the level of the plan.
-        checks: the names of checks; the checks `call` and `result` run too. If `checks` is empty, each case runs its
-            checks of the plan. A case that the plan lacks runs the checks of the level.
-        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If the mapping
-            is empty, all cases of the plan are chosen. An id or a pattern without names has the checks in `checks`. A
-            pattern matches ids of the plan, with or without their seed. A full id also chooses a case that the plan
-            lacks, and checks that the plan does not run on the case.
-        every: the checks that a name can choose, by name; by default, the checks of the operation of the case.
+        checks: the names of checks; all checks of the plan if empty. `call` and `result` run too.
+        cases: names of checks by the id of a case, or by a pattern such as `*smooth0.1*`; all cases if empty. An id or
+            a pattern without names has the checks in `checks`. A full id also chooses a case that the plan lacks.
+        every: the checks that a name can choose; by default, the checks of the operation of the case.
 
     Raises:
-        ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on any chosen
-            case. The message is one line.
+        ValueError: an id or a pattern matches no case, or no chosen check runs on any chosen case.
     """
     wanted: dict[Case | BadInput, set[str]] = {}
     by_full_id: set[Case | BadInput] = set()
@@ -84,11 +80,6 @@ def _is_pattern(word: str) -> bool:
 
 
 def _case(id: str) -> Case | BadInput:
-    """Return the case or the bad input with this id.
-
-    Raises:
-        ValueError: no case has this id. The message is one line.
-    """
     try:
         return case_of(id)
     except ValueError as error:
@@ -106,7 +97,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, and the id without the seed, so that a pattern matches whatever the random seed is."""
+    """Yield the id of a case, with its seed and without."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -119,15 +110,7 @@ def _runs(
     by_full_id: bool,
     every: Mapping[str, Check] | None,
 ) -> bool:
-    """Return whether at least one check in `names` runs on a case. If `names` is empty, return True.
-
-    Args:
-        case: the case or the bad input.
-        names: the names of the chosen checks.
-        planned: the checks of the case in the plan, or None if the plan lacks the case.
-        by_full_id: whether the user chose the case by its full id.
-        every: as for :func:`select`.
-    """
+    """Return whether at least one check in `names` runs on a case. If `names` is empty, return True."""
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
     return not names or any(
@@ -143,18 +126,7 @@ def _checks(
     level: str,
     every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case: `call`, `result`, and the checks in `names`.
-
-    Leave out a check in `names` that the plan does not run on the case, unless the user chose the case by its full id.
-
-    If `names` is empty, yield the checks that the plan runs on the case. If the plan lacks the case, yield the checks
-    of the level.
-
-    Some cases repeat their batch to more than 2^31 elements (`Case.tiled`). On such a case, only checks of the cost
-    TILES run, without `call` and `result`. For a bad input, yield nothing.
-
-    `level` is the level of the plan. The other arguments are those of :func:`_runs`.
-    """
+    """Yield the checks in `names` that run on a case. If `names` is empty, yield the checks of the plan or level."""
     if isinstance(case, BadInput):
         return
     if not names and planned is not None:
@@ -162,6 +134,7 @@ def _checks(
         return
     every = every or checks_of(case.operation)
     if not names:
+        # On a batch of more than 2^31 elements (`tiled`), only checks of the cost TILES run.
         costs = (Cost.TILES,) if case.tiled > 1 else _COSTS[level]
         yield from (check for check in every.values() if check.cost in costs)
         return

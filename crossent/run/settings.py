@@ -37,16 +37,13 @@ ExpectedList = list[lists.ExpectedFinding]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run, which :func:`crossent.check` documents. The constructor validates most of the options.
+    """The options of a run, which :func:`crossent.check` documents.
 
     `dtypes`, `without` and `checks` become tuples. `cases` becomes a dict, and the seed "random" becomes a number.
-    Features, ids of cases and the file of known failures are validated later, by the methods that use them.
+    The methods, not the constructor, validate features, ids of cases and the file of known failures.
 
     Raises:
-        ValueError: an option is wrong. A dtype, level, contract, grade, check or operation does not exist, or the grade
-            contradicts the contract. `seed` is neither "random" nor an integer of 0 or more, `jobs` or `max_findings`
-            is below 1, or `timeout` is not positive. `ranks` is not from 1 to 64, the operation cannot run on ranks, or
-            ranks cannot start here. `shard` is not from (1, N) to (N, N), or contradicts another option.
+        ValueError: an option is wrong.
         RuntimeError: this machine does not have the device.
     """
 
@@ -112,7 +109,7 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether worker processes run the cases: with `jobs` or `ranks`, on device "cpu", if this system can fork."""
+        """Whether worker processes run the cases."""
         return (self.jobs is not None or self.ranks is not None) and self.device == "cpu" and can_fork()
 
     @property
@@ -126,7 +123,7 @@ class Settings:
 
     @property
     def check_names(self) -> tuple[str, ...]:
-        """The names of :attr:`every_check`, then the name of the check of bad inputs, in the order of a report."""
+        """The names of :attr:`every_check`, and "errors", the check of bad inputs."""
         return (*self.every_check, "errors")
 
     def plan(self) -> Plan:
@@ -140,11 +137,12 @@ class Settings:
         return self.select(planned if self.ranks is None else with_rank_checks(planned, tuple(self.dtypes), self.seed))
 
     def select(self, planned: Plan) -> Plan:
-        """Return a plan with only the chosen cases and checks. A case chosen by its full id need not be in `planned`.
+        """Return the chosen cases of a plan, each with its chosen checks.
+
+        A full id also chooses a case that the plan lacks.
 
         Raises:
-            ValueError: an id is not the id of a case, or a pattern matches no case. No check runs on any chosen case,
-                or a chosen case has another operation.
+            ValueError: a choice matches nothing, or a chosen case has another operation.
         """
         assert isinstance(self.cases, Mapping)
         if not self.only:
@@ -159,11 +157,7 @@ class Settings:
 
     @property
     def only(self) -> dict[str, list[str]]:
-        """The chosen checks and cases, for the report; empty if the whole level runs.
-
-        The key "checks" has the names of the chosen checks, and the key "cases" the chosen ids and patterns. A key with
-        nothing chosen is absent.
-        """
+        """The chosen checks and cases, under the keys "checks" and "cases". A key with nothing chosen is absent."""
         assert isinstance(self.cases, Mapping)
         named = {name for names in self.cases.values() for name in names}.union(self.checks)
         chosen = {"checks": [name for name in self.check_names if name in named], "cases": list(self.cases)}
@@ -173,8 +167,7 @@ class Settings:
         """Return the subjects, each once and under a unique name; by default, the built-in subjects of the operation.
 
         Raises:
-            ValueError: a subject cannot be loaded, a feature does not exist, the grade applies to no subject, or
-                `ranks` is given without a subject.
+            ValueError: a subject cannot be loaded, or an option does not suit the subjects.
             TypeError: a subject is neither a name nor a callable that crossent can call as a cross-entropy.
         """
         if self.ranks is not None and not subjects:
@@ -188,10 +181,8 @@ class Settings:
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
         """Check that a chosen grade applies to at least one subject.
 
-        Without a chosen contract, forms and torch keep their own grade.
-
         Raises:
-            ValueError: the grade applies to no subject. The message is one line.
+            ValueError: the grade applies to no subject.
         """
         if self.grade and self.contract is None and all(builtin_of(subject) is not None for subject in subjects):
             names = ", ".join(subject.name for subject in subjects)
@@ -212,8 +203,6 @@ class Settings:
         self, names: Collection[str] | None, cases: Sequence[str] | None = ()
     ) -> tuple[ExpectedList, ExpectedList]:
         """Return two lists of known failures: torch's list, and the user's list from the file `expected_findings`.
-
-        Without this file, the user's list is empty.
 
         Args:
             names: the subjects that the user's list may name; None for any name.
@@ -239,11 +228,7 @@ class Settings:
 
 
 def _several(option: str, words: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the words of an option as a tuple without repetitions. A string counts as one word.
-
-    Raises:
-        ValueError: `words` is neither a string nor an iterable of strings. The message names the option.
-    """
+    """Return the words of an option as a tuple without repetitions. A string is one word."""
     several = [words] if isinstance(words, str) else list(words) if isinstance(words, Iterable) else None
     if several is None or not all(isinstance(word, str) for word in several):
         raise ValueError(f"{option}: got {quoted(words)}; allowed is a string, or a list of strings")
@@ -267,13 +252,12 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 
 
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
-    """Return the name of the operation of a run: `operation`, or the default if `operation` is None.
+    """Return the name of the operation of a run.
 
-    The default is "cross_entropy". If `subjects` has the name of a form or of a loss of torch, the default is the
-    operation of this form or loss. The name may end in "+compile".
+    If `operation` is None, the forms and losses of torch in `subjects` decide. The default is "cross_entropy".
 
     Raises:
-        ValueError: two of these forms or losses compute different operations, or one does not compute `operation`.
+        ValueError: two subjects compute different operations, or a subject does not compute `operation`.
     """
     own: dict[str, str] = {}
     for subject in subjects:
@@ -289,24 +273,19 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_built_in(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, and not compiled, even if features are declared missing."""
+    """Return whether the subject is a form or torch, and not compiled."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
 def mark_expected(
     report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]
 ) -> list[tuple[str, str]]:
-    """Mark the known failures in a report, and return the states of the entries of `known` that apply to this report.
+    """Mark the known failures in `report`, and add the fixed failures to `report.fixed`.
 
-    Also add the fixed entries to `report.fixed`. :func:`crossent.report.expected_findings.mark` documents the states.
-    torch's list applies only to subjects with torch's contract, and to torch's `loss_parallel`.
-
-    Args:
-        report: the report. Each finding that is a known failure gets its reason.
-        known: two lists of known failures: torch's, and the user's.
-        subjects: the subjects of the run.
+    Return the state of each entry of `known`: torch's list, and the user's list.
+    :func:`crossent.report.expected_findings.mark` documents the states.
     """
-    of_torch, of_user = known
+    of_torch, of_user = known  # torch's list applies only to the subjects `like_torch`
     like_torch = [one for one in subjects if one.contract == TORCH_CONTRACT or _is_loss_parallel(one)]
     as_torch = {one.name: _name_in_list(one) for one in like_torch}
     return [*lists.mark(report, of_torch, as_torch), *lists.mark(report, of_user)]
@@ -318,30 +297,18 @@ def unexpected(
     known: tuple[ExpectedList, ExpectedList],
     subjects: Iterable[Subject],
 ) -> list[Finding]:
-    """Return the findings that are not known failures.
-
-    Args:
-        findings: the findings of each subject, by the name of the subject.
-        environment: the environment of the run, with the version of torch and the device.
-        known: two lists of known failures: torch's, and the user's.
-        subjects: the subjects of the run.
-    """
+    """Return the findings that are not known failures. `findings` has the findings of each subject by name."""
     marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
     mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
     return marked.findings
 
 
 def _is_loss_parallel(subject: Subject) -> bool:
-    """Return whether the subject is torch's `loss_parallel`, a loss on several ranks."""
     return subject.ranks > 0 and subject.source == "loss_parallel"
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name by which the list of torch's known failures identifies a subject.
-
-    For a loss of torch, return its own name. For any other subject, return "torch", or "torch_linear" for a linear
-    cross-entropy. If the subject is compiled, the name ends in "+compile".
-    """
+    """Return the name of a subject in torch's list of known failures."""
     if _is_loss_parallel(subject):
         return subject.source
     of_torch = TORCHS[subject.operation]

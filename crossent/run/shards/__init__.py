@@ -1,8 +1,7 @@
 """Shards: the parts of a run that run as separate commands, on one machine or on several.
 
-The plan of a run is divided into shards. Each case belongs to exactly one shard. `crossent merge` makes the report of
-the whole run from the reports of all shards. The merged report equals the report of one run without shards, byte for
-byte.
+Each case belongs to exactly one shard. `crossent merge` makes the report of the whole run from the reports of all
+shards. The merged report equals the report of one run without shards, byte for byte.
 
 division   divide the cases into shards of about equal cost; the values that must be equal in all shards of a run
 match      check that each shard is given exactly once, and that all shards belong to one run

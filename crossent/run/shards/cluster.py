@@ -18,22 +18,12 @@ _SHARDS_PER_THREAD = 2
 def check_on_dask(address: str, *subjects: str, shards: int | None = None, **options: Any) -> Report:
     """Run the shards of a run on the workers of the Dask scheduler at an address, such as "tcp://host:8786".
 
-    If a worker is lost, Dask sends the shard to another worker.
-
-    Args:
-        address: the address of the scheduler.
-        subjects: as for :func:`crossent.over`.
-        shards: the number of shards. By default, two shards for each thread of the workers.
-        options: keyword arguments of :func:`crossent.over`, such as `level`.
-
-    Returns:
-        The report of the whole run.
+    By default, the workers run two shards for each of their threads. `subjects` and `options` are the arguments of
+    :func:`crossent.over`.
 
     Raises:
-        ValueError: the package `distributed` is missing, no scheduler answers at the address, the scheduler has no
-            workers, or an argument is wrong.
-        TypeError: a subject is not a string, or the option `cases` is a mapping.
-        RuntimeError: as for :func:`crossent.over`.
+        ValueError: the package `distributed` is missing, no scheduler with workers answers, or an argument is wrong.
+        TypeError, RuntimeError: as for :func:`crossent.over`.
     """
     try:
         from distributed import Client

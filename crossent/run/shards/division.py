@@ -21,26 +21,20 @@ _LARGE = 1 / 3  # a case is expensive if it costs more than this fraction of the
 
 
 def divide(planned: Plan, count: int) -> list[list[int]]:
-    """Return the indices of the cases of each shard, in ascending order. A small plan leaves some shards empty.
-
-    The division depends only on the plan and on `count`, the number of shards. Expensive cases, which cost more than a
-    third of an average shard, are assigned first. Each goes to the shard that costs the least so far. Then the other
-    cases fill one shard after another, in the order of
-    :func:`crossent.run.order.ordered`. In this order, the cases whose checks import torch's compilers are next to each
-    other, so that few shards import the compilers.
-    """
+    """Return the indices of the cases of each shard. The division depends only on the plan and on `count`."""
     costs = [cost(case, checks)[0] for case, checks in planned.items()]
     goal = sum(costs) / count
     shards: list[list[int]] = [[] for _ in range(count)]
     filled = [0.0] * count
     first, others, compiling = ordered(planned)
     items = [*first, *others, *compiling]
+    # Each expensive case goes to the shard that costs the least so far.
     for item in sorted((item for item in items if costs[item] > _LARGE * goal), key=lambda item: (-costs[item], item)):
         at = filled.index(min(filled))
         shards[at].append(item)
         filled[at] += costs[item]
     at, small = 0, [item for item in items if costs[item] <= _LARGE * goal]
-    for item in small:
+    for item in small:  # in this order, few shards import torch's compilers
         while at < count - 1 and filled[at] + costs[item] / 2 > goal:
             at += 1
         shards[at].append(item)
@@ -49,7 +43,7 @@ def divide(planned: Plan, count: int) -> list[list[int]]:
 
 
 def plan_of_shard(planned: Plan, shard: tuple[int, int]) -> Plan:
-    """Return the cases of one shard, with their checks. `shard` is (number, count): (2, 8) is the second of eight."""
+    """Return the cases of one shard, with their checks. The shard (2, 8) is the second of eight."""
     number, count = shard
     cases = list(planned)
     return {cases[at]: planned[cases[at]] for at in divide(planned, count)[number - 1]}
@@ -58,11 +52,7 @@ def plan_of_shard(planned: Plan, shard: tuple[int, int]) -> Plan:
 def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, part: Plan) -> Shard:
     """Return the description of a shard, which :func:`crossent.run.shards.merge.merged` needs to merge the reports.
 
-    Args:
-        settings: the settings of the run, with the shard.
-        subjects: the subjects of the run.
-        planned: the plan of the whole run.
-        part: the part of the plan that belongs to the shard.
+    `planned` is the plan of the whole run, and `part` is the plan of the shard.
     """
     assert settings.shard is not None
     number, count = settings.shard
@@ -77,10 +67,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return values that must be equal in all shards, but are not in the report of a whole run.
-
-    The values are the operation, the dtypes, a checksum of the plan, and a checksum of the file of each subject.
-    """
+    """Return values that must be equal in all shards, but are not in the report of a whole run."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}
@@ -93,10 +80,7 @@ def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Pla
 
 
 def checksum_of_file(source: str) -> str:
-    """Return a checksum of the file in a subject's source, such as "path/to/file.py:NAME".
-
-    Return "" if the source names no readable .py file.
-    """
+    """Return a checksum of the .py file in a source such as "path/to/file.py:NAME", or ""."""
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):
         with suppress(OSError):

@@ -70,9 +70,6 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
         jobs: the number of worker processes of each command.
         progress: a function that wraps an iterable, for a progress bar. Each item stands for a shard.
 
-    Returns:
-        The report of the whole run.
-
     Raises:
         ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range. Or a worker
             does not have the folder, or the workers have different versions.
@@ -119,10 +116,7 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
 
 
 def _words(options: dict[str, Any]) -> list[str]:
-    """Return options of `crossent check` as words for a command.
-
-    An option with several values is repeated. An option without a value is left out.
-    """
+    """Return options of `crossent check` as words for a command."""
     words = []
     for name, value in options.items():
         values = [value] if isinstance(value, (str, int, float, os.PathLike)) else value or []
@@ -136,14 +130,8 @@ class _Run:
 
     Attributes:
         given: the executor, or a function that makes an executor.
-        task: the task that is sent to the workers.
-        count: the number of shards.
-        attempts: the most times that a shard is sent to a worker.
-        folder: a temporary folder, in which the reports are read.
         reports: the verified report of each finished shard, by the number of the shard.
         waiting: for each unfinished future, the number of the shard, the number of the attempt, and the executor.
-        makes: whether `given` is a function.
-        executor: the executor in use: `given`, or the last executor that this function made.
     """
 
     given: Executor | Callable[[], Executor]
@@ -159,13 +147,7 @@ class _Run:
         self.executor: Any = self.given() if self.makes else self.given  # type: ignore[operator]
 
     def steps(self) -> Iterator[Step]:
-        """Run all shards. After each shard, yield a step for the progress bar.
-
-        Raises:
-            ValueError: the command for a shard refuses an argument. Or a worker lacks the folder of the task, in which
-                the command must run.
-            RuntimeError: a shard failed too often, or the executor cannot go on.
-        """
+        """Run all shards, and yield a step for the progress bar after each shard."""
         for number in range(1, self.count + 1):
             self._send(number, 1)
         while self.waiting:
@@ -208,11 +190,7 @@ class _Run:
         self.waiting[future] = number, attempt, self.executor
 
     def _verified(self, number: int, content: bytes) -> Report:
-        """Return the report of shard `number` from the bytes that a worker returned.
-
-        Raises:
-            ValueError: the bytes are not a report of this shard.
-        """
+        """Return the report of shard `number` from the bytes that a worker returned."""
         path = os.path.join(self.folder, f"{number}-of-{self.count}.json")
         with open(path, "wb") as file:
             file.write(content)
@@ -228,11 +206,6 @@ class _Run:
         return report
 
     def _renew(self, error: BrokenExecutor) -> None:
-        """Replace the broken executor. `error` is the exception that the executor raised.
-
-        Raises:
-            RuntimeError: the user gave an executor, instead of a function that makes a new executor.
-        """
         if not self.makes:
             done = f"{len(self.reports)} of {self.count} shards done"
             raise RuntimeError(
@@ -243,10 +216,7 @@ class _Run:
         self.executor = self.given()  # type: ignore[operator]
 
     def end(self) -> None:
-        """Cancel the shards that have not started. Wait up to `_SECONDS_TO_END` for the running commands to end.
-
-        Then shut down the executor if a function of the user made the executor.
-        """
+        """Cancel the shards that have not started, and give the running commands `_SECONDS_TO_END` to end."""
         for future in self.waiting:
             future.cancel()
         wait(self.waiting, _SECONDS_TO_END)
