@@ -9,8 +9,7 @@ from typing import Any, Protocol, TypeVar
 from crossent.report.document import ShardNumber
 from crossent.words import cut, quoted
 
-# The entries of the environment that may differ between shards. "threads" is torch's default number of threads, which a
-# run does not use. `_without_kernel` removes the version of the Linux kernel, which often differs in a cluster.
+# The entries of the environment that may differ between shards. A run does not use torch's default number of threads.
 MAY_DIFFER = ("threads",)
 _SHOWN = 10  # the most numbers of shards that a message lists
 
@@ -20,7 +19,7 @@ class AnyReport(Protocol):
 
     @property
     def shard(self) -> ShardNumber | None:
-        """The number of the shard, with the count of all shards; None for a whole run."""
+        """The number of the shard, such as 2/8; None for a whole run."""
 
 
 R = TypeVar("R", bound=AnyReport)
@@ -28,12 +27,7 @@ Named = tuple[str, R]  # a report, and its name for messages, such as its file
 
 
 def shard_number(name: str, report: AnyReport, command: str) -> ShardNumber:
-    """Return the number of the shard to which a report belongs.
-
-    Args:
-        name: the name of the report, for the error message.
-        report: the report.
-        command: the command that makes reports of shards, "check" or "soak".
+    """Return the number of a report's shard. `name` is the report's name in messages, and `command` "check" or "soak".
 
     Raises:
         ValueError: the report is of a whole run.
@@ -48,14 +42,12 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     """Return the reports in the order of the shards. Check that each shard is complete, and given exactly once.
 
     Args:
-        named: the reports, each with its name.
+        named: the reports, each with its name in messages.
         command: the command that makes the reports, "check" or "soak".
-        early: a function that takes a report, and returns where its run ended early, such as "after 3 cases". For a
-            complete run, the function returns "".
+        early: returns where the run of a report ended early, such as "after 3 cases"; "" for a complete run.
 
     Raises:
-        ValueError: no report is given, or a report is of a whole run. A shard is missing, repeated, not complete or of
-            a run with another number of shards. The message is one line.
+        ValueError: a shard is missing, repeated or not complete, or belongs to another run.
     """
     if not named:
         raise ValueError("shards: got no report; give the reports of all shards of a run")
@@ -85,15 +77,14 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
 
 
 def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mapping[str, Any]]) -> None:
-    """Check that all shards belong to one run, with the same versions, vector instructions, seed and other options.
+    """Check that all shards belong to one run.
 
     Args:
-        named: the reports, each with its name.
-        conditions: a function that takes a report, and returns the values that must be equal in all shards of a run.
-            Each key is the name of a value, for messages.
+        named: the reports, each with its name in messages.
+        conditions: returns the values of a report that must be equal in all shards, by their names in messages.
 
     Raises:
-        ValueError: a shard belongs to another run. The message is one line.
+        ValueError: a shard belongs to another run.
     """
     first_name, first = named[0]
     was = conditions(first)
@@ -108,20 +99,13 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 
 
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of a report's environment that must be equal in all shards.
-
-    The number of threads may differ, so this number is left out. The version of the operating system's kernel may
-    differ too, so this version is removed from the value of "platform".
-    """
+    """Return the entries of a report's environment that must be equal in all shards."""
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
+    # the version of the Linux kernel often differs in a cluster
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}
 
 
 def _without_kernel(platform: str) -> str:
-    """Return the name of a platform without the version of the Linux kernel.
-
-    For "Linux-6.8.0-x86_64-with-glibc2.39", return "Linux on x86_64 with glibc2.39". Return a name without a C library,
-    such as the name of macOS, unchanged.
-    """
+    """Return "Linux on x86_64 with glibc2.39" for the platform "Linux-6.8.0-x86_64-with-glibc2.39"."""
     system, found, library = platform.rpartition("-with-")
     return f"{system.partition('-')[0]} on {system.rpartition('-')[2]} with {library}" if found else platform

@@ -1,9 +1,4 @@
-"""Merge the reports of the shards of a run into the report of the run.
-
-A shard may come from another machine. So :mod:`crossent.report.reader` validates each file. :func:`merged` checks that
-the shards belong to one run, and that each case of the plan is in exactly one shard. No code from a report is run or
-imported.
-"""
+"""Merge the reports of the shards of `crossent check`. No code from a report is run or imported."""
 
 from __future__ import annotations
 
@@ -29,14 +24,10 @@ from crossent.words import counted, cut, quoted
 
 
 def merged(named: Sequence[tuple[str, Report]]) -> Report:
-    """Return the report of a whole run, from the reports of all its shards.
-
-    Args:
-        named: each report with a name for error messages, such as the name of its file.
+    """Return the report of a whole run from the reports of all its shards, each with its name in messages.
 
     Raises:
-        ValueError: a report is damaged, is not of a complete shard, or belongs to another run; or a shard is missing or
-            given twice. The message is one line.
+        ValueError: a report is damaged, not complete or of another run; or a shard is missing or repeated.
     """
     shards = in_order(named, "check", lambda one: "" if one.planned is None else f"after {counted(one.cases, 'case')}")
     require_same_run(shards, _conditions)
@@ -50,7 +41,7 @@ def _shard(report: Report) -> Shard:
 
 
 def _conditions(report: Report) -> Mapping[str, Any]:
-    """Return the values that must be equal in all shards of a run, by the names that a message shows."""
+    """Return the values that must be equal in all shards of a run, by their names in messages."""
     shard = _shard(report)
     return {
         **machine_conditions(report.environment),
@@ -70,19 +61,12 @@ def _conditions(report: Report) -> Mapping[str, Any]:
 
 
 def _needs(part: SubjectReport) -> dict[str, list[str]]:
-    """Return the features that each check needs, by the name of the check. Leave out a check that needs no feature."""
+    """Return the features that each check needs, without the checks that need no feature."""
     return {check: list(names) for check, names in part.needs.items() if names}
 
 
 def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
-    """Check that each case of the plan is in exactly one shard.
-
-    Also check the results of each subject in a shard: each case of the shard has an outcome, or counts as not
-    applicable.
-
-    Raises:
-        ValueError: a report is damaged, or the shards together lack a case.
-    """
+    """Check that each case of the plan is in exactly one shard, and counts once for each subject."""
     owner: dict[int, str] = {}
     owner_of_case: dict[str, str] = {}
     for name, report in shards:
@@ -108,21 +92,12 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
 
 
 def _damaged(name: str, why: str) -> ValueError:
-    """Return the error for a damaged report. `why` is the reason.
-
-    `name` is the name of the report, or "shards" if the error concerns all reports.
-    """
+    """Return the error for a damaged report. The name "shards" stands for all reports."""
     return ValueError(f"{name}: damaged: {why}; run {'them' if name == 'shards' else 'this shard'} again")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report from `reports`, the reports of all shards in the order of their numbers.
-
-    `description` is the description of the first shard.
-
-    Raises:
-        ValueError: the reports have an unknown operation or feature, or a wrong number of ranks.
-    """
+    """Return one report from the reports of all shards, in the order of their numbers. `description` is of the first shard."""
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
         got = quoted(description.run.get("operation"))

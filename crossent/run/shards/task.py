@@ -1,8 +1,7 @@
-"""The work of an executor's worker: run the command for one shard in a new process, and return the report of the shard.
+"""Run the command for one shard in a new process, on a worker of an executor.
 
-A worker may have threads that change global state while a subject is called. The check `state` would blame the subject
-for this change. So the worker calls no subject: the worker starts `crossent check` in a new process, and waits. This
-module imports no other module of crossent, so that a worker need not import torch.
+The worker itself calls no subject. Its threads may change global state, for which the check `state` would blame the
+subject. This module imports no other module of crossent, so that a worker need not import torch.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ sys.exit(script())
 
 
 class ShardError(Exception):
-    """A task has no report of its shard; `message` says why. If `final` is True, another attempt is useless."""
+    """A task has no report of its shard. If `final` is True, another attempt is useless."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message, final)
@@ -50,15 +49,14 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """A task that runs the command for a shard. An executor sends the task to a worker, which calls the task.
+    """A task that runs the command for a shard, on a worker of an executor.
 
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
         subjects: the subjects, by name.
-        folder: the folder in which the command runs, and from which the command reads the files of subjects.
-        environment: environment variables of the command, which override the variables of the worker.
-        run: a pair: the path of a file that is deleted when the run ends, and the name of the machine with this file.
-            Both are "" if there is no such file.
+        folder: the folder in which the command runs.
+        environment: environment variables, which override the variables of the worker.
+        run: the path of a file that is deleted when the run ends, and the name of the machine with this file.
     """
 
     options: Sequence[str]
@@ -68,14 +66,10 @@ class Task:
     run: tuple[str, str] = ("", "")
 
     def __call__(self, number: int, count: int) -> bytes:
-        """Run a shard, and return the bytes of its report.
-
-        Args:
-            number: the number of the shard.
-            count: the number of shards.
+        """Run shard `number` of `count`, and return the bytes of its report.
 
         Raises:
-            ShardError: this worker has no folder `folder`, the command returned no report, or the run has ended.
+            ShardError: there is no report.
         """
         if not os.path.isdir(self.folder):
             host, missing = socket.gethostname(), f"has no folder {self.folder}, in which the run was started"
@@ -114,13 +108,7 @@ class Task:
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
-        """Wait until the command ends, and return the bytes of its report and of its error messages.
-
-        The command is `process`, which writes its report into the pipe that `received` reads.
-
-        Raises:
-            ShardError: the run has ended, so that nobody needs the report.
-        """
+        """Wait until the command ends. Return the bytes of its report, from the pipe `received`, and of its error messages."""
         assert process.stderr is not None
         # A process pool cannot cancel a task in its queue, so this task may start after the end of the run.
         local = self.run[1] == socket.gethostname()
@@ -140,10 +128,8 @@ class Task:
 
 
 def _wanted_by_dask() -> bool:
-    """Return whether Dask still wants the result of the task in this thread. Outside of Dask, return True.
-
-    Dask does not stop a cancelled task that already runs, so the task must ask Dask from time to time.
-    """
+    """Return False if Dask has cancelled the task in this thread."""
+    # Dask does not stop a cancelled task that already runs.
     if (distributed := sys.modules.get("distributed")) is None:
         return True
     with suppress(ValueError, AttributeError):  # no task of Dask runs here, or another version of Dask
@@ -154,7 +140,7 @@ def _wanted_by_dask() -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the command `process` to remove its files and end. After `_SECONDS_TO_END`, kill the command."""
+    """Ask the command to remove its files and end. Kill the command after `_SECONDS_TO_END`."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

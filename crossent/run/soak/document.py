@@ -1,9 +1,7 @@
 """Read the report of a soak from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. The counts must add up to the number of calls.
-Each finding and each worst case has the number and the id of its case. The number must be a number of this shard. The
-reader also draws the case with this number again, and compares the ids. So a report whose shard number was changed is
-refused, and the calls of a shard cannot count twice.
+The reader does not run, import or open anything that the file names. It draws the case of each finding and each worst
+case again, and compares the ids. So a shard cannot count twice under another number.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def read_either(path: str | os.PathLike[str]) -> Report | SoakReport:
     """Return the report of `crossent check --json` or `crossent soak --json` from its file.
 
     Raises:
-        ValueError: the file is not a report, or the report is damaged. The message is one line.
+        ValueError: the file is not a report, or the report is damaged.
         OSError: the file cannot be read.
     """
     makers: dict[int | str, Callable[[dict[str, Any]], Report | SoakReport]]
@@ -44,8 +42,7 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     """Return the report of a soak from its JSON document.
 
     Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible or of a wrong
-            type.
+        LookupError, TypeError, ValueError, ArithmeticError: the document is damaged.
     """
     shard = [] if document["shard"] is None else typed_list(document["shard"], "shard")
     if document["shard"] is not None and len(shard) != 2:
@@ -112,7 +109,7 @@ def _tally(entry: Any, check: str) -> SoakTally:
 
 
 def _impossible(made: SoakReport) -> Iterator[str]:
-    """Yield the reasons why no soak can have made this report. If a setting is impossible, do not examine the sums."""
+    """Yield the reasons why no soak can have made this report."""
     number, count = (1, 1) if made.shard is None else (made.shard.number, made.shard.count)
     names = [subject.name for subject in made.subjects]
     if type(number) is not int or type(count) is not int or not 1 <= number <= count:
@@ -181,10 +178,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield the reason why `case` cannot be the id of the case with this number and dtype in this soak or shard.
-
-    If `case` is this id, yield nothing.
-    """
+    """Yield a reason if `case` is not the id of this soak's case with this number and dtype."""
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this soak or shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:

@@ -1,8 +1,7 @@
-"""The cases of a soak: any number of random cases, each drawn from its number, its dtype and the seed.
+"""The cases of a soak: random cases, each drawn from its number, its dtype and the seed.
 
-Some choices are adversarial, such as infinite logits. Most cases are small, so that many cases can run. Some cases have
-up to 50,000 classes or 5,000 rows, where errors of sums are large. A case of a linear cross-entropy is a random
-combination of the choices and size ranges of the 3-way covering array in :mod:`crossent.cases.linear.grid`.
+Most cases are small, so that many cases can run. Some have up to 50,000 classes or 5,000 rows, where errors of sums are
+large.
 """
 
 from __future__ import annotations
@@ -42,12 +41,7 @@ def draws(
 
 
 def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_ENTROPY) -> Case:
-    """Return the case with this number. The case follows from the number, the dtype and the seed.
-
-    For the operation cross_entropy, the case is usually the same in all dtypes. A dtype that cannot represent the
-    numbers of the case has another case. For example, float16 cannot represent a number above 65504. For a linear
-    cross-entropy, the case in float64 is often another case, since fewer sizes are allowed in float64.
-    """
+    """Return the case with this number. The case may differ between dtypes."""
     random = np.random.RandomState([seed, number])
 
     def one_of(table: Iterable[Any]) -> Any:
@@ -61,12 +55,9 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
-    """Return a case of cross_entropy with random choices, which may be impossible together.
-
-    `one_of` is a function that returns a random element of a table. `random` draws the other numbers.
-    """
-    # Leave out two upstream gradients, which named cases in crossent/cases/edges.py have. With upstream_huge, above
-    # 10,000, torch overflows in float16. rows_expanded needs three dimensions. Keep the order of the keywords: the
+    """Return a case of cross_entropy with random choices, which may be impossible together."""
+    # Named cases in crossent/cases/edges.py have the upstream gradients of _LEFT_OUT: torch overflows in float16 with
+    # upstream_huge, above 10,000, and rows_expanded needs three dimensions. Keep the order of the keywords: the
     # random numbers are drawn in this order. A choice that is repeated is drawn more often.
     return Case(
         dtype,
@@ -87,10 +78,7 @@ def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any
 def _linear_choice(
     random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str
 ) -> LinearCase | None:
-    """Return a case of a linear cross-entropy with random choices; None if the choices are impossible together.
-
-    `one_of` is a function that returns a random element of a table. `random` draws the seed of the case.
-    """
+    """Return a random case of a linear cross-entropy; None if its choices are impossible together."""
     array = LINEAR_ARRAYS["triples"]
     chosen = {**{axis: one_of(words) for axis, words in array.choices.items()}, "dtype": dtype}
     if array.forbids(chosen):
@@ -101,7 +89,7 @@ def _linear_choice(
 
 
 def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
-    """Return random sizes of logits, with 1 to 4 dimensions. Almost nine in ten cases have fewer than 10,000 logits."""
+    """Return random sizes of logits. Almost nine in ten cases have fewer than 10,000 logits."""
     bits = min(random.randint(1, 20, size=2))
     class_bits = max(random.randint(0, bits + 1, size=2))
     classes = min(_number_near(random, class_bits), _MOST_CLASSES)
@@ -122,10 +110,7 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
 
 
 def _number_near(random: np.random.RandomState, bits: int) -> int:
-    """Return a random number of classes or rows, from `2^bits - 1` (at least 1) to `2^(bits + 1)`.
-
-    At least half of the numbers differ from `2^bits` by at most 1. Kernels cut their data into vectors, blocks and
-    tiles of `2^bits` elements, so mistakes are likely next to these numbers.
-    """
+    """Return a random number of classes or rows from `2^bits - 1` to `2^(bits + 1)`."""
+    # Half of the numbers are next to 2^bits, where vectors, blocks and tiles of kernels end.
     near = random.randint(2)
     return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

@@ -1,4 +1,4 @@
-"""Merge the reports of the shards of one run. All reports are of `crossent check`, or all are of `crossent soak`."""
+"""Merge the reports of the shards of one run, of `crossent check` or of `crossent soak`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from crossent.words import counted, cut
 def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | SoakReport:
     """Return the report of a whole run, from the reports of all its shards in any order.
 
-    The JSON document of the report equals the document of a run without shards, byte for byte. The number of threads
-    and the version of the operating system's kernel may differ between shards. The merged report then has the values of
-    the first shard.
+    The JSON document of the report equals the document of a run without shards, byte for byte. Shards may differ in the
+    number of threads and in the version of the operating system's kernel. The merged report then has the values of the
+    first shard.
 
     Args:
-        reports: the reports of the shards: the results of :func:`crossent.check` or :func:`crossent.soak`, or the paths
-            of the files that `crossent check --shard I/N --json FILE` or `crossent soak --shard I/N --json FILE` wrote.
+        reports: the results of :func:`crossent.check` or :func:`crossent.soak`, or the paths of the files that
+            `crossent check --shard I/N --json FILE` or `crossent soak --shard I/N --json FILE` wrote.
 
     Raises:
         ValueError: a report is damaged, is not of a complete shard, or belongs to another run or command; or a shard is
-            missing or given twice. The message is one line.
+            missing or given twice.
         OSError: a file cannot be read.
 
     Example:
@@ -47,10 +47,7 @@ def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | So
 
 
 def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakReport:
-    """Return the report of a whole run, from the reports of all its shards.
-
-    Args:
-        named: each report with a name for error messages, such as the name of its file.
+    """Return the report of a whole run from the reports of all its shards, each with its name in messages.
 
     Raises:
         ValueError: as for :func:`merge`.
@@ -76,7 +73,7 @@ def _merged_soaks(named: Sequence[tuple[str, SoakReport]]) -> SoakReport:
 
 
 def _conditions(report: SoakReport) -> Mapping[str, Any]:
-    """Return the values that must be equal in all shards of a soak, by the names that a message shows."""
+    """Return the values that must be equal in all shards of a soak, by their names in messages."""
     return {
         **machine_conditions(report.environment),
         "number of cases": report.cases,

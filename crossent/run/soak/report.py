@@ -28,12 +28,7 @@ SHOWN_VERSIONS = ("crossent", "torch", "python", "device")  # the entries of the
 
 @dataclass
 class SoakReport:
-    """The report of a soak, or of a shard of a soak: the settings, and the sums of each subject.
-
-    `str(report)` is the report as text. `report.ok` is True under four conditions: the soak is complete, has no
-    findings except known failures, ran a case on every subject, and has evidence for every result. A result has no
-    evidence if a wrong result would pass on every case. A shard needs neither evidence nor a case on every subject,
-    since the merged report judges all shards together.
+    """The report of a soak, or of a shard of a soak. `str(report)` is the report as text.
 
     Attributes:
         environment: the versions and the device.
@@ -42,7 +37,7 @@ class SoakReport:
         seed: the seed from which the cases are drawn.
         dtypes: the dtypes of the logits.
         operation: the function of torch that the subjects compute.
-        promises: the values of the options "without", "contract" and "grade", by the name of the option.
+        promises: the values of the options "without", "contract" and "grade", by name.
         known_failures_checksum: a checksum of the lists of known failures.
         shard: the number of the shard, and the count of all shards, such as 2/8; None for a whole soak.
         complete: whether all cases ran.
@@ -69,10 +64,7 @@ class SoakReport:
 
     @property
     def planned(self) -> int:
-        """The number of cases of each subject in a complete soak or shard: one for each case number and dtype.
-
-        Cases that are not applicable count too.
-        """
+        """The number of cases of each subject in a complete soak or shard, including cases that are not applicable."""
         return len(self.numbers) * len(self.dtypes)
 
     @property
@@ -89,7 +81,8 @@ class SoakReport:
     def ok(self) -> bool:
         """Whether the soak is complete, has no findings except known failures, and has evidence for every result.
 
-        At least one case must have run on every subject. A shard needs neither a case on every subject nor evidence.
+        A result has no evidence if a wrong result would pass on every case. At least one case must have run on every
+        subject. A shard needs neither evidence nor a case on every subject, since the merged report judges all shards.
         """
         if self.shard is not None:
             return self.complete and not self.failed
@@ -103,9 +96,9 @@ class SoakReport:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings that the report keeps, in the order of subjects, checks, dtypes and kinds.
+        """The findings that the report keeps, each with the command that repeats the finding.
 
-        Each finding has the command that repeats the finding. A report keeps no known failures.
+        A report keeps no known failures. The findings are in the order of subjects, checks, dtypes and kinds.
         """
         return [one for subject in self.subjects for kept, _ in self._groups(subject) for one in kept]
 
@@ -117,10 +110,7 @@ class SoakReport:
             yield with_commands(kept, subject.source, {**options, "ranks": None, **self.promises}), failures.count
 
     def _sorted(self, entries: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-        """Return the entries of a mapping in the order of checks, dtypes and kinds.
-
-        A key is a tuple: a check, a dtype, and in some mappings a kind.
-        """
+        """Sort entries with keys (check, dtype) or (check, dtype, kind), in the order of checks and dtypes."""
         checks, dtypes = list(checks_of(self.operation)), list(DTYPES)
         return sorted(entries.items(), key=lambda of: (checks.index(of[0][0]), dtypes.index(of[0][1]), *of[0][2:]))
 
@@ -154,13 +144,7 @@ class SoakReport:
         return [*parts, Text(), self._verdict()]
 
     def _table(self, by_check: bool) -> Iterator[Text]:
-        """Yield the lines of the table of worst cases. No line is wrapped, so that a user can copy the ids of cases.
-
-        Each subject has one row in each dtype, for the check with the largest share of its error bound. With
-        `by_check`, each check with a worst case in this dtype has a row, the largest share first. In both tables, if no
-        check has a worst case in this dtype, the only row is for the first check. A dtype without an applicable case
-        has no row.
-        """
+        """Yield the lines of the table of worst cases. With `by_check`, each check has its own rows."""
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
             for dtype in self.dtypes:
@@ -178,6 +162,7 @@ class SoakReport:
         for at, row in enumerate(rows if len(rows) > 1 else ()):
             sides = "<<>>><><"
             cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)]
+            # no line is wrapped, so that a user can copy the ids of cases
             yield Text("  ".join(cells).rstrip(), "dim" if at == 0 else "")
 
     @property
