@@ -37,38 +37,29 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 
 
 def _numpy_generator() -> dict[str, Any]:
-    """Return the state of numpy's global generator.
-
-    numpy takes 0.1 ms to read the state. So this function keeps the last state and a copy of the generator's memory.
-    While the memory is equal to the copy, the function returns the kept state. Two kinds of state are not kept: the
-    state of a generator other than MT19937, and a state with a Gaussian number for the next draw (`has_gauss`). numpy
-    stores this number outside the memory that the function compares.
-    """
+    """Return the state of numpy's global generator."""
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
     if type(generator) is not np.random.MT19937:
         return dict(np.random.get_state(legacy=False))
+    # Reading the state takes 0.1 ms; comparing the memory is faster.
     bits = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
     if _known_numpy is None or _known_numpy[0] is not generator or _known_numpy[1] != bits:
         state = dict(np.random.get_state(legacy=False))
-        if state["has_gauss"]:
+        if state["has_gauss"]:  # numpy stores the Gaussian number for the next draw outside this memory
             return state
         _known_numpy = generator, bits, state
     return _known_numpy[2]
 
 
 def _set_numpy_generator(to: dict[str, Any]) -> None:
-    """Set the state of numpy's global generator. Forget the kept state, whose Gaussian number may differ."""
     global _known_numpy
-    _known_numpy = None
+    _known_numpy = None  # its Gaussian number may differ
     np.random.set_state(to)
 
 
 def _cuda_generators() -> list[torch.Tensor]:
-    """Return the state of the generator of each CUDA device; [] before CUDA is initialised.
-
-    Reading a state would initialise CUDA, which this function must not do.
-    """
+    # Reading a state would initialise CUDA.
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates this module in part
     return torch.cuda.get_rng_state_all() if initialised else []
 
@@ -78,7 +69,7 @@ def _deterministic() -> tuple[bool, bool]:
 
 
 def _autocast() -> tuple[Any, ...]:
-    """Return two pairs, for CPU and CUDA: whether autocast is on, and its dtype."""
+    """Return whether autocast is on, and its dtype, as a pair for CPU and a pair for CUDA."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and newer, where the other functions warn
         return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
     return (
@@ -111,13 +102,10 @@ _BACKENDS = ("cuda", "mkldnn")
 
 
 def _matmul_precision() -> str | tuple[str, ...]:
-    """Return the float32 matmul precision, such as "highest".
-
-    If the backends have different precisions, for which torch raises an error, return the precision of each backend.
-    """
+    """Return the float32 matmul precision, such as "highest", or the precision of each backend."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:
+    except RuntimeError:  # the backends have different precisions
         get: Any = torch._C._get_fp32_precision_getter
         return tuple(get(backend, "matmul") for backend in _BACKENDS)
 
@@ -131,11 +119,8 @@ def _set_matmul_precision(to: str | tuple[str, ...]) -> None:
 
 
 def _filters() -> list[Any]:
-    """Return the warning filters for Python's own categories, which a call must not change.
-
-    Filters for other categories may change. Some libraries, such as sympy, add filters for their own categories when
-    they are first imported. torch imports sympy during a call, when the call first reads a size that autograd tracks.
-    """
+    """Return the warning filters for Python's own categories, which a call must not change."""
+    # Libraries such as sympy, which torch may import during a call, add filters for their own categories.
     return [one for one in _all_filters() if _is_builtin(one[2])]
 
 
@@ -161,10 +146,7 @@ _HAS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")
 
 
 def _hooks() -> Any:
-    """Return the hooks that pack and unpack saved tensors: the pair that was installed last.
-
-    Return None if no hooks are installed, or if this version of torch cannot return them.
-    """
+    """Return the pair of hooks for saved tensors that was installed last, or None."""
     return _autograd._top_saved_tensors_default_hooks(True) if _HAS_HOOKS else None
 
 
@@ -225,15 +207,12 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the current value of each part of the global state. The keys are the names of the parts in `STATES`."""
+    """Return the value of each part of the global state, by the names in `STATES`."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Restore each part of the global state that differs from `before`, and return the names of these parts.
-
-    `before` is a result of :func:`snapshot`.
-    """
+    """Restore each part of the global state that differs from `before`, a snapshot. Return the names of these parts."""
     names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
     for name in names:
         STATES[name][1](before[name])

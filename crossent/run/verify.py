@@ -1,7 +1,4 @@
-"""Compare a report with a new run.
-
-:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before a
-run, whether the results of the run can be compared with a report.
+"""Run the cases of a report again, and compare the results with the report.
 
 Anybody can write a report. So a report never decides which code runs: a subject other than the forms and torch is
 loaded only if the user names its code.
@@ -39,13 +36,13 @@ _SHOWN = 20  # the most differences that are printed
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of :func:`verify`: the differences between a report and a new run of its cases.
+    """The differences between a report and a new run of its cases.
 
     Attributes:
-        claim: the report whose results the new run confirms or contradicts.
-        conditions: one text for each difference in device, machine or versions between the report and the new run.
-        cases: the first difference of each case whose results differ; the keys are pairs (subject, case id).
-        others: one text for each difference that belongs to no single case, such as another list of checks not run.
+        claim: the report.
+        conditions: the differences in device, machine and versions, as texts.
+        cases: the first difference of each case whose results differ, by subject and case id.
+        others: the differences that belong to no single case, as texts.
     """
 
     claim: Report
@@ -86,12 +83,10 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     Args:
         old: the report, which messages call the baseline.
         settings: the settings of the run.
-        subjects: the descriptions of the subjects of the run, as `crossent check` takes them; if empty, the forms and
-            torch.
+        subjects: the descriptions of the subjects of the run; if empty, the forms and torch.
 
     Raises:
-        ValueError: the device, the vector instructions, the number of ranks or the seed differ, or the runs have no
-            subject or no input in common. The message is one line.
+        ValueError: the two runs cannot be compared.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
@@ -136,22 +131,14 @@ def verify(
     """Run the cases of a report again, and compare every result with the report.
 
     Args:
-        claim: the report, as :func:`crossent.report.reader.read_report` returns it.
+        claim: the report.
         subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
-        file: the name of the report's file, for error messages.
-        expected_findings: as for :func:`crossent.check`.
-        jobs: as for `check`.
-        timeout: as for `check`.
+        file: the name of the report's file, for messages.
+        expected_findings, jobs, timeout, progress: as for :func:`crossent.check`.
         force: whether to run even if the versions or the machine differ from the report.
-        progress: as for `check`.
-
-    Returns:
-        The differences between the new run and the report.
 
     Raises:
-        ValueError: the report has a subject other than the forms and torch, and `subjects` does not describe this
-            subject. Or `subjects` describes a function that is not in the report. Or the report cannot be verified
-            here, a subject cannot be loaded, or another argument is wrong. The message is one line.
+        ValueError: the report cannot be verified here, or `subjects` does not fit the report.
         RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
@@ -198,9 +185,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats the report `claim`. The other arguments are as for :func:`verify`.
 
     Raises:
-        ValueError: the subjects of the report have different contracts, or the report is of one shard. Or no case of
-            the report ran, or `only` of the report (the chosen checks and cases) has an unknown key. The message is
-            one line.
+        ValueError: one run cannot repeat the report.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -236,7 +221,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
 
 
 def _operation_of(ids: Iterable[str]) -> str:
-    """Return the name of the operation of the first valid case id; "cross_entropy" if no id is valid."""
+    """Return the name of the operation of the first valid case id, or "cross_entropy"."""
     for one in ids:
         with suppress(ValueError):
             return case_of(one).operation.name
@@ -248,14 +233,7 @@ def _is_builtin(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Load the subjects with these names.
-
-    The forms and torch are loaded by name. Every other subject is loaded from its description in `given`.
-
-    Raises:
-        ValueError: `names` has a subject other than the forms and torch, and `given` does not describe this subject.
-            Or `given` describes a function whose name is not in `names`, or a subject cannot be loaded here.
-    """
+    """Load the subjects with these names. Load functions of the user from the descriptions `given`."""
     loaded = settings.load(*given) if given else []
     have = [subject.name for subject in loaded]
     if extra := [name for name in have if name not in names and not _is_builtin(name)]:
@@ -270,22 +248,15 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _values_without_case(report: Report) -> dict[str, Any]:
-    """Return the values of a report that belong to no single case. The keys are the names of the values in messages."""
+    """Return the values of a report that belong to no single case, by their names in messages."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
-    """Yield the id of each case whose results differ, with the first difference as text.
-
-    Args:
-        claim: the report.
-        then: the results of one subject in the report.
-        now: the results of this subject in the new run.
-    """
-    # If the user chose checks and cases, as --last-failed does, each case may have its own checks. A run that stopped
-    # early left out checks of its last cases. So compare only the checks in the report. If the run did not stop early,
-    # a failure of another check counts too (`added`).
+    """Yield the id and the difference of each case whose results differ between `then`, in the report, and `now`."""
+    # With --last-failed, each case may have its own checks. A run that stopped early left out checks of its last cases.
+    # So compare only the checks in the report. If the run did not stop early, `added` has failures of other checks.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
     new = {(finding.case, finding.check) for finding in now.findings}
     old = {(finding.case, finding.check) for finding in then.findings}
@@ -306,17 +277,14 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
 
 
 def _outcomes_in_words(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the outcomes of a case in the two runs, as the end of a message; "" if the outcomes are equal.
-
-    `before` is the entry of the case in the report. `after` is the entry in the new run. See `_entries`.
-    """
+    """Return the end of a message with the outcomes in the two runs; "" if the outcomes are equal."""
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
     return "" if was == now else f"; {words.get(was, was)} in the report, {words.get(now, now)} here"
 
 
 def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
-    """Return a copy of `part`, the results of a subject, with only the cases and checks that `to` also has."""
+    """Return a copy of the results `part` with only the cases and checks that `to` also has."""
     outcomes = {
         case: replace(
             outcome,
@@ -331,18 +299,13 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 
 
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
-    """Return the entry of each case in the JSON document of a report, by case id, for a comparison.
-
-    Each entry gets the findings on the case, by check. The names of passed checks are sorted. `part` has the results
-    of a subject. `stopped` says whether the run ended early. The entries of a stopped run have no grade, since
-    a grade needs all checks of a case.
-    """
+    """Return the entry of each case in the JSON document of a report, with its findings, by case id."""
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]
     for entry in cases.values():
         entry["held"] = sorted(entry["held"])
         entry["findings"] = {}
-        if stopped:
+        if stopped:  # a grade needs all checks of a case
             del entry["grade"]
     for finding in document["findings"]:
         cases[finding["case"]]["findings"][finding["check"]] = finding

@@ -1,7 +1,4 @@
-"""Start and watch worker processes, which run the parts of a run, and kill a worker that stops responding.
-
-The library Pebble provides the pool of processes, and replaces a worker that ended.
-"""
+"""Start and watch worker processes, which run the parts of a run, and kill a worker that stops responding."""
 
 from __future__ import annotations
 
@@ -37,12 +34,7 @@ _SIGN = struct.Struct("I")  # the format of a sign of life: the number of the pa
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker ended, if the worker returned no result. The report can have a finding about this.
-
-    Attributes:
-        kind: the kind of this finding, "crashed" or "hung".
-        message: the message of this finding.
-    """
+    """How a worker ended without a result, for a finding. `kind` is "crashed" or "hung"."""
 
     kind: str
     message: str
@@ -58,9 +50,8 @@ class Workers(Generic[T]):
         pool: the processes.
         patience: the seconds without a sign of life after which :meth:`ended` kills a worker.
         signs: the file descriptor from which the signs of life are read.
-        last: the time of the last sign of life of each started part, by part number. Before the first sign, the time
-            when :meth:`ended` first found the part running. The clock is `time.monotonic`.
-        parts: the number of each part, by the future of the part.
+        last: the time of the last sign of life of each started part, by part number.
+        parts: the number of each part, by its future.
     """
 
     pool: ProcessPool
@@ -70,22 +61,14 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, and return the future of the result.
-
-        If the part takes longer than `timeout` seconds, the worker is killed. If `timeout` is None, there is no limit.
-        """
+        """Let a worker run a part, and return the future of the result. After `timeout` seconds, kill the worker."""
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
         return future
 
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
-        """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers.
-
-        `futures` maps each future to its part. A worker is silent if it has given no sign of life for `patience`
-        seconds. Before the first sign of life, the time is counted from the moment when this method first
-        finds the part running.
-        """
+        """Yield each future when it ends. Meanwhile call `running` with the running parts, and kill silent workers."""
         left = set(futures)
         while left:
             now = [future for future in futures if future in left and future.running()]
@@ -99,13 +82,14 @@ class Workers(Generic[T]):
             content = os.read(self.signs, 2**16)
             self.last.update((number, time.monotonic()) for (number,) in _SIGN.iter_unpack(content))
         for future in running:
+            # before the first sign, the time when this method first finds the part running
             last = self.last.setdefault(self.parts[future], time.monotonic())
             if time.monotonic() - last > self.patience:
                 future.cancel()
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part of the run. If the worker ended without a result, return how the worker ended.
+    """Return the result of a part of the run, or how its worker ended without a result.
 
     If the part raised an exception in the worker, raise this exception.
     """
@@ -121,11 +105,11 @@ def result(future: Future[T]) -> T | Ended:
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Yield a pool of forked workers, which call `share` on parts of a run, and end when the `with` block ends.
+    """Yield a pool of forked workers, which call `share` on parts of a run, and end with the `with` block.
 
     Args:
-        share: a function that runs a part. The function must call :func:`alive` at least every `timeout` seconds. A
-            worker without a sign of life for `timeout` + `_GRACE` seconds is killed.
+        share: a function that calls :func:`alive` at least every `timeout` seconds. After `timeout` + `_GRACE` seconds
+            without a call, its worker is killed.
         jobs: the number of workers.
         timeout: the time limit of one call of a subject, in seconds.
     """
@@ -152,24 +136,18 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data of a worker. The worker inherits this data when it is forked, since pickle cannot send every function.
-
-    Attributes:
-        share: the function that runs a part.
-        alive_at: the file descriptor to which the worker writes its signs of life.
-        number: the number of the part that the worker runs. The worker sets this number before it runs a part.
-    """
+    """The data of a worker, which the worker inherits by the fork, since pickle cannot send every function."""
 
     share: Callable[[Part], Any]
-    alive_at: int
-    number: int = 0
+    alive_at: int  # the file descriptor for signs of life
+    number: int = 0  # the number of the part that the worker runs
 
 
 _SHARED: _Shared | None = None
 
 
 def alive() -> None:
-    """Tell the parent of this worker that the worker is alive. Outside the block of :func:`workers`, do nothing."""
+    """Give a sign of life of this worker. Outside the block of :func:`workers`, do nothing."""
     if _SHARED is not None:
         with suppress(BlockingIOError):  # the pipe is full: the parent has enough signs to read
             os.write(_SHARED.alive_at, _SIGN.pack(_SHARED.number))
@@ -185,11 +163,7 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare this worker: set its signals, its output, torch's compiler and its memory.
-
-    The worker ends with its parent, ignores Ctrl-C, prints to stderr, compiles without further processes, and keeps
-    freed memory. Returning memory to the system, and requesting memory again, would take a tenth of the time of a run.
-    """
+    """Prepare this worker: set its signals, its output, torch's compiler and its memory."""
     end_with_parent()  # even during a call of a subject, which may take as long as the time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -200,7 +174,8 @@ def _start() -> None:
         config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):
         os.dup2(2, 1)
-    with suppress(OSError, AttributeError):  # only glibc has mallopt
+    # Keep freed memory: returning it to the system would take a tenth of the time of a run. Only glibc has mallopt.
+    with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
             mallopt(option, 2**30)

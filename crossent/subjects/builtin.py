@@ -23,7 +23,7 @@ from crossent.subjects.subject import Loss, Subject
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """Call the form `scalar`, which takes one row of Python numbers, with tensors. Return the loss as a tensor."""
+    """Call the form `scalar`, which takes Python numbers, with tensors."""
     if isinstance(weight := options.get("weight"), Tensor):
         options["weight"] = weight.tolist()
     loss = scalar(input.tolist(), target.tolist(), **options)
@@ -108,13 +108,10 @@ LINEAR_FORM_SUBJECTS = {
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-    """Compute the loss with log_softmax and nll_loss, in a memory layout that F.cross_entropy never uses.
-
-    The function moves the class axis to the end before log_softmax, and back before nll_loss. For logits (N, C, d1, …),
-    nll_loss then gets a view that is not contiguous. The backward pass of nll_loss raises an error for some of these
-    views (pytorch#175084). F.cross_entropy passes a contiguous tensor to nll_loss. label_smoothing is ignored.
-    """
+    """Compute the loss with log_softmax and nll_loss, in a memory layout that F.cross_entropy never uses."""
     options.pop("label_smoothing", None)
+    # For logits (N, C, d1, …), nll_loss gets a view that is not contiguous. Its backward pass raises an error for some
+    # of these views (pytorch#175084).
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
@@ -142,12 +139,7 @@ TORCH_NLL = Subject(
 def _torch_linear(
     chunks: Mapping[str, Any] | None, input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Tensor:
-    """Return the loss of F.linear_cross_entropy.
-
-    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions, which say how torch computes the loss in chunks.
-    An option `batch_chunk_size` of the call becomes one of these arguments. If `chunks` is None and the call does not
-    have this option, torch computes the loss without chunks.
-    """
+    """Return the loss of F.linear_cross_entropy. `chunks` has arguments of torch.nn.LinearCrossEntropyOptions."""
     if "batch_chunk_size" in options:
         chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
     how = None if chunks is None else torch.nn.LinearCrossEntropyOptions(**chunks)
@@ -167,24 +159,16 @@ def _why_not_linear(inputs: Inputs) -> str | None:
 
 
 def _accepts(chunks: Mapping[str, Any]) -> bool:
-    """Return whether torch.nn.LinearCrossEntropyOptions takes the arguments in `chunks`.
-
-    For example, torch 2.14 removed acc_policy="balanced".
-    """
+    """Return whether torch.nn.LinearCrossEntropyOptions takes the arguments in `chunks`."""
     try:
         torch.nn.LinearCrossEntropyOptions(**chunks)
-    except ValueError:
+    except ValueError:  # for example, torch 2.14 removed acc_policy="balanced"
         return False
     return True
 
 
 def _why_not_chunked(chunks: Mapping[str, Any], inputs: Inputs) -> str | None:
-    """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does.
-
-    `chunks` has the arguments of torch.nn.LinearCrossEntropyOptions. There are three kinds of reasons. This version of
-    torch lacks the function or an argument. Or torch raises an error for these inputs. Or torch warns that it ignores
-    the options for these inputs, and uses no chunks.
-    """
+    """Return the reason why torch does not compute the loss of these inputs in chunks; None if torch does."""
     if reason := _why_not_linear(inputs):
         return reason
     if not _accepts(chunks):
@@ -283,38 +267,26 @@ def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
 
 
 def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
-    """Return the built-in subjects that a name stands for, on a device such as "cuda:0".
-
-    `name` is a key of `EVERY_NAMED`. For "fused", the subject depends on the device, which decides the code that runs.
-
-    >>> [subject.name for subject in subjects_of("torch", "cpu")]
-    ['torch', 'torch_nll']
-    """
+    """Return the built-in subjects that a name of `EVERY_NAMED` stands for, on a device such as "cuda:0"."""
     return (_FUSED[path_of(device.partition(":")[0])],) if name == "fused" else EVERY_NAMED[name]
 
 
 def default_names(operation: Operation, device: str) -> list[str]:
-    """Return the names of the subjects that a run checks if the user names no subject: the forms and torch.
-
-    Leave out the form `fused` on a device where its kernel does not run.
-    """
+    """Return the names of the subjects that a run checks if the user names no subject."""
+    # Leave out `fused` where its kernel does not run.
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
     return [name for name in builtin_subjects(operation) if name != "fused" or runs]
 
 
 def builtin_of(subject: Subject) -> Subject | None:
-    """Return the built-in subject from which a subject was made; None for any other subject.
-
-    For example, return the subject `formula` for `formula+compile`, and for `formula` under a chosen contract.
-    """
+    """Return the built-in subject from which a subject was made, such as `formula` for `formula+compile`, or None."""
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 
 def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
     """Return the subjects with unique names. Two functions with the name "loss" become "loss" and "loss#2".
 
-    Only one subject keeps the name of a built-in subject, such as "formula": the built-in subject, or else the first
-    that has the same loss function. Any other subject with the name "formula" becomes "formula#2".
+    A function with the name of a built-in subject, such as "formula", becomes "formula#2".
     """
     used = Counter([*BY_NAME, *(f"{name}{COMPILE_SUFFIX}" for name in BY_NAME)])
     subjects = list(subjects)
@@ -323,6 +295,7 @@ def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
     for subject in subjects:
         if builtin_of(subject) is None:
             same = BY_NAME.get(subject.name)
+            # a built-in function that the user passes as a callable keeps its name
             if same is not None and same.loss is subject.loss and subject.name not in kept:
                 kept.add(subject.name)
             else:
@@ -334,11 +307,7 @@ def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
 
 
 def chosen_contract(subject: Subject) -> str:
-    """Return the name of a subject's contract; "" if the subject has its default contract.
-
-    The default contract of a function of the user is "kernel". Each built-in subject has its own default contract, and
-    so does `loss_parallel`.
-    """
+    """Return the name of a subject's contract, or "" for the subject's default contract."""
     own = builtin_of(subject)
     by_default = DEFAULT_CONTRACT if own is None else own.contract
     if subject.ranks:

@@ -97,7 +97,7 @@ def _damaged(name: str, why: str) -> ValueError:
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report from the reports of all shards, in the order of their numbers. `description` is of the first shard."""
+    """Return one report from the reports of all shards. `description` is the description of the first shard."""
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
         got = quoted(description.run.get("operation"))

@@ -108,7 +108,7 @@ class Task:
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
-        """Wait until the command ends. Return the bytes of its report, from the pipe `received`, and of its error messages."""
+        """Wait until the command ends. Return the bytes of its report, read from `received`, and of its error messages."""
         assert process.stderr is not None
         # A process pool cannot cancel a task in its queue, so this task may start after the end of the run.
         local = self.run[1] == socket.gethostname()

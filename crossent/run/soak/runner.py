@@ -33,8 +33,7 @@ from crossent.subjects.subject import Subject
 from crossent.trials.check import Cost
 from crossent.words import quoted
 
-# The most cases of a part. A larger part takes more memory, since all results of a part are in memory together. Smaller
-# parts take more time, since starting the workers of a part takes about 0.2 seconds.
+# The most cases of a part. All results of a part are in memory together. Starting its workers takes about 0.2 seconds.
 _PART = 1000
 
 
@@ -59,8 +58,8 @@ def soak(
     Each case follows from its number, its dtype and the seed. The soak calls each function once on each case, and runs
     the checks that need only this call: `call`, `result`, `arguments`, `state`, `loss`, `gradient`, `target_gradient`,
     `sign`, `row_sums` and `ignored_rows`. For a linear cross-entropy, `weight_gradient` and `bias_gradient` replace
-    `target_gradient` and `row_sums`. The report has the counts of each check, the worst case of each check and dtype,
-    and some findings. The size of the report and the memory of the soak do not grow with the number of cases.
+    `target_gradient` and `row_sums`. The size of the report and the memory of the soak do not grow with the number of
+    cases.
 
     Args:
         subjects: the functions to check, as for :func:`crossent.check`.
@@ -76,8 +75,7 @@ def soak(
         jobs: the number of worker processes.
         timeout: with `jobs`, the seconds that all calls of a subject on one case may take together.
         operation: the function of torch that the subjects compute.
-        shard: the part to run: (2, 8) is the second of eight shards. :func:`crossent.merge` makes the report of the
-            whole soak from the reports of all shards.
+        shard: the part to run: (2, 8) is the second of eight shards. :func:`crossent.merge` merges the reports.
         progress: a function that wraps an iterable, for a progress bar. Each item stands for up to 1000 cases.
 
     Returns:
@@ -86,8 +84,7 @@ def soak(
         one case, a wrong result such as zeros would fail. `print(report)` shows the worst cases and the findings.
 
     Raises:
-        ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong, as for
-            `check`.
+        ValueError: no subject is given, `cases` or `seed` is out of range, or another argument is wrong.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
         KeyboardInterrupt: the user interrupted the soak. The attribute `report` of the exception is the report of the
@@ -144,13 +141,7 @@ def _empty(subject: Subject) -> SubjectSums:
 
 
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
-    """Run the cases of a soak part by part, and add the results to the report.
-
-    After each part, yield a step for the progress bar. If a call makes the device unusable, set `report.complete` to
-    False and end early.
-
-    `known` has the lists of known failures.
-    """
+    """Run the cases part by part, and add the results to the report. Yield a step of progress after each part."""
     checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
     for numbers in _parts(report):
         of = Report(report.environment, [SubjectReport(one.name, declared=one.declared) for one in report.subjects])
@@ -168,15 +159,12 @@ def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, 
 
 
 def _parts(report: SoakReport) -> Iterator[dict[Case, int]]:
-    """Yield the cases of a soak in parts of at most `_PART` cases, each case with its number.
-
-    A repeated case starts a new part: :func:`_steps` makes a plan of each part, and a plan has each case only once.
-    """
+    """Yield the cases of a soak in parts of at most `_PART` cases, each case with its number."""
     part: dict[Case, int] = {}
     for number in report.numbers:
         for dtype in report.dtypes:
             case = draw(number, dtype, report.seed, report.operation)
-            if len(part) >= _PART or case in part:
+            if len(part) >= _PART or case in part:  # a plan has each case only once
                 yield part
                 part = {}
             part[case] = number

@@ -1,10 +1,7 @@
 """The sums of a subject's results, which the report of a soak keeps.
 
-The size of the sums does not grow with the number of cases.
-
-The methods `join` add up the results of two parts of a soak. The sums are integers, so nothing is rounded. Of equally
-bad cases, the case with the lowest number is kept. The findings with the lowest case numbers are kept, too. So neither
-the division of the cases into parts nor the order of the parts changes the sums.
+The methods `join` add up the results of two parts of a soak. Neither the division of the cases into parts nor the order
+of the parts changes the sums.
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ FINDINGS_KEPT = 3
 
 @dataclass
 class SoakTally(Tally):
-    """The sums of one check in one dtype, and the worst case.
+    """The sums of one check in one dtype, and the worst case: the case with the largest share of its error bound.
 
     `ran` counts the cases on which the check ran, and `skipped` the cases on which the check was skipped. `expected`
-    counts known failures, and `failed` the other failures. The worst case is the case with the largest share of its
-    error bound. Of equally bad cases, the worst case has the lowest number. A known failure is never the worst case.
-    `case` is the id of the worst case, `number` its number, and `ratio` its share. Without a worst case, `case` is "",
-    `ratio` is None and `number` is 0. :class:`crossent.report.findings.Tally` documents the other attributes.
+    counts known failures, and `failed` the other failures. `case`, `number` and `ratio` are the id, the number and the
+    share of the worst case. Without a worst case, `case` is "", `number` is 0 and `ratio` is None. Of equally bad
+    cases, the worst case has the lowest number. A known failure is never the worst case.
+    :class:`crossent.report.findings.Tally` documents the other attributes.
     """
 
     skipped: int = 0
@@ -51,7 +48,7 @@ class Failures:
 
     Attributes:
         count: the number of findings.
-        first: up to `FINDINGS_KEPT` findings with the lowest case numbers, each as a pair of case number and finding.
+        first: up to `FINDINGS_KEPT` findings with the lowest case numbers, as pairs of case number and finding.
     """
 
     count: int = 0
@@ -69,8 +66,7 @@ class SubjectSums:
 
     Attributes:
         name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
-        source: the string from which the subject is loaded, such as "path/to/file.py:NAME"; "" for a callable that was
-            passed as an object.
+        source: the string from which the subject is loaded, such as "path/to/file.py:NAME"; "" for a callable object.
         code: the checksum of the subject's file; "" if `source` names no readable .py file.
         tallies: the sums by check and dtype.
         not_applicable: the number of cases that are not applicable, by reason.
@@ -109,10 +105,9 @@ class SubjectSums:
 
     @property
     def without_evidence(self) -> Iterator[str]:
-        """The results without evidence, such as "loss in float16".
+        """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        A result has no evidence if a wrong result would pass on every case.
-        `crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
+        :attr:`crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
         """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
             refused = self.tallies.get(("call", dtype), SoakTally()).expected
@@ -124,11 +119,7 @@ class SubjectSums:
 
 
 def sums_of(part: SubjectReport, numbers: Mapping[str, int]) -> SubjectSums:
-    """Return the sums of `part`, the results of one subject on some cases.
-
-    `numbers` maps each case id to the case number. The attributes `contract`, `declared`, `source` and `code` of the
-    sums keep their defaults.
-    """
+    """Return the sums of the results of one subject. `numbers` maps each case id to the case number."""
     sums = SubjectSums(part.name, not_applicable=part.not_applicable)
     for key, tally in part.tallies.items():
         kept = {one.name: getattr(tally, one.name) for one in fields(tally)}
