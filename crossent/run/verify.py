@@ -80,10 +80,7 @@ def _differ(what: Sized) -> str:
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
     """Check, before a run, that the results of the run can be compared with the report `old`.
 
-    Args:
-        old: the report, which messages call the baseline.
-        settings: the settings of the run.
-        subjects: the descriptions of the subjects of the run; if empty, the forms and torch.
+    `subjects` has the descriptions of the subjects of the run. If `subjects` is empty, the run has the forms and torch.
 
     Raises:
         ValueError: the two runs cannot be compared.
@@ -130,12 +127,8 @@ def verify(
 ) -> Verification:
     """Run the cases of a report again, and compare every result with the report.
 
-    Args:
-        claim: the report.
-        subjects: the descriptions of the subjects other than the forms and torch, such as "path/to/file.py:NAME".
-        file: the name of the report's file, for messages.
-        expected_findings, jobs, timeout, progress: as for :func:`crossent.check`.
-        force: whether to run even if the versions or the machine differ from the report.
+    `subjects` describes the subjects other than the forms and torch, such as "path/to/file.py:NAME". With `force`, run
+    even if the versions or the machine differ from the report. Messages show `file`, the name of the report's file.
 
     Raises:
         ValueError: the report cannot be verified here, or `subjects` does not fit the report.
@@ -182,7 +175,7 @@ def verify(
 
 
 def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, timeout: float) -> Settings:
-    """Return the settings for a run that repeats the report `claim`. The other arguments are as for :func:`verify`.
+    """Return the settings for a run that repeats the report `claim`.
 
     Raises:
         ValueError: one run cannot repeat the report.
@@ -248,13 +241,13 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _values_without_case(report: Report) -> dict[str, Any]:
-    """Return the values of a report that belong to no single case, by their names in messages."""
+    """Return the values of a report that belong to no single case, by name."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
-    """Yield the id and the difference of each case whose results differ between `then`, in the report, and `now`."""
+    """Yield each case whose results differ, and its difference. `then` is in the report, and `now` in the new run."""
     # With --last-failed, each case may have its own checks. A run that stopped early left out checks of its last cases.
     # So compare only the checks in the report. If the run did not stop early, `added` has failures of other checks.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None

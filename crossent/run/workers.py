@@ -34,7 +34,7 @@ _SIGN = struct.Struct("I")  # the format of a sign of life: the number of the pa
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker ended without a result, for a finding. `kind` is "crashed" or "hung"."""
+    """The end of a worker that returned no result, for a finding. `kind` is "crashed" or "hung"."""
 
     kind: str
     message: str
@@ -50,7 +50,7 @@ class Workers(Generic[T]):
         pool: the processes.
         patience: the seconds without a sign of life after which :meth:`ended` kills a worker.
         signs: the file descriptor from which the signs of life are read.
-        last: the time of the last sign of life of each started part, by part number.
+        last: the time of the last sign of life of each part, by part number.
         parts: the number of each part, by its future.
     """
 
@@ -108,8 +108,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     """Yield a pool of forked workers, which call `share` on parts of a run, and end with the `with` block.
 
     Args:
-        share: a function that calls :func:`alive` at least every `timeout` seconds. After `timeout` + `_GRACE` seconds
-            without a call, its worker is killed.
+        share: a function that calls :func:`alive` at least every `timeout` seconds. A worker is killed after
+            `timeout` + `_GRACE` seconds without this call.
         jobs: the number of workers.
         timeout: the time limit of one call of a subject, in seconds.
     """
@@ -136,7 +136,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data of a worker, which the worker inherits by the fork, since pickle cannot send every function."""
+    """The data that a worker inherits when it is forked, since pickle cannot send every function."""
 
     share: Callable[[Part], Any]
     alive_at: int  # the file descriptor for signs of life

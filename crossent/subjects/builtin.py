@@ -272,7 +272,7 @@ def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
 
 
 def default_names(operation: Operation, device: str) -> list[str]:
-    """Return the names of the subjects that a run checks if the user names no subject."""
+    """Return the names of the subjects that a run checks by default: the forms and torch."""
     # Leave out `fused` where its kernel does not run.
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
     return [name for name in builtin_subjects(operation) if name != "fused" or runs]

@@ -27,7 +27,7 @@ Named = tuple[str, R]  # a report, and its name for messages, such as its file
 
 
 def shard_number(name: str, report: AnyReport, command: str) -> ShardNumber:
-    """Return the number of a report's shard. `name` is the report's name in messages, and `command` "check" or "soak".
+    """Return the number of a report's shard. Messages show `name` and `command`, which is "check" or "soak".
 
     Raises:
         ValueError: the report is of a whole run.
@@ -42,7 +42,7 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
     """Return the reports in the order of the shards. Check that each shard is complete, and given exactly once.
 
     Args:
-        named: the reports, each with its name in messages.
+        named: the reports, each with a name for messages.
         command: the command that makes the reports, "check" or "soak".
         early: returns where the run of a report ended early, such as "after 3 cases"; "" for a complete run.
 
@@ -80,8 +80,8 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
     """Check that all shards belong to one run.
 
     Args:
-        named: the reports, each with its name in messages.
-        conditions: returns the values of a report that must be equal in all shards, by their names in messages.
+        named: the reports, each with a name for messages.
+        conditions: returns the values of a report that must be equal in all shards, by name.
 
     Raises:
         ValueError: a shard belongs to another run.

@@ -24,7 +24,7 @@ from crossent.words import counted, cut, quoted
 
 
 def merged(named: Sequence[tuple[str, Report]]) -> Report:
-    """Return the report of a whole run from the reports of all its shards, each with its name in messages.
+    """Return the report of a whole run from the reports of all its shards, each with a name for messages.
 
     Raises:
         ValueError: a report is damaged, not complete or of another run; or a shard is missing or repeated.
@@ -41,7 +41,7 @@ def _shard(report: Report) -> Shard:
 
 
 def _conditions(report: Report) -> Mapping[str, Any]:
-    """Return the values that must be equal in all shards of a run, by their names in messages."""
+    """Return the values that must be equal in all shards of a run, by name."""
     shard = _shard(report)
     return {
         **machine_conditions(report.environment),

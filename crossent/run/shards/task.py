@@ -1,7 +1,7 @@
 """Run the command for one shard in a new process, on a worker of an executor.
 
-The worker itself calls no subject. Its threads may change global state, for which the check `state` would blame the
-subject. This module imports no other module of crossent, so that a worker need not import torch.
+The worker itself calls no subject. Otherwise the check `state` might blame the subject for what other threads of the
+worker change. This module imports no other module of crossent, so that a worker need not import torch.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Task:
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
-        """Wait until the command ends. Return the bytes of its report, read from `received`, and of its error messages."""
+        """Wait until the command ends. Return its report, read from `received`, and its error messages."""
         assert process.stderr is not None
         # A process pool cannot cancel a task in its queue, so this task may start after the end of the run.
         local = self.run[1] == socket.gethostname()

@@ -1,4 +1,6 @@
-"""A soak: a run on any number of random cases. Neither its memory nor the size of its report grows with this number.
+"""A soak: a run on any number of random cases.
+
+The memory of a soak and the size of its report do not grow with the number of cases.
 
 draws      the random cases, each of which follows from its number, its dtype and the seed
 sums       the sums, the worst cases and the findings that a report keeps of each subject

@@ -1,7 +1,7 @@
 """Read the report of a soak from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or open anything that the file names. It draws the case of each finding and each worst
-case again, and compares the ids. So a shard cannot count twice under another number.
+The reader does not run, import or open anything that the file names. The reader draws the case of each finding and each
+worst case again, and compares the ids. So a report with a changed shard number is refused.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def merge(*reports: Report | SoakReport | str | os.PathLike[str]) -> Report | So
 
 
 def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakReport:
-    """Return the report of a whole run from the reports of all its shards, each with its name in messages.
+    """Return the report of a whole run from the reports of all its shards, each with a name for messages.
 
     Raises:
         ValueError: as for :func:`merge`.
@@ -73,7 +73,7 @@ def _merged_soaks(named: Sequence[tuple[str, SoakReport]]) -> SoakReport:
 
 
 def _conditions(report: SoakReport) -> Mapping[str, Any]:
-    """Return the values that must be equal in all shards of a soak, by their names in messages."""
+    """Return the values that must be equal in all shards of a soak, by name."""
     return {
         **machine_conditions(report.environment),
         "number of cases": report.cases,

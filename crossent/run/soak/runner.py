@@ -141,7 +141,7 @@ def _empty(subject: Subject) -> SubjectSums:
 
 
 def _steps(report: SoakReport, subjects: Sequence[Subject], settings: Settings, known: Known) -> Iterator[Step]:
-    """Run the cases part by part, and add the results to the report. Yield a step of progress after each part."""
+    """Run the cases part by part, and add the results to the report. After each part, yield a step of the progress."""
     checks = tuple(check for check in settings.every_check.values() if check.cost is Cost.CALL)
     for numbers in _parts(report):
         of = Report(report.environment, [SubjectReport(one.name, declared=one.declared) for one in report.subjects])

@@ -107,7 +107,7 @@ class SubjectSums:
     def without_evidence(self) -> Iterator[str]:
         """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        :attr:`crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
+        `crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
         """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
             refused = self.tallies.get(("call", dtype), SoakTally()).expected
