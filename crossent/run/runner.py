@@ -101,12 +101,8 @@ def check(
         has evidence: on at least one case, wrong results such as zeros would fail. `print(report)` shows the tables.
 
     Raises:
-        ValueError: an argument is wrong. A subject cannot be loaded, or the subjects compute different operations. A
-            dtype, level, feature, contract, grade, check, case or operation does not exist, or no chosen check runs on
-            a chosen case. `seed` is below 0, `jobs` or `max_findings` is below 1, or `timeout` is not positive. `ranks`
-            is not from 1 to 64, differs from the number of ranks of a subject, or needs another torch or operation.
-            `shard` is not from (1, N) to (N, N), or is given together with a random seed or `max_findings`. The grade
-            contradicts the contract, or applies to no subject. The file of known failures is damaged.
+        ValueError: an argument is wrong, a subject cannot be loaded, or the file of known failures is damaged. The
+            message names the argument, its value, and the values that are possible.
         TypeError: a subject is neither a name nor a callable that crossent can call as a cross-entropy.
         RuntimeError: this machine does not have the device.
         KeyboardInterrupt: the user interrupted the run. The attribute `report` has the report of the finished cases.
