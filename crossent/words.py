@@ -1,4 +1,4 @@
-"""Text for messages: text of users and of exceptions, made printable and short; numbers, options and shell words."""
+"""Text for messages: texts of users and exceptions, made printable and short; numbers, options and shell words."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ def name_of_class(error: type[BaseException]) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an exception, without white space at its ends, cut after `LONGEST_TEXT` characters.
-
-    If `str(error)` raises an exception, return a sentence with the class of the raised exception.
-    """
+    """Return the message of an exception, cut after `LONGEST_TEXT` characters."""
     try:
         return str(error).strip()[:LONGEST_TEXT]
     except Exception as another:
@@ -38,12 +35,12 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with all unprintable characters escaped, so that the text cannot control a terminal."""
+    """Return a text with unprintable characters escaped, so that the text cannot control a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value, shortened by :func:`cut`; if repr raises, a phrase with the type of the value."""
+    """Return the repr of a value, shortened by :func:`cut`."""
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -51,9 +48,9 @@ def quoted(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return the start of a text, escaped by :func:`printable`, in at most `LONGEST_VALUE` characters.
+    """Return the start of a text, made printable, in at most `LONGEST_VALUE` characters.
 
-    If characters of the text are missing, the result ends with their number: "… (12 more characters)".
+    The number of missing characters follows: "… (12 more characters)".
     """
     parts: list[str] = []
     length = 0
@@ -68,7 +65,7 @@ def cut(text: str) -> str:
 
 
 def as_options(**options: str | Sequence[str]) -> str:
-    """Return options in words for a message: as the command takes them, and as arguments in Python.
+    """Return options in words for a message.
 
     >>> as_options(without=["weight"])
     "--without weight, in Python without=['weight']"
@@ -78,7 +75,7 @@ def as_options(**options: str | Sequence[str]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and a noun as text, the noun in the plural if needed.
+    """Return a number and a noun, in the plural if needed.
 
     >>> counted(1, "finding"), counted(2243, "finding")
     ('1 finding', '2,243 findings')
@@ -97,10 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def shell_word(text: str) -> str:
-    """Return a text as one word of a shell command.
-
-    A text with unprintable characters is escaped in the `$'…'` notation of bash and zsh.
-    """
+    """Return a text as one word of a shell command, for bash and zsh."""
     if text.isprintable():
         return shlex.quote(text)
     plain = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -108,23 +102,20 @@ def shell_word(text: str) -> str:
 
 
 def name_of_signal(number: int) -> str:
-    """Return the name of a signal: "SIGSEGV" for 11, and "signal 40" for 40, a real-time signal without a name."""
+    """Return the name of a signal, such as "SIGSEGV" for 11."""
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"
+        return f"signal {number}"  # a real-time signal
 
 
 def one_line(text: str) -> str:
-    """Return a text as one printable line, cut to at most `LONGEST_LINE` characters.
-
-    Each run of white space becomes one space.
-    """
+    """Return a text as one printable line of at most `LONGEST_LINE` characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
 def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Return the first `most` names as one text, with the number of further names: "a, b and 2 more"."""
+    """Return the first `most` names, and the number of further names: "a, b and 2 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -25,14 +25,13 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Result:
-    """The loss that a call of the subject returned, and the gradients from the backward pass of this loss.
+    """The loss of a call, and its gradients. A gradient that was not computed is None.
 
     Attributes:
         loss: the loss, detached from the graph.
-        gradient: the gradient of `input` (the logits of a cross-entropy), or None if it was not computed.
-        target_gradient: the gradient of the class probabilities, or None if it was not computed.
-        weight_gradient: the gradient of `linear_weight`, or None if it was not computed.
-        bias_gradient: the gradient of `linear_bias`, or None if it was not computed.
+        gradient: the gradient of `input`, such as the logits of a cross-entropy.
+        target_gradient: the gradient of the class probabilities.
+        weight_gradient, bias_gradient: the gradients of `linear_weight` and `linear_bias`.
     """
 
     loss: Tensor
@@ -42,12 +41,12 @@ class Result:
     bias_gradient: Tensor | None = None
 
     def copy(self) -> Result:
-        """Return a copy of the result, in new memory."""
+        """Return a copy in new memory."""
         return Result(**{name: part.clone() for name, part in self.parts.items()})
 
     @property
     def digest(self) -> str:
-        """A checksum of the dtypes, shapes and bits of the result. All NaN count as equal, whatever their bits."""
+        """A checksum of the dtypes, shapes and bits. All NaN count as equal."""
         bits = 0
         for tensor in self.parts.values():
             bits = checksum(tensor, bits)
@@ -61,7 +60,7 @@ class Result:
 
 
 def digest_of(got: Result) -> str:
-    """Return the checksum of a result, or "" if the result has no data, as on the meta device."""
+    """Return the checksum of a result, or "" for a result without data, as on the meta device."""
     try:
         return got.digest
     except RuntimeError:
@@ -87,10 +86,9 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the words for a result in a message, such as "gradient of the logits" for "gradient".
+    """Return the words for a result in a message.
 
-    `of` is the name of the result. If a check makes several calls, a space and the short name of the call follow. If
-    `operation` is `linear_cross_entropy`, the words contain "input" in place of "logits".
+    `of` is the name of the result. The name of a call may follow.
 
     >>> in_words("gradient reversed along dimension 2")
     'gradient of the logits, with rows reversed along dimension 2'
@@ -104,14 +102,14 @@ def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
 
 
 def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
-    """Return a dtype and a shape in words for a message, such as "float32 with shape (3, 5)"."""
+    """Return a phrase such as "float32 with shape (3, 5)"."""
     return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
 
 
 def checksum(tensor: Tensor, before: int = 0) -> int:
     """Return the CRC-32 of the dtype, shape and bits of a tensor. All NaN count as equal.
 
-    Pass the checksum of previous tensors as `before` to get the checksum of all tensors together.
+    `before` is the checksum of previous tensors. With `before`, the result is the checksum of all these tensors.
     """
     so_far = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
     nan = tensor.isnan()
@@ -119,19 +117,12 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> Result:
-    """Call a subject, run the backward pass with the upstream gradient, and return the loss and the gradients.
+    """Return the loss of a subject, and its gradients from a backward pass with the upstream gradient.
 
-    Args:
-        loss: the function of the subject.
-        inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. `evaluate` ignores the name of a gradient that the inputs
-            cannot have: for example, "target_gradient" if the target holds class indices. If "gradient" is not among
-            the names, or if the loss has a wrong shape, `evaluate` computes no gradients.
+    `gradients` has the names of the gradients to compute. Without "gradient", no gradient is computed.
 
     Raises:
-        TypeError: the loss or a gradient is no dense tensor, or the loss is complex or detached from a tensor whose
-            gradient is requested.
-        Exception: the subject may raise any exception.
+        TypeError: the loss or a gradient is not dense, the loss is complex, or a gradient is missing.
     """
     # Each leaf shares the memory of an input, so `make_call` can detect a write into the leaf.
     given, leaves = inputs.requiring(gradients if "gradient" in gradients else ())
@@ -153,18 +144,18 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
 
 
 def _detached_error(argument: str, name: str) -> TypeError:
-    """Return the error about a loss that is detached from an argument. `name` is the name of the missing gradient."""
+    """Return the error about the missing gradient `name` of an argument."""
     declare = f"; if this is intended, declare it: {as_options(without=[name])}" if name in FEATURE_NAMES else ""
     return TypeError(f"the loss is detached from the {argument}, so there is no gradient{declare}")
 
 
 def as_loss(value: object) -> Tensor:
-    """Check that a value is a dense tensor of real numbers, and return the value.
+    """Return the value if it is a dense tensor of real numbers.
 
     Raises:
-        TypeError: the value is not of the class torch.Tensor, is not strided (for example sparse), or is complex. A
-            subclass of Tensor is refused too, because the methods of a subclass could return anything.
+        TypeError: the value is anything else.
     """
+    # a subclass of Tensor could return anything from its methods
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"loss: got {class_and_layout(value)}; expected {DENSE}")
     if value.is_complex():
@@ -174,16 +165,13 @@ def as_loss(value: object) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """The results of a call, and the effects of the call on its arguments.
+    """The results of a call, and the effects of the call on its arguments. The text of a missing effect is "".
 
     Attributes:
-        result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the name of the first tensor that the forward pass changed (:func:`written`), an argument or
-            the upstream gradient; "" if the forward pass changed none.
-        attribute_change: a sentence about an argument whose attributes, such as .grad, the call changed
-            (:func:`describe_attribute_change`); "" if there is none.
-        shared: a sentence about a result that shares memory with an argument (:func:`shared`); "" if there is none.
+        written_forward: the name of the first tensor that the forward pass changed.
+        attribute_change: a sentence about an argument whose attributes, such as .grad, the call changed.
+        shared: a sentence about a result that shares memory with an argument.
     """
 
     result: Result
@@ -194,12 +182,7 @@ class Call:
 
 
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
-    """Make the first call of a case, and return the results of the call and its effects on the arguments.
-
-    `loss` is the function of the subject. `gradients` names the gradients to compute, as in :func:`evaluate`.
-
-    This is an act: a function that runs in the process of the subject.
-    """
+    """Act: make the first call of a case, and return its results and its effects on the arguments."""
     tensors: dict[str, Received] = {}
     before, written_forward = inputs.copy(), ""
 
@@ -216,26 +199,14 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
-    """Call the subject twice with the same inputs, and once in between with other inputs.
+    """Act: call the subject twice with the same inputs, and once in between with `others`.
 
-    This is an act: a function that runs in the process of the subject.
-
-    The call in between is only there to change memory, so `repeat_call` ignores an exception of this call. After this
-    call, :func:`poison` fills freed memory with NaN.
-
-    Args:
-        loss: the function of the subject.
-        inputs: the inputs of the two calls.
-        others: the inputs of the call in between.
-        gradients: the names of the gradients to compute, as in :func:`evaluate`.
-
-    Returns:
-        The first result, copied immediately; the first result, copied after the call in between; and the second result.
-        All three should be equal. If the two copies differ, the call in between wrote into the first result.
+    Return the first result, copied before and after the call with `others`, and the second result. All three should be
+    equal. If the two copies differ, the call with `others` wrote into the first result.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
-    with suppress(Exception):
+    with suppress(Exception):  # this call only has to change memory
         evaluate(loss, others, gradients)
     poison(inputs)
     return kept, first.copy(), evaluate(loss, inputs, gradients)
@@ -244,14 +215,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
     """Check that each result of an act has the gradients that :func:`evaluate` computes, in the right shape and dtype.
 
-    An isolated process could leave out a gradient, and crossent compares only the gradients that a result has.
-
-    Args:
-        value: the value that the act returned, which may contain several results or none.
-        arguments: the arguments of the act, some of which may be :class:`Inputs`. Each result must fit at least one of
-            these inputs. Without such inputs, nothing is checked.
-        gradients: the names of the gradients that the subject can compute. The function ignores the name of a gradient
-            that the inputs cannot have.
+    An isolated process could leave out a wrong gradient. Each result in `value` must fit one of the :class:`Inputs` in
+    `arguments`, the arguments of the act.
 
     Raises:
         ValueError: a gradient is missing, or has another shape or dtype than its argument.
@@ -267,10 +232,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
 
 
 def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of the class `kind` in a value: the value itself, or objects in nested tuples and lists.
-
-    A :class:`Call` counts as its `result`.
-    """
+    """Return the objects of a class in a value and its nested tuples and lists."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):
@@ -279,13 +241,8 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _wrong_gradient(result: Result, inputs: Inputs, gradients: Gradients) -> str:
-    """Return the name of the first gradient that is missing or has a wrong shape or dtype; "" if there is none.
-
-    A gradient must have the shape and dtype of its argument.
-
-    If :func:`evaluate` computes no gradients, because the loss has a wrong shape or "gradient" is not in `gradients`,
-    return "". `trial.misshapen` reports the wrong shape.
-    """
+    """Return the name of the first gradient that is missing or has a wrong shape or dtype, or ""."""
+    # here, `evaluate` computes no gradients; `misshapen` reports a wrong shape
     if result.loss.shape != inputs.upstream.shape or "gradient" not in gradients:
         return ""
     for name, leaf in inputs.leaves.items():

@@ -21,10 +21,7 @@ Body = Callable[[Trial], Iterable[Difference | Problem]]
 
 
 class Cost(Enum):
-    """The cost of a check, as the calls, the time or the memory that the check needs.
-
-    :mod:`crossent.run.plan` and :mod:`crossent.run.selection` choose the checks of a case by their cost.
-    """
+    """The cost of a check in calls, time or memory. :mod:`crossent.run.plan` chooses checks by their cost."""
 
     CALL = "the first call of a case"
     AGAIN = "the same call again, after a call with other numbers"
@@ -43,19 +40,12 @@ class Check:
     """One property of a subject on a case.
 
     Attributes:
-        name: the name of the check in a report.
-        body: the function that runs the check. The function yields every problem, and every difference, even a
-            difference within its bound. The function may raise the errors of :mod:`crossent.trials.trial`.
-        cost: the cost of the check.
-        needs: for each feature that the check may need, a function that returns whether the check needs the feature
-            for the given inputs.
-        applies: a function that returns whether the check applies to a case.
+        body: the function that runs the check. The function yields all differences, also those within their bounds.
+        needs: for each feature, a function that returns whether the check needs the feature for the given inputs.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
         versus: "exact" if the check compares results with exact values; "other" if it compares two results.
-        sample: a function that returns whether a case may be the sample. Level normal runs a check of cost `CODE` on
-            one case only, the sample. Level quick does not run such a check.
+        sample: a function that selects cases. At level normal, a check of cost `CODE` runs on one of these cases.
         sentence: the property, as one sentence.
-        operations: the operations for which the check exists.
     """
 
     name: str
@@ -70,11 +60,7 @@ class Check:
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
     def said_of(self, operation: Operation) -> str:
-        """Return the sentence of the check for an operation.
-
-        If the check exists for `cross_entropy`, its sentence speaks of logits. For `linear_cross_entropy`, the returned
-        sentence then says "input" in place of "logits".
-        """
+        """Return the sentence of the check in the words of an operation, such as "input" for "logits"."""
         if CROSS_ENTROPY not in self.operations:
             return self.sentence
         return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
@@ -82,9 +68,7 @@ class Check:
     def run(self, trial: Trial) -> Found:
         """Run the check, and yield each problem and each difference.
 
-        If a call by the check returns a loss of a wrong shape or dtype, yield a problem about this loss, and end the
-        check. If the check cannot make a call after a failure, end the check, so that the failure counts. This method
-        may raise the other errors of :mod:`crossent.trials.trial`, and NotRunError if there was no failure.
+        This method may raise the errors of :meth:`crossent.trials.trial.Trial.perform`.
         """
         failed = False
         try:
@@ -94,13 +78,13 @@ class Check:
         except MisshapenError as error:
             yield Problem("wrong", str(error))
         except NotRunError:
-            if not failed:
+            if not failed:  # otherwise, the check has failed
                 raise
 
     def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why a subject does not support the check on these inputs; "" if there is no reason.
+        """Return the reason why a subject does not support the check on these inputs, or "".
 
-        The reason is a phrase that follows the name of the subject, such as "is not differentiable".
+        The reason follows the name of the subject: "is not differentiable".
         """
         for feature, reason in subject.lacks.items():
             if feature in self.needs and self.needs[feature](inputs):
@@ -127,20 +111,9 @@ def check(
 ) -> Callable[[Body], Check]:
     """Return a decorator that turns a function into a check.
 
-    The first line of the function's docstring becomes the sentence of the check.
-
-    Args:
-        needs: the features that the check always needs.
-        dense_needs: the features that the check needs if the target holds probabilities.
-        other_needs: further features, each with a function, as in `needs` of :class:`Check`.
-        cost: see :class:`Check`.
-        name: the name of the check, if it differs from the function's name.
-        applies: see :class:`Check`. The check does not apply to a case of an operation outside `operations`.
-        transforms: see :class:`Check`.
-        versus: see :class:`Check`.
-        sample: see :class:`Check`.
-        sentence: the sentence of the check, if it differs from the first line of the docstring.
-        operations: see :class:`Check`.
+    The check needs the features `needs`, and for target probabilities also the features `dense_needs`. `other_needs`
+    has further features, as `needs` of :class:`Check`. The default of `sentence` is the first line of the function's
+    docstring. The other arguments are attributes of :class:`Check`.
     """
 
     def applies_to(case: Case) -> bool:

@@ -27,33 +27,24 @@ BY_ROW = ("loss", "tangent", "upstream_gradient")
 
 @dataclass(frozen=True)
 class Difference:
-    """The element of a result with the largest share of its error bound, and counts over all elements.
+    """The worst element of a result, with the largest share of its error bound, and counts over all elements.
 
-    If a check compares two results, the numbers of the other result take the place of the exact values.
+    If a check compares two results, the numbers of one result take the place of the exact values.
 
     Attributes:
-        of: the name of the result: "loss", the name of a gradient, such as "target_gradient", or the name of a
-            derivative. A check of several calls appends a phrase about a call. For example, "gradient reversed along
-            dimension 2" is the gradient of a call whose rows are reversed along dimension 2.
+        of: the name of the result. The name of a call may follow: "gradient reversed along dimension 2".
         dtype: the name of the dtype of the result.
-        index: the index of the worst element, which has the largest share of its bound; () for a scalar or an empty
-            result.
+        index: the index of the worst element; () for a scalar.
         got: the worst element.
         exact: the exact value of the worst element, rounded to float64.
         radius: the error radius of the exact value.
-        bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from the exact value, not from its rounding `exact`. Equal infinities and two NaN
-            have the distance 0. Any other pair with an infinity or a NaN has an infinite distance.
-        ratio: the share of the bound, error ÷ bound; 0 if the error is 0 or the bound is infinite. The check fails if
-            the share is above 1.
-        ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
-        elements: the number of elements.
+        bound: the largest error that rounding can cause, plus the radius.
+        error: the distance of `got` from the unrounded exact value.
+        ratio: the share of the bound, error ÷ bound. A share above 1 fails.
+        ulp: the error in units in the last place of the exact value, in the result's dtype.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: for each reason why a bound is not finite, the number of elements with such a bound.
-        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results that crossent
-            tries are zeros, a constant, and a gradient that leaves out the softmax. Another wrong result is a
-            derivative that treats the log-sum-exp as constant. If the result has no elements, `vacuous` is True, and
-            all numbers are 0.
+        vacuous: whether passing is no evidence, because a wrong result, such as zeros, would pass too.
     """
 
     of: str
@@ -88,10 +79,7 @@ class Difference:
 
 
 def _apart(error: float, bound: float) -> tuple[str, str]:
-    """Return an error and the smaller bound as text, with enough digits that the bound is also smaller as text.
-
-    The text has six digits of the error and three of the bound; if these do not suffice, six of both, or else all.
-    """
+    """Return an error and the smaller bound as text, with enough digits to show which is smaller."""
     pairs = [(f"{error:.6g}", f"{bound:.{digits}g}") for digits in (3, 6)]
     return next((pair for pair in pairs if float(pair[0]) > float(pair[1])), (repr(error), repr(bound)))
 
@@ -99,11 +87,7 @@ def _apart(error: float, bound: float) -> tuple[str, str]:
 def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
     """Return the differences of a result from the exact values: one for the loss, and one for each gradient in `got`.
 
-    Args:
-        contract: the contract from which the error bounds follow.
-        got: the result. Its loss must have the right shape and dtype (:func:`crossent.trials.trial.misshapen`).
-        exact: the exact values.
-        zero_mean: whether the mean over no kept rows must be 0 instead of NaN.
+    The loss must have the right shape and dtype. With `zero_mean`, the mean over no kept rows must be 0 instead of NaN.
     """
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
@@ -117,25 +101,21 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
 
 
 def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
-    """Return the object with the error bounds of each result in `got` (the loss and the gradients), by name.
-
-    A gradient without an exact value has no entry. Results of different dtypes have different objects, because a bound
-    includes the rounding of the result to its dtype.
-    """
+    """Return the object with the error bounds of each result in `got`, by the name of the result."""
     found = {}
     for part in ("loss", *GRADIENTS):
         tensor, value = getattr(got, part), getattr(exact, part)
         if tensor is not None and value is not None:
+            # one object for each dtype: a bound includes the rounding of the result to its dtype
             found[part] = exact.bounds(contract.storing(FORMATS[name_of(tensor)]))
     return found
 
 
 def allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """Return the exact gradient, with 0 in ignored rows whose exact numbers are all NaN and whose result is all 0.
+    """Return the exact gradient, with 0 instead of NaN in the ignored rows in which `got` is 0.
 
-    `got` is the result. `kept` is False for ignored rows. The exact gradient of an ignored row is NaN if the row has no
-    softmax, for example because a logit is NaN. torch returns NaN for such a row, although its documentation says that
-    an ignored row does not contribute (pytorch#11551). So both 0 and NaN are right.
+    A row has no softmax if, for example, a logit is NaN. If such a row is ignored, torch returns NaN. But its
+    documentation says that ignored rows do not contribute (pytorch#11551). So both 0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
@@ -144,14 +124,7 @@ def allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
-    The worst element has the largest share of its error bound. If an exact value has the radius 0 and is infinite, the
-    element must be the same infinity. If an exact value has the radius 0 and is NaN, the element must be NaN.
-
-    Args:
-        name: the name of the result, which is also the name of an attribute of `bounds`.
-        tensor: the result.
-        exact: the exact values, an attribute of :class:`crossent.trials.exact.Exact` or `ExactAlong`.
-        bounds: the error bounds.
+    `bounds` has the error bounds as its attribute `name`, the name of the result.
 
     Raises:
         ValueError: the result and the exact values have different numbers of elements.
@@ -169,11 +142,7 @@ def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differen
 
 
 def _find_bounds(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return the results of :func:`largest_errors` and :func:`not_judged`: the bounds, `vacuous`, and the counts.
-
-    `name` is the name of the result. All subjects with the same contract share these three values, so the function
-    computes them once.
-    """
+    """Return the bounds, `vacuous` and `not_judged` of a result. Subjects with the same contract share these."""
     known = _SHARED.setdefault(bounds, {})
     if name not in known or known[name][0] is not exact:
         allowed, vacuous = largest_errors(name, exact, bounds)
@@ -187,8 +156,7 @@ _SHARED: WeakKeyDictionary[AnyBounds, dict[str, tuple[Ball, tuple[Array, bool, d
 def largest_errors(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool]:
     """Return the error bound of each number of a result, and whether a wrong result would pass too (`vacuous`).
 
-    `name` is the name of the result, such as "loss". Each bound includes the error radius of the exact value. If the
-    exact value is infinite or NaN, the bound is the radius alone. A bound of NaN counts as infinite.
+    Each bound includes the error radius of the exact value.
     """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
@@ -199,16 +167,11 @@ def largest_errors(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bo
 
 
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
-    """Yield constant results that could pass: zeros and, if there are several exact values, one or two more.
-
-    If all exact values are finite, a constant passes from `least` to `most`, so the middle of this range is one of the
-    constants. If the range is empty, yield nothing. The other constant is the median of the finite exact values.
-    `allowed` has the error bounds, and `special` is the mask of the infinite and NaN exact values.
-    """
+    """Yield constant results that could pass: zeros, the median, and the middle of the range of constants that pass."""
     finite = exact.hi.size > 0 and not special.any()
     if finite:
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
-        if least - most > 2.0**-50 * (abs(least) + abs(most)):  # more than the rounding errors of the line above
+        if least - most > 2.0**-50 * (abs(least) + abs(most)):  # no constant passes; 2^-50 covers rounding
             return
     yield np.zeros_like(exact.hi)
     if exact.hi.size > 1 and not special.all():
@@ -218,11 +181,9 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the difference at the worst element of `got`, the element with the largest share of its error bound.
+    """Return the difference at the worst element of `got`, with the index (row, column).
 
-    `name` is the name of the result, and `dtype` the name of its dtype. `got`, `exact` and the error bounds `allowed`
-    have R rows of K numbers, (R, K). In the difference, the index is (row, column), `not_judged` is empty, and
-    `vacuous` is False. If `got` has no numbers, the index is (), and `vacuous` is True.
+    `got`, `exact` and the error bounds `allowed` have the shape (R, K). The caller computes `not_judged` and `vacuous`.
     """
     if got.size == 0:
         return Difference(name, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
@@ -251,7 +212,7 @@ def difference(name: str, dtype: str, got: Array, exact: Ball, allowed: Array) -
 def not_judged(name: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
     """Return, for each reason why a bound is not finite, the number of elements with such a bound.
 
-    `name` is the name of the result, and `allowed` has the bounds that :func:`largest_errors` returns.
+    `allowed` has the bounds that :func:`largest_errors` returns.
     """
     if not np.isinf(allowed).any():
         return {}
@@ -266,7 +227,7 @@ def not_judged(name: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dic
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
-    """Return the index in a tensor of the element that :func:`rows_of` puts into this row and column."""
+    """Return the index of the element that :func:`rows_of` puts into this row and column."""
     if tensor.dim() == 1:
         return (column,)
     first, *further = _unravel(row, (tensor.shape[0], *tensor.shape[2:]))
@@ -274,5 +235,4 @@ def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
 
 
 def _unravel(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the index of an element in an array of this shape, from its position `row` in the flattened array."""
     return tuple(map(int, np.unravel_index(row, shape)))

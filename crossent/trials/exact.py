@@ -1,8 +1,5 @@
 """The exact values of a call, and its arguments as rows, from which `numerics.bounds` computes error bounds.
 
-The exact values come from the oracle and not from torch, because torch rounds. For example, for the bfloat16 logits
-`[[7, 0]]` and class 0, torch returns the loss 0. The exact loss is about 0.0009.
-
 In the shapes, R is the number of rows, and C the number of classes. Logits (N, C, d1, …) have `R = N · d1 · …` rows. A
 linear cross-entropy has `R = N` rows, hidden states of H numbers, and V classes.
 """
@@ -38,11 +35,9 @@ AnyContract = Contract | LinearContract
 
 
 class LinearResultBounds:
-    """The error bounds of a linear cross-entropy under a contract, named as the exact values in :class:`Exact`.
+    """The error bounds of a linear cross-entropy under a contract, by the names of the exact values in :class:`Exact`.
 
-    Attributes:
-        terms: the arguments of the cross-entropy, as rows. The logits are the output of the linear layer.
-        contract: the contract.
+    `terms` has the arguments of the cross-entropy of the logits, as rows.
     """
 
     def __init__(self, linear_terms: LinearTerms, contract: LinearContract) -> None:
@@ -72,7 +67,7 @@ class LinearResultBounds:
     def vacuous_results(self, name: str) -> list[Array]:
         """Return a list with one wrong result, the gradient `name` without the softmax; for the loss, return [].
 
-        If this wrong gradient is within the bounds, passing is no evidence (see :meth:`Bounds.vacuous_results`).
+        If this wrong gradient is within the bounds, passing is no evidence.
         """
         if name == "loss":
             return []
@@ -87,7 +82,7 @@ class LinearResultBounds:
             return [made[name](d) for d in of_target]
 
     def without_bound(self, name: str) -> dict[Reason, NDArray[np.bool_]]:
-        """Return, for each reason, the mask of the bounds of the result `name` that are infinite for this reason."""
+        """Return, for each reason, a mask of the infinite bounds of the result `name` that have this reason."""
         overflow: Reason = "an intermediate may overflow"
         infinite, rows = np.isinf(getattr(self, name)), Bounds(self.terms, self.contract.loss)
         if rows.may_divide_by_zero:
@@ -100,19 +95,16 @@ class LinearResultBounds:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact values of a case, its arguments as rows, and the error bounds computed from these rows.
+    """The exact values of a case, and its arguments, from which the error bounds follow. A missing gradient is None.
 
     Attributes:
-        shape: the shape of the loss.
-        dtype: the dtype of the loss.
+        shape, dtype: the shape and the dtype of the loss.
         logits_dtype: the name of the dtype of the logits, or of the hidden states of a linear cross-entropy.
-        loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
-        gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
-        target_gradient: the exact gradient of the target probabilities, (R, C); None for class indices, and for a
-            linear cross-entropy.
+        loss: the loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
+        gradient: the gradient of the input: (R, C) for logits, (N, H) for hidden states.
+        target_gradient: the gradient of the target probabilities, (R, C).
         terms: the arguments of the cross-entropy of the logits, as rows of float64 numbers.
-        weight_gradient: the exact gradient of `linear_weight`, (V, H); None for a cross-entropy of logits.
-        bias_gradient: the exact gradient of `linear_bias`, (1, V); None without `linear_bias`.
+        weight_gradient, bias_gradient: the gradients of `linear_weight`, (V, H), and `linear_bias`, (1, V).
         linear_terms: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
     """
 
@@ -136,7 +128,7 @@ class Exact:
     def bounds(self, contract: LinearContract) -> LinearResultBounds: ...
 
     def bounds(self, contract: AnyContract) -> Bounds | LinearResultBounds:
-        """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
+        """Return the error bounds under a contract. Subjects with the same contract share them."""
         if isinstance(contract, LinearContract):
             assert self.linear_terms is not None
             linear = self.effective_contract(contract)
@@ -158,15 +150,14 @@ class Exact:
     def effective_contract(self, contract: AnyContract) -> AnyContract:
         """Return the contract, with a fixed value in each field that does not change the bounds of this case.
 
-        Contracts that differ only in these fields become equal, so they share their bounds. In a
-        :class:`LinearContract`, only the grade gets a fixed value.
+        Contracts that differ only in these fields become equal, so they share their bounds.
         """
         if isinstance(contract, LinearContract):
             return replace(contract, loss=replace(contract.loss, grade="A"))
         return effective_contract(contract, self.terms)
 
     def at(self, inputs: Inputs) -> Exact:
-        """Return an object that computes the error bounds for other inputs, but has the exact values of this case."""
+        """Return the same exact values with the error bounds of other inputs."""
         linear = None if self.linear_terms is None else _linear_terms_of(inputs)
         terms, dtype = terms_of(inputs) if linear is None else linear.rows, name_of(inputs.input)
         return replace(self, terms=terms, logits_dtype=dtype, linear_terms=linear, _bounds={}, _linear_bounds={})
@@ -180,7 +171,7 @@ class ExactAlong:
         tangent: the derivative of the loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         second: the derivative of the gradient, (R, C).
         direction: the direction, (R, C).
-        terms: the arguments of the case as rows of float64 numbers.
+        terms: the arguments as rows of float64 numbers.
     """
 
     tangent: Ball
@@ -190,7 +181,7 @@ class ExactAlong:
     _bounds: dict[Contract, DerivativeBounds] = field(default_factory=dict)
 
     def bounds(self, contract: Contract) -> DerivativeBounds:
-        """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
+        """Return the error bounds under a contract."""
         contract = effective_contract(contract, self.terms)
         if contract not in self._bounds:
             self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
@@ -242,7 +233,7 @@ def _linear_terms_of(inputs: Inputs) -> LinearTerms:
 
 
 def _linear_call(inputs: Inputs) -> LinearCall:
-    """Return the arguments of a linear cross-entropy as the call that the oracle takes."""
+    """Return the arguments of a linear cross-entropy for the oracle."""
     tensors = {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     dense, upstream = inputs.target.is_floating_point(), inputs.upstream.cpu().double()
@@ -263,18 +254,18 @@ def _linear_call(inputs: Inputs) -> LinearCall:
 
 
 def loss_dtype(inputs: Inputs) -> torch.dtype:
-    """Return the right dtype of the loss: the dtype of `input`, promoted with the dtype of target probabilities."""
+    """Return the dtype that the loss must have."""
     dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
 
 def _column(numbers: Ball) -> Ball:
-    """Return the numbers as a column: (R, 1), or (1, 1) for a single number."""
+    """Return the numbers as a column, (R, 1)."""
     return Ball(*(np.reshape(getattr(numbers, name), (-1, 1)) for name in ("hi", "lo", "radius")))
 
 
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
-    """Return the arguments of a case as the oracle takes them. `terms` has the same arguments as rows."""
+    """Return the arguments of a case for the oracle."""
     # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
     narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
@@ -317,31 +308,27 @@ def terms_of(inputs: Inputs) -> Terms:
 
 
 def _log_sum(logits: Array) -> Array:
-    """Return `log Σ exp(x - max x)` of each row.
-
-    The largest term of the sum is 1. `log1p` of the sum of the other terms loses no digits if this sum is small.
-    """
+    """Return `log Σ exp(x - max x)` of each row."""
     if logits.size == 0:
         return np.zeros(len(logits))
     with np.errstate(invalid="ignore", over="ignore"):  # a difference may overflow to -inf, whose exponential is 0
         at = np.arange(len(logits)), logits.argmax(1)
         exponentials = np.exp(logits - logits[at][:, None])
+    # the largest term is 1: `log1p` of the other terms loses no digits
     exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
     return np.asarray(np.log1p(exponentials.sum(1)))
 
 
 def rows_of(tensor: Tensor) -> Array:
-    """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers.
-
-    The array is contiguous: otherwise, numpy would add the numbers of a row in an order that depends on the layout.
-    """
+    """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers."""
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
+    # contiguous: otherwise, the order in which numpy adds a row depends on the layout
     return np.ascontiguousarray(last.reshape(-1, classes).detach().resolve_neg().cpu().double().numpy())
 
 
 def _indices(target: Tensor) -> NDArray[np.int64]:
-    """Return the class indices of a target as an array, (R,)."""
+    """Return the class indices, (R,)."""
     return np.asarray(target.long().cpu()).reshape(-1)
 
 

@@ -20,18 +20,15 @@ _NARROW = 2.0**-10
 
 
 def factor_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the factor between a wrong number and the exact value; "" if no known factor fits.
+    """Return a line that names the factor between a wrong number and the exact value, or "".
 
-    An example of the line, which begins with a line break::
+    For example::
 
         The number is the exact value times 0.7: kept rows / rows
 
     For a factor f, let b be the error bound times `max(1, |f|)`. The factor fits if three conditions hold:
     `|wrong number - f · exact value| <= b`, `|f · exact value - exact value| > 2 b`, and
-    `b <= _NARROW · |wrong number|`. If several factors fit, the line has all their names.
-
-    No factor fits if the wrong number or the exact value is 0, infinite or NaN, or if the error bound is not finite.
-    `difference` has the wrong number, and `inputs` has the arguments of the call.
+    `b <= _NARROW · |wrong number|`.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -49,20 +46,19 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def narrower_dtype_of(difference: Difference) -> str:
-    """Return a line that names the dtype of the least precision that can represent a wrong number without rounding.
+    """Return a line that names the least precise dtype that represents a wrong number exactly, or "".
 
-    An example of the line, which begins with a line break::
+    For example::
 
         The number is representable in float16: a step may be computed in float16
 
-    A dtype counts only if it has fewer significant bits than the dtype of the result. So bfloat16 counts for a
-    float16 result. The number must also agree with the exact value in half of the bits of the dtype. Return ""
-    if no dtype counts, if the number is 0, or if the number or the exact value is not finite.
+    The dtype must be less precise than the dtype of the result. The number must also be near the exact value.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
         return ""
     for name, narrow in sorted(FORMATS.items(), key=lambda one: one[1].precision):
+        # half of the bits of the narrow dtype agree
         near = abs(got - exact) <= math.sqrt(narrow.unit_roundoff) * abs(exact)
         if near and narrow.precision < own.precision and narrow.nearest(np.array([got]))[0] == got:
             return f"\nThe number is representable in {name}: a step may be computed in {name}"
@@ -70,16 +66,12 @@ def narrower_dtype_of(difference: Difference) -> str:
 
 
 def infinity_of(difference: Difference, inputs: Inputs) -> str:
-    """Return a line that names the numbers that may make a loss infinite; "" if there are none.
+    """Return a line that names the numbers that may make the loss of a cross-entropy infinite, or "".
 
-    Examples of the line, which begins with a line break::
+    Examples::
 
         In float32, a probability of at most exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
-
-    The numbers underflow to 0 or overflow to inf. The line appears only for a cross-entropy of logits whose loss is
-    inf, with a finite exact value and a batch that is not empty. The two numbers of the first example appear only for
-    the reduction "none" without `weight`.
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
     if not infinite or inputs.operation is not CROSS_ENTROPY or not inputs.input.numel():
@@ -101,14 +93,14 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 def _most_of_smallest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
     """Return an upper bound of the smallest `log p` in a row with this loss, where p is the softmax.
 
-    `axis` is the dimension of the classes. The loss is the sum of `-q log p` over the classes, where q is the target
-    probability after label smoothing. The sum of the q is at most `max(1, s)`. Here s is the largest sum of the target
-    probabilities of a row, or 1 for class indices. So the smallest `log p` is at most `-loss / max(1, s)`. If a
-    target probability is negative, this bound does not hold, and the function returns 0.
+    The loss is the sum of `-q log p` over the classes, where q is the target probability after label smoothing. Let s
+    be the largest sum of the target probabilities of a row, or 1 for class indices. The sum of the q is at most
+    `max(1, s)`. So the smallest `log p` is at most `-loss / max(1, s)`.
     """
     if not is_dense(inputs):
         return -loss
     target = inputs.target.double()
+    # with a negative probability, the bound does not hold
     return -loss / max(1.0, float(target.sum(axis).max())) if (target >= 0).all() else 0.0
 
 
@@ -125,12 +117,11 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
 
 
 def _operand(words: str) -> str:
-    """Return the name of a number for a quotient. A name with a minus sign gets parentheses."""
     return f"({words})" if " - " in words else words
 
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
-    """Return the numbers from which factors are formed, by their names in messages, such as "kept rows"."""
+    """Return the numbers from which factors are formed, by their names, such as "kept rows"."""
     first, target, options = inputs.input, inputs.target, inputs.options
     width, classes = first.shape[min(1, first.dim() - 1)], inputs.classes
     sizes = {}

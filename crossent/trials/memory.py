@@ -1,8 +1,4 @@
-"""Detect writes into arguments, changes of their attributes, and results that share memory with an argument.
-
-Before a further call, :func:`poison` fills freed memory with NaN. Elements of a result that the subject does not write
-are then probably NaN.
-"""
+"""Detect writes into arguments, changed attributes of arguments, and results that share memory with an argument."""
 
 from __future__ import annotations
 
@@ -24,29 +20,23 @@ def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """Return the whole storage of a tensor as a tensor of bytes, without a copy, even if the tensor is a view."""
+    """Return the whole storage of a tensor, even of a view, as a tensor of bytes without a copy."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 
 
 def written(given: Inputs, before: Inputs) -> str:
-    """Return the name of the first tensor whose memory, shape, strides or offset the call changed, or "".
+    """Return the name of the first tensor that the call changed, or "".
 
-    A write changes the memory of every tensor in the same storage. So tensors whose own elements changed come first.
-
-    Args:
-        given: the inputs that the call received.
-        before: a copy of these inputs from before the call, in other memory.
+    `before` is a copy of the inputs from before the call.
     """
     pairs = zip(tensors_of(given).items(), tensors_of(before).values(), strict=True)
     changed = {name: (new, old) for (name, new), old in pairs if _has_changed(new, old)}
+    # a write changes every tensor in the same storage, so tensors with changed elements come first
     return next((name for name, pair in changed.items() if _has_other_elements(*pair)), next(iter(changed), ""))
 
 
 def describe_change(given: Inputs, before: Inputs) -> str:
-    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input"; "" if there is none.
-
-    `given` and `before` are the arguments of :func:`written`.
-    """
+    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input", or ""."""
     name = written(given, before)
     if name and _view(tensors_of(given)[name]) != _view(tensors_of(before)[name]):
         return _view_change(name)
@@ -54,7 +44,7 @@ def describe_change(given: Inputs, before: Inputs) -> str:
 
 
 class Received(NamedTuple):
-    """A tensor that a call receives as an argument, with its `requires_grad` and :func:`_view` before the call."""
+    """A tensor argument, with its `requires_grad` and its view (shape, strides and offset) before the call."""
 
     tensor: Tensor
     requires_grad: bool
@@ -62,17 +52,15 @@ class Received(NamedTuple):
 
 
 def record_arguments(arguments: Mapping[str, object]) -> dict[str, Received]:
-    """Return the tensors among the arguments of a call, with their attributes at this moment, by name."""
+    """Return the tensors among the arguments of a call, with their present attributes, by name."""
     tensors = {name: one for name, one in arguments.items() if isinstance(one, Tensor)}
     return {name: Received(one, one.requires_grad, _view(one)) for name, one in tensors.items()}
 
 
 def describe_attribute_change(tensors: Mapping[str, Received]) -> str:
-    """Return a sentence about the first argument whose attributes the call changed; "" if there is none.
+    """Return a sentence about the first argument whose attributes the call changed, or "".
 
-    The attributes are .grad, requires_grad, shape, strides and offset. Only the caller may change these attributes. For
-    example, a loss that calls backward() is wrong, because backward() adds to the caller's .grad. Before the call, each
-    .grad must be None. `tensors` is the result of :func:`record_arguments` before the call.
+    `tensors` is the result of :func:`record_arguments` before the call. At that time, each .grad must be None.
     """
     for name, (argument, required, view) in tensors.items():
         if argument.is_leaf and argument.grad is not None:
@@ -85,11 +73,7 @@ def describe_attribute_change(tensors: Mapping[str, Received]) -> str:
 
 
 def shared(results: dict[str, Tensor], given: Inputs) -> str:
-    """Return a sentence about the first result that shares memory with an argument; "" if there is none.
-
-    A result without elements does not count. `results` has the results of a call, by the names that messages use.
-    `given` has the arguments of the call.
-    """
+    """Return a sentence about the first result that shares memory with an argument, or ""."""
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
     for part, tensor in results.items():
         for name, argument in arguments.items():
@@ -101,33 +85,28 @@ def shared(results: dict[str, Tensor], given: Inputs) -> str:
 def poison(inputs: Inputs) -> None:
     """Fill freed memory with NaN: allocate blocks, fill the blocks, and free them.
 
-    The blocks have the dtype of `input`, and the shapes of input, target, loss and gradients.
-
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
-    elements are probably NaN (pytorch#20406). The function allocates eight blocks of a size before it frees any of
-    them, so that the blocks cover different memory.
+    elements are probably NaN (pytorch#20406).
     """
     dtype, device = inputs.input.dtype, inputs.input.device
     results = [leaf.shape for leaf in inputs.leaves.values()]
     for shape in dict.fromkeys((inputs.input.shape, inputs.upstream.shape, inputs.target.shape, *results)):
+        # eight blocks at once cover different memory
         blocks = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
         del blocks
 
 
 def _has_changed(new: Tensor, old: Tensor) -> bool:
-    """Return whether two tensors differ in the bytes of their storage, their shape, strides or offset."""
     return _view(new) != _view(old) or not memory(new).equal(memory(old))
 
 
 def _has_other_elements(new: Tensor, old: Tensor) -> bool:
-    """Return whether two tensors differ in their elements, shape, strides, offset or size of the storage."""
     if _view(new) != _view(old) or memory(new).numel() != memory(old).numel():
         return True
     return bool((bits(new) != bits(old)).any())
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
-    """Return the shape, the strides and the offset of a tensor in its storage."""
     return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
@@ -136,5 +115,4 @@ def _view_change(name: str) -> str:
 
 
 def _storage_address(tensor: Tensor) -> int:
-    """Return the address of the storage of a tensor."""
     return tensor.untyped_storage().data_ptr()

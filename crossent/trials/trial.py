@@ -38,10 +38,7 @@ T = TypeVar("T")
 
 
 class RefusedError(Exception):
-    """The subject raised an exception, which the attribute `raised` describes.
-
-    The default message has the class and the first line of the subject's exception.
-    """
+    """The subject raised an exception, which the attribute `raised` describes."""
 
     def __init__(self, raised: Raised, message: str = "") -> None:
         super().__init__(message or raised.message)
@@ -49,14 +46,11 @@ class RefusedError(Exception):
 
 
 class MisshapenError(Exception):
-    """A call after the first call of the subject returned a loss of the wrong shape or dtype."""
+    """A call after the first call returned a loss of the wrong shape or dtype."""
 
 
 class EndedError(Exception):
-    """The subject crashed its process, or exceeded the time limit.
-
-    The attribute `kind` is "crashed" or "hung". The message, `how`, says how the process ended.
-    """
+    """The subject crashed its process, or exceeded the time limit: `kind` is "crashed" or "hung"."""
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -64,10 +58,7 @@ class EndedError(Exception):
 
 
 class NotRunError(Exception):
-    """A check cannot run: the machine lacks something, or the check does not apply to the subject or the case.
-
-    The message is a phrase that follows the name of the subject, such as "needs a CUDA device".
-    """
+    """A check cannot run. The message is the reason, such as "needs a CUDA device"."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,7 @@ class Problem:
 
     Attributes:
         kind: the kind of the failure, as in :class:`crossent.Finding`.
-        message: the description, in one line or a few lines.
-        of: the name of the wrong result, such as "second", if the check tests several results; "" otherwise.
+        of: the name of the wrong result, such as "second", or "".
     """
 
     kind: str
@@ -87,20 +77,16 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with the inputs and the exact values of the case, which are computed when first read.
+    """A case on a device, with its inputs and exact values, which are computed when first read.
 
-    All subjects on the case share the question. Each call gets a copy of the inputs.
-
-    Attributes:
-        case: the case.
-        device: the name of the device, such as "cuda".
+    All subjects on the case share the question.
     """
 
     case: Case
     device: str = "cpu"
 
     def fresh(self) -> Inputs:
-        """Return a copy of the inputs, in new memory, for a subject."""
+        """Return a copy of the inputs, in new memory."""
         return self.inputs.copy()
 
     @cached_property
@@ -110,37 +96,32 @@ class Question:
 
     @cached_property
     def inputs_on_cpu(self) -> Inputs:
-        """The inputs on the CPU, with the bits of :attr:`inputs`, for the exact values and the error bounds.
-
-        The judge can read these inputs without a wait for the device, and even if a call made the device unusable.
-        """
+        """The inputs on the CPU, which remain readable if a call makes the device unusable."""
         return self.inputs if self.device == "cpu" else self.case.build()
 
     @cached_property
     def others(self) -> Inputs:
-        """Inputs with the same shapes and options, but other random numbers, for a call between two equal calls."""
+        """Inputs with the same shapes and options, but other random numbers."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
     def exact(self) -> Exact:
-        """The exact values of the case. The object also computes the error bounds under a contract."""
+        """The exact values of the case."""
         return solve(self.inputs_on_cpu)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
-        """The exact derivatives along the direction of the case. The object also computes their error bounds."""
+        """The exact derivatives along the direction of the case."""
         return solve_along(self.inputs_on_cpu, self.case.direction())
 
 
 @dataclass(eq=False)
 class Trial:
-    """One subject on one case. All checks share the first call of the subject, and the differences of the first result.
+    """One subject on one case. All checks share the first call of the subject.
 
     Attributes:
-        question: the case, with its exact values.
-        subject: the subject.
         host: the object that runs acts in the process of the subject.
-        changed_state: the names of the parts of the global state that the subject changed and crossent restored.
+        changed_state: the parts of the global state that the subject changed and crossent restored.
     """
 
     question: Question
@@ -155,35 +136,29 @@ class Trial:
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call of the subject. The call happens when this attribute is first read.
-
-        Reading the attribute may raise the errors of :meth:`perform`.
-        """
+        """The first call of the subject, made when first read. May raise the errors of :meth:`perform`."""
         return self.perform(make_call, self.question.fresh(), self.gradients)
 
     @property
     def got(self) -> Result:
-        """The result of the first call. Reading this attribute may raise the errors of :meth:`perform`."""
+        """The result of the first call. May raise the errors of :meth:`perform`."""
         return self.first_call.result
 
     @cached_property
     def digest(self) -> str:
-        """The checksum of the first result, or "" if the result has no data, as on the meta device."""
+        """The checksum of the first result, as :func:`digest_of` returns it."""
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
         """Return the result of the subject for these inputs. May raise the errors of :meth:`perform`.
 
-        Args:
-            inputs: the arguments of the call, and the upstream gradient.
-            act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
-            arguments: further arguments of the act.
+        The act makes the call: `act(loss, inputs, gradients, *arguments)`.
         """
         return self.perform(act, inputs, self.gradients, *arguments)
 
     @property
     def gradients(self) -> Gradients:
-        """The names of the gradients that the subject can compute, also of gradients that do not exist in this case."""
+        """The names of the gradients that the subject can compute."""
         every = self.question.inputs.operation.gradients if self.subject.differentiable else ()
         return tuple(name for name in every if name not in self.subject.lacks)
 
@@ -194,7 +169,7 @@ class Trial:
             RefusedError: the subject raised an exception.
             EndedError: the subject crashed or blocked its process.
             NotRunError: the act cannot run on this machine.
-            ValueError: an isolated process sent invalid gradients (:func:`require_gradients`).
+            ValueError: an isolated process sent invalid gradients.
         """
         performed = self.host.perform(act, *arguments)
         self.changed_state += performed.changed_state
@@ -222,9 +197,7 @@ class Trial:
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
 
-        `grade` defaults to the grade that the subject must reach in the dtype of the case. If the loss always has the
-        same dtype (`Subject.dtype`), the contract is for this dtype, and `dtype` has no effect. If torch.compile
-        compiles the subject, return the contract :attr:`Contract.when_compiled`.
+        `grade` defaults to the grade that the subject must reach on this case.
         """
         subject = self.subject
         name = subject.dtype_name or dtype
@@ -234,10 +207,7 @@ class Trial:
         return own.when_compiled if subject.compiled else own
 
     def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
-        """Return the contract of the subject for the operation, the logits dtype and the number of rows of `exact`.
-
-        `grade` defaults to the grade that the subject must reach in the dtype of the trial's case.
-        """
+        """Return the contract of the subject for the operation, logits dtype and rows of `exact`."""
         dtype, rows = exact.logits_dtype, len(exact.terms.logits)
         if exact.linear_terms is None:
             return self.contract(dtype, rows, grade)
@@ -264,10 +234,9 @@ class Trial:
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
         """Return the error bounds of the loss and the gradients in `got`, by name, in the shapes of the exact values.
 
-        :class:`crossent.trials.exact.Exact` lists these shapes. The logits of `exact` may have another dtype than the
-        logits of the case. The contract then has the grade that the subject must reach in this other dtype. A bound of
-        NaN or inf means that there is no bound.
+        A bound of NaN or inf means that there is no bound.
         """
+        # the logits of `exact` may have another dtype than the logits of the case
         grade = self._wanted_in(exact.logits_dtype)
         promised = self.promised(exact, grade)
         found = {name: getattr(bounds, name) for name, bounds in bounds_of(promised, got, exact).items()}
@@ -275,7 +244,7 @@ class Trial:
 
     @property
     def grade(self) -> Grade:
-        """The best grade that the first result reaches: A or B if no error exceeds the bounds of this grade, else F."""
+        """The best grade that the first result reaches: A, B or F."""
         exact = self.question.exact
         wanted = self.promised(exact)
         for grade in ("A", "B"):
@@ -290,21 +259,16 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The differences of the first result from the exact values, by name: "loss" and the names of the gradients."""
+        """The differences of the first result from the exact values, by the name of the result."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
 def misshapen(
     trial: Trial, loss: object, expected: Exact, device: torch.device | None = None, way: str = ""
 ) -> Problem | None:
-    """Return a problem if a loss has a wrong type, shape, dtype or device; otherwise return None.
+    """Return a problem if a loss has a wrong type, shape, dtype or device.
 
-    Args:
-        trial: the subject on the case.
-        loss: the value that the subject returned.
-        expected: the exact values, with the shape and the dtype of the loss.
-        device: the device on which the loss must be; by default, the device of the inputs.
-        way: the name of the call that returned the loss, such as "under no_grad", for the message; "" for no name.
+    `device` defaults to the device of the inputs. `way` is the name of the call, such as "under no_grad".
     """
     name = in_words(f"loss {way}".rstrip(), trial.case.operation)
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
@@ -321,6 +285,6 @@ def misshapen(
 
 
 def widens_halves(trial: Trial) -> bool:
-    """Return whether the first loss of a trial is float32 instead of float16 or bfloat16, but has the right shape."""
+    """Return whether the first loss is float32 instead of float16 or bfloat16, with the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES

@@ -1,4 +1,4 @@
 """The code that only trials of a linear cross-entropy need.
 
-mistakes  the mistake that explains a wrong result, found by computing the result of each known mistake
+mistakes  the mistake that explains a wrong result, such as a missing bias
 """

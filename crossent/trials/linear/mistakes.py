@@ -1,11 +1,7 @@
 """Name the mistake that explains a wrong result of a linear cross-entropy.
 
-Most mistakes change one or two steps of the formula. This module computes the result of such a mistake in float64. The
-mistake fits if each number of the wrong result differs from the result of the mistake by no more than rounding can
-cause. Two mistakes have other rules: a sum that is rounded after each chunk (:func:`_rounded_sums`), and zeros
-(:func:`_zeros`).
-
-Another mistake may have the same result, so the line in a message only says that the numbers fit.
+For most known mistakes, this module computes the wrong result in float64. The mistake fits if all numbers agree up to
+rounding. Another mistake may have the same result.
 """
 
 from __future__ import annotations
@@ -35,17 +31,16 @@ Mistakes = Iterator[tuple[str, "_Numbers"]]
 
 @dataclass(frozen=True, eq=False)
 class _Numbers:
-    """The float64 numbers of a call, some of which a mistake may change. The methods compute the results from these.
+    """The float64 numbers of a call, some of which a mistake may change.
 
     The shapes have N rows, V classes and hidden states of H numbers.
 
     Attributes:
         hidden: the hidden states, (N, H).
-        weight, bias: the weight and the bias of the linear layer, (V, H) and (V,). Without a bias, `bias` has zeros.
+        weight, bias: the weight and the bias of the linear layer, (V, H) and (V,).
         q: the target probabilities after label smoothing, times the class weights, (N, V).
-        counted: for each row, whether the row contributes to the loss, (N,).
-        factor: the factor of the loss of each row, (N,). Without a mistake, the factor is `1 / denominator` for the
-            reduction "mean", and 1 for the others.
+        counted: whether each row contributes to the loss, (N,).
+        factor: the factor of the loss of each row, (N,). Without a mistake: `1 / denominator` for a mean, or 1.
         upstream: the upstream gradient of each row, (N,).
         padded: whether there is an additional class with the logit 0.
         of_target: the factor of the target in the gradient of the logits: 1, or 0 for a gradient without the target.
@@ -69,28 +64,22 @@ class _Numbers:
         return np.asarray(logits - top - np.log(total))
 
     def losses(self) -> Array:
-        """Return the loss of each row times its factor, (N, 1); 0 for a row that does not contribute."""
+        """Return the loss of each row times its factor, (N, 1)."""
         of_rows = -np.where(self.q == 0, 0.0, self.q * self.log_p()).sum(1)
         return np.where(self.counted, of_rows * self.factor, 0.0)[:, None]
 
     def logits_gradient(self) -> Array:
-        """Return the gradient of the logits, (N, V), with 0 in rows that do not contribute."""
+        """Return the gradient of the logits, (N, V)."""
         d: Array = np.exp(self.log_p()) * self.q.sum(1, keepdims=True) - self.of_target * self.q
         return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
     def matrices(self, of: str) -> tuple[Array, Array]:
-        """Return two matrices whose product is the gradient with the name `of`.
-
-        The shapes are (V, N) and (N, H) for "weight_gradient", and (1, N) and (N, V) for "bias_gradient".
-        """
+        """Return two matrices whose product is the gradient with the name `of`."""
         d = self.logits_gradient()
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
     def result(self, of: str, *, reduced: bool) -> Array:
-        """Return the result with the name `of`, such as "loss", in the shape of its exact value.
-
-        If `reduced` is True, the loss is the sum over the rows.
-        """
+        """Return the result with the name `of`. If `reduced` is True, the loss is the sum over the rows."""
         if of == "loss":
             return self.losses().sum(0, keepdims=True) if reduced else self.losses()
         if of == "gradient":
@@ -100,18 +89,12 @@ class _Numbers:
 
 
 def mistake_of(trial: Trial, of: str) -> str:
-    """Return a line that names up to two mistakes that explain a wrong loss or gradient; "" if no mistake fits.
+    """Return a line that names up to two mistakes that explain the wrong result with the name `of`, or "".
 
-    Examples of the line, which begins with a line break::
+    Examples::
 
         The numbers fit a result without linear_bias
         The numbers fit a result with zeros in the last 4 rows, or a result without the last 4 rows
-
-    Return "" also if the result has an infinite number, a NaN or no number, or if the case is too large (`_MOST`).
-
-    Args:
-        trial: the subject on the case of a linear cross-entropy.
-        of: "loss" or the name of a gradient, which is wrong in the first result of the subject.
     """
     exact = trial.question.exact
     tensor = trial.got.parts[of]
@@ -143,11 +126,7 @@ def mistake_of(trial: Trial, of: str) -> str:
 
 
 def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Format) -> bool:
-    """Return whether the numbers `got` fit the result of a mistake, and this result differs from the exact values.
-
-    `result` is the result of the mistake. `allowed` has the error bounds of the right result, and `storage` is the
-    format of `got`.
-    """
+    """Return whether `got` fits the result of a mistake, and this result differs from the exact values."""
     # A larger result has larger rounding errors. Where the exact value is 0, the result may have a rounding error too.
     sizes = float(np.abs(result).max()), float(np.abs(exact).max())
     grown = max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
@@ -157,7 +136,7 @@ def _fits(result: Array, got: Array, exact: Array, allowed: Array, storage: Form
 
 
 def _numbers(terms: LinearTerms) -> _Numbers:
-    """Return the numbers of a call with these arguments, without a mistake."""
+    """Return the numbers of a call without a mistake."""
     rows, (n, v) = terms.rows, terms.products.shape
     weight = np.ones(v) if rows.weight is None else rows.weight
     q = rows.probabilities if rows.index is None else _one_hot(rows.index, v)
@@ -178,10 +157,9 @@ def _one_hot(index: NDArray[np.int64], classes: int) -> Array:
 
 
 def _mistakes(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield each mistake that has no chunk size, as a pair (words, numbers).
+    """Yield the mistakes that have no chunk size, as pairs (words, numbers).
 
-    The words follow "a result" in the line of :func:`mistake_of`. The numbers are `right`, changed by the mistake.
-    `right` has the numbers without a mistake, and `terms` has the arguments of the call.
+    In the message, the words follow "a result". The numbers are `right`, changed by the mistake.
     """
     rows, n = terms.rows, len(right.counted)
     if terms.bias is not None:
@@ -226,7 +204,7 @@ def _denominators_differ(one: _Numbers, other: _Numbers) -> bool:
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield the mistakes about chunks of rows, for each chunk size, as pairs like those of :func:`_mistakes`."""
+    """Yield the mistakes about chunks of rows, for each chunk size, as :func:`_mistakes` does."""
     n, at = len(right.counted), np.arange(len(right.counted))
     for size in _chunk_sizes(n):
         yield f"without the last {_rows(size)}", replace(right, counted=right.counted & (at < n - size))
@@ -247,7 +225,7 @@ def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
 
 
 def _chunk_sizes(rows: int) -> list[int]:
-    """Return the chunk sizes to try, all below the number of `rows`: the sizes up to 16, and the powers of two."""
+    """Return the chunk sizes to try: the sizes up to 16, and powers of two, all below `rows`."""
     powers = [2**power for power in range(5, max(5, rows.bit_length()))]
     return [size for size in (*range(1, 17), *powers) if size < rows]
 
@@ -261,28 +239,20 @@ def _rows(count: int) -> str:
 
 
 def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: Array, storage: Format) -> Iterator[str]:
-    """Yield a phrase for each chunk size that explains `got`, the result with the name `of`.
+    """Yield a phrase for each chunk size that explains `got`.
 
     A chunk size explains `got` if `got` is the sum over the rows, rounded to its dtype after each chunk of this size.
-    For a mean, the function tries two orders: divide each term by the denominator, or divide the sum. For "gradient",
-    which is no sum over the rows, and for an empty batch, the function yields nothing.
-
-    The function compares only the 64 numbers with the largest shares of their bounds. More than 90 % of these must
-    agree with the rounded sum. For at least one, the errors of `got` and of the rounded sum must both exceed the bound.
-    If a number is far from its exact value, the last digits need not agree, since an implementation rounds the terms
-    too.
-
-    `right` has the numbers without a mistake, `exact` has the exact values, and `allowed` has the error bounds.
-    `storage` is the format of `got`.
+    More than 90 % of the 64 worst numbers must agree.
     """
     if of == "gradient" or not len(right.counted):
         return
     worst = np.argsort(-(np.abs(got - exact) / allowed).ravel(), kind="stable")[:64]
     numbers, values, most = (array.ravel()[worst] for array in (got, exact, allowed))
     digit = 2 * storage.unit_roundoff * np.abs(numbers)
+    # far from the exact value, the last digits may differ: an implementation rounds the terms too
     near = digit * np.minimum(np.floor(np.abs(numbers - values) / (32 * digit)), 2.0)
     n = len(right.counted)
-    for last in (False, True):
+    for last in (False, True):  # divide each term of a mean, or the sum
         denominator = float(1 / right.factor[0]) if last else 1.0
         changed = replace(right, factor=np.ones(n)) if last else right
         if of == "loss":
@@ -303,11 +273,7 @@ def _rounded_sums(of: str, right: _Numbers, got: Array, exact: Array, allowed: A
 
 
 def _zeros(of: str, got: Array, exact: Array, allowed: Array) -> Iterator[str]:
-    """Yield a phrase if the gradient `got` is 0 in its last rows or classes, and 0 is wrong for at least one of these.
-
-    0 is wrong if the magnitude of the exact value is larger than the error bound, `allowed`. `of` is the name of the
-    result. For the loss, yield nothing.
-    """
+    """Yield a phrase if a gradient is wrongly 0 in its last rows or classes."""
     if of == "loss":
         return
     if of == "bias_gradient":
