@@ -1,4 +1,4 @@
-"""A subject from a callable like `F.cross_entropy`, or from a class with the options of `nn.CrossEntropyLoss`."""
+"""Make a subject from a callable like `F.cross_entropy`, or from a class with the options of `nn.CrossEntropyLoss`."""
 
 from __future__ import annotations
 
@@ -30,36 +30,21 @@ Parameter = inspect.Parameter
 
 
 def as_subject(given: object, name: str = "", source: str = "", operation: Operation = CROSS_ENTROPY) -> Subject:
-    """Return a subject that calls a loss function, or makes instances of a class and calls the instances.
+    """Return a subject that calls a loss function, or an instance that a class makes from the options.
 
-    The subject passes input and target by position, so their names do not matter. The subject passes each option by
-    keyword, if the signature has the option. Otherwise, the subject lacks the option's features. If Python cannot read
-    the signature, for example of a function written in C++, the subject passes all options.
-
-    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
-
-    Instead of a loss function, `given` may be a class, or a function that takes only options and returns a loss
-    function. Each call of the subject first makes an instance or a loss function from the options. The subject then
-    calls this instance or function with input and target. An instance of `nn.Module` is refused, because its options
-    are fixed.
-
-    For a linear cross-entropy, the callable gets input, linear_weight and target by position. A function that returns a
-    loss function is refused. A class is refused too, because its instances have their own linear weight.
-
-    An attribute `chunks` of this callable names the keywords that set the size of a chunk: how many rows or classes the
-    function computes at a time. Without the attribute, :func:`_chunk_keywords` finds such keywords by their names. If
-    there is neither the attribute nor such a keyword, the function may store all logits. Then the subject lacks the
-    feature `memory`.
+    The subject passes `operation.arguments`, such as input and target, by position, and options by keyword. If the
+    signature lacks an option, the subject lacks the features of this option.
 
     Args:
-        given: the callable or the class.
+        given: a loss function, a class, or a function that takes only options and returns a loss function. An attribute
+            `lacks` adds features, with reasons. An attribute `chunks` names the keywords that set the size of a chunk.
         name: the name of the subject; by default, the name of the callable.
         source: the description from which the subject can be loaded again; "" if there is none.
-        operation: the operation that the callable computes.
+        operation: the operation that `given` computes. For a linear cross-entropy, only a loss function is allowed.
 
     Raises:
-        TypeError: the object cannot be called as a cross-entropy, or its attribute `lacks` or `chunks` is wrong. The
-            message is one line. The message continues a sentence of the caller, such as "subject: got".
+        TypeError: `given` cannot be called as a cross-entropy, or an attribute is wrong. The message continues a
+            sentence, such as "subject: got".
 
     Example:
         >>> subject = as_subject(lambda input, target: torch.logsumexp(input, 1).mean(), "wrong")
@@ -107,10 +92,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
 
 def _has_no_constructor(given: object) -> bool:
-    """Return whether a class has only the constructor of `nn.Module`, which takes no options.
-
-    The signature of this constructor has `**kwargs`, but the constructor raises an error for each option.
-    """
+    """Return whether a class has only the constructor of `nn.Module`, which takes no options."""
     if not isinstance(given, type) or not issubclass(given, torch.nn.Module) or given.call_super_init:
         return False
     own = given.__mro__[: given.__mro__.index(torch.nn.Module)]
@@ -118,7 +100,7 @@ def _has_no_constructor(given: object) -> bool:
 
 
 def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
-    """Return why a subject lacks the option `keyword`. The reason names a parameter with a similar name, if any."""
+    """Return why a subject lacks the option `keyword`, such as "has no weight"."""
     if keyword in parameters and parameters[keyword].kind is Parameter.POSITIONAL_ONLY:
         return f"takes {keyword} only by position"
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
@@ -126,15 +108,7 @@ def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
 
 
 def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-    """Return the keywords that set the size of a chunk: how many rows or classes a function computes at a time.
-
-    If the function `given` has an attribute `chunks`, the attribute names the keywords. Otherwise, return the keywords
-    with "chunk" or "block" in their name, and with None or an int as the default. `parameters` are the parameters of
-    the function, without those of the arguments that the subject passes by position.
-
-    Raises:
-        TypeError: the attribute names something other than a keyword of the function, or an option such as "weight".
-    """
+    """Return the keywords that set the size of a chunk: how many rows or classes `given` computes at a time."""
     keywords = [name for name in parameters if _has(parameters, name) and name not in KEYWORDS]
     says = getattr(given, "chunks", None)
     if says is None:
@@ -152,10 +126,8 @@ def _chunk_keywords(given: object, parameters: Mapping[str, Parameter]) -> tuple
 def declared_lacks(given: object) -> dict[str, str]:
     """Return the attribute `lacks` of a callable, a dict from features to reasons; {} without the attribute.
 
-    If the dict has `reduction_none` and `reduction_sum`, the result also has `reduction` (see `require_features`).
-
     Raises:
-        TypeError: the attribute is not a dict, has an unknown feature, or has a reason that is not a string.
+        TypeError: the attribute is not a dict from names of features to strings.
     """
     says = getattr(given, "lacks", {})
     if not isinstance(says, Mapping) or not all(isinstance(reason, str) for reason in says.values()):
@@ -172,11 +144,8 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return {}; under Triton's interpreter, return the feature bfloat16 with the reason why callables lack it.
-
-    The interpreter is in use if TRITON_INTERPRET is 1 and its module is imported. The interpreter of Triton 3.9
-    truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
-    """
+    """Return the feature bfloat16, with a reason, under Triton's interpreter; otherwise return {}."""
+    # In Triton 3.9, the interpreter turns 2.311 into 2.297 instead of 2.3125.
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
     return {}
@@ -219,12 +188,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options, but not input and target. Such a function makes a loss, as a class does.
-
-    A function takes input and target if it has `*arguments` or a required keyword `target`. A function also takes input
-    and target if it has two positional parameters, of which the first is not an option. `parameters` are the parameters
-    of the function.
-    """
+    """Return whether a function takes options, but not input and target."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     target = parameters.get("target")
@@ -235,11 +199,7 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
 
 
 def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
-    """Return why a subject cannot call a function that has these parameters; "" if a subject can.
-
-    `arguments` has the names of the arguments that the subject passes by position, such as "input" and "target". A
-    class, or a function that makes a loss, gets no arguments by position.
-    """
+    """Return why a function with these parameters cannot get `arguments` by position; "" if it can."""
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]

@@ -36,17 +36,14 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     """Yield `loss` as a function that torch compiles into one graph at the first call.
 
     `backend` is `TRACER` or `INDUCTOR`. If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of
-    the first call.
-
-    Before and after the `with` block, `torch._dynamo.reset` drops all compiled graphs, because torch limits their
-    number. So a function that other code has compiled is compiled again at its next call.
+    the first call. Before and after the `with` block, torch drops all compiled graphs of this process.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
     limit = sys.getrecursionlimit()  # torch._inductor raises this limit
-    torch._dynamo.reset()
+    torch._dynamo.reset()  # torch limits the number of graphs
     try:
         with quiet(), _guards_not_timed():
             yield _compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
@@ -56,10 +53,6 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return a function compiled by torch.compile. First call :func:`keep_headers_with_code`.
-
-    `backend` is `TRACER` or `INDUCTOR`. `options` are further arguments of torch.compile.
-    """
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
@@ -68,13 +61,9 @@ def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Call
 
 
 def keep_headers_with_code() -> None:
-    """Let torch write its precompiled C++ headers to the folder in TORCHINDUCTOR_CACHE_DIR, if this variable is set.
-
-    By default torch ignores the variable for headers, and uses the folder `torchinductor_USER`. All programs of a user
-    share this folder, so a subject of another run could have changed the headers there. Do nothing if torch's module
-    for compiled code is not imported.
-    """
+    """Let torch write its precompiled C++ headers to the folder in TORCHINDUCTOR_CACHE_DIR, if this variable is set."""
     codecache: Any = sys.modules.get("torch._inductor.codecache")
+    # In torch's default folder, a subject of another run could change the headers.
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):
         codecache._HEADER_DIR = os.path.join(os.environ[_CACHE], "precompiled_headers")
         codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
@@ -82,11 +71,7 @@ def keep_headers_with_code() -> None:
 
 @contextmanager
 def _guards_not_timed() -> Iterator[None]:
-    """Keep torch from timing the guards of each graph, until the `with` block ends.
-
-    Guards are the conditions under which torch may call a graph again. To time the guards for its log, torch flushes
-    the processor's caches. For a small graph, the flush takes a tenth of the compile time.
-    """
+    """Keep torch from timing guards, the conditions under which torch may call a graph again."""
     import torch._dynamo.guards
 
     guards: Any = torch._dynamo.guards
@@ -94,6 +79,7 @@ def _guards_not_timed() -> Iterator[None]:
     if timed is None:
         yield
         return
+    # To time guards, torch flushes the processor's caches: a tenth of the compile time of a small graph.
     guards.profile_guard_manager = lambda *arguments: 0.0
     try:
         yield
@@ -102,10 +88,7 @@ def _guards_not_timed() -> Iterator[None]:
 
 
 def why_cannot_compile(backend: str, device: str) -> str:
-    """Return why torch cannot compile for a type of device on this machine; "" if torch can.
-
-    `backend` is `TRACER` or `INDUCTOR`. `device` is the type, such as "cpu".
-    """
+    """Return why torch cannot compile with a backend for a type of device, such as "cpu"; "" if torch can."""
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
     # If torch.compile is disabled, it returns the loss itself, so a check of compiled code would test plain code.
@@ -120,11 +103,7 @@ def why_cannot_compile(backend: str, device: str) -> str:
 
 @functools.cache
 def _why_compile_fails(backend: str, device: str) -> str:
-    """Test whether torch can compile `torch.sin` and call the compiled function. Return why not; "" if torch can.
-
-    `backend` and `device` are the arguments of :func:`why_cannot_compile`. For example, torch 2.0.1 says "Python 3.11+
-    not yet supported for torch.compile".
-    """
+    """Compile and call `torch.sin`; return why this fails, or ""."""
     before = snapshot()
     try:
         with quiet():
@@ -138,7 +117,7 @@ def _why_compile_fails(backend: str, device: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and log messages of torch's modules until the `with` block ends. Errors are still raised."""
+    """Silence the warnings and log messages of torch's modules until the `with` block ends."""
     named = logging.root.manager.loggerDict.items()
     loggers = [logger for name, logger in named if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)]
     enabled = [logger for logger in loggers if not logger.disabled]
@@ -166,11 +145,7 @@ _OF_COMPILED = {
 
 
 def as_compiled(subject: Subject, device: str) -> Subject:
-    """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks.
-
-    `device` is the device on which the subject runs, such as "cpu". On a device other than a CPU, the compiled subject
-    has the promise "fast_kernel".
-    """
+    """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks."""
     return replace(
         subject,
         name=f"{subject.name}{COMPILE_SUFFIX}",
@@ -187,18 +162,14 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 def why_not_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
     """Return why a compiled subject cannot take these inputs; None if the subject can.
 
-    The reason is that the uncompiled subject cannot take the inputs, or that torch cannot compile for the device.
-
-    Args:
-        own: a function that returns why the uncompiled subject cannot take the inputs; None if the subject can.
-        inputs: the inputs of the call.
+    `own` returns why the uncompiled subject cannot take inputs, or None.
     """
     return own(inputs) or why_cannot_compile(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loss compiled by torch.compile. For the same loss, return the same function, which keeps its graphs."""
+    """Return the compiled loss, which keeps its graphs between calls."""
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
@@ -220,29 +191,23 @@ def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **op
 
 @contextmanager
 def without_limits() -> Iterator[None]:
-    """Let torch.compile make any number of graphs of one function. Do nothing if torch's compiler is not imported.
-
-    The cases have many shapes. With torch's limit of 8 graphs, a function that compiles itself with `fullgraph=True`
-    would raise an error at the ninth graph.
-    """
+    """Let torch.compile make any number of graphs of one function."""
     compiler = sys.modules.get("torch._dynamo")
     if compiler is None or not hasattr(compiler, "config"):
         yield
         return
+    # With torch's limit of 8 graphs, `fullgraph=True` would raise an error at the ninth shape.
     with compiler.config.patch({name: 2**30 for name in _LIMITS if hasattr(compiler.config, name)}):
         yield
 
 
 @contextmanager
 def own_compile_cache() -> Iterator[None]:
-    """Let torch write compiled code to a new folder, which is removed after the `with` block.
-
-    In torch's default folder, a subject of an earlier run could have left code that this run would load. If the user
-    has chosen a folder with the variable TORCHINDUCTOR_CACHE_DIR, torch writes to this folder instead.
-    """
+    """Let torch write compiled code to a new folder, unless TORCHINDUCTOR_CACHE_DIR already names a folder."""
     if _CACHE in os.environ:
         yield
         return
+    # In torch's default folder, a subject of an earlier run could have left code for this run.
     os.environ[_CACHE] = folder = _new_folder(tempfile.gettempdir())
     try:
         yield
@@ -252,16 +217,11 @@ def own_compile_cache() -> Iterator[None]:
 
 
 def use_new_compile_cache() -> None:
-    """Let this process write compiled code to a new folder, and so load no code that another process has written.
-
-    The folder lies in the folder of TORCHINDUCTOR_CACHE_DIR if this variable is set, otherwise in the temporary folder.
-    """
+    """Let this process write compiled code to a new folder, and so load no code of other processes."""
     os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
 
 
 def _new_folder(inside: str) -> str:
-    """Return the path of a new folder in the folder `inside`; torch creates the new folder when it compiles.
-
-    Other processes cannot guess the name, so they cannot write code into the folder beforehand.
-    """
+    """Return the path of a new folder in `inside`; torch creates the folder."""
+    # Other processes cannot guess the name, and so cannot write code there beforehand.
     return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")

@@ -1,14 +1,10 @@
-"""Confinement: limits on a process that runs the user's code, so that this code cannot reach other processes.
+"""Confinement: limits on a process that runs the user's loss function, so that this code cannot reach other processes.
 
-The user's loss function runs in a separate process. On Linux, this process cannot read or write the memory of the
-process that judges the results, even if both run as root. If the system grants a PID namespace, the process cannot
-signal a process that it has not started. From Linux 6.12 on, this limit also holds without a namespace.
+On Linux, such a process cannot read or write the memory of the process that judges the results. With a PID
+namespace, or from Linux 6.12 on, the process cannot signal a process that it has not started. When the process ends,
+its children end too; without a namespace, some may survive.
 
-When the process ends, the processes that it has started end too. In a PID namespace, the system ends all of them.
-Without a namespace, a supervisor kills them, but may miss some. SECURITY.md lists the limits that each system grants.
-
-The limits use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems the process runs without
-these limits.
+Other systems have no such limits. SECURITY.md lists the limits that each system grants.
 """
 
 from __future__ import annotations
@@ -47,8 +43,7 @@ _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take lon
 def unreadable() -> Iterator[None]:
     """Keep other processes of this user from reading and writing this process's memory, until the `with` block ends.
 
-    Without this protection, every process of the same user could open `/proc/PID/mem`. Processes that this process
-    forks inside the block are protected too.
+    Processes that this process forks inside the block are protected too.
     """
     before = _prctl(_GET_DUMPABLE)
     _prctl(_SET_DUMPABLE, 0)
@@ -60,11 +55,8 @@ def unreadable() -> Iterator[None]:
 
 
 def drop_privileges() -> None:
-    """Give up every capability except two for opening files, in this process and in the programs that it starts.
-
-    Also give up the right to gain privileges later, as Landlock and seccomp require.
-    """
-    _prctl(_SET_NO_NEW_PRIVS, 1)
+    """Give up every capability except two for opening files, and the right to gain privileges later."""
+    _prctl(_SET_NO_NEW_PRIVS, 1)  # as Landlock and seccomp require
     kept = {_DAC_OVERRIDE, _DAC_READ_SEARCH}
     for capability in set(range(_LAST_CAPABILITY + 1)) - kept:
         _prctl(_CAPBSET_DROP, capability)
@@ -82,8 +74,7 @@ def drop_privileges() -> None:
 def scope_signals() -> bool:
     """Keep this process from sending signals to processes that it has not started; return whether this works.
 
-    Call :func:`drop_privileges` first, as Landlock requires. The limit exists since Linux 6.12. The limit also
-    keeps this process from connecting to abstract Unix sockets of other processes.
+    Call :func:`drop_privileges` first, as Landlock requires. The limit exists since Linux 6.12.
     """
     libc = _libc()
     if libc is None:
@@ -101,17 +92,15 @@ def scope_signals() -> bool:
 def keep_to_own_limits() -> bool:
     """Keep this process from reading and setting the resource limits of other processes; return whether this works.
 
-    Call :func:`drop_privileges` first, as seccomp requires. A seccomp filter allows the system call `prlimit64` only
-    for the id 0, which stands for this process. The filter also refuses every system call of another ABI, such as a
-    32-bit call.
+    Call :func:`drop_privileges` first, as seccomp requires.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:
         return False
     processor, number = known
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    # Each line has an instruction, the numbers of lines to skip if a comparison is true and if it is false, and the
-    # operand of the instruction.
+    # Allow `prlimit64` for this process alone, and no call of another ABI, such as a 32-bit call. Each line has an
+    # instruction, the numbers of lines to skip if a comparison is true and if it is false, and the operand.
     program = (
         (load, 0, 0, 4),  # the processor of the call
         (equal, 0, 6, processor),
@@ -135,23 +124,17 @@ def be_killed_first() -> None:
 
 
 def end_with_parent(by: int = signal.SIGKILL) -> None:
-    """Have the system send the signal `by` to this process when its parent ends.
-
-    The default, SIGKILL, also ends a stopped process. After another signal, such as SIGTERM, a process can clean up
-    before it ends.
-    """
+    """Have the system send the signal `by` to this process when its parent ends."""
     _prctl(_SET_PDEATHSIG, by)
 
 
 class Confined:
     """A new process that runs a function, in a new PID namespace if the system allows one.
 
-    A supervisor process, which runs no code of the user, starts the new process. The supervisor kills the new process
-    when :meth:`end` is called, or when the process that called this constructor ends. The new process has its own
-    folder for temporary files, which the supervisor removes.
+    The process ends when the function returns, when :meth:`end` is called, or when the calling process ends.
 
     Args:
-        run: the function. The process ends when the function returns.
+        run: the function.
         kept: the file descriptors that stay open in the process, besides 0, 1 and 2.
     """
 
@@ -165,11 +148,7 @@ class Confined:
         os.close(theirs)
 
     def end(self) -> None:
-        """End the process and all processes that it has started.
-
-        Without a PID namespace, some of these processes may survive: if /proc has no list of children, or if the
-        supervisor does not end in time. For example, a subject may have stopped the supervisor.
-        """
+        """End the process and, as far as the system allows, all processes that it has started."""
         with suppress(OSError):
             os.write(self._end, b"x")
         os.close(self._end)
@@ -183,12 +162,7 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start a process that calls `run`. Wait until the process ends, or until the pipe `end` has input or is closed.
-
-    Then kill the process and all processes that it started, and remove their temporary files. `end` is the file
-    descriptor for reading the pipe. The process that made the :class:`Confined` can write to the pipe. The pipe closes
-    when the writer ends. `kept` are the file descriptors that stay open in the new process, besides 0, 1 and 2.
-    """
+    """Call `run` in a child process, until the child ends or the pipe `end` has input or closes."""
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, continue even if a subject stopped this process
@@ -225,11 +199,8 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill the process with this id, and its process group.
-
-    Do nothing for an id below 2, because such an id stands for init or for many processes.
-    """
-    if process < 2:
+    """Kill the process with this id, and its process group."""
+    if process < 2:  # the id of init, or of many processes
         return
     for kill in (os.killpg, os.kill):  # also the process alone, which may not have made its group yet
         with suppress(ProcessLookupError, PermissionError):
@@ -247,18 +218,14 @@ def close_all_but(kept: Collection[int]) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill the children of this process until none is left, for `_SECONDS_TO_END` at most.
-
-    `_supervise` made this process a subreaper. So when a child is killed, its own children become children of this
-    process, and are killed next.
-    """
+    """Kill the children of this process until none is left, for `_SECONDS_TO_END` at most."""
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
         children: list[str] = []
         with suppress(OSError):  # not Linux
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         for child in children:
-            kill_group(int(child))
+            kill_group(int(child))  # this process is a subreaper: the child's children become its own
         try:
             if not os.waitpid(-1, os.WNOHANG)[0]:
                 time.sleep(0.001)
@@ -267,16 +234,13 @@ def _kill_descendants() -> None:
 
 
 def _new_namespaces() -> bool:
-    """Put the next child of this process into a new PID namespace, and return whether the system allows this.
-
-    Users other than root also need a new user namespace, and so does root if the system refuses a PID namespace alone.
-    In the user namespace, the ids of user and group stay the same.
-    """
+    """Put the next child of this process into a new PID namespace, and return whether the system allows this."""
     libc = _libc()
     if libc is None:
         return False
     if os.geteuid() == 0 and libc.unshare(_NEW_PID) == 0:
         return True
+    # Users other than root need a user namespace, in which the ids of user and group stay the same.
     user, group = os.geteuid(), os.getegid()
     before = _prctl(_GET_DUMPABLE)
     _prctl(_SET_DUMPABLE, 1)  # otherwise root owns the files below; no foreign code runs yet
@@ -302,10 +266,7 @@ def _exit_after() -> Iterator[None]:
 
 
 def drop_semaphores() -> None:
-    """Unmap the semaphores that this process shares with its parent, so that a subject cannot change them.
-
-    This process must not use the semaphores afterwards.
-    """
+    """Unmap the semaphores that this process shares with its parent, so that a subject cannot change them."""
     libc = _libc()
     if libc is None:
         return

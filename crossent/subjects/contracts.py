@@ -1,7 +1,7 @@
 """The contracts that a user can choose with `--contract`: what a subject promises about its arithmetic.
 
-The error bounds follow from the contract. Only the user can choose the contract of a callable. The callable cannot
-choose the contract by an attribute, because the code under test could then widen its own error bounds.
+The error bounds follow from the contract. A callable cannot choose its contract, because the code under test could
+then widen its own error bounds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class NamedContract:
     """A contract that a user can choose.
 
     Attributes:
-        promise: the promise about the arithmetic. :mod:`crossent.numerics.bounds.contracts` explains each promise.
-        grade: the grade in float16 and bfloat16, unless the user chooses another grade.
+        promise: see :mod:`crossent.numerics.bounds.contracts`.
+        grade: the default grade in float16 and bfloat16.
         sentence: the promise in words.
-        only_grade: whether `grade` is the only grade that a user may choose with this contract.
+        only_grade: whether the user can choose no other grade.
     """
 
     promise: Promise
@@ -68,7 +68,7 @@ def require_contract(contract: str | None, grade: str | None) -> None:
     """Check the names of a contract and a grade. None stands for the default.
 
     Raises:
-        ValueError: the contract or grade is unknown, or the grade contradicts the contract. The message is one line.
+        ValueError: a name is unknown, or the grade contradicts the contract.
     """
     if contract is not None and contract not in tuple(CONTRACTS):  # a tuple also takes a list, which has no hash
         raise ValueError(f"contract: got {quoted(contract)}; allowed are {', '.join(CONTRACTS)}")
@@ -85,12 +85,7 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 
 
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
-    """Return a copy of the subject with the promise of a contract, and with a grade. None stands for the default.
-
-    The default contract is "kernel". The default grade is the grade of the contract.
-
-    A subject with the promise "fast_kernel" (approximate exp, log and division) keeps this promise under every
-    contract. An example of such a subject is code that torch.compile made for CUDA.
+    """Return the subject with the promise of a contract, and with a grade. None stands for the default.
 
     Raises:
         ValueError: see :func:`require_contract`.
@@ -98,12 +93,13 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT
     named = CONTRACTS[name]
+    # An approximate exp, log and division stay approximate under every contract.
     promise: Promise = "fast_kernel" if subject.promise == "fast_kernel" else named.promise
     return replace(subject, contract=name, promise=promise, grades=grades_by_dtype(grade or named.grade))
 
 
 def grades_by_dtype(grade: str) -> Mapping[str, Grade]:
-    """Return the dtypes whose grade is not "A", with their grades. `grade` is a value of the option `--grade`.
+    """Return the dtypes with grade "B". `grade` is a value of the option `--grade`.
 
     >>> grades_by_dtype("float16=B")
     {'float16': 'B'}

@@ -1,14 +1,10 @@
 """The features that a loss function may lack, such as `weight`.
 
-If a subject (a loss function under test) lacks a feature, a run skips the inputs and checks that need the feature. The
-report counts the skipped inputs and checks, with the reason. For a few features, such as `nan_mean`, the checks run,
-and expect another result (`Feature.instead`).
+A run skips and counts the inputs and checks that need a missing feature. For a few features, such as `nan_mean`, the
+checks run, and expect another result (`Feature.instead`).
 
-Most subjects lack a feature for one of these reasons:
-
-- The signature has no keyword for the feature.
-- The subject is compiled, or runs on several ranks.
-- The user declares the feature missing, with `--without` or in the attribute `lacks` of the callable.
+A subject lacks a feature if its signature has no keyword for the feature, or if it is compiled or runs on several
+ranks. The user can also declare a feature missing, with `--without` or in the attribute `lacks` of the callable.
 """
 
 from __future__ import annotations
@@ -38,13 +34,10 @@ class Feature:
     """A capability that a loss function may lack, such as class weights or a second derivative.
 
     Attributes:
-        name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
-        needs: a function that returns whether a call with the given inputs needs the feature. If only checks or bad
-            inputs need the feature, the function always returns False.
-        instead: what the checks expect of a loss without the feature, as the end of the sentence "A loss without this
-            feature …". "" if a run skips the inputs and checks that need the feature.
-        operations: the operations (cross-entropy, linear cross-entropy) for which the feature exists.
+        needs: whether a call with these inputs needs the feature; False if only checks or bad inputs need the feature.
+        instead: what the checks expect of a loss without the feature, as the end of "A loss without this feature …".
+            "" if a run skips what needs the feature.
     """
 
     name: str
@@ -78,9 +71,8 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than rounding causes.
 
-    Rounding to the dtype of the target causes at most half of its `torch.finfo.eps`. A float64 sum over C classes has
-    an error of at most C/2 times the `eps` of float64. There are two such sums: the sum here, and the sum by which
-    the caller may have divided the probabilities. For class indices, the result is False.
+    Rounding to the target's dtype causes at most half of its `eps`. A float64 sum over C classes has an error of at
+    most C/2 times the `eps` of float64. There are two sums: here, and where the caller divided by the sum.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -97,7 +89,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Return whether a call needs ignore_index: the option differs from its default, -100, or a class index is -100."""
+    """Return whether ignore_index differs from its default, -100, or a class index is -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -214,16 +206,10 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Check the names of features, and return each name once, in the order of `FEATURES`. A string counts as one name.
-
-    If `names` has both `reduction_none` and `reduction_sum`, the result also has the feature `reduction`. The
-    reason: a loss that can only return the mean may ignore the option `reduction`.
+    """Return each name of a feature once, in the order of `FEATURES`. A string counts as one name.
 
     Raises:
         ValueError: a name is not the name of a feature.
-
-    >>> require_features({"vmap", "gradient"})
-    ('gradient', 'vmap')
     """
     given = {names} if isinstance(names, str) else set(names)
     if unknown := sorted(given - FEATURES.keys(), key=str):
@@ -231,5 +217,5 @@ def require_features(names: Iterable[str]) -> tuple[str, ...]:
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"without: got {quoted(unknown[0])}{meant}; allowed are {', '.join(FEATURES)}")
     if given >= {"reduction_none", "reduction_sum"}:
-        given.add("reduction")
+        given.add("reduction")  # a loss that can only return the mean may ignore the option
     return tuple(name for name in FEATURES if name in given)

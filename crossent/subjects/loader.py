@@ -43,31 +43,23 @@ def load(
     ranks: int | None = None,
     timeout: float = 300.0,
 ) -> tuple[Subject, ...]:
-    """Return the subjects that a description names, or the subject of a callable.
-
-    A description may stand for several subjects, as `torch` does.
+    """Return the subjects that a description names, such as two for `torch`, or the subject of a callable.
 
     Args:
-        subject: a description, or an object that :func:`crossent.subjects.callables.as_subject` accepts. A description
-            is the name of a built-in subject, such as `formula` or `torch`; or `package.module:NAME`; or
-            `path/to/file.py:NAME`. NAME may have dots. All but `scalar` and `loss_parallel` may end in `+compile`.
-            If `ranks` is given, :func:`crossent.subjects.ranks.subject.load_on_ranks` says what is accepted.
-        without: the names of the features that the user declares missing. The features that the subject itself lacks
-            are added.
-        contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
-            their own contracts, and so does `loss_parallel` if `grade` is None. Other subjects have "kernel".
-        grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
-            Without a contract, the forms and torch keep their own grades, even if `grade` is given.
-        device: the device that runs the subject. Code that is compiled for a GPU has less accurate exp, log and
-            division, and so has larger error bounds.
+        subject: a description, or a callable for :func:`crossent.subjects.callables.as_subject`. A description is a
+            name, such as `formula`, or `package.module:NAME`, or `path/to/file.py:NAME`. Most may end in `+compile`.
+        without: the names of the features that the user declares missing.
+        contract: the name of a contract. With None, built-in subjects keep their own contracts, and functions of the
+            user have "kernel".
+        grade: the grade in half precision. None stands for the grade of the contract. Without a contract, the forms and
+            torch keep their own grades.
+        device: the device that runs the subject.
         operation: the operation that a subject of the user computes.
-        ranks: the number of ranks of a loss on several ranks (:mod:`crossent.subjects.ranks`); None for other losses.
-        timeout: only for a loss on several ranks: the time limit of a case, in seconds. A forward or backward pass may
-            take a tenth of this time, or one second if a tenth is shorter.
+        ranks: the number of ranks of a loss on several ranks; None for other losses.
+        timeout: the time limit of a case on several ranks, in seconds.
 
     Raises:
-        ValueError: the subject cannot be loaded, or a feature, contract or grade does not exist. Or the grade
-            contradicts the contract, or the loss cannot run on this number of ranks. The message is one line.
+        ValueError: the subject cannot be loaded, or an argument is wrong.
         TypeError: the object is neither a description nor a callable that crossent can call as a cross-entropy.
 
     Example:
@@ -98,13 +90,7 @@ def load(
 
 
 def _each(description: str, device: str) -> list[str]:
-    """Return the descriptions of all subjects that a description names: two for `torch`, one for `torch+compile`.
-
-    A name may stand for other subjects on another device: see :func:`crossent.subjects.builtin.subjects_of`.
-
-    Raises:
-        ValueError: the description ends in "+compile", but no subject of the name can be compiled.
-    """
+    """Return the descriptions of all subjects that a description names: two for `torch`, one for `torch+compile`."""
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in EVERY_NAMED:
         return [description]
@@ -136,11 +122,11 @@ def _load_one(description: str, device: str, operation: Operation) -> Subject:
 
 
 def import_object(description: str) -> object:
-    """Return the object that a description names: package.module:NAME or path/to/file.py:NAME.
+    """Return the object that `package.module:NAME` or `path/to/file.py:NAME` names.
 
     Raises:
-        ValueError: the description has another form, there is no such object, or the module's code raises an exception.
-            The message is one line, and continues a sentence of the caller, such as "subject: got 'NAME'; ".
+        ValueError: there is no such object, or the module's code raises an exception. The message continues a sentence,
+            such as "subject: got 'NAME'; ".
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
@@ -161,7 +147,7 @@ def import_object(description: str) -> object:
 
 
 def source_of(description: str) -> str:
-    """Return the description of a subject, with the full path of the file if the description names a file."""
+    """Return the description of a subject, with the full path if the description names a file."""
     place, colon, attribute = description.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if colon and _is_file(place) else description
 
@@ -171,14 +157,7 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with the name `attribute`, which may have dots, in the imported module with the name `module`.
-
-    `where` is the name of the module or file in messages.
-
-    Raises:
-        ValueError: `attribute` is not a Python name, the module has no such object, or the module's code raises an
-            exception. The message is one line.
-    """
+    """Return the object `attribute`, such as "Losses.loss", of an imported module. Messages call the module `where`."""
     if not all(name.isidentifier() for name in attribute.split(".")):
         advice = f"write the name of an object in {cut(where)}, such as loss or Losses.loss"
         raise ValueError(f"{quoted(attribute)} is not a Python name; {advice}")
@@ -195,12 +174,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(lacking: object, names: list[str]) -> str:
-    """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?".
-
-    `lacking` is the object that lacks the attribute. `names` has the names that lead to this object, and then the name
-    of the attribute. The text suggests attributes with similar names. If there are none, the text lists at most five
-    callables of the object. If the object has no callables, return "".
-    """
+    """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?"."""
     *path, name = names
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
@@ -219,19 +193,7 @@ def _is_callable(of: object, name: str) -> bool:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block.
-
-    The folder stays in sys.path if the import succeeds. Otherwise, sys.path gets its old value. The output of the
-    import to stdout is discarded.
-
-    Args:
-        folder: the folder. If sys.path already has the folder, sys.path stays unchanged.
-        place: the module or file that the block imports, as the user named it, for the message.
-        path: the path of the file, or None for a module.
-
-    Raises:
-        ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.
-    """
+    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block."""
     before = list(sys.path)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -248,11 +210,7 @@ def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[No
 
 
 def _file(place: str) -> Path:
-    """Return the full path of a Python file. `place` is the path as the user wrote it.
-
-    Raises:
-        ValueError: there is no such file, the system refuses to read the path, or the file is not a Python file.
-    """
+    """Return the full path of a Python file."""
     path = Path(place).resolve()
     try:
         is_folder = path.is_dir()
@@ -267,11 +225,7 @@ def _file(place: str) -> Path:
 
 
 def _module_of(path: Path) -> str:
-    """Import a file, and return the name of its module. Do not import the file again if it is already imported.
-
-    The name is the file name without ".py". If Python cannot import the file under this name, the name is generated
-    from the file name and a checksum of the path.
-    """
+    """Import a file unless it is imported already, and return the name of its module."""
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
         if _file_of(sys.modules.get(name)) == path:
@@ -306,15 +260,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return a line that says why an import failed.
-
-    The line says that the module does not exist, or which exception the code raised, with file and line if known.
-
-    Args:
-        error: the exception.
-        place: the module or file, as the user named it.
-        path: the path of the imported file, or None for a module.
-    """
+    """Return a line that says why an import failed, with file and line if known."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):

@@ -1,17 +1,12 @@
 """Subjects that run on several ranks: processes of one torch.distributed group, each with a shard of the logits.
 
-A shard is the part of the logits that one rank has. The process that calls such a subject is not a rank. The calling
-process sends the arguments of a call to every rank, and puts the shards of the gradient together. A rank never knows an
-exact value, because every rank is forked from a process that has computed none.
+A shard is the part of the logits that one rank has. The calling process, which is no rank, sends the arguments of a
+call to every rank, and puts the shards of the gradient together. The ranks know no exact value.
 
-If all ranks raise the same exception, the call raises a builtin exception with the same message, and the ranks continue
-to run. If a rank blocks or ends, or if the ranks disagree, the call raises an error that says what the ranks did. Ranks
-disagree if some raise an exception and others do not, or if their exceptions or losses differ. If only the losses
-differ, the ranks continue to run. After any other disagreement, or if a rank blocks or ends, the next call starts new
-ranks.
+If all ranks raise the same exception, the call raises a builtin exception with the same message. If a rank blocks or
+ends, or if the ranks disagree, the call raises an error that says what each rank did.
 
-The context of a loss is a context manager around its forward and backward passes, such as torch's `loss_parallel`. The
-user writes a class or a function that computes the loss from the shards: see `protocol`.
+The context of a loss is a context manager around its forward and backward passes, such as torch's `loss_parallel`.
 
 protocol       the class or function that the user writes, and the rules by which the logits are cut into shards
 messages       the messages between the calling process and a rank

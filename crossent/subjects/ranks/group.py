@@ -37,7 +37,7 @@ _BUSY = 0.02  # seconds of processor time per second that the threads of gloo us
 
 @dataclass
 class _Rank:
-    """One rank as the calling process sees the rank: the socket, the last reply, and how the rank ended."""
+    """A rank, as the calling process sees it."""
 
     stream: socket.socket  # the socket to the rank
     process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
@@ -47,17 +47,15 @@ class _Rank:
 
 
 class Ranks:
-    """The ranks of one subject. The first request starts the ranks.
-
-    If a fault ends the ranks (see `_checked`), the next request starts new ranks.
+    """The ranks of one subject. A request starts the ranks if none run.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
         count: the number of ranks.
         description: a description from which a new Python process can load the same object; "" if there is none.
         seconds: the time limit of a request.
-        backend: the backend of torch.distributed. None stands for "nccl" if the tensors are on CUDA and this machine
-            has at least `count` CUDA devices, otherwise for "gloo".
+        backend: the backend of torch.distributed. None stands for "nccl" on CUDA with a device for each rank, otherwise
+            for "gloo".
     """
 
     def __init__(
@@ -73,21 +71,20 @@ class Ranks:
         self._changed_state: list[str] = []
 
     def take_changed_state(self) -> list[str]:
-        """Return, and forget, the names of the parts of the global state that a rank restored after the user's code."""
+        """Return and forget the names of the parts of the global state that a rank restored after the user's code."""
         changed, self._changed_state = self._changed_state, []
         return changed
 
     def ask(self, request: Mapping[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
         """Send a request to all ranks, and return their replies. If no ranks for tensors on `device` run, start them.
 
-        See :mod:`crossent.subjects.ranks.rank` for the content of requests and replies.
+        :mod:`crossent.subjects.ranks.rank` describes requests and replies.
 
         Raises:
-            RankEndedError: a rank ended, sent a damaged message or did not reply in time, or no ranks could be started.
+            RankEndedError: a rank ended or did not reply in time, or no ranks could be started.
             RanksDifferError: some ranks raised an exception, and others did not.
-            TypeError: the ranks need a new Python process, which cannot load the user's class or function.
-            Exception: all ranks raised an exception. The error has the message of one of these exceptions, and a
-                builtin class.
+            TypeError: a new Python process cannot load the user's class or function.
+            Exception: all ranks raised an exception. The error is builtin, and has the message of a rank's exception.
         """
         with self._lock:
             if device != self._device or not self._ranks or not self._launcher or self._launcher.owner != os.getpid():
@@ -112,7 +109,6 @@ class Ranks:
             self._launcher = None
 
     def _close_streams(self) -> None:
-        """Close the streams to the ranks, which then end."""
         for rank in self._ranks:
             rank.stream.close()
         self._ranks = []
@@ -152,12 +148,7 @@ class Ranks:
             rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _replies(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Wait for the replies of all ranks, and return the replies. After a fault, raise an error: see `_checked`.
-
-        Every rank has `seconds` to reply. `strict` is True for requests, and False for the start of the ranks. If
-        `strict` is True, the wait ends early when all ranks without a reply have slept for some seconds. The wait
-        lasts longer if these ranks get no processor.
-        """
+        """Return the replies of all ranks. If `strict` is True, end the wait early if the silent ranks sleep."""
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
         while silent := [rank for rank in self._ranks if rank.reply is None and not rank.ended]:
@@ -188,14 +179,7 @@ class Ranks:
             rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
 
     def _checked(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Return the replies of all ranks. Raise an error if a rank raised an exception, ended or did not reply.
-
-        If all ranks raised the same exception on a request, raise an exception with the same message; the ranks
-        continue to run. Before any other error, for example of a failed start, end the ranks. If the ranks did
-        different things, the error says what each rank did, without exceptions that other ranks caused.
-
-        `seconds` and `strict` are the arguments of `_replies`, for the message.
-        """
+        """Return the replies of all ranks, or raise an error that says what each rank did."""
         replies = [rank.reply for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(replies) if one is not None and "raised" in one}
         ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
@@ -203,7 +187,7 @@ class Ranks:
         if not raised and not ended and not silent:
             return [one for one in replies if one is not None]
         alike = len(raised) == self.count and len({str(one) for one in raised.values()}) == 1
-        if alike and "process" not in (replies[0] or ()):
+        if alike and "process" not in (replies[0] or ()):  # a request, not the start: the ranks go on
             raise _exception(next(iter(raised.values())))
         statuses, how = self._end(ended)
         own = {at: one for at, one in raised.items() if not _is_consequence(one)}
@@ -226,10 +210,7 @@ class Ranks:
         raise RanksDifferError(text)
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks. Return the exit status of each rank that had already ended, and `_Rank.ended` of each rank.
-
-        `ended` has the numbers of the ranks that had already ended. The status of any other rank is None.
-        """
+        """End all ranks. Return the exit status of each rank in `ended`, else None, and `_Rank.ended` of each rank."""
         how = [rank.ended for rank in self._ranks]
         statuses = [rank.status for rank in self._ranks]
         assert self._launcher is not None
@@ -244,10 +225,7 @@ class Ranks:
 
 
 class _Watch:
-    """The processor times of the ranks, which show how long a rank sleeps, and whether a rank gets a processor.
-
-    `ranks` are the ranks to which a request was sent.
-    """
+    """The processor times of the ranks, which show how long a rank sleeps, and whether a rank gets a processor."""
 
     def __init__(self, ranks: Sequence[_Rank]) -> None:
         self._since = time.monotonic()
@@ -255,12 +233,7 @@ class _Watch:
         self._first = dict(self._used)
 
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
-        """Return whether the ranks in `silent`, which have not replied, are late because they get no processor.
-
-        `seconds` is the time limit of the request. The result is True if both conditions hold: a rank in `silent` was
-        awake within the last second, and each rank in `silent` has computed for at most half of `seconds`. The result
-        is False if /proc does not have the process of a rank in `silent`.
-        """
+        """Return whether the ranks in `silent`, which have not replied, are late because they get no processor."""
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep
         for rank in silent:
@@ -270,7 +243,7 @@ class _Watch:
         return True
 
     def seconds_asleep(self, silent: Sequence[_Rank]) -> float:
-        """Return for how many seconds all ranks in `silent` have slept; 0 if one is awake, or is missing in /proc."""
+        """Return for how many seconds all ranks in `silent` have slept."""
         now = time.monotonic()
         for rank in silent:
             before, after = self._used.get(rank.process), _processor_time(rank.process)
@@ -283,12 +256,7 @@ class _Watch:
 
 
 def _processor_time(process: int) -> tuple[str, float] | None:
-    """Return the state of a process and its processor time, in seconds; None if /proc does not have the process.
-
-    `process` is the id of the process in /proc. For the id 0, return None. The state is "S" if all threads sleep,
-    otherwise the state of a thread that does not sleep. All threads count, because the thread that calls gloo sleeps
-    even while a thread of gloo computes, or waits for a processor.
-    """
+    """Return the state of a process, "S" if all threads sleep, and its processor time in seconds; or None."""
     if not process:
         return None
     try:
@@ -296,20 +264,18 @@ def _processor_time(process: int) -> tuple[str, float] | None:
         words = _stat(Path(f"/proc/{process}/stat"))
     except OSError:  # not Linux, or the process or a thread has just ended
         return None
+    # The thread that calls gloo sleeps even while a thread of gloo computes, or waits for a processor.
     awake = [one[0] for one in threads if one[0] != "S"]
     return (awake or ["S"])[0], (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(file: Path) -> list[str]:
-    """Return the words after the name of the process in a stat file of /proc. The name itself may have spaces."""
-    return file.read_text().rpartition(")")[2].split()
+    """Return the words after the name of the process in a stat file of /proc."""
+    return file.read_text().rpartition(")")[2].split()  # the name may have spaces
 
 
 def _is_consequence(raised: Mapping[str, Any]) -> bool:
-    """Return whether an exception only says that another rank ended or is silent.
-
-    `raised` is the exception, as a dict of :func:`crossent.subjects.ranks.rank.exception_record`.
-    """
+    """Return whether an exception only says that another rank ended or is silent."""
     return any(words in raised["message"] for words in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
@@ -335,13 +301,7 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 
 
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
-    """Return a new exception for an exception that a rank raised. The message is the rank's message and then `more`.
-
-    `raised` is the exception of the rank, as a dict that `exception_record` returns: the names of the class and of the
-    base classes, and the message. The new exception has the first of these classes that is in `_BUILTIN`. If no class
-    is in `_BUILTIN`, the new exception is a RuntimeError. Then only the name of the original class and the first line
-    of the original message come before `more`.
-    """
+    """Return a builtin exception for an exception that a rank raised, with the same message and then `more`."""
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)
     with suppress(TypeError):

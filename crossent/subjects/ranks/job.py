@@ -2,18 +2,15 @@
 
     torchrun --nproc-per-node 2 -m crossent check mine.py:VocabParallel --ranks 2
 
-The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server. A server
-listens on a port, and writes its address to the store of the job, a table that all processes share. The judge reads the
-addresses in the store.
+The first process, the judge, starts rank 0 in the same way as without a job. Each other process is a server, which
+listens on a port. A server writes its address to the store of the job, a table that all processes share.
 
-The calling process, which sends requests to the ranks, is the judge or an isolated process that the judge started. For
-each rank except rank 0, the calling process opens a connection to a server. The server forks a keeper, a process
-that watches one rank, and the keeper forks the rank. The messages of the rank go through this connection. If the
-calling process closes the connection, the keeper ends the rank. If the rank ends, the keeper sends the exit status of
-the rank to the calling process.
+The calling process, which sends requests to the ranks, is the judge or an isolated process of the judge. To start a
+rank, the calling process connects to a server. The server forks a keeper, a process that watches one rank, and the
+keeper forks the rank. The messages of the rank go through this connection. If the connection closes, the keeper ends
+the rank. If the rank ends, the keeper sends its exit status.
 
-The judge also keeps a control connection to each server open. When the judge ends, this connection closes, and the
-server ends too.
+The judge keeps a control connection to each server open. When the judge ends, the servers end too.
 """
 
 from __future__ import annotations
@@ -45,17 +42,13 @@ _store: Any = None  # the store of the job, which this process may host
 
 
 def join_job(ranks: int | None) -> None:
-    """Join the torchrun job in which this process runs. Do nothing without a job.
+    """Join the torchrun job in which this process runs, if any.
 
-    In the first process of the job, connect to all servers, and return. If a server ends later, the first process ends
-    too: see `_watch`. In any other process, serve ranks until the judge ends, and then end this process.
-
-    Args:
-        ranks: the number of ranks of the run; None for a run without ranks, which needs a job of one process.
+    The first process connects to all servers, and returns. Any other process serves ranks until the judge ends, and
+    then exits. `ranks` is the number of ranks of the run, or None for a run without ranks.
 
     Raises:
-        ValueError: the job does not have `ranks` processes (one for None), or a process of the job does not start.
-            Only the first process raises this error; then the other processes end too. The message is one line.
+        ValueError: the job does not have `ranks` processes, or a process of the job does not start.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -95,7 +88,6 @@ def servers() -> list[dict[str, Any]]:
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
     """Start a rank on a server, and return the connection to the rank.
 
-    `server` is one of the addresses that :func:`servers` returns. `place` is the :class:`Place` of the rank.
     `description` names the user's class or function.
 
     Raises:
@@ -105,18 +97,12 @@ def start_rank(server: dict[str, Any], place: Place, description: str) -> socket
 
 
 def is_here(server: dict[str, Any]) -> bool:
-    """Return whether the server with this address runs on this machine.
-
-    If it does, /proc of this machine has the ranks of the server.
-    """
+    """Return whether the server with this address runs on this machine."""
     return bool(server["machine"] == _machine())
 
 
 def _join_store(rank: int) -> Any:
-    """Return the store of the job: a table of names and values on one port, which all processes of the job share.
-
-    The first process hosts the store if torchrun does not. `rank` is the number of this process.
-    """
+    """Return the store of the job. The first process hosts the store if torchrun does not."""
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     global _store
@@ -141,7 +127,7 @@ def _connect(server: dict[str, Any], request: dict[str, Any]) -> socket.socket:
 
 
 def _watch() -> None:
-    """Wait until a server ends. Then print a line, and end this process, because no other case can run."""
+    """Wait until a server ends. Then print a line, and end this process."""
     ended = select.select(_controls, [], [])[0]
     names = " and ".join(f"process {at}" for at, one in enumerate(_controls, 1) if one in ended)
     sys.stderr.write(f"crossent: {names} of the torchrun job ended; start the job again\n")
@@ -161,11 +147,7 @@ def _own_host() -> str:
 
 
 def _serve(store: Any, rank: int) -> NoReturn:
-    """Run ranks for the judge, until the judge ends. Then end this process.
-
-    `store` is the store of the job, to which this function writes the address of this server. `rank` is the number of
-    this process. If the judge does not connect in time, end this process with status 1.
-    """
+    """Run ranks for the judge, until the judge ends. Then end this process."""
     with socket.socket() as listener:
         listener.bind((host := _own_host(), 0))
         listener.listen()
@@ -185,10 +167,7 @@ def _serve(store: Any, rank: int) -> NoReturn:
 
 
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
-    """Accept a connection. Return a control connection; for the connection of a rank, fork a keeper and return None.
-
-    If the request is damaged or late, or lacks `token`, the token of this server, close the connection and return None.
-    """
+    """Accept a connection, and return a control connection. For a rank, fork a keeper and return None."""
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)
     try:
@@ -215,12 +194,7 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 
 
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
-    """Fork a rank, and end the rank when the calling process closes the connection.
-
-    If the rank ends first, send its exit status to the calling process, through `stream`. `stream` is the connection to
-    the calling process, and also carries the messages of the rank. `place` is the :class:`Place` of the rank.
-    `description` names the user's class or function.
-    """
+    """Fork a rank, and end the rank when the calling process closes `stream`, its connection to the rank."""
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.ranks))

@@ -1,11 +1,12 @@
 """The launcher: a process that starts the ranks and ends them.
 
-`torch.distributed.elastic.multiprocessing.start_processes`, which also starts the workers of torchrun, forks the ranks
-from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher itself never
+`torch.distributed.elastic.multiprocessing.start_processes`, which also starts the workers of torchrun, forks the
+ranks from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
-An isolated process of `crossent.run.isolation` knows no exact value, and forks its launcher. Any other process may know
-exact values, which a fork would copy to the ranks. So any other process starts its launcher in a new Python process.
+A launcher must know no exact value, which a fork would copy to the ranks. An isolated process of
+`crossent.run.isolation` knows none, and forks its launcher. Any other process starts its launcher in a new Python
+process.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ _SECONDS_TO_REPLY = 60.0  # the launcher replies in milliseconds, but a busy mac
 class Launcher:
     """An object with which a process starts a launcher, sends requests to the launcher, and ends the launcher.
 
-    The owner is the process that made this object, and `owner` is its process id. A fork of the owner inherits this
-    object, but may only call :meth:`close`.
+    The owner is the process that made this object. A fork of the owner may only call :meth:`close`.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -64,7 +64,7 @@ class Launcher:
                 self._process = self._python.pid
 
     def start(self, places: Sequence[Place], streams: Sequence[socket.socket]) -> None:
-        """Start a rank for each of `places`. `streams` has a socket for the messages of each rank, in the same order.
+        """Start a rank for each of `places`. `streams` has a socket for the messages of each rank.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.
@@ -73,11 +73,10 @@ class Launcher:
         self._ask(content, [stream.fileno() for stream in streams])
 
     def end(self, ended: Sequence[int] = ()) -> list[int | None]:
-        """End all ranks, and return an exit status for each rank, or [] if no ranks run.
+        """End all ranks, and return their exit statuses: None for a rank that this call had to end.
 
-        The status is None for a rank that this call had to end, or if the system does not tell the status. `ended` has
-        the numbers of the ranks that have closed their sockets. The launcher first waits a short time for these ranks,
-        because the socket of a rank closes before its process ends.
+        `ended` has the numbers of the ranks that have closed their sockets. The launcher waits a short time for the
+        processes of these ranks.
 
         Raises:
             OSError, EOFError: the launcher has ended, or does not reply in time.
@@ -87,10 +86,7 @@ class Launcher:
         return statuses
 
     def close(self) -> None:
-        """End the launcher and its ranks, and remove their folder. In a fork of the owner, only close the socket.
-
-        A launcher that does not end within `_SECONDS_TO_END` is killed, and the folder stays.
-        """
+        """End the launcher and its ranks, and remove their folder. In a fork of the owner, only close the socket."""
         if self.owner != os.getpid():
             self._control.close()  # this process is a fork of the owner
             return
@@ -148,10 +144,9 @@ def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[byt
 
 
 def serve_new(control: int, description: str) -> None:
-    """Run the launcher in this process, which is a new Python process.
+    """Run the launcher in a new Python process. `control` is the file descriptor of the socket to the owner.
 
-    `control` is the file descriptor of the socket to the process that uses the launcher. `description` names the user's
-    class or function.
+    `description` names the user's class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
@@ -159,10 +154,7 @@ def serve_new(control: int, description: str) -> None:
 
 
 def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
-    """Start and end ranks as requests say, until the process that uses the launcher closes its socket.
-
-    `control` is the socket to the process that uses the launcher. `load` returns the user's class or function.
-    """
+    """Start and end ranks as requests say, until the owner closes its end of `control`."""
     with suppress(OSError):
         os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the report says how a rank ended
@@ -194,11 +186,7 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
 
 
 def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str) -> Any:
-    """Start a rank for each place, and return torch's object for the processes of the ranks.
-
-    `streams` has the file descriptors of the sockets of the ranks. Each rank calls `load`, which returns the user's
-    class or function. This function makes the folder with the path `folder`, for the store of the group.
-    """
+    """Start a rank for each place, and return torch's object for the processes of the ranks."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     os.mkdir(folder)
@@ -218,12 +206,7 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the environment variables of the rank with this :class:`Place`, such as RANK and WORLD_SIZE.
-
-    `local` is the number of the rank among the `count` ranks of this launcher. If the launcher starts all ranks of the
-    group, GLOO_SOCKET_IFNAME names the loopback interface, because no rank is on another machine. If the user has set
-    GLOO_SOCKET_IFNAME, the user's value stays.
-    """
+    """Return the environment variables of a rank, the rank number `local` of the `count` ranks of this launcher."""
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
@@ -233,18 +216,14 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": "crossent",
     }
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "")
+    # The loopback interface suffices if all ranks are on this machine.
     alone = loopback and count == place.ranks and "GLOO_SOCKET_IFNAME" not in os.environ
     interface = {"GLOO_SOCKET_IFNAME": loopback} if alone else {}
     return {name: str(value) for name, value in words.items()} | interface
 
 
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
-    """Wait a short time for the ranks in `ended`, then end all ranks, and return their exit statuses.
-
-    `ended` has the numbers of the ranks that have closed their sockets; the process of such a rank ends a little later.
-    The status is None for a rank that had not ended, or if the system does not tell the status. `context` is torch's
-    object for the processes of the ranks. If no ranks run, `context` is None and the result is [].
-    """
+    """Wait a short time for the ranks in `ended`, then end all ranks, and return their exit statuses."""
     if context is None:
         return []
     processes = list(context.pids().values())
@@ -259,11 +238,7 @@ def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
 
 
 def _status(process: int) -> int | None:
-    """Return the exit status of a child process. If a signal ended the process, return minus the number of the signal.
-
-    Return None if the process still runs, or if the system does not tell the status. `process` is the id of the
-    process.
-    """
+    """Return the exit status of a child process, or minus the number of the signal that ended the process."""
     if not hasattr(os, "waitid"):
         return None
     try:
