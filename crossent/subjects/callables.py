@@ -30,14 +30,15 @@ Parameter = inspect.Parameter
 
 
 def as_subject(given: object, name: str = "", source: str = "", operation: Operation = CROSS_ENTROPY) -> Subject:
-    """Return a subject that calls a loss function, or an instance that a class makes from the options.
+    """Return a subject from a loss function, or from a class or a function that makes loss functions.
 
     The subject passes `operation.arguments`, such as input and target, by position, and options by keyword. If the
     signature lacks an option, the subject lacks the features of this option.
 
     Args:
-        given: a loss function, a class, or a function that takes only options and returns a loss function. An attribute
-            `lacks` adds features, with reasons. An attribute `chunks` names the keywords that set the size of a chunk.
+        given: a loss function, a class, or a function that takes only options and returns a loss function. Its
+            attribute `lacks` has further missing features, with reasons. Its attribute `chunks` names the keywords that
+            set the size of a chunk.
         name: the name of the subject; by default, the name of the callable.
         source: the description from which the subject can be loaded again; "" if there is none.
         operation: the operation that `given` computes. For a linear cross-entropy, only a loss function is allowed.

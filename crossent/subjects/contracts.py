@@ -20,7 +20,7 @@ class NamedContract:
     """A contract that a user can choose.
 
     Attributes:
-        promise: see :mod:`crossent.numerics.bounds.contracts`.
+        promise: the promise about the arithmetic, which :mod:`crossent.numerics.bounds.contracts` explains.
         grade: the default grade in float16 and bfloat16.
         sentence: the promise in words.
         only_grade: whether the user can choose no other grade.

@@ -72,7 +72,8 @@ def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than rounding causes.
 
     Rounding to the target's dtype causes at most half of its `eps`. A float64 sum over C classes has an error of at
-    most C/2 times the `eps` of float64. There are two sums: here, and where the caller divided by the sum.
+    most C/2 times the `eps` of float64. There are two such sums: this sum, and the sum by which the caller may have
+    divided.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -180,7 +181,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return the declared differences from torch: `Feature.instead` of each feature in `lacks`, unless empty.
+    """Return the declared differences from torch: `Feature.instead` of each feature in `lacks` that has this text.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']

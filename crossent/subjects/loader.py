@@ -47,7 +47,8 @@ def load(
 
     Args:
         subject: a description, or a callable for :func:`crossent.subjects.callables.as_subject`. A description is a
-            name, such as `formula`, or `package.module:NAME`, or `path/to/file.py:NAME`. Most may end in `+compile`.
+            name, such as `formula`, or `package.module:NAME`, or `path/to/file.py:NAME`. Most descriptions
+            may end in `+compile`.
         without: the names of the features that the user declares missing.
         contract: the name of a contract. With None, built-in subjects keep their own contracts, and functions of the
             user have "kernel".

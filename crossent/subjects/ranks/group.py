@@ -148,7 +148,7 @@ class Ranks:
             rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _replies(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Return the replies of all ranks. If `strict` is True, end the wait early if the silent ranks sleep."""
+        """Return the replies of all ranks. If `strict` is True, wait less if all ranks without a reply sleep."""
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
         while silent := [rank for rank in self._ranks if rank.reply is None and not rank.ended]:
@@ -210,7 +210,7 @@ class Ranks:
         raise RanksDifferError(text)
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks. Return the exit status of each rank in `ended`, else None, and `_Rank.ended` of each rank."""
+        """End all ranks, and return for each rank the exit status, if known, and `_Rank.ended`."""
         how = [rank.ended for rank in self._ranks]
         statuses = [rank.status for rank in self._ranks]
         assert self._launcher is not None
@@ -256,7 +256,7 @@ class _Watch:
 
 
 def _processor_time(process: int) -> tuple[str, float] | None:
-    """Return the state of a process, "S" if all threads sleep, and its processor time in seconds; or None."""
+    """Return the state of a process, "S" if all threads sleep, and its processor time in seconds; None without /proc."""
     if not process:
         return None
     try:

@@ -8,7 +8,7 @@ listens on a port. A server writes its address to the store of the job, a table 
 The calling process, which sends requests to the ranks, is the judge or an isolated process of the judge. To start a
 rank, the calling process connects to a server. The server forks a keeper, a process that watches one rank, and the
 keeper forks the rank. The messages of the rank go through this connection. If the connection closes, the keeper ends
-the rank. If the rank ends, the keeper sends its exit status.
+the rank. If the rank ends, the keeper sends the exit status to the calling process.
 
 The judge keeps a control connection to each server open. When the judge ends, the servers end too.
 """

@@ -144,9 +144,9 @@ def _new_python(theirs: socket.socket, description: str) -> subprocess.Popen[byt
 
 
 def serve_new(control: int, description: str) -> None:
-    """Run the launcher in a new Python process. `control` is the file descriptor of the socket to the owner.
+    """Run the launcher in this process, which is a new Python process.
 
-    `description` names the user's class or function.
+    `control` is the file descriptor of the socket to the owner. `description` names the user's class or function.
     """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
@@ -154,7 +154,7 @@ def serve_new(control: int, description: str) -> None:
 
 
 def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
-    """Start and end ranks as requests say, until the owner closes its end of `control`."""
+    """Start and end ranks as requests say, until the owner closes the connection `control`."""
     with suppress(OSError):
         os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the report says how a rank ended
@@ -206,7 +206,7 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the environment variables of a rank, the rank number `local` of the `count` ranks of this launcher."""
+    """Return the environment variables of a rank. `local` is its number among the `count` ranks of this launcher."""
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
