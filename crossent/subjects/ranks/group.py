@@ -256,7 +256,7 @@ class _Watch:
 
 
 def _processor_time(process: int) -> tuple[str, float] | None:
-    """Return the state of a process, "S" if all threads sleep, and its seconds of processor time; None without /proc."""
+    """Return the state of a process, "S" if all threads sleep, and its processor time in seconds, or None."""
     if not process:
         return None
     try:
