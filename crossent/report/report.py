@@ -42,27 +42,23 @@ MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, 
 class Report:
     """One run: its environment, and a report on each subject.
 
-    `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
-    failures, and has evidence for every result of every subject. A result, such as the loss in float16, has
-    evidence if a wrong result, such as zeros, would fail on at least one case. For a shard, or a run of chosen checks
-    or cases, see `ok`.
+    `str(report)` is the report as text. `report.ok` is the verdict: see `ok`.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
         subjects: the results and findings of each subject.
         level, seed: the level and the seed of the cases.
         fixed: known failures that were tested and no longer happen. Delete their entries in the list of known failures.
-        triples: the number of different combinations of three options that occur in the cases that ran.
+        triples: the number of different combinations of three options in the cases that ran.
         left_out: the checks (or only the chosen checks) that are planned for no case; empty if the user chose cases.
         planned: None for a complete run. If the run was interrupted or stopped early, the number of planned cases.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
-            "cases". Empty if the user chose neither checks nor cases.
+            "cases". Empty if the user chose neither.
         without: the features that the user declared as missing.
         grade: the grade that the user chose; "" for the default.
         seconds: how long the run took; None if unknown, for example for a report from a file.
-        shard: the description of the shard that ran, or None for a whole run. The verdict on a shard is only about
-            findings. The merged report of all shards says whether every result has evidence.
+        shard: the description of the shard that ran, or None for a whole run.
     """
 
     environment: dict[str, str]
@@ -103,7 +99,7 @@ class Report:
     def sized(self) -> tuple[int, int]:
         """The numbers of different pairs and triples in the cases that ran.
 
-        A pair is a range of sizes and an option. A triple is a range of sizes, an option and a dtype.
+        A pair is a range of sizes and an option. A triple also has a dtype.
         """
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
@@ -111,16 +107,13 @@ class Report:
 
     @property
     def elements(self) -> int:
-        """The number of compared elements that have a finite error bound, summed over all checks and subjects."""
+        """The number of compared elements with a finite error bound, summed over all checks and subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return sum(tally.elements - tally.not_judged.total() for tally in tallies)
 
     @property
     def compared(self) -> Tally:
-        """The counts of all checks that compare numbers, summed over all subjects and dtypes.
-
-        For each subject, leave out a check in a dtype if the check compared no number there, apart from known failures.
-        """
+        """The counts of all checks that compare numbers, summed over all subjects and dtypes."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
@@ -128,8 +121,7 @@ class Report:
     def findings(self) -> list[Finding]:
         """The findings that are not known failures, in the order of the printed report.
 
-        The findings are sorted by subject, then by cause. Each cause starts with its example, the clearest finding. In
-        contrast, the JSON document has the findings of each subject in the order of the cases.
+        The order is by subject, then by cause. Each cause starts with its clearest finding.
         """
         return [finding for subject in self.subjects for finding in clearest_first(subject)]
 
@@ -147,10 +139,12 @@ class Report:
     def ok(self) -> bool:
         """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
-        A result has evidence if a wrong result, such as zeros, would fail on at least one case. At least one case must
-        have run on every subject. If the user chose checks or cases, results need no evidence, and one subject with a
-        case is enough. If the user chose checks, at least one of these checks must have run on a case. A shard is ok if
-        it is complete and has no findings except known failures.
+        A result, such as the loss in float16, has evidence if a wrong result, such as zeros, would fail on some case.
+        At least one case must have run on every subject.
+
+        If the user chose checks or cases, results need no evidence, and one subject with a case is enough. At least
+        one of the chosen checks must have run. A shard is ok if it is complete and has no findings except known
+        failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
@@ -204,11 +198,7 @@ class Report:
         return "; ".join([f"{calls}, {judged}{failures}{declared}", *uncovered])
 
     def sort(self, cases: list[str]) -> None:
-        """Sort outcomes and findings in place, in the order of the ids in `cases`.
-
-        `cases` must have the id of every case that ran. Reasons why cases are not applicable are sorted as text. So a
-        report does not depend on the order in which the cases ran.
-        """
+        """Sort outcomes and findings in place, in the order of `cases`, the ids of all cases that ran."""
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
             subject.not_applicable = Counter(dict(sorted(subject.not_applicable.items())))
@@ -219,10 +209,10 @@ class Report:
         """Return the report as renderables of rich, for `crossent check`.
 
         Args:
-            verbosity: 0 gives a table with a row for each subject, the clearest findings and the coverage. 1 adds a
-                table by check and dtype for each subject, all causes and the known failures. 2 adds the environment,
-                the id of each finding, and the cases nearest to a bound. 2 also adds every reason why a case or a check
-                did not run. -1 gives the verdict alone.
+            verbosity: -1 gives the verdict alone. 0 gives a table with a row for each subject, the clearest findings
+                and the coverage. 1 adds a table by check and dtype for each subject, all causes and the known failures.
+                2 adds the environment, the id of each finding, the cases nearest to a bound, and why cases or checks
+                did not run.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -243,7 +233,7 @@ class Report:
         return [*parts, Text(), self._verdict()]
 
     def _verdict(self) -> Text:
-        """Return the last line: the verdict in a colour, the summary, and the time that the run took."""
+        """Return the last line: the verdict in a colour, the summary and the time of the run."""
         took = "" if self.seconds is None else f", in {duration(self.seconds)}"
         if self.shard is not None and self.planned is None:
             return Text.assemble(
@@ -257,13 +247,13 @@ class Report:
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
-        """Yield a line with versions, device, level and seed. If `verbosity` is above 1, show the whole environment."""
+        """Yield a line with the environment, the level and the seed."""
         of = self.environment
         shown = of if verbosity > 1 else [name for name in ("crossent", "torch", "python", "device") if name in of]
         yield ", ".join([*(f"{name} {of[name]}" for name in shown), f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield lines about the coverage of the run, its gaps, and the known failures that are fixed."""
+        """Yield lines about the coverage of the run, its gaps, and the fixed known failures."""
         if self.ran:
             triples = f"{counted(self.triples, 'combination')} of three options"
             yield f"{counted(self.cases, 'case')} with {triples}; {counted(self.elements, 'number')} judged"
@@ -284,7 +274,7 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a text for each gap in the coverage, such as checks that are planned for no case."""
+        """Yield a text for each gap in the coverage."""
         if self.level == "quick":
             yield "some combinations of three options, since level quick covers only combinations of two"
         if self.left_out:
@@ -296,7 +286,7 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers not judged: no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines about the covered pairs and triples, the checks planned for no case, and the unjudged numbers."""
+        """Yield lines about the covered pairs and triples, the unplanned checks, and the unjudged numbers."""
         pairs, triples = self.sized
         yield f"covered: {pairs} pairs of a size and an option, {triples} triples of a size, an option and a dtype"
         if self.left_out:
@@ -309,16 +299,15 @@ class Report:
         return plain_text(self.render())
 
     def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows: the verdict, some findings, and the errors of each check."""
+        """Return the HTML that a notebook shows."""
         return notebook(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        Some keys and values keep their names from earlier versions of crossent, so that old files can still be read.
-        The key "mended" lists the known failures that are fixed. The key "held" of a case lists the checks without
-        numbers that passed. A case that passed has the outcome "held". A case with only known failures has the outcome
-        "expected".
+        Some names come from earlier versions of crossent, so that old files can still be read. The key "mended" lists
+        the known failures that are fixed. The key "held" of a case lists the checks without numbers that passed. The
+        outcome "held" means that the case passed. The outcome "expected" means only known failures.
         """
         document = {
             "schema": SCHEMA,

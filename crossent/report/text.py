@@ -19,7 +19,7 @@ from crossent.words import DECLARED, as_options, counted, first_names
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
-    """Return the parts of a report as text without colours. Tables and paragraphs are at most 100 columns wide."""
+    """Return the parts of a report as text without colours, with tables and paragraphs of at most 100 columns."""
     text = io.StringIO()
     # Without these arguments, FORCE_COLOR adds colours, and a notebook gets the text in place of `text`.
     console = Console(file=text, width=100, color_system=None, force_terminal=False, force_jupyter=False)
@@ -29,15 +29,12 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return a text as a paragraph, which rich wraps at the width of the terminal.
-
-    Every other `Text` of a report keeps its lines, so that a user can copy commands: see `keeps_lines`.
-    """
+    """Return a text as a paragraph, which rich wraps at the width of the terminal."""
     return Text(text, overflow="fold")
 
 
 def keeps_lines(part: RenderableType) -> bool:
-    """Return whether rich must not wrap a part of a report: True for a `Text`, unless :func:`paragraph` made it."""
+    """Return whether a part of a report keeps its lines, so that users can copy commands from it."""
     return isinstance(part, Text) and part.overflow is None
 
 
@@ -65,15 +62,12 @@ LEGEND = "for each dtype: the grade, and the largest error as a share of its err
 
 
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
-    """Return a table with a row for each subject: its result, its counts, and for each dtype a grade and a share.
-
-    The share is the largest error in the dtype, as a share of its bound.
+    """Return a table with a row for each subject: its result, its counts, and its grade and largest error by dtype.
 
     Args:
         subjects: the reports of the subjects.
-        ended: False if the run stopped before its last case, so that no subject has passed yet.
-        part: True if only chosen checks or cases, or only a shard, ran. Then a subject may pass without evidence for
-            every result.
+        ended: whether the run reached its last case.
+        part: whether only chosen checks or cases, or only a shard, ran.
     """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
@@ -106,10 +100,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def not_covered(subject: SubjectReport) -> Iterator[str]:
-    """Yield a line about the cases that are not applicable, then a line about :func:`missing_features_by_check`.
-
-    If there are no such cases, leave out the first line. If there are no such checks, leave out the second line.
-    """
+    """Yield a line about the cases that are not applicable, and a line about the checks that need a missing feature."""
     if subject.not_applicable:
         number = counted(sum(subject.not_applicable.values()), "case")
         lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]
@@ -123,11 +114,7 @@ def not_covered(subject: SubjectReport) -> Iterator[str]:
 
 
 def missing_features_by_check(subject: SubjectReport) -> dict[str, str]:
-    """Return the checks that ran on no case, each with a feature that it needs and that the user declared as missing.
-
-    The keys of the dict are the names of the checks, and the values are the names of the features. On some cases,
-    another reason may have skipped the check.
-    """
+    """Return the checks that ran on no case, each with a declared missing feature that the check needs."""
     ran = {check for check, _ in subject.tallies}
     missing: dict[str, str] = {}
     for check, reasons in subject.not_run.items():
@@ -138,11 +125,7 @@ def missing_features_by_check(subject: SubjectReport) -> dict[str, str]:
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
-    """Return the grade and the largest share of a bound in one dtype, such as "A 43%".
-
-    `tallies` has the tally of each check in this dtype. Leave out a missing grade or share. If both are missing, return
-    "failed" if a check failed, otherwise "".
-    """
+    """Return the grade and the largest share of a bound in one dtype, such as "A 43%"."""
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
     said = " ".join([*([grade] if grade else []), *([share(max(ratios))] if ratios else [])])
@@ -152,9 +135,7 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the lines about each probable cause of a subject's findings, with one example for each cause.
 
-    First show the causes that no missing feature explains: at most `most` of them, or all if `most` is None. Then show
-    all causes that a missing feature explains (`Cause.feature`). If `ids` is true, add the id of every finding of each
-    cause that is shown.
+    `most` limits the number of causes that no missing feature explains. `ids` adds the id of each finding shown.
     """
     wrong, declarable = split_by_feature(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -179,18 +160,13 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
 
 
 def _ids(cause: Cause) -> Iterator[Text]:
-    """Yield a heading, and for each finding of a cause a line with its id."""
     yield Text("  findings of this cause", "dim")
     for finding in cause.findings:
         yield Text(f"    {finding.id}")
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield the lines about the causes `found`, each of which a missing feature explains.
-
-    The first line has the option `--without` with these features. Then each cause has a line. If `ids` is true, add the
-    id of every finding. If there are no causes, yield nothing.
-    """
+    """Yield the lines about causes that a missing feature explains, with the option that declares these features."""
     if not found:
         return
     options = as_options(without=[cause.feature for cause in found])
@@ -208,10 +184,7 @@ def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
 
 
 def explained(cause: Cause) -> str:
-    """Return a phrase about the findings of a cause, such as "152 calls raised with class probabilities".
-
-    A missing feature explains the cause. The phrase has the number of findings of each kind.
-    """
+    """Return a phrase about the findings of a cause, such as "152 calls raised with class probabilities"."""
     counts = Counter((finding.check if finding.check in _DID_IN else "", finding.kind) for finding in cause.findings)
     phrases = []
     for (check, kind), count in counts.items():
@@ -227,10 +200,7 @@ def explained(cause: Cause) -> str:
 
 
 def in_short(subject: SubjectReport) -> Iterator[str]:
-    """Yield a line about the contract and the declared differences of a subject, and a line about its known failures.
-
-    Leave out a line that would be empty.
-    """
+    """Yield short lines about the contract, the declared differences and the known failures of a subject."""
     promised = [f"has the contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
     if promised:
         yield f"declared: {subject.name} {'; '.join(promised)}"
@@ -268,7 +238,7 @@ def gaps(subject: SubjectReport) -> Iterator[RenderableType]:
 
 
 def _table(subject: SubjectReport) -> Table:
-    """Return the table of a subject, with a row for each check and a column for each dtype."""
+    """Return a table with a row for each check and a column for each dtype."""
     tallies, grades = subject.tallies, subject.grades
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for _, of in tallies)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
@@ -281,11 +251,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "40 12%" for 40 cases whose largest error is 12% of its bound.
-
-    Return "40 passed" for a check without numbers, "✗ 3/40" if 3 of 40 cases failed, and "" if no case ran. The 40
-    cases include known failures, except in "40 passed". The largest error and the 3 failures do not include them.
-    """
+    """Return the cell of a check in a dtype: "40 12%" for 40 cases whose largest error is 12% of its bound."""
     if tally is None:
         return Text("")
     if tally.failed:
@@ -296,11 +262,7 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield the lines of a table: for each check, the case nearest to a bound, and how many comparisons lack evidence.
-
-    Most checks have one line for all dtypes. The loss and the gradients have a line for each dtype. A check without
-    numbers, or with errors of 0 only, has no line.
-    """
+    """Yield the lines of a table: for each check, the case nearest to a bound."""
     of_all: dict[str, Tally] = {}
     vacuous: Counter[str] = Counter()
     for (check, dtype), tally in subject.tallies.items():
@@ -319,9 +281,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """Return a share of a bound as a percentage, or ">10×" for NaN and for 1000% or more.
-
-    If a share above 1 rounds to 100%, return ">100%", since the error is above the bound.
+    """Return a share of a bound as a percentage, or ">10×".
 
     >>> share(0.123), share(1.002), share(12)
     ('12%', '>100%', '>10×')
@@ -329,7 +289,7 @@ def share(ratio: float) -> str:
     percent = f"{100 * ratio:.0f}%"
     if ratio > 1 and percent == "100%":
         return ">100%"
-    return percent if ratio < 10 else ">10×"
+    return percent if ratio < 10 else ">10×"  # also for NaN
 
 
 def short(ulp: float) -> str:

@@ -3,16 +3,12 @@
 A script for torch needs torch alone. A script for most other subjects needs crossent too.
 
 The subject is the loss function under test. A script has the inputs of the case, bit for bit. The script calls a step,
-a function that calls the subject. For a wrong number, the script then calls a function `judge_…`. This function
-compares the number with the exact value, or with other results of the subject. The exit status of the script is 1 if
-the finding happens, and 0 if the finding does not happen. The exit status is 2 if the script cannot tell, for example
-because the call cannot run.
+a function that calls the subject. For a wrong number, a function `judge_…` then compares the number with the exact
+value, or with other results of the subject. The exit status is 1 if the finding happens, 0 if the finding does not
+happen, and 2 if the script cannot tell.
 
-For each check, a recipe names the functions and the values that the scripts of this check use. The result of a call has
-parts: the loss, and each gradient.
-
-The modules of this folder may import every other folder of crossent except `crossent.commands`. Only `crossent/cli.py`
-imports this folder.
+A recipe names the functions and the values for the scripts of one check. The result of a call has parts: the loss, and
+each gradient.
 
 rerun         get a finding from a report, from the last runs, or by running its case again
 script        write the script of a finding, with the inputs of its case

@@ -1,7 +1,4 @@
-"""Copy functions of the folder `scripts` into a printed script, with all functions and classes that they use.
-
-Also collect the names of the modules and values that the copied functions use.
-"""
+"""Copy functions of the folder `scripts` into a printed script, with all functions and classes that they use."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: by the name of a function, another function to copy under this name.
-        functions: the text of each function, by name. Each function comes after the functions that its text uses.
-        imports: the names of the modules that the functions use, except torch, which every script imports.
-        values: the names of the values of `scripts/case.py` that the functions use. A script must define these values.
+        instead: the function to copy in place of another function, by the name of the other function.
+        functions: the text of each copied function, by name, after the functions that the text uses.
+        imports: the modules that the functions use, except torch.
+        values: the names of the values of `scripts/case.py` that the functions use.
     """
 
     instead: Mapping[str, ScriptFunction] = field(default_factory=dict)
@@ -36,12 +33,7 @@ class Code:
     values: set[str] = field(default_factory=set)
 
     def add(self, function: ScriptFunction, name: str = "") -> None:
-        """Copy a function or class into the script, after all functions that its text uses.
-
-        `name` is the name in the script; "" stands for the name of the function. If the attribute `instead` has a
-        function under this name, copy that function in place of `function`. If the script already has a function of
-        this name, do nothing.
-        """
+        """Copy a function or class into the script under `name`, after all functions that its text uses."""
         name = name or function.__name__
         function = self.instead.get(name, function)
         if name in self.functions:
@@ -63,8 +55,8 @@ class _File:
     """The definitions and imports of a file of `scripts`.
 
     Attributes:
-        definitions: for each function and class, its text and the names that the text uses.
-        origins: for each NAME in a line `from MODULE import NAME`, the module.
+        definitions: the text of each function and class, with the names that the text uses.
+        origins: the module of each NAME in a line `from MODULE import NAME`.
         modules: each MODULE in a line `import MODULE`, except torch.
     """
 
@@ -88,7 +80,7 @@ def _read(module: str) -> _File:
 
 
 def _globals(table: symtable.SymbolTable) -> Iterator[str]:
-    """Yield the global names that the code of `table` uses, also in nested functions. Builtins count as global."""
+    """Yield the global names and builtins that the code of `table` uses, also in nested functions."""
     at_top = table.get_type() == "module"
     for symbol in table.get_symbols():
         if symbol.is_global() or (at_top and symbol.is_referenced()):

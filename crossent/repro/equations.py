@@ -25,14 +25,12 @@ EquationTerms = tuple[tuple[int, float, Index], ...]
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation: each number of the first result of a subject equals a weighted sum of numbers of its other results.
+    """An equation: each number of the first result of a subject is a weighted sum of numbers of its other results.
 
     Attributes:
         inputs: the inputs of the call that returns the first result, then the inputs of each other call.
-        terms: a function that takes a part of the result ("loss", "gradient", …) and the index of a number in this part
-            of the first result. The function returns the terms of the sum that equals this number. By default, the only
-            term is the same number of the second result, so two results must be equal. If `terms` is None, the two
-            results must differ instead.
+        terms: a function of a part of the result ("loss", …) and of the index of a number of the first result. The
+            function returns the terms of the sum. By default, two results are equal. For None, two results differ.
     """
 
     inputs: tuple[Inputs, ...]
@@ -46,7 +44,7 @@ Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
 def part_shapes(given: Inputs) -> Shapes:
-    """Return the shapes of the loss and of each gradient of a call with these inputs, by name."""
+    """Return the shapes of the loss and of each gradient of a call, by name."""
     shapes = {"loss": given.upstream.shape, **{name: leaf.shape for name, leaf in given.leaves.items()}}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
@@ -57,22 +55,12 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: adding a number to all logits of a row, or to the whole bias, does not change the result.
-
-    For logits, there are two equations. One adds the same number to all rows. The other adds one number to each row,
-    positive and negative in turn. The logits, or the bias, are rounded first, so that each sum is exact. Return {} if
-    no exact shift is possible.
-    """
+    """Return the equations: adding a number to all logits of a row, or to the whole bias, keeps the result."""
     return {call: Equation(inputs) for call, inputs in changes.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each dimension of the rows: inputs flipped along the dimension flip the result.
-
-    A dimension of the rows is any dimension of batched logits with a size above 1, except the class dimension. A part
-    of the result without this dimension stays the same, such as a mean, or the gradient of the weight of a linear
-    layer.
-    """
+    """Return an equation for each dimension of the rows: flipped inputs flip each part with this dimension."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -87,11 +75,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: flipping the classes keeps the loss, and flips the gradients along the class dimension.
-
-    In a linear cross-entropy, the gradients of weight and bias have a class dimension. The gradient of the input has
-    no class dimension, and stays the same.
-    """
+    """Return the equation: flipped classes keep the loss, and flip each gradient with a class dimension."""
 
     def terms(part: str, index: Index) -> EquationTerms:
         linear = given.operation is LINEAR_CROSS_ENTROPY
@@ -107,10 +91,7 @@ def _reverse(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: the result of a batch follows from the results of two parts of the batch.
-
-    Return {} if the batch cannot be split: in every split, the mean of a part or of the batch would divide by 0.
-    """
+    """Return the equation: the result of a batch follows from the results of two parts of the batch."""
     try:
         batches = changes.split_batch(given, terms_of(given))
     except NotRunError:
@@ -130,9 +111,8 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return equations between the result of the case and the results with fewer or more options.
 
-    A call without one option that the case uses, such as a weight, must give a different result. A call with additional
-    neutral options, such as a weight of ones, must give an equal result. The call with neutral options leaves out a
-    label_smoothing of 0 and the reduction "mean". If this call would have the same options, there is no such equation.
+    A call without one option must give a different result. A call with neutral options, such as a weight of ones, must
+    give an equal result.
     """
     equations = {call: Equation((given, without), None) for call, without in options.without_each_option(given).items()}
     if off := options.with_neutral_options(given, case.ignored):

@@ -35,17 +35,14 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text as the content of a docstring in ASCII, with "+-" for "±".
-
-    Escape double quotes, backslashes, control characters except newlines, and all characters outside ASCII except "±".
-    """
+    """Return a text as the content of a docstring in ASCII."""
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()
 
 
 def _tensor(tensor: Tensor) -> str:
-    """Return a Python expression that rebuilds a tensor from its dtype, shape, strides, offset and memory."""
+    """Return a Python expression that rebuilds a tensor, with its strides, offset and memory."""
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
     packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
@@ -53,16 +50,12 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _view(tensor: Tensor) -> str:
-    """Return the arguments of `as_strided`, as text, for a view of the storage that equals the tensor."""
+    """Return the arguments of `as_strided` for the view that equals the tensor, as text."""
     return f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
-    """Return a value as a Python expression, such as "(1, 2)" for a tuple.
-
-    `given` is the inputs of the case. If `value` is this object, return "given", the name of these inputs in a script.
-    For the inputs of another call, or if `given` is None, return a tuple of the tensors and options of the inputs.
-    """
+    """Return a value as a Python expression. If the value is `given`, the inputs of the case, return "given"."""
     if value is given is not None:
         return "given"
     if isinstance(value, Tensor):

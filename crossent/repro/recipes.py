@@ -30,10 +30,10 @@ class Focus:
     """The part of a result, or the one number in this part, that a finding is about.
 
     Attributes:
-        case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the part, such as "gradient". A check of several calls adds the name of the call, as in
-            "gradient reversed along dimension 2". "" if the finding is not about one part.
-        index: the index of the number in this part; None if the finding is not about one number.
+        case, inputs, subject: the case, its inputs on the CPU, and the subject.
+        of: the name of the part, such as "gradient"; "" for no part. A check of several calls adds the call, as in
+            "gradient reversed along dimension 2".
+        index: the index of the number in this part; None for no number.
     """
 
     case: Case
@@ -44,17 +44,17 @@ class Focus:
 
     @property
     def part(self) -> str:
-        """The name of the part: "loss", "gradient" or another derivative; "" if the finding is not about one part."""
+        """The name of the part, such as "gradient", or ""."""
         return self.of.partition(" ")[0]
 
     @property
     def call(self) -> str:
-        """The name of the call, such as "reversed along dimension 2"; "" if `of` names no call."""
+        """The name of the call, such as "reversed along dimension 2", or ""."""
         return self.of.partition(" ")[2]
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict: the default for the functions of a :class:`Recipe` that return shapes or values."""
+    """Return an empty dict: the default for the functions of a :class:`Recipe`."""
     return {}
 
 
@@ -63,12 +63,12 @@ class Recipe:
     """The functions and values of a script that repeats a finding of a check.
 
     Attributes:
-        kinds: the kinds of findings of the check, besides "crashed" and "hung", which are possible for every check.
+        kinds: the kinds of findings of the check, besides "crashed" and "hung".
         step: the function that calls the subject. A step may end the script itself, for example if a shape is wrong.
         number: the function that judges one number in the result of `step`; None if no finding is about a number.
         whole: the function that judges a whole part of a result; None if no finding is about a whole part.
         numbers: a function that returns the shapes of the parts in which a number can be wrong, by name (`Focus.of`).
-        wholes: a function that returns the shapes of the parts that can be wrong as a whole, by name (`Focus.of`).
+        wholes: the same for the parts that can be wrong as a whole.
         numbered: whether each finding of kind "wrong" is about a number.
         values: a function that returns the further values that the script needs, by name.
     """
@@ -101,20 +101,12 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe of a check whose only findings are wrong numbers of one call.
-
-    `numbers` and `number` become the attributes of these names.
-    """
+    """Return the recipe of a check whose only findings are wrong numbers of one call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe of a check that tests equations between results, such as the check `layout`.
-
-    Args:
-        equations_of: returns the equations of a case, by the name of the call.
-        whole: the function that judges two results that must differ; None if all equations are between equal results.
-    """
+    """Return the recipe of a check that tests equations; `whole` judges two results that must differ."""
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
         found = equations_of(focus.case, focus.inputs).items()
@@ -141,14 +133,7 @@ def _called(
     number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
-    """Return the recipe of a check that makes several calls.
-
-    Args:
-        step: the function of a script that makes the calls.
-        calls: for the name of each call, the parts of its result that the check judges.
-        number: the function of a script that judges one number of one call.
-        kinds: the kinds of findings of the check.
-    """
+    """Return the recipe of a check that makes several calls; `calls` has the judged parts of each call's result."""
 
     def numbers(focus: Focus) -> Shapes:
         known = part_shapes(focus.inputs)
@@ -192,15 +177,7 @@ def _chunk_sizes(focus: Focus) -> dict[str, Any]:
 
 
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
-    """Return the recipe of a check of derivatives along the direction of the case.
-
-    Besides a wrong number, a finding may be about a derivative that is missing or has a wrong shape.
-
-    Args:
-        step: the function of a script that computes the derivatives.
-        names: the names of the derivatives, "second", "upstream_gradient" or "tangent".
-        batch: the shape of the batch of directions; () for one direction.
-    """
+    """Return the recipe of a check of the derivatives `names`; `batch` is the shape of the batch of directions."""
 
     def shapes(focus: Focus) -> Shapes:
         known = part_shapes(focus.inputs)
@@ -217,10 +194,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _wrong_or_refused(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe of a check whose findings are wrong results or exceptions, such as the check `vmap`.
-
-    The arguments become the attributes of the same names.
-    """
+    """Return the recipe of a check whose findings are wrong results or exceptions."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 
@@ -235,11 +209,7 @@ def _of_batch(focus: Focus) -> Shapes:
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe of a check that calls the compiled subject twice.
-
-    `backend` is the backend of torch.compile. Both calls have the same inputs if `dynamic` is false. Otherwise, the
-    second call has the inputs of a larger case.
-    """
+    """Return the recipe of a check that calls the compiled subject twice, with different sizes if `dynamic`."""
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)

@@ -50,24 +50,18 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs with this version of torch, which crossent keeps in the
-    folder `.crossent_cache`. If these runs do not have the finding, or if `device` or `passed` is given, the check runs
-    on the case again.
+    Without a report, the finding comes from the last runs with this version of torch, or from a new run of its case.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again; by default the CPU. With `report`, this option has no effect:
-            the script uses the device of the report.
-        passed: whether the script shows a check that passes instead of a finding. The script judges the number nearest
-            to its error bound. With `report`, this option has no effect.
-        source: the description of the user's function, as in `crossent check`; "" for a form or torch.
-        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again. These options
-            have no effect if `passed` is true.
+        device: the device of a new run; by default the CPU.
+        passed: whether the script shows a check that passes, and judges the number nearest to its error bound.
+        source: the user's function, as in `crossent check`; "" for a form or torch.
+        promises: `without`, `contract` and `grade` of a new run, as in `crossent check`.
 
     Raises:
-        ValueError: there is no such finding, subject, check or case; the finding needs several ranks; the report is
-            damaged; or `source` cannot be loaded.
+        ValueError: there is no such finding, the report is damaged, or `source` cannot be loaded.
         OSError: the report cannot be read.
         RuntimeError: this machine does not have the device.
     """
@@ -93,11 +87,7 @@ def script_of(
 
 
 def _no_script(id: str, ranks: str, source: str = "") -> str:
-    """Return the message that the finding `id` has no script, since the finding needs several ranks.
-
-    The message names a command to run instead. `ranks` is the number of ranks for this command. `source` is the
-    description of the user's class. If `source` is "", the command names the subject of crossent in `id`, or SUBJECT.
-    """
+    """Return the error message for a finding that needs several ranks, with a command to run instead."""
     subject, check, case = _parts(id)
     given = source or (subject if subject in RANK_SUBJECTS else "SUBJECT")
     words = ("crossent", "check", given, "--ranks", ranks, "--check", check, "--case", case)
@@ -106,14 +96,7 @@ def _no_script(id: str, ranks: str, source: str = "") -> str:
 
 
 def _load(source: str, id: str) -> Subject:
-    """Return the user's function as a subject. If this system can fork, a separate process loads the function.
-
-    `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME". The case in the id of
-    the finding, `id`, says which operation the function computes.
-
-    Raises:
-        ValueError: `source` is a form or torch, or cannot be loaded; or `id` names no known case.
-    """
+    """Return the user's function as a subject, loaded in a separate process if this system can fork."""
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
     operation = case_of(_parts(id)[2]).operation
@@ -125,14 +108,7 @@ def _load(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The checks `call` and `result` run first, since most other checks need them: see :func:`_checks`.
-
-    Args:
-        id: the id of the finding, SUBJECT:CHECK:CASE.
-        device: the device on which the check runs.
-        source: the description of the user's function, as in `crossent check`; "" for a form or torch. The function
-            runs in an isolated process, except on a CUDA device or on a system without fork.
-        promises: the arguments `contract`, `grade` and `without` of `crossent.check`.
+    The arguments are as in :func:`script_of`.
 
     Raises:
         ValueError: there is no such subject, check or case, or the finding does not happen here.
@@ -165,14 +141,12 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a `Finding` for the script of `crossent repro --passed`, which shows a check that usually passes.
+    """Return a `Finding` with the number nearest to its error bound, even if the check passes.
 
-    `id` is SUBJECT:CHECK:CASE. The `Finding` has the number with the largest share of its error bound, even if the
-    check passes. For a bad input, the `Finding` has no number, and the script shows the error that the call raises.
+    For a bad input, the `Finding` has no number.
 
     Raises:
-        ValueError: there is no such subject, check or case. Or no number can be shown: the check does not run on this
-            case or compares no number, or the subject raises an exception.
+        ValueError: there is no such subject, check or case, or the check compares no number.
         RuntimeError: this machine does not have the device.
     """
     subject, name, case = _parts(id)
@@ -200,36 +174,23 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return the checks `call` and `result`, and the check with this name if there is one.
-
-    For a tiled case, whose batch the check `large` repeats (`Case.tiled`), return only the check with this name.
-    """
+    """Return the checks to run: `call` and `result`, which most checks need, and the check `name`."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
 def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return the features with a text `Feature.instead` that a report declares missing, such as {"half_result"}.
-
-    The report declares these features missing for the subject of `finding`. `document` is a report as a dict.
-    :func:`crossent.report.reader.find` reads the report only up to the finding, so the subjects after the finding may
-    be damaged. This function ignores damaged subjects.
-    """
+    """Return the features with a text `Feature.instead` that a report declares missing for the subject of `finding`."""
+    # A report is checked only up to the finding; later parts may be damaged.
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
     return {name for name, one in FEATURES.items() if one.instead and any(one.instead in each for each in declared)}
 
 
 def _missing_features(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return the features that the subject of `finding` lacks in the run of a report.
-
-    The user declares features missing for a run with the option `without`. A gradient is also missing if the first call
-    on the case did not compute it. A call computes no gradient that the attribute `lacks` of a function declares
-    missing. `document` is the report of the run. For a form or torch, which the script itself knows, return an empty
-    set. This function ignores damaged parts of the report.
-    """
+    """Return the features that the subject of a finding lacks in the run of a report."""
     if finding.subject.removesuffix(COMPILE_SUFFIX) in BY_NAME:
-        return set()
+        return set()  # the script itself knows what a form or torch lacks
     names, declared = ("gradient", "target_gradient"), document.get("without", [])
     missing = {name for name in FEATURES if isinstance(declared, list) and name in declared}
     made = case_of(finding.case)
@@ -243,12 +204,7 @@ def _missing_features(document: dict[str, Any], finding: Finding) -> set[str]:
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:
-    """Return the form or the subject of torch with this name, which may end in "+compile".
-
-    Raises:
-        ValueError: no form and no subject of torch has the name, or the subject cannot be compiled. In the message,
-            `advice` comes before the allowed names.
-    """
+    """Return the form or the subject of torch with this name, which may end in "+compile"."""
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
         except_for = ", ".join(name for name, one in BY_NAME.items() if one.not_transformed)
@@ -258,10 +214,7 @@ def _own_subject(name: str, device: str, advice: str) -> Subject:
 
 
 def _case_for(subject: Subject, id: str) -> Case | BadInput:
-    """Return the case or bad input with this id.
-
-    Raise ValueError for an unknown id, or if `subject` computes another operation.
-    """
+    """Return the case or bad input with this id, which must have the operation of `subject`."""
     made = case_of(id)
     if made.operation is not subject.operation:
         raise ValueError(

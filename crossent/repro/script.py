@@ -87,24 +87,16 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The script has the exit status 1 if the finding happens, and 0 if the finding does not happen. The exit status is 2
-    if the script cannot tell.
-
     Args:
         finding: the finding of a run.
         device: the device of that run.
-        digest: the checksum of the inputs in that run, to compare with the inputs here; None for no comparison.
-        passed: whether `finding` comes from `nearest_to_bound`, and so is about a check that passes. The script then
-            judges the number by its error bound alone.
-        lacks: features that the user declared missing in that run. The script then computes no "gradient" or no
-            "target_gradient", expects float32 for half precision ("half_result"), or allows changed "arguments". The
-            script makes no call in a circumstance that needs such a feature, as the check `circumstances` does.
-        loaded: the user's function, which the script loads from the same source; None for a form, for torch, or if the
-            source is unknown.
+        digest: the checksum of the inputs in that run; None for no comparison.
+        passed: whether `finding` is about a check that passes. The script then judges the number by its bound alone.
+        lacks: features that the user declared missing in that run, such as "gradient".
+        loaded: the user's function; None for a form, for torch, or if the source is unknown.
 
     Raises:
-        ValueError: the case cannot be built, or its inputs have other bits here. The check does not run on the case, or
-            has no such finding.
+        ValueError: the inputs have other bits here, or the check cannot have this finding on the case.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
@@ -169,27 +161,19 @@ def script(
 
 
 def _named(text: str, operation: Operation) -> str:
-    """Return the code `text` of a script, with the word of the operation for its first argument.
-
-    For a cross-entropy, the word is "logits", as in `text`. For a linear cross-entropy, the word is "input".
-    """
+    """Return the code of a script; for a linear cross-entropy, the word "input" replaces "logits"."""
     return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call `step`, and then call `ending` with the result. If `ending` is None, only call `step`.
-
-    Also copy into `code` the functions that these lines call. If `refusable` is true, an exception ends the script with
-    status 2: the script cannot tell. Otherwise the exception is the finding: Python prints the traceback, and ends with
-    status 1.
-    """
+    """Return the lines that call `step`, and then `ending` with its result; copy their functions into `code`."""
     code.add(step)
     lines = [f"{step.__name__}()"]
     if ending is not None:
         code.add(ending)
         (result,) = inspect.signature(ending).parameters
         lines = [f"{result} = {step.__name__}()", f"{ending.__name__}({result})"]
-    if refusable:
+    if refusable:  # otherwise, the exception is the finding: Python exits with status 1
         code.add(cannot_run)
         told = '    cannot_run(f"{type(error).__name__}: {error}")'
         lines = ["try:", *(f"    {line}" for line in lines), "except Exception as error:", told]
@@ -197,16 +181,11 @@ def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, re
 
 
 def _needs_earlier_calls(finding: Finding) -> bool:
-    """Return whether the finding may depend on earlier calls, so that a single call may not show the finding."""
     return finding.kind in ("not_repeated", "disturbed") or (finding.kind == "wrong" and DEPENDS in finding.message)
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines of a loop of attempts. Each attempt runs `lines`, and then makes other calls of the subject.
-
-    The first wrong result ends the script. After the last attempt, the function `end` ends the script. Also copy
-    into `code` the functions that these lines call.
-    """
+    """Return the lines of a loop of attempts. Each attempt runs `lines`, then other calls of the subject."""
     code.add(call_others)
     code.add(end)
     repeated = [*(f"    {line}" for line in lines), "    call_others(attempt)"]
@@ -214,11 +193,7 @@ def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str
 
 
 def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: str) -> Recipe:
-    """Return the recipe for a finding.
-
-    Raises:
-        ValueError: the check does not run on this case, subject and device, or has no finding of this kind.
-    """
+    """Return the recipe for a finding, or raise ValueError if the check cannot have this finding here."""
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
     if recipe is None:
@@ -235,7 +210,7 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
 
 
 def require_runs(check: Check, subject: Subject, case: Case, device: str) -> None:
-    """Raise ValueError, with the reason and what to do, if a check does not run on a subject, a case or a device."""
+    """Raise ValueError, with the reason, if a check does not run on a subject, a case or a device."""
     where = f"finding: the check {check.name} does not run on"
     if not check.applies(case):
         raise ValueError(f"{where} {cut(case.id)}; choose another case")
@@ -247,14 +222,7 @@ def require_runs(check: Check, subject: Subject, case: Case, device: str) -> Non
 
 
 def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
-    """Return a copy of `focus` with the part of the result (`of`) and the index of the number of the finding.
-
-    Numbers of a finding of another kind than "wrong" have no effect.
-
-    Raises:
-        ValueError: the check cannot report this part or this index. Or the finding has numbers that the check never
-            reports, or lacks numbers that the check always reports.
-    """
+    """Return a copy of `focus` with the part and the index of the number that the finding is about."""
     n = finding.numbers
     shapes: Shapes = {"": ()}
     if finding.kind != "wrong":
@@ -275,11 +243,7 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
 
 
 def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> str:
-    """Return the error message for a finding whose result or numbers its check cannot report.
-
-    `shapes` has the results that the finding could be about, by name. `numbered` has the results that the check reports
-    only with numbers, for a finding of kind "wrong" without numbers; for any other finding, {}.
-    """
+    """Return the error message for a finding whose result is not in `shapes`; results in `numbered` need numbers."""
     got, check = f"got result {quoted(finding.of)}", f"the check {finding.check}"
     if finding.of in numbered:
         return f"{got} without numbers; {check} reports this result with numbers, so give the numbers"
@@ -293,7 +257,7 @@ def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> st
 
 
 def _numbers(n: Numbers, check: Check) -> dict[str, Any]:
-    """Return the index, the numbers and the error bound of a finding of `check` as values of a script, by name."""
+    """Return the index, the numbers and the error bound of a finding as values of a script, by name."""
     if check.versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": "exact"}
     # The other result may differ on this machine, so the same number may be right here. If the other result was

@@ -1,14 +1,11 @@
 """The functions of the scripts that `crossent repro` prints, as Python files that ruff, mypy and the tests read.
 
-`composer.py` copies the functions that a script needs into the script. A function may use torch, the standard library,
-functions of this folder and the values of `case`. A printed script needs nothing else, except for the subject, which is
-the loss function under test.
+`composer.py` copies functions into a script. A function may use torch, the standard library, functions of this folder
+and the values of `case`.
 
-A step is a function without parameters that `repro/recipes.py` names. A step calls the subject, and may return one or
-more results for a function `judge_…`. A result is a dict with the parts "loss", "gradient", … To end the script, a
-function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if the subject is right, and 2 if the
-script cannot tell. Most steps end the script with status 1 if a loss has a wrong dtype, shape or device: see
-`require_shape`. In a script with several attempts, a right number does not end the script: see `verdict_of_attempt`.
+A step is a function without parameters that calls the subject, the loss function under test. A step may return results
+for a function `judge_…`. A result is a dict with the parts "loss", "gradient", … To end the script, a function raises
+SystemExit with the exit status: 1 if the subject is wrong, 0 if the subject is right, and 2 if the script cannot tell.
 
     case           example values of a case and of a finding
     functions      call the subject, judge one number, end the script

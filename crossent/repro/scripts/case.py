@@ -1,7 +1,4 @@
-"""Example values for the functions of this folder. A printed script has the values of its finding instead.
-
-The other files of this folder import these values, so that Python, ruff and mypy can read the files unchanged.
-"""
+"""Example values for the functions of this folder. A printed script has the values of its finding instead."""
 
 from __future__ import annotations
 

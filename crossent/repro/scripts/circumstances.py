@@ -25,21 +25,19 @@ from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, re
 
 
 def judge_one_call(results):
-    """Compare one number of one call with the exact value, and end the script. `results` has each call's result."""
+    """Compare one number of one call with the exact value, and end the script."""
     verdict(*judged(results[which_call][part][index].item(), exact))
 
 
 def judge_every_try(tries):
-    """Judge the same number in each try, and end the script. The status is 1 if the number is wrong in any try."""
+    """Judge the same number in each try, and end the script with status 1 if any try is wrong."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
 def require_untouched(call, x, y, its_options, x_wanted, y_wanted):
     """End the script with status 1 if a call changed an argument, or the .grad or requires_grad of an argument.
 
-    `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call, and `its_options`
-    are the options. `x_wanted` and `y_wanted` say whether `x` and `y` required a gradient before the call. The weight
-    and the bias of a linear layer required a gradient if `x` did.
+    `x_wanted` and `y_wanted` say whether `x` and `y` required a gradient before the call.
     """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {
@@ -60,24 +58,18 @@ def require_untouched(call, x, y, its_options, x_wanted, y_wanted):
 
 
 def require_clones_untouched(clones):
-    """End the script with status 1 if a call changed a clone.
-
-    `clones` has, for each clone: the name of its argument, the clone after the call, and a copy from before the call.
-    """
+    """End the script with status 1 if a call changed a clone."""
     for name, after, before in clones:
         if not memory(after).equal(memory(before)):
             verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
 
 
 def allow_changes(*_):
-    """Judge no change. A subject without the feature "arguments" may change its arguments."""
+    """Judge no change: a subject without the feature "arguments" may change its arguments."""
 
 
 def call_without_gradients():
-    """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name.
-
-    End the script with status 1 if a call changed its arguments or returned a loss that requires a gradient.
-    """
+    """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name."""
     results = {}
     for call, mode, wanted in (
         ("under no_grad", torch.no_grad(), True),
@@ -100,10 +92,7 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Return the result of a call on clones of the logits and of each option that requires a gradient.
-
-    The clones are not leaves. End the script with status 1 if the call changed a clone in place.
-    """
+    """Return the result of a call on clones of the logits and of options; the clones are not leaves."""
     made = []
 
     def cloned(input, target, **options):
@@ -120,11 +109,7 @@ def call_on_non_leaf():
 
 
 def call_for_some_gradients():
-    """Return the results of calls in which only some arguments require a gradient, by name.
-
-    End the script with status 1 if the loss requires no gradient. Also end the script with status 1 if one of these
-    arguments has no gradient, or another argument has a gradient.
-    """
+    """Return the results of calls in which only some arguments require a gradient, by name."""
     results = {}
     for call, names in wanted_of:
         x, y, its_options, g = fresh(*given)
@@ -150,7 +135,7 @@ def call_for_some_gradients():
 def in_parallel(*all_inputs):
     """Return the results of calls in parallel threads, one call for each of the inputs.
 
-    All forward passes end before any backward pass starts. If a call raises an exception, raise this exception.
+    All forward passes end before any backward pass starts.
     """
     barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
 
@@ -178,10 +163,7 @@ def in_parallel(*all_inputs):
 
 
 def call_in_threads():
-    """Try 50 times: make one call in a thread, then two calls in parallel threads.
-
-    Return a list with a dict for each try. The dict has the results of the three calls, by the name of the call.
-    """
+    """Try 50 times: make one call in a thread, then two calls in parallel threads. Return the results of each try."""
     tries = []
     for _ in range(50):
         results = [*in_parallel(given), *in_parallel(given, other)]
@@ -192,11 +174,7 @@ def call_in_threads():
 
 
 def call_in_circumstances():
-    """Return the results of calls in unusual circumstances, such as "under anomaly detection", by name.
-
-    Then call the subject with an upstream gradient of NaN. Each element of a gradient must then be NaN, except the
-    elements that are 0 with the upstream gradient of the case. Otherwise, end the script with status 1.
-    """
+    """Return the results of calls in unusual circumstances, such as "under anomaly detection", by name."""
 
     def hooked(logits):
         logits.requires_grad_().register_hook(lambda gradient: None)

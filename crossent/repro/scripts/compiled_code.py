@@ -9,10 +9,7 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison
 
 
 def compiled(loss, backend="inductor", dynamic=None):
-    """Return a loss function compiled as one graph. End the script with status 2 if torch cannot compile here.
-
-    `backend` and `dynamic` are arguments of torch.compile.
-    """
+    """Return a loss function compiled as one graph. End the script with status 2 if torch cannot compile here."""
     try:
         torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
@@ -25,7 +22,7 @@ def compiled(loss, backend="inductor", dynamic=None):
 
 
 def call_compiled():
-    """Return the results of two calls of the compiled subject. If `dynamic` is true, the calls have different sizes."""
+    """Return the results of two calls of the compiled subject, with different sizes if `dynamic` is true."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):

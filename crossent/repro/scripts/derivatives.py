@@ -10,12 +10,7 @@ from crossent.repro.scripts.functions import judged, verdict
 
 
 def differentiate_twice():
-    """Return two derivatives of the inner product `<gradient, direction>`, by name.
-
-    The derivative "second" is with respect to the logits. The derivative "upstream_gradient" is with respect to the
-    upstream gradient. If autograd finds that the inner product does not depend on one of these two tensors, the
-    derivative with respect to this tensor is None.
-    """
+    """Return the derivatives of `<gradient, direction>` with respect to the logits and the upstream gradient."""
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
@@ -26,11 +21,8 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Return the derivative "tangent" of the loss along the direction, in forward mode.
-
-    The derivative is None if torch finds that the loss does not depend on the logits. Forward mode refuses logits whose
-    elements share memory, so this function copies such logits.
-    """
+    """Return the derivative of the loss along the direction, in forward mode."""
+    # Forward mode refuses logits whose elements share memory.
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)
@@ -39,7 +31,7 @@ def differentiate_forward():
 
 
 def judge_derivative(result):
-    """Compare one number of a derivative with the exact value, and end the script. A derivative of None counts as 0."""
+    """Compare one number of a derivative with the exact value, and end the script. None counts as 0."""
     verdict(*judged(0.0 if result[part] is None else result[part][index].item(), exact))
 
 
