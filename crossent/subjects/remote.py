@@ -1,7 +1,6 @@
 """A user's loss function, whose code the main process never imports: another process loads and describes the function.
 
-The import of a user's file may change torch, numpy or this package. So only the processes that describe or call the
-function import the file. The main process, which compares the results with exact values, does not import the file.
+An import could change torch, numpy or this package, with which the main process judges results.
 """
 
 from __future__ import annotations
@@ -40,11 +39,9 @@ _LONGEST_LINE = 1000  # the most characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A user's loss, given by a description. The process that calls this object loads the loss at each call.
+    """A user's loss, given by a description. Each call loads the loss in the process of the call.
 
     Attributes:
-        description: a description for :func:`crossent.subjects.loader.load`.
-        operation: the operation that the loss computes.
         ranks: the number of ranks of a loss on several ranks; None for other losses.
         timeout: the time limit of a case, in seconds.
     """
@@ -55,7 +52,7 @@ class RemoteLoss:
     timeout: float = 300.0
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """Load the loss in this process, call the loss, and return its result."""
+        """Load the loss in this process, and call the loss."""
         return self.load_function()(*arguments, **options)
 
     def load_function(self) -> Callable[..., Tensor]:
@@ -74,25 +71,19 @@ def load_remote(
     operation: Operation = CROSS_ENTROPY,
     ranks: int | None = None,
 ) -> tuple[Subject, ...]:
-    """Load the subject of a description in another process, and return the subject.
+    """Load the subject of a description in another process, and return a tuple of this subject.
 
-    The other process calls :func:`crossent.subjects.loader.load`. It sends the name of the subject, its missing
-    features and other facts, but no code. This process adds the contract, the grade, and a :class:`RemoteLoss` in place
-    of the loss. The result is a tuple of one subject, because `load` also returns a tuple.
+    The other process sends facts about the subject, such as its missing features, but no code.
 
     Args:
-        description: package.module:NAME or path/to/file.py:NAME. Without `ranks`, `+compile` may follow. With `ranks`,
-            "loss_parallel" is allowed too. The names of built-in subjects are not allowed.
-        seconds: the time limit for loading, in seconds. A case has the same time limit.
+        description: package.module:NAME or path/to/file.py:NAME. With `ranks`, also "loss_parallel"; without `ranks`,
+            `+compile` may follow.
+        seconds: the time limit for loading, and of a case.
         without: the names of the features that the user declares missing.
-        contract: the name of a contract, or None, as for `load`.
-        grade: the grade in half precision, or None, as for `load`.
-        operation: the operation that the subject computes.
         ranks: the number of ranks of a loss on several ranks; None for other losses.
 
     Raises:
-        ValueError: `load` raised an error; the process that called `load` ended, took too long, or sent wrong data; or
-            the contract or the grade is wrong. The message is one line.
+        ValueError: loading fails, or the contract or the grade is wrong. The message is one line.
     """
     require_contract(contract, grade)
     load_here = partial(load, description, without=without, operation=operation, ranks=ranks, timeout=seconds)
@@ -153,17 +144,7 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
 
 
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
-
-    Args:
-        describe: a function that loads a subject. The function returns a dict with the facts about the subject, such as
-            the missing features, or with an error.
-        description: the description of the subject, for messages.
-        seconds: the time limit.
-
-    Raises:
-        ValueError: the process does not send a dict, as JSON of fewer than `LONGEST` bytes, within the time limit.
-    """
+    """Return the result of `describe`, which runs in a new process. Messages contain the description."""
     ours, theirs = os.pipe()
 
     def load_and_describe() -> None:

@@ -24,30 +24,21 @@ class Subject:
 
     Attributes:
         name: the name in the report.
-        loss: the function, which is called with input and target by position, and with the options by keyword.
-        differentiable: whether the loss has a gradient.
-        not_applicable: a function that returns why the subject cannot take the given inputs. For inputs that the
-            subject can take, the function returns None.
+        loss: a function of input and target by position, and of the options by keyword.
+        not_applicable: a function that returns why the subject cannot take the given inputs, or None.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
-        promise: the promise of the subject about its arithmetic, from which the error bounds follow; by default, the
-            promise of a fused kernel.
+        promise: the promise of the subject about its arithmetic, from which the error bounds follow.
         compiled: whether torch.compile compiles the loss, which may then sum the rows in any order.
-        not_transformed: the reason why checks do not transform the subject, with torch.compile or vmap for example; ""
-            if checks transform the subject.
+        not_transformed: why checks do not transform the loss, with torch.compile or vmap for example; "" if they do.
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
-        source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
-            that was passed as an object.
+        source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract in the report. If the user chose no contract, a built-in subject has the
-            name of its promise, and any other subject has "kernel". `loss_parallel` counts as built-in unless the user
-            chose a grade. `+compile` does not change the name.
-        operation: the operation that the subject computes: a cross-entropy or a linear cross-entropy.
+        contract: the name of the contract in the report.
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
-        ranks: 0 for a loss in one process; for a loss on several ranks, the number of ranks.
-        split: "" for a loss in one process. For a loss on several ranks, the rule by which the logits are cut into
-            shards: a key of `SPLITS` in :mod:`crossent.subjects.ranks.protocol`.
-        normalization: "" for most losses; "tokens" for a loss on ranks that divides by the number of kept rows of all
-            ranks and micro-batches.
+        ranks: the number of ranks; 0 for a loss in one process.
+        split: for a loss on several ranks, a key of `SPLITS` in :mod:`crossent.subjects.ranks.protocol`; otherwise "".
+        normalization: "tokens" for a loss on ranks that divides by the number of kept rows of the whole batch;
+            otherwise "".
     """
 
     name: str
@@ -69,11 +60,7 @@ class Subject:
     normalization: str = ""
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason.
-
-        If the subject already lacks one of these features, `lacks` keeps the old reason, but `not_applicable` returns
-        the new reason. If "gradient" is one of the features, the copy is not differentiable.
-        """
+        """Return a copy of the subject that also lacks the features in `reasons`, a mapping from feature to reason."""
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -87,18 +74,14 @@ class Subject:
         return self.grades.get(dtype, "A")
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
-        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call.
-
-        The result is the attribute `dtype`, or `implied` if `dtype` is None. But if `implied` is float16 or bfloat16,
-        and the subject lacks the feature `half_result`, the result is always float32.
-        """
+        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for the same call."""
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied
 
     @property
     def dtype_name(self) -> str | None:
-        """The name of `dtype`, such as "float64"; None if `dtype` is None."""
+        """The name of `dtype`, such as "float64", or None."""
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
 

@@ -2,11 +2,6 @@
 
 A subject is a loss function under test. A case is an input with its options. A trial is one subject on one case.
 
-This room calls subjects, computes the exact values and error bounds of a case, and compares results with exact values.
-The class of a check is here too. The modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
-`crossent.numerics`, `crossent.words`, `crossent.choices` and `crossent.state`. No module imports `crossent.report` or a
-check.
-
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
 act         acts and hosts: an act is a function that calls a subject; a host runs acts in the subject's process
 check       Check: one property of a subject on a case, the cost of the check, and the features that it needs
@@ -20,6 +15,6 @@ trial       Question: a case on a device with its exact values. Trial: one subje
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding
 
-A check may call the subject several times. Each of these calls has a name: a phrase such as "under no_grad", which
-messages contain. In the code, the variable `way` holds this name.
+Messages name each further call of a subject with a phrase, such as "under no_grad". In the code, `way` holds this
+phrase.
 """

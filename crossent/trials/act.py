@@ -1,8 +1,7 @@
 """Acts and hosts: an act is a function that calls a subject; a host runs acts in the process of the subject.
 
-An act is a module-level function `act(loss, *arguments)`, which returns plain data. An act gets neither the case nor
-the exact values, so an act can run in an isolated process (:mod:`crossent.run.isolation`). The main process compares
-the returned data with the exact values.
+An act is a module-level function `act(loss, *arguments)`, which returns plain data. An act can run in an isolated
+process, because it gets no exact values.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ T = TypeVar("T")
 class NotRun:
     """The return value of an act that cannot run on this machine.
 
-    Attributes:
-        reason: the reason, as a phrase that follows the name of the subject, such as "needs a GPU".
+    `reason` is a phrase that follows the name of the subject, such as "needs a GPU".
     """
 
     reason: str
@@ -37,8 +35,8 @@ class Raised:
 
     Attributes:
         message: the class of the exception and the first line of its message.
-        first: the class and the first line of the exception that began the chain of `__cause__` and `__context__`.
-        text: all lines of the message, shortened if the message is very long.
+        first: the same for the exception that began the chain of `__cause__` and `__context__`.
+        text: the whole message, shortened if it is very long.
         classes: the full names of the class and of its base classes.
     """
 
@@ -66,13 +64,10 @@ class Performed(Generic[T]):
     """The outcome of an act: a value, an exception, or the end of the process.
 
     Attributes:
-        value: the return value of the act; None if the act did not return.
-        raised: the exception that ended the act; None if no exception ended the act.
-        ended: "" if each process replied. "crashed" if the process of the subject or of a rank ended or sent a wrong
-            reply, or if no rank could be started. "hung" if such a process did not reply in time.
-        how: a description of the crash or of the exceeded time limit; "" if `ended` is "".
-        changed_state: the names of the parts of the global state that the act changed and crossent restored. The list
-            also names a long output of the act to stdout or stderr.
+        ended: "crashed" if the process of the subject or of a rank ended, "hung" if it did not reply in time; otherwise
+            "".
+        how: a description of the crash or of the exceeded time limit.
+        changed_state: the names of the parts of the global state that the act changed and crossent restored.
     """
 
     value: T | None = None
@@ -83,10 +78,7 @@ class Performed(Generic[T]):
 
 
 class Host(Protocol):
-    """An object that runs acts in the process of a subject.
-
-    The process of the subject is the process of the checks, an isolated process, or a new process for each call.
-    """
+    """An object that runs acts in the process of a subject."""
 
     @property
     def isolated(self) -> bool:
@@ -95,7 +87,7 @@ class Host(Protocol):
 
     @property
     def not_run(self) -> str:
-        """The reason why the host no longer calls the subject; "" if the host still calls it."""
+        """The reason why the host no longer calls the subject, or ""."""
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -105,23 +97,19 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Here:
-    """The host of a subject that runs in this process. `loss` is the function of the subject."""
+    """The host of a subject that runs in this process."""
 
     loss: Loss
     isolated: bool = False
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)`, and return the outcome. A KeyboardInterrupt propagates."""
+        """Call `act(loss, *arguments)`, and return the outcome."""
         return perform(act, self.loss, *arguments)
 
 
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
-    """Call `act(loss, *arguments)`, restore the global state, and return the outcome.
-
-    If the act raises an exception, the outcome describes the exception, or how a rank ended (RankEndedError). Only
-    KeyboardInterrupt propagates. During the call, torch.compile may make any number of graphs of one function.
-    """
+    """Call `act(loss, *arguments)`, restore the global state, and return the outcome."""
     before = snapshot()
     try:
         with without_limits():

@@ -1,9 +1,6 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
-Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. A
-number is compared if it has a bound in both results. There is one exception: where the exact value and the other result
-(`other` in :func:`compare_results`) are NaN, the compared result must be NaN, with any bound. In an ignored row, the
-gradient may also be 0. The comparison uses exact values for no other purpose.
+Two results may differ by the sum of their error bounds.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     Args:
         trial: the subject on the case.
         inputs: the inputs of this call. The subject gets a copy.
-        act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
+        act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`: see :mod:`crossent.trials.act`.
         arguments: further arguments of the act.
 
     Raises:
@@ -45,7 +42,6 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
         EndedError: the subject crashed or blocked its process.
         NotRunError: the inputs are not applicable to the subject, or the act cannot run on this machine.
         MisshapenError: the loss has the wrong shape or dtype.
-        ValueError: an isolated process sent invalid gradients.
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
@@ -66,11 +62,8 @@ def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evalu
 def bounds_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """Return an object that computes error bounds for other inputs than the inputs of the case.
 
-    Do not read the exact values in the returned object, because these belong to the inputs of the case.
-
-    `name` is a name of your choice for `inputs`. The function stores one object for each question (a case on a device)
-    and each `name`, and all subjects share this object. So for one question, the same `name` must always mean the same
-    inputs.
+    Do not read the exact values of this object: they belong to the inputs of the case. All subjects share one object
+    for each `name`. So on one case, use a `name` for the same inputs only.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -82,15 +75,10 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 
 
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
-    """Return the loss and the gradients of a result by name, with the error bound of each number as its radius.
+    """Return the loss and the gradients of a result, with error bounds as radii.
 
-    The radius is inf for a number without a bound.
-
-    Args:
-        trial: the subject on the case.
-        got: the result.
-        exact: the object that computes the bounds; by default, the object for the inputs of the case. If the subject
-            computed `got` for other inputs, pass the object that :func:`bounds_for` returns for these inputs.
+    A number without a bound has the radius inf. `exact` computes the bounds. For a result of other inputs, pass the
+    object that :func:`bounds_for` returns.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -107,11 +95,10 @@ def compare_results(
 
     Args:
         trial: the subject on the case.
-        other: the other result, with error bounds as radii. The differences are from `other`, not from exact values.
+        other: the other result, with error bounds as radii.
         got: the result to compare; by default, the result of the first call.
         exact: the object that computes the bounds of `got`; by default, the object for the inputs of the case.
-        way: a phrase about the computation of `other`, if a check computes several results. The function appends the
-            phrase to the names of the differences.
+        way: a phrase about the computation of `other`, for the names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
@@ -123,11 +110,7 @@ def compare_results(
 
 
 def _rename(difference: Difference, way: str) -> Difference:
-    """Return a difference, reworded for two results of one subject.
-
-    Append `way` to the name. In `not_judged`, replace the reason "the exact value is not known" with a reason about the
-    other result.
-    """
+    """Append `way` to the name of a difference, and say in `not_judged` that the other result has no error bound."""
     reasons = {"the exact value is not known": "the other result has no error bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
@@ -136,12 +119,9 @@ def _rename(difference: Difference, way: str) -> Difference:
 def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers and their radii multiplied by a factor.
 
-    Each number is a pair of float64 numbers, `hi + lo`, whose `lo` must be 0.
-
-    The new radius also covers the float64 roundings of factor and product. These roundings cause an error below
-    `3 u` times the computed product, where `u` is the unit roundoff of float64. An underflow can add an error of
-    2^-1074. If a product is infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`).
-    For the factor 1, the function returns `numbers` unchanged, and `lo` need not be 0.
+    `lo` of the numbers must be 0, unless the factor is 1. The new radius also covers the float64 roundings of factor
+    and product. These roundings cause an error below `3 u` times the computed product, where `u` is the unit roundoff
+    of float64. An underflow can add an error of 2^-1074.
     """
     if factor == 1:
         return numbers
@@ -154,21 +134,17 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    `lo` of `a` and `b` must be 0. The radius is the sum of both radii. If a sum is infinite or NaN, the radius is 0 or
-    inf (:func:`_with_special_radius`).
+    `lo` of `a` and `b` must be 0. The radius is the sum of both radii.
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
 
 
 def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
-    """Return the numbers `hi + lo`, computed from `operands`, with the given radius where `hi` is finite.
-
-    An infinite or NaN `hi` has the radius 0 if an operand is infinite or NaN and all operands have a finite radius.
-    Any other infinite or NaN `hi` has the radius inf, since float64 overflowed or an operand has no bound.
-    """
+    """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is not finite."""
     bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
     infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])
+    # inf if float64 overflowed or an operand has no bound
     of_special = np.where(bounded & infinite, 0.0, np.inf)
     special = ~np.isfinite(hi)
     return Ball(hi, np.where(special, 0.0, lo), np.where(special, of_special, radius))

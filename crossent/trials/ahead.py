@@ -1,8 +1,8 @@
 """Compute the error bounds of many cases together, ahead of the calls.
 
-An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So an operation on a hundred
-stacked cases takes little more time than on one case. Only cases of the same structure can be stacked: with the same
-number of classes, the same reduction, and so on (:attr:`crossent.numerics.bounds.terms.Terms.structure`).
+An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So a stack of a hundred
+cases takes little more time than one case. The cases of a stack have the same structure
+(:attr:`crossent.numerics.bounds.terms.Terms.structure`), such as the number of classes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,13 @@ _MOST = 2**14
 def prepare(
     questions: Sequence[Question], subjects: Sequence[Subject], differentiated: Sequence[Question] = ()
 ) -> None:
-    """Compute the exact values and the error bounds of many questions, and store them in the questions.
+    """Compute the exact values and the error bounds of many questions together, and store them in the questions.
 
-    A question is a case on a device. For each contract of the subjects, the function groups questions of the same
-    structure into stacks, and computes the bounds of each stack together.
-
-    The function computes no bounds for a question with more than `_MOST` logits, or for a question that is alone in its
-    stack. The function computes no bounds for a subject that cannot take the inputs, and nothing for a linear
-    cross-entropy. A comparison computes all values that are not stored in the question.
+    A comparison computes all values that are not stored.
 
     Args:
-        questions: the questions.
-        subjects: the subjects. The error bounds follow from their contracts.
+        questions: cases, each on a device.
+        subjects: the subjects, from whose contracts the error bounds follow.
         differentiated: the questions for which checks also compare derivatives along a direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
@@ -58,16 +53,11 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract of a subject for a question, with the names of the results that have this contract.
-
-    The loss and the gradients have a contract for the grade that the subject must reach. They also have a contract for
-    grade A, because a report says whether the subject reaches grade A. Results of different dtypes have different
-    contracts. If `along` is True, the results include the derivatives along a direction.
-    """
+    """Yield each contract of a subject for a question, with the names of the results that have this contract."""
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
     formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.inputs_on_cpu.leaves.items()}
-    grades = sorted({"A", trial.wanted})
+    grades = sorted({"A", trial.wanted})  # a report says whether the subject reaches grade A
     needed = [(formats, grade) for grade in grades]
     if along:
         needed.append(({"tangent": of_loss, "second": exact.logits_dtype}, trial.wanted))
@@ -78,11 +68,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Group calls into stacks with at most `_MOST` logits, and yield each stack.
-
-    Each element of `calls` is the object that computes the bounds of one call. A call with more than `_MOST` logits is
-    alone in its stack.
-    """
+    """Group calls into stacks with at most `_MOST` logits."""
     stack: list[Bounds] = []
     size = 0
     for call in calls:

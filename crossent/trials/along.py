@@ -23,26 +23,15 @@ MOST_LOGITS = 4096
 
 
 def is_small(case: Case) -> bool:
-    """Return whether a case has at most `MOST_LOGITS` logits, as checks of derivatives along a direction require."""
+    """Return whether a case has at most `MOST_LOGITS` logits."""
     return case.rows * case.classes <= MOST_LOGITS
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of the inner product `<gradient, direction>` by double backward.
+    """Act: return the derivatives of `<gradient, direction>` with respect to the logits and the upstream gradient.
 
-    The first derivative is with respect to the logits, the second with respect to the upstream gradient.
-
-    This is an act: a function that runs in the process of the subject.
-
-    Args:
-        loss: the function of the subject.
-        inputs: the inputs of the case.
-        direction: a tensor with the shape of the logits. If `batch` is True, a batch of such tensors.
-        batch: whether to compute a batch of derivatives, one for each direction.
-
-    Returns:
-        The two derivatives. The first is None if autograd's graph of the gradient does not contain the logits. The
-        second is None if this graph does not contain the upstream gradient.
+    If `batch` is True, `direction` is a batch of directions. A derivative is None if autograd's graph of the gradient
+    does not contain the logits or the upstream gradient.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
@@ -56,15 +45,13 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 def compare_derivative(
     name: str, got: Tensor | None, along: ExactAlong, trial: Trial
 ) -> Iterator[Difference | Problem]:
-    """Yield the difference of a derivative from its exact values.
+    """Yield the difference of a derivative from its exact values, or a problem, such as a wrong shape.
 
-    If the derivative has a wrong shape or dtype, yield a problem instead. A derivative that is None means zeros: yield
-    nothing if 0 is within the error radius of each exact value, and a problem otherwise.
+    If `got` is None, the derivative counts as zeros.
 
     Args:
-        name: which derivative `got` is. "second" and "upstream_gradient" are the derivatives of `<gradient, direction>`
-            with respect to the logits and to the upstream gradient (:func:`second_order`). "tangent" is the derivative
-            of the loss along the direction. "upstream_gradient" and "tangent" have the same exact values.
+        name: "second" or "upstream_gradient" for the derivatives of :func:`second_order`; "tangent" for the derivative
+            of the loss along the direction.
         got: the derivative that the subject computed, or None.
         along: the exact derivatives.
         trial: the subject on the case.

@@ -1,4 +1,4 @@
-"""A callable with the signature of `F.cross_entropy`, which calls a loss on its ranks."""
+"""A loss on several ranks, as a callable with the signature of `F.cross_entropy`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,10 @@ _ONE_BACKWARD = "has its own backward, which need not work twice"
 def lacks_of(given: object) -> dict[str, str]:
     """Return the features that a loss on several ranks lacks, with the reasons.
 
-    `given` is the user's class or function. Every loss on several ranks lacks some features, such as `vmap`. Further
-    features are missing because of the loss's `split`, its `normalization`, or its own `backward`. The attribute
-    `lacks` of the loss adds features and reasons, or replaces reasons.
+    The attribute `lacks` of `given`, the user's class or function, adds features or replaces reasons.
 
     Raises:
-        TypeError: the attribute `lacks` is wrong: see :func:`crossent.subjects.callables.declared_lacks`.
+        TypeError: the attribute `lacks` is wrong.
     """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
     lacks["large"] = "runs on ranks, to which each call sends its tensors"
@@ -55,23 +53,17 @@ def lacks_of(given: object) -> dict[str, str]:
 class RankLoss:
     """A loss on several ranks, as a callable with the signature of `F.cross_entropy`.
 
-    The ranks start at the first call. The ranks end with :meth:`close`, when this object is deleted, or after a fault,
-    such as a rank that blocks or ends. A later call starts new ranks. The attributes `split` and `normalization` have
-    the values that the user's class or function sets, or the defaults. The attribute `lacks` is the result of
-    :func:`lacks_of`.
+    The first call starts the ranks. If a rank blocks or ends, the next call starts new ranks.
 
     Args:
         given: the user's class or function.
         ranks: the number of ranks.
-        description: a description from which a new Python process can load `given`. With "", the description is
-            package.module:NAME, if `given` has such a name.
-        seconds: the time limit of a request to the ranks, such as a forward or a backward pass, in seconds.
-        backend: the backend of torch.distributed, such as "gloo". With None,
-            :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
+        description: a description from which a new process can load `given`; by default package.module:NAME.
+        seconds: the time limit of a request, such as a forward pass.
+        backend: the backend of torch.distributed; by default, :class:`crossent.subjects.ranks.group.Ranks` chooses one.
 
     Raises:
-        TypeError: `given` does not follow the protocol (:mod:`crossent.subjects.ranks.protocol`), or has a wrong
-            attribute `lacks`.
+        TypeError: `given` does not follow :mod:`crossent.subjects.ranks.protocol`, or has a wrong attribute `lacks`.
     """
 
     def __init__(
@@ -94,18 +86,17 @@ class RankLoss:
         return self._ranks.count
 
     def on(self, ranks: int) -> RankLoss:
-        """Return the same loss on another number of ranks. :meth:`close` of this loss also ends these ranks."""
+        """Return the same loss on another number of ranks. :meth:`close` also ends the ranks of the returned loss."""
         how: dict[str, Any] = {"seconds": self._seconds, "backend": self._backend}
         if ranks not in self._others:
             self._others[ranks] = RankLoss(self._given, ranks, description=self._description, **how)
         return self._others[ranks]
 
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], scenario: str) -> list[str] | None:
-        """Test the context of the loss on all ranks, and return the problems as sentences.
+        """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
 
-        Return None if the loss has no context. If `scenario` is "twice", each rank enters a second context inside the
-        first. If `scenario` is "exception", each rank calls the loss outside of the context, before and after an
-        exception ends a context. Both calls must do the same.
+        With the scenario "twice", enter a second context inside the first. With "exception", an exception ends a
+        context. A call outside of the context must do the same before and after.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -123,7 +114,7 @@ class RankLoss:
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Compute the loss on all ranks, and return the loss."""
+        """Return the loss, computed on all ranks."""
         options = {
             "weight": weight,
             "ignore_index": ignore_index,
@@ -140,11 +131,7 @@ class RankLoss:
         self._ranks.close()
 
     def take_changed_state(self) -> list[str]:
-        """Return the names of the parts of the global state that a rank has changed since the last call of this method.
-
-        The rank has restored these parts. The result also has the parts that the ranks of a loss from :meth:`on` have
-        changed.
-        """
+        """Return the names of the parts of the global state that ranks changed since the last call of this method."""
         changed = self._ranks.take_changed_state()
         changed += [name for other in self._others.values() for name in other.take_changed_state()]
         return list(dict.fromkeys(changed))
@@ -152,13 +139,11 @@ class RankLoss:
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
         """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
 
-        Every rank returns the whole loss. With normalization="tokens", each rank returns a part, and the loss is the
-        sum of the parts. `differentiable` says whether the call needs a gradient of the logits. If a rank changed its
-        copy of an argument, change the argument too.
+        If a rank changed its copy of an argument, change the argument too.
 
         Raises:
-            RanksDifferError: without normalization="tokens", two ranks return different losses.
-            RuntimeError: with normalization="tokens", the part of a rank is not a single number.
+            RanksDifferError: two ranks return different losses.
+            RuntimeError: with normalization="tokens", a rank does not return a single number.
         """
         key = next(self._keys)
         request = {
@@ -179,25 +164,22 @@ class RankLoss:
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """Return the gradient of the logits, joined from the shards that the ranks compute.
+        """Return the gradient of the logits, joined from the shards of all ranks.
 
-        `key` is the key that :meth:`forward` returned, and `upstream` is the upstream gradient. `shape` is the shape of
-        the logits.
+        `key` is the key that :meth:`forward` returned. `shape` is the shape of the logits.
         """
         request = {"action": "backward", "key": key, "upstream": _plain(upstream)}
         replies = self._ask(request, upstream.device)
         return join([reply["gradient"] for reply in replies], self.split, shape).to(upstream.device)
 
     def accumulate(self, inputs: Inputs, sizes: Sequence[int], differentiable: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the loss of a batch and the gradient of its logits, computed in micro-batches.
+        """Return the loss and the gradient of a batch, computed in micro-batches.
 
-        `inputs` is the whole batch, with options and upstream gradient. A sample is an entry of the first axis. `sizes`
-        has the number of samples of each micro-batch. The loss is the sum of the parts of all ranks and
-        micro-batches. If `differentiable` is False, the gradient is None. Call this method only for a loss with
-        normalization="tokens".
+        The loss must have normalization="tokens". `sizes` has the number of samples of each micro-batch. If
+        `differentiable` is False, the gradient is None.
 
         Raises:
-            RuntimeError: the part of a rank is not a single number.
+            RuntimeError: a rank does not return a single number.
         """
         logits, whole = inputs.input, {**CROSS_ENTROPY.options, **inputs.options}
         request = {"action": "accumulate", "sizes": list(sizes), "differentiable": differentiable}
@@ -212,7 +194,7 @@ class RankLoss:
         return loss, torch.cat(joined).to(logits.device)
 
     def free(self, key: int) -> None:
-        """Let the ranks free the graphs with this key. The next forward pass tells the ranks."""
+        """Let the ranks free the graphs with this key at the next forward pass."""
         self._freed.append(key)
 
     def _load(self) -> Any:
@@ -222,11 +204,7 @@ class RankLoss:
         return self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
 
     def _write_back(self, replies: list[dict[str, Any]], arguments: Mapping[str, Any]) -> None:
-        """If a rank changed its copy of an argument, copy the new content to the argument in `arguments`.
-
-        So a check can see that the loss changes its arguments. `arguments` has the arguments of the call, by name, and
-        `replies` has the reply of each rank.
-        """
+        """Copy each argument that a rank has changed to `arguments`, so that checks see the change."""
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():
                 with torch.no_grad():
@@ -237,10 +215,7 @@ class RankLoss:
 
 
 def _description_of(given: Any) -> str:
-    """Return the description package.module:NAME of an object.
-
-    Return "" if the module is `__main__`, or does not have the object under this name.
-    """
+    """Return the description package.module:NAME of an object, or "" if a new process cannot import the object."""
     module, name = getattr(given, "__module__", ""), getattr(given, "__qualname__", "")
     if module == "__main__" or not name:
         return ""
@@ -270,7 +245,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _GraphKey:
-    """Hold the key of a call's autograd graphs. When this object is deleted, it calls `free` with the key."""
+    """Hold the key of a call's graphs. When this object is deleted, call `free(key)`."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key
@@ -280,7 +255,6 @@ class _GraphKey:
 
 
 def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call as entries of a request."""
     return {
         "input": _plain(input),
         "target": _plain(target),
@@ -289,16 +263,12 @@ def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dic
 
 
 def _dtype_of(input: Tensor, target: Tensor) -> torch.dtype:
-    """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
+    """Return the dtype of the loss."""
     return torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
 
 
 def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return the sum of the parts of a loss. The sum is computed in float64, and rounded to the dtype once.
-
-    Raises:
-        RuntimeError: a part has dimensions, and is not a single number.
-    """
+    """Return the sum of the parts of a loss, computed in float64 and rounded once."""
     if wrong := [tuple(part.shape) for part in parts if part.dim()]:
         todo = "with normalization = 'tokens', return a single number on each rank"
         raise RuntimeError(f"forward: got a loss of shape {wrong[0]}; {todo}")
@@ -306,28 +276,22 @@ def _sum(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy or view of a tensor that can be sent to a rank.
-
-    The result is on the CPU, has the class Tensor, and has neither a graph nor the negative bit of a lazy negation.
-    """
+    """Return a tensor that a message can contain: on the CPU, without a graph or a lazy negation."""
     return tensor.detach().resolve_neg().cpu().as_subclass(Tensor)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Return whether the losses of two ranks have the same dtype, shape and bits. All NaN count as equal."""
+    """Return whether two losses have the same dtype, shape and bits. All NaN count as equal."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and not bool(_different(one, other).any())
 
 
 def _different(one: Tensor, other: Tensor) -> Any:
-    """Return a numpy array of bool that says at which elements the bits of two losses differ.
-
-    The losses have the same dtype and shape. All NaN count as equal.
-    """
+    """Return where the bits of two losses differ, as an array of bool. All NaN count as equal."""
     return (bits(one) != bits(other)) & ~(one.isnan() & other.isnan()).numpy()
 
 
 def _difference(one: Tensor, other: Tensor, rank: int) -> str:
-    """Return the first difference between the losses of rank 0 and rank `rank`, and what to do, as a phrase."""
+    """Return a phrase with the first difference between the losses of rank 0 and rank `rank`."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         first, second = (f"the shape {tuple(loss.shape)} in {loss.dtype}" for loss in (one, other))
     else:

@@ -20,11 +20,7 @@ else:
 
 
 def require_tensors() -> None:
-    """Check that torch has the public names of DTensor.
-
-    Raises:
-        ValueError: torch is older than 2.5. The message is one line.
-    """
+    """Raise ValueError if torch is older than 2.5, without the public names of DTensor."""
     if not _HAS_TENSORS:
         raise ValueError(f"loss_parallel needs torch 2.5 or newer; this is torch {torch.__version__}")
 
@@ -32,11 +28,7 @@ def require_tensors() -> None:
 class LossParallel:
     """torch's own loss on several ranks: `F.cross_entropy` of a DTensor of logits, sharded along the class axis.
 
-    For class indices, `F.cross_entropy` computes the loss from the shards, without gathering the logits. A target of
-    class probabilities is replicated: every rank has the whole target. Each entry of `lacks` describes torch 2.13.0.
-
-    Raises:
-        ValueError: torch is older than 2.5.
+    For class indices, no rank gathers the logits. `lacks` describes torch 2.13.0.
     """
 
     lacks: ClassVar = {
@@ -54,7 +46,7 @@ class LossParallel:
         self._mesh = init_device_mesh(kind, (ranks,))
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return torch's context, in which `F.cross_entropy` computes the loss of a sharded DTensor from the shards."""
+        """Return torch's context manager `loss_parallel`."""
         made: AbstractContextManager[Any] = loss_parallel()
         return made
 

@@ -1,8 +1,7 @@
 """The messages between the calling process and the ranks.
 
-A message is a dict. Its values are tensors, numbers, strings and None, and lists and dicts of such values. `torch.save`
-writes a message, and `torch.load(weights_only=True)` reads the message. So the calling process runs no code that a rank
-has sent.
+A message is a dict of tensors, numbers, strings, None, lists and dicts. `torch.load(weights_only=True)` reads a message
+without running code that a rank has sent.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _LENGTH = 8  # bytes of the number that says the length of a message
 
 
 class DamagedMessageError(Exception):
-    """The content of a message cannot be read, or is not a dict."""
+    """A message cannot be read, or is not a dict."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """Return a message as bytes: the length of the content, and then the content."""
+    """Return a message as bytes: the length of the content, then the content."""
     buffer = io.BytesIO()
     torch.save(message, buffer, _use_new_zipfile_serialization=False)
     content = buffer.getvalue()
@@ -31,7 +30,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def receive(stream: socket.socket, until: float = math.inf) -> bytes:
-    """Return the content of the next message from a socket. `until` is the time limit, as a value of `time.monotonic`.
+    """Return the content of the next message. `until` is the time limit, as a value of `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
@@ -41,7 +40,7 @@ def receive(stream: socket.socket, until: float = math.inf) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return the message that has this content: the bytes after the length.
+    """Return the message with this content.
 
     Raises:
         DamagedMessageError: the content cannot be read, or is not a dict.

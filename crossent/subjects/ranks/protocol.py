@@ -1,6 +1,6 @@
 """The class or function that a user writes for a loss on several ranks, and the rules that cut logits into shards.
 
-The user writes a class. Each rank makes one instance, without arguments, after its process has joined the group:
+Each rank joins the group, and makes one instance of the user's class:
 
     class VocabParallel:
         split = "classes"  # the default: see `SPLITS`
@@ -10,13 +10,12 @@ The user writes a class. Each rank makes one instance, without arguments, after 
         def forward(self, local_logits, target, shape, axis, options): ...  # returns the loss
         def backward(self, loss, upstream): ...  # optional: computes local_logits.grad
 
-A function with the arguments of `forward` is enough for a loss that needs no context.
+A loss without `context` and `backward` can be a function with the arguments of `forward`.
 
-`local_logits` is the shard of this rank. This tensor is a leaf, and requires a gradient if the call needs a gradient.
-Every rank gets the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape`
-is the shape of all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same
-bits. If the loss is a DTensor, crossent takes its full tensor. The argument `loss` of `backward` is the result of
-`forward`, and `upstream` is the upstream gradient.
+`local_logits` is the shard of this rank, a leaf. It requires a gradient if the call needs a gradient. Every rank gets
+the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape` is the shape of
+all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. If the loss
+is a DTensor, crossent takes its full tensor. `backward` gets the result of `forward` and the upstream gradient.
 
 A loss for data-parallel training divides by `tokens`, the number of kept rows of the whole batch. A row is kept if its
 target is not `ignore_index`:
@@ -28,10 +27,9 @@ target is not `ignore_index`:
         def count(self, targets, options): ...  # optional: returns `tokens`
         def forward(self, local_logits, target, shape, axis, options, tokens): ...
 
-Such a loss may get a batch in micro-batches, one after another, as in gradient accumulation. Its `target` is only the
-shard of this rank, and `shape` is the shape of the logits of this micro-batch on all ranks. `targets` has the `target`
-of each micro-batch. Each rank returns its own part of the loss. The loss is the sum of the parts of all ranks and
-micro-batches. Without `count`, `tokens` is the number of kept rows of all ranks and micro-batches.
+Such a loss may get a batch in micro-batches, as in gradient accumulation. `target` is the shard of this rank, and
+`shape` is the shape of the logits of the micro-batch on all ranks. `targets` has the `target` of each micro-batch. Each
+rank returns its part of the loss. The loss is the sum of the parts of all ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ _FORWARD = ("local_logits", "target", "shape", "axis", "options")
 
 
 def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
-    """Do as :func:`require_number_of_ranks`, and raise ValueError if this system or this torch cannot start ranks."""
+    """Check as :func:`require_number_of_ranks` does, and raise ValueError if ranks cannot start here."""
     require_number_of_ranks(ranks, operation)
     if not can_fork():
         raise ValueError(f"ranks: got {ranks}, but this system cannot fork processes; use Linux or macOS")
@@ -73,12 +71,7 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
 
 
 def require_number_of_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
-    """Check a number of ranks, and that the operation can be computed on several ranks.
-
-    Raises:
-        ValueError: `ranks` is not an int from 1 to `MOST_RANKS`, or the operation cannot run on ranks. The message is
-            one line.
-    """
+    """Raise ValueError for a wrong number of ranks, or for an operation that cannot run on ranks."""
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are whole numbers from 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
@@ -87,7 +80,7 @@ def require_number_of_ranks(ranks: object, operation: Operation = CROSS_ENTROPY)
 
 
 def can_start_ranks() -> bool:
-    """Return whether ranks can start here: the system can fork, and torch is 2.3 or newer, with torch.distributed."""
+    """Return whether this system and this torch can start ranks."""
     return can_fork() and _has_launcher()
 
 
@@ -100,11 +93,7 @@ def _has_launcher() -> bool:
 
 
 class RankEndedError(RuntimeError):
-    """A rank ended or sent a damaged message (`kind` is "crashed"), or did not reply in time (`kind` is "hung").
-
-    `kind` is also "crashed" if the process that starts the ranks ends or does not reply in time. The same holds if a
-    process of the torchrun job cannot be reached. `how` is the message of this exception.
-    """
+    """A rank ended or sent a damaged message (`kind` is "crashed"), or did not reply in time (`kind` is "hung")."""
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -118,11 +107,8 @@ class RanksDifferError(RuntimeError):
 class OnRank:
     """The user's loss on one rank, with a default for each optional method that the user did not write.
 
-    The attribute `of_tokens` says whether the user's class or function has the attribute `normalization = "tokens"`.
-    Such a loss divides by the number of kept rows of the whole batch.
-
-    Args:
-        made: an instance of the user's class, or the user's function.
+    `made` is an instance of the user's class, or the user's function. `of_tokens` says whether the loss has
+    `normalization = "tokens"`.
     """
 
     def __init__(self, made: Any) -> None:
@@ -131,7 +117,7 @@ class OnRank:
         self.of_tokens = normalization_of(made) == "tokens"
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the user's context; if the user wrote no method `context`, a context that does nothing."""
+        """Return the user's context or, without a method `context`, a context that does nothing."""
         make = getattr(self._made, "context", nullcontext)
         made: AbstractContextManager[Any] = make()
         return made
@@ -139,18 +125,13 @@ class OnRank:
     def forward(
         self, local: Tensor, target: Tensor, shape: torch.Size, axis: int, options: dict[str, Any], tokens: Any = None
     ) -> Any:
-        """Call the user's `forward`, and return its result: the loss, or this rank's part of the loss.
-
-        `local` is the argument `local_logits`, this rank's shard of the logits. `tokens` is the divisor, which only a
-        loss with `of_tokens` gets. This module's docstring explains the other arguments.
-        """
+        """Return the result of the user's `forward`. This module's docstring explains the arguments."""
         return self._forward(local, target, shape, axis, options, *([tokens] if self.of_tokens else []))
 
     def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
         """Return the divisor of the loss: the result of `count` or, without `count`, the number of kept rows.
 
-        `own` has this rank's targets, one tensor for each micro-batch. `whole` and `logits` are the target and the
-        logits of the whole batch. With class probabilities, all rows are kept.
+        `own` has this rank's target of each micro-batch. `whole` and `logits` belong to the whole batch.
         """
         count = getattr(self._made, "count", None)
         if count is not None:
@@ -160,12 +141,7 @@ class OnRank:
         return int((whole != options["ignore_index"]).sum())
 
     def backward(self, loss: Any, upstream: Tensor) -> None:
-        """Run the backward pass of `loss`, a result of :meth:`forward`. `upstream` is the upstream gradient.
-
-        The backward pass sets the `.grad` of this rank's shard of the logits. If the user wrote no method `backward`,
-        call `loss.backward(upstream, retain_graph=True)`. For a loss that is a DTensor, first make `upstream` a
-        replicated DTensor.
-        """
+        """Run the backward pass of `loss`, which sets the `.grad` of this rank's shard of the logits."""
         own = getattr(self._made, "backward", None)
         if own is not None:
             own(loss, upstream)
@@ -181,13 +157,9 @@ class OnRank:
 
 
 def require_protocol(given: object) -> None:
-    """Check that an object is a loss on several ranks, as this module describes.
+    """Raise TypeError if an object is not a loss on several ranks, as this module describes.
 
-    Raises:
-        TypeError: the object is neither a class with a method `forward` nor a callable, or does not take the arguments
-            of `forward`. The attribute `split` or `normalization` has an unknown value. Or `normalization` is "tokens",
-            but `split` is not "batch". The message begins with a phrase for the object, so that the caller can put
-            "got" or "it is" before the message.
+    The message begins with a phrase for the object. The caller puts "got" or "it is" before the message.
     """
     arguments = forward_arguments(given)
     names = ", ".join(arguments)
@@ -224,39 +196,31 @@ def require_protocol(given: object) -> None:
 
 
 def forward_arguments(given: object) -> tuple[str, ...]:
-    """Return the names of the arguments that `forward` must take. `given` is the user's class or function."""
+    """Return the names of the arguments that `forward` of the user's class or function must take."""
     return (*_FORWARD, "tokens") if normalization_of(given) == "tokens" else _FORWARD
 
 
 def normalization_of(given: object) -> str:
-    """Return the attribute `normalization` of a loss on several ranks, a word of `NORMALIZATIONS`; by default ""."""
+    """Return the attribute `normalization` of the user's class or function; by default ""."""
     word: str = getattr(given, "normalization", "")
     return word
 
 
 def split_of(given: object) -> str:
-    """Return the attribute `split` of a loss on several ranks, a key of `SPLITS`; by default "classes"."""
+    """Return the attribute `split` of the user's class or function; by default "classes"."""
     rule: str = getattr(given, "split", "classes")
     return rule
 
 
 def require_normalization(word: object) -> str:
-    """Check that a word is in `NORMALIZATIONS`, and return the word.
-
-    Raises:
-        ValueError: the word is not in `NORMALIZATIONS`.
-    """
+    """Return `word` if `NORMALIZATIONS` has this word; otherwise raise ValueError."""
     if word not in NORMALIZATIONS:
         raise ValueError(f"normalization: got {quoted(word)}; allowed are 'tokens' and ''")
     return str(word)
 
 
 def require_split(rule: object) -> str:
-    """Check that a rule for the shards is a key of `SPLITS`, and return the rule.
-
-    Raises:
-        ValueError: the rule is not a key of `SPLITS`.
-    """
+    """Return `rule` if `SPLITS` has this rule; otherwise raise ValueError."""
     if not _is_split(rule):
         raise ValueError(f"split: got {quoted(rule)}; allowed are {', '.join(SPLITS)}")
     return str(rule)
@@ -267,17 +231,12 @@ def _is_split(rule: object) -> bool:
 
 
 def cut_axis(rule: str, dimensions: int) -> int:
-    """Return the axis along which a rule, a key of `SPLITS`, cuts logits with this number of dimensions."""
+    """Return the axis along which a rule of `SPLITS` cuts logits with this number of dimensions."""
     return 0 if rule == "batch" else min(1, dimensions - 1)
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return why a loss cannot take `inputs` that leave a rank without classes; None if this reason does not apply.
-
-    `rule` is the attribute `split` of the loss, and `ranks` is the number of ranks. `lacks` has the missing features of
-    the loss, with the reasons. Three conditions give the reason for the feature `one_class`: `rule` is "classes",
-    `lacks` has `one_class`, and `inputs` have classes but leave a rank without any.
-    """
+    """Return the reason for the missing feature `one_class` if `inputs` leave a rank without classes, or None."""
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
     largest = -(-inputs.classes // ranks)
@@ -285,11 +244,9 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
-    """Return the shard of rank `rank` of `ranks` ranks. `rule` is a key of `SPLITS`.
+    """Return the shard of rank `rank` of `ranks` ranks, which may use the memory of `logits`.
 
-    The shard is a part of `logits`, and may use the same memory. With the rule "padded", padding may follow the part.
-    With the rule "batch", `logits` may also be a target. The shard of contiguous logits is contiguous, like the logits
-    that a rank of a real model computes.
+    With the rule "padded", padding may follow. With the rule "batch", `logits` may be a target.
     """
     axis = cut_axis(rule, logits.dim())
     if rule == "padded":
@@ -300,16 +257,15 @@ def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
     else:
         parts = logits.chunk(ranks, axis) if logits.shape[axis] else ()
         part = parts[rank] if rank < len(parts) else logits.narrow(axis, 0, 0)
+    # contiguous like the logits that a rank of a real model computes
     return part.contiguous() if logits.is_contiguous() else part
 
 
 def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
-    """Join the shards of a gradient from all ranks, and return the whole gradient, without padding.
-
-    `rule` is the rule by which the logits were cut, and `shape` is the shape of the logits.
+    """Return the whole gradient from the shards of all ranks, without padding. `shape` is the shape of the logits.
 
     Raises:
-        RuntimeError: a shard has a number other than 0 in the padding.
+        RuntimeError: the gradient of the padding is not 0.
     """
     axis = cut_axis(rule, len(shape))
     whole = torch.cat(list(shards), axis)
@@ -323,10 +279,7 @@ def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
 
 
 def write_shard(logits: Tensor, content: Tensor, rule: str, rank: int, ranks: int) -> None:
-    """Overwrite the shard of rank `rank` in `logits` with `content`, but leave out the padding of `content`.
-
-    `content` has the shape that :func:`shard` returns for the same `rule`, `rank` and `ranks`.
-    """
+    """Copy `content`, a shard of rank `rank`, into `logits`. Leave out the padding of `content`."""
     axis = cut_axis(rule, logits.dim())
     shards = [content if at == rank else shard(logits, rule, at, ranks) for at in range(ranks)]
     logits.copy_(torch.cat(shards, axis).narrow(axis, 0, logits.shape[axis]))
@@ -337,7 +290,7 @@ _knows_nothing = False
 
 
 def allow_fork() -> None:
-    """Record that this process knows no exact value, so that ranks may be forked from this process."""
+    """Allow forks of ranks from this process, which knows no exact value."""
     global _knows_nothing
     _knows_nothing = True
 

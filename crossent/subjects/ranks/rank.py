@@ -1,7 +1,7 @@
 """The process of one rank, which joins the group, makes the user's loss, and replies to the calling process.
 
-A request is a dict with the name of an action, and the arguments of the action. A reply is a dict with the result, or
-with the exception that the action raised. A reply also names the parts of the global state that the action changed.
+A request is a dict with the name of an action and the arguments of the action. A reply is a dict with the result or the
+exception, and with the names of the parts of the global state that the action changed.
 """
 
 from __future__ import annotations
@@ -38,16 +38,12 @@ _SECONDS_TO_START = 180.0
 
 @dataclass(frozen=True)
 class Place:
-    """The data with which a process joins a torch.distributed group as one of its ranks.
+    """The data with which a process joins a torch.distributed group as a rank.
 
     Attributes:
-        rank: the number of the rank, from 0.
-        ranks: the number of ranks.
-        backend: the backend of torch.distributed, such as "gloo".
-        device: the device of the tensors, such as "cpu".
-        store: the path of the file through which the ranks find each other, or a name in the store of the torchrun job.
+        store: the path of the file through which the ranks find each other, or a name in the store of a torchrun job;
             "" until the launcher chooses a file.
-        seconds: the time limit of a collective operation, in seconds.
+        seconds: the time limit of a collective operation.
     """
 
     rank: int
@@ -59,11 +55,7 @@ class Place:
 
     @property
     def own_device(self) -> torch.device:
-        """The device of this rank, the CPU or a GPU.
-
-        If `device` is "cpu", the result is the CPU. Otherwise, with NCCL, the result is the GPU whose number is `rank`,
-        modulo the number of GPUs of this machine. With another backend, all ranks share the first GPU.
-        """
+        """The device of this rank: the CPU, or one GPU."""
         if self.device == "cpu":
             return torch.device("cpu")
         count = torch.cuda.device_count()
@@ -90,12 +82,9 @@ class Place:
 
 
 def run_rank(place: Place, stream: int, load: Callable[[], Any]) -> NoReturn:
-    """Join the group, and reply to requests until the calling process closes its socket. Then end this process.
+    """Join the group, reply to requests until the calling process closes its socket, and end this process.
 
-    Args:
-        place: the data with which this process joins the group.
-        stream: the file descriptor of the socket to the calling process.
-        load: a function that returns the user's class or function.
+    `stream` is the file descriptor of the socket. `load` returns the user's class or function.
     """
     status = 0
     try:
@@ -131,10 +120,9 @@ def _serve(connection: socket.socket) -> None:
 
 @dataclass
 class _RankState:
-    """The state of this rank: its :class:`Place`, the user's loss, and the graphs of forward passes, by key.
+    """The state of this rank: the user's loss, and the graphs of forward passes by key.
 
-    `rule` is the rule by which the logits are cut into shards, a key of `protocol.SPLITS`. A graph is the loss of a
-    forward pass, with this rank's shard of the logits. The calling process chooses the key of a graph, a number.
+    `rule` is the user's `split`. A graph is the loss of a forward pass, with this rank's shard of the logits.
     """
 
     place: Place
@@ -147,11 +135,7 @@ _rank_state: _RankState | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
-    """Join the group, make the user's loss, and return the first message.
-
-    The message has the id of this process in /proc, or 0 without /proc. If an exception occurs, the message also
-    describes the exception. `load` returns the user's class or function.
-    """
+    """Join the group, make the user's loss, and return a message with the id of this process, or the exception."""
     global _rank_state
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
@@ -182,11 +166,7 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Call the loss on the shard of this rank. If the request needs a gradient, keep the graph for the backward pass.
-
-    First free the graphs that the calling process does not need any more. Return the loss under the key "loss" and,
-    under "written", the new content of each tensor that the call changed: of the logits, only the shard.
-    """
+    """Call the loss on the shard of this rank, and return the loss and the tensors that the call changed."""
     for key in request["freed"]:
         state.graphs.pop(key, None)
     logits, target, options = _arguments_on(state.place.own_device, request)
@@ -204,16 +184,13 @@ def _forward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments_on(device: torch.device, request: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Return the logits, the target and the options of a request, with all tensors on a device."""
+    """Return the logits, the target and the options of a request, on a device."""
     options = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in request["options"].items()}
     return request["input"].to(device), request["target"].to(device), options
 
 
 def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, options: dict[str, Any]) -> Any:
-    """Return the loss of a call or, with normalization="tokens", this rank's part of the loss.
-
-    `local` is this rank's shard of the logits. `logits` and `target` are the logits and the target of all ranks.
-    """
+    """Return the loss or, with normalization="tokens", this rank's part of the loss."""
     axis = cut_axis(state.rule, logits.dim())
     if not state.loss.of_tokens:
         return state.loss.forward(local, target, logits.shape, axis, options)
@@ -223,11 +200,7 @@ def _loss_of(state: _RankState, local: Tensor, logits: Tensor, target: Tensor, o
 
 
 def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Run a forward and a backward pass for each micro-batch of a batch, for a loss with normalization="tokens".
-
-    Return two lists with an entry for each micro-batch: "parts" has this rank's part of the loss, and "gradients" has
-    the gradient of this rank's shard of the logits. If the request needs no gradients, the second list is empty.
-    """
+    """Return this rank's part of the loss, and the gradient of its shard, for each micro-batch."""
     device, place = state.place.own_device, state.place
     logits, target, options = _arguments_on(device, request)
     own = [shard(one, state.rule, place.rank, place.ranks) for one in torch.split(target, request["sizes"])]
@@ -246,11 +219,7 @@ def _accumulate(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _full(loss: Any) -> Tensor:
-    """Return the loss as a dense tensor in new memory. For a DTensor, return its full tensor.
-
-    Raises:
-        TypeError: the loss is neither a DTensor nor a dense tensor of exactly the class torch.Tensor.
-    """
+    """Return the loss as a dense tensor in new memory. For a DTensor, return its full tensor."""
     dense: Any = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
     if type(dense) is not Tensor or dense.layout != torch.strided:
         raise TypeError(f"loss: got {class_and_layout(dense)}; expected a DTensor or {DENSE}")
@@ -258,11 +227,7 @@ def _full(loss: Any) -> Tensor:
 
 
 def _backward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Run the backward pass of an earlier call, and return the gradient of this rank's shard of the logits.
-
-    Raises:
-        RuntimeError: this rank started after that call, so the rank does not have the graph.
-    """
+    """Run the backward pass of an earlier call, and return the gradient of this rank's shard of the logits."""
     if request["key"] not in state.graphs:
         lost = "the ranks were started again after the forward pass, so its graph is lost"
         raise RuntimeError(f"{lost}; run the forward pass again")
@@ -271,13 +236,7 @@ def _backward(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tensor) -> Tensor:
-    """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits.
-
-    `upstream` is the upstream gradient.
-
-    Raises:
-        TypeError: the shard has elements, but no gradient after the backward pass.
-    """
+    """Run the backward pass of `loss`, and return the gradient of `local`, this rank's shard of the logits."""
     local.grad = None
     with state.loss.context():
         state.loss.backward(loss, upstream.to(loss.dtype) if state.loss.of_tokens else upstream)
@@ -288,8 +247,8 @@ def _gradient_after(state: _RankState, loss: Any, local: Tensor, upstream: Tenso
     return (local if gradient is None else gradient).detach().cpu()
 
 
+# In a function that has set `local.grad` to None, mypy would infer None.
 def _gradient_of(local: Tensor) -> Tensor | None:
-    """Return `local.grad`. In a function that has set `local.grad` to None, mypy would infer None."""
     return local.grad
 
 
@@ -298,11 +257,7 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Test the context of the loss, and return {"problems": …}, a list with a sentence for each problem.
-
-    If the "scenario" of the request is "twice", enter a second context inside the first. Otherwise, call the loss
-    outside of the context, before and after an exception ends a context. Both calls must have the same result or error.
-    """
+    """Test the context of the loss, as `RankLoss.use_context` describes, and return {"problems": …}."""
     if request["scenario"] == "twice":
         try:
             with state.loss.context(), state.loss.context():
@@ -320,10 +275,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
-    """Run a forward and a backward pass outside of the context.
-
-    Return a phrase with the error, or with a checksum of the loss and of the gradient, if there is a gradient.
-    """
+    """Run both passes outside of the context, and return a phrase with a checksum of the results or with the error."""
     logits, target, options = _arguments_on(state.place.own_device, request)
     local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:
@@ -346,5 +298,5 @@ _ACTIONS: dict[str, Callable[[_RankState, dict[str, Any]], dict[str, Any]]] = {
 
 
 def collective_limit(seconds: float) -> float:
-    """Return the time limit of a collective operation: `seconds`, rounded up to whole seconds, and at least 1."""
+    """Round the time limit of a collective operation up to whole seconds, at least 1."""
     return max(1.0, math.ceil(seconds))

@@ -1,4 +1,4 @@
-"""A subject from a loss on several ranks: the subject's name, features, contract and grades."""
+"""Make a subject from a loss on several ranks."""
 
 from __future__ import annotations
 
@@ -36,21 +36,16 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
     """Return the subject of a loss on several ranks.
 
     Args:
-        given: a description or an object. A description is the name of a subject in `RANK_SUBJECTS`,
-            package.module:NAME or path/to/file.py:NAME. An object is a class or a function that follows
-            :mod:`crossent.subjects.ranks.protocol`, or a loss of :func:`crossent.adapters.from_ranks`. A loss
-            of `from_ranks` keeps its own number of ranks, time limit and backend.
+        given: a description, a class or function of the user, or a loss of :func:`crossent.adapters.from_ranks`. A
+            description is a name in `RANK_SUBJECTS`, package.module:NAME or path/to/file.py:NAME.
         ranks: the number of ranks.
-        timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time, but
-            at least one second.
-        operation: the operation of the run, which must be a cross-entropy of logits.
-        backend: the backend of torch.distributed, such as "gloo". With None,
-            :class:`crossent.subjects.ranks.group.Ranks` chooses the backend.
+        timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time.
+        operation: the operation of the run.
+        backend: the backend of torch.distributed; by default, :class:`crossent.subjects.ranks.group.Ranks` chooses one.
 
     Raises:
-        ValueError: the subject cannot be loaded, cannot run on `ranks` ranks, or keeps a number of ranks other than
-            `ranks`. The message is one line.
-        TypeError: the object does not follow the protocol, or has a wrong attribute `lacks`. The message is one line.
+        ValueError: the subject cannot be loaded, or cannot run on `ranks` ranks. The message is one line.
+        TypeError: the object is not a loss on several ranks. The message is one line.
     """
     require_ranks(ranks, operation)
     how: dict[str, Any] = {"seconds": max(1.0, timeout / _CALLS), "backend": backend}
@@ -83,10 +78,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def with_rank_promise(subject: Subject) -> Subject:
-    """Return a copy of a subject of `RANK_SUBJECTS`, with a promise, a contract and a grade.
-
-    `RANK_PROMISE` is the promise and the name of the contract. `RANK_GRADE` is the grade.
-    """
+    """Return a copy of a subject of `RANK_SUBJECTS`, with its promise, contract and grade."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 
