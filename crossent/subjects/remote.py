@@ -39,7 +39,7 @@ _LONGEST_LINE = 1000  # the most characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A user's loss, given by a description. Each call loads the loss in the process of the call.
+    """A user's loss, given by a description. The process that calls this object loads the loss.
 
     Attributes:
         ranks: the number of ranks of a loss on several ranks; None for other losses.
@@ -73,14 +73,9 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Load the subject of a description in another process, and return a tuple of this subject.
 
-    The other process sends facts about the subject, such as its missing features, but no code.
-
-    Args:
-        description: package.module:NAME or path/to/file.py:NAME. With `ranks`, also "loss_parallel"; without `ranks`,
-            `+compile` may follow.
-        seconds: the time limit for loading, and of a case.
-        without: the names of the features that the user declares missing.
-        ranks: the number of ranks of a loss on several ranks; None for other losses.
+    The other process sends facts about the subject, such as its missing features, but no code. `description` is
+    package.module:NAME or path/to/file.py:NAME. With `ranks`, "loss_parallel" is allowed too. Without `ranks`,
+    `+compile` may follow. `seconds` is the time limit for loading, and of a case.
 
     Raises:
         ValueError: loading fails, or the contract or the grade is wrong. The message is one line.
@@ -144,7 +139,7 @@ def _subject(facts: Mapping[str, Any], loss: RemoteLoss) -> Subject:
 
 
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """Return the result of `describe`, which runs in a new process. Messages contain the description."""
+    """Return the result of `describe`, called in a new process. `description` is for messages."""
     ours, theirs = os.pipe()
 
     def load_and_describe() -> None:

@@ -64,8 +64,8 @@ class Performed(Generic[T]):
     """The outcome of an act: a value, an exception, or the end of the process.
 
     Attributes:
-        ended: "crashed" if the process of the subject or of a rank ended, "hung" if it did not reply in time; otherwise
-            "".
+        ended: "" if every process replied. "crashed" if the process of the subject or of a rank ended. "hung" if such a
+            process did not reply in time.
         how: a description of the crash or of the exceeded time limit.
         changed_state: the names of the parts of the global state that the act changed and crossent restored.
     """

@@ -31,11 +31,7 @@ PartBalls = dict[str, Ball]
 def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
     """Call the subject again, with other inputs or another act than in the first call, and return the result.
 
-    Args:
-        trial: the subject on the case.
-        inputs: the inputs of this call. The subject gets a copy.
-        act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`: see :mod:`crossent.trials.act`.
-        arguments: further arguments of the act.
+    The subject gets a copy of the inputs. `act(loss, inputs, gradients, *arguments)` makes the call.
 
     Raises:
         RefusedError: the subject raised an exception.
@@ -49,7 +45,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 
 
 def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-    """Call the subject as :func:`further_call` does, even if the inputs are not applicable to the subject."""
+    """Call the subject as :func:`further_call` does, even if the inputs are not applicable."""
     # Pass a copy: `bounds_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(loss_dtype(inputs))
@@ -62,8 +58,8 @@ def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evalu
 def bounds_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """Return an object that computes error bounds for other inputs than the inputs of the case.
 
-    Do not read the exact values of this object: they belong to the inputs of the case. All subjects share one object
-    for each `name`. So on one case, use a `name` for the same inputs only.
+    Do not read the exact values of this object: they belong to the inputs of the case. All subjects share the object
+    for a case and a `name`. So give different inputs different names.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -77,8 +73,8 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
     """Return the loss and the gradients of a result, with error bounds as radii.
 
-    A number without a bound has the radius inf. `exact` computes the bounds. For a result of other inputs, pass the
-    object that :func:`bounds_for` returns.
+    A number without a bound has the radius inf. `exact` computes the bounds, by default for the inputs of the case. For
+    other inputs, pass the result of :func:`bounds_for`.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -93,12 +89,8 @@ def compare_results(
 ) -> list[Difference]:
     """Return the differences of one result from another result of the same subject.
 
-    Args:
-        trial: the subject on the case.
-        other: the other result, with error bounds as radii.
-        got: the result to compare; by default, the result of the first call.
-        exact: the object that computes the bounds of `got`; by default, the object for the inputs of the case.
-        way: a phrase about the computation of `other`, for the names of the differences.
+    `other` has error bounds as radii. `got` is by default the result of the first call. `exact` computes the bounds of
+    `got`. `way` is a phrase about the computation of `other`, for the names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
@@ -119,9 +111,9 @@ def _rename(difference: Difference, way: str) -> Difference:
 def times(factor: Fraction, numbers: Ball) -> Ball:
     """Return the numbers and their radii multiplied by a factor.
 
-    `lo` of the numbers must be 0, unless the factor is 1. The new radius also covers the float64 roundings of factor
-    and product. These roundings cause an error below `3 u` times the computed product, where `u` is the unit roundoff
-    of float64. An underflow can add an error of 2^-1074.
+    `numbers.lo` must be 0, unless the factor is 1. The new radius also covers the float64 roundings of factor and
+    product. These roundings cause an error below `3 u` times the computed product, where `u` is the unit roundoff of
+    float64. An underflow can add an error of 2^-1074.
     """
     if factor == 1:
         return numbers
@@ -134,7 +126,7 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    `lo` of `a` and `b` must be 0. The radius is the sum of both radii.
+    `a.lo` and `b.lo` must be 0. The radius is the sum of both radii.
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)

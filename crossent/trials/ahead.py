@@ -1,8 +1,8 @@
 """Compute the error bounds of many cases together, ahead of the calls.
 
 An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So a stack of a hundred
-cases takes little more time than one case. The cases of a stack have the same structure
-(:attr:`crossent.numerics.bounds.terms.Terms.structure`), such as the number of classes.
+cases takes little more time than one case. The cases of a stack have the same structure, such as the number of classes
+(:attr:`crossent.numerics.bounds.terms.Terms.structure`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,8 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions together, and store them in the questions.
 
-    A comparison computes all values that are not stored.
-
-    Args:
-        questions: cases, each on a device.
-        subjects: the subjects, from whose contracts the error bounds follow.
-        differentiated: the questions for which checks also compare derivatives along a direction.
+    A comparison computes all values that are not stored. For the questions in `differentiated`, checks also compare
+    derivatives along a direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:

@@ -30,8 +30,8 @@ def is_small(case: Case) -> bool:
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
     """Act: return the derivatives of `<gradient, direction>` with respect to the logits and the upstream gradient.
 
-    If `batch` is True, `direction` is a batch of directions. A derivative is None if autograd's graph of the gradient
-    does not contain the logits or the upstream gradient.
+    If `batch` is True, `direction` is a batch of directions. A derivative is None if the gradient's graph does not
+    contain the logits or the upstream gradient.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
@@ -47,14 +47,8 @@ def compare_derivative(
 ) -> Iterator[Difference | Problem]:
     """Yield the difference of a derivative from its exact values, or a problem, such as a wrong shape.
 
-    If `got` is None, the derivative counts as zeros.
-
-    Args:
-        name: "second" or "upstream_gradient" for the derivatives of :func:`second_order`; "tangent" for the derivative
-            of the loss along the direction.
-        got: the derivative that the subject computed, or None.
-        along: the exact derivatives.
-        trial: the subject on the case.
+    The name "tangent" means the derivative of the loss along the direction. "second" and "upstream_gradient" are the
+    results of :func:`second_order`. If `got` is None, the derivative counts as zeros.
     """
     inputs, words = trial.question.inputs, in_words(name)
     exact = along.second if name == "second" else along.tangent

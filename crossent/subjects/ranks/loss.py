@@ -142,7 +142,7 @@ class RankLoss:
         If a rank changed its copy of an argument, change the argument too.
 
         Raises:
-            RanksDifferError: two ranks return different losses.
+            RanksDifferError: without normalization="tokens", two ranks return different losses.
             RuntimeError: with normalization="tokens", a rank does not return a single number.
         """
         key = next(self._keys)

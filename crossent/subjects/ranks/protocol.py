@@ -1,6 +1,6 @@
 """The class or function that a user writes for a loss on several ranks, and the rules that cut logits into shards.
 
-Each rank joins the group, and makes one instance of the user's class:
+Each rank joins the group, and makes one instance of the user's class, without arguments:
 
     class VocabParallel:
         split = "classes"  # the default: see `SPLITS`
@@ -12,10 +12,10 @@ Each rank joins the group, and makes one instance of the user's class:
 
 A loss without `context` and `backward` can be a function with the arguments of `forward`.
 
-`local_logits` is the shard of this rank, a leaf. It requires a gradient if the call needs a gradient. Every rank gets
-the whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape` is the shape of
-all logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. If the loss
-is a DTensor, crossent takes its full tensor. `backward` gets the result of `forward` and the upstream gradient.
+`local_logits` is the shard of this rank: a leaf, which requires a gradient if the call does. Every rank gets the whole
+`target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape` is the shape of all
+logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. If the loss is a
+DTensor, crossent takes its full tensor. `backward` gets the result of `forward` and the upstream gradient.
 
 A loss for data-parallel training divides by `tokens`, the number of kept rows of the whole batch. A row is kept if its
 target is not `ignore_index`:
@@ -246,7 +246,7 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
     """Return the shard of rank `rank` of `ranks` ranks, which may use the memory of `logits`.
 
-    With the rule "padded", padding may follow. With the rule "batch", `logits` may be a target.
+    With the rule "padded", the shard may end with padding. With the rule "batch", `logits` may be a target.
     """
     axis = cut_axis(rule, logits.dim())
     if rule == "padded":

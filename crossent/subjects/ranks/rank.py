@@ -1,7 +1,7 @@
 """The process of one rank, which joins the group, makes the user's loss, and replies to the calling process.
 
 A request is a dict with the name of an action and the arguments of the action. A reply is a dict with the result or the
-exception, and with the names of the parts of the global state that the action changed.
+exception. A reply also names the parts of the global state that the action changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Place:
     """The data with which a process joins a torch.distributed group as a rank.
 
     Attributes:
-        store: the path of the file through which the ranks find each other, or a name in the store of a torchrun job;
+        store: the path of the file through which the ranks find each other, or a name in the store of a torchrun job.
             "" until the launcher chooses a file.
         seconds: the time limit of a collective operation.
     """
@@ -135,7 +135,7 @@ _rank_state: _RankState | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
-    """Join the group, make the user's loss, and return a message with the id of this process, or the exception."""
+    """Join the group, make the user's loss, and return a message: this process's id and any exception."""
     global _rank_state
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()

@@ -39,7 +39,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         given: a description, a class or function of the user, or a loss of :func:`crossent.adapters.from_ranks`. A
             description is a name in `RANK_SUBJECTS`, package.module:NAME or path/to/file.py:NAME.
         ranks: the number of ranks.
-        timeout: the time limit of a case, in seconds. A forward or a backward pass may take a tenth of this time.
+        timeout: the time limit of a case, in seconds. One pass may take a tenth of this time.
         operation: the operation of the run.
         backend: the backend of torch.distributed; by default, :class:`crossent.subjects.ranks.group.Ranks` chooses one.
 
