@@ -319,13 +319,14 @@ def repro(
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is a file that `crossent check --json` wrote.
     Without a REPORT, the finding comes from the last runs in this folder. The check runs again if these runs do not
     have the finding, or if --device or --passed is given. To run the check again on your function, give --subject.
-    --passed takes only forms and torch, without a REPORT and --subject.
 
-    A script for torch needs torch alone, and a script for a form also crossent. A script for your function needs torch
-    alone, and marks where to insert your function. With --subject, the script imports your function, and also needs
-    crossent. The script exits with 1 if the finding happens, 0 if not, and 2 if it cannot tell. With --passed, FINDING
-    names a check that passes: the script shows the number nearest to its error bound, and exits with 0 if this number
-    is within the bound.
+    A script for torch needs torch alone, and a script for a form also needs crossent. A script for your function needs
+    torch alone, and marks where to insert your function. With --subject, the script imports your function, and also
+    needs crossent. The script exits with 1 if the finding happens, 0 if not, and 2 if the script cannot tell.
+
+    With --passed, FINDING names a check that passes on a form or on torch. The script shows the number nearest to its
+    error bound, and exits with 0 if this number is within the bound. You cannot combine --passed with a REPORT or with
+    --subject.
     """
     if report is not None and device is not None:
         raise click.UsageError(f"--device: got {quoted(device)} and a REPORT, which sets the device; give only one")

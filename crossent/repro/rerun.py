@@ -155,9 +155,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     require_device(device)
     if isinstance(made, BadInput):
         if name != "errors":
-            raise ValueError(
-                f"finding: got check {quoted(name)}; on a bad input, --passed allows only the check errors"
-            )
+            raise ValueError(f"finding: got check {quoted(name)}; with --passed, a bad input needs the check 'errors'")
         return Finding(subject, "errors", case, "wrong", "The script shows the error that the bad call raises.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")

@@ -78,12 +78,10 @@ def _differ(what: Sized) -> str:
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
-    """Check, before a run, that the results of the run can be compared with the report `old`.
+    """Raise ValueError, before a run, if its results cannot be compared with the report `old`.
 
-    `subjects` has the descriptions of the subjects of the run. If `subjects` is empty, the run has the forms and torch.
-
-    Raises:
-        ValueError: the two runs cannot be compared.
+    `subjects` names the subjects of the run, such as "torch" or "path/to/file.py:NAME". If `subjects` is empty, the run
+    has the forms and torch.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)

@@ -34,7 +34,7 @@ _SIGN = struct.Struct("I")  # the format of a sign of life: the number of the pa
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a worker that returned no result, for a finding. `kind` is "crashed" or "hung"."""
+    """How a worker ended without a result: the kind of a finding, "crashed" or "hung", and its message."""
 
     kind: str
     message: str

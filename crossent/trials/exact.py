@@ -35,8 +35,9 @@ AnyContract = Contract | LinearContract
 
 
 class LinearResultBounds:
-    """The error bounds of a linear cross-entropy under a contract, by the names of the exact values in :class:`Exact`.
+    """The error bounds of a linear cross-entropy under a contract.
 
+    Each bound has the name of its exact value in :class:`Exact`, such as `gradient`.
     `terms` has the arguments of the cross-entropy of the logits, as rows.
     """
 

@@ -142,7 +142,7 @@ def test_a_passed_check_of_a_bad_input_can_only_be_errors(capsys, check):
     status = main(["repro", "--passed", f"formula:{check}:class_negative"])
     captured = capsys.readouterr()
     assert_refused(status, captured.out, captured.err)
-    assert f"got check '{check}'; on a bad input, --passed allows only the check errors" in captured.err
+    assert f"got check '{check}'; with --passed, a bad input needs the check 'errors'" in captured.err
 
 
 @pytest.mark.parametrize(

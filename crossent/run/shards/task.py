@@ -56,7 +56,8 @@ class Task:
         subjects: the subjects, by name.
         folder: the folder in which the command runs.
         environment: environment variables, which override the variables of the worker.
-        run: the path of a file that is deleted when the run ends, and the name of the machine with this file.
+        run: a file that exists until the run ends, and the name of its machine. On this machine, the task ends the
+            command when the file is missing.
     """
 
     options: Sequence[str]

@@ -61,7 +61,7 @@ _FORWARD = ("local_logits", "target", "shape", "axis", "options")
 
 
 def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
-    """Check as :func:`require_number_of_ranks` does, and raise ValueError if ranks cannot start here."""
+    """Raise ValueError if this machine cannot run the operation on this number of ranks."""
     require_number_of_ranks(ranks, operation)
     if not can_fork():
         raise ValueError(f"ranks: got {ranks}, but this system cannot fork processes; use Linux or macOS")
