@@ -16,7 +16,7 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """The allowed values after the verb "are", such as "are numbers above 0"."""
+        """The text after "allowed" in an error message, such as "are numbers above 0"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         if isinstance(self, click.FloatRange):

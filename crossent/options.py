@@ -74,7 +74,7 @@ def message_of(error: click.ClickException) -> str:
 
 
 def _add_options(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds options to a command, in the given order."""
+    """Return a decorator that adds `options` to a command, in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -264,9 +264,10 @@ soak_options = _add_options(
 
 
 def with_features(subjects: tuple[str, ...], without: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the subjects without names of features, and all features that the subjects lack.
+    """Return `subjects` without the names of features, and `without` with these names added.
 
-    In `--without weight vmap`, click takes `vmap` for a subject.
+    For `--without weight vmap`, click reads `weight` as a feature, but `vmap` as a subject. If `without` is empty,
+    nothing changes.
     """
     more = [name for name in subjects if without and name in FEATURE_NAMES]
     return tuple(name for name in subjects if name not in more), [*without, *more]

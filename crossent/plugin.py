@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker `crossent` and the collector of records. Check the subjects of `--crossent-subject`."""
+    """Register the marker `crossent` and a :class:`RecordCollector`. Raise UsageError for a wrong subject."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.stash[ENDED] = [], False
@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return crossent's header if one of the options below is given."""
+    """Return crossent's header if the command has one of six options, such as `--crossent-level`."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -85,7 +85,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return crossent's header if pytest collected a check and has not shown the header."""
+    """Return crossent's header if pytest collected a check and has not shown the header yet."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -129,7 +129,7 @@ _OVERRIDING = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTR
 
 
 def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
-    """Return the message of an error after the option whose value is wrong, or else after `prefix`."""
+    """Return an error message that begins with the wrong option, or with `prefix` if no option is wrong."""
     name, _, rest = str(error).partition(": ")
     options = {**_OVERRIDING, "subject": _SUBJECT, "operation": OPERATION, "device": DEVICE, "without": WITHOUT}
     given = config.getoption(options[name]) if name in options else None
@@ -139,7 +139,10 @@ def _named(config: pytest.Config, error: Exception, prefix: str) -> str:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """Yield the settings for each device. Options override `own`, the arguments of `crossent.parametrize`."""
+    """Yield the settings for each device. Options override `own`, the arguments of `crossent.parametrize`.
+
+    `--crossent-without` adds features to the argument `without`.
+    """
     from crossent.run.settings import Settings
 
     chosen = {name: config.getoption(option) for name, option in _OVERRIDING.items()}
@@ -211,7 +214,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """Return the check that a test runs, or None."""
+    """Return the check that a test runs, or None if the test runs no check of crossent."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
@@ -254,7 +257,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 class RecordCollector:
-    """A pytest plugin that collects records, the results of checks, also from workers of pytest-xdist."""
+    """A pytest plugin that collects the results of checks, packed as records, also from workers of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]

@@ -74,11 +74,11 @@ class Format:
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf, error: Array | float = 0.0) -> Array:
-        """Return, for each element, the largest error that rounding a number to this format adds.
+        """Return the largest error that rounding to this format adds to each number.
 
         Args:
-            largest: The largest magnitude of each number: `|v| + e` for a number `v` with the error `e`.
-            under: Where `largest` is below this limit, the rounding may underflow.
+            largest: The largest possible magnitude of each number: `|v| + e` for a number `v` with the error `e`.
+            under: The rounding may underflow only where `largest` is below this limit.
             error: The error `e` of each number before the rounding.
         """
         once = self.unit_roundoff * largest
@@ -90,9 +90,9 @@ class Format:
         return where_any(small, np.maximum(once, self.largest_underflow_error), once)
 
     def underflow_error(self, smallest: Array) -> Array:
-        """Return the largest error of multiplying by a power of two: only underflow causes an error.
+        """Return the largest error of multiplying by a power of two, which is exact except for underflow.
 
-        `smallest` has the smallest magnitude of each product.
+        `smallest` has the smallest possible magnitude of each product.
         """
         return np.where(smallest > 4 * self.smallest_normal, 0.0, self.largest_underflow_error)
 

@@ -17,8 +17,8 @@ LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
 class LinearCall:
     """The arguments of one call of `linear_cross_entropy`: `N` hidden states of length `H`, and `V` classes.
 
-    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. float64 tensors
-    are float64 arrays here. Tensors of narrower dtypes are float32 arrays.
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. A float64
+    tensor becomes a float64 array. Tensors of narrower dtypes become float32 arrays.
 
     Attributes:
         input: (N, H), the hidden states.
@@ -28,7 +28,7 @@ class LinearCall:
         probabilities: (N, V), the class probabilities, in place of `index`.
         weight: (V,), the class weights.
         ignore_index: Rows with this index have the loss 0 and do not count in the mean.
-        upstream: The upstream gradient of the loss: (N,) for "none", otherwise a number.
+        upstream: The upstream gradient of the loss: (N,) for the reduction "none", otherwise a number.
 
     Raises:
         ValueError: `input`, `linear_weight` or `linear_bias` has a wrong shape or dtype, or contains inf or NaN.

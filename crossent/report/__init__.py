@@ -1,6 +1,6 @@
 """Reports: everything that a run found, as text, as an HTML page and as JSON.
 
-No module here runs a subject, the loss function under test.
+No module of this room runs a subject, the loss function under test.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run, its verdict, and what the verdict does not cover

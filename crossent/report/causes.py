@@ -1,7 +1,8 @@
-"""Group findings by probable cause: similar findings (`SubjectReport.sorts`) on cases with common words.
+"""Group the findings of a subject by probable cause.
 
-A word is a phrase about a case, such as "a weight of 0": see `words_of`. The option `--without` names features that a
-subject lacks. The declaration of a finding is the feature that its message suggests for this option.
+Similar findings (`SubjectReport.sorts`) on cases with common words probably have one cause. A word is a phrase about a
+case, such as "a weight of 0". The option `--without` names features that a subject lacks. The declaration of a finding
+is the feature that the message of the finding suggests for `--without`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Cause:
     """Findings that probably have one cause.
 
     Attributes:
-        findings: groups of similar findings; each group begins with its clearest finding.
+        findings: the findings, in groups of similar findings. The clearest finding of a group comes first.
         common: the words that most failing and few passing cases have, or None.
         feature: the missing feature that explains the findings, or "".
         lacks: a missing feature that may explain the findings, or "".
@@ -151,7 +152,10 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return the causes of similar findings, or [] if no missing feature explains a finding."""
+    """Return the causes of similar findings, or [] if no missing feature explains any of them.
+
+    Each missing feature is one cause, and the remaining findings have other causes. `lacking` comes from `_lacking`.
+    """
     first = findings[0]
     if first.check == "errors":
         bad_input_kinds = count_words(finding.case for finding in findings)
@@ -196,7 +200,7 @@ def _by_result(subject: SubjectReport) -> dict[str, list[str]]:
 def _missing_feature_words(of: Mapping[str, Sequence[str]], *failed: str) -> Counter[str]:
     """Return the words whose features may be missing, and how many failed calls have each word.
 
-    `failed` names the lists of `of` whose calls count as failed.
+    `of` comes from `_by_result`. `failed` has the results that count as failed, such as "refused".
     """
     right, failing = count_words(of["right"]), count_words(chain(*map(of.__getitem__, failed)))
     rare = {word for word in failing if word in FEATURE_OF and 2 * right[word] < len(of["right"])}
@@ -237,7 +241,8 @@ def _may_lack(subject: SubjectReport, cause: Cause) -> str:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing but few passing cases of a check have, or None.
 
-    `other` has the ids of cases that fail with another kind of number.
+    `other` has the ids of cases that fail with another kind of number. When the
+    words are chosen, these cases count as passing.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -252,7 +257,11 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 
 
 def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
-    """Return the causes of the findings of one check. `other` is as in `common`."""
+    """Return the causes of the findings of one check.
+
+    If the findings have no clear words in common, split the findings by words. `other` has the ids of cases that fail
+    with another kind of number.
+    """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
     if (whole.common and not whole.common.vague) or whole.declaration or len(findings) < 2 or not passing:
@@ -268,7 +277,7 @@ def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequen
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Group the findings of one check by the kind of their numbers, if a word distinguishes the kinds."""
+    """Group the findings of one check by `kind_of_number`, if a word of the cases distinguishes the kinds."""
     made: list[Sequence[Finding]] = []
     rest = findings
     for kind in dict.fromkeys(map(kind_of_number, findings)):
@@ -295,7 +304,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`."""
+    """Yield how many failing and passing cases of `check` fail the check `repeat`; nothing for `repeat` itself."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

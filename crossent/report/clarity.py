@@ -82,7 +82,7 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the size of the error in powers of ten of its bound, from 0 to 3; 3 without numbers."""
+    """Return the size of the error in powers of ten of its bound, from 0 to 3. A finding without numbers has 3."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
@@ -100,9 +100,10 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
 
 
 def less_clear(finding: Finding) -> tuple[bool, bool]:
-    """Return, as two booleans, whether a finding is less clear for each of two reasons.
+    """Return two reasons why a finding is less clear, as booleans.
 
-    The exact value is infinite, NaN or 0. A linear cross-entropy fails a check other than `loss`.
+    The first is True if the exact value is infinite, NaN or 0. The second is True if a linear cross-entropy fails a
+    check other than `loss`.
     """
     # A linear cross-entropy has gradients with thousands of small errors, so a wrong loss shows the bug better.
     numbers = finding.numbers
@@ -111,19 +112,23 @@ def less_clear(finding: Finding) -> tuple[bool, bool]:
 
 
 def rank_cause(checks: Collection[str], example: Finding) -> tuple[bool, bool, bool]:
-    """Return a sort key of a cause with these checks. Each True is a reason to show the cause later."""
+    """Return a sort key of a cause, from its checks and its example. Each True is a reason to show the cause later."""
     accepted = _DECLARATION.search(example.message)  # an option under which the example would pass
     return bool(accepted and accepted[1] != "without"), set(checks) == {"target_gradient"}, less_clear(example)[1]
 
 
 def kind_of_number(finding: Finding) -> str:
-    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" without numbers."""
+    """Return whether the wrong number is "NaN", "infinite" or "finite". A finding without numbers has ""."""
     got = finding.numbers.got if finding.numbers else None
     return "" if got is None else "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
 
 
 def similarity_key(finding: Finding) -> tuple[str, str]:
-    """Return two texts that are equal for similar findings of a check. The second is the declaration."""
+    """Return two texts that are equal for similar findings of a check.
+
+    The first text is the first line of the message without numbers, or "" if the finding has `numbers`. The second text
+    is the feature that the message suggests for `--without`, or "".
+    """
     line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
     return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
@@ -173,7 +178,7 @@ class Common:
     """Words that describe cases, and how many failing and passing cases have all the words.
 
     Attributes:
-        words: words of `words_of`, or only `DEPENDS`, for cases that also fail the check `repeat`.
+        words: words from `words_of`; or only `DEPENDS`, which describes cases that fail the check `repeat`.
         fails, failing: the number of failing cases with all the words, and the number of all failing cases.
         passes, passing: the number of passing cases with all the words, and the number of all passing cases.
     """
@@ -236,7 +241,8 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings, or "".
 
-    Such a bug has a case with a finding. Most failing but few passing cases have the words of the bug.
+    One of the findings is on a case of this bug; only the seed may differ. Most failing but few passing cases have the
+    words of the bug.
 
     Args:
         findings: findings that probably have one cause.
@@ -265,7 +271,7 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether the checks that failed on a case fit the bug. `ran` has all checks on this case."""
+    """Return whether the bug explains the checks that failed on a case. `ran` has all checks that ran on this case."""
     # of the loss and the gradients that ran, exactly those of the bug must fail
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
@@ -285,7 +291,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return two sets: the words that all cases of a bug have, and which of these words no plain case has."""
+    """Return the words that all cases of a bug have, and the subset that no case with default options has."""
     words = [set(words_of(case.id)) for case in bug.cases]
     # plain cases: default options and logits
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]

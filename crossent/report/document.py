@@ -40,8 +40,8 @@ class Shard(ShardNumber):
         planned: the number of cases of the whole run.
         places: the index of each case of the shard in the plan of the whole run, by the id of the case.
         sources: the source of each subject, such as "kernels/mine.py:loss", by the name of the subject.
-        known: the text and the state of each known failure: "happened", "absent" or "not run". The state "absent" means
-            that a check ran, and that no finding matches.
+        known: a pair for each known failure: its text, and its state "happened", "absent" or "not run". The state
+            "absent" means that a check ran, and that no finding matches.
     """
 
     run: Mapping[str, str]
@@ -145,7 +145,7 @@ _IN_JSON = {int: "an integer", str: "a string", bool: "true or false", list: "an
 def typed(kind: type[T], value: Any, what: str) -> T:
     """Return the value if its type is exactly `kind`; otherwise raise TypeError. True is not an int.
 
-    Here and below, `what` names the value in the message of the error.
+    In each function of this module, the argument `what` names the value in the message of the error.
     """
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {_IN_JSON[kind]}")

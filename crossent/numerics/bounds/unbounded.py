@@ -18,9 +18,9 @@ Reason = Literal[
 
 
 def unbounded(bounds: Bounds, name: str) -> dict[Reason, NDArray[np.bool_]]:
-    """Return, for each reason that occurs, a mask of the infinite bounds that have this reason.
+    """Return a mask of the infinite bounds for each reason that occurs.
 
-    Each infinite bound has one reason. `name` is an attribute of `bounds`, such as "loss".
+    Each infinite bound has exactly one reason. `name` is the name of a bound in `bounds`, such as "loss".
     """
     bound = getattr(bounds, name)
     if not np.isinf(bound).any():

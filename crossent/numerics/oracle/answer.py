@@ -34,9 +34,9 @@ class Answer:
 
     Attributes:
         losses: (R,), the loss of each row before the reduction; 0 on ignored rows.
-        loss: The result of the call: (R,) for "none", otherwise 0-d.
+        loss: The result of the call: (R,) for the reduction "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: Returns the blocks of rows. Each block computes its own gradients, which saves memory.
+        blocks: A function that returns the blocks of rows. Each block computes its own gradients, which saves memory.
     """
 
     losses: Ball
@@ -47,9 +47,9 @@ class Answer:
     _shape: tuple[int, ...]  # of the logits
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield, for each block of `r` rows, their slice, the gradient of the logits and the gradient of the target.
+        """Yield the slice, the gradient of the logits and the gradient of the target of each block of rows.
 
-        Both gradients are (r, C). With class indices, the gradient of the target is None.
+        For a block of `r` rows, both gradients are (r, C). With class indices, the gradient of the target is None.
         """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
@@ -69,7 +69,7 @@ class Answer:
         """Return the derivative of the gradient along a direction, both (R, C): a Hessian-vector product.
 
         Raises:
-            ValueError: The direction is invalid, as in :meth:`tangent`.
+            ValueError: The direction has a wrong shape, or contains inf, NaN or a magnitude of 2^128 or more.
         """
         u = self._check(direction)
         return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
@@ -86,8 +86,8 @@ class Answer:
 def answer(arguments: Arguments) -> Answer:
     """Return the exact values of a call.
 
-    The size of a number is the sum of the magnitudes of its terms. With float32 inputs, the radius of a number is about
-    2^-48 times its size (proof: :class:`crossent.numerics.oracle.formula.Formula`). With float64 inputs, the radius is
+    The size of a result is the sum of the magnitudes of its terms. With float32 inputs, the radius of a result is about
+    2^-48 times the size (proof: :class:`crossent.numerics.oracle.formula.Formula`). With float64 inputs, the radius is
     below 2^-73 times the size, or as small as a pair of float64 numbers allows.
 
     Example:
@@ -123,7 +123,9 @@ def answer(arguments: Arguments) -> Answer:
 
 
 def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """Return the sum or the mean of the losses or tangents of the rows, 0-d. For "none", return them unchanged, (R,).
+    """Return the sum or the mean of `losses`, 0-d. For the reduction "none", return `losses` unchanged, (R,).
+
+    `losses` has the losses or the tangents of the rows. The mean is NaN if the denominator is 0.
 
     The sum is a pair `hi + lo` of float64 numbers: the rounded sum and its rounding error. The radius of the sum is the
     sum of all radii, plus the error of rounding `lo`.

@@ -25,10 +25,10 @@ class Arguments:
         logits: (R, C), which may contain inf and NaN. float64 for a float64 tensor, float32 for narrower dtypes.
         index: (R,), int64, the true classes.
         probabilities: (R, C), any finite numbers, in place of `index`.
-        weight: (C,), finite, of any sign.
+        weight: (C,), the class weights, which are finite and have any sign.
         ignore_index: Rows with this index have the loss 0 and do not count in the mean.
         label_smoothing: From 0 to 1. The exact value uses this float64 number without rounding.
-        upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
+        upstream: The upstream gradient of the result: (R,) for the reduction "none", otherwise a number.
 
     Raises:
         ValueError: An argument has a wrong shape, dtype or value.

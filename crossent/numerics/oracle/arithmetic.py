@@ -130,7 +130,7 @@ class Float64Arithmetic:
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Round a number of flint with the radius 0 to float64. The error is at most 1 ulp."""
+        """Round `value`, a ball of flint with the radius 0, to float64. The error is at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:

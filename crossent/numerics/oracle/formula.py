@@ -9,7 +9,7 @@ A row has the logits `x` over `C` classes, with `p = softmax(x)` and `lp = log p
     v    w·q
     s    upstream gradient / denominator; the denominator is the divisor of a mean, or 1 for other reductions
 
-The loss is the loss of one row. The gradients are those of the result of the whole call, so they have the factor `s`:
+`loss` is the loss of one row. The gradients are derivatives of the whole call's result, so they have the factor `s`:
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
 
@@ -73,7 +73,7 @@ class FiniteRows:
 
     @property
     def at_true_class(self) -> tuple[Any, Any]:
-        """The numpy index of the true class of each row in an array (r, C), for class indices."""
+        """The numpy index of each row's true class in an array (r, C). The call must have class indices."""
         return np.arange(len(self.logits)), self.index
 
 
@@ -172,7 +172,7 @@ class Formula:
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The numbers `|w|·((1 - ε)|t| + ε/C)` of a size (:class:`Formula`), shaped like :attr:`coefficients`."""
+        """The numbers `|w|·((1 - ε)|t| + ε/C)` in the sizes of results, in the shape of :attr:`coefficients`."""
         t = self.rows.probabilities  # a negative t and ε/C can cancel in a coefficient
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
@@ -241,7 +241,7 @@ class Formula:
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
-        """Return the size of each loss, (r,), as :class:`Formula` defines the size."""
+        """Return the size of each loss, (r,): the sum of the magnitudes of its terms."""
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
 
     def gradient_sizes(self) -> Array:
@@ -270,7 +270,7 @@ class Formula:
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of results in float64 that :class:`Formula` proves: `roundings·2^-53·size + 2^-200`.
+    """Return the error radius that :class:`Formula` proves for results in float64: `roundings·2^-53·size + 2^-200`.
 
     For second derivatives, `roundings` is `SECOND_ROUNDINGS`.
     """

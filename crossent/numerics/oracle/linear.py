@@ -64,7 +64,7 @@ class LinearAnswer:
     """The exact loss and gradients of a :class:`LinearCall`, each number with an error radius.
 
     Attributes:
-        loss: (N,) for "none", otherwise 0-d.
+        loss: (N,) for the reduction "none", otherwise 0-d.
         grad_input: (N, H).
         grad_weight: (V, H).
         grad_bias: (V,); None if the call has no bias.
@@ -79,15 +79,16 @@ class LinearAnswer:
 def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
     """Return the exact loss and gradients of a call of a linear cross-entropy.
 
-    The hidden state of an ignored row has the gradient 0. If the denominator of the mean is 0 although rows are kept,
-    the other gradients are NaN.
+    The hidden state of an ignored row has the gradient 0. If rows are kept but the denominator of the mean is 0,
+    the weight, the bias and the other hidden states have the gradient NaN.
 
     Args:
         call: The arguments.
         in_balls: Use ball arithmetic even if float64 suffices. Ball arithmetic takes about a hundred times as long.
 
     Raises:
-        ValueError, IndexError: As for :class:`crossent.numerics.oracle.arguments.Arguments`.
+        ValueError: An argument has a wrong shape, dtype or value.
+        IndexError: A class index is outside `[0, V)` and is not `ignore_index`.
     """
     zero_logits = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # takes no memory; only the shape counts
     arguments = Arguments(
@@ -123,7 +124,7 @@ def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
 
 
 def _logit_errors(call: LinearCall) -> Array:
-    """Return bounds on the float64 errors of each row's logits, (N,), with inf if a logit may reach 2^127."""
+    """Return a bound on the float64 errors of each row's logits, (N,). The bound is inf if a logit may reach 2^127."""
 
     def norms(rows: NDArray[Any]) -> Array:
         squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
@@ -136,7 +137,7 @@ def _logit_errors(call: LinearCall) -> Array:
 
 
 def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
-    """Return the losses and the gradients of h, W and b in float64. `errors` comes from :func:`_logit_errors`."""
+    """Return the losses and the gradients of h, W and b in float64. `errors` bounds the errors of each row's logits."""
     h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
     bias = 0.0 if call.linear_bias is None else call.linear_bias.astype(np.float64)
     size_w = np.abs(w)
@@ -170,7 +171,7 @@ def _with_radius(values: Array, radius: Array) -> Ball:
 def _finite_rows(
     call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice
 ) -> FiniteRows:
-    """Return the slice `rows` of a call, with the `logits` of these rows in float64."""
+    """Return the rows of a call in the slice `rows`. `logits` has the float64 logits of these rows."""
     kept = arguments.kept[rows]
     return FiniteRows(
         logits=logits,

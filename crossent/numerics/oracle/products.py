@@ -72,7 +72,7 @@ def ball_product(a: Ball, b: Array) -> Ball | None:
 
 
 def _split(values: Array, bits: int, axis: int) -> tuple[Array, Array]:
-    """Return the values, rounded to multiples of `2^(E-β)`, and the exact rest. In the proof, β stands for `bits`."""
+    """Return the values, rounded to multiples of `2^(E-β)`, and the exact rest. `bits` is the β of the proof above."""
     exponent = np.frexp(np.abs(values).max(axis, keepdims=True, initial=0.0))[1]
     shift = 1.5 * np.ldexp(1.0, exponent + 52 - bits)
     part = (values + shift) - shift

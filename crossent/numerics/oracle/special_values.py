@@ -59,18 +59,19 @@ class RowBlock:
 
     @cached_property
     def _float64(self) -> Formula:
-        """The formula in float64, which also gives the sizes of results in ball arithmetic."""
+        """The formula in float64. Even for results in ball arithmetic, this formula computes the sizes."""
         return Formula(self._finite_rows, Float64Arithmetic())
 
     @cached_property
     def _formula(self) -> Formula:
-        """The formula that computes the results. :meth:`_compute` may store a formula with more bits here."""
+        """The formula that computes the results. :meth:`_compute` may replace this formula by one with more bits."""
         return self._float64 if self._in_float64 else Formula(self._finite_rows, BallArithmetic(BITS))
 
     def losses(self) -> Ball:
         """Return the loss of each row before the reduction, (r,).
 
-        The loss of an ignored row is 0. A term at a logit of -inf makes the loss of a kept row infinite or NaN.
+        The loss of an ignored row is 0. The loss of a kept row is infinite or NaN if the loss has a term for a class
+        with a logit of -inf.
         """
         kept, infinite, values = self._finite_rows.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
@@ -154,8 +155,9 @@ class RowBlock:
     ) -> Ball:
         """Return the results that `numbers` computes, such as the losses, with error radii.
 
-        In ball arithmetic, double the bits until the radii are small enough for the sizes of the results. `with_rules`
-        replaces results by infinity, NaN or 0. `roundings` is `ROUNDINGS` or `SECOND_ROUNDINGS`.
+        In ball arithmetic, double the bits until the radii are small relative to the sizes of the results. `sizes`
+        computes these sizes, and `with_rules` replaces results by infinity, NaN or 0. `roundings` is
+        `SECOND_ROUNDINGS` for second derivatives.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -175,7 +177,7 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C). The signs are right only where the logit is -inf."""
+        """Return the sign of each coefficient `v_c`, (r, C). Only the signs at logits of -inf are reliable."""
         # In float64, `v_c` itself could underflow or cancel to 0.
         smoothing, t = self._finite_rows.label_smoothing, self._finite_rows.probabilities
         if t is None:
