@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command and return its exit status: 130 after Ctrl-C."""
+    """Run the command and return its exit status, which is 130 after Ctrl-C."""
     try:
         from crossent.cli import main as run
 
@@ -22,7 +22,7 @@ def main() -> int:
 
 
 def script() -> int:
-    """Run the command, then ignore Ctrl-C, and return the exit status."""
+    """Run the command and return its exit status. Ignore Ctrl-C while Python shuts down."""
     status = main()
     # Python takes half a second to shut down torch. Ctrl-C would then print a traceback or lose the exit status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

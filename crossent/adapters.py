@@ -49,7 +49,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
         function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: In the forward or backward pass, if the result is not an array of real numbers.
+        TypeError: In the forward or backward pass, if `function` or `gradient` returns no array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -84,9 +84,8 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`. `jax.vjp` computes the gradients of the logits and of
-        class probabilities. A call uses the mode of JAX, 32-bit or 64-bit, that you have set. Only a call with float64,
-        or with integers beyond 32 bits, turns on the 64-bit mode. The call then restores your setting. In the 32-bit
-        mode, JAX converts int64 to int32.
+        class probabilities. A call with float64, or with integers beyond 32 bits, runs in JAX's 64-bit mode. Any other
+        call runs in the mode that you have set, 32-bit or 64-bit. In the 32-bit mode, JAX converts int64 to int32.
 
     Raises:
         ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.
@@ -224,7 +223,7 @@ def from_ranks(
         given: "loss_parallel" for torch's loss of a sharded DTensor; "package.module:NAME" or "path/to/file.py:NAME";
             or a class or function that the ranks can import from its module.
         ranks: The number of ranks.
-        timeout: A time in seconds. The limit of a forward or backward pass is a tenth of this time, but never less than
+        timeout: Ten times the time limit of a forward or backward pass, in seconds. The limit of a pass is at least
             1 second. A longer pass raises an error.
         backend: The backend of torch.distributed. By default "gloo", or "nccl" if each rank has a CUDA device.
 
@@ -232,8 +231,8 @@ def from_ranks(
         A callable on tensors, `loss(input, target, **options)`. Its method `close` ends the ranks.
 
     Raises:
-        ValueError: `given` is a text, and its loss cannot be loaded or lacks what the page "On several ranks" requires.
-            Or `ranks` is not from 1 to 64, or ranks cannot start here.
+        ValueError: `ranks` is not from 1 to 64, or ranks cannot start on this machine. With a text as `given`,
+            the loss cannot be loaded, or lacks what the page "On several ranks" requires.
         TypeError: `given` is a class or function that lacks what the page requires.
 
     Example:
@@ -262,7 +261,11 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable on tensors that computes the loss with `run` and has the signature of `function`."""
+    """Return a callable on tensors that computes the loss with `run` and has the signature of `function`.
+
+    `reason`, such as "is a JAX function", says why torch cannot see the operations of the loss. `lacks` has the reasons
+    for further missing features.
+    """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
     @functools.wraps(function)
@@ -279,7 +282,7 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
 
 class _Foreign(torch.autograd.Function):
-    """A loss computed by a `Forward`, with the gradients of its `Pull`."""
+    """A function for autograd. A `Forward` computes the loss, and returns the `Pull` that computes the gradients."""
 
     @staticmethod
     def forward(
@@ -318,7 +321,7 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(value: Any, device: torch.device, noun: str) -> Tensor:
-    """Return an array or a number as a tensor, in the same memory if possible. `noun` is for the error."""
+    """Return an array or a number as a tensor, in the same memory if possible. Errors call the value `noun`."""
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
         given = quoted(array.item()) if array.dtype == object and not array.ndim else f"an array of {array.dtype}"

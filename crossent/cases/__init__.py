@@ -9,8 +9,8 @@ ids         finds the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
 grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way. Three arrays
-            combine options (pairs.txt, triples.txt, transformed.txt). Two combine options with size ranges (sizes.txt,
-            size_triples.txt)
+            combine options (pairs.txt, triples.txt, transformed.txt). Two arrays combine options with size ranges
+            (sizes.txt, size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes and number formats; cases for special code paths in torch; cases in which
             torch, not the formula, decides the result, such as the mean over no rows

@@ -78,7 +78,8 @@ ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 def size_range(number: int, limits: Sequence[int], of: str) -> str:
     """Return the size range of a number of classes, rows or hidden units, as text.
 
-    `limits` has the last number of each range except the highest range, in ascending order.
+    `limits` has the last number of each range except the highest range, in ascending order. `of` is the word for the
+    numbers: "classes", "rows" or "hidden units".
 
     >>> size_range(521, CLASS_LIMITS, "classes"), size_range(1, ROW_LIMITS, "rows"), size_range(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -94,7 +95,7 @@ def size_range(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def by_size_range(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Group numbers by the text of their size range; see :func:`size_range`."""
+    """Return a dict from each size range, such as "257 to 1024 classes", to those of `numbers` in this range."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_range(number, limits, of)
@@ -222,7 +223,10 @@ CONSTRAINTS = (
 
 
 def why_forbidden(choices: Mapping[str, Any], constraints: Iterable[Constraint] = CONSTRAINTS) -> str | None:
-    """Return the reason why these choices are impossible together, or None. `choices` may lack axes."""
+    """Return the reason why these choices are impossible together, or None.
+
+    A constraint on an axis that `choices` lacks forbids nothing.
+    """
     for constraint in constraints:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):

@@ -43,8 +43,8 @@ class Case:
             the same name in `AXES`.
         seed: the seed of the random numbers.
         name: the name of a bug or a limit, such as `pytorch-38839`, or "". `==` ignores the name.
-        grade: "A" or "B" for a known failure of torch: the precision grade that this case requires of a subject with
-            the contract of torch.
+        grade: "A" or "B" if the case shows a known failure of torch, otherwise "". A subject with the contract of torch
+            must reach this precision grade on the case.
         tiled: how many times :mod:`crossent.checks.large` repeats the batch. All other attributes describe the batch
             before this repetition: one tile.
     """
@@ -253,7 +253,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """Reshape (R, C) to the sizes of the logits, and (R,) to the sizes of an unreduced loss."""
+        """Return an array (R, C) in the sizes of the logits, or an array (R,) in the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -319,5 +319,5 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:
-    """Return the error for a choice that `function` should build but does not."""
+    """Return the error for the choice `word` on an axis, which the code of `function` does not build."""
     return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")

@@ -53,12 +53,15 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of `corpus.toml` as a bug. The ids in `cases` lack the name of the cases."""
+    """Return an entry of `corpus.toml` as a bug.
+
+    The ids in `cases` leave out the name of the case, which is `name` or comes from the first issue.
+    """
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)
 
 
 def _name(issue: str) -> str:
-    """Return the name of cases for an issue: `liger-kernel-678` for `linkedin/Liger-Kernel#678`."""
+    """Return the name of the cases that show an issue: `liger-kernel-678` for `linkedin/Liger-Kernel#678`."""
     return issue.rpartition("/")[2].replace("#", "-").replace(".", "-").lower()

@@ -92,7 +92,10 @@ def _cover_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Add a choice on every other axis to `start`. Yield the number of new combinations, and all choices."""
+    """Add a choice on every other axis to `start`. Yield a pair: a number of combinations, and all choices.
+
+    The number counts the combinations in `left` that the choices complete. At a dead end, yield nothing.
+    """
     # `start` is a missing combination, so it counts as the first completed one.
     chosen, completed, hiding = dict(start), 1, array.hiding_axes(start)
     axes = [axis for axis in array.choices if axis not in start]
@@ -119,7 +122,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 
 
 def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Change some choices of the cases, so that more combinations of :func:`sized_triples` occur."""
+    """Change some choices of the cases, so that more triples (size range, choice on another axis, dtype) occur."""
     covered = Counter(chosen for case in cases for chosen in array.combinations(case))
     occurrences = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True

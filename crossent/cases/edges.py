@@ -239,7 +239,10 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases that run at a level, except tiled cases, with these dtypes and this seed."""
+    """Yield the cases of this module that run at a level, with these dtypes and this seed.
+
+    :func:`large_cases` yields the tiled cases.
+    """
     chosen = dict.fromkeys({"quick": QUICK, "normal": EDGES, "thorough": (*EDGES, *THOROUGH)}[level])
     return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)
 

@@ -137,7 +137,7 @@ class CoveringArray:
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: names of axes. If given, the array covers only combinations with a choice on one of these axes.
+        around: names of axes. If there are any, each covered combination has a choice on one of these axes.
     """
 
     # The class of the cases, the constraints on their choices, and the package whose NAME.txt has the cases.
@@ -175,7 +175,7 @@ class CoveringArray:
         return tuple(axis for axis in self.choices if axis not in (*self.size_axes, "dtype"))
 
     def hiding_axes(self, chosen: Mapping[str, Any]) -> set[str]:
-        """Return the axes whose choice in `chosen` hides bugs."""
+        """Return the axes whose choice in `chosen` hides bugs, such as an upstream gradient of zeros."""
         return {axis for axis, words in self.hiding.items() if chosen.get(axis) in words}
 
     def revealing_choices(self, axis: str) -> list[Any]:
@@ -188,7 +188,7 @@ class CoveringArray:
         return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in self.combined if hiding <= set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether a constraint forbids these choices, or the smallest sizes in their size ranges."""
+        """Return whether a constraint forbids `chosen`, alone or with the smallest sizes in its size ranges."""
         if why_forbidden(chosen, self.constraints) is not None:
             return True
         if not set(self.size_axes) <= chosen.keys():
@@ -196,7 +196,7 @@ class CoveringArray:
         return why_forbidden({**chosen, **self.sizes(chosen)}, self.constraints) is not None
 
     def case(self, chosen: Mapping[str, Any]) -> Case:
-        """Return the case with these choices and the smallest sizes in their size ranges."""
+        """Return the case with the choices `chosen`. From each size range, the case has the smallest size."""
         sizes = self.sizes(chosen) if self.sized else {}
         return self.case_class(**sizes, **{axis: chosen[axis] for axis in self.fields if axis in chosen})
 
@@ -205,7 +205,7 @@ class CoveringArray:
         return {"sizes": sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the case with each pair (classes, rows) of :func:`numbers_of`."""
+        """Yield the case with each pair (classes, rows) in its size ranges, except pairs that give too many logits."""
         for classes, rows in numbers_of(case.class_size, case.row_size):
             yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
 
@@ -234,9 +234,9 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
-    """Return a few of `cases`, so that each choice of `cases` occurs in these few cases or in `others`.
+    """Return a few of `cases` that, together with `others`, have all choices of `cases`.
 
-    Only the axes of `TRANSFORMED` count.
+    Only choices on the axes of `TRANSFORMED` count.
     """
     had = [choice for case in others for choice in _pairs(case)]
     left = {choice for case in cases for choice in _choices(case)} - {one for pair in had for one in pair}

@@ -52,9 +52,9 @@ class Inputs:
         return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
 
     def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
-        """Return the inputs with leaves that require these gradients, and the leaves by the names of their gradients.
+        """Return the inputs with a leaf for each of `gradients`, and the leaves by the names of the gradients.
 
-        A leaf shares the memory of the old tensor.
+        A leaf requires a gradient, and shares the memory of the tensor that the leaf replaces.
         """
         leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
         plain = Inputs(self.input.detach(), self.target.detach(), self.options, self.upstream)

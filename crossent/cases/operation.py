@@ -19,13 +19,13 @@ GRADIENTS = {
 class Operation:
     """A function of torch, such as `F.cross_entropy`, that the subjects (functions under test) compute.
 
-    Inside crossent, every loss is called as `loss(input, target, **options)`. Other tensors, such as `linear_weight`,
-    are then options.
+    Inside crossent, every loss is called as `loss(input, target, **options)`. In this call, other tensors, such as
+    `linear_weight`, are options too.
 
     Attributes:
         arguments: the arguments that a user's function takes by position, in this order.
-        options: the keywords of the other arguments, each with a default that means the same as torch's.
-        gradients: keys of `GRADIENTS`.
+        options: a dict from the name of each other argument to a default that means the same as torch's.
+        gradients: the names of the gradients, which are keys of `GRADIENTS`.
         words: the words for arguments in messages, by the names of the arguments.
     """
 

@@ -155,8 +155,8 @@ class LogitKind:
     """One kind of logits.
 
     Attributes:
-        largest: an upper bound of the magnitudes of the finite logits, which the dtype of a case must represent. The
-            bound is 0 for `extreme`, whose logits scale with the dtype.
+        largest: an upper bound of the magnitudes of the finite logits. The largest number of a case's dtype must be at
+            least this bound. The bound is 0 for `extreme`, whose logits scale with the dtype.
         ignored_only: whether only the logits of ignored rows are special.
     """
 

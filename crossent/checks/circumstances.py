@@ -215,7 +215,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Act: make the call `UNRECORDED[way]`.
+    """Act: make the call `UNRECORDED[way]`, for which torch records no graph.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and a sentence about a changed attribute, or "".

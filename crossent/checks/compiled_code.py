@@ -31,8 +31,8 @@ def evaluate_compiled(
 ) -> list[Result | Raised] | NotRun:
     """Act: call the compiled loss with each of the inputs in `calls`, and return the results.
 
-    After an exception, there is no further call, and the exception is the last result. `backend` and `dynamic` are as
-    in :func:`crossent.subjects.compiler.compile_loss`.
+    After an exception, there is no further call, and the exception is the last result. `backend` is `TRACER` or
+    `INDUCTOR`. If `dynamic` is True, one graph serves all sizes.
     """
     if reason := why_cannot_compile(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -48,7 +48,7 @@ def evaluate_compiled(
 
 
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
-    """Return a RefusedError for an exception of a compiled loss.
+    """Return the RefusedError that reports an exception of a compiled loss.
 
     `where` is a phrase about the call, such as "in a second call", or "" for the first call.
     """
@@ -60,7 +60,7 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """Return the differences of `got`, a result of compiled code, from the exact values."""
+    """Return the differences of `got` from the exact values, under the contract of code compiled by `backend`."""
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(contract_of_compiled_code(own, backend, got.loss.device.type), got, exact)
 
@@ -108,7 +108,7 @@ def _ignored_indices(case: Case) -> bool:
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
-    If `dynamic` is true, the second call has the inputs of the case that :func:`larger` returns.
+    The second call has the same inputs, or larger inputs if `dynamic` is True.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     if reason := trial.subject.not_applicable(other.inputs):  # other random numbers may need a feature
@@ -213,7 +213,8 @@ def call_compiled_on_classes(
 ) -> list[Tensor | Raised] | NotRun:
     """Act: call a compiled loss once for each class index in `classes`, and return the losses and the exceptions.
 
-    In each call, the class index is the last element of the target.
+    In each call, the class index is the last element of the target. A first call, with the unchanged inputs, must not
+    raise an exception.
     """
     if reason := why_cannot_compile(backend, inputs.input.device.type):
         return NotRun(reason)
@@ -248,7 +249,7 @@ def wrong_classes(inputs: Inputs) -> list[int]:
 
 
 def larger(case: Case) -> Case:
-    """Return the case with another seed, and with four added to its first size and to each equal size."""
+    """Return the case with another seed. The first size, and each size equal to the first, grows by 4."""
     # torch traces equal sizes as one symbol, and would compile again if they became different.
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

@@ -1,4 +1,4 @@
-"""Checks of derivatives along a direction `u`. Double backward differentiates the gradient; forward mode, the loss.
+"""Checks of derivatives along a direction `u`: of the gradient in double backward, of the loss in forward mode.
 
 The checks compare these derivatives with exact values. `torch.autograd.gradcheck` compares with finite differences of
 the subject's own results, and misses an error that loss and gradient share.

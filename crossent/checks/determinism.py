@@ -110,7 +110,7 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Return the reason to skip the check if an operation has no deterministic kernel, or ""."""
+    """Return the reason to skip the check, or "" if the exception is not about a missing deterministic kernel."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""

@@ -61,7 +61,10 @@ def jacrev(trial: Trial) -> Found:
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Act: return the same tensors as :func:`gradients_of_batch`, computed as in torch.func.jacrev."""
+    """Act: return the loss and its gradients for a batch of upstream gradients, computed as in torch.func.jacrev.
+
+    If the loss has a wrong shape, return only the loss.
+    """
     function, tensors = _bind_options(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
@@ -131,7 +134,7 @@ def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> 
 
 
 def _compare_both(name: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare the derivatives along both directions with their exact values, and yield the differences."""
+    """Compare `got`, the derivatives along both directions, with the exact values. Yield differences or a problem."""
     exact = trial.question.exact_along, _along_second(trial.case)
     for at, along in enumerate(exact):
         for found in compare_derivative(name, None if got is None else got[at], along, trial):
@@ -158,7 +161,10 @@ def _along_second(case: Case) -> ExactAlong:
 
 
 def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of logits and target alone, and the tensors to differentiate."""
+    """Return the loss as a function of logits and target alone, and a tuple of the logits.
+
+    If `wanted` contains "target_gradient", the tuple also has the target.
+    """
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)

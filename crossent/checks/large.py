@@ -4,7 +4,7 @@ A huge input repeats the batch of a small case. Each repetition is a tile, and t
 values of a single tile.
 
 A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32` elements away from the right
-element. The number of elements of a tile has an odd prime factor, so the distance is not a multiple of this number. The
+element. The number of elements of a tile has an odd prime factor, so this number does not divide the distance. The
 wrong element therefore has another position within its tile, and nearly always another value.
 """
 
@@ -100,7 +100,10 @@ def memory(trial: Trial) -> Iterator[Problem]:
 
 
 def measure_memory(loss: Loss, inputs: Inputs, gradients: Gradients, device: str, need: int) -> int | NotRun:
-    """Act: return the growth of the memory, in bytes, during a call with 2^25 logits and its backward pass."""
+    """Act: return the growth of the memory, in bytes, during a call with 2^25 logits and its backward pass.
+
+    The act returns NotRun if a process may not use `need` bytes, or if this machine cannot measure the memory.
+    """
     if need > (limit := process_limit()):
         return NotRun(f"needs {need / GIB:.1f} GiB of memory, and a process of this run may use {limit / GIB:.1f} GiB")
     many = with_many_logits(inputs)
@@ -116,7 +119,7 @@ def _too_little(need: int, have: int, device: str) -> str:
 def with_many_logits(inputs: Inputs) -> Inputs:
     """Return the inputs with repeated rows and classes: `MEMORY_ROWS` rows and `MEMORY_CLASSES` classes.
 
-    The given inputs must have no bias and no class weights.
+    `inputs` must have no bias and no class weights.
     """
 
     def repeated(tensor: Tensor, count: int) -> Tensor:
@@ -162,7 +165,10 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Act: return the result for all tiles of a case, or NotRun if the device lacks `need` bytes of free memory."""
+    """Act: return the result for all tiles of a case, or NotRun.
+
+    NotRun means that the device lacks `need` bytes of free memory, or runs out of memory.
+    """
     have = available(device)
     if need > have:
         return NotRun(_too_little(need, have, device))

@@ -87,7 +87,7 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_neutral_options(trial: Trial) -> Iterator[Difference]:
-    """Yield the differences of the first result from the result of an equivalent call."""
+    """Yield the differences of the first result from the result of a call with neutral options."""
     if (made := with_neutral_options(trial.question.fresh(), trial.case.ignored)) is None:
         return
     (other, passed), way = made, "with neutral options"
@@ -107,8 +107,8 @@ def evaluate_with_options(loss: Loss, inputs: Inputs, gradients: Gradients, pass
 def with_neutral_options(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    A new weight is all ones, for example. `ignored` is `Case.ignored`. Return None if the call would pass exactly the
-    given options.
+    For example, a new weight has only ones. `ignored` is the attribute `ignored` of the case. Return None if the
+    call would pass the options of `given` and no others.
     """
     classes = given.classes
     off: dict[str, Any] = {}

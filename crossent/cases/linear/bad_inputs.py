@@ -1,6 +1,6 @@
 """Calls for which a linear cross-entropy must raise an error.
 
-Most calls are bad inputs of a cross-entropy. In the others, an argument of the linear layer is wrong.
+Most calls are bad inputs of a cross-entropy. In the other calls, an argument of the linear layer is wrong.
 """
 
 from __future__ import annotations

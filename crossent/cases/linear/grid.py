@@ -141,12 +141,12 @@ class LinearArray(CoveringArray):
     hiding: ClassVar[Mapping[str, tuple[Any, ...]]] = _HIDING
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the smallest sizes that `chosen` allows, as fields of a case."""
+        """Return the smallest sizes in the size ranges of `chosen`, as fields of a case."""
         classes, rows, hidden = linear_numbers(*(chosen[axis] for axis in self.size_axes))[0]
         return {"sizes": (rows, classes), "hidden": hidden}
 
     def resized(self, case: Case) -> Iterator[Case]:
-        """Yield the case with each triple of :func:`linear_numbers`."""
+        """Yield the case with each triple (classes, rows, hidden units) in its size ranges, except costly triples."""
         assert isinstance(case, LinearCase)
         for classes, rows, hidden in linear_numbers(case.dtype, case.class_size, case.row_size, case.hidden_size):
             yield replace(case, sizes=(rows, classes), hidden=hidden)

@@ -1,6 +1,7 @@
 """Checks of the shards of a subject on several ranks.
 
-Most checks change the inputs or the number of ranks. They compare the result with the exact values of this call.
+Most checks call the subject with other inputs, or on another number of ranks. They compare the result with the exact
+values for the inputs of this call.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _has_classes(case: Case) -> bool:
 
 
 def _compared(trial: Trial, inputs: Inputs, way: str) -> Iterator[Difference]:
-    """Call the subject with other inputs, and yield the differences from the exact values."""
+    """Call the subject with `inputs`, and yield the differences of the result from the exact values."""
     yield from _named(trial, further_call(trial, inputs), inputs, way)
 
 
@@ -51,7 +52,10 @@ def _named(trial: Trial, got: Result, inputs: Inputs, way: str) -> Iterator[Diff
 
 
 def _class_ranges(trial: Trial, inputs: Inputs) -> list[tuple[int, int]]:
-    """Return the first class of each rank's shard, and the first class after the shard."""
+    """Return, for each rank, the first class of its shard and the first class after the shard.
+
+    Raise NotRunError if the subject cuts the batch.
+    """
     if trial.subject.split == "batch":
         raise NotRunError("cuts the batch, so each rank has all classes")
     axis, ranks = cut_axis(trial.subject.split, inputs.input.dim()), trial.subject.ranks
@@ -217,7 +221,7 @@ def idle_rank(trial: Trial) -> Iterator[Difference]:
 
 
 def _ignoring(inputs: Inputs, ignored: Tensor) -> Inputs:
-    """Return the inputs with all rows of further samples ignored. `ignored` is a mask of samples."""
+    """Return the inputs with more ignored rows: all rows of the samples in the mask `ignored`."""
     mask = ignored.reshape(-1, *[1] * (inputs.target.dim() - 1)) | ~_kept(inputs)
     options = {**inputs.options, "ignore_index": -100}
     return replace(_with_target(inputs, torch.where(mask, -100, inputs.target.long())), options=options)
@@ -233,7 +237,7 @@ def _with_target(inputs: Inputs, target: Tensor) -> Inputs:
 
 
 def _of_classes(inputs: Inputs, classes: int) -> Inputs:
-    """Return the inputs with only the first `classes` classes."""
+    """Return the inputs with only the first `classes` classes. Class indices are taken modulo `classes`."""
     axis = min(1, inputs.input.dim() - 1)
     options = dict(inputs.options)
     if isinstance(weight := options.get("weight"), Tensor):
