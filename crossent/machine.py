@@ -41,7 +41,8 @@ def ambient() -> Iterator[None]:
 def end_threads() -> None:
     """End GNU OpenMP's threads. Call this function before a fork, in the thread that forks.
 
-    A forked process has none of these threads, but its copy of GNU OpenMP would wait for the threads forever.
+    A forked process has none of these threads. Without this call, a computation in that process would
+    wait for the threads forever.
     """
     for library in _gnu_openmp():
         if pause := getattr(library, "omp_pause_resource_all", None):
@@ -99,7 +100,7 @@ def _one_thread_of_openblas() -> Iterator[None]:
 
 @cache
 def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """Return the functions that get and set the number of threads of numpy's OpenBLAS, or None."""
+    """Return the functions that get and set the number of threads of numpy's OpenBLAS; None without OpenBLAS."""
     package = Path(np.__file__).parent
     for path in [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
@@ -115,7 +116,7 @@ def require_device(device: object) -> None:
 
     Raises:
         TypeError: The device is not a string.
-        RuntimeError: `DEVICES` lacks the device, or torch cannot use the device.
+        RuntimeError: The device is not one of `DEVICES`, or torch cannot use the device.
     """
     if not isinstance(device, str):
         raise TypeError(f"device: got {quoted(device)}; allowed is a string: {DEVICES}")
@@ -132,12 +133,15 @@ def require_device(device: object) -> None:
 
 
 def lacks_float64(device: str) -> str:
-    """Return "" if a device supports float64; otherwise the reason, as a phrase that follows a subject's name."""
+    """Return "" if a device supports float64; otherwise "needs float64, which the device mps does not have"."""
     return "needs float64, which the device mps does not have" if device.startswith("mps") else ""
 
 
 def lost(device: str) -> str:
-    """Return "" if this process can still use a device; otherwise torch's error, as after a device-side assert."""
+    """Return "" if this process can still use a device; otherwise the first line of torch's error.
+
+    For example, a process cannot use a CUDA device after a device-side assert.
+    """
     if device.startswith("cpu"):
         return ""
     try:
@@ -150,7 +154,7 @@ def lost(device: str) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done its work. A failed assert on the device raises RuntimeError here."""
+    """Wait until a device has finished its work. Raise RuntimeError after a failed assert on the device."""
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).synchronize(device)
     elif device.type == "mps":
@@ -158,7 +162,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def environment(device: str, ranks: int | None = None) -> dict[str, str]:
-    """Return the versions, the processor and the device of a run, by name, such as "torch"."""
+    """Return the versions, the processor and the device of a run, as a dict with keys such as "torch".
+
+    `ranks` is the number of ranks, or None for a run without ranks.
+    """
     found = {
         "crossent": _own_version(),
         "torch": str(torch.__version__),
@@ -176,13 +183,13 @@ def environment(device: str, ranks: int | None = None) -> dict[str, str]:
 
 
 def ranks_of(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks in a report's environment: None without the entry, 0 for a damaged entry."""
+    """Return the number of ranks in a report's environment: None if the entry is missing, 0 if it is damaged."""
     given = environment.get("ranks")
     return None if given is None else int(given) if given.isdecimal() and len(given) < 10 else 0
 
 
 def _own_version() -> str:
-    """Return the installed version of crossent, or the version in pyproject.toml, or "unknown"."""
+    """Return the version of crossent: of the installed package, else from pyproject.toml, else "unknown"."""
     with suppress(PackageNotFoundError):
         return version("crossent")
     project = Path(__file__).parents[1] / "pyproject.toml"
@@ -203,7 +210,8 @@ def can_fork() -> bool:
 def cpu_capability() -> str:
     """Return the vector instructions that torch uses on this processor, such as "AVX2", or "unknown".
 
-    The bits of a result depend on these instructions. The variable ATEN_CPU_CAPABILITY overrides torch's choice.
+    The bits of a result depend on these instructions. The environment variable ATEN_CPU_CAPABILITY overrides
+    torch's choice.
     """
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     if says is not None:
@@ -213,7 +221,7 @@ def cpu_capability() -> str:
 
 
 def available(device: str) -> int:
-    """Return about how many bytes of memory this process may still use on a device."""
+    """Return the approximate number of bytes of memory that this process may still use on a device."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # otherwise, memory that torch caches counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])

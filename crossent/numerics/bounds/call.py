@@ -24,7 +24,8 @@ from crossent.numerics.formats import FLOAT32, Array, Format, where_any
 class CallBounds:
     """The error bounds of the intermediates of one call, or of several calls of one structure, under one contract.
 
-    `like` has bounds of the same call, and lends its intermediates. Its contract may differ only in `row_order`.
+    `like` has bounds of the same call, from which the new object takes softmax and coefficients. The contracts of both
+    objects may differ only in `row_order`.
     """
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
@@ -37,6 +38,7 @@ class CallBounds:
 
         All calls must have the same contract and the same :attr:`Terms.structure`. The stored bounds have the same bits
         as bounds computed for each call alone. `names` are the properties to compute, such as "loss".
+        For a single call, this method does nothing.
         """
         if len(calls) == 1:
             return
@@ -93,7 +95,7 @@ class CallBounds:
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
-        """Return whether `other` has the same denominator, with the same error bound."""
+        """Return whether these bounds and `other` have the same denominator, with the same error bound."""
         a, b = self._denominator, other._denominator
         if a is None or b is None:
             return a is b
@@ -106,9 +108,10 @@ class CallBounds:
         return divisor is not None and not bool((divisor.error < np.abs(divisor.value)).all())
 
     def part(self, rows: slice, contract: Contract) -> Self:
-        """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
+        """Return the bounds of some rows of a single call, under a contract that may differ only in `storage`.
 
-        Only the bounds of single rows are right: the gradients, and the loss for reduction "none".
+        In the returned object, only the bounds of single rows are right: the gradients, and the loss for reduction
+        "none".
         """
         some = type(self)(self.terms.part(rows), contract)
         log_probs, probs, logsumexp = self._softmax
@@ -136,19 +139,20 @@ class CallBounds:
         return factors
 
     def _multiplied_in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
-        """Return the product with an additional error: in some order, a partial product may underflow or overflow.
+        """Return `product` with an additional error, for a partial product that may underflow or overflow.
 
-        Every order has the same number of roundings with a relative error, so only these two make an order worse.
+        Every order of the factors has the same number of roundings with a relative error. So only an underflow or an
+        overflow makes an order worse.
 
         If the factors below one come last, a partial product may overflow although the product does not. The error is
         then infinite. This holds for products that are 0 too, since 0 times infinity is NaN.
 
-        An underflow has the error :attr:`Format.largest_underflow_error` times the remaining factors, in the worst
-        order the largest. After the first multiplication, all factors but two remain. `product` already has the error
-        of the last multiplication, so the method adds the error of every earlier multiplication.
+        An underflow has the error :attr:`Format.largest_underflow_error` times the remaining factors. In the worst
+        order, the largest factors remain. After the first multiplication, all factors but two remain. `product` already
+        has the error of the last multiplication, so the method adds the error of every earlier multiplication.
 
         A partial product does not underflow if the whole product is above twice the smallest normal number times the
-        remaining factors. The size of a sum of two products says nothing about the two, so both may underflow.
+        remaining factors. The size of a sum of two products says nothing about each product, so both may underflow.
 
         Args:
             product: One product or, with smoothing, the sum of two products, (R, C), with the relative rounding errors.
@@ -194,7 +198,10 @@ class CallBounds:
         return wider(divided, numbers.times(inverse, c.compute, known=False))
 
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
-        """Return the sum over each call's rows, (B,). `format` and `sizes` are arguments of :meth:`Computed.sum`."""
+        """Return the sum over each call's rows, (B,), computed in `format`.
+
+        In the error, `sizes` replaces smaller magnitudes of `rows`.
+        """
         return sum_of_calls(self.terms, rows, format, self.contract.row_order, sizes)
 
     def _of_rows(self, calls: Computed) -> Computed:
@@ -202,12 +209,12 @@ class CallBounds:
         return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
     def _of_target(self, numbers: Computed) -> Computed:
-        """Return the number of each row's true class: (R, C) becomes (R,)."""
+        """Return the element of `numbers` for the true class of each row: (R, C) becomes (R,)."""
         return Computed(self.terms.of_target(numbers.value), self.terms.of_target(numbers.error), numbers.format)
 
 
 def _descending(factors: list[Array], count: int) -> list[Array]:
-    """Return the `count` largest factors of each element, in descending order."""
+    """Return `count` arrays, which have at each index the largest of the `factors`, in descending order."""
     largest: list[Array] = []
     for factor in sorted(factors, key=np.size):  # small arrays first: np.sort would broadcast all
         for at, other in enumerate(largest):

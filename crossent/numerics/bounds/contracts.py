@@ -29,7 +29,7 @@ class Functions:
         source: The documentation that states the errors.
         exp_per_unit: For an exp that first multiplies its argument by the rounded constant `log2 e`: the relative error
             of this product, in units of the unit roundoff. Otherwise 0.
-        log_absolute: The largest absolute error of log for arguments below two; 0 if `log_ulps` holds there too.
+        log_absolute: The largest absolute error of log for arguments below two; 0 if `log_ulps` bounds this error too.
         division_ulps: The largest error of a division in ulps; one half if divisions are correctly rounded.
     """
 
@@ -75,8 +75,10 @@ class Contract:
     Attributes:
         storage: The format of the results, to which the implementation rounds once.
         compute: The format in which the implementation computes.
+        functions: The largest errors of exp, log and division in `compute`.
         stored: The format to which the implementation may also round intermediates, or None. The format has the
-            precision of float16 or bfloat16, but the largest number of float32: counts and sums overflow later.
+            precision of float16 or bfloat16, but the largest number of float32. So counts and sums overflow later
+            than in float16.
         row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. A kernel
             may subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may then grow with the

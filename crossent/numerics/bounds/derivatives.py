@@ -31,7 +31,8 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of the derivatives along a direction. A bound is infinite where the contract promises nothing.
 
-    `direction` has the shape of the logits, (R, C). `contract.storage` must represent its numbers exactly.
+    `direction` has the shape of the logits, (R, C). The format `contract.storage` must represent the numbers of
+    `direction` exactly.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -115,7 +116,8 @@ class DerivativeBounds(Bounds):
         * Replace the second product by `p_c` times the sum of the first products over the classes, as log-softmax does.
         * Multiply `u_c - mean` by `p_c` and `s`.
 
-        With smoothing, the bound also covers a backward pass that computes two parts: see :meth:`_parts_error`.
+        With smoothing, the bound also covers a backward pass that computes two parts and adds them
+        (:meth:`_parts_error`).
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
@@ -143,9 +145,9 @@ class DerivativeBounds(Bounds):
         With smoothing, the backward pass may compute the part of the target and the uniform part
         (`intermediates.parts`) separately, and add them last. The addition is one more rounding.
 
-        Each part has five roundings. The error of `second` has these roundings for the magnitude of the sum of both
-        parts. If the parts cancel, the sum of their magnitudes is larger. So this method adds five roundings of the
-        excess.
+        Each part has five roundings. The error of `second` counts five roundings of the sum of both parts. If the parts
+        cancel, the sum of their magnitudes is larger. So this method adds five roundings of the difference between the
+        two magnitudes.
 
         `scale` is the magnitude of `g/D`, and `factor` is the magnitude of `g/D Σ_k w_k q_k`, both (R, 1).
         """
@@ -163,7 +165,7 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return a product as stored, with the error of underflows and overflows in every order of the factors.
+        """Return a product, rounded to `stored` if there is one, with the error of underflow and overflow in any order.
 
         The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
         """
@@ -173,14 +175,17 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative with respect to the upstream gradient, which is equal to the tangent."""
+        """The bound of the derivative, with respect to `g`, of the sum of gradient times direction.
+
+        This derivative equals the tangent.
+        """
         return self.tangent
 
     def vacuous_results(self, name: str) -> list[Array]:
-        """Return a list with one wrong derivative, whose formula lacks the terms with `mean`.
+        """Return a list with one wrong derivative: the derivative `name` without the terms with `mean`.
 
         If the bounds allow the wrong derivative, passing a comparison does not show that an implementation is right.
-        For "second", the wrong derivative is (R, C). Otherwise the shape is (R, 1), or (1, 1) with a reduction.
+        For "second", the wrong derivative is (R, C). For other names, the shape is (R, 1), or (1, 1) with a reduction.
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

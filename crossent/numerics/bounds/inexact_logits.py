@@ -57,8 +57,8 @@ def largest_move(t: Terms, c: Contract) -> Array:
         log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
 
     If `c.recomputes` is True, the logit of `log p_c` and the same logit in `log Σ exp(z_i)` may have different errors.
-    The logit then moves by at most e_c, and the logarithm by at most `log1p(Σ p_i expm1(e_i))`. The largest move is the
-    sum of both.
+    The logit then moves by at most e_c, and `log Σ exp(z_i)` by at most `log1p(Σ p_i expm1(e_i))`. The largest move is
+    the sum of both.
     """
     assert t.logits_error is not None
     log_p = _log_probs(t)
@@ -81,7 +81,8 @@ def largest_move(t: Terms, c: Contract) -> Array:
 def _with_far_moves(moves: Array, log_p: Array, e: Array, recomputes: bool) -> Array:
     """Return `moves`, the result of :func:`largest_move`, computed anew in each row with an error above 300.
 
-    The computation adds up logarithms: `log(p_c + exp(e_c) Σ_{i≠c} exp(log p_i + e_i))`.
+    In such a row, `exp(e_i + e_c)` may overflow. So the function computes a log-sum-exp:
+    `log(p_c + exp(e_c) Σ_{i≠c} exp(log p_i + e_i))` or, with `recomputes`, `e_c + log Σ exp(log p_i + e_i)`.
     """
     far = e.max(1) > 300  # `exp(e_i + e_c)` may overflow, and a p_i that underflows may become large
     if not far.any():
@@ -103,10 +104,10 @@ def _log_probs(t: Terms) -> Array:
 
 
 def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
-    """Return `log p` (R, C), `p` (R, C) and the log-sum-exp (R,), as :func:`softmax` does for exact logits.
+    """Return `log p` and `p`, both (R, C), and the log-sum-exp, (R,), of logits with the errors `t.logits_error`.
 
     The errors of `log p` and of `p` include the effect of the errors of the logits. The `error` of the log-sum-exp is
-    the rounding error alone. Its `value` is the largest magnitude for any logits z' with `|z' - z| ≤ e`.
+    the rounding error alone. The `value` of the log-sum-exp is the largest magnitude for any z' with `|z' - z| ≤ e`.
     """
     assert t.logits_error is not None
     f, tiny = c.functions, c.compute.smallest_normal
@@ -149,7 +150,7 @@ def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Compu
 
 
 def _exp_error(size: Array, error: Array, c: Contract) -> Array:
-    """Return the relative error of a computed `exp(x)` without underflow, by the rules of :meth:`Computed.exp`.
+    """Return the relative error of each `exp(x)` that does not underflow, by the rules of :meth:`Computed.exp`.
 
     `size` is the largest magnitude of each argument `x`, and `error` is the error of each argument.
     """
@@ -162,7 +163,7 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
     """Return the relative error of the sum of the exponentials of each row, (R,).
 
     For each class, `w` is the largest possible probability, and `relative` is the relative error of the exponential.
-    `lost` is its additional error near underflow, relative to the sum. All three are (R, C).
+    `lost` is the additional error of an exponential near underflow, divided by the sum. All three are (R, C).
     """
     errors = w * relative + lost
     if not c.fused:
@@ -175,10 +176,10 @@ def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
 def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
     """Return the error of `Σ v_c · logsumexp - Σ v_c z_c`, (R,). Only the `error` of the result has a meaning.
 
-    A kernel may compute the loss by this formula, with the coefficients `v_c` (class weight times smoothed target). The
-    error is for shifted logits, whose maximum is `intermediates.offset`.
+    A kernel may compute the loss by this formula, with the coefficients `v_c` (class weight times smoothed target).
 
-    All numbers are magnitudes, and the two sums are added. So every rounding error is at least as large as for the
+    First, this function shifts the logits of each row: their maximum becomes `intermediates.offset`. Then the function
+    takes the magnitudes of all numbers, and adds the two sums. So every rounding error is at least as large as for the
     computed logits. The errors of the logits change the exact result by at most `Σ |v_c| M_c`, where `M_c` is
     :func:`largest_move`. `logsumexp` is the third result of :func:`softmax_of_inexact`.
     """

@@ -24,8 +24,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     `exp(x - m) / s`. A kernel may also multiply by `1/s`. The error of `p` is the largest error of these computations.
 
     A kernel may subtract the rounded log-sum-exp, `m + log s`, from the logits. This rounding adds an error of
-    `u |m + log s|`. A common offset of all logits should not enlarge the bound of this error. So the bound has the
-    number `o` of :func:`offset` in place of `m`, and the returned log-sum-exp is `o + log s`.
+    `u |m + log s|`. The bound of this error has the number `o` of :func:`offset` in place of `m`, and the returned
+    log-sum-exp is `o + log s`.
     """
     f = c.functions
     x = Computed.exactly(t.logits, c.storage)
@@ -95,8 +95,9 @@ def exponentials_in_blocks(shifted: Computed, logits: Array, c: Contract) -> Com
 def offset(logits: Array, c: Contract) -> Array:
     """Return, for each row, the number that the error bound of the log-sum-exp uses in place of the maximum, (R,).
 
-    By default, this number is the maximum, but its magnitude is at most `max - min`. The limit has the effect of a
-    constant added to all logits of the row, which does not change the cross-entropy.
+    By default, this number is the maximum, clipped to a magnitude of at most `max - min`. Here `min` is the smallest
+    logit above -inf. Clipping has the effect of adding a constant to all logits of the row, which does not change the
+    cross-entropy.
 
     If `c.offset` is True, this number is the maximum itself. A common offset may then cost precision. For example, if
     every logit is 1e8, `1e8 + log C` rounds to 1e8 in float32, for a small C (pytorch#38839).
@@ -140,7 +141,10 @@ def coefficients(t: Terms, c: Contract) -> Computed:
 
 
 def smoothing_format(t: Terms, c: Contract) -> Format:
-    """Return the format in which an implementation smooths the target, usually `c.compute`."""
+    """Return the format in which an implementation smooths the target, usually `c.compute`.
+
+    With `c.in_target_format`, float32 class probabilities are smoothed in float32.
+    """
     if not c.in_target_format or t.target_format is not FLOAT32 or c.compute.precision == FLOAT32.precision:
         return c.compute
     return flushing(FLOAT32) if c.compute.flushes else FLOAT32
@@ -164,7 +168,7 @@ def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that an implementation computes from an option, such as `ε/C`, with its error bound.
 
     `value` is the exact number. The error covers two roundings, each of at most `u |value|`: for `ε/C`, the roundings
-    of `ε` and of the quotient. For `1 - ε`, the rounding of `ε` may be larger: see :func:`unsmoothed_share`.
+    of `ε` and of the quotient. For `1 - ε`, :func:`unsmoothed_share` adds the error of rounding `ε`.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
@@ -187,7 +191,8 @@ def denominator(t: Terms, c: Contract) -> Computed | None:
 def sum_of_calls(t: Terms, rows: Computed, format: Format, order: Order, sizes: Array | None = None) -> Computed:
     """Return the sum over each call's rows: (R,) becomes (B,).
 
-    The other arguments are those of :meth:`Computed.sum`.
+    `format` is the format of the sum, and `order` has the allowed orders. In the error, `sizes`
+    replaces smaller magnitudes of `rows`.
     """
     parts = zip(t.lines(rows.value), t.lines(rows.error), strict=True)
     of = [None] * len(t.lines(rows.value)) if sizes is None else t.lines(sizes)

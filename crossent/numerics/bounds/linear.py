@@ -12,7 +12,8 @@ The steps of the computation:
 1. In a dot product of n terms, each term goes through one product and at most n - 1 additions, in any order. A term
    with k roundings is multiplied by `(1 + δ_1)…(1 + δ_k)`, which differs from 1 by at most `γ_k`. So the error is at
    most `γ_k Σ |terms|`, with `k = n` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). If
-   products are exact, `k = n - 1`. If a contract limits the blocks, k is smaller: see :meth:`LinearContract.roundings`.
+   products are exact, `k = n - 1`. If a contract limits the length of a block, each term goes through fewer additions
+   (:meth:`LinearContract.roundings`).
 2. A logit is a dot product, with the bias as one more term. A contract may allow rounding the logits to a narrower
    format, before and after the addition of the bias. Let `e` be the error bound of a logit.
 3. :mod:`crossent.numerics.bounds.inexact_logits` and :mod:`crossent.numerics.bounds.loss` then bound the error of the
@@ -28,11 +29,11 @@ The steps of the computation:
 6. Each gradient is rounded once to the storage format.
 
 This module computes the logits in float64, with an error of at most `γ_{H+1} (|h| |W|ᵀ + |b|)`, where u belongs to
-float64. Let τ be the largest such error in a row. The logits of an implementation differ from the logits here by at
-most `e + τ`, and the exact logits by at most τ. The error `e + 2 τ` in place of e covers both differences.
+float64. Let τ be the largest such error in a row. The logits of an implementation differ from the float64 logits by
+at most `e + τ`, and the exact logits by at most τ. The error `e + 2 τ` in place of e covers both differences.
 
-Proof. Let p be the softmax of the logits here, and e_i the error bound of logit i. First assume that an implementation
-computes each logit once. The errors of the logits change `log p_c` by at most `f(e) = log Σ p_i exp(y_i)`, with
+Proof. Let p be the softmax of the float64 logits, and e_i the error bound of logit i. First assume that each logit
+is computed once. The errors of the logits change `log p_c` by at most `f(e) = log Σ p_i exp(y_i)`, with
 `y_i = e_i + e_c` for i ≠ c, and `y_c = 0`. If each e_i grows by τ, f grows by the integral of `2 (1 - q_c)` from 0 to
 τ. Here q_c is the term of class c divided by the sum. As e grows, q_c shrinks, so f grows by at least f(τ), its growth
 from `e = 0`. Hence `f(e + 2 τ)` is at least the sum of both changes, `f(e + τ) + f(τ)`.
@@ -69,7 +70,7 @@ class LinearTerms:
         products: (N, V), `input @ weight.T`.
         sizes: (N, V), the sum of the magnitudes of each logit's terms, without the bias.
         own_error: (N, 1), `2 τ` in the module's docstring: twice the largest float64 error of a row's logits.
-        rows: The arguments of the cross-entropy of the logits. They have no `logits_error`.
+        rows: The arguments of the cross-entropy of the logits, with None for `logits_error`.
     """
 
     input: Array
@@ -168,7 +169,10 @@ class LinearBounds:
         return 2 * terms * self.contract.loss.compute.largest_underflow_error
 
     def _flushed(self, terms: int, *factors: Array) -> float:
-        """Return the largest error of a dot product of `factors` on a processor that treats subnormal operands as 0."""
+        """Return the largest error that treating subnormal operands as 0 causes in a dot product.
+
+        The dot product has `terms` terms and two `factors`. Return 0 unless the storage format flushes.
+        """
         storage = self.contract.loss.storage
         if not storage.flushes:
             return 0.0
@@ -206,7 +210,10 @@ class LinearBounds:
 
     @cached_property
     def _magnitudes(self) -> Array:
-        """The largest magnitude of each element of d in a dot product, (N, V)."""
+        """The largest magnitude of each element of d, (N, V).
+
+        If softmax and target have separate dot products, the magnitudes of both are added.
+        """
         if not self.contract.splits:
             return self._gradient.largest
         of = self.of_logits  # separate dot products for softmax and target
@@ -215,19 +222,19 @@ class LinearBounds:
         return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
 
     def _dot_product_error(self, terms: int, *, products: int = 1) -> Array:
-        """Return the error that each element of d causes in a dot product with factors of 1, (N, V).
+        """Return the error of each term of a dot product with d, (N, V), divided by the magnitude of the other factor.
 
-        `products` is 0 for a sum without products.
+        `terms` is the number of terms. `products` is 0 for a sum of elements of d, without products.
         """
         c = self.contract
         roundings = c.roundings(terms) + c.splits + products
         return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
 
     def _gradient_bound(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
-        """Return the bound of a gradient, whose `error` is the error before the rounding to the storage format.
+        """Return the bound of a gradient, a dot product of d and `factor` with `terms` terms.
 
-        The gradient is a dot product of d and `factor`. `upstream` is the magnitude of the upstream gradient that all
-        terms share, or None.
+        `value` is the gradient, with the error `error` before the rounding to the storage format. `upstream` is the
+        magnitude of the upstream gradient that all terms share, or None.
         """
         c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
         # An error of 0 means that only ignored rows or zeros contribute: the gradient is exactly 0. An error of NaN (d
@@ -247,7 +254,10 @@ class LinearBounds:
         return _inf_for_nan(safe(Computed(value, error, None).rounded(storage).error))
 
     def _later_factors(self, upstream: Array | None) -> tuple[Array, Array]:
-        """Return the least and the largest factor by which an implementation may multiply after the dot product."""
+        """Return the least and the largest factor by which an implementation may multiply after the dot product.
+
+        This factor is `upstream`, 1 divided by the denominator, their product, or 1.
+        """
         if upstream is None:
             return np.ones(1), np.ones(1)
         # the upstream gradient, 1 / denominator, both or none
@@ -283,5 +293,5 @@ def _log_sum(logits: Array) -> Array:
 
 
 def _inf_for_nan(bounds: Array) -> Array:
-    """Replace NaN by inf: without a bound, every result passes."""
+    """Replace NaN by inf. Numbers with an infinite bound are not judged."""
     return np.where(np.isnan(bounds), np.inf, bounds)

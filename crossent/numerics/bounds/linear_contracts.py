@@ -1,4 +1,4 @@
-"""Contracts of a linear cross-entropy: the promises about its logits, their cross-entropy, and the dot products."""
+"""Contracts of a linear cross-entropy: the promises about logits, loss, gradients and dot products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class LinearContract:
         loss: The promises about the cross-entropy of the logits. Input, weight and results have the format
             `loss.storage`. Dot products are computed in `loss.compute`.
         logits: The format in which the implementation may keep the logits, or None for `loss.compute`.
-        logits_gradient: The same for the gradient of the logits.
+        logits_gradient: The format in which the implementation may keep the gradient of the logits, or None for
+            `loss.compute`.
         block: The largest number of terms in a block of a dot product, or None for any order. The sums of the blocks
             are added last.
         scales_last: Whether a gradient may be rounded to `loss.storage` before the multiplication by the upstream
@@ -43,7 +44,7 @@ class LinearContract:
         return replace(self, loss=self.loss.storing(storage))
 
     def roundings(self, terms: int) -> int:
-        """Return the largest number of additions of one term in a dot product of `terms` terms."""
+        """Return the largest number of additions that one term of a dot product with `terms` terms goes through."""
         if self.block is None or terms <= self.block:
             return max(terms - 1, 0)
         return self.block - 1 + -(-terms // self.block) - 1
@@ -80,9 +81,9 @@ def linear_contract(
     allows rounding the logits and their gradient to the dtype. In float32 and float64, both grades allow the same
     errors.
 
-    torch's order of summation depends on `rows`. With `flushes`, subnormal numbers may become 0. `block` is an
-    attribute of :class:`LinearContract`. With `recomputes`, an implementation may compute a logit again, in another
-    order.
+    torch's order of summation depends on `rows`, the number of rows. `block` is the largest number of terms in a block
+    of a dot product, or None for any order. With `flushes`, and for "torch" in bfloat16 on a CPU, subnormal numbers may
+    become 0. With `recomputes`, an implementation may compute a logit again, in another order.
     """
     fused = promise in ("kernel", "fast_kernel")
     # torch may use the instruction VDPBF16PS, which treats subnormal numbers as 0 (Intel 64 and IA-32 Architectures
@@ -109,9 +110,9 @@ _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "
 
 
 def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
-    """Return the contract of a linear cross-entropy for any promise of :mod:`crossent.numerics.bounds.contracts`.
+    """Return the contract of a linear cross-entropy for any promise, including "blocked", "logsumexp" and "stepwise".
 
-    `conditions` are other arguments of :func:`linear_contract`, except `recomputes`.
+    A kernel may compute a logit again. `conditions` are keyword arguments of :func:`linear_contract`, such as `device`.
     """
     known = _OTHER_NAMES.get(promise, promise)
     # a kernel need not store the logits

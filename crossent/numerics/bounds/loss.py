@@ -34,7 +34,10 @@ from crossent.numerics.formats import Array
 
 
 class Bounds(CallBounds):
-    """The error bounds of a call, or of stacked calls, under one contract. Without a promise, a bound is infinite."""
+    """The error bounds of a call, or of stacked calls, under one contract.
+
+    A bound is infinite where the contract promises nothing.
+    """
 
     # Cached properties leave the computation to methods, since mutmut (`nox -s mutate`) changes no decorated functions.
 
@@ -81,9 +84,9 @@ class Bounds(CallBounds):
         """Return the bound of each row, (R,), or of the sum or mean of the rows: (), or (B,) for stacked calls.
 
         Args:
-            rows: `Σ_c w_c q_c values_c`, (R,).
+            rows: The sum `Σ_c w_c q_c values_c` of each row, (R,), from :meth:`_weighted_sums`.
             sizes: The sum of the magnitudes of each row's terms, (R,).
-            magnitudes: The magnitudes of `values_c`, (R, C).
+            magnitudes: The largest magnitudes of `values`, the argument of :meth:`_weighted_sums`, (R, C).
         """
         c, t = self.contract, self.terms
         narrow, unscaled = c.stored or c.compute, self._partial_products(magnitudes)
@@ -159,8 +162,8 @@ class Bounds(CallBounds):
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
-        For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. So again the larger error of the two
-        ends counts.
+        For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. So again, the largest error is
+        at `a = 0` or `a = m`.
 
         Before the subtraction, an implementation may multiply the sum over k by `s`, or each term of the sum: the
         larger error counts.
@@ -196,9 +199,10 @@ class Bounds(CallBounds):
         return wider(before, after), softmax.largest + scaled.largest
 
     def _partial_products(self, sizes: Array) -> Array:
-        """Return the largest partial product of each term `w_c q_c values_c`, and at least 1.
+        """Return the largest magnitude of a partial product of each term `w_c q_c values_c`, or 1 if larger, (R, C).
 
-        `sizes` has the magnitudes of `values_c`, (R, C). For class indices without smoothing, the result is (R,).
+        `sizes` has the magnitudes of `values_c`, (R, C). For class indices without smoothing, the result has only the
+        true classes, (R,).
         """
         t = self.terms
         sizes = np.maximum(sizes, 1.0)  # factors below one, such as ε/C, come last

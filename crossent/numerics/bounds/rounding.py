@@ -56,7 +56,7 @@ class Computed:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Computed:
-        """Return computed numbers that equal `value`."""
+        """Return computed numbers that equal `value`. In a format that flushes, a subnormal number may also be 0."""
         value = np.asarray(value, dtype=np.float64)
         error = np.zeros_like(value)
         if format is not None and format.flushes:  # a subnormal number may become 0
@@ -100,7 +100,11 @@ class Computed:
         return Computed(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Computed) -> Computed:
-        """Return the numbers, with an infinite error where a finite value may overflow the format."""
+        """Return the numbers, with an infinite error where a finite value may overflow the format.
+
+        An infinite value from finite `operands` has an infinite error, since float64 overflowed. Other infinite values
+        have the error 0.
+        """
         assert self.format is not None
         top = self.largest.max(initial=0.0)
         if np.isfinite(top) and not self.format.overflows(top):
@@ -133,7 +137,7 @@ class Computed:
             return Computed(value, total.rounded(format).error + lost, format)._bounded(self, other)
 
     def minus(self, other: Computed, format: Format) -> Computed:
-        """Return the difference `a - b`, by the rules of :meth:`plus`."""
+        """Return the difference `a - b`, with the sum of both errors and one rounding to `format`."""
         return self.plus(-other, format)
 
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
@@ -168,7 +172,8 @@ class Computed:
         """Return the quotient `a / b`, with the error `(e_a + |a/b| e_b) / (|b| - e_b)` and the error of the division.
 
         The division errs by at most `ulps` ulps, so by at most `2 · ulps` times the error of one rounding. With
-        `ulps=0.5`, the division is correctly rounded, and follows the rules of :meth:`times`.
+        `ulps=0.5`, the division is correctly rounded. The rounding error of two known numbers is then exact where
+        possible, unless `known` is False.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -310,9 +315,9 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format, known: bool) -> Array:
-    """Return the largest error that a rounding to `format` adds to numbers with these values and errors.
+    """Return the largest error that a rounding to `format` adds to numbers with the given values and errors.
 
-    If `known`, the result may be the exact rounding error of exact numbers.
+    With `known`, return the exact rounding error of numbers without an error, where possible.
     """
     if format.precision == 53 or not known:
         return format.rounding_error(np.abs(value) + error, error=error)

@@ -62,7 +62,7 @@ class Terms:
         return (self.logits.shape[1], self.logits_error is None, *given)
 
     def part(self, rows: slice) -> Terms:
-        """Return a copy of a single call with only the given rows."""
+        """Return a copy that has only the rows in the slice `rows`. Stacked calls are not allowed."""
         assert self.lengths is None
 
         def of(numbers: Entries | None) -> Entries | None:
@@ -86,14 +86,17 @@ class Terms:
         return taken
 
     def lines(self, numbers: Array) -> list[Array]:
-        """Return the numbers of the rows, (R,), as arrays (calls, L): one array for all calls with L rows."""
+        """Group the numbers of the rows, (R,), by the length of their call: (k, L) for k calls with L rows each."""
         if self.lengths is None:
             return [numbers[None]]
         # without padding, numpy adds a call's numbers in the same order, whichever other calls are stacked
         return [numbers[rows] for rows in self._row_indices]
 
     def of_lines(self, sums: Sequence[Array]) -> Array:
-        """Return one number for each call, (B,), from one number for each of the :meth:`lines`, such as the sums."""
+        """Return one number for each call, (B,), in the order of the calls.
+
+        `sums` has one array for each array of :meth:`lines`, such as the sums over the last axis.
+        """
         if self.lengths is None:
             return sums[0]
         made = np.empty(len(self.lengths))
