@@ -69,7 +69,10 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the subjects, and after `--without` also the features, that begin with `incomplete`."""
+    """Return the subjects, and after `--without` also the features, that begin with `incomplete`.
+
+    If no name matches, the shell completes the name of a file.
+    """
     from click.shell_completion import CompletionItem
 
     names = (*SUBJECT_NAMES, *(FEATURE_NAMES if context.params.get("without") else ()))

@@ -202,7 +202,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status for a comparison of two runs."""
+    """Return the exit status for a comparison of two runs. If `strict`, "worse within bounds" also fails."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED
@@ -217,10 +217,10 @@ def _status(moved: Diff, strict: bool) -> int:
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    The command compares each check on each case that both reports have with the same input. Three kinds of change fail:
-    regression, newly refused and changed behaviour. Newly refused means that the call now raises an error. Changed
-    behaviour is another shape, dtype, kind of value or class of error. Other results are, for example, worse within
-    bounds, fixed and same bits.
+    The command compares each check on each case, if the case has the same input in both reports. Three kinds of change
+    fail: regression, newly refused and changed behaviour. Regression means that the check of a result fails in NEW, but
+    not in OLD. Newly refused means that the call now raises an error. Changed behaviour is another shape, dtype, kind
+    of value or class of error. Other results are, for example, worse within bounds, fixed and same bits.
 
     Exit status: 0: no change of the three kinds. 1: a change of the three kinds; with --strict, also worse within
     bounds. 2: wrong use, or incomparable reports. 3: with --force, nothing was compared. 141: the output cannot be

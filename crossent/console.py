@@ -81,7 +81,7 @@ class Remaining(ProgressColumn):
     LEAST = 0.05
 
     def render(self, task: Task) -> Text:
-        """Return the remaining time in words, such as "2 min 5 s left"."""
+        """Return the remaining time in words, such as "2 min 5 s left", or no text before the fraction `LEAST`."""
         done = task.completed / task.total if task.total else 0.0
         if done < self.LEAST or task.elapsed is None:
             return Text("")
@@ -90,7 +90,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print a warning to stderr if --grade applies to some, but not all, of the subjects."""
+    """Print a warning to stderr if --grade, without --contract, applies to some of the subjects, but not to all."""
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         names, reason = ", ".join(own), "without --contract, the forms and torch keep their own grades"

@@ -16,7 +16,7 @@ from crossent.words import cut, quoted
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text to a file completely or not at all, or append it to a stream, such as /dev/stdout.
+    """Write a text to a file completely or not at all. Append the text to a stream, such as /dev/stdout.
 
     Raises:
         OSError: the text cannot be written. A file keeps its old content.

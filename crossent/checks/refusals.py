@@ -28,11 +28,12 @@ class Reaction:
 
     Attributes:
         raised: the exception, or None.
-        returned: a space and the returned numbers, such as " 0.5", if there are fewer than ten.
-        wrote: a phrase about a changed argument, such as "wrote into input"; None if the device can no longer be read.
+        returned: a space and the returned numbers, such as " 0.5", if these are fewer than ten; otherwise "".
+        wrote: a phrase about a changed argument, such as "wrote into input", or "". None if the device can no longer
+            be read.
         changed_state: the parts of the global state that the call changed.
-        ended: "crashed", "hung" or "".
-        how: a description of the crash or of the exceeded time limit.
+        ended: "crashed" or "hung", or "" if the call returned or raised.
+        how: a description of the crash or of the exceeded time limit, or "".
     """
 
     raised: Raised | None = None
@@ -78,7 +79,7 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def _restore_index_error(error: BaseException) -> BaseException:
-    """Return the error, or the IndexError of torch that a UnicodeDecodeError hides."""
+    """Return the error. For a UnicodeDecodeError that hides an IndexError of torch, return the IndexError."""
     # `F.nll_loss` writes an out-of-range uint8 class as a raw byte into its message.
     if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
         return IndexError(error.object.decode(errors="backslashreplace"))

@@ -167,7 +167,7 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
     The exact sum is 0, since `Σ_c p_c` is 1. The check computes the sum with :func:`compensated_sum`. This sum may
-    differ from 0 by the sum of the numbers' error bounds plus the error bound of `compensated_sum`. The check leaves
+    differ from 0 by the error bounds of all added numbers, plus the error bound of `compensated_sum`. The check leaves
     out rows without a softmax or without error bounds.
     """
     yield from _row_sums(trial)

@@ -1,6 +1,7 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Except `meta`, the checks compare with exact values, since a plain call can be wrong in the same way.
+The checks compare results with exact values, since a plain call can be wrong in the same way. Only `meta` compares no
+values.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
 def vmap(trial: Trial) -> Found:
     """Under torch.func.vmap, the loss and the gradients of each sample equal their exact values.
 
-    A sample of logits (N, C) is a row. A sample of logits (N, C, d1, …) is a slice along the last dimension. With every
-    reduction, the result of a sample is the result of a call with that sample alone. The check does not apply to an
-    empty batch, for which torch's own vmap fails.
+    A sample of logits (N, C) is a row. A sample of logits (N, C, d1, …) is the tensor at an index of the last
+    dimension. With every reduction, the result of a sample is the result of a call with that sample alone. The check
+    does not apply to an empty batch, for which torch's own vmap fails.
     pytorch#90916, #105736: under vmap, a target of -100 raised an out-of-bounds error.
     """
     inputs, exact = trial.question.fresh(), trial.question.exact
@@ -97,7 +98,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Act: return the losses and gradients of all samples, by torch.func.vjp inside torch.func.vmap."""
+    """Act: call the subject under torch.func.vjp inside torch.func.vmap, and return losses and gradients."""
     axis = _samples_axis(inputs)
 
     def gradients_of_sample(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
@@ -142,7 +143,7 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype to which autocast converts."""
+    """Return the dtype for autocast: float16 for float16 logits if autocast to float16 works, otherwise bfloat16."""
     # `torch.stack` raises for float16 tensors under autocast to bfloat16
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
@@ -204,7 +205,11 @@ def _samples_axis(inputs: Inputs) -> int:
 
 @functools.lru_cache(maxsize=1)  # one entry is enough: all subjects run on a case before the next case starts
 def _samples(case: Case) -> tuple[Exact, ...]:
-    """Return the exact values of a call with each sample alone. The check `vmap` defines a sample."""
+    """Return the exact values of a call with each sample alone.
+
+    A sample of logits (N, C) is a row. A sample of logits (N, C, d1, …) is the tensor at an index of the last
+    dimension.
+    """
     inputs = case.build()
     axis = _samples_axis(inputs)
 

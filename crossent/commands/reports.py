@@ -29,7 +29,10 @@ def recorded(path: str, argument: str) -> Report:
 
 
 def recorded_shard(path: str, argument: str) -> Report | SoakReport:
-    """Return the report of a run or of a soak, or of a shard; see :func:`recorded`."""
+    """Return the report in a file that `crossent check --json` or `crossent soak --json` wrote.
+
+    The report may be of one shard. `argument` is the argument that an error names, such as "REPORT".
+    """
     from crossent.run.soak.document import read_either
 
     return _read(read_either, path, argument)
@@ -46,6 +49,6 @@ def _read(read: Callable[[str], T], path: str, argument: str) -> T:
 
 
 def unreadable(path: str, argument: str, error: OSError) -> ValueError:
-    """Return the error for a report file that cannot be read."""
+    """Return the error for a report file that cannot be read. The message names `argument`, such as "OLD"."""
     reason = f"this file cannot be read: {error.strerror}"
     return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that crossent wrote with --json")

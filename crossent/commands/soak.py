@@ -34,10 +34,10 @@ def soak(
 ) -> int:
     """Check each SUBJECT on random cases, and add up the results.
 
-    `crossent check --help` explains SUBJECT. Each case follows from its number, its dtype and the seed. Each subject is
-    called once on each case, with the checks call, result, arguments, state, loss, gradient, target_gradient, sign,
-    row_sums and ignored_rows. For a linear cross-entropy, weight_gradient and bias_gradient replace target_gradient and
-    row_sums.
+    `crossent check --help` explains SUBJECT. Each case follows from its number, its dtype and the seed. The command
+    calls each subject once on each case. It runs the checks call, result, arguments, state, loss, gradient,
+    target_gradient, sign, row_sums and ignored_rows. For a linear cross-entropy, weight_gradient and bias_gradient
+    replace target_gradient and row_sums.
 
     The report has the counts of each check, the worst case of each check and dtype, and some findings. The size of the
     report does not grow with the number of cases. After runs with --shard, `crossent merge` makes the report of the

@@ -8,7 +8,7 @@ blocks          blocked: cross-entropy, computed some rows at a time, with a gra
 fused           fused: cross-entropy in one kernel for CUDA
 kernel          the kernel of fused, in Triton
 rows            Rows: the arguments of one call, laid out as rows of logits
-validation      the checks of the arguments, and the error messages
+validation      the validation of the arguments, and the error messages
 explain         the worked example: one loss, step by step
 explain_linear  the worked example of linear cross-entropy, from a hidden state to the gradients of the last layer
 

@@ -44,8 +44,8 @@ def blocked(
     one-hot vector of `y`.
 
     On a CPU, the forward pass of a reduced loss also computes the gradient for the upstream gradient 1 of
-    `loss.backward()`. In all other cases, and in a second backward pass, the backward pass computes the gradient from
-    the logits.
+    `loss.backward()`. Otherwise, and in a second backward pass, the backward pass computes the gradient from the
+    logits.
 
     The function calls :func:`crossent.formula` instead if
 
@@ -136,12 +136,15 @@ class _Blocked(torch.autograd.Function):
 
 
 def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
-    """Apply class weights and reduction. If `rows.dense` is True, the losses already include the weights."""
+    """Return the loss of a call from the losses of its rows: apply class weights, then the reduction.
+
+    If `rows.dense` is True, `losses` already include the class weights.
+    """
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """Return the loss of each row, to pass to :func:`_weigh_and_reduce`."""
+    """Return the loss of each row. The loss includes the class weights only if `rows.dense` is True."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
     for block, log_p in rows.blocks(_most_rows(rows, block_size), losses):
@@ -151,12 +154,13 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 
 
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
-    """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
+    """Write the gradient of the logits into `gradient`, and return the loss of each row.
 
     The gradient of a row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and `v_c = w_c q_c` for the class weights `w`
     and the smoothed target `q`. `g` is `upstream`. `D` is the divisor of the mean, and 1 for the other reductions.
 
-    If `rows.dense` is False, large losses are inaccurate, and `_Blocked.forward` computes them again.
+    If `rows.dense` is False, the losses do not include the class weights. Large losses are then inaccurate, and
+    `_Blocked.forward` computes them again.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -184,9 +188,10 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return `g/D` of :func:`_differentiate`, times the weight of the true class if `rows.dense` is False.
+    """Return the factor of the gradient: the upstream gradient; for "mean", divided by `rows.divisor`.
 
-    The result is a single number for all rows, or a tensor of shape (..., 1).
+    If `rows.dense` is False, the factor includes the weight of the true class. The factor is a single number for all
+    rows, or a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -199,23 +204,27 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return how many rows fit into a block of `block_size` logits, but at least 1."""
+    """Return how many rows fit into a block of `block_size` logits, but at least 1.
+
+    By default, a block fills the cache.
+    """
     if block_size is None:
         block_size = _count_in_cache(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
-    """Compute the softmax of each block in the dtype `compute`. All blocks share one buffer."""
+    """The softmax of each block, in the dtype `compute`, with one buffer for all blocks."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax, or the log-softmax, of the logits `x` of a block, in `out` if possible.
+        """Return the softmax, or with `log` the log-softmax, of the logits `x` of a block.
 
-        Otherwise, the result is in the shared buffer, which the next call overwrites.
+        The result is in `out` if possible. Otherwise, the result is in the shared buffer, which the next call
+        overwrites.
         """
         # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its memory position.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
@@ -241,7 +250,10 @@ _LEAST = 2**19
 
 @functools.cache
 def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`."""
+    """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
+
+    On a CPU, each of the `threads` has such a cache.
+    """
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:

@@ -35,7 +35,7 @@ _FORMULAS = {
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Return the logits of a row, from the normal distribution, and a true class, both random numbers from the seed."""
+    """Return random logits of one row, from the normal distribution, and a random true class."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -71,7 +71,10 @@ _MEANING = (
 
 
 def _require_row(logits: Sequence[float], target: int, name: str = "logits") -> None:
-    """Raise an error for logits or a target that :func:`explain` refuses. The message calls the logits `name`."""
+    """Raise ValueError if there are no logits, or if a logit or a difference of two logits is not finite.
+
+    Raise IndexError for a target that is not a class. The messages call the logits `name`.
+    """
     if not logits:
         raise ValueError(f"{name}: got length 0; allowed is a length of 1 or more, one number for each class")
     for c, logit in enumerate(logits):
@@ -176,12 +179,12 @@ def _paragraph(text: str) -> Padding:
 
 
 def _shown(count: int, target: int) -> list[int]:
-    """Return the classes that a table shows: the first `MOST_CLASSES` classes and the true class."""
+    """Return which of `count` classes a table shows: the first `MOST_CLASSES` classes and the true class."""
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
 def _table(*headings: str) -> Table:
-    """Return an empty table with a column for each heading, and a last column for words."""
+    """Return an empty table with a column for each heading, and a last column for remarks."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -211,7 +214,10 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 
 
 def _losses_table(reference: str, loss_of_torch: float, losses: Mapping[str, float]) -> Table:
-    """Return a table that compares the loss of each form with the loss of torch, under the name `reference`."""
+    """Return a table that compares the loss of each form with the loss of torch.
+
+    `reference` is the name of torch's function in the table.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
     table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
@@ -224,7 +230,10 @@ def _losses_table(reference: str, loss_of_torch: float, losses: Mapping[str, flo
 
 
 def _prediction(x: Tensor, target: int) -> str:
-    """Return a sentence that says whether the class with the largest logit is the true class."""
+    """Return a sentence that says whether the class with the largest logit is the true class.
+
+    If several classes share the largest logit, the sentence says only this.
+    """
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
@@ -236,7 +245,10 @@ def _prediction(x: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float) -> str:
-    """Return a warning that shows the loss for the probability rounded to two decimals, or "" without a warning."""
+    """Return a warning that shows the loss for the probability rounded to two decimals.
+
+    Return "" if the rounded probability is 0 or 1, or gives the same loss.
+    """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
@@ -244,7 +256,10 @@ def _rounded_by_hand(probability: float, loss: float) -> str:
 
 
 def _log_of(probability: float, loss: float) -> str:
-    """Return "-log P", where P is `probability` with so many digits that -log P is within 1% of `loss`."""
+    """Return "-log P", where P is `probability` with so many digits that -log P is within 1% of `loss`.
+
+    For a probability of 0, return a phrase without digits.
+    """
     for digits in range(4, 17):
         shown = _number(probability, digits)
         if float(shown) and abs(-math.log(float(shown)) - loss) <= _VISIBLE * loss:
@@ -253,9 +268,9 @@ def _log_of(probability: float, loss: float) -> str:
 
 
 def _difference(logit: float, loss: float) -> str:
-    """Return ": A + B = LOSS", where A is `-logit` and B is the log-sum-exp; "" if 15 digits are too few.
+    """Return ": A + B = LOSS", where A is `-logit` and B is the log-sum-exp of the row.
 
-    A and B are rounded, but their sum is within 1% of the loss.
+    A and B have so many digits that the sum is within 1% of the loss. If 15 digits are too few, return "".
     """
     for digits in range(4, 16):
         one, other = _number(0.0 - logit, digits), _number(loss + logit, digits)
@@ -265,7 +280,10 @@ def _difference(logit: float, loss: float) -> str:
 
 
 def _twice(twice: float, loss: float) -> str:
-    """Return the end of a sentence that begins with "If you pass probabilities, softmax is applied twice"."""
+    """Return the end of a sentence that begins with "If you pass probabilities, softmax is applied twice".
+
+    `twice` is the loss after two softmaxes.
+    """
     if _number(twice) == _number(loss):
         return f". Here the loss is {_number(loss)} either way, as for equal logits."
     return f", and the loss is {_number(twice)} instead of {_number(loss)}: a wrong loss, and also a wrong gradient."

@@ -36,7 +36,7 @@ DEFAULT_BIAS = (0.0, 0.0, 1.0)
 
 
 def random_layer(classes: int, seed: int) -> tuple[list[float], list[list[float]], list[float], int]:
-    """Return a hidden state of two numbers, a weight, a bias and a true class: random numbers from the seed."""
+    """Return a random hidden state of two numbers, a random weight and bias, and a random true class."""
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2,), (classes, 2), (classes,)))
     target = int(torch.randint(classes, (), generator=generator))
@@ -135,7 +135,10 @@ def _step_of_gradients(h: Tensor, w: Tensor, x: Tensor, target: int) -> _Step:
 
 
 def _class_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], classes: int, target: int) -> Table:
-    """Return a table with `rows`, one for each class of :func:`_shown`, and a mark at the true class."""
+    """Return a table with `rows`, and a mark at the true class.
+
+    `rows` has one row for each shown class: the first `MOST_CLASSES` classes and the true class.
+    """
     table, shown = _table("class", *headings), _shown(classes, target)
     for c, row in zip(shown, rows, strict=True):
         table.add_row(str(c), *row, "← the true class" if c == target else "")

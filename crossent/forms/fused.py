@@ -39,7 +39,7 @@ def fused(
     The kernel needs the package `triton` and tensors on a CUDA device. Otherwise, the function calls
     :func:`crossent.blocked`. With the environment variable `TRITON_INTERPRET=1`, the kernel runs in Triton's
     interpreter, also on a CPU. The interpreter is slow, and truncates numbers to bfloat16 where a GPU rounds. Where
-    :func:`crossent.blocked` calls :func:`crossent.formula`, so does this function.
+    :func:`crossent.blocked` calls :func:`crossent.formula`, `fused` calls :func:`crossent.formula` too.
 
     Example:
         >>> import torch, crossent

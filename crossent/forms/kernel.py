@@ -98,7 +98,7 @@ def _cross_entropy(logits, x_steps, probabilities, t_steps, gradient, g_steps, i
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Return a tensor (N, d1, …, dK, C) in the kernel's shape (N, D, C). A tensor (C) becomes (1, 1, C)."""
+    """Return a tensor (N, d1, …, dK, C) as (N, D, C), the shape for the kernel. A tensor (C) becomes (1, 1, C)."""
     return tensor.reshape(tensor.shape[0] if tensor.dim() > 1 else 1, -1, tensor.shape[-1])
 
 

@@ -72,8 +72,8 @@ def linear_formula(
 
     Raises:
         RuntimeError: `input`, `linear_weight` or `linear_bias` has another shape than above, or a size `C`, `d1`, …,
-            `dK` is 0. Or these tensors differ in dtype or device, or class probabilities come with an `ignore_index`.
-            All other errors are as in :func:`crossent.formula`.
+            `dK` is 0. The error also occurs if these tensors differ in dtype or device, or if class probabilities come
+            with an `ignore_index`. All other errors are as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -115,12 +115,12 @@ def linear_blocked(
     r"""Compute the loss of :func:`crossent.linear_formula` on blocks of rows, with the gradients written by hand.
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
-    multiplies these gradients by the upstream gradient; an infinite upstream gradient makes a gradient of 0 NaN. For
-    the reduction "none", the backward pass computes the logits again. Loss and gradients are summed in float32, or in
-    float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor.
+    multiplies these gradients by the upstream gradient. With an infinite upstream gradient, a gradient of 0 becomes
+    NaN. For the reduction "none", the backward pass computes the logits again. Loss and gradients are summed in
+    float32, or in float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor.
 
-    The function calls :func:`crossent.linear_formula` instead if `input` is not `(N, H)`, if `linear_weight` is not
-    `(C, H)`, or in a case that :func:`crossent.blocked` lists.
+    The function calls :func:`crossent.linear_formula` instead if `input` is not `(N, H)` or `linear_weight` is not
+    `(C, H)`. It also does so where :func:`crossent.blocked` calls :func:`crossent.formula`.
 
     Args:
         input: The hidden states. All arguments except `block_size` are as for :func:`crossent.linear_formula`.
@@ -171,7 +171,7 @@ def linear_blocked(
 
 
 class _LinearBlocked(torch.autograd.Function):
-    """The loss as an autograd function: input, weight and bias of the linear layer get a gradient."""
+    """The loss as an autograd function, with gradients for input, weight and bias of the linear layer."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -207,7 +207,10 @@ class _LinearBlocked(torch.autograd.Function):
 def _through_formula(
     tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradients of :func:`crossent.linear_formula`, which a caller may differentiate again."""
+    """Return the gradients of :func:`crossent.linear_formula`, which a caller may differentiate again.
+
+    `wanted` says which of input, weight and bias of the linear layer get a gradient. The others get None.
+    """
     hidden, linear_weight, linear_bias, target, weight = tensors
     with torch.enable_grad():
         loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
@@ -219,9 +222,10 @@ def _through_formula(
 def _differentiate(
     rows: Rows, leaves: Any, wanted: tuple[bool, ...], upstream: Tensor | float, block_size: int | None
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss of each row, to pass to :func:`_weigh_and_reduce`, and the gradients of `leaves`.
+    """Return the loss of each row, and the gradients of `leaves`: input, weight and bias of the linear layer.
 
-    The leaves are input, weight and bias of the linear layer. If `wanted` is False for a leaf, its gradient is None.
+    The losses include the class weights only if `rows.dense` is True. If `wanted` is False for a leaf, the gradient
+    of this leaf is None.
     """
     compute, (h, w, b) = rows.compute, leaves
     losses = torch.empty(h.shape[0], dtype=compute, device=h.device)
@@ -254,14 +258,14 @@ def rows_of_block(rows: int, classes: int, block_size: int | None = None) -> int
 
 
 def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor, parts: Sequence[slice]) -> Tensor:
-    """Write the logits `h @ w.T + b` to `out`, and return `out`. For `parts`, see :func:`_parts`."""
+    """Write the logits `h @ w.T + b` to `out`, and return `out`. `parts` are slices of the classes."""
     for classes in parts:
         torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
     return out if b is None else out.add_(b)
 
 
 def _write_product(d: Tensor, w: Tensor, out: Tensor, parts: Sequence[slice]) -> None:
-    """Write `d @ w`, the gradient of the hidden states, to `out`. For `parts`, see :func:`_parts`."""
+    """Write `d @ w`, the gradient of the hidden states, to `out`. `parts` are slices of the classes."""
     first, *others = parts
     torch.mm(d[:, first], w[first].to(out.dtype), out=out)
     for classes in others:
@@ -278,7 +282,8 @@ def _parts(w: Tensor, work: Tensor) -> list[slice]:
 def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) -> None:
     """Replace `z`, the logits of the block `rows`, by their gradient, and write the loss of each row to `loss`.
 
-    For the formula, see `crossent.forms.blocks._differentiate`. `factor` is the result of :func:`_scale`.
+    The gradient of a row is `factor (p - e_y)`. If `rows.dense` is True, the gradient is `factor (p Σ_c v_c - v)`.
+    Here `v` are the class weights times the smoothed target.
     """
     z -= z.amax(-1, keepdim=True)
     if rows.dense:
@@ -300,7 +305,7 @@ def _write_slope(rows: Rows, z: Tensor, factor: Tensor | float, loss: Tensor) ->
 
 
 def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
-    """Check the arguments, and return them as rows. The logits are zeros that need no memory.
+    """Check the arguments, and return them as rows. In place of the logits, the rows have zeros without memory.
 
     `tensors` are `input`, `linear_weight`, `linear_bias`, `target` and `weight`.
     """

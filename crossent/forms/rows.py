@@ -1,8 +1,8 @@
 """The code that all forms on tensors share: it checks the arguments of a call and lays them out as rows of logits.
 
 A form in :mod:`crossent.forms.textbook` starts with :func:`lay_out` and ends with :meth:`Rows.reduce`. Between these
-two calls, the form is only its formula. The other forms start with :func:`arrange`, which does not *widen* the rows:
-:meth:`Rows.widened` converts half precision to float32, and smooths class probabilities.
+two calls, the form is only its formula. To *widen* rows is to convert half precision to float32, and to smooth class
+probabilities (:meth:`Rows.widened`). The other forms start with :func:`arrange`, which does not widen the rows.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Rows:
     def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
         """Yield tuples: a block of at most `most` rows, then the same rows of each element of `others`.
 
-        All blocks share the single numbers in `others`.
+        An element of `others` that is a single number is the same in all tuples.
         """
         count = math.prod(self.logits.shape[:-1])
         if count <= most:
@@ -180,8 +180,8 @@ def arrange(
 ) -> Rows:
     """Check the arguments of a form, and return them as :class:`Rows` that are not widened.
 
-    Pass `eager=True` only in eager mode, on a CPU, with a `target` that is not empty. If no row is ignored, later steps
-    are then faster.
+    With `eager=True`, later steps are faster if no row is ignored. Pass `eager=True` only in eager mode, on a CPU, for
+    a `target` that is not empty.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     has_probabilities = target.shape == input.shape

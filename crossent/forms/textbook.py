@@ -44,7 +44,7 @@ def formula(
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
-    in nats. A class index `y` stands for its one-hot vector. Without smoothing, its loss is
+    in nats. A class index `y` stands for its one-hot vector. Without smoothing, the loss is then
     `w_y (-x_y + log Σ_i exp(x_i))`.
 
     The maximum of the row is first subtracted from the logits, so `exp` never overflows. A row whose logits are all
@@ -79,12 +79,13 @@ def formula(
         TypeError: An argument has the wrong Python type.
         ValueError: `reduction` is unknown, `ignore_index` exceeds 64 bits, or the batch sizes differ.
         RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
-            Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities, or `input`
-            has no dimensions and `target` is one class index.
+            The error also occurs if `label_smoothing` is outside 0 to 1, or if `ignore_index >= 0` comes with class
+            probabilities. It also occurs if `input` has no dimensions and `target` is one class index.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
-        IndexError: `input` has no dimensions and `target` is not one class index. Or a target is outside 0 to C - 1 and
-            is not `ignore_index`. For such a target, compiled code raises RuntimeError, and CUDA stops with a
-            device-side assert, as in torch. No form makes the host wait for the device to check the targets.
+        IndexError: A target is outside 0 to C - 1 and is not `ignore_index`. For such a target, compiled code raises
+            RuntimeError, and CUDA stops with a device-side assert, as in torch. No form makes the host wait for the
+            device to check the targets. The error also occurs if `input` has no dimensions and `target` is not one
+            class index.
 
     Example:
         >>> import torch, crossent

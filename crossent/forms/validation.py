@@ -1,4 +1,4 @@
-"""The checks of the arguments of a form, and the error messages.
+"""The validation of the arguments of a form, and the error messages.
 
 For tensors, the exceptions have the same classes as in `F.cross_entropy` and `F.linear_cross_entropy`. Each message
 names the argument, the given value or its type, and the allowed values. :mod:`crossent.forms.rows` checks the range of
@@ -35,7 +35,10 @@ def as_float(name: str, value: object) -> float:
 
 
 def as_int(name: str, value: object, allowed: str = "an int") -> int:
-    """Return the argument `name` as an int; raise TypeError for other values and for a bool."""
+    """Return the argument `name` as an int; raise TypeError for other values and for a bool.
+
+    `allowed` describes the allowed values in the message.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -184,7 +187,7 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    """Return the argument `name` as a list of floats, of the given length, or of any length from 1."""
+    """Return the argument `name` as a list of floats, of the length `length`, or by default of any length from 1."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Functions that change the inputs in a way with a known effect on the result, and functions that undo this effect."""
+"""Functions that change the inputs with a known effect on the result, and functions that undo this effect."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
     """Return a dict from the name of each shift to a pair: inputs with rounded logits, and the same inputs shifted.
 
     One shift adds the same constant to all logits. The other adds positive and negative constants in turn, one to each
-    row. A row that cannot be shifted exactly stays unchanged. A linear cross-entropy has only the first shift, which
-    adds the constant to the bias.
+    row. A row that cannot be shifted exactly stays unchanged. If no row can be shifted, the dict is empty.
+
+    For a linear cross-entropy, the dict has only the first shift. The bias is then rounded and shifted.
     """
     if given.operation is LINEAR_CROSS_ENTROPY:
         return _shifted_bias(given)
@@ -91,7 +92,7 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of a batched `input` with a size above 1, except dimension 1 (classes or hidden size)."""
+    """Return the dimensions of a batched `input` whose size is above 1, except dimension 1 (classes or hidden size)."""
     return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
@@ -113,7 +114,10 @@ def restore_rows(result: Result, axis: int, dim: int) -> Result:
 
 
 def _flip_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
-    """Return a tensor with its rows reversed along the dimension `axis` of an `input` with `dim` dimensions."""
+    """Return a tensor with its rows reversed.
+
+    `axis` is the dimension to reverse in `input`, which has `dim` dimensions. The tensor may lack the classes.
+    """
     # a tensor without classes lacks dimension 1 of the logits
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
@@ -136,7 +140,10 @@ def reverse_classes(given: Inputs) -> Inputs:
 
 
 def restore_classes(result: Result, given: Inputs) -> Result:
-    """Return the result of a call with reversed classes, in the order of classes of `given`, the original inputs."""
+    """Return the result of a call with reversed classes, with the classes in their original order.
+
+    `given` are the inputs with the classes in this order.
+    """
     dim = given.input.dim()
 
     def flipped(name: str, tensor: Tensor) -> Tensor:
@@ -155,10 +162,12 @@ def with_reversed_targets(given: Inputs) -> Inputs:
 
 
 def split_batch(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return two parts of a batch. A part is a pair: the factor of its results for :func:`join_parts`, and its inputs.
+    """Split a batch in two, and return a factor and the inputs of each part.
+
+    The caller multiplies the results of a part by the factor, and passes the products to :func:`join_parts`.
 
     Raises:
-        NotRunError: every split would divide by 0.
+        NotRunError: wherever the batch is split, a mean would divide by 0.
     """
     at, shares = _choose_parts(terms, len(given.input))
     parts = []
@@ -211,7 +220,7 @@ def _mapped(by: Callable[[str, Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """Return the numbers, (R, C), with the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
+    """Return `rows`, (R, C), as a tensor with the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)
