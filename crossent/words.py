@@ -1,4 +1,4 @@
-"""Text for messages: texts of users and exceptions, made printable and short; numbers, options and shell words."""
+"""Make text for messages: printable and short text of users and exceptions, numbers, options and shell words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value, shortened by :func:`cut`."""
+    """Return the repr of a value, made printable and cut after `LONGEST_VALUE` characters.
+
+    If the value cannot be printed, return a phrase with its type.
+    """
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -65,7 +68,7 @@ def cut(text: str) -> str:
 
 
 def as_options(**options: str | Sequence[str]) -> str:
-    """Return options in words for a message.
+    """Return options as a message names them, for the command and for Python.
 
     >>> as_options(without=["weight"])
     "--without weight, in Python without=['weight']"

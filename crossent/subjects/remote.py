@@ -75,7 +75,8 @@ def load_remote(
 
     The other process sends facts about the subject, such as its missing features, but no code. `description` is
     package.module:NAME or path/to/file.py:NAME. With `ranks`, "loss_parallel" is allowed too. Without `ranks`,
-    `+compile` may follow. `seconds` is the time limit for loading, and of a case.
+    `+compile` may follow. `seconds` is the time limit for loading, and also for each case. `without` has further
+    features that the subject lacks.
 
     Raises:
         ValueError: loading fails, or the contract or the grade is wrong. The message is one line.

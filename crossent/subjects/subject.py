@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
         loss: a function of input and target by position, and of the options by keyword.
-        not_applicable: a function that returns why the subject cannot take the given inputs, or None.
+        not_applicable: a function that returns why the subject cannot take some inputs, or None.
         dtype: the dtype of the loss; None for the dtype that torch returns for the same arguments.
         promise: the promise of the subject about its arithmetic, from which the error bounds follow.
         compiled: whether torch.compile compiles the loss, which may then sum the rows in any order.
@@ -36,7 +36,7 @@ class Subject:
         chunks: the keywords of a linear cross-entropy that set how many rows or classes the loss computes at a time.
         ranks: the number of ranks; 0 for a loss in one process.
         split: for a loss on several ranks, a key of `SPLITS` in :mod:`crossent.subjects.ranks.protocol`; otherwise "".
-        normalization: "tokens" for a loss on ranks that divides by the kept rows of the whole batch; otherwise "".
+        normalization: "tokens" for a loss on ranks that divides by the number of kept rows of the batch; otherwise "".
     """
 
     name: str

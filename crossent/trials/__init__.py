@@ -15,6 +15,6 @@ trial       Question: a case on a device with its exact values. Trial: one subje
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding
 
-A check may call the subject several times. Messages name a call with a phrase such as "under no_grad", the variable
-`way` in the code.
+A check may call the subject several times. In messages, a phrase such as "under no_grad" names a call. In the
+code, the variable `way` has this phrase.
 """

@@ -1,7 +1,7 @@
 """Acts and hosts: an act is a function that calls a subject; a host runs acts in the process of the subject.
 
-An act is a module-level function `act(loss, *arguments)`, which returns plain data. An act can run in an isolated
-process, because it gets no exact values.
+An act is a module-level function `act(loss, *arguments)`, which returns data that can be sent between processes.
+Acts can run in an isolated process, because they get no exact values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Raised:
 
     Attributes:
         message: the class of the exception and the first line of its message.
-        first: the same for the exception that began the chain of `__cause__` and `__context__`.
+        first: such a message about the exception that began the chain of `__cause__` and `__context__`.
         text: the whole message, shortened if it is very long.
         classes: the full names of the class and of its base classes.
     """

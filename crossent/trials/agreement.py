@@ -45,7 +45,10 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 
 
 def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-    """Call the subject as :func:`further_call` does, even if the inputs are not applicable."""
+    """Call the subject again, even if the inputs are not applicable to the subject, and return the result.
+
+    Here, NotRunError means only that the act cannot run on this machine. :func:`further_call` lists the other errors.
+    """
     # Pass a copy: `bounds_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(loss_dtype(inputs))
@@ -58,8 +61,8 @@ def call_anyway(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evalu
 def bounds_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """Return an object that computes error bounds for other inputs than the inputs of the case.
 
-    Do not read the exact values of this object: they belong to the inputs of the case. All subjects share the object
-    for a case and a `name`. So give different inputs different names.
+    Do not read the exact values of this object: they belong to the inputs of the case. All subjects share one object
+    for each case and `name`. So give different inputs different names.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -90,7 +93,8 @@ def compare_results(
     """Return the differences of one result from another result of the same subject.
 
     `other` has error bounds as radii. `got` is by default the result of the first call. `exact` computes the bounds of
-    `got`. `way` is a phrase about the computation of `other`, for the names of the differences.
+    `got`, by default for the inputs of the case. `way` says how `other` was computed, such as "reversed along
+    dimension 1". The names of the differences end with `way`.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
@@ -133,7 +137,10 @@ def plus(a: Ball, b: Ball) -> Ball:
 
 
 def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
-    """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is not finite."""
+    """Return the numbers `hi + lo` with the given radius where `hi` is finite.
+
+    Elsewhere, the radius is 0 if an operand is not finite and all operands have finite radii; otherwise inf.
+    """
     bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
     infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])
     # inf if float64 overflowed or an operand has no bound

@@ -1,8 +1,8 @@
 """Compute the error bounds of many cases together, ahead of the calls.
 
-An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So a stack of a hundred
-cases takes little more time than one case. The cases of a stack have the same structure, such as the number of classes
-(:attr:`crossent.numerics.bounds.terms.Terms.structure`).
+An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So a hundred cases in one
+stack of arrays take little more time than one case. All cases of a stack have the same structure, such as the number
+of classes (:attr:`crossent.numerics.bounds.terms.Terms.structure`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions together, and store them in the questions.
 
-    A comparison computes all values that are not stored. For the questions in `differentiated`, checks also compare
-    derivatives along a direction.
+    Bounds that are not stored, as for a linear cross-entropy, are computed later, when a comparison reads them. For
+    the questions in `differentiated`, also compute the bounds of the derivatives along the direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
@@ -49,7 +49,10 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract of a subject for a question, with the names of the results that have this contract."""
+    """Yield each contract of a subject for a question, with the names of the results that have this contract.
+
+    If `along` is True, also yield the contract of the derivatives along a direction.
+    """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
     formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.inputs_on_cpu.leaves.items()}

@@ -46,7 +46,7 @@ class Result:
 
     @property
     def digest(self) -> str:
-        """A checksum of the dtypes, shapes and bits. All NaN count as equal."""
+        """A checksum of the dtypes, shapes and bits of the loss and the gradients. All NaN count as equal."""
         bits = 0
         for tensor in self.parts.values():
             bits = checksum(tensor, bits)
@@ -86,7 +86,7 @@ _CALLS = {
 
 
 def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
-    """Return the words for a result in a message.
+    """Return the words with which a message names a result.
 
     `of` is the name of the result. The name of a call may follow.
 
@@ -119,7 +119,8 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> Result:
     """Return the loss of a subject, and its gradients from a backward pass with the upstream gradient.
 
-    `gradients` has the names of the gradients to compute. Without "gradient", no gradient is computed.
+    `gradients` has the names of the gradients to compute. Without "gradient", or if the loss has the wrong
+    shape, no gradient is computed.
 
     Raises:
         TypeError: the loss or a gradient is not dense, the loss is complex, or a gradient is missing.
@@ -165,7 +166,9 @@ def as_loss(value: object) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """The results of a call, and the effects of the call on its arguments. The text of a missing effect is "".
+    """The results of a call, and the effects of the call on its arguments.
+
+    The string of an effect that did not occur is "".
 
     Attributes:
         given: the inputs after the call.
@@ -213,10 +216,10 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result of an act has the gradients that :func:`evaluate` computes, in the right shape and dtype.
+    """Raise ValueError if a gradient in the value of an act is missing, or has a wrong shape or dtype.
 
-    An isolated process could leave out a wrong gradient. Each result in `value` must fit one of the :class:`Inputs` in
-    `arguments`, the arguments of the act.
+    An isolated process could leave out a wrong gradient. `gradients` has the names of the required gradients.
+    Each :class:`Result` in `value` must fit one of the :class:`Inputs` in `arguments`, the arguments of the act.
 
     Raises:
         ValueError: a gradient is missing, or has another shape or dtype than its argument.
@@ -232,7 +235,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
 
 
 def _each(kind: type[S], value: object) -> list[S]:
-    """Return the objects of a class in a value and its nested tuples and lists."""
+    """Return the objects of a class in a value, in nested tuples and lists, and in the result of a :class:`Call`."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):

@@ -1,4 +1,4 @@
-"""The declaration of a check: one property of a subject on a case, its cost, and the features that it needs."""
+"""Check: one property of a subject on a case, the cost of the check, and the features that it needs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Check:
     Attributes:
         body: the function that runs the check. The function yields all differences, also those within their bounds.
         needs: for each feature, a function that returns whether the check needs the feature for the given inputs.
+        applies: a function that returns whether a case has what the check needs, such as two rows.
         transforms: whether the check transforms the subject, for example by torch.compile or vmap.
         versus: "exact" if the check compares results with exact values; "other" if it compares two results.
         sample: a function that selects cases. At level normal, a check of cost `CODE` runs on one of these cases.
@@ -84,7 +85,7 @@ class Check:
     def why_not_run(self, subject: Subject, inputs: Inputs) -> str:
         """Return the reason why a subject does not support the check on these inputs, or "".
 
-        The reason follows the name of the subject: "is not differentiable".
+        In messages, the reason follows the name of the subject, such as "is not differentiable".
         """
         for feature, reason in subject.lacks.items():
             if feature in self.needs and self.needs[feature](inputs):
@@ -112,8 +113,8 @@ def check(
     """Return a decorator that turns a function into a check.
 
     The check needs the features `needs`, and for target probabilities also the features `dense_needs`. `other_needs`
-    has further features, as `needs` of :class:`Check`. The default of `sentence` is the first line of the function's
-    docstring. The other arguments are attributes of :class:`Check`.
+    has further features, each with a function that returns whether given inputs need the feature. The default of
+    `sentence` is the first line of the function's docstring. The other arguments are attributes of :class:`Check`.
     """
 
     def applies_to(case: Case) -> bool:

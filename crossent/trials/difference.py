@@ -27,7 +27,9 @@ BY_ROW = ("loss", "tangent", "upstream_gradient")
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst element of a result, with the largest share of its error bound, and counts over all elements.
+    """The error of the worst element of a result, and counts over all elements.
+
+    The worst element is the element with the largest share of the bound, error ÷ bound.
 
     If a check compares two results, the numbers of one result take the place of the exact values.
 
@@ -101,7 +103,7 @@ def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool
 
 
 def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
-    """Return the object with the error bounds of each result in `got`, by the name of the result."""
+    """Return a dict from the name of each result in `got` to the object with the error bounds of this result."""
     found = {}
     for part in ("loss", *GRADIENTS):
         tensor, value = getattr(got, part), getattr(exact, part)
@@ -114,7 +116,7 @@ def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, Any
 def allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     """Return the exact gradient, with 0 instead of NaN in the ignored rows in which `got` is 0.
 
-    A row has no softmax if, for example, a logit is NaN. If such a row is ignored, torch returns NaN. But its
+    A row has no softmax if, for example, a logit is NaN. If such a row is ignored, torch returns NaN. But torch's
     documentation says that ignored rows do not contribute (pytorch#11551). So both 0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
@@ -124,7 +126,7 @@ def allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
-    `bounds` has the error bounds as its attribute `name`, the name of the result.
+    `name` is the name of the result. The attribute of `bounds` with this name has the error bounds.
 
     Raises:
         ValueError: the result and the exact values have different numbers of elements.
@@ -142,7 +144,10 @@ def worst(name: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differen
 
 
 def _find_bounds(name: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return the bounds, `vacuous` and `not_judged` of a result. Subjects with the same contract share these."""
+    """Return the error bounds of a result, and `vacuous` and `not_judged` of :class:`Difference`.
+
+    Subjects with the same contract share the returned objects.
+    """
     known = _SHARED.setdefault(bounds, {})
     if name not in known or known[name][0] is not exact:
         allowed, vacuous = largest_errors(name, exact, bounds)

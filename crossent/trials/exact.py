@@ -66,7 +66,7 @@ class LinearResultBounds:
         return self._bounds.grad_bias[None]
 
     def vacuous_results(self, name: str) -> list[Array]:
-        """Return a list with one wrong result, the gradient `name` without the softmax; for the loss, return [].
+        """Return a list of one wrong result, the gradient `name` without the softmax. For the loss, return [].
 
         If this wrong gradient is within the bounds, passing is no evidence.
         """
@@ -129,7 +129,7 @@ class Exact:
     def bounds(self, contract: LinearContract) -> LinearResultBounds: ...
 
     def bounds(self, contract: AnyContract) -> Bounds | LinearResultBounds:
-        """Return the error bounds under a contract. Subjects with the same contract share them."""
+        """Return an object with the error bounds under a contract. Subjects with the same contract share the object."""
         if isinstance(contract, LinearContract):
             assert self.linear_terms is not None
             linear = self.effective_contract(contract)
@@ -255,7 +255,7 @@ def _linear_call(inputs: Inputs) -> LinearCall:
 
 
 def loss_dtype(inputs: Inputs) -> torch.dtype:
-    """Return the dtype that the loss must have."""
+    """Return the dtype that torch gives the loss of these inputs."""
     dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 

@@ -95,7 +95,7 @@ def _most_of_smallest_log_p(loss: float, inputs: Inputs, axis: int) -> float:
 
     The loss is the sum of `-q log p` over the classes, where q is the target probability after label smoothing. Let s
     be the largest sum of the target probabilities of a row, or 1 for class indices. The sum of the q is at most
-    `max(1, s)`. So the smallest `log p` is at most `-loss / max(1, s)`.
+    `max(1, s)`. So the smallest `log p` is at most `-loss / max(1, s)`. If a target probability is negative, return 0.
     """
     if not is_dense(inputs):
         return -loss

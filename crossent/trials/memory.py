@@ -27,7 +27,8 @@ def memory(tensor: Tensor) -> Tensor:
 def written(given: Inputs, before: Inputs) -> str:
     """Return the name of the first tensor that the call changed, or "".
 
-    `before` is a copy of the inputs from before the call.
+    `before` is a copy of the inputs from before the call. A tensor with changed elements precedes tensors that
+    only share the changed memory.
     """
     pairs = zip(tensors_of(given).items(), tensors_of(before).values(), strict=True)
     changed = {name: (new, old) for (name, new), old in pairs if _has_changed(new, old)}
@@ -36,7 +37,7 @@ def written(given: Inputs, before: Inputs) -> str:
 
 
 def describe_change(given: Inputs, before: Inputs) -> str:
-    """Return a phrase about the tensor that :func:`written` names, such as "wrote into input", or ""."""
+    """Return a phrase about the first tensor that the call changed, such as "wrote into input", or ""."""
     name = written(given, before)
     if name and _view(tensors_of(given)[name]) != _view(tensors_of(before)[name]):
         return _view_change(name)
@@ -83,7 +84,7 @@ def shared(results: dict[str, Tensor], given: Inputs) -> str:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill freed memory with NaN: allocate blocks, fill the blocks, and free them.
+    """Fill freed memory with NaN, in blocks with the shapes of the arguments and results of a call.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
     elements are probably NaN (pytorch#20406).

@@ -66,7 +66,7 @@ class Problem:
     """A failure other than an exceeded error bound, such as a wrong shape.
 
     Attributes:
-        kind: the kind of the failure, as in :class:`crossent.Finding`.
+        kind: the `kind` of the :class:`crossent.Finding`, such as "wrong".
         of: the name of the wrong result, such as "second", or "".
     """
 
@@ -121,7 +121,7 @@ class Trial:
 
     Attributes:
         host: the object that runs acts in the process of the subject.
-        changed_state: the parts of the global state that the subject changed and crossent restored.
+        changed_state: the names of the parts of the global state that the subject changed and crossent restored.
     """
 
     question: Question
@@ -146,7 +146,7 @@ class Trial:
 
     @cached_property
     def digest(self) -> str:
-        """The checksum of the first result, as :func:`digest_of` returns it."""
+        """The checksum of the result of the first call, or "" for a result without data."""
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
@@ -207,7 +207,7 @@ class Trial:
         return own.when_compiled if subject.compiled else own
 
     def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
-        """Return the contract of the subject for the operation, logits dtype and rows of `exact`."""
+        """Return the contract of the subject for the operation, dtype of the logits and number of rows of `exact`."""
         dtype, rows = exact.logits_dtype, len(exact.terms.logits)
         if exact.linear_terms is None:
             return self.contract(dtype, rows, grade)
@@ -244,7 +244,7 @@ class Trial:
 
     @property
     def grade(self) -> Grade:
-        """The best grade that the first result reaches: A, B or F."""
+        """The best grade that the result of the first call reaches: "A", "B", or "F" for neither."""
         exact = self.question.exact
         wanted = self.promised(exact)
         for grade in ("A", "B"):
@@ -259,7 +259,7 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The differences of the first result from the exact values, by the name of the result."""
+        """The differences of the result of the first call from the exact values, by the name of the result."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
@@ -268,7 +268,8 @@ def misshapen(
 ) -> Problem | None:
     """Return a problem if a loss has a wrong type, shape, dtype or device.
 
-    `device` defaults to the device of the inputs. `way` is the name of the call, such as "under no_grad".
+    `expected` has the right shape and dtype. `device` defaults to the device of the inputs. `way` is the name of the
+    call, such as "under no_grad".
     """
     name = in_words(f"loss {way}".rstrip(), trial.case.operation)
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
@@ -285,6 +286,6 @@ def misshapen(
 
 
 def widens_halves(trial: Trial) -> bool:
-    """Return whether the first loss is float32 instead of float16 or bfloat16, with the right shape."""
+    """Return whether the loss of the first call is float32 instead of float16 or bfloat16, with the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES

@@ -35,7 +35,7 @@ def lacks_of(given: object) -> dict[str, str]:
     The attribute `lacks` of `given`, the user's class or function, adds features or replaces reasons.
 
     Raises:
-        TypeError: the attribute `lacks` is wrong.
+        TypeError: the attribute `lacks` is not a dict from features to reasons.
     """
     lacks = dict.fromkeys(_TRANSFORMS, _REASON)
     lacks["large"] = "runs on ranks, to which each call sends its tensors"
@@ -58,12 +58,13 @@ class RankLoss:
     Args:
         given: the user's class or function.
         ranks: the number of ranks.
-        description: a description from which a new process can load `given`; by default package.module:NAME.
+        description: a description from which a new process can load `given`; by default its package.module:NAME.
         seconds: the time limit of a request, such as a forward pass.
         backend: the backend of torch.distributed; by default, :class:`crossent.subjects.ranks.group.Ranks` chooses one.
 
     Raises:
-        TypeError: `given` does not follow :mod:`crossent.subjects.ranks.protocol`, or has a wrong attribute `lacks`.
+        TypeError: `given` does not follow :mod:`crossent.subjects.ranks.protocol`, or has an attribute `lacks` that is
+            no dict from features to reasons.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class RankLoss:
     def use_context(self, input: Tensor, target: Tensor, options: Mapping[str, Any], scenario: str) -> list[str] | None:
         """Test the context of the loss on all ranks, and return the problems; None if the loss has no context.
 
-        With the scenario "twice", enter a second context inside the first. With "exception", an exception ends a
-        context. A call outside of the context must do the same before and after.
+        The scenario "twice" enters a second context inside the first. The scenario "exception" raises an exception in
+        a context. Calls before and after this context must have the same results.
         """
         if not hasattr(self._given, "context"):
             return None
@@ -137,9 +138,10 @@ class RankLoss:
         return list(dict.fromkeys(changed))
 
     def forward(self, input: Tensor, target: Tensor, options: Mapping[str, Any], differentiable: bool) -> Any:
-        """Return the loss, and the key with which :meth:`backward` finds the graphs on the ranks.
+        """Return the loss, and a key that :meth:`backward` needs to find the graphs on the ranks.
 
-        If a rank changed its copy of an argument, change the argument too.
+        If a rank changed its copy of an argument, change the argument too. If `differentiable` is False, the ranks keep
+        no graphs.
 
         Raises:
             RanksDifferError: without normalization="tokens", two ranks return different losses.
@@ -164,7 +166,7 @@ class RankLoss:
         return first.to(input.device), key
 
     def backward(self, key: int, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """Return the gradient of the logits, joined from the shards of all ranks.
+        """Return the gradient of the logits, joined from the gradients of all shards.
 
         `key` is the key that :meth:`forward` returned. `shape` is the shape of the logits.
         """
@@ -204,7 +206,7 @@ class RankLoss:
         return self._ranks.ask(request, "cpu" if device.type == "cpu" else str(device))
 
     def _write_back(self, replies: list[dict[str, Any]], arguments: Mapping[str, Any]) -> None:
-        """Copy each argument that a rank has changed to `arguments`, so that checks see the change."""
+        """Copy the tensors that ranks changed from the replies into `arguments`, so that checks see the change."""
         for rank, reply in enumerate(replies):
             for name, content in reply["written"].items():
                 with torch.no_grad():
@@ -245,7 +247,7 @@ class _OnRanks(torch.autograd.Function):
 
 
 class _GraphKey:
-    """Hold the key of a call's graphs. When this object is deleted, call `free(key)`."""
+    """The key of the graphs of a call. Deleting this object calls `free(key)`."""
 
     def __init__(self, free: Callable[[int], None], key: int) -> None:
         self._free, self.key = free, key
@@ -263,7 +265,7 @@ def _arguments(input: Tensor, target: Tensor, options: Mapping[str, Any]) -> dic
 
 
 def _dtype_of(input: Tensor, target: Tensor) -> torch.dtype:
-    """Return the dtype of the loss."""
+    """Return the dtype that torch gives the loss of this input and target."""
     return torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
 
 

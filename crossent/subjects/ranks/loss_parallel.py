@@ -20,7 +20,7 @@ else:
 
 
 def require_tensors() -> None:
-    """Raise ValueError if torch is older than 2.5, without the public names of DTensor."""
+    """Raise ValueError if torch is older than 2.5, and so has no public DTensor."""
     if not _HAS_TENSORS:
         raise ValueError(f"loss_parallel needs torch 2.5 or newer; this is torch {torch.__version__}")
 
@@ -28,7 +28,8 @@ def require_tensors() -> None:
 class LossParallel:
     """torch's own loss on several ranks: `F.cross_entropy` of a DTensor of logits, sharded along the class axis.
 
-    For class indices, no rank gathers the logits. `lacks` describes torch 2.13.0.
+    With class indices as the target, no rank collects the logits of other ranks. `lacks` has the features that this
+    loss lacks in torch 2.13.0.
     """
 
     lacks: ClassVar = {
@@ -51,7 +52,7 @@ class LossParallel:
         return made
 
     def forward(self, local_logits: Tensor, target: Tensor, shape: torch.Size, axis: int, options: Any) -> Tensor:
-        """Return the loss as a replicated DTensor. See :mod:`crossent.subjects.ranks.protocol` for the arguments."""
+        """Return the loss as a replicated DTensor. :mod:`crossent.subjects.ranks.protocol` explains the arguments."""
         stride = torch.empty(shape, device="meta").stride()
         logits = DTensor.from_local(
             local_logits, self._mesh, [Shard(axis)], run_check=False, shape=shape, stride=stride

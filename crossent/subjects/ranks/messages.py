@@ -22,7 +22,7 @@ class DamagedMessageError(Exception):
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """Return a message as bytes: the length of the content, then the content."""
+    """Return a message as bytes: the length of the serialized message, then the serialized message."""
     buffer = io.BytesIO()
     torch.save(message, buffer, _use_new_zipfile_serialization=False)
     content = buffer.getvalue()
@@ -30,7 +30,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def receive(stream: socket.socket, until: float = math.inf) -> bytes:
-    """Return the content of the next message. `until` is the time limit, as a value of `time.monotonic`.
+    """Return the next message, still serialized. `until` is the time limit, as a value of `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
@@ -40,7 +40,7 @@ def receive(stream: socket.socket, until: float = math.inf) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return the message with this content.
+    """Return the message that is serialized in `content`.
 
     Raises:
         DamagedMessageError: the content cannot be read, or is not a dict.

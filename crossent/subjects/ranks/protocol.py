@@ -12,8 +12,8 @@ Each rank joins the group, and makes one instance of the user's class, without a
 
 A loss without `context` and `backward` can be a function with the arguments of `forward`.
 
-`local_logits` is the shard of this rank: a leaf, which requires a gradient if the call does. Every rank gets the whole
-`target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape` is the shape of all
+`local_logits` is the shard of this rank: a leaf, which requires a gradient if the caller needs one. Every rank gets the
+whole `target` and all options: `weight`, `ignore_index`, `reduction` and `label_smoothing`. `shape` is the shape of all
 logits, and `axis` is the axis that is cut. Every rank must return the whole loss, with the same bits. If the loss is a
 DTensor, crossent takes its full tensor. `backward` gets the result of `forward` and the upstream gradient.
 
@@ -27,9 +27,9 @@ target is not `ignore_index`:
         def count(self, targets, options): ...  # optional: returns `tokens`
         def forward(self, local_logits, target, shape, axis, options, tokens): ...
 
-Such a loss may get a batch in micro-batches, as in gradient accumulation. `target` is the shard of this rank, and
-`shape` is the shape of the logits of the micro-batch on all ranks. `targets` has the `target` of each micro-batch. Each
-rank returns its part of the loss. The loss is the sum of the parts of all ranks and micro-batches.
+Such a loss may get a batch in micro-batches, as in gradient accumulation. `target` is this rank's shard of the target,
+and `shape` is the shape of the logits of the micro-batch on all ranks. `targets` has the `target` of each micro-batch.
+Each rank returns its part of the loss. The loss is the sum of the parts of all ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def require_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
 
 
 def require_number_of_ranks(ranks: object, operation: Operation = CROSS_ENTROPY) -> None:
-    """Raise ValueError for a wrong number of ranks, or for an operation that cannot run on ranks."""
+    """Raise ValueError for a number of ranks outside 1 to `MOST_RANKS`, or an operation that cannot run on ranks."""
     if type(ranks) is not int or not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks: got {quoted(ranks)}; allowed are whole numbers from 1 to {MOST_RANKS}")
     if operation is not CROSS_ENTROPY:
@@ -117,7 +117,7 @@ class OnRank:
         self.of_tokens = normalization_of(made) == "tokens"
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the user's context or, without a method `context`, a context that does nothing."""
+        """Return the result of the user's method `context`; without this method, a context that does nothing."""
         make = getattr(self._made, "context", nullcontext)
         made: AbstractContextManager[Any] = make()
         return made
@@ -131,7 +131,8 @@ class OnRank:
     def tokens(self, own: list[Tensor], whole: Tensor, logits: Tensor, options: dict[str, Any]) -> Any:
         """Return the divisor of the loss: the result of `count` or, without `count`, the number of kept rows.
 
-        `own` has this rank's target of each micro-batch. `whole` and `logits` belong to the whole batch.
+        `own` has this rank's target of each micro-batch. `whole` and `logits` are the target and the logits
+        of the whole batch.
         """
         count = getattr(self._made, "count", None)
         if count is not None:
@@ -159,7 +160,8 @@ class OnRank:
 def require_protocol(given: object) -> None:
     """Raise TypeError if an object is not a loss on several ranks, as this module describes.
 
-    The message begins with a phrase for the object. The caller puts "got" or "it is" before the message.
+    The message begins with a phrase for the object, such as "the class Loss". The caller puts "got" or
+    "it is" before the message.
     """
     arguments = forward_arguments(given)
     names = ", ".join(arguments)
@@ -236,7 +238,7 @@ def cut_axis(rule: str, dimensions: int) -> int:
 
 
 def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inputs) -> str | None:
-    """Return the reason for the missing feature `one_class` if `inputs` leave a rank without classes, or None."""
+    """Return the reason `lacks["one_class"]` if these inputs leave a rank without classes, or None."""
     if rule != "classes" or "one_class" not in lacks or not inputs.input.dim() or not inputs.classes:
         return None
     largest = -(-inputs.classes // ranks)
@@ -244,7 +246,7 @@ def why_no_classes(rule: str, ranks: int, lacks: Mapping[str, str], inputs: Inpu
 
 
 def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
-    """Return the shard of rank `rank` of `ranks` ranks, which may use the memory of `logits`.
+    """Return the shard of the logits for rank `rank` of `ranks` ranks. The shard may use the memory of `logits`.
 
     With the rule "padded", the shard may end with padding. With the rule "batch", `logits` may be a target.
     """
@@ -262,7 +264,9 @@ def shard(logits: Tensor, rule: str, rank: int, ranks: int) -> Tensor:
 
 
 def join(shards: Sequence[Tensor], rule: str, shape: Sequence[int]) -> Tensor:
-    """Return the whole gradient from the shards of all ranks, without padding. `shape` is the shape of the logits.
+    """Return the gradient of the logits, joined from the gradients of all shards without the padding.
+
+    `shape` is the shape of the logits.
 
     Raises:
         RuntimeError: the gradient of the padding is not 0.
@@ -290,7 +294,7 @@ _knows_nothing = False
 
 
 def allow_fork() -> None:
-    """Allow forks of ranks from this process, which knows no exact value."""
+    """Let this process fork ranks. The process must know no exact value."""
     global _knows_nothing
     _knows_nothing = True
 

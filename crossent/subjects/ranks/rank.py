@@ -135,7 +135,7 @@ _rank_state: _RankState | None = None
 
 
 def _start(place: Place, load: Callable[[], Any]) -> dict[str, Any]:
-    """Join the group, make the user's loss, and return a message: this process's id and any exception."""
+    """Join the group, make the user's loss, and return a dict with the id of this process and any exception."""
     global _rank_state
     process = 0
     with suppress(OSError, ValueError):  # not Linux; in a PID namespace, the id in /proc is another than os.getpid()
@@ -257,7 +257,11 @@ class _ProbeError(Exception):
 
 
 def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
-    """Test the context of the loss, as `RankLoss.use_context` describes, and return {"problems": …}."""
+    """Test the context of the loss, and return {"problems": …}, a list of phrases.
+
+    The scenario "twice" enters a second context inside the first. The scenario "exception" raises an exception in a
+    context, and compares the calls before and after this context.
+    """
     if request["scenario"] == "twice":
         try:
             with state.loss.context(), state.loss.context():
@@ -275,7 +279,7 @@ def _use_context(state: _RankState, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outside(state: _RankState, request: dict[str, Any]) -> str:
-    """Run both passes outside of the context, and return a phrase with a checksum of the results or with the error."""
+    """Run a forward and a backward pass outside of the context, and return a phrase about the results or the error."""
     logits, target, options = _arguments_on(state.place.own_device, request)
     local = shard(logits, state.rule, state.place.rank, state.place.ranks).detach().requires_grad_()
     try:

@@ -39,13 +39,14 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
         given: a description, a class or function of the user, or a loss of :func:`crossent.adapters.from_ranks`. A
             description is a name in `RANK_SUBJECTS`, package.module:NAME or path/to/file.py:NAME.
         ranks: the number of ranks.
-        timeout: the time limit of a case, in seconds. One pass may take a tenth of this time.
+        timeout: the time limit of a case, in seconds. One pass may take a tenth of this time, but at least
+            1 second.
         operation: the operation of the run.
         backend: the backend of torch.distributed; by default, :class:`crossent.subjects.ranks.group.Ranks` chooses one.
 
     Raises:
         ValueError: the subject cannot be loaded, or cannot run on `ranks` ranks. The message is one line.
-        TypeError: the object is not a loss on several ranks. The message is one line.
+        TypeError: `given` is not a loss on several ranks. The message is one line.
     """
     require_ranks(ranks, operation)
     how: dict[str, Any] = {"seconds": max(1.0, timeout / _CALLS), "backend": backend}
@@ -78,7 +79,7 @@ def load_on_ranks(given: Any, ranks: int, timeout: float, operation: Operation, 
 
 
 def with_rank_promise(subject: Subject) -> Subject:
-    """Return a copy of a subject of `RANK_SUBJECTS`, with its promise, contract and grade."""
+    """Return a copy of a subject with the promise, the contract and the grade of torch's `loss_parallel`."""
     return replace(subject, promise=RANK_PROMISE, contract=RANK_PROMISE, grades=grades_by_dtype(RANK_GRADE))
 
 

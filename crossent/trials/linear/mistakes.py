@@ -74,7 +74,7 @@ class _Numbers:
         return np.asarray(np.where(self.counted, self.factor * self.upstream, 0.0)[:, None] * d)
 
     def matrices(self, of: str) -> tuple[Array, Array]:
-        """Return two matrices whose product is the gradient with the name `of`."""
+        """Return two matrices whose product is the gradient `of`: "weight_gradient" or "bias_gradient"."""
         d = self.logits_gradient()
         return (d.T, self.hidden) if of == "weight_gradient" else (np.ones((1, len(d))), d)
 
@@ -204,7 +204,7 @@ def _denominators_differ(one: _Numbers, other: _Numbers) -> bool:
 
 
 def _of_chunks(right: _Numbers, terms: LinearTerms) -> Mistakes:
-    """Yield the mistakes about chunks of rows, for each chunk size, as :func:`_mistakes` does."""
+    """Yield the mistakes about chunks of rows, for each chunk size, as pairs (words, numbers)."""
     n, at = len(right.counted), np.arange(len(right.counted))
     for size in _chunk_sizes(n):
         yield f"without the last {_rows(size)}", replace(right, counted=right.counted & (at < n - size))
