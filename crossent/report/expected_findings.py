@@ -1,7 +1,7 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
 The comments of `torch_findings.toml` document the format. An entry may also name one finding by its `id`, instead of
-subject, checks, results and cases. An entry is *fixed* if the run has tested the entry without the failure.
+subject, checks, results and cases. An entry is *fixed* if its checks ran on its cases without the failure.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ExpectedFinding:
     Attributes:
         subject, device: patterns for names, with the wildcards of a shell.
         kind: one of `KINDS`, or "" for any kind.
-        results: names of results, such as "loss". The entry matches every check that compares such a result with the
-            exact value.
+        checks, results: names of checks, and names of results such as "loss". The entry matches these checks, and
+            every check that compares one of these results with the exact value.
         cases: patterns for the ids of cases.
         torch: versions of torch, such as `>=2.1,<2.4`; "" for all versions.
         got: the possible values of the worst element, as Python prints them; empty for any value.
@@ -68,7 +68,10 @@ class ExpectedFinding:
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Return whether the run of `subject` tested this entry: one of its checks or results, on one of its cases."""
+        """Return whether a check of this entry ran on `subject` and a case of this entry.
+
+        A result counts as the check with the same name.
+        """
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
@@ -83,7 +86,7 @@ class ExpectedFinding:
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
-        """Return whether the finding is this known failure, if :meth:`applies` is true.
+        """Return whether the finding is this known failure. The version of torch and the device are not compared.
 
         `subject` is the name of the subject in the list, which may differ from the name in the report.
         """
@@ -122,7 +125,8 @@ def check_entries(
 ) -> None:
     """Raise ValueError if an entry names a subject, check, result or case that does not exist.
 
-    If `subjects` or `cases` is None, any name is allowed.
+    The allowed names are in `subjects`, in `checks` and in the result of `cases`. If `subjects` or `cases` is None,
+    any subject or case is allowed. The error message names `operation`.
     """
     known: list[str] = []
     for entry in entries:
@@ -156,8 +160,9 @@ def mark(
 ) -> list[tuple[str, str]]:
     """Set `expected` of the findings that are known failures, and add the fixed entries to `report.fixed`.
 
-    `names` maps the name of a subject in the report to its name in `entries`. By default, these names are equal.
-    Return the text and the state of each entry, as `known` of :class:`crossent.report.document.Shard` has them.
+    `names` maps the name of a subject in the report to the name in `entries`. By default, the two names are equal.
+    Return the text and the state of each entry that applies to the run. The state is "happened", "absent" (tested
+    without the failure) or "not run".
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -180,9 +185,9 @@ def mark(
 
 
 def fixed(shards: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
-    """Return the texts of the known failures that are "absent" in a shard, and "happened" in no shard.
+    """Return the texts of the known failures with the state "absent" in a shard, and "happened" in no shard.
 
-    `shards` has the result of :func:`mark` for each shard.
+    `shards` has, for each shard, the texts and states that :func:`mark` returned.
     """
     made = []
     for states in zip(*shards, strict=True):

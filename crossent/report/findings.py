@@ -147,7 +147,7 @@ class Outcome:
         inputs, digest: checksums of the bits of the inputs and of the results. `digest` is "" if `results` is empty.
         grade: the grade that the subject reached, "A", "B" or "F"; "" if no grade was computed.
         checks, not_run: the result of each check that ran, and the reason for each skipped check.
-        results: summaries of the first call's results, by name ("loss"); empty if `call` failed or did not run.
+        results: summaries of the first call's results, by name ("loss"); empty if the check "call" did not pass.
         raised: the class and message of the error that a call with bad input raised; otherwise "".
     """
 
@@ -280,12 +280,12 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings.
 
-        Similar findings have the same check, kind and `similarity_key`. `by_plainness` sorts the findings of a group.
-        The groups are sorted by rule 1, then by rule 2, …:
+        Similar findings have the same check and kind, and similar messages (`similarity_key`). The clearest finding of
+        a group comes first (`by_plainness`). The groups are sorted by rule 1, then by rule 2, …:
         1. The kinds "refused" and "accepted" come last.
-        2. One group of each check and kind, if possible without a `declaration`, comes before all further groups.
+        2. One group of each check and kind, if possible without advice for `--without`, comes before further groups.
         3. Errors against the exact value come before errors against another result.
-        4. Larger errors come before smaller errors, by `size_of_error` of the first finding of the group.
+        4. Larger errors come before smaller errors. The first finding of a group counts (`size_of_error`).
         5. Earlier checks come before later checks.
         """
         sorts: dict[tuple[str, str, str, str], list[Finding]] = {}

@@ -91,7 +91,7 @@ class SubjectPart:
 
     Attributes:
         verdict: a key of `HEADLINES`.
-        rows: the heat map: for each check, a cell for each of `dtypes`.
+        dtypes, rows: the heat map. Each check has a row, with a cell for each dtype.
         strips: the plots of the errors.
         causes, lines: the groups shown in full, and the groups shown in one line.
         hidden: the number of findings that the page leaves out, by check and kind.

@@ -1,6 +1,7 @@
 """Keep the findings of the last runs in the folder `.crossent_cache`, for `--last-failed` and `crossent repro`.
 
-Each combination of arguments SUBJECT and `--operation` has one file, which the next such run replaces.
+Each combination of arguments SUBJECT and `--operation` has one file. The next run with this combination replaces the
+file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
-    """Write a report into the folder, without the cases that have no findings. If writing fails, do nothing.
+    """Write a report into the folder, with only the cases that have findings. If writing fails, do nothing.
 
     `subjects` are the arguments SUBJECT of the run, and `operation` is the value of `--operation`.
     """
@@ -47,7 +48,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def find_file(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with the finding `id` from this version of torch, or None."""
+    """Return the path of the newest file with the finding `id` from a run with the version `torch`, or None."""
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -59,15 +60,16 @@ def find_file(id: str, torch: str) -> str | None:
 
 
 def _with_findings(part: SubjectReport) -> SubjectReport:
-    """Return a copy of a subject's report, without the outcomes of cases that have no findings."""
+    """Return a copy of a subject's report, with only the outcomes of cases that have findings."""
     cases = {finding.case for finding in part.findings}
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
 def read_failed_checks(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
-    """Return the names of the checks that failed in the last run with these arguments, by case.
+    """Return the names of the checks that failed in the last run with these arguments, by the id of the case.
 
-    Known failures are left out. The arguments are as for :func:`path_of`.
+    `subjects` are the arguments SUBJECT of the run, and `operation` is the value of `--operation`. Known failures and
+    unknown cases are left out. If the file cannot be read, return an empty dict.
     """
     try:
         report = read_report(path_of(subjects, operation))

@@ -38,8 +38,8 @@ class Cell:
 def cell(tally: Tally | None, missing: int) -> Cell:
     """Return the cell of a check in a dtype: the largest share of a bound, and how many comparisons are evidence.
 
-    A comparison is evidence if a wrong result, such as zeros, would fail. `missing` counts the cases that skipped the
-    check.
+    If the check failed, the cell has the number of failures instead of the evidence. A comparison is evidence if a
+    wrong result, such as zeros, would fail. `missing` counts the cases that skipped the check.
     """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")

@@ -128,7 +128,10 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return the value if it is a list of names of features; otherwise raise TypeError or ValueError."""
+    """Return the value if it is a list of names of features; otherwise raise TypeError or ValueError.
+
+    Messages of errors call the value `what`.
+    """
     names = strings(value, what)  # the report shows the names in a command, which users may copy into a shell
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -195,7 +198,10 @@ def _seed(value: Any) -> int:
 
 
 def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
-    """Return the value if it is a checksum: eight hexadecimal digits in lower case."""
+    """Return the value if it is a checksum, eight hexadecimal digits in lower case; otherwise raise an error.
+
+    `or_empty` also allows "". Messages of errors call the value `what`.
+    """
     text = typed(str, value, what)
     if not (or_empty and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         empty = "empty or " if or_empty else ""
@@ -206,7 +212,8 @@ def _checksum(value: Any, what: str, *, or_empty: bool = False) -> str:
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     """Yield the path of each value in which two JSON documents differ, such as "subjects[0].name".
 
-    `where` is the path of `data` and `made` in the documents.
+    If both documents have the value, the path is followed by the value in `data`. `where` is the path of `data` and
+    `made` in the documents.
     """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
@@ -224,10 +231,10 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
 
 
 def read_json(path: str | os.PathLike[str], schemas: Sequence[int | str] = (SCHEMA,)) -> dict[str, Any]:
-    """Return the JSON document of a report file. Check its schema, version of torch and device, and nothing else.
+    """Return the JSON document of a report file. Check only the schema, the device, and that a torch version exists.
 
     Raises:
-        ValueError: the file is not a report, or has another schema.
+        ValueError: the file is not a report, is damaged, or has a schema that is not in `schemas`.
     """
     try:
         document = strict_json(path)

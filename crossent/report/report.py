@@ -42,7 +42,7 @@ MOST_CAUSES = 3  # the most causes of a subject that a report without -v shows, 
 class Report:
     """One run: its environment, and a report on each subject.
 
-    `str(report)` is the report as text. `report.ok` is the verdict: see `ok`.
+    `str(report)` is the report as text. `report.ok` is the verdict: whether the run passed.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
@@ -50,7 +50,8 @@ class Report:
         level, seed: the level and the seed of the cases.
         fixed: known failures that were tested and no longer happen. Delete their entries in the list of known failures.
         triples: the number of different combinations of three options in the cases that ran.
-        left_out: the checks (or only the chosen checks) that are planned for no case; empty if the user chose cases.
+        left_out: the checks that are planned for no case. If the user chose checks, only the chosen checks are listed.
+            Empty if the user chose cases.
         planned: None for a complete run. If the run was interrupted or stopped early, the number of planned cases.
         stopped: whether the run stopped early, because it reached `max_findings`.
         only: the chosen checks under the key "checks", and the ids and patterns of the chosen cases under the key
@@ -142,9 +143,9 @@ class Report:
         A result, such as the loss in float16, has evidence if a wrong result, such as zeros, would fail on some case.
         At least one case must have run on every subject.
 
-        If the user chose checks or cases, results need no evidence, and one subject with a case is enough. At least
-        one of the chosen checks must have run. A shard is ok if it is complete and has no findings except known
-        failures.
+        If the user chose checks or cases, the run needs no evidence. Then a case must have run on at least one subject,
+        and at least one of the chosen checks must have run. A shard is ok if the shard is complete and has no findings
+        except known failures.
         """
         if self.shard is not None:
             return self.planned is None and not self.failed
@@ -306,8 +307,8 @@ class Report:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
         Some names come from earlier versions of crossent, so that old files can still be read. The key "mended" lists
-        the known failures that are fixed. The key "held" of a case lists the checks without numbers that passed. The
-        outcome "held" means that the case passed. The outcome "expected" means only known failures.
+        the known failures that are fixed. The key "held" of a case lists the passed checks that compared no number. The
+        outcome "held" means that the case passed. The outcome "expected" means that only known failures happened.
         """
         document = {
             "schema": SCHEMA,

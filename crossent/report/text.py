@@ -166,7 +166,7 @@ def _ids(cause: Cause) -> Iterator[Text]:
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield the lines about causes that a missing feature explains, with the option that declares these features."""
+    """Yield the lines about causes that missing features explain, with the option that declares the features."""
     if not found:
         return
     options = as_options(without=[cause.feature for cause in found])
@@ -251,7 +251,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: "40 12%" for 40 cases whose largest error is 12% of its bound."""
+    """Return the cell of a check in a dtype, such as "40 12%": 40 cases, and a largest error of 12% of its bound."""
     if tally is None:
         return Text("")
     if tally.failed:

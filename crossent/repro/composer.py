@@ -21,8 +21,9 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: the function to copy in place of another function, by the name of the other function.
-        functions: the text of each copied function, by name, after the functions that the text uses.
+        instead: the functions to copy in place of others, by the names of the replaced functions.
+        functions: the text of each copied function or class, by name. A function comes after the functions that it
+            uses.
         imports: the modules that the functions use, except torch.
         values: the names of the values of `scripts/case.py` that the functions use.
     """
@@ -33,7 +34,10 @@ class Code:
     values: set[str] = field(default_factory=set)
 
     def add(self, function: ScriptFunction, name: str = "") -> None:
-        """Copy a function or class into the script under `name`, after all functions that its text uses."""
+        """Copy a function or class into the script, after all functions that its text uses.
+
+        `name` is the name in the script; by default, the function keeps its name.
+        """
         name = name or function.__name__
         function = self.instead.get(name, function)
         if name in self.functions:

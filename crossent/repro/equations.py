@@ -25,12 +25,13 @@ EquationTerms = tuple[tuple[int, float, Index], ...]
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation: each number of the first result of a subject is a weighted sum of numbers of its other results.
+    """An equation: each number of the first result of a subject is a weighted sum of numbers of the other results.
 
     Attributes:
         inputs: the inputs of the call that returns the first result, then the inputs of each other call.
-        terms: a function of a part of the result ("loss", …) and of the index of a number of the first result. The
-            function returns the terms of the sum. By default, two results are equal. For None, two results differ.
+        terms: a function that returns the terms of the sum. The arguments are a part of the result ("loss", …) and the
+            index of a number of the first result. By default, the equation says that two results are equal. None
+            says that two results must differ.
     """
 
     inputs: tuple[Inputs, ...]
@@ -91,7 +92,10 @@ def _reverse(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: the result of a batch follows from the results of two parts of the batch."""
+    """Return the equation: the result of a batch follows from the results of two parts of the batch.
+
+    If every split of the batch would divide by 0, return no equation.
+    """
     try:
         batches = changes.split_batch(given, terms_of(given))
     except NotRunError:

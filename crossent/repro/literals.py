@@ -50,7 +50,7 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _view(tensor: Tensor) -> str:
-    """Return the arguments of `as_strided` for the view that equals the tensor, as text."""
+    """Return the shape, strides and offset of a tensor as text, as the arguments of `as_strided`."""
     return f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
 
 

@@ -67,8 +67,8 @@ class Recipe:
         step: the function that calls the subject. A step may end the script itself, for example if a shape is wrong.
         number: the function that judges one number in the result of `step`; None if no finding is about a number.
         whole: the function that judges a whole part of a result; None if no finding is about a whole part.
-        numbers: a function that returns the shapes of the parts in which a number can be wrong, by name (`Focus.of`).
-        wholes: the same for the parts that can be wrong as a whole.
+        numbers: a function that returns the shape of each part in which a number can be wrong, by name (`Focus.of`).
+        wholes: a function that returns the shape of each part that can be wrong as a whole, by name (`Focus.of`).
         numbered: whether each finding of kind "wrong" is about a number.
         values: a function that returns the further values that the script needs, by name.
     """
@@ -133,7 +133,10 @@ def _called(
     number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
-    """Return the recipe of a check that makes several calls; `calls` has the judged parts of each call's result."""
+    """Return the recipe of a check that makes several calls.
+
+    `calls` has the names of the judged parts of each result, by the name of the call.
+    """
 
     def numbers(focus: Focus) -> Shapes:
         known = part_shapes(focus.inputs)

@@ -50,15 +50,16 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs with this version of torch, or from a new run of its case.
+    Without `report`, the finding comes from the last runs with this version of torch. If these runs do not have the
+    finding, or with `device` or `passed`, the case runs again.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
         device: the device of a new run; by default the CPU.
-        passed: whether the script shows a check that passes, and judges the number nearest to its error bound.
-        source: the user's function, as in `crossent check`; "" for a form or torch.
-        promises: `without`, `contract` and `grade` of a new run, as in `crossent check`.
+        passed: whether to show a check that passes. The script then judges the number nearest to its error bound.
+        source: the user's function, such as "kernels/mine.py:loss"; "" for a form or torch.
+        promises: the options `without`, `contract` and `grade` of `crossent check`, for a new run.
 
     Raises:
         ValueError: there is no such finding, the report is damaged, or `source` cannot be loaded.
@@ -108,10 +109,11 @@ def _load(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The arguments are as in :func:`script_of`.
+    `id` is SUBJECT:CHECK:CASE. `source` is the user's function, such as "kernels/mine.py:loss", or "" for a form or
+    torch. `promises` are the options `without`, `contract` and `grade` of `crossent check`.
 
     Raises:
-        ValueError: there is no such subject, check or case, or the finding does not happen here.
+        ValueError: there is no such subject, check or case, or the finding does not happen on this machine.
         RuntimeError: this machine does not have the device.
     """
     subject, check, case = _parts(id)
@@ -141,9 +143,9 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a `Finding` with the number nearest to its error bound, even if the check passes.
+    """Run a check on a case, and return a `Finding` about the number nearest to its error bound.
 
-    For a bad input, the `Finding` has no number.
+    `id` is SUBJECT:CHECK:CASE. The check may pass. For a bad input, the `Finding` has no number.
 
     Raises:
         ValueError: there is no such subject, check or case, or the check compares no number.
@@ -172,13 +174,16 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return the checks to run: `call` and `result`, which most checks need, and the check `name`."""
+    """Return the checks to run: `call` and `result`, which most checks need, and the check `name`.
+
+    On a case with a repeated batch, only the check `name` runs.
+    """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
 def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return the features with a text `Feature.instead` that a report declares missing for the subject of `finding`."""
+    """Return the missing features for which a report lists a declared difference of the subject of `finding`."""
     # A report is checked only up to the finding; later parts may be damaged.
     parts = [part for part in document["subjects"] if isinstance(part, dict) and part.get("name") == finding.subject]
     declared = [part["declared"] for part in parts if isinstance(part.get("declared"), list)]
@@ -186,7 +191,10 @@ def declared_differences(document: dict[str, Any], finding: Finding) -> set[str]
 
 
 def _missing_features(document: dict[str, Any], finding: Finding) -> set[str]:
-    """Return the features that the subject of a finding lacks in the run of a report."""
+    """Return the features that the subject of a finding lacks in the run of a report.
+
+    For a form or torch, return an empty set.
+    """
     if finding.subject.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         return set()  # the script itself knows what a form or torch lacks
     names, declared = ("gradient", "target_gradient"), document.get("without", [])
@@ -202,7 +210,10 @@ def _missing_features(document: dict[str, Any], finding: Finding) -> set[str]:
 
 
 def _own_subject(name: str, device: str, advice: str) -> Subject:
-    """Return the form or the subject of torch with this name, which may end in "+compile"."""
+    """Return the form or the subject of torch with this name, which may end in "+compile".
+
+    `advice` is part of the message for an unknown name.
+    """
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
         except_for = ", ".join(name for name, one in BY_NAME.items() if one.not_transformed)

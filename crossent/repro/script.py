@@ -96,7 +96,7 @@ def script(
         loaded: the user's function; None for a form, for torch, or if the source is unknown.
 
     Raises:
-        ValueError: the inputs have other bits here, or the check cannot have this finding on the case.
+        ValueError: the inputs do not have the checksum `digest`, or the check cannot have this finding on the case.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     if not subject.chunks and (keyword := _CHUNKS.search(f"{finding.of} {finding.message}")):
@@ -166,7 +166,10 @@ def _named(text: str, operation: Operation) -> str:
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call `step`, and then `ending` with its result; copy their functions into `code`."""
+    """Return the lines that call `step`, and then `ending` with the result. Copy both functions into `code`.
+
+    If `refusable` is true, an exception ends the script with status 2.
+    """
     code.add(step)
     lines = [f"{step.__name__}()"]
     if ending is not None:
@@ -185,7 +188,10 @@ def _needs_earlier_calls(finding: Finding) -> bool:
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines of a loop of attempts. Each attempt runs `lines`, then other calls of the subject."""
+    """Return the lines of a loop of attempts, and a call of `end` after the last attempt.
+
+    Each attempt runs `lines`, then other calls of the subject.
+    """
     code.add(call_others)
     code.add(end)
     repeated = [*(f"    {line}" for line in lines), "    call_others(attempt)"]
@@ -193,7 +199,7 @@ def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str
 
 
 def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: str) -> Recipe:
-    """Return the recipe for a finding, or raise ValueError if the check cannot have this finding here."""
+    """Return the recipe for a finding. Raise ValueError if the check cannot have this finding on the case."""
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
     if recipe is None:
@@ -243,7 +249,10 @@ def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
 
 
 def _impossible_result(finding: Finding, shapes: Shapes, numbered: Shapes) -> str:
-    """Return the error message for a finding whose result is not in `shapes`; results in `numbered` need numbers."""
+    """Return the error message for a finding whose result is not in `shapes`, the allowed results.
+
+    A result in `numbered` is allowed only in a finding with numbers.
+    """
     got, check = f"got result {quoted(finding.of)}", f"the check {finding.check}"
     if finding.of in numbered:
         return f"{got} without numbers; {check} reports this result with numbers, so give the numbers"

@@ -40,9 +40,10 @@ def comparisons(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return one check on one case in one run.
+    """Return the `Side` of a check on one case in one run.
 
-    `checked` has the checks that both runs have. `alike` says whether the first calls have equal results.
+    `checked` has the checks that both runs have on the case. `alike` says whether the results of the first call are
+    equal in both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)

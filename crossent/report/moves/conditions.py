@@ -109,9 +109,10 @@ def notes(
 def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject, each as the texts before and after the names of subjects.
+    """Yield the notes on one subject. A note has two texts; :func:`notes` puts the names of subjects between the texts.
 
-    `partial` says whether the new run and the old run are incomplete, in this order.
+    `explained` has each subject and case whose first call changed. `partial` says whether the new run and the old run
+    are incomplete, in this order.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

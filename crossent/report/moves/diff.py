@@ -197,8 +197,8 @@ class Diff:
     def sorts(self) -> dict[Kind, list[list[Move]]]:
         """For each kind, groups of similar changes of one subject and check, in the order of `moves`.
 
-        Changes on cases that show the same decision of torch (`Move.policy`) are similar. Other changes with an error
-        in ulp are similar. The rest are similar if their texts (`Move.says`) are equal.
+        Changes on cases that show the same decision of torch (`Move.policy`) are similar. All other changes in which
+        the new run has an error in ulp are similar. The rest are similar if their texts (`Move.says`) are equal.
         """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
@@ -210,9 +210,9 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of a change in the new run, or None if the check passed.
+        """Return the finding of the new run that belongs to a change, or None if the check passed in the new run.
 
-        If the call returns only in the new run, and its result is wrong, return the first finding about this result.
+        If the call returns only in the new run, and the result is wrong, return the first finding about the result.
         """
         if not move.also:
             return move.new.finding
@@ -220,7 +220,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return the lines about the known failures of a change, of the old run and then of the new run."""
+        """Return a line for the known failure of each run, the old run first. Equal reasons give one line."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -230,7 +230,8 @@ class Diff:
     def command(self, move: Move) -> str:
         """Return the shell command that repeats the finding of the new run, or else of the old run.
 
-        Without a finding, the command shows a result of a built-in subject. For any other subject, return "".
+        If neither run has a finding, the command shows a number of a form or of torch. If the subject is a user's
+        function, return "" instead.
         """
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file

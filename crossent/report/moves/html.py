@@ -61,7 +61,11 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the cards that show the groups of changes of one kind. Similar groups share a card."""
+    """Return the cards that show the groups of changes of one kind.
+
+    Groups with the same text (`Move.says`) share a card. For a kind that needs no action, groups with the same check
+    share a card.
+    """
     found: dict[str, list[Move]] = {}
     for group in groups:
         found.setdefault(group[0].check if kind in QUIET else group[0].says, []).extend(group)

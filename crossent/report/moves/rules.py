@@ -80,10 +80,11 @@ class Side:
 
     Attributes:
         finding: the finding, or None if the check passed.
-        shown: the summary of the result that the check is named after, such as "gradient". For "call", the summaries of
-            the results that no such check compares.
+        shown: the summary of the result with the name of the check, such as "gradient". For "call", the summaries of
+            the results that at least one of the two runs does not check.
         raised: for "call" and "errors", the class and message of the error on a bad input; otherwise "".
-        digest: for a check that uses results under another name, such as "sign", the checksums of these results.
+        digest: for a check that uses results with other names, such as "sign", the checksums of these results. For
+            "call", the checksum of all results, if both runs have equal results. Otherwise "".
         grade: for the check "result", the grade of the subject on the case; otherwise "".
     """
 
@@ -103,10 +104,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Move:
-    """The comparison of one check on one case of one subject. `old` and `new` are its sides in the two runs.
+    """The comparison of one check on one case of one subject. `old` and `new` are the check in each run.
 
     `policy` is the name of the decision of torch that the case shows (`POLICIES` of :mod:`crossent.cases.edges`), or
-    "". `also` has the checks that the result fails, if the call returns only in the new run.
+    "". If the call returns only in the new run, `also` has the checks that the new result fails.
     """
 
     kind: Kind
@@ -150,7 +151,7 @@ class Move:
 
     @property
     def change_in_ulp(self) -> float:
-        """The absolute change of the error in ulp. A missing error counts as 0, and a change of NaN as infinite."""
+        """The absolute change of the error in ulp. A missing error counts as 0. A change of NaN counts as infinite."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
@@ -192,10 +193,10 @@ def _same_bits(old: Side, new: Side) -> bool:
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """For sides without checksums, return whether the errors of the worst element are equal, rounded to 0.001 ulp.
+    """Return whether the errors of the worst element are equal, rounded to 0.001 ulp.
 
-    Another last bit of this element changes its error by about 1 ulp. Another library for the exact value changes the
-    error by less than 0.001 ulp.
+    If a side has checksums of results, return False. If the last bit of the element changes, the error changes by about
+    1 ulp. Another library for the exact value changes the error by less than 0.001 ulp.
     """
     before, now = old.measured.ulp, new.measured.ulp
     if _has_checksums(old, new) or before is None or now is None:
@@ -214,16 +215,17 @@ def _has_checksums(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side for the comparison, without the command of the finding, and with sorted reasons."""
+    """Return a copy of a side without the command of the finding, and with the reasons of `not_judged` sorted."""
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether the change between two sides is `BEHAVIOUR`, as `MEANINGS` says.
+    """Return whether a dtype, shape, class of error or kind of value changed, or a second call newly gives other bits.
 
-    If a finite result became a wrong NaN, return True only if torch decides the result (`policy`).
+    If the check failed and now passes, only another dtype or shape counts. If a finite result became a wrong NaN or
+    infinity, return True only if torch decides the result (`policy`).
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -255,7 +257,10 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _has_grown(less: Measured, more: Measured) -> bool:
-    """Return whether the error of `more` exceeds the error of `less` by more than `TIMES` and `LAST_PLACES`."""
+    """Return whether the error of `more` exceeds `TIMES` times the error of `less`, in ulp and as a share of the bound.
+
+    The error of `more` must also be larger by more than `LAST_PLACES` ulp.
+    """
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio

@@ -29,7 +29,8 @@ QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
     """Yield the conditions of the runs, a table of the changes, groups of similar changes, and the summary.
 
-    Of each kind, show groups about a decision of torch, and at most `most` other groups.
+    Of each kind, show groups about a decision of torch, and at most `most` other groups. Of a kind that needs no
+    action, show one group.
     """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment

@@ -65,7 +65,7 @@ def require_clones_untouched(clones):
 
 
 def allow_changes(*_):
-    """Judge no change: a subject without the feature "arguments" may change its arguments."""
+    """Do nothing: a subject without the feature "arguments" may change its arguments."""
 
 
 def call_without_gradients():
@@ -174,7 +174,10 @@ def call_in_threads():
 
 
 def call_in_circumstances():
-    """Return the results of calls in unusual circumstances, such as "under anomaly detection", by name."""
+    """Return the results of calls in unusual circumstances, such as "under anomaly detection", by name.
+
+    End the script with status 1 if an upstream gradient of NaN gives a gradient without NaN.
+    """
 
     def hooked(logits):
         logits.requires_grad_().register_hook(lambda gradient: None)

@@ -9,7 +9,7 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison
 
 
 def compiled(loss, backend="inductor", dynamic=None):
-    """Return a loss function compiled as one graph. End the script with status 2 if torch cannot compile here."""
+    """Return a loss function compiled as one graph. End the script with status 2 if torch cannot compile."""
     try:
         torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:

@@ -27,7 +27,8 @@ def check_deterministic():
 def call_on_stream():
     """Return the result of a call on a second CUDA stream.
 
-    The stream writes the arguments late, so an operation on another stream, which is wrong, reads zeros instead.
+    The arguments are zeros until the second stream writes their values. An operation on another stream is wrong: it
+    reads the zeros.
     """
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
