@@ -37,9 +37,9 @@ DEFINED: dict[str, ScriptFunction] = {
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the form or the subject of torch with this name, otherwise `ANOTHER`.
+    """Return the form or the subject of torch with this name. For any other name, return `ANOTHER`.
 
-    A subject NAME+compile is compiled for `device`.
+    For "NAME+compile", return the subject NAME, compiled for `device`.
     """
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
@@ -49,7 +49,8 @@ def subject_of(name: str, device: str) -> Subject:
 def subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
     """Yield the lines that import, load or compile the subject, or add the subject's function to `code`.
 
-    `source` is the text from which the user's function is loaded, otherwise "".
+    `source` is the text from which a user's function is loaded, such as "file.py:NAME". If `source` is "" and the name
+    is unknown, the lines end the script with status 2.
     """
     linear = operation is LINEAR_CROSS_ENTROPY
     if source:

@@ -19,7 +19,7 @@ _DEFAULTS = {option.name: option.default for option in fields(Settings)}
 
 
 def options_of(settings: Settings) -> dict[str, Any]:
-    """Return the settings that :func:`with_commands` needs, by name."""
+    """Return the settings that a command or a line of Python may name, such as "level", as a dict."""
     return {name: getattr(settings, name) for name in _NAMED}
 
 
@@ -27,6 +27,7 @@ def with_commands(findings: Iterable[Finding], source: str, options: Mapping[str
     """Return the findings, each with the command or the line of Python that repeats the finding.
 
     `source` is the text from which the subject was loaded, such as "file.py:NAME", or "" for a callable.
+    `options` is the result of :func:`options_of`.
     """
     return [replace(one, repeat=_command(one, source, options)) for one in findings]
 
@@ -57,9 +58,9 @@ def _command(finding: Finding, source: str, options: Mapping[str, Any]) -> str:
 
 
 def relative_source(source: str) -> str:
-    """Return the source of a subject, such as "path/to/file.py:NAME".
+    """Return the source of a subject, such as "/path/to/file.py:NAME".
 
-    The path of a file in the current directory becomes relative.
+    If the file is in the current directory, the path becomes relative to this directory.
     """
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()

@@ -57,7 +57,8 @@ def judge_case(
 ) -> Verdict:
     """Run the checks on one subject and one case, and return the verdict.
 
-    `host` calls the subject. If `enough(findings)` is true, no further check runs.
+    `question` has the case and its exact value. `host` calls the subject. If `enough(findings)` is true, no further
+    check runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -127,7 +128,7 @@ def _unused_options(trial: Trial) -> str:
 
 
 def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
-    """Call the subject without `option`, with the options `instead`, and return the checksum of the loss."""
+    """Call the subject with `instead` in place of `option`. Return the checksum of the loss, or None without a loss."""
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option} | instead
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
@@ -135,7 +136,10 @@ def _checksum_without(option: str, trial: Trial, **instead: str) -> int | None:
 
 
 def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """If the check `repeat` fails, note in the other findings that the result depends on earlier calls."""
+    """Return the findings, with a note if the check `repeat` fails.
+
+    The note in each other finding about a result says that the result depends on earlier calls.
+    """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
     why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."
@@ -191,7 +195,7 @@ def why_not_called(bad: BadInput, subject: Subject, inputs: Inputs) -> str:
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return a verdict with one finding: the subject ended the process ("crashed") or did not return ("hung")."""
+    """Return a verdict with one finding. `kind` is "hung" if the subject did not return, otherwise "crashed"."""
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -253,7 +257,10 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element of a difference, in words, and the hint `_AS_TORCH` or ""."""
+    """Return a text with torch's value at the worst element of a difference, and a hint.
+
+    The hint is `_AS_TORCH` if a wrong result has torch's bits but another contract, otherwise "".
+    """
     torch_itself = REFERENCES[trial.case.operation]
     try:
         result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))

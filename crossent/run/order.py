@@ -44,8 +44,9 @@ _BAD_INPUT = 0.001  # CPU seconds of a bad input
 class Part:
     """Some cases on some subjects, which run in one worker process.
 
-    `cases` are indices in the plan, `subjects` are indices in the run, and `cost` is in estimated CPU seconds. `what`
-    names the most expensive check and its case, such as "loss on ID".
+    `cases` are indices in the plan, and `subjects` are indices in the run. If `isolated`, the subjects run in isolated
+    processes. `cost` is the estimated cost in CPU seconds. `what` names the most expensive check and its case, such as
+    "loss on ID".
     """
 
     cases: Sequence[int]
@@ -122,6 +123,8 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
+    `subjects` is the number of subjects, and `jobs` is the number of worker processes.
+
     Each first case is a separate part. The other cases are divided into parts of about equal cost. Parts with expensive
     cases start early.
 
@@ -170,7 +173,7 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The steps of a run, for a progress bar. An iteration runs the steps.
+    """The steps of a run, for a progress bar. Reading a step runs the step.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.

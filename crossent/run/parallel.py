@@ -58,8 +58,8 @@ def run(
 ) -> bool:
     """Run the cases of a plan on subjects, and add the verdicts to `report`. Return whether all cases ran.
 
-    A run ends early when a call makes the device unusable, or after `settings.max_findings` findings. Known failures do
-    not count.
+    A run ends early when a call makes the device unusable, or after `settings.max_findings` findings. The known
+    failures in `known` do not count.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -128,7 +128,7 @@ def judge_each(
 
     `hosts` has, for each subject, the object that calls the subject, in this process or in another. `enough` returns
     whether the findings of a subject end the run. `question` has the exact values, if the caller computed them. `made`
-    has earlier calls of a bad input, by the name of the subject (:func:`call_ahead`).
+    has hosts with the outcomes of earlier calls of a bad input, by the name of the subject.
     """
     for subject, host in zip(subjects, hosts, strict=True):
         if reason := why_not_on_device(case.build, device):
@@ -168,7 +168,7 @@ def _judge_safely(
 
 @dataclass
 class _Work:
-    """The work of a run. Forked workers inherit this object."""
+    """The plan, subjects and settings of a run, and the state of a worker. Forked workers inherit this object."""
 
     planned: Plan
     subjects: Sequence[Subject]
@@ -185,7 +185,7 @@ class _Work:
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Yield each index in `places` with an iterator of :func:`judge_each`. Reading the iterator judges the case."""
+        """Yield each index in `places`, with an iterator that judges the case and yields the verdicts."""
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
             cases = {at: self.cases[at] for at in some}
@@ -226,7 +226,10 @@ class _Work:
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == TORCH_INDEX else self.subjects[subject]))
 
     def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return hosts in isolated processes for the subjects at these indices. Close all other hosts."""
+        """Return hosts that run the subjects in isolated processes, and close all other hosts.
+
+        `subjects` are indices in the run.
+        """
         if self.server is None:  # in a run of a user's function, no exact value has been computed yet
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():

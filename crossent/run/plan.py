@@ -4,10 +4,10 @@ The cases come from :mod:`crossent.cases`: the corpus of published bugs, the edg
 (more than 2^31 elements), and the covering arrays. The covering arrays are pairs, triples, sizes, size_triples and
 transformed. `samples` are a few cases of the corpus and of `transformed`.
 
-CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are costs of checks (:class:`crossent.trials.check.Cost`). Torch
-traces a graph of the subject for torch.compile or torch.export. "Other circumstances" are calls without gradients, in
-other threads, in modes of torch, or with tensors that are not leaves (:mod:`crossent.checks.circumstances`,
-:mod:`crossent.checks.leaves`).
+CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are costs of checks, from a single call to gigabytes of memory
+(:class:`crossent.trials.check.Cost`). A graph is torch's record of the operations of the subject, which torch.compile
+and torch.export need. "Other circumstances" are calls without gradients, in other threads, in modes of torch, or with
+tensors that are not leaves (:mod:`crossent.checks.circumstances`, :mod:`crossent.checks.leaves`).
 
 In each table, level normal also runs the rows of level quick. Level thorough runs all rows except `samples`:
 
@@ -137,7 +137,7 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
 
 
 def with_rank_checks(planned: Plan, dtypes: Sequence[str], seed: int) -> Plan:
-    """Return the plan `planned` with the checks of ranks, which run on a few cases of each dtype."""
+    """Add the checks of losses on several ranks to a plan, on a few cases of each dtype, and return the new plan."""
     own = tuple(RANK_CHECKS.values())
     more: dict[Case | BadInput, tuple[Check, ...]] = {
         case: (*planned.get(case, of_cost(Cost.CALL)), *own)
@@ -216,7 +216,10 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the first suitable case for each check of the cost CODE, with this check."""
+    """Yield a case for each check of the cost CODE, with this check: the first case that `Check.sample` selects.
+
+    Cases without rows, or with a uint8 target, are left out.
+    """
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

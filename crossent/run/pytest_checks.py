@@ -52,9 +52,9 @@ def parametrize(
     `--crossent-without` are added to `without`.
 
     Args:
-        subject: the function to check, as :func:`crossent.check` takes it.
+        subject: the function to check, as an object or as a string, such as "path/to/file.py:NAME".
         options: device, dtypes, level (default "quick"), seed (a number), without, contract, grade, expected_findings,
-            checks, cases and operation, as :func:`crossent.check` takes them.
+            checks, cases and operation. :func:`crossent.check` explains these arguments.
 
     Raises:
         TypeError: `options` has an option that this function does not take.
@@ -82,7 +82,7 @@ class CaseRun:
 
     Attributes:
         checks: the checks to run; empty for a bad input, on which `errors`, `arguments` and `state` run.
-        known: the lists of known failures, as :meth:`Settings.expected` returns them.
+        known: torch's list and the user's list of known failures.
     """
 
     subject: Subject
@@ -108,7 +108,7 @@ class CheckTest:
     """One check on one case, as a pytest test. Calling the object runs the check.
 
     Attributes:
-        id: the id of the test, as :func:`parametrize` documents it.
+        id: the id of the test, such as "check[case]@cuda".
         record: the result; None until the test has run.
         command: the command that runs this test alone; "" until the plugin sets it.
     """
@@ -219,7 +219,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 def command_of(item: Any, given: Mapping[str, Any]) -> str:
     """Return the command that repeats pytest's test `item` from the folder in which the user called pytest.
 
-    `given` maps each option to a value, a list of values, or None for no option.
+    `given` maps each option, such as "--crossent-level", to a value, a list of values, or None to leave out the option.
     """
     each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
     options = [f"{name}={one}" for name, one in each if one is not None]
@@ -272,7 +272,7 @@ def report_of_packed(records: Sequence[str]) -> Report:
 
 
 def compare(path: str, report: Report) -> tuple[list[str], bool]:
-    """Return the lines about the changes since `--crossent-baseline`, and whether the run must fail."""
+    """Compare the report with the report at `path`. Return lines about the changes, and whether the run must fail."""
     try:
         moved = diff(path, report)
     except OSError as error:
@@ -284,7 +284,7 @@ def compare(path: str, report: Report) -> tuple[list[str], bool]:
 
 
 def write_json(path: str, report: Report) -> list[str]:
-    """Write the report of `--crossent-json`. Return a line about the error, if any."""
+    """Write the report as JSON into the file `path`. Return a list with the error message, or an empty list."""
     try:
         report.write_json(path)
     except OSError as error:

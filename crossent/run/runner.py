@@ -63,31 +63,31 @@ def check(
         level: how many cases and checks run: "quick", "normal" or "thorough".
         seed: the seed of the numbers in the cases, 0 or more. The seed does not change the options of the cases.
             "random" draws a seed.
-        without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
+        without: the features that the subjects lack, as names from `crossent list features`. Checks and cases that need
             a missing feature are skipped. For a few features, the checks expect another result instead;
             `crossent list features` names that result.
-        contract: the promise of each subject about its arithmetic, by the names of `crossent list contracts`. "torch"
+        contract: what each subject promises about its arithmetic, as a name from `crossent list contracts`. "torch"
             judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. With None, the forms and torch have
             their own contracts, and other subjects have "kernel".
-        grade: the precision that a callable must reach in float16 and bfloat16. "A": the result is computed in float32
-            or wider, and rounded once. "B": each step may be rounded to the dtype. "float16=B" chooses B in float16
-            alone. The default is "A", or "B" under the contract "torch". If no contract is given, the forms and torch
-            have their own grades.
+        grade: the precision that each subject must reach in float16 and bfloat16. "A": the result is computed in
+            float32 or wider, and rounded once. "B": each step may be rounded to the dtype. "float16=B" chooses B in
+            float16 alone. The default is "A", or "B" under the contract "torch". If no contract is given, the forms and
+            torch have their own grades.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. By default, all cases run in this process, unless `ranks` is given. In a
             worker process, a subject may crash or hang without ending the run. If `device` is not "cpu", or if the
             system has no fork, no worker process is started.
-        timeout: with `jobs` or `ranks`, the seconds that all calls of a subject on one case may take together. If the
-            calls take longer, the case ends with a finding (hung).
-        checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
+        timeout: the seconds that all calls of a subject on one case may take together. If the calls take longer, the
+            case ends with the finding "hung". The limit applies only with `jobs` or `ranks`.
+        checks: the checks to run, as names from `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
-        cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A full id also chooses
-            a case that the level lacks. A mapping from cases to names of checks gives each case its own checks.
+        cases: the cases to run, as ids or as patterns such as `*smooth0.1*`; all if empty. A full id also chooses a
+            case that the level lacks. A mapping from cases to names of checks gives each case its own checks.
         max_findings: the number of findings after which the run ends; known failures do not count. The report of a run
-            that ended early has the cases that were done, and `report.ok` is False.
+            that ended early has the cases that ran, and `report.ok` is False.
         operation: the function of torch that the subjects compute: "cross_entropy", of logits, or
-            "linear_cross_entropy", of hidden states and a weight. The default is "cross_entropy". If the name of a form
-            or of a loss of torch is given, the default is the operation of this form or loss.
+            "linear_cross_entropy", of hidden states and a weight. The default is "cross_entropy". If a subject is the
+            name of a form or of a loss of torch, the default is the operation of this form or loss.
         ranks: the number of ranks, for subjects that run on several ranks, such as "loss_parallel". Each rank is a
             process with a shard of the logits. See "On several ranks" in the docs. None for subjects in one process.
         shard: the part of the run that this call runs: (2, 8) is the second of eight shards of about equal cost. All
@@ -105,7 +105,8 @@ def check(
             message names the argument, its value, and the values that are possible.
         TypeError: a subject is neither a name nor a callable that crossent can call as a cross-entropy.
         RuntimeError: this machine does not have the device.
-        KeyboardInterrupt: the user interrupted the run. The attribute `report` has the report of the finished cases.
+        KeyboardInterrupt: the user interrupted the run. The exception has the attribute `report`, the report
+            of the finished cases.
 
     Example:
         >>> import crossent
@@ -127,10 +128,10 @@ def run(
 ) -> Report:
     """Run cases on subjects, and return the report.
 
-    The settings choose cases from `planned`, or by default from the plan of their level.
+    The settings choose the cases from `planned`. By default, `planned` is the plan of the level in the settings.
 
     Raises:
-        ValueError: as for :meth:`Settings.select` and :meth:`Settings.expected`.
+        ValueError: a choice of cases or checks matches nothing, or the file of known failures is wrong.
         Interrupted: the user interrupted the run. The exception has the report of the finished cases.
     """
     planned = settings.plan() if planned is None else settings.select(planned)

@@ -37,8 +37,9 @@ def select(
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; all checks of the plan if empty. `call` and `result` run too.
-        cases: names of checks by the id of a case, or by a pattern such as `*smooth0.1*`; all cases if empty. An id or
-            a pattern without names has the checks in `checks`. A full id also chooses a case that the plan lacks.
+        cases: for each id of a case, or pattern such as `*smooth0.1*`, the names of the checks to run; all cases if
+            empty. An id or a pattern without names has the checks in `checks`. A full id also chooses a
+            case that the plan lacks.
         every: the checks that a name can choose; by default, the checks of the operation of the case.
 
     Raises:
@@ -97,7 +98,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with its seed and without."""
+    """Yield the id of a case with the seed, then the id without the seed. A bad input has only one id."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -126,7 +127,10 @@ def _checks(
     level: str,
     every: Mapping[str, Check] | None,
 ) -> Iterator[Check]:
-    """Yield the checks in `names` that run on a case. If `names` is empty, yield the checks of the plan or level."""
+    """Yield the checks in `names` that run on a case, and the checks `call` and `result`, which run before them.
+
+    If `names` is empty, yield the checks of the plan. For a case that the plan lacks, yield the checks of the level.
+    """
     if isinstance(case, BadInput):
         return
     if not names and planned is not None:

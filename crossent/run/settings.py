@@ -130,7 +130,7 @@ class Settings:
         """Return the chosen cases of the level, each with its chosen checks.
 
         Raises:
-            ValueError: as for :meth:`select`.
+            ValueError: a choice of cases or checks matches nothing, or a chosen case has another operation.
         """
         assert isinstance(self.seed, int)
         planned = _plan(self.level, tuple(self.dtypes), self.seed, self._operation)
@@ -164,7 +164,9 @@ class Settings:
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
-        """Return the subjects, each once and under a unique name; by default, the built-in subjects of the operation.
+        """Load each subject once, and return the subjects under unique names.
+
+        Without arguments, load the built-in subjects of the operation.
 
         Raises:
             ValueError: a subject cannot be loaded, or an option does not suit the subjects.
@@ -179,10 +181,10 @@ class Settings:
         return with_unique_names(once.values())
 
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
-        """Check that a chosen grade applies to at least one subject.
+        """Require that a chosen grade applies to at least one subject.
 
         Raises:
-            ValueError: the grade applies to no subject.
+            ValueError: no contract is chosen, and each subject is built in and has its own grade.
         """
         if self.grade and self.contract is None and all(builtin_of(subject) is not None for subject in subjects):
             names = ", ".join(subject.name for subject in subjects)
@@ -254,7 +256,8 @@ def _ids(seed: int, operation: Operation) -> list[str]:
 def operation_of(subjects: Iterable[object], operation: str | None) -> str:
     """Return the name of the operation of a run.
 
-    If `operation` is None, the forms and losses of torch in `subjects` decide. The default is "cross_entropy".
+    If `operation` is None, return the operation of the forms and losses of torch in `subjects`, by default
+    "cross_entropy".
 
     Raises:
         ValueError: two subjects compute different operations, or a subject does not compute `operation`.
@@ -282,8 +285,8 @@ def mark_expected(
 ) -> list[tuple[str, str]]:
     """Mark the known failures in `report`, and add the fixed failures to `report.fixed`.
 
-    Return the state of each entry of `known`: torch's list, and the user's list.
-    :func:`crossent.report.expected_findings.mark` documents the states.
+    `known` has torch's list and the user's list. Return a pair for each entry that applies to this run: the text of
+    the entry, and the state "happened", "absent" or "not run".
     """
     of_torch, of_user = known  # torch's list applies only to the subjects `like_torch`
     like_torch = [one for one in subjects if one.contract == TORCH_CONTRACT or _is_loss_parallel(one)]

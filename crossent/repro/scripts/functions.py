@@ -26,7 +26,7 @@ def verdict(wrong, message):
 
 
 def verdict_of_attempt(wrong, message):
-    """If the subject is wrong, print the message, and end the script with status 1."""
+    """Print the message and end the script with status 1 if the subject is wrong. Otherwise return."""
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -34,14 +34,14 @@ def verdict_of_attempt(wrong, message):
 
 
 def end_right():
-    """End the script with status 0: no attempt shows the finding."""
+    """End the script with status 0, since the result is right in every attempt."""
     print(f"torch {torch.__version__}: the result is right in every attempt")
     print("right", flush=True)
     raise SystemExit(0)
 
 
 def end_unknown():
-    """End the script with status 2: the earlier calls that cause the finding are unknown."""
+    """End the script with status 2, since the script does not have the earlier calls that cause the finding."""
     print(f"torch {torch.__version__}: no attempt shows the finding.")
     print("The result depends on calls that the run made before, and this script does not have them.")
     print("Repeat the run with its level and seed: crossent check SUBJECT --level LEVEL --seed SEED", flush=True)
@@ -49,14 +49,17 @@ def end_unknown():
 
 
 def cannot_run(message):
-    """Print why the script cannot run here, and end the script with status 2."""
+    """Print why the script cannot run on this machine, and end the script with status 2."""
     first_line = str(message).partition("\n")[0]
     print(f"torch {torch.__version__}: the script cannot run here: {first_line}", flush=True)
     raise SystemExit(2)
 
 
 def evaluate(logits, target, options, upstream, *, loss_of=None):
-    """Return a dict with the loss and the gradients of a call. `loss_of` replaces the subject."""
+    """Call the subject, or `loss_of` if given, and return a dict with the loss and the gradients.
+
+    If the loss has a wrong shape, the dict has no gradients.
+    """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
     loss = (loss_of or subject)(logits, target, **options)
@@ -70,9 +73,9 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
-    """Return a dict with the loss and the gradients of a linear cross-entropy.
+    """Call a linear cross-entropy, the subject or `loss_of`, and return a dict with the loss and the gradients.
 
-    `logits` are the hidden states. `loss_of` replaces the subject.
+    `logits` are the hidden states. If the loss has a wrong shape, the dict has no gradients.
     """
     leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
@@ -87,7 +90,10 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
-    """Return a dict with the loss and the gradient of the logits. `loss_of` replaces the subject."""
+    """Call the subject, or `loss_of` if given, and return a dict with the loss and the gradient of the logits.
+
+    If the loss has a wrong shape, the dict has no gradient.
+    """
     logits = logits.detach().requires_grad_()
     loss = (loss_of or subject)(logits, target.detach(), **options)
     require_dense(loss, requires_grad=True)
@@ -98,14 +104,17 @@ def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Return a dict with the loss, for a subject without gradients. `loss_of` replaces the subject."""
+    """Call a subject without gradients, or `loss_of` if given, and return a dict with the loss."""
     loss = (loss_of or subject)(logits, target, **options)
     require_dense(loss)
     return {"loss": loss}
 
 
 def require_dense(loss, requires_grad=False):
-    """Raise TypeError if a loss is not a dense tensor of real numbers."""
+    """Raise TypeError if a loss is not a dense tensor of real numbers.
+
+    If `requires_grad` is true, the loss must also require a gradient.
+    """
     kind = f"a tensor of {loss.dtype} with layout {loss.layout}" if torch.is_tensor(loss) else type(loss).__name__
     if not torch.is_tensor(loss) or loss.layout != torch.strided or loss.is_complex():
         raise TypeError(f"loss: got {kind}; expected a dense tensor of real numbers")
@@ -116,7 +125,7 @@ def require_dense(loss, requires_grad=False):
 def require_shape(loss, logits, target, options, upstream):
     """End the script with status 1 if a loss has a wrong dtype, shape or device.
 
-    `upstream` has the right shape of the loss.
+    The right shape is the shape of `upstream`.
     """
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
@@ -136,7 +145,7 @@ def judged(got, exact):
 
 
 def fresh(logits, target, options, upstream):
-    """Copy the arguments, with their strides. Tensors that share memory also share memory in the copy."""
+    """Return copies of the arguments, with the same strides. Copies share memory if the arguments share memory."""
     copies = {}
 
     def copy(value):
@@ -166,7 +175,7 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill freed memory with NaN, so that a call that reads uninitialized memory returns NaN."""
+    """Fill memory with NaN and free the memory, so that a call that reads uninitialized memory returns NaN."""
     for like in (logits, upstream, target):
         blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del blocks

@@ -13,9 +13,9 @@ from crossent.repro.scripts.single import arguments, require_unchanged, state
 
 
 def isolate():
-    """Run the script in a separate process, so that a crash or a hang of the call is a finding.
+    """Run the script again in a separate process, and end with the same status. A crash or a hang is a finding.
 
-    In the separate process, return at once.
+    In the separate process, this function returns at once.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
@@ -55,7 +55,7 @@ def check_refused():
 
 
 def try_bad_call():
-    """Call the subject with bad input, and print the error that the call raises."""
+    """Call the subject with bad input, and print the error, if the call raises one."""
     try:
         subject(logits, target, **options)
     except (Exception, SystemExit) as error:

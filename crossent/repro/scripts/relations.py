@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, requ
 
 
 def call_each():
-    """Make the calls of all equations, and return the results of the last equation."""
+    """Make the calls of each equation in `equations`, and return the results of the calls of the last equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -20,9 +20,9 @@ def call_each():
 
 
 def call_in_chunks():
-    """Call the subject with several chunk sizes, and return the results by the name of the call.
+    """Call the subject with several chunk sizes, and return the results by name, such as "with chunk_size=8".
 
-    Leave out sizes that the subject refuses.
+    Sizes that the subject refuses are left out. If the subject refuses all sizes, end the script with status 0.
     """
     results = {}
     for call, keyword, size in chunk_sizes:
@@ -42,13 +42,13 @@ def call_in_chunks():
 
 
 def judge_terms(results):
-    """Compare a number of the first result with a weighted sum of other numbers, and end the script."""
+    """Compare a number of the first result with the weighted sum of the numbers in `terms`, and end the script."""
     total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
     verdict(*judged(results[0][part][index].item(), total))
 
 
 def judge_unchanged(results):
-    """End the script with status 1 if the result is the same with and without an option."""
+    """End the script with status 1 if a call with an option and a call without the option give the same values."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"{part}: got the same values with and without the option; expected different values")

@@ -47,7 +47,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Compare a negative number of the loss with 0, and end the script. Other numbers are right."""
+    """Judge whether a number of the loss is below 0 by more than the error bound, and end the script."""
     got = result[part][index].item()
     verdict(*(judged(got, 0.0) if got < 0 else (False, f"got {got!r}, which is not negative")))
 
@@ -59,7 +59,7 @@ def judge_row_sum(result):
 
 
 def show_call():
-    """Call the subject, read its result, and print the loss."""
+    """Call the subject, read all values of the result, and print the loss."""
     try:
         result = evaluate(*given)
     except SystemExit as error:  # the status of the exception may be 0
@@ -74,7 +74,7 @@ def check_shape():
 
 
 def arguments():
-    """Return the view and the memory of each argument and of the upstream gradient, by name."""
+    """Return the shape, strides, offset and memory of each argument and of the upstream gradient, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     return {name: (view(one), memory(one).tolist()) for name, one in tensors.items()}
@@ -86,7 +86,7 @@ def view(tensor):
 
 
 def require_unchanged(before, after, when=""):
-    """End the script with status 1 if a value of `before` differs in `after`. `when` ends the message."""
+    """End the script with status 1 if a value of `before` differs in `after`. The message ends in `when`."""
     # the state of CUDA's generators is [] until a call initializes CUDA
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
@@ -125,7 +125,10 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and numpy's handling of floating-point errors."""
+    """Return the state of numpy's random generator, and how numpy handles floating-point errors.
+
+    Without numpy, return None twice.
+    """
     try:
         import numpy
     except ImportError:
@@ -253,7 +256,7 @@ def call_on_repeated():
 
 
 def check_memory():
-    """Check that a large call takes less memory than one number for each row and class."""
+    """Check that a large call takes less memory than its logits would take: one number for each row and class."""
     rows, classes = many
     x = logits.repeat(-(-rows // len(logits)), 1)[:rows]
     y = target.repeat(-(-rows // len(target)))[:rows]
@@ -280,7 +283,7 @@ def check_memory():
 
 
 def resident(name):
-    """Return the memory of this process in bytes: "VmRSS" is the memory now, "VmHWM" the largest since the reset."""
+    """Return the memory of this process in bytes: "VmRSS" is the current memory, "VmHWM" the largest since a reset."""
     with open("/proc/self/status") as file:
         (found,) = (line.split()[1] for line in file if line.startswith(f"{name}:"))
     return int(found) * 1024

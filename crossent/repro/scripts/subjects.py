@@ -1,4 +1,4 @@
-"""Subjects that a script defines itself. A printed script has at most one, under the name `subject`."""
+"""Subjects that a script defines itself. A printed script has at most one of them, under the name `subject`."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -6,19 +6,19 @@ import torch
 
 
 def torch_loss(input, target, **options):
-    """Call a torch.nn.CrossEntropyLoss with these options."""
+    """Call torch.nn.CrossEntropyLoss(**options)."""
     return torch.nn.CrossEntropyLoss(**options)(input, target)
 
 
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
-    """Call log_softmax along the last axis, then nll_loss, which has no label smoothing."""
+    """Call log_softmax on the classes, then nll_loss. `label_smoothing` is ignored, since nll_loss has none."""
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with Python numbers, and return the loss as a float64 tensor."""
+    """Call crossent.scalar with the tensors as Python numbers, and return the loss as a float64 tensor."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]

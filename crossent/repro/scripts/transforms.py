@@ -15,7 +15,7 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and a function from an upstream gradient to a tuple of gradients."""
+    """Return the loss, and a function that takes an upstream gradient and returns a tuple of gradients."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
@@ -111,7 +111,8 @@ def pushed(function):
 def differentiate_batch_twice():
     """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
 
-    The first is with respect to the logits, the second with respect to the upstream gradient.
+    The first is with respect to the logits, the second with respect to the upstream gradient. A derivative is
+    None if autograd cannot compute it.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -151,14 +152,17 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A module that calls `loss`, for torch.export. The options in `names` are arguments of `forward`."""
+    """A module that calls `loss`, for torch.export.
+
+    `names` are the options that `forward` takes as arguments. `options` has the values of the other options.
+    """
 
     def __init__(self, loss, names, options):
         super().__init__()
         self.loss, self.names, self.options = loss, names, options
 
     def forward(self, logits, target, *tensors):
-        """Return the loss. `tensors` are the options in `names`."""
+        """Return the loss. `tensors` are the values of the options in `names`."""
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
 
 

@@ -136,7 +136,7 @@ def _kill(process: int) -> int:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Add the exit status of each child process that has ended to `ended`, by process id."""
+    """Put the exit status of each finished child process into `ended`, by process id."""
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:
             ended[done[0]] = os.waitstatus_to_exitcode(done[1])

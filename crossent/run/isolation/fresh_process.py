@@ -128,7 +128,10 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str
 
 
 def _outcome(folder: Path, act: Callable[..., T], arguments: tuple[Any, ...], late: str, status: int) -> Performed[T]:
-    """Return the outcome of `act` from the reply in the folder, or how the process ended."""
+    """Return the outcome of `act` from the reply in `folder`. Without a reply, return how the process ended.
+
+    `late` names the exceeded time limit, or is "". `status` is the exit status of the process.
+    """
     reply = folder / _REPLY
     if reply.exists():
         try:
@@ -192,7 +195,7 @@ def perform_each(
 def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: str) -> dict[str, dict[str, Host]]:
     """Call each subject with each bad input in a new process, and return hosts with the outcomes.
 
-    The keys are the id of the bad input and the name of the subject. Entries may be missing.
+    The keys are the id of the bad input and the name of the subject. A call that was not made has no entry.
     """
     calls = [(bad, one) for bad in cases for one in subjects if not why_not_called(bad, one, bad.build())]
     if len(calls) < 2 or not can_fork():
@@ -207,9 +210,9 @@ def call_ahead(cases: Sequence[BadInput], subjects: Sequence[Subject], device: s
 
 
 def serve(folder: str, jobs: str, seconds: str) -> None:
-    """Fork a process for each request in `folder`, and write how each process ended.
+    """Fork a process for each request in a folder of `folder`, and write how each process ended into this folder.
 
-    At most `jobs` processes run at once. A call may take `seconds`.
+    At most `jobs` processes run at once. `seconds` is the time limit of a call.
     """
     waiting = sorted((path.parent for path in Path(folder).glob(f"*/{_REQUEST}")), key=lambda path: int(path.name))
     running: dict[int, tuple[Path, _TimeLimits]] = {}

@@ -132,7 +132,10 @@ class IsolatedProcess:
     def _confirm(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Return the outcome, or "crashed" if its value is `NotRun` but torch gives another value."""
+        """Return the outcome `performed`, or "crashed" if the process wrongly says that the act cannot run.
+
+        The process is wrong if the same act on torch gives another value.
+        """
         if not isinstance(performed.value, NotRun) or self._subject == TORCH_INDEX:
             return performed
         reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
@@ -150,7 +153,7 @@ class IsolatedProcess:
         return performed
 
     def _take_output(self, performed: Performed[T]) -> Performed[T]:
-        """Empty the output file, and report a long output as changed state."""
+        """Empty the output file, and return the outcome. A long output is added to the changed state."""
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
             performed = replace(

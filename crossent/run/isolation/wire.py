@@ -43,7 +43,7 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    The message of :func:`receive` and :func:`read_reply` follows the words "its process sent".
+    In a finding, a message of :func:`receive` or :func:`read_reply` follows the words "its process sent".
     """
 
 
@@ -124,7 +124,7 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """A pickler that writes the whole storage of each tensor, once for tensors that share a storage."""
+    """A pickler that writes the whole storage of each tensor. A storage that tensors share is written once."""
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol)
@@ -144,7 +144,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler. `find(module, name)` returns the object, or None if the name is forbidden."""
+    """An unpickler that uses only objects of `find(module, name)`, which returns None for a forbidden name."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)
@@ -249,7 +249,11 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
 
 
 class _Reader:
-    """A reader of a reply. `raw` has the data of the tensors, in the order of the header."""
+    """A reader of the values in the header of a reply.
+
+    `raw` has the data of the tensors, in the order of the header. Each tensor must be on one of the `devices`, and have
+    at most `most` bytes.
+    """
 
     def __init__(self, raw: bytes, devices: set[str], most: int) -> None:
         self._raw, self._devices, self._most, self._at = raw, devices, most, 0
@@ -304,7 +308,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value, and each of its elements and attributes, has the declared type."""
+    """Return whether a value has the type `type_`, and each element and attribute has its declared type."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True

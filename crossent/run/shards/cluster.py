@@ -18,12 +18,13 @@ _SHARDS_PER_THREAD = 2
 def check_on_dask(address: str, *subjects: str, shards: int | None = None, **options: Any) -> Report:
     """Run the shards of a run on the workers of the Dask scheduler at an address, such as "tcp://host:8786".
 
-    By default, the workers run two shards for each of their threads. `subjects` and `options` are the arguments of
-    :func:`crossent.over`.
+    `shards` is the number of shards, by default two for each thread of the workers. `subjects` and `options` are the
+    arguments of :func:`crossent.over`.
 
     Raises:
         ValueError: the package `distributed` is missing, no scheduler with workers answers, or an argument is wrong.
-        TypeError, RuntimeError: as for :func:`crossent.over`.
+        TypeError: a subject is not a string, or `cases` is a mapping.
+        RuntimeError: a shard failed too often, or Dask cannot run more shards.
     """
     try:
         from distributed import Client

@@ -67,7 +67,7 @@ def described(settings: Settings, subjects: Sequence[Subject], planned: Plan, pa
 
 
 def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Plan) -> Mapping[str, str]:
-    """Return values that must be equal in all shards, but are not in the report of a whole run."""
+    """Return, by name, values that must be equal in all shards and that the report of a whole run does not have."""
     checks = {case.id: [check.name for check in checks] for case, checks in planned.items()}
     plan = hashlib.sha256(json.dumps(list(checks.items())).encode()).hexdigest()
     code = {f"code of {one.name}": checksum_of_file(one.source) for one in subjects}
@@ -80,7 +80,7 @@ def _values_of_run(settings: Settings, subjects: Sequence[Subject], planned: Pla
 
 
 def checksum_of_file(source: str) -> str:
-    """Return a checksum of the .py file in a source such as "path/to/file.py:NAME", or ""."""
+    """Return a checksum of the .py file in a source such as "path/to/file.py:NAME", or "" without a file."""
     path = source.removesuffix(COMPILE_SUFFIX).rpartition(":")[0]
     if path.endswith(".py"):
         with suppress(OSError):

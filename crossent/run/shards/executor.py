@@ -47,7 +47,7 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
     ranks: int | None = None,
     progress: Progress = iter,
 ) -> Report:
-    """Check functions as :func:`crossent.check` does, in shards that an executor runs; return the report of the run.
+    """Check functions in shards that an executor runs, and return the report of the whole run.
 
     A worker of the executor runs `crossent check` for a shard in a new process, and returns the bytes of a report. This
     function verifies and merges the reports. The merged report equals the report of one run, byte for byte. Each worker
@@ -62,7 +62,7 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
         executor: an executor, such as a `ProcessPoolExecutor`, a `ThreadPoolExecutor`, the executor of loky, or the
             result of Dask's `client.get_executor(pure=False)`. A function without arguments that returns a new executor
             is allowed too. An executor from the function is shut down at the end.
-        subjects: the functions to check, by name: see :func:`crossent.check`. Each command imports the functions.
+        subjects: the functions to check, as strings such as "path/to/file.py:NAME". Each command imports the functions.
         shards: the number of shards, which have about equal cost. Each shard starts Python and imports torch.
         attempts: the most times that a shard is sent to a worker.
         device: the device of the tensors. :func:`crossent.check` explains this argument, and `dtypes`, `level`, `seed`,
@@ -71,8 +71,8 @@ def over(  # noqa: D417  # the text of `device` stands for a dozen arguments
         progress: a function that wraps an iterable, for a progress bar. Each item stands for a shard.
 
     Raises:
-        ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range. Or a worker
-            does not have the folder, or the workers have different versions.
+        ValueError: the command for a shard refuses an argument, or `shards` or `attempts` is out of range. The
+            same error says that a worker does not have the folder, or that the workers have different versions.
         TypeError: a subject is not a string, or `cases` is a mapping.
         RuntimeError: a shard failed too often, or the executor cannot go on. The message is one line.
     """
