@@ -69,7 +69,7 @@ def _deterministic() -> tuple[bool, bool]:
 
 
 def _autocast() -> tuple[Any, ...]:
-    """Return whether autocast is on, and its dtype, as a pair for CPU and a pair for CUDA."""
+    """Return a pair for CPU and a pair for CUDA: whether autocast is on, and the dtype of autocast."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and newer, where the other functions warn
         return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
     return (
@@ -102,7 +102,7 @@ _BACKENDS = ("cuda", "mkldnn")
 
 
 def _matmul_precision() -> str | tuple[str, ...]:
-    """Return the float32 matmul precision, such as "highest", or the precision of each backend."""
+    """Return the float32 matmul precision, such as "highest"; a tuple if the precisions of the backends differ."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # the backends have different precisions
@@ -119,7 +119,7 @@ def _set_matmul_precision(to: str | tuple[str, ...]) -> None:
 
 
 def _filters() -> list[Any]:
-    """Return the warning filters for Python's own categories, which a call must not change."""
+    """Return the warning filters for builtin categories, such as UserWarning. A call must not change these filters."""
     # Libraries such as sympy, which torch may import during a call, add filters for their own categories.
     return [one for one in _all_filters() if _is_builtin(one[2])]
 

@@ -78,10 +78,10 @@ def _differ(what: Sized) -> str:
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
-    """Raise ValueError, before a run, if its results cannot be compared with the report `old`.
+    """Raise ValueError if the results of a planned run cannot be compared with the report `old`.
 
-    `subjects` names the subjects of the run, such as "torch" or "path/to/file.py:NAME". If `subjects` is empty, the run
-    has the forms and torch.
+    `settings` and `subjects` describe the planned run. A subject is, for example, "torch" or "path/to/file.py:NAME". If
+    `subjects` is empty, the run has the forms and torch.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device, settings.ranks), level=settings.level, seed=settings.seed)
@@ -127,6 +127,7 @@ def verify(
 
     `subjects` describes the subjects other than the forms and torch, such as "path/to/file.py:NAME". With `force`, run
     even if the versions or the machine differ from the report. Messages show `file`, the name of the report's file.
+    `expected_findings` is the path of a file of known failures.
 
     Raises:
         ValueError: the report cannot be verified here, or `subjects` does not fit the report.
@@ -176,7 +177,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats the report `claim`.
 
     Raises:
-        ValueError: one run cannot repeat the report.
+        ValueError: the report is of a shard, has no results, or has settings that a single run cannot have.
         RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
@@ -224,7 +225,7 @@ def _is_builtin(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Load the subjects with these names. Load functions of the user from the descriptions `given`."""
+    """Return the subjects with the names `names`. The descriptions `given` name the code of the user's functions."""
     loaded = settings.load(*given) if given else []
     have = [subject.name for subject in loaded]
     if extra := [name for name in have if name not in names and not _is_builtin(name)]:
@@ -245,7 +246,10 @@ def _values_without_case(report: Report) -> dict[str, Any]:
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
-    """Yield each case whose results differ, and its difference. `then` is in the report, and `now` in the new run."""
+    """Yield the id of each case whose results differ, and the difference.
+
+    `then` has the results of a subject in the report `claim`, and `now` the results of the new run.
+    """
     # With --last-failed, each case may have its own checks. A run that stopped early left out checks of its last cases.
     # So compare only the checks in the report. If the run did not stop early, `added` has failures of other checks.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
@@ -290,7 +294,7 @@ def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 
 
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
-    """Return the entry of each case in the JSON document of a report, with its findings, by case id."""
+    """Return the JSON entry of each case, with findings, by case id. If the run `stopped` early, omit the grades."""
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]
     for entry in cases.values():

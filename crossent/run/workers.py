@@ -1,4 +1,7 @@
-"""Start and watch worker processes, which run the parts of a run, and kill a worker that stops responding."""
+"""Start and watch worker processes, and kill a worker that stops responding.
+
+A part is some cases on some subjects, which run in one worker.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of worker processes, each of which runs one part of a run at a time.
+    """A pool of worker processes, each of which runs one part at a time.
 
     A worker regularly gives a sign of life: it writes the number of its part into a pipe (:func:`alive`).
 
@@ -61,7 +64,10 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, and return the future of the result. After `timeout` seconds, kill the worker."""
+        """Let a worker run a part, and return the future of the result.
+
+        Kill the worker after `timeout` seconds. None stands for no limit.
+        """
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number

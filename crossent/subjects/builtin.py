@@ -139,7 +139,7 @@ TORCH_NLL = Subject(
 def _torch_linear(
     chunks: Mapping[str, Any] | None, input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
 ) -> Tensor:
-    """Return the loss of F.linear_cross_entropy. `chunks` has arguments of torch.nn.LinearCrossEntropyOptions."""
+    """Return the loss of F.linear_cross_entropy. `chunks` has arguments of LinearCrossEntropyOptions, or is None."""
     if "batch_chunk_size" in options:
         chunks = {**(chunks or {}), "batch_chunk_size": options.pop("batch_chunk_size")}
     how = None if chunks is None else torch.nn.LinearCrossEntropyOptions(**chunks)
@@ -267,12 +267,12 @@ def builtin_subjects(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
 
 
 def subjects_of(name: str, device: str) -> tuple[Subject, ...]:
-    """Return the built-in subjects that a name of `EVERY_NAMED` stands for, on a device such as "cuda:0"."""
+    """Return the built-in subjects that a name such as "torch" stands for, on a device such as "cuda:0"."""
     return (_FUSED[path_of(device.partition(":")[0])],) if name == "fused" else EVERY_NAMED[name]
 
 
 def default_names(operation: Operation, device: str) -> list[str]:
-    """Return the names of the subjects that a run checks by default: the forms and torch."""
+    """Return the names that a run checks by default: torch and the forms, without `fused` if its kernel cannot run."""
     # Leave out `fused` where its kernel does not run.
     runs = _FUSED["blocked"] not in subjects_of("fused", device)
     return [name for name in builtin_subjects(operation) if name != "fused" or runs]
@@ -286,7 +286,7 @@ def builtin_of(subject: Subject) -> Subject | None:
 def with_unique_names(subjects: Iterable[Subject]) -> list[Subject]:
     """Return the subjects with unique names. Two functions with the name "loss" become "loss" and "loss#2".
 
-    A function with the name of a built-in subject, such as "formula", becomes "formula#2".
+    A function of the user with the name of a built-in subject, such as "formula", becomes "formula#2".
     """
     used = Counter([*BY_NAME, *(f"{name}{COMPILE_SUFFIX}" for name in BY_NAME)])
     subjects = list(subjects)

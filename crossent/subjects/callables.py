@@ -36,16 +36,16 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     signature lacks an option, the subject lacks the features of this option.
 
     Args:
-        given: a loss function, a class, or a function that takes only options and returns a loss function. Its
-            attribute `lacks` has further missing features, with reasons. Its attribute `chunks` names the keywords that
-            set the size of a chunk.
+        given: a loss function, a class, or a function that takes only options and returns a loss function. `given` may
+            have two attributes: `lacks`, a dict from further missing features to reasons, and `chunks`, the keywords
+            that set the size of a chunk.
         name: the name of the subject; by default, the name of the callable.
         source: the description from which the subject can be loaded again; "" if there is none.
         operation: the operation that `given` computes. For a linear cross-entropy, only a loss function is allowed.
 
     Raises:
-        TypeError: `given` cannot be called as a cross-entropy, or an attribute is wrong. The message continues a
-            sentence, such as "subject: got".
+        TypeError: `given` cannot be called as a cross-entropy, or an attribute is wrong. The message is the end of a
+            sentence that begins with "subject: got".
 
     Example:
         >>> subject = as_subject(lambda input, target: torch.logsumexp(input, 1).mean(), "wrong")
@@ -145,7 +145,7 @@ def declared_lacks(given: object) -> dict[str, str]:
 
 
 def _lacking_if_interpreted() -> dict[str, str]:
-    """Return the feature bfloat16, with a reason, under Triton's interpreter; otherwise return {}."""
+    """Return the missing feature bfloat16 and a reason, as a dict, if Triton's interpreter is in use, otherwise {}."""
     # In Triton 3.9, the interpreter turns 2.311 into 2.297 instead of 2.3125.
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
@@ -200,7 +200,7 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
 
 
 def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
-    """Return why a function with these parameters cannot get `arguments` by position; "" if it can."""
+    """Return why a function cannot be called with `arguments` by position and options by keyword; "" if it can."""
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]

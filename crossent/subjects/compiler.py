@@ -35,8 +35,9 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to kee
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     """Yield `loss` as a function that torch compiles into one graph at the first call.
 
-    `backend` is `TRACER` or `INDUCTOR`. If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of
-    the first call. Before and after the `with` block, torch drops all compiled graphs of this process.
+    `backend` is `TRACER`, which runs torch's own kernels, or `INDUCTOR`, which generates code. If `dynamic` is True,
+    the graph is for any sizes, otherwise for the sizes of the first call. Before and after the `with` block, torch
+    drops all compiled graphs of this process.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files

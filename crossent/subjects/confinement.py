@@ -2,9 +2,10 @@
 
 On Linux, such a process cannot read or write the memory of the process that judges the results. With a PID
 namespace, or from Linux 6.12 on, the process cannot signal a process that it has not started. When the process ends,
-its children end too; without a namespace, some may survive.
+its children are killed. On an older Linux without a namespace, some children may survive.
 
-Other systems have no such limits. SECURITY.md lists the limits that each system grants.
+On other systems, the only limit is that the processes of its process group are killed. SECURITY.md has a table of the
+limits.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def unreadable() -> Iterator[None]:
 
 
 def drop_privileges() -> None:
-    """Give up every capability except two for opening files, and the right to gain privileges later."""
+    """Give up the right to gain privileges later, and every capability except two, which let root open any file."""
     _prctl(_SET_NO_NEW_PRIVS, 1)  # as Landlock and seccomp require
     kept = {_DAC_OVERRIDE, _DAC_READ_SEARCH}
     for capability in set(range(_LAST_CAPABILITY + 1)) - kept:
@@ -162,7 +163,10 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Call `run` in a child process, until the child ends or the pipe `end` has input or closes."""
+    """Call `run` in a child process. Kill the child and its children when the pipe `end` has input or closes.
+
+    If the child ends first, kill its children. The child keeps only the file descriptors 0 to 2 and `kept`.
+    """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, continue even if a subject stopped this process

@@ -65,7 +65,7 @@ CONTRACTS = {
 
 
 def require_contract(contract: str | None, grade: str | None) -> None:
-    """Check the names of a contract and a grade. None stands for the default.
+    """Check that the names of a contract and a grade are known, and fit together. None stands for the default.
 
     Raises:
         ValueError: a name is unknown, or the grade contradicts the contract.
@@ -85,10 +85,12 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 
 
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
-    """Return the subject with the promise of a contract, and with a grade. None stands for the default.
+    """Return the subject with the promise of a contract, and with a grade.
+
+    The default is the contract "kernel", and the grade of the contract.
 
     Raises:
-        ValueError: see :func:`require_contract`.
+        ValueError: a name is unknown, or the grade contradicts the contract.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT
@@ -99,7 +101,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def grades_by_dtype(grade: str) -> Mapping[str, Grade]:
-    """Return the dtypes with grade "B". `grade` is a value of the option `--grade`.
+    """Return a dict from each dtype with grade "B" to "B". `grade` is a value of the option `--grade`.
 
     >>> grades_by_dtype("float16=B")
     {'float16': 'B'}

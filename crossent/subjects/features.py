@@ -3,8 +3,9 @@
 A run skips and counts the inputs and checks that need a missing feature. For a few features, such as `nan_mean`, the
 checks run, and expect another result (`Feature.instead`).
 
-A subject lacks a feature if its signature has no keyword for the feature, or if it is compiled or runs on several
-ranks. The user can also declare a feature missing, with `--without` or in the attribute `lacks` of the callable.
+A subject lacks a feature if its signature has no keyword for the feature. Compiled subjects and subjects on several
+ranks lack some further features. The user can also declare a feature missing, with `--without` or in the attribute
+`lacks` of the callable.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Feature:
 
     Attributes:
         sentence: a description, as `crossent list features` prints it.
-        needs: whether a call with these inputs needs the feature; False if only checks or bad inputs need the feature.
+        needs: a function that takes the inputs of a call, and returns whether the call needs the feature. Always False
+            if only checks or bad inputs need the feature.
         instead: what the checks expect of a loss without the feature, as the end of "A loss without this feature …".
             "" if a run skips what needs the feature.
     """
@@ -72,8 +74,8 @@ def _unnormalised(inputs: Inputs) -> bool:
     """Return whether the class probabilities of some row have a sum that differs from 1 by more than rounding causes.
 
     Rounding to the target's dtype causes at most half of its `eps`. A float64 sum over C classes has an error of at
-    most C/2 times the `eps` of float64. There are two such sums: this sum, and the sum by which the caller may have
-    divided.
+    most C/2 times the `eps` of float64. Two sums have this error: the sum in this function, and the sum by which the
+    caller may have divided the probabilities.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -181,7 +183,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return the declared differences from torch: `Feature.instead` of each feature in `lacks` that has this text.
+    """Return the declared differences from torch: the texts `Feature.instead` of the features in `lacks`.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']
@@ -208,6 +210,8 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return each name of a feature once, in the order of `FEATURES`. A string counts as one name.
+
+    If the names contain "reduction_none" and "reduction_sum", also return "reduction".
 
     Raises:
         ValueError: a name is not the name of a feature.

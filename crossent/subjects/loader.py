@@ -126,8 +126,8 @@ def import_object(description: str) -> object:
     """Return the object that `package.module:NAME` or `path/to/file.py:NAME` names.
 
     Raises:
-        ValueError: there is no such object, or the module's code raises an exception. The message continues a sentence,
-            such as "subject: got 'NAME'; ".
+        ValueError: there is no such object, or the module's code raises an exception. The message is the end of a
+            sentence that begins, for example, with "subject: got 'NAME'; ".
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
@@ -175,7 +175,10 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(lacking: object, names: list[str]) -> str:
-    """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?"."""
+    """Return the end of a message about a missing attribute, such as "; did you mean functional.cross_entropy?".
+
+    The object `lacking` lacks the last of `names`. The other names are the path to this object.
+    """
     *path, name = names
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
@@ -194,7 +197,11 @@ def _is_callable(of: object, name: str) -> bool:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block."""
+    """Put a folder first in sys.path, as Python does for a script, for an import in the `with` block.
+
+    Raises:
+        ValueError: the import of `place`, whose file is `path`, raises an exception.
+    """
     before = list(sys.path)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -211,7 +218,11 @@ def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[No
 
 
 def _file(place: str) -> Path:
-    """Return the full path of a Python file."""
+    """Return the full path of the Python file `place`.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     path = Path(place).resolve()
     try:
         is_folder = path.is_dir()
@@ -261,7 +272,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return a line that says why an import failed, with file and line if known."""
+    """Return a line that says why the import of `place` failed, with the file and the line number if known."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):

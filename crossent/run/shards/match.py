@@ -47,7 +47,8 @@ def in_order(named: Sequence[Named[R]], command: str, early: Callable[[R], str])
         early: returns where the run of a report ended early, such as "after 3 cases"; "" for a complete run.
 
     Raises:
-        ValueError: a shard is missing, repeated or not complete, or belongs to another run.
+        ValueError: a shard is missing, repeated or not complete, or belongs to another run; or a report is of a whole
+            run.
     """
     if not named:
         raise ValueError("shards: got no report; give the reports of all shards of a run")
@@ -99,7 +100,7 @@ def require_same_run(named: Sequence[Named[R]], conditions: Callable[[R], Mappin
 
 
 def machine_conditions(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries of a report's environment that must be equal in all shards."""
+    """Return the entries of a report's environment that must be equal in all shards, without the Linux version."""
     machine = {name: value for name, value in environment.items() if name not in MAY_DIFFER}
     # the version of the Linux kernel often differs in a cluster
     return {**machine, "platform": _without_kernel(machine.get("platform", ""))}

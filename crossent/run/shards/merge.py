@@ -61,12 +61,12 @@ def _conditions(report: Report) -> Mapping[str, Any]:
 
 
 def _needs(part: SubjectReport) -> dict[str, list[str]]:
-    """Return the features that each check needs, without the checks that need no feature."""
+    """Return the features that each check of a subject needs, by check. Leave out checks that need no feature."""
     return {check: list(names) for check, names in part.needs.items() if names}
 
 
 def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
-    """Check that each case of the plan is in exactly one shard, and counts once for each subject."""
+    """Check that each case of the plan is in exactly one shard, and that each subject has one result for each case."""
     owner: dict[int, str] = {}
     owner_of_case: dict[str, str] = {}
     for name, report in shards:
@@ -92,12 +92,12 @@ def _require_each_case_once(shards: Sequence[tuple[str, Report]]) -> None:
 
 
 def _damaged(name: str, why: str) -> ValueError:
-    """Return the error for a damaged report. The name "shards" stands for all reports."""
+    """Return the error that the report `name` is damaged: `why`. The name "shards" stands for all reports together."""
     return ValueError(f"{name}: damaged: {why}; run {'them' if name == 'shards' else 'this shard'} again")
 
 
 def _joined(reports: Sequence[Report], description: Shard) -> Report:
-    """Return one report from the reports of all shards. `description` is the description of the first shard."""
+    """Return one report from the reports of all shards. `description` is the :class:`Shard` in the first report."""
     first, operation = reports[0], OPERATIONS.get(description.run.get("operation", ""))
     if operation is None:
         got = quoted(description.run.get("operation"))

@@ -37,7 +37,7 @@ sys.exit(script())
 
 
 class ShardError(Exception):
-    """A task has no report of its shard. If `final` is True, another attempt is useless."""
+    """The error of a task that made no report of its shard. If `final` is True, do not run the task again."""
 
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message, final)
@@ -49,15 +49,15 @@ class ShardError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """A task that runs the command for a shard, on a worker of an executor.
+    """A callable that runs `crossent check` for one shard, on a worker of an executor.
 
     Attributes:
         options: the options of `crossent check`, without --shard and --json.
-        subjects: the subjects, by name.
+        subjects: the descriptions of the subjects, such as "torch".
         folder: the folder in which the command runs.
         environment: environment variables, which override the variables of the worker.
-        run: a file that exists until the run ends, and the name of its machine. On this machine, the task ends the
-            command when the file is missing.
+        run: the path of a file that exists until the run ends, and the name of the machine that has the file. If the
+            worker is on that machine, the task ends the command when the file is missing.
     """
 
     options: Sequence[str]
@@ -109,7 +109,11 @@ class Task:
         raise ShardError(line if wrong else f"the command ended with {how}: {line}", wrong)
 
     def _read(self, process: subprocess.Popen[bytes], received: int) -> tuple[bytes, bytes]:
-        """Wait until the command ends. Return its report, read from `received`, and its error messages."""
+        """Wait until the command ends. Return the report, from the pipe `received`, and the error messages.
+
+        Raises:
+            ShardError: the run has ended, or Dask has cancelled the task.
+        """
         assert process.stderr is not None
         # A process pool cannot cancel a task in its queue, so this task may start after the end of the run.
         local = self.run[1] == socket.gethostname()

@@ -55,7 +55,7 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
-    """Return a case of cross_entropy with random choices, which may be impossible together."""
+    """Return a random case of cross_entropy. The choices, drawn with `one_of`, may be impossible together."""
     # Named cases in crossent/cases/edges.py have the upstream gradients of _LEFT_OUT: torch overflows in float16 with
     # upstream_huge, above 10,000, and rows_expanded needs three dimensions. Keep the order of the keywords: the
     # random numbers are drawn in this order. A choice that is repeated is drawn more often.
@@ -78,7 +78,7 @@ def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any
 def _linear_choice(
     random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str
 ) -> LinearCase | None:
-    """Return a random case of a linear cross-entropy; None if its choices are impossible together."""
+    """Return a random case of a linear cross-entropy; None if the choices, drawn with `one_of`, are impossible."""
     array = LINEAR_ARRAYS["triples"]
     chosen = {**{axis: one_of(words) for axis, words in array.choices.items()}, "dtype": dtype}
     if array.forbids(chosen):

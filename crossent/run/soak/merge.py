@@ -50,7 +50,7 @@ def merged(named: Sequence[tuple[str, Report | SoakReport]]) -> Report | SoakRep
     """Return the report of a whole run from the reports of all its shards, each with a name for messages.
 
     Raises:
-        ValueError: as for :func:`merge`.
+        ValueError: a report is damaged, not complete or of another run or command; or a shard is missing or repeated.
     """
     soaks = [(name, report) for name, report in named if isinstance(report, SoakReport)]
     checks = [(name, report) for name, report in named if isinstance(report, Report)]

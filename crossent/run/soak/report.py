@@ -144,7 +144,10 @@ class SoakReport:
         return [*parts, Text(), self._verdict()]
 
     def _table(self, by_check: bool) -> Iterator[Text]:
-        """Yield the lines of the table of worst cases. With `by_check`, each check has its own rows."""
+        """Yield the lines of the table of worst cases.
+
+        Each subject and dtype has one row, or with `by_check` one row for each check.
+        """
         rows = [("subject", "dtype", "calls", "failed", "known", "check", "worst", "case")]
         for subject in self.subjects:
             for dtype in self.dtypes:

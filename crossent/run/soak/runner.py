@@ -62,11 +62,11 @@ def soak(
     cases.
 
     Args:
-        subjects: the functions to check, as for :func:`crossent.check`.
+        subjects: the functions to check, at least one: callables, or strings such as "torch" or "path/to/file.py:NAME".
         cases: the number of cases in each dtype. With `shard`, the number for all shards together.
         seed: the seed from which the cases are drawn, from 0 to 2³²-1. "random" draws a seed.
-        device: the device of the tensors. :func:`crossent.check` explains this argument and the following arguments,
-            except `shard`.
+        device: the device of the tensors, such as "cpu" or "cuda:0". :func:`crossent.check` says more about this
+            argument and the following arguments, except `shard`.
         dtypes: the dtypes of the logits.
         without: features that the subjects lack.
         contract: the promise of each subject about its arithmetic.

@@ -24,7 +24,9 @@ class SoakTally(Tally):
     counts known failures, and `failed` the other failures. `case`, `number` and `ratio` are the id, the number and the
     share of the worst case. Without a worst case, `case` is "", `number` is 0 and `ratio` is None. Of equally bad
     cases, the worst case has the lowest number. A known failure is never the worst case.
-    :class:`crossent.report.findings.Tally` documents the other attributes.
+
+    `ulp` is the error of the worst case in ulp. `vacuous` counts the cases on which a wrong result would pass too.
+    `elements` counts the numbers in the results, and `not_judged` the numbers without a finite bound, by reason.
     """
 
     skipped: int = 0
@@ -65,7 +67,9 @@ class SubjectSums:
     """The sums of one subject.
 
     Attributes:
-        name, contract, declared: as in :class:`crossent.report.findings.SubjectReport`.
+        name: the name of the subject.
+        contract: the name of the contract that the user chose; "" for the default.
+        declared: the declared differences from torch, such as "returns float32 for half precision".
         source: the string from which the subject is loaded, such as "path/to/file.py:NAME"; "" for a callable object.
         code: the checksum of the subject's file; "" if `source` names no readable .py file.
         tallies: the sums by check and dtype.
@@ -107,7 +111,7 @@ class SubjectSums:
     def without_evidence(self) -> Iterator[str]:
         """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        `crossent.report.findings.SubjectReport.without_evidence` says which results are left out.
+        No evidence is needed if torch raises a known error, as torch 2.0 does for float16 on a CPU.
         """
         for dtype in dict.fromkeys(dtype for _, dtype in self.tallies):
             refused = self.tallies.get(("call", dtype), SoakTally()).expected

@@ -37,7 +37,7 @@ _BUSY = 0.02  # seconds of processor time per second that the threads of gloo us
 
 @dataclass
 class _Rank:
-    """A rank, as the calling process sees it."""
+    """The data of the calling process about one rank."""
 
     stream: socket.socket  # the socket to the rank
     process: int = 0  # the id of its process in /proc; 0 if /proc does not have the process
@@ -47,7 +47,7 @@ class _Rank:
 
 
 class Ranks:
-    """The ranks of one subject. A request starts the ranks if none run.
+    """The ranks of one subject. A request starts the ranks if they do not run.
 
     Args:
         load: a function that returns the user's class or function. Each rank calls `load`.
@@ -71,7 +71,10 @@ class Ranks:
         self._changed_state: list[str] = []
 
     def take_changed_state(self) -> list[str]:
-        """Return and forget the names of the parts of the global state that a rank restored after the user's code."""
+        """Return the names of the parts of the global state that the user's code has changed since the last call.
+
+        The ranks have already restored these parts.
+        """
         changed, self._changed_state = self._changed_state, []
         return changed
 
@@ -148,7 +151,10 @@ class Ranks:
             rank.process = int(reply.get("process", 0)) if sees else 0
 
     def _replies(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Return the replies of all ranks. If `strict` is True, wait less if all ranks without a reply sleep."""
+        """Wait up to `seconds` for the replies of all ranks, and return the replies.
+
+        With `strict`, the wait is shorter if all ranks without a reply sleep, and longer if they get no processor.
+        """
         watch = _Watch(self._ranks)
         until = time.monotonic() + seconds
         while silent := [rank for rank in self._ranks if rank.reply is None and not rank.ended]:
@@ -179,7 +185,10 @@ class Ranks:
             rank.ended = f"sent {error}" if isinstance(error, DamagedMessageError) else ""
 
     def _checked(self, seconds: float, strict: bool) -> list[dict[str, Any]]:
-        """Return the replies of all ranks, or raise an error that says what each rank did."""
+        """Return the replies of all ranks, or raise an error that says what each rank did.
+
+        The error names the time limit `seconds`, and with `strict` also the limit for sleeping ranks.
+        """
         replies = [rank.reply for rank in self._ranks]
         raised = {at: one["raised"] for at, one in enumerate(replies) if one is not None and "raised" in one}
         ended = [at for at, rank in enumerate(self._ranks) if rank.ended]
@@ -210,7 +219,10 @@ class Ranks:
         raise RanksDifferError(text)
 
     def _end(self, ended: Sequence[int]) -> tuple[list[int | None], list[str]]:
-        """End all ranks, and return for each rank the exit status, if known, and `_Rank.ended`."""
+        """End all ranks. Return the exit status of each rank, None if unknown, and `_Rank.ended` of each rank.
+
+        `ended` has the numbers of the ranks that have ended already, or sent a damaged message.
+        """
         how = [rank.ended for rank in self._ranks]
         statuses = [rank.status for rank in self._ranks]
         assert self._launcher is not None
@@ -233,7 +245,7 @@ class _Watch:
         self._first = dict(self._used)
 
     def starved(self, silent: Sequence[_Rank], seconds: float) -> bool:
-        """Return whether the ranks in `silent`, which have not replied, are late because they get no processor."""
+        """Return whether the ranks in `silent` have not replied in `seconds` because they get no processor."""
         if time.monotonic() - self._since > _SECONDS_AFTER_A_FAULT:
             return False  # all ranks sleep
         for rank in silent:
@@ -256,7 +268,10 @@ class _Watch:
 
 
 def _processor_time(process: int) -> tuple[str, float] | None:
-    """Return the state of a process, "S" if all threads sleep, and its processor time in seconds, or None."""
+    """Return the state of a process, "S" if all threads sleep, and the processor time of the process in seconds.
+
+    Return None if /proc does not have the process.
+    """
     if not process:
         return None
     try:
@@ -301,7 +316,10 @@ _BUILTIN |= {"builtins.ZeroDivisionError": ZeroDivisionError, "builtins.Attribut
 
 
 def _exception(raised: Mapping[str, Any], more: str = "") -> Exception:
-    """Return a builtin exception for an exception that a rank raised, with the same message and then `more`."""
+    """Return a builtin exception for an exception that a rank raised, with the same message and then `more`.
+
+    If no class of the exception is in `_BUILTIN`, return a RuntimeError whose message names the class.
+    """
     kind = next((_BUILTIN[name] for name in raised["classes"] if name in _BUILTIN), None)
     text = str(raised["message"]) if kind is not None else _exception_line(raised)
     with suppress(TypeError):

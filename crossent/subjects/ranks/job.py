@@ -86,7 +86,7 @@ def servers() -> list[dict[str, Any]]:
 
 
 def start_rank(server: dict[str, Any], place: Place, description: str) -> socket.socket:
-    """Start a rank on a server, and return the connection to the rank.
+    """Start the rank that `place` describes on a server, and return the connection to the rank.
 
     `description` names the user's class or function.
 
@@ -147,7 +147,7 @@ def _own_host() -> str:
 
 
 def _serve(store: Any, rank: int) -> NoReturn:
-    """Run ranks for the judge, until the judge ends. Then end this process."""
+    """Run ranks for the judge. End this process when the judge ends, or does not connect in time."""
     with socket.socket() as listener:
         listener.bind((host := _own_host(), 0))
         listener.listen()
@@ -167,7 +167,10 @@ def _serve(store: Any, rank: int) -> NoReturn:
 
 
 def _accept(listener: socket.socket, token: str) -> socket.socket | None:
-    """Accept a connection, and return a control connection. For a rank, fork a keeper and return None."""
+    """Accept a connection. Return the connection if it is a control connection, otherwise None.
+
+    If the request is for a rank, fork a keeper. If the request does not have the token, close the connection.
+    """
     stream = listener.accept()[0]
     stream.settimeout(_SECONDS_TO_CONNECT)
     try:
@@ -194,7 +197,10 @@ def _accept(listener: socket.socket, token: str) -> socket.socket | None:
 
 
 def _keep(stream: socket.socket, place: Place, description: str) -> None:
-    """Fork a rank, and end the rank when the calling process closes `stream`, its connection to the rank."""
+    """Fork a rank, and end the rank when the calling process closes the connection `stream`.
+
+    If the rank ends first, send the exit status of the rank.
+    """
     from crossent.subjects.loader import import_object  # which imports the modules of this folder
 
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.ranks))

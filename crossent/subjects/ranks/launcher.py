@@ -4,7 +4,7 @@
 ranks from the launcher. A fork takes milliseconds, since the launcher has already imported torch. The launcher never
 uses autograd or CUDA, whose threads and contexts do not survive a fork.
 
-A launcher must know no exact value, which a fork would copy to the ranks. An isolated process of
+A launcher must know no exact value, since a fork copies the memory to the ranks. An isolated process of
 `crossent.run.isolation` knows none, and forks its launcher. Any other process starts its launcher in a new Python
 process.
 """
@@ -186,7 +186,7 @@ def _serve(control: socket.socket, load: Callable[[], Any]) -> None:
 
 
 def _start(places: Sequence[Place], streams: Sequence[int], load: Callable[[], Any], folder: str) -> Any:
-    """Start a rank for each place, and return torch's object for the processes of the ranks."""
+    """Make `folder`, start a rank for each place, and return torch's object for the processes of the ranks."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     os.mkdir(folder)
@@ -206,7 +206,7 @@ def _run(place: Place, stream: int, load: Callable[[], Any]) -> None:
 
 
 def _environment(place: Place, local: int, count: int) -> dict[str, str]:
-    """Return the environment variables of a rank. `local` is its number among the `count` ranks of this launcher."""
+    """Return the environment variables of a rank, which is number `local` of the `count` ranks of this launcher."""
     words = {
         "RANK": place.rank,
         "WORLD_SIZE": place.ranks,
@@ -238,7 +238,7 @@ def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
 
 
 def _status(process: int) -> int | None:
-    """Return the exit status of a child process, or minus the number of the signal that ended the process."""
+    """Return the exit status of a child process, or minus the number of the signal that ended it; None if unknown."""
     if not hasattr(os, "waitid"):
         return None
     try:
