@@ -33,8 +33,8 @@ def fused(
 
     The loss, the arguments and the errors are the same as in :func:`crossent.formula`. The forward pass of a reduced
     loss also computes the gradient for an upstream gradient of 1. For any other upstream gradient, for an unreduced
-    loss, and in a second backward pass, the kernel computes the gradient from the logits. So a gradient in half
-    precision is rounded once. The host never waits for the device.
+    loss, and in a second backward pass, the kernel computes the gradient from the logits. Multiplying a stored gradient
+    in half precision would round twice. The host never waits for the device.
 
     The kernel needs the package `triton` and tensors on a CUDA device. Otherwise, the function calls
     :func:`crossent.blocked`. With the environment variable `TRITON_INTERPRET=1`, the kernel runs in Triton's

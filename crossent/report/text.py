@@ -135,7 +135,8 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the lines about each probable cause of a subject's findings, with one example for each cause.
 
-    `most` limits the number of causes that no missing feature explains. `ids` adds the id of each finding shown.
+    `most` limits the number of causes that no missing feature explains. `ids` adds the ids of all findings of each
+    cause shown.
     """
     wrong, declarable = split_by_feature(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):

@@ -168,7 +168,8 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         found = [one for one in check.run(trial) if isinstance(one, Difference) and one.elements]
     if not found:
         why = "the check does not run, the subject raises, or no number is compared"
-        raise ValueError(f"finding: the check of {cut(id)} has no number here: {why}; choose another check or case")
+        compared = f"got {cut(id)}, which compares no number with an error bound on {device}"
+        raise ValueError(f"finding: {compared}: {why}; choose another check or case")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number nearest to its error bound:\n{finding.message}")
 

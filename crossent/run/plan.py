@@ -6,13 +6,15 @@ transformed. `samples` are a few cases of the corpus and of `transformed`.
 
 CALL, AGAIN, CALLS, STRUCTURE, CODE and TILES are costs of checks, from a single call to gigabytes of memory
 (:class:`crossent.trials.check.Cost`). A graph is torch's record of the operations of the subject, which torch.compile
-and torch.export need. "Other circumstances" are calls without gradients, in other threads, in modes of torch, or with
-tensors that are not leaves (:mod:`crossent.checks.circumstances`, :mod:`crossent.checks.leaves`).
+and torch.export need. A row with "graphs" has the checks that trace a graph. "Other circumstances" are calls without
+gradients, in other threads, in modes of torch, or with tensors that are not leaves
+(:mod:`crossent.checks.circumstances`, :mod:`crossent.checks.leaves`).
 
 In each table, level normal also runs the rows of level quick. Level thorough runs all rows except `samples`:
 
     level      cases            costs of the checks
-    quick      corpus           CALL, AGAIN, and the checks that the bug names, without compilation; a single graph
+    quick      corpus           CALL, AGAIN, and the checks that the bug names, except checks of compiled code;
+                                graphs of one case
                a case per dtype calls in other circumstances
                edges            CALL
                pairs            CALL
@@ -22,8 +24,8 @@ In each table, level normal also runs the rows of level quick. Level thorough ru
                triples          CALL
                sizes            CALL, AGAIN
                size_triples     CALL
-               corpus           one graph of each bug of compiled code
-               transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, which cover each choice
+               corpus           graphs of one case of each bug of compiled code
+               transformed      CALL, AGAIN, STRUCTURE; graphs of a few cases, which have every choice on each axis
                samples          CODE, each check on one case
     thorough   edges            CALL, AGAIN; more edges
                pairs, triples   as at level normal, four times, each with different numbers

@@ -35,6 +35,7 @@ from crossent.words import one_line, quoted, said
 
 LONGEST = 2**20  # the most bytes that the main process reads from a process that describes a subject
 _LONGEST_LINE = 1000  # the most characters of a name or of a reason
+_LOOK = "look at the code that runs when the module is imported"  # only this code can disturb the reply
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,8 @@ def load_remote(
         subject = _subject(facts, loss)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
-        raise ValueError(
-            f"subject: got {quoted(description)}; the process that loads this subject sent wrong data: {why}"
-        ) from None
+        wrong = f"sent wrong data ({why}); {_LOOK}"
+        raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject {wrong}") from None
     if ranks is not None and contract is None and grade is None:
         from crossent.subjects.ranks.subject import RANK_SUBJECTS, with_rank_promise
 
@@ -179,6 +179,6 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         reply = None
     if not isinstance(reply, dict):
         ended = "ended; import the subject in Python to see why"
-        why = f"sent wrong data: {quoted(received)}" if received else ended
+        why = f"sent wrong data ({quoted(received)}); {_LOOK}" if received else ended
         raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject {why}")
     return reply

@@ -70,7 +70,8 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
 
     Examples::
 
-        In float32, a probability of at most exp(-140.6) is 0 and exp(97.5) of the largest logit is inf
+        In float32, the smallest probability of a row, at most exp(-140.6), rounds to 0
+        In float32, exp(97.5), of the largest logit, is inf
         In float16, the largest sum of exp(x - max x) of a row, 65520, is inf
     """
     infinite = difference.of == "loss" and difference.got == math.inf and math.isfinite(difference.exact)
@@ -82,8 +83,8 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     if inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None:
         least = math.log(narrow.smallest_subnormal) - math.log(2)
         most = _most_of_smallest_log_p(difference.exact, inputs, axis)
-        lines += [f"a probability of at most exp({most:.4g}) is 0"] * (most < least)
-        lines += [f"exp({largest:.4g}) of the largest logit is inf"] * (largest > math.log(narrow.largest))
+        lines += [f"the smallest probability of a row, at most exp({most:.4g}), rounds to 0"] * (most < least)
+        lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(narrow.largest))
     total = float((logits - logits.amax(axis, keepdim=True)).exp().sum(axis).max())
     overflows = math.isinf(narrow.nearest(np.array([total]))[0])
     lines += [f"the largest sum of exp(x - max x) of a row, {total:.6g}, is inf"] * overflows

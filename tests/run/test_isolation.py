@@ -99,8 +99,11 @@ os._exit(0)
     [
         ("import os; os._exit(0)", "this subject ended; import the subject in Python to see why"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process that loads this subject ended"),
-        (SENDS_NO_JSON, "the process that loads this subject sent wrong data: b'{garbage"),
-        (SENDS_NO_NAME, "the process that loads this subject sent wrong data: KeyError: 'name'"),
+        (SENDS_NO_JSON, "the process that loads this subject sent wrong data (b'{garbage"),
+        (
+            SENDS_NO_NAME,
+            "the process that loads this subject sent wrong data (KeyError: 'name'); look at the code that runs when",
+        ),
         ("while True: pass", "loading took over 1 s; choose a larger --timeout, or timeout in Python"),
         ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
         ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),

@@ -154,21 +154,22 @@ def test_a_short_number_far_from_the_exact_value_is_not_said_to_be_rounded():
     assert not any("a step may be computed in" in line for line in lines)
 
 
-OVERFLOW = "exp(300) of the largest logit is inf"
+OVERFLOW = "exp(300), of the largest logit, is inf"
 
 
 @pytest.mark.parametrize(
     ("logits", "target", "smoothing", "line"),
     [
-        ([0.0, 300.0], 0, 0.0, f"a probability of at most exp(-300) is 0 and {OVERFLOW}"),
-        ([0.0, 300.0], 0, 0.1, f"a probability of at most exp(-285) is 0 and {OVERFLOW}"),
+        ([0.0, 300.0], 0, 0.0, f"the smallest probability of a row, at most exp(-300), rounds to 0 and {OVERFLOW}"),
+        ([0.0, 300.0], 0, 0.1, f"the smallest probability of a row, at most exp(-285), rounds to 0 and {OVERFLOW}"),
         ([0.0, 30.0], [4.0, 0.0], 0.0, ""),  # the loss is 120, and the least probability is exp(-30)
         ([0.0, 80.0], [4.0, -1.0], 0.0, ""),  # the loss is 320, and the least probability is exp(-80)
         (
             [0.0, 300.0],
             [0.5, 0.0],
             0.0,
-            "a probability of at most exp(-150) is 0 and exp(300) of the largest logit is inf",
+            "the smallest probability of a row, at most exp(-150), rounds to 0 and "
+            "exp(300), of the largest logit, is inf",
         ),
     ],
     ids=["class", "smoothed", "large probabilities", "a negative probability", "small probabilities"],
@@ -201,10 +202,10 @@ def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
         return -x.softmax(1).gather(1, y[:, None])[:, 0].log()
 
     line = last_lines(of_softmax, "float32-7x5-large-int64-none-rows")[-1]
-    assert re.match(r"In float32, a probability of at most exp\(-\d+\) is 0", line), line
+    assert re.match(r"In float32, the smallest probability of a row, at most exp\(-\d+\), rounds to 0", line), line
 
     def unshifted(x, y, **options):
         return x.exp().sum(1).log() - x.gather(1, y[:, None])[:, 0]
 
     line = last_lines(unshifted, "float32-7x5-large_offset-int64-none-rows")[-1]
-    assert re.fullmatch(r"In float32, exp\(.+\) of the largest logit is inf", line), line
+    assert re.fullmatch(r"In float32, exp\(.+\), of the largest logit, is inf", line), line

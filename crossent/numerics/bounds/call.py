@@ -214,7 +214,7 @@ class CallBounds:
 
 
 def _descending(factors: list[Array], count: int) -> list[Array]:
-    """Return `count` arrays, which have at each index the largest of the `factors`, in descending order."""
+    """Return at most `count` arrays: the largest factor of each element, then the second largest, and so on."""
     largest: list[Array] = []
     for factor in sorted(factors, key=np.size):  # small arrays first: np.sort would broadcast all
         for at, other in enumerate(largest):

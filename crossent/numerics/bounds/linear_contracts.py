@@ -112,7 +112,8 @@ _OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "
 def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
     """Return the contract of a linear cross-entropy for any promise, including "blocked", "logsumexp" and "stepwise".
 
-    A kernel may compute a logit again. `conditions` are keyword arguments of :func:`linear_contract`, such as `device`.
+    For "kernel", "fast_kernel" and "logsumexp", a logit may be computed again, in another order. `conditions` are
+    keyword arguments of :func:`linear_contract`, such as `device`.
     """
     known = _OTHER_NAMES.get(promise, promise)
     # a kernel need not store the logits

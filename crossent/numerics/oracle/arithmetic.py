@@ -194,9 +194,9 @@ class BallArithmetic:
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
         """Return the balls of flint as a :class:`Ball`. The argument `radius` has no effect: flint knows the radii.
 
-        flint converts a midpoint to float64 with a relative error of at most 2^-52, or an absolute error of at most
-        2^-1074. `lo` is the midpoint of `values - hi`, so `hi + lo` corrects the error of `hi`. The radius is the
-        radius of `values - hi`, plus the error of `lo`. Beyond the range of float64, the radius is inf.
+        `hi` is the midpoint of `values`, and `lo` the midpoint of `values - hi`, both converted to float64. The error
+        of a conversion is at most 2^-52 of the number, or 2^-1074. The returned radius is flint's radius of
+        `values - hi`, plus the error of `lo`. Beyond the range of float64, the returned radius is inf.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)

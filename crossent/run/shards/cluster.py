@@ -44,7 +44,9 @@ def check_on_dask(address: str, *subjects: str, shards: int | None = None, **opt
             raise ValueError(f"dask: the scheduler at {at} has no workers; start a worker with `dask worker {at}`")
         executor = client.get_executor(pure=False)
         try:
-            return over(executor, *subjects, shards=_SHARDS_PER_THREAD * threads if shards is None else shards, **options)
+            return over(
+                executor, *subjects, shards=_SHARDS_PER_THREAD * threads if shards is None else shards, **options
+            )
         finally:
             executor.shutdown(wait=False)  # cancels running shards; each worker then ends its command
     finally:

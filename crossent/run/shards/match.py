@@ -33,7 +33,7 @@ def shard_number(name: str, report: AnyReport, command: str) -> ShardNumber:
         ValueError: the report is of a whole run.
     """
     if report.shard is None:
-        shards = f"reports of shards: `crossent {command} --shard I/N --json`, in Python shard=(I, N)"
+        shards = f"reports of shards, from `crossent {command} --shard I/N --json FILE`, or with shard=(I, N) in Python"
         raise ValueError(f"{name}: got the report of a whole run; give {shards}")
     return report.shard
 

@@ -178,7 +178,7 @@ def _impossible_sums(made: SoakReport, subject: SubjectSums) -> Iterator[str]:
 
 
 def _other_case(made: SoakReport, number: int, dtype: str, case: str) -> Iterator[str]:
-    """Yield a reason if `case` is not the id of this soak's case with this number and dtype."""
+    """Yield a reason to refuse a report with the id `case` if the soak draws another case for the number and dtype."""
     if dtype not in made.dtypes or number not in made.numbers:
         yield f"the case {cut(case)}, number {number} in {cut(dtype)}, does not belong to this soak or shard"
     elif draw(number, dtype, made.seed, made.operation).id != case:

@@ -223,7 +223,10 @@ def _environment(place: Place, local: int, count: int) -> dict[str, str]:
 
 
 def _end(context: Any, ended: Sequence[int]) -> list[int | None]:
-    """Wait a short time for the ranks in `ended`, then end all ranks, and return their exit statuses."""
+    """Kill all ranks, and return the exit status of each rank before that; None for a rank that still ran.
+
+    First wait a short time for the ranks in `ended` to exit: they closed their connection or sent a wrong message.
+    """
     if context is None:
         return []
     processes = list(context.pids().values())

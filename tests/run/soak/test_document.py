@@ -194,7 +194,7 @@ def test_reports_of_check_and_of_soak_are_not_merged(shards):
         crossent.merge(*early)
     whole = soak_of({**crossent.soak("formula", cases=1, dtypes="float64").to_json()})
     with pytest.raises(
-        ValueError, match="got the report of a whole run; give reports of shards: `crossent soak --shard I/N"
+        ValueError, match="got the report of a whole run; give reports of shards, from `crossent soak --shard I/N"
     ):
         crossent.merge(whole)
 
