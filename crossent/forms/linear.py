@@ -116,8 +116,9 @@ def linear_blocked(
 
     The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
     multiplies these gradients by the upstream gradient. With an infinite upstream gradient, a gradient of 0 becomes
-    NaN. For the reduction "none", the backward pass computes the logits again. Loss and gradients are summed in
-    float32, or in float64 if the loss is float64. Each number is then rounded once to the dtype of its tensor.
+    NaN, except in ignored rows. For the reduction "none", the backward pass computes the logits again. Loss and
+    gradients are summed in float32, or in float64 if the loss is float64. Each number is then rounded once to the dtype
+    of its tensor.
 
     The function calls :func:`crossent.linear_formula` instead if `input` is not `(N, H)` or `linear_weight` is not
     `(C, H)`. It also does so where :func:`crossent.blocked` calls :func:`crossent.formula`.
@@ -178,7 +179,7 @@ class _LinearBlocked(torch.autograd.Function):
         *tensors, options, block_size = arguments
         rows = _arranged(tensors, options)
         ctx.save_for_backward(*tensors)
-        ctx.options, ctx.block_size, ctx.gradients = options, block_size, None
+        ctx.options, ctx.block_size, ctx.gradients, ctx.kept = options, block_size, None, rows.kept
         with _without_autocast(tensors[0].device):
             wanted = ctx.needs_input_grad[:3] if rows.reduction != "none" else (False, False, False)
             losses, gradients = _differentiate(rows, tensors[:3], wanted, 1.0, block_size)
@@ -199,9 +200,22 @@ class _LinearBlocked(torch.autograd.Function):
             elif upstream.device.type == "cpu" and upstream.item() == 1:
                 ctx.gradients = None  # return these tensors once: the caller may write into a gradient
             else:
-                gradients = [None if one is None else one * upstream.to(one.dtype) for one in gradients]
+                scales = _upstreams(upstream, ctx.kept)
+                pairs = zip(gradients, scales, strict=True)
+                gradients = [None if one is None else one * scale.to(one.dtype) for one, scale in pairs]
             pairs = zip(gradients, tensors[:3], strict=True)
             return (*(one if one is None else one.to(leaf.dtype) for one, leaf in pairs), None, None, None, None)
+
+
+def _upstreams(upstream: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors of the gradients of input, weight and bias: `upstream`, or 0 if only ignored rows add to them.
+
+    The product of 0 and an upstream gradient of inf or NaN would be NaN.
+    """
+    if kept is None:
+        return upstream, upstream, upstream
+    of_sums = torch.where(kept.any(), upstream, 0.0)
+    return torch.where(kept.unsqueeze(-1), upstream, 0.0), of_sums, of_sums
 
 
 def _through_formula(

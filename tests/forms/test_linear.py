@@ -253,6 +253,20 @@ def test_a_single_hidden_state_is_a_row_without_a_batch(loss):
     torch.testing.assert_close(one, loss(h[:1], w, target[:1], linear_bias=b, reduction="none")[0])
 
 
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@every_form
+def test_an_upstream_gradient_that_is_not_finite_reaches_no_ignored_row(loss, reduction, factor):
+    tensors, target = leaves()
+    for ignored in (slice(1, 2), slice(None)):
+        target[ignored] = -100
+        found = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+        value = loss(found[0], found[1], target, linear_bias=found[2], reduction=reduction)
+        value.backward(torch.full_like(value, factor))
+        assert (found[0].grad[ignored] == 0).all()
+    assert all((tensor.grad == 0).all() for tensor in found)  # every row is ignored
+
+
 @every_form
 def test_arguments_stay_as_they_are(loss):
     tensors, target = leaves(torch.float32)
