@@ -7,6 +7,7 @@ and log.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,7 +107,10 @@ def _extreme(draw: Draw) -> Array:
 
 def _ramp(draw: Draw) -> Array:
     # Equal steps of a power of two: the exponentials are powers of one number, and their sum is a geometric series.
-    step = np.ldexp(1.0, -draw.random.randint(0, 13, size=(draw.rows, 1)))
+    down = draw.random.randint(0, 13, size=(draw.rows, 1))
+    # The last logit must not overflow the format: x / 2^e is below 1 for the exponent e that frexp returns.
+    fits = max(0, math.frexp(max(draw.classes - 1, 0) / draw.format.largest)[1])
+    step = np.ldexp(1.0, -np.maximum(down, fits))
     return np.asarray(-step * np.arange(draw.classes))
 
 

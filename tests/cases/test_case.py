@@ -328,6 +328,14 @@ def test_logits_are_below_the_declared_magnitude(values):
             assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < (VALUES[values].largest or np.inf)
 
 
+def test_a_ramp_of_more_classes_than_float16_has_numbers_does_not_overflow():
+    """The rows have different steps. The step 1 would reach -inf at class 65,520."""
+    narrow, wide = (Case(dtype, (40, 66000), "ramp").build().input for dtype in ("float16", "float32"))
+    assert narrow.isfinite().all()
+    assert wide.amin() == -65999  # one of the 40 rows has the step 1, and float32 holds its last logit
+    assert (narrow.amin() + 33000).abs() <= 16  # half a unit in the last place
+
+
 def test_flat_logits_are_zero_equal_logits_are_equal_and_integers_are_integers():
     assert (built("flat")[1] == 0).all()
     _, equal = built("equal")
