@@ -173,8 +173,11 @@ def real(value: Any, what: str) -> float:
 
     Raises:
         TypeError: the value is anything else.
-        OverflowError: the integer is too large for a float.
+        ValueError: the integer is too large for a float.
     """
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{cut(what)} is {quoted(value)}; a float cannot be so large") from None

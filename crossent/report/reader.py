@@ -274,9 +274,9 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
         ValueError: the report lacks the finding, or is damaged.
     """
     try:
-        for subject in document["subjects"]:
-            for entry in subject["findings"]:
-                if entry["id"] == id:
+        for subject in typed_list(document["subjects"], "subjects"):  # damage after the finding does no harm
+            for entry in typed_list(typed(dict, subject, "a subject")["findings"], "findings"):
+                if typed(dict, entry, "a finding")["id"] == id:
                     finding = finding_of(typed(str, subject["name"], "a subject: name"), entry)
                     if finding.id != id:
                         raise ValueError(f"the entry with the id {cut(id)} describes the finding {cut(finding.id)}")
@@ -286,7 +286,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str]:
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else one_line(str(error))
         raise ValueError(
-            f"report: damaged, or from another version of crossent: {reason}; write a new report"
+            f"REPORT: damaged, or from another version of crossent: {reason}; write a new report"
         ) from None
     if not ids:
         raise ValueError(

@@ -77,7 +77,10 @@ def script_of(
         without = () if passed else promises.get("without") or ()
         lacks = (without,) if isinstance(without, str) else without
         return script(found, here, passed=passed, lacks=lacks, loaded=loaded)
-    document = read_json(report)
+    try:
+        document = read_json(report)
+    except ValueError as error:
+        raise ValueError(f"REPORT: {error}") from None
     found, digest = find(document, id)
     if ranks := document["environment"].get("ranks"):
         raise ValueError(_no_script(id, str(ranks), source))

@@ -79,6 +79,24 @@ def test_damage_behind_a_finding_changes_no_script(capsys, tmp_path, document, d
     assert out == script(find(document, entry["id"])[0])
 
 
+@pytest.mark.parametrize("damaged", [{"subjects": 3}, {"subjects": [{"findings": 3}]}, {"environment": {}}])
+def test_the_error_for_a_damaged_report_begins_with_the_argument(capsys, tmp_path, document, damaged):
+    status, out, err = repro(capsys, tmp_path, {**document, **damaged}, "off:loss:float32-7x5")
+    assert_refused(status, out, err)
+    assert err.startswith("crossent: REPORT: ")
+    assert "not iterable" not in err
+
+
+def test_an_integer_that_no_float_holds_is_named(capsys, tmp_path, document):
+    other = copy.deepcopy(document)
+    entry = next(one for one in other["subjects"][0]["findings"] if one["ulp"] is not None)
+    entry["ulp"] = 10**400
+    status, out, err = repro(capsys, tmp_path, other, entry["id"])
+    assert_refused(status, out, err)
+    assert "a finding: ulp is 1000" in err
+    assert "a float cannot be so large" in err
+
+
 def test_inputs_with_other_bits_than_in_the_report_are_refused(capsys, tmp_path, document):
     other = copy.deepcopy(document)
     case = other["subjects"][0]["findings"][0]["case"]

@@ -85,7 +85,7 @@ SUMS = ("subjects", 1, "checks")
         ((*SUMS, "loss", "float32", "worst", "number"), 1.5, "loss: worst: number is 1.5; it must be an int"),
         ((*SUMS, "loss", "float32", "worst", "case"), 1, "loss: worst: case is 1; it must be a str"),
         ((*SUMS, "loss", "float32", "worst", "ulp"), None, "loss: worst: ulp is None; it must be a number"),
-        ((*SUMS, "loss", "float32", "worst", "ratio"), 10**400, "int too large"),
+        ((*SUMS, "loss", "float32", "worst", "ratio"), 10**400, "a float cannot be so large"),
         ((*SUMS, "loss", "float32", "worst", "number"), 7, "does not belong to this soak or shard"),
         ((*SUMS, "loss"), {"half": {}}, "missing"),
         ((*SUMS, "loss"), None, "checks: loss is None; it must be an object"),
