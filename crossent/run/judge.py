@@ -6,9 +6,11 @@ A check yields a :class:`Difference` for each comparison with another value, and
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +37,6 @@ from crossent.trials.linear.mistakes import mistake_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
 from crossent.words import as_options, said
 
-DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether these findings on a case are enough to end the run
 
 # If one of these checks fails, the other checks lack what they need: a loss of the right shape and dtype.
@@ -165,7 +166,19 @@ def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
     except Exception as error:
         if not trial.host.isolated:
             raise
-        return [Problem("crashed", f"{DAMAGED}: {said(error)}")]
+        return [Problem("crashed", unjudged(error))]
+
+
+def unjudged(error: Exception) -> str:
+    """Return the message for an exception of crossent itself on a case of an isolated subject.
+
+    The subject may have forged a reply that crossent cannot judge. The exception does not tell a forged reply from a
+    bug of crossent, so the message names both, and the line of crossent.
+    """
+    package, frames = Path(__file__).parents[1], traceback.extract_tb(error.__traceback__)
+    of_crossent = [frame for frame in frames if package in Path(frame.filename).parents]
+    at = "".join(f" (crossent/{Path(one.filename).relative_to(package)}:{one.lineno})" for one in of_crossent[-1:])
+    return f"crossent has a bug, or its process returned a damaged reply: {said(error)}{at}"
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:

@@ -24,7 +24,7 @@ from crossent.report.report import Report
 from crossent.run.isolation.fork_server import TORCH_INDEX, ForkServer, ForkServerError
 from crossent.run.isolation.fresh_process import FreshProcess, call_ahead
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
-from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
+from crossent.run.judge import judge_bad_input, judge_case, judge_ended, unjudged
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_built_in, unexpected
@@ -38,7 +38,6 @@ from crossent.trials.act import Here, Host
 from crossent.trials.ahead import prepare
 from crossent.trials.check import Check, Cost
 from crossent.trials.trial import Question
-from crossent.words import said
 
 Progress = Callable[[Any], Iterable[Any]]  # wraps an iterable, for a progress bar
 Placed = tuple[int, Verdict]  # the index of a subject, and a verdict on this subject
@@ -163,7 +162,7 @@ def _judge_safely(
     except Exception as error:
         if not host.isolated and not lost(device):
             raise
-        return judge_ended(case, subject.name, "crashed", f"{DAMAGED}: {said(error)}")
+        return judge_ended(case, subject.name, "crashed", unjudged(error))
 
 
 @dataclass

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support import hostile
+from support.checks import SINGLE
 from support.running import CASES, check_on, run_isolated
 
 import crossent
@@ -165,6 +167,24 @@ def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
     (finding,) = run_isolated(Subject("mine", loss)).findings
     assert (finding.case, finding.kind) == (CASES[2].id, "crashed")
     assert finding.message == "its process ended: exit status 3"
+
+
+@pytest.mark.parametrize("name", ["summarize", "check"])
+def test_an_exception_of_crossent_is_not_called_a_damaged_reply_alone(monkeypatch, name):
+    """A bug of crossent in a check, or between the checks, must not read as a fault of the subject."""
+
+    def fail(*_):
+        raise AssertionError("a bug")
+
+    if name == "check":
+        checks = [replace(check, body=fail) if check.name == "loss" else check for check in SINGLE]
+    else:
+        checks = SINGLE
+        monkeypatch.setattr("crossent.run.judge._summarize_found", fail)
+    (finding,) = run_isolated(Subject("mine", hostile.right), cases=CASES[:1], checks=checks).findings
+    assert finding.kind == "crashed"
+    start = "crossent has a bug, or its process returned a damaged reply: AssertionError: a bug (crossent/"
+    assert finding.message.startswith(start)
 
 
 def test_an_exit_status_is_described_even_if_its_signal_has_no_name():
