@@ -125,7 +125,8 @@ def check(
       130  interrupted
       141  the output cannot be written
 
-    With --shard, 0 means only that no check failed in the shard. `crossent merge` gives the verdict on the run.
+    With --check, --case or --last-failed, no evidence is needed, and one subject with a case is enough. With --shard, 0
+    means only that no check failed in the shard. `crossent merge` gives the verdict on the run.
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:

@@ -161,9 +161,12 @@ class Report:
     @property
     def _no_chosen_check_ran(self) -> bool:
         """Whether the user chose checks, and none of these checks ran on a case."""
-        chosen = self.only.get("checks", ())
-        ran = (outcome.checks for subject in self.subjects for outcome in subject.outcomes.values())
-        return bool(chosen) and all(checks.keys().isdisjoint(chosen) for checks in ran)
+        return not any(map(self._tested, self.subjects)) and bool(self.only.get("checks"))
+
+    def _tested(self, subject: SubjectReport) -> bool:
+        """Return whether a check ran on a subject. If the user chose checks, only the chosen checks count."""
+        chosen = self.only.get("checks")
+        return any(not chosen or not one.checks.keys().isdisjoint(chosen) for one in subject.outcomes.values())
 
     @property
     def summary(self) -> str:
@@ -189,6 +192,8 @@ class Report:
         if not self.ok:
             return f"{calls} without findings, but some results have no evidence"
         uncovered = [f"no case ran on {first_names(self.unchecked)}"] if self.unchecked else []
+        if untested := [subject.name for subject in self.subjects if subject.outcomes and not self._tested(subject)]:
+            uncovered.append(f"no chosen check ran on {first_names(untested)}")
         if blind := [subject.name for subject in self.subjects if "gradient" in missing_features_by_check(subject)]:
             uncovered.append(f"no gradient of {first_names(blind)} was checked")
         known = sum(subject.counts["expected"] for subject in self.subjects)

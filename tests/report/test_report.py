@@ -455,6 +455,16 @@ def test_a_run_with_a_subject_on_which_nothing_ran_is_not_ok():
     assert "declared difference" not in whole.summary
 
 
+def test_the_summary_names_a_subject_on_which_no_chosen_check_ran():
+    """The checks `call` and `result` run in every run, and say nothing about the chosen check."""
+    made, other = part_of(("a", "memory", Measured())), SubjectReport("other")
+    other.outcomes["a"] = Outcome("float32", "", checks={"call": Measured()}, not_run={"memory": "stores the logits"})
+    whole = Report({}, [made, other], only={"checks": ["memory"]})
+    assert whole.summary == "2 calls checked, every check passed; no chosen check ran on other"
+    other.outcomes["a"].checks["memory"] = Measured()
+    assert whole.summary == "2 calls checked, every check passed"
+
+
 def test_a_report_without_any_case_is_not_ok():
     assert Report({}).summary == "nothing ran"
     assert not Report({}).ok
