@@ -175,12 +175,16 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
-    """Return a feature that `check` needs, but no check with a passing case needs; "" if there is none."""
+    """Return a feature that `check` needs, but no check with a passing case needs; "" if there is none.
+
+    Of several, return the feature that the most failing checks need: declaring it explains the most findings.
+    """
     ran = [measured for outcome in subject.outcomes.values() for measured in outcome.checks.items()]
     works = {name for name, measured in ran if not measured.failed}
     present = {feature for name in works for feature in subject.needs.get(name, ())}
-    needs = () if check in works else subject.needs.get(check, ())
-    return next((feature for feature in needs if feature not in present), "")
+    missing = [feature for feature in subject.needs.get(check, ()) if check not in works and feature not in present]
+    failed = {name for name, _ in ran} - works
+    return max(missing, key=lambda feature: sum(feature in subject.needs.get(name, ()) for name in failed), default="")
 
 
 def _by_result(subject: SubjectReport) -> dict[str, list[str]]:

@@ -96,6 +96,17 @@ def test_a_check_that_always_fails_names_the_feature_that_no_passed_check_needs(
     assert [cause.lacks for cause in causes(subject)] == ["autocast"]
 
 
+def test_of_several_features_that_a_check_needs_the_one_that_most_failing_checks_need_explains_it():
+    # The second derivative may work: `hessian` fails because it uses torch.func, like the other two checks.
+    needs = {"vmap": ("vmap",), "func_grad": ("vmap",), "hessian": ("double_backward", "vmap")}
+    subject = SubjectReport("mine", needs=needs)
+    for case in PAIRS[:9]:
+        checks = {"call": Measured(), "loss": Measured(), **dict.fromkeys(needs, Measured(True))}
+        subject.outcomes[case.id] = Outcome(case.dtype, "", checks=checks)
+        subject.findings += [Finding("mine", name, case.id, "refused", "raised") for name in needs]
+    assert {cause.feature for cause in causes(subject)} == {"vmap"}
+
+
 def test_findings_that_are_right_under_a_declaration_are_a_separate_cause():
     zero = f"If this is intended, declare it: {as_options(without=['nan_mean'])}"
 
