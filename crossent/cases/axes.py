@@ -42,8 +42,9 @@ IGNORED = {
 }
 # The memory layouts of a tensor. "transposed" has the axes in reversed order, "class_last" has the class axis last, as
 # channels_last does. "window" is a part of a wider tensor, "strided" has every second element of its storage, and
-# "offset" starts at the second element of its storage. "expanded" is one entry, expanded to the whole batch.
-LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
+# "offset" starts at the second element of its storage. "expanded" is one entry, expanded to the whole batch. "cropped"
+# is a part of a longer tensor along the last axis, as `labels[:, 1:]` or a part of an image.
+LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded", "cropped")
 # The choices on each axis whose choices are words. Each axis is an attribute of `Case`. An id always has its dtype,
 # values, target and reduction, in this order. On each other axis, the first word is the default, and an id leaves out
 # the default. No two of these other axes have a word in common, so an id has the word without the name of the axis.
@@ -203,6 +204,16 @@ CONSTRAINTS = (
             layout in ("target_transposed", "target_class_last")
             and len(sizes) - (target in INDEX_TARGETS) < (2 if layout == "target_transposed" else 3)
         ),
+    ),
+    Constraint(
+        "cropped needs 3 dimensions of the logits or more",
+        ("layout", "sizes"),
+        lambda layout, sizes: layout == "cropped" and len(sizes) < 3,
+    ),
+    Constraint(
+        "target_cropped needs 2 dimensions of class indices or more, and 3 of probabilities",
+        ("target_layout", "sizes"),
+        lambda layout, sizes: layout == "target_cropped" and len(sizes) < 3,
     ),
     Constraint(
         "an expanded tensor needs a batch of 1 entry or more",

@@ -81,6 +81,11 @@ _ALONE = (
     # A batch whose rows all have the same class.
     Case("float32", target_layout="target_expanded", name="target"),
     Case("bfloat16", reduction="none", target_layout="target_expanded", upstream="rows", name="target"),
+    # A part of a longer tensor along the last axis. The last axis has the stride 1, but the tensor is not contiguous.
+    Case("float32", (2, 5, 3, 2), reduction="none", upstream="rows", layout="cropped", name="cropped"),
+    Case("float64", (3, 5, 4), weight="weighted", target_layout="target_cropped", name="cropped"),
+    Case("bfloat16", (2, 5, 3, 2), target_layout="target_cropped", layout="cropped", name="cropped"),
+    Case("float32", (3, 5, 4), "normal", "probabilities", target_layout="target_cropped", name="cropped"),
     # Weights that are views of a larger tensor.
     Case("float32", weight="weighted", weight_layout="weight_strided", name="weight_layout"),
     Case("float64", (3, 5, 4), weight="weighted", weight_layout="weight_window", name="weight_layout"),

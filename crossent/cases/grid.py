@@ -51,6 +51,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
         word for word in IGNORED if word not in ("ignored_minus_one", "ignored_minus_two", "ignored_zero")
     ),
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
+    "layout": tuple(word for word in AXES["layout"] if word != "cropped"),
+    "target_layout": tuple(word for word in AXES["target_layout"] if word != "target_cropped"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
 # The choices of the array `transformed`, for compilers and transforms. Their bugs depend on the structure of a call,

@@ -133,8 +133,8 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor[..., :1].expand(tensor.shape)
     # The memory around the elements. 251 is no class of a target with at most 251 classes.
     poison = float("nan") if tensor.is_floating_point() else 251
-    if layout == "window":  # along the class axis
-        axis = min(1, tensor.dim() - 1)
+    if layout in ("window", "cropped"):  # along the class axis, or along the last axis
+        axis = min(1, tensor.dim() - 1) if layout == "window" else tensor.dim() - 1
         around = [tensor.new_full([*tensor.shape[:axis], n, *tensor.shape[axis + 1 :]], poison) for n in (1, 2)]
         return torch.cat([around[0], tensor, around[1]], axis).narrow(axis, 1, tensor.shape[axis])
     if layout == "strided":

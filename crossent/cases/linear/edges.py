@@ -37,6 +37,8 @@ _SMALL = (
     _case((1, 2), hidden=1),
     _case((17, 3), reduction="sum", ignored="ignored_default", bias="bias", hidden=3),
     _case((17, 17), "flat", reduction="none", upstream="rows", hidden=17),
+    # More hidden units than one block of a GPU has threads, as in most language models.
+    _case((2, 3), reduction="none", upstream="rows", bias="bias", hidden=4099),
     # Class probabilities.
     _case((7, 5), target="probabilities", weight="weighted", bias="bias"),
     _case((7, 5), target="hard", reduction="sum", label_smoothing=0.1),
