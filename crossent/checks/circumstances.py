@@ -134,8 +134,9 @@ CIRCUMSTANCES = {
 def circumstances(trial: Trial) -> Found:
     """The result is exact in unusual calls, such as a call with a Parameter or a hook, and in modes of torch.
 
-    In the last call, the upstream gradient is NaN. Each element of a gradient must be NaN, unless the element is 0 in
-    the first call. torch.amp.GradScaler skips a step only if a gradient is not finite.
+    In the last two calls, the upstream gradient is NaN, and then inf. Each element of a gradient must be NaN, and then
+    NaN or infinite, unless the element is 0 in the first call. torch.amp.GradScaler skips a step only if a gradient is
+    not finite. Its scale of 65536, the upstream gradient, is inf in float16.
     """
     question = trial.question
     for way in circumstances_of(trial.case, trial.subject):
@@ -146,7 +147,7 @@ def circumstances(trial: Trial) -> Found:
             yield problem
             return
         yield from _named(trial.compare(got, question.exact), way)
-    yield from _check_nan(trial)
+    yield from _check_not_finite(trial)
 
 
 def may_be_forked(trial: Trial) -> bool:
@@ -154,17 +155,28 @@ def may_be_forked(trial: Trial) -> bool:
     return trial.host.isolated or multiprocessing.parent_process() is not None
 
 
-def _check_nan(trial: Trial) -> Iterator[Problem]:
-    inputs, way = trial.question.fresh(), "with an upstream gradient of NaN"
-    got = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan)))
-    if problem := misshapen(trial, got.loss, trial.question.exact, way=way):
-        yield problem
-        return
-    for name, usual in trial.got.parts.items():
-        if name != "loss" and (lost := (usual != 0) & ~got.parts[name].isnan()).any():
-            said = f"got {counted(int(lost.sum()), 'element')} without NaN, of {int((usual != 0).sum()):,}"
-            due = "expected NaN in each element that is not 0 with the upstream gradient of the case"
-            yield Problem("wrong", f"{in_words(f'{name} {way}', trial.case.operation)}: {said}; {due}")
+def _check_not_finite(trial: Trial) -> Iterator[Problem]:
+    for value in (torch.nan, torch.inf):
+        inputs, way = trial.question.fresh(), f"with an upstream gradient of {'NaN' if value != value else 'inf'}"
+        got = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, value)))
+        if problem := misshapen(trial, got.loss, trial.question.exact, way=way):
+            yield problem
+            return
+        for name, usual in trial.got.parts.items():
+            if name != "loss" and (said := _hides(usual, got.parts[name], value)):
+                yield Problem("wrong", f"{in_words(f'{name} {way}', trial.case.operation)}: {said}")
+
+
+def _hides(usual: Tensor, found: Tensor, value: float) -> str:
+    """Return what is wrong in a gradient with the upstream gradient `value`, NaN or inf, or "".
+
+    `usual` is the gradient with the upstream gradient of the case.
+    """
+    is_nan = value != value
+    lost = int(((usual != 0) & ~(found.isnan() if is_nan else ~found.isfinite())).sum())
+    said = f"{counted(lost, 'element')} without NaN" if is_nan else counted(lost, "finite element")
+    due = f"expected {'NaN' if is_nan else 'inf or NaN'} in each element that is not 0"
+    return f"got {said}, of {int((usual != 0).sum()):,}; {due} with the upstream gradient of the case" if lost else ""
 
 
 def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:

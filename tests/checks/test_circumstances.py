@@ -169,6 +169,21 @@ def replaces_nan(input, target, **options):
     return crossent.formula(logits, target, **options)
 
 
+class Clamped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.clamp(-1e30, 1e30)
+
+
+def clamps_infinity(input, target, **options):
+    """Return the right loss, whose gradient has an infinite upstream gradient replaced by a large number."""
+    return Clamped.apply(crossent.formula(input, target, **options))
+
+
 WRONG = [
     ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss, under no_grad:"),
     ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss, under no_grad:"),
@@ -227,6 +242,14 @@ WRONG = [
         "gradient of the logits, with an upstream gradient of NaN: got 35 elements without NaN, of 35; expected NaN in "
         "each element that is not 0 with the upstream gradient of the case",
     ),
+    (
+        "circumstances",
+        clamps_infinity,
+        INDEX,
+        "wrong",
+        "gradient of the logits, with an upstream gradient of inf: got 35 finite elements, of 35; expected inf or NaN "
+        "in each element that is not 0 with the upstream gradient of the case",
+    ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
@@ -248,7 +271,7 @@ def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, 
 def test_a_wrong_shape_in_the_call_with_an_upstream_gradient_of_nan_is_a_finding(monkeypatch):
     calls = []
 
-    def check_nan(trial):
+    def check_not_finite(trial):
         calls.append("with NaN")
         yield from real(trial)
 
@@ -256,8 +279,8 @@ def test_a_wrong_shape_in_the_call_with_an_upstream_gradient_of_nan_is_a_finding
         value = crossent.formula(input, target, **options)
         return value.reshape(1) if calls else value
 
-    real = circumstances._check_nan
-    monkeypatch.setattr(circumstances, "_check_nan", check_nan)
+    real = circumstances._check_not_finite
+    monkeypatch.setattr(circumstances, "_check_not_finite", check_not_finite)
     checks = [one for one in CIRCUMSTANCES if one.name == "circumstances"]
     (finding,) = run(loss, INDEX, (*SINGLE[:2], *checks)).findings
     assert finding.message.startswith("loss, with an upstream gradient of NaN: got float32 with shape (1,); expected")

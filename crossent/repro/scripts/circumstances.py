@@ -215,10 +215,14 @@ def call_in_circumstances():
         torch.use_deterministic_algorithms(deterministic)
         torch.set_default_dtype(usual[1])
         torch.set_num_threads(usual[2])
-    x, y, its_options, g = fresh(*given)
-    of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
-    for name, number in evaluate(*fresh(*given)).items():
-        if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
-            said = "expected NaN in each element that is not 0 with the upstream gradient of the case"
-            verdict(True, f"{name}, with an upstream gradient of NaN: some elements are not NaN; {said}")
+    usual_parts = evaluate(*fresh(*given))
+    for value, due in ((torch.nan, "NaN"), (torch.inf, "inf or NaN")):
+        x, y, its_options, g = fresh(*given)
+        found = evaluate(x, y, its_options, torch.full_like(g, value))
+        for name, number in usual_parts.items():
+            lost = ~found[name].isnan() if due == "NaN" else found[name].isfinite()
+            if name != "loss" and ((number != 0) & lost).any():
+                said = f"some elements are not {due}; expected {due} in each element that is not 0 with the upstream"
+                upstream = f"with an upstream gradient of {due.split()[0]}"
+                verdict(True, f"{name}, {upstream}: {said} gradient of the case")
     return results
