@@ -293,10 +293,11 @@ def test_an_option_that_is_off_and_changes_the_loss_is_caught(loss):
     assert found("options", loss, "float32-2x257-normal-int64-sum")
 
 
-def scaled_in_place(reuse=None):
+def scaled_in_place(reuse=None, scaled=None):
     """Return a loss that stores the gradient and scales it in place, as in Liger-Kernel#272 and #343.
 
-    With the dict `reuse`, all calls store the gradient in the same memory, and do not scale it in place.
+    With the dict `reuse`, all calls store the gradient in the same memory, and do not scale it in place. `scaled` is
+    another function of the stored gradient and the upstream gradient.
     """
 
     class InPlace(torch.autograd.Function):
@@ -310,6 +311,8 @@ def scaled_in_place(reuse=None):
 
         @staticmethod
         def backward(ctx, upstream):
+            if scaled is not None:
+                return scaled(ctx.gradient, upstream), None
             return (ctx.gradient.mul_(upstream) if reuse is None else ctx.gradient * upstream), None
 
     return lambda logits, target, **options: InPlace.apply(logits, target)
@@ -319,6 +322,21 @@ def test_a_gradient_that_a_second_backward_changes_is_caught():
     for upstream in ("", "-scalar"):
         ((kind, _),) = found("two_backwards", scaled_in_place(), f"float32-7x5-normal-int64-sum{upstream}")
         assert kind == "not_repeated"
+
+
+def test_a_stored_gradient_that_belongs_to_the_caller_is_caught():
+    # With an upstream gradient of 1, the caller gets the stored gradient itself, and may change it in place.
+    loss = scaled_in_place(scaled=lambda stored, upstream: stored if upstream == 1 else stored * upstream)
+    ((kind, message),) = found("two_backwards", loss, "float32-7x5-normal-int64-sum")
+    assert kind == "not_repeated"
+    assert "in place" in message
+
+
+def test_a_gradient_with_the_stride_0_is_no_finding():
+    def loss(logits, target, **options):
+        return logits.sum() * 0
+
+    assert not found("two_backwards", loss, "float32-7x5-normal-int64-sum")
 
 
 def test_two_losses_that_share_memory_are_caught():

@@ -26,6 +26,7 @@ from crossent.trials.trial import Problem, Trial
 def two_backwards(trial: Trial) -> Iterator[Problem]:
     """A repeated backward pass gives the same bits, and two losses of the same logits do not affect each other.
 
+    Between the passes, the check fills each gradient with NaN, since a caller may change a gradient in place.
     Liger-Kernel#272 and #343: a loss stored its gradient in the logits, and scaled the gradient there in the backward
     pass.
     """
@@ -33,8 +34,8 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
     alone = further_call(trial, other)
     first, second, again = trial.perform(run_backward_passes, trial.question.fresh(), other.copy())
     if again.digest != first.digest:
-        passes = "after another backward pass through the same graph, the same upstream gradient"
-        yield Problem("not_repeated", f"{passes} gives a different result")
+        passes = "after another backward pass through the same graph, and NaN written into the gradients in place,"
+        yield Problem("not_repeated", f"{passes} the same upstream gradient gives a different result")
     elif (first.digest, second.digest) != (trial.got.digest, alone.digest):
         of = f"two losses of the same {trial.case.operation.word('input')}"
         yield Problem("disturbed", f"{of}, or their gradients, have different bits than each loss computed alone")
@@ -56,11 +57,20 @@ def run_backward_passes(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Resu
 
     def backward(value: Tensor, target: Tensor, upstream: Tensor) -> Result:
         leaves = {**shared, "target_gradient": target} if dense else shared
-        gradients = torch.autograd.grad(value, list(leaves.values()), upstream.to(value.dtype), retain_graph=True)
-        result = Result(value.detach(), **dict(zip(leaves, gradients, strict=True)))
-        return result.copy()  # a later pass may write into these gradients
+        upstream = upstream.to(value.dtype)
+        gradients = torch.autograd.grad(value, list(leaves.values()), upstream, retain_graph=True)
+        result = Result(value.detach(), **dict(zip(leaves, gradients, strict=True))).copy()
+        for gradient in gradients:
+            # torch refuses to write into an expanded tensor; and a gradient may be the upstream gradient itself
+            if 0 not in gradient.stride() and not _same_storage(gradient, upstream):
+                gradient.detach().fill_(torch.nan)
+        return result
 
     results = backward(first, targets[0], inputs.upstream), backward(second, targets[1], inputs.upstream)
     # The factor -2 finds a loss that scales a stored gradient in place. An upstream gradient of 1 would hide this bug.
     backward(first, targets[0], -2 * inputs.upstream)
     return *results, backward(first, targets[0], inputs.upstream)
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

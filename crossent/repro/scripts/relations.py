@@ -65,16 +65,22 @@ def check_two_backwards():
         for loss, of, by in ((one, target, upstream), (two, another, upstream), (one, target, -2 * upstream)):
             wanted = {"gradient": input, "target_gradient": of, **layer}
             wanted = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
-            gradients = torch.autograd.grad(loss, list(wanted.values()), by.to(loss.dtype), retain_graph=True)
+            by = by.to(loss.dtype)
+            gradients = torch.autograd.grad(loss, list(wanted.values()), by, retain_graph=True)
             seen.append(list(bits({"loss": loss.detach(), **dict(zip(wanted, gradients))}).values()))
+            for gradient in gradients:
+                # torch refuses to write into an expanded tensor; and a gradient may be the upstream gradient itself
+                owners = [one.untyped_storage().data_ptr() for one in (gradient, by)]
+                if 0 not in gradient.stride() and owners[0] != owners[1]:
+                    gradient.detach().fill_(torch.nan)
         return one  # `evaluate` differentiates this graph again
 
     first, alone = evaluate(*fresh(*given)), evaluate(*fresh(*other))
     require_shape(alone["loss"], *other)
     last = evaluate(*fresh(*given), loss_of=both)
     if list(bits(last).values()) != seen[0]:
-        passes = "after another backward pass through the same graph, the same upstream gradient"
-        verdict(True, f"{passes} gives a different result")
+        passes = "after another backward pass through the same graph, and NaN written into the gradients in place,"
+        verdict(True, f"{passes} the same upstream gradient gives a different result")
     if seen[:2] != [list(bits(one).values()) for one in (first, alone)]:
         losses = "two losses of the same logits, or their gradients,"
         verdict(True, f"{losses} have different bits than each loss computed alone")
