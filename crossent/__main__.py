@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 
 
 def main() -> int:
@@ -13,7 +14,8 @@ def main() -> int:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        sys.stderr.write("crossent: interrupted\n")
+        with suppress(AttributeError, OSError):  # stderr may be closed, or on a full disk
+            sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
         # After a KeyboardInterrupt inside exec() or eval(), for example during namedtuple(), `python -m` drops the exit

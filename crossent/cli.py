@@ -18,7 +18,7 @@ from crossent.commands.explain import explain
 from crossent.commands.merge import merge
 from crossent.commands.reports import recorded, unreadable
 from crossent.commands.soak import soak
-from crossent.files import chosen_files, write_all
+from crossent.files import chosen_files, say_error, write_all
 from crossent.option_types import Word
 from crossent.options import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, as_click_errors
 from crossent.words import printable, quoted
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
         words = sys.argv[1:] if arguments is None else arguments
-        click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
+        say_error(f"crossent: {options.shortened(options.message_of(error), words)}")
         if isinstance(error, click.UsageError):  # the help does not explain a damaged file
             command = ["crossent", *(word for word in words[:1] if word in crossent.commands)]
-            click.echo(f"Try '{' '.join(command)} --help'.", err=True)
+            say_error(f"Try '{' '.join(command)} --help'.")
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("crossent: interrupted", err=True)
+        say_error("crossent: interrupted")
         return INTERRUPTED
     except SystemExit as end:  # click raises SystemExit after a completion, and if the output is a closed pipe
         return NOT_WRITTEN if end.code else PASSED
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The output cannot be written, for example because a pipe is closed: write nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            click.echo(f"crossent: the output cannot be written: {error.strerror}", err=True)
+            say_error(f"crossent: the output cannot be written: {error.strerror}")
         return NOT_WRITTEN
     return status if isinstance(status, int) else PASSED
 
@@ -183,7 +183,7 @@ def check(
                 **chosen,
             )
         except Interrupted as interrupt:
-            click.echo("crossent: interrupted", err=True)
+            say_error("crossent: interrupted")
             report, status = interrupt.report, INTERRUPTED
     if not no_cache and report.shard is None:
         keep(report, subjects, chosen["operation"])

@@ -14,6 +14,7 @@ from crossent.cases.operation import OPERATIONS
 from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
+from crossent.files import say_error
 from crossent.report.text import keeps_lines
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
@@ -95,7 +96,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         names, reason = ", ".join(own), "without --contract, the forms and torch keep their own grades"
         advice = f"add --contract, or leave out {names}"
-        Console(stderr=True).print(f"crossent: --grade does not apply to {names}: {reason}; {advice}", soft_wrap=True)
+        say_error(f"crossent: --grade does not apply to {names}: {reason}; {advice}")
 
 
 def listed(what: str, level: str, operation: str | None) -> list[str]:

@@ -54,6 +54,12 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     return not os.path.isfile(path) or (place.startswith(("/dev/", "/proc/")) and not place.startswith("/dev/shm/"))
 
 
+def say_error(text: str) -> None:
+    """Print a line to stderr. If stderr cannot be written, do nothing, so that the command keeps its exit status."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
 def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
     """Write the files, print an error for each failure, and return whether all files were written.
 
@@ -64,7 +70,7 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
         try:
             by[option](path)
         except OSError as error:
-            click.echo(f"crossent: {option}: {cut(path)} cannot be written: {error.strerror}", err=True)
+            say_error(f"crossent: {option}: {cut(path)} cannot be written: {error.strerror}")
             written = False
     return written
 

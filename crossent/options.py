@@ -24,6 +24,7 @@ from crossent.choices import (
     complete_case,
     complete_feature,
 )
+from crossent.files import say_error
 from crossent.option_types import Positive, Seed, ShardOption, Whole, Word, Words
 from crossent.words import LONGEST_VALUE, cut, printable, said
 
@@ -336,5 +337,5 @@ def chosen_part(
             of_checks = f" of {' or '.join(names)}" if names else ""
             runs = "the chosen checks run on every case" if names else "everything runs"
             why = f"this folder stores no finding{of_checks} from the last run on these subjects"
-            click.echo(f"crossent: --last-failed: {why}; {runs}", err=True)
+            say_error(f"crossent: --last-failed: {why}; {runs}")
     return chosen

@@ -431,6 +431,16 @@ def test_a_full_disk_is_one_line():
     assert process.stderr.count(b"\n") == 1
 
 
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("explain", "--target", "3"), WRONG_USE), (("explain",), NOT_WRITTEN)]
+)
+def test_a_full_disk_for_errors_does_not_change_the_status(arguments, status):
+    with open("/dev/full", "w") as full:  # status 1 would say that a check failed
+        process = subprocess.run([sys.executable, "-m", "crossent", *arguments], stdout=full, stderr=full, check=False)
+    assert process.returncode == status
+
+
 @pytest.mark.parametrize(
     ("logits", "target", "said"),
     [

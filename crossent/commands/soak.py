@@ -8,7 +8,7 @@ import click
 
 from crossent import choices, options
 from crossent.choices import DTYPE_NAMES, DtypeName
-from crossent.files import chosen_files, write_all
+from crossent.files import chosen_files, say_error, write_all
 from crossent.options import FAILED, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, as_click_errors
 
 
@@ -81,7 +81,7 @@ def soak(
                 **others,
             )
         except Interrupted as interrupt:
-            click.echo("crossent: interrupted", err=True)
+            say_error("crossent: interrupted")
             report, status = interrupt.report, INTERRUPTED
     Output().show(report.render(-1 if quiet else verbose))
     if not write_all(files, {"--json": report.write_json}):
