@@ -272,7 +272,8 @@ def _bits(value: float, dtype: str) -> str:
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return a text with torch's value at the worst element of a difference, and a hint.
 
-    The hint is `_AS_TORCH` if a wrong result has torch's bits but another contract, otherwise "".
+    The hint is `_AS_TORCH` if the wrong result has the bits of torch's result, but the subject has another contract
+    than torch. Otherwise, the hint is "".
     """
     torch_itself = REFERENCES[trial.case.operation]
     try:

@@ -151,7 +151,10 @@ class Move:
 
     @property
     def change_in_ulp(self) -> float:
-        """The absolute change of the error in ulp. A missing error counts as 0. A change of NaN counts as infinite."""
+        """The absolute change of the error in ulp. A missing error counts as 0.
+
+        The change counts as infinite if an error is NaN, or if both errors are infinite.
+        """
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 

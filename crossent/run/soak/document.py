@@ -114,9 +114,10 @@ def _impossible(made: SoakReport) -> Iterator[str]:
     names = [subject.name for subject in made.subjects]
     if type(number) is not int or type(count) is not int or not 1 <= number <= count:
         yield f"shard: got {quoted(number)}/{quoted(count)}; allowed are 1/N to N/N"
-    elif not 1 <= made.cases <= MOST_CASES or not 0 <= made.seed < 2**32:
-        allowed = f"allowed are 1 to {MOST_CASES:,} cases, and seeds from 0 to {2**32 - 1:,}"
-        yield f"cases is {quoted(made.cases)}, and seed is {quoted(made.seed)}; {allowed}"
+    elif not 1 <= made.cases <= MOST_CASES:
+        yield f"cases: got {quoted(made.cases)}; allowed are whole numbers from 1 to {MOST_CASES:,}"
+    elif not 0 <= made.seed < 2**32:
+        yield f"seed: got {quoted(made.seed)}; allowed are whole numbers from 0 to {2**32 - 1:,}"
     elif list(made.dtypes) != [dtype for dtype in DTYPES if dtype in made.dtypes]:
         yield f"dtypes: got {quoted(list(made.dtypes))}; allowed are {', '.join(DTYPES)}, in this order"
     elif len(set(names)) < len(names):

@@ -47,11 +47,11 @@ SUMS = ("subjects", 1, "checks")
     ("keys", "value", "reason"),
     [
         (("cases",), 10, "cases, but the settings of the report give"),
-        (("cases",), 0, "cases is 0, and seed is "),
+        (("cases",), 0, "cases: got 0; allowed are whole numbers from 1 to "),
         (("cases",), "8", "cases is '8'; it must be an integer"),
         (("operation",), "addition", "operation: got 'addition'; allowed are cross_entropy, "),
         (("seed",), 4, "but the seed gives another"),
-        (("seed",), -1, "and seed is -1; allowed are 1 to "),
+        (("seed",), -1, "seed: got -1; allowed are whole numbers from 0 to "),
         (("dtypes",), ["float64", "float32"], "dtypes: got"),
         (("dtypes",), ["float32"], "does not belong to this soak or shard"),
         (("shard",), [2, 2], "does not belong to this soak or shard"),
