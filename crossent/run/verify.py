@@ -232,7 +232,9 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
         raise ValueError(f"the report has no subject {quoted(extra[0])}; choose from {cut(', '.join(names))}")
     missing = [name for name in names if name not in have]
     if foreign := [name for name in missing if not _is_builtin(name)]:
-        raise ValueError(f"the report also has the subject {quoted(foreign[0])}; name the code of this subject too, as FILE.py:NAME")
+        raise ValueError(
+            f"the report also has the subject {quoted(foreign[0])}; name the code of this subject too, as FILE.py:NAME"
+        )
     by_name = {subject.name: subject for subject in settings.load(*given, *missing)}
     if absent := [name for name in names if name not in by_name]:
         raise ValueError(f"the report is about {quoted(absent[0])}, which this machine cannot run; use another machine")
