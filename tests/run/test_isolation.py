@@ -146,7 +146,8 @@ def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkey
     (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")
     # In a fresh process, since this process has imported the compilers.
     checked = [sys.executable, "-m", "crossent", "check", "mine.py:loss", "--level", "quick", "--dtype", "float32"]
-    chosen = ["--case", "float32-7x5-normal-int64-none-ignored_minus_one-rows", "--check", "trace", "--no-cache"]
+    case = "float32-7x5-normal-int64-none-ignored_minus_one-rows"
+    chosen = ["--case", case, "--check", "trace", "--check", "loss", "--no-cache"]  # torch 2.0 cannot trace
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(crossent.__file__).parents[1])]))
     ran = subprocess.run([*checked, *chosen], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
