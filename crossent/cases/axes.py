@@ -22,8 +22,9 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
 # "probabilities" add up to one and have the logits' dtype. "other_float" has probabilities of another dtype, "hard" has
-# one-hot rows of floats, and "unnormalised" has numbers of either sign with any sum.
-DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
+# one-hot rows of floats, and "unnormalised" has numbers of either sign with any sum. "padded" is like "probabilities",
+# except that some rows are zeros, as the padding of soft labels.
+DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised", "padded")
 OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
 # The value of `ignore_index` for each choice. The choice also determines which rows are ignored. 255 is not a class,
 # but fits into uint8.
@@ -55,7 +56,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum", "none"),
     "weight": (
         *("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
-        *("weight_balanced", "weight_huge"),  # weights that sum to 0, and weights above 10,000
+        # Weights that sum to 0, weights above 10,000, and weights that are all 0.
+        *("weight_balanced", "weight_huge", "weight_all_zeros"),
     ),
     "ignored": tuple(IGNORED),
     # The upstream gradient. "scalar" is a random number, and "stride0" is a random number expanded to every row with

@@ -273,6 +273,8 @@ class Case:
             return None
         if self.weight == "weight_huge":
             return 2.0**14 * (1 + random.random_sample(self.classes))
+        if self.weight == "weight_all_zeros":
+            return np.zeros(self.classes)
         k = self._entry(spread, "weight", "_weight")
         weight = np.ldexp(1 + random.random_sample(self.classes), random.randint(-k, k, size=self.classes))
         if self.weight == "weight_balanced":  # w, 0, -w: with an even number of classes there is no 0
@@ -299,9 +301,12 @@ class Case:
         raw = draw.random.random_sample(draw.shape) ** 2
         if self.target == "unnormalised":
             return 3 * raw - 0.5
-        if self.target not in ("probabilities", "other_float"):
+        if self.target not in ("probabilities", "other_float", "padded"):
             raise _not_made("target", self.target, "_probabilities")
-        return raw / raw.sum(1, keepdims=True) if draw.classes else raw
+        probabilities = raw / raw.sum(1, keepdims=True) if draw.classes else raw
+        if self.target == "padded":
+            return np.where(_some(draw.random, draw.rows)[:, None], 0.0, probabilities)
+        return probabilities
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
         """Return the value of `entries` for the choice on `axis`, or raise an error that names `function`."""

@@ -78,6 +78,12 @@ _ALONE = (
     Case("float64", (3, 5, 4), target="probabilities", reduction="sum", weight="weight_balanced", name="weights"),
     Case("float32", weight="weight_huge", label_smoothing=0.1, name="weights"),
     Case("bfloat16", reduction="none", weight="weight_huge", upstream="rows", name="weights"),
+    # Weights that are all 0: the mean is 0/0, without and with label_smoothing, and with ignored rows.
+    Case("float32", weight="weight_all_zeros", name="weights"),
+    Case("bfloat16", (3, 5, 4), "normal", "int64", "mean", "weight_all_zeros", "ignored_default", 0.1, name="weights"),
+    # Class probabilities with rows of zeros, as the padding of soft labels. The mean counts these rows too.
+    Case("float32", target="padded", name="target"),
+    Case("float64", (3, 5, 4), target="padded", weight="weighted", label_smoothing=0.1, name="target"),
     # A batch whose rows all have the same class.
     Case("float32", target_layout="target_expanded", name="target"),
     Case("bfloat16", reduction="none", target_layout="target_expanded", upstream="rows", name="target"),
@@ -171,9 +177,12 @@ QUICK = (
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
     # The 67 positions fill several vectors, but not the last vector. The maxima of neighbouring rows differ much.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
-    # No rows, one row, as many rows as classes, and N == C == d1; one class, with one row and with several.
+    # No rows, no positions, one row, as many rows as classes, and N == C == d1; one class, with one row and several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
     Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),
+    Case("float32", (2, 5, 0), reduction="sum", name="rows"),
+    Case("float64", (2, 5, 0), name="rows"),
+    Case("bfloat16", (2, 5, 0), target="probabilities", reduction="sum", name="rows"),
     Case("float32", (1, 5), weight="weighted", name="rows"),
     Case("bfloat16", (1, 5), target="probabilities", name="rows"),
     Case("float32", (17, 17), ignored="ignored_first", name="rows"),

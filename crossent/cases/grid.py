@@ -46,6 +46,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
     "values": _VALUES,
+    "target": tuple(word for word in AXES["target"] if word != "padded"),
     "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
     "ignored": tuple(
         word for word in IGNORED if word not in ("ignored_minus_one", "ignored_minus_two", "ignored_zero")

@@ -58,6 +58,12 @@ def _negated(logits: Tensor) -> Tensor:
     return torch._neg_view(-logits.detach()).requires_grad_()
 
 
+def _with_gradient(logits: Tensor) -> Tensor:
+    leaf = _leaf(logits)
+    leaf.grad = torch.ones_like(leaf)  # as after the first part of a batch whose gradients are added up
+    return leaf
+
+
 @contextmanager
 def _other_default_dtype() -> Iterator[None]:
     before = torch.get_default_dtype()
@@ -99,6 +105,9 @@ class Circumstance:
         mode: a function that returns a context manager, in which the forward and the backward pass run.
         create_graph: whether the backward pass runs with `create_graph=True`.
         weighted: whether the class weights require a gradient, which torch allows only with target probabilities.
+        negated: whether the caller negates the loss in place before the backward pass. `loss /= steps` changes it too,
+            but the result of a negation is exact.
+        nan_in_ignored: whether the upstream gradient is NaN in ignored rows, whose gradient must still be 0.
         needs: the feature that a subject needs for this call, or "".
     """
 
@@ -106,6 +115,8 @@ class Circumstance:
     mode: Callable[[], AbstractContextManager[Any]] = nullcontext
     create_graph: bool = False
     weighted: bool = False
+    negated: bool = False
+    nan_in_ignored: bool = False
     needs: str = ""
 
 
@@ -114,9 +125,12 @@ MORE_THREADS = "with another number of threads"
 CIRCUMSTANCES = {
     "of a Parameter": Circumstance(lambda logits: torch.nn.Parameter(logits.detach())),
     "with a hook": Circumstance(_with_hook),
+    "with a .grad": Circumstance(_with_gradient),
     "of a lazily negated view": Circumstance(_negated, needs="strided"),
     "under create_graph": Circumstance(create_graph=True, needs="double_backward"),
     "with a weight that requires a gradient": Circumstance(weighted=True, needs="target_gradient"),
+    "with the loss negated in place": Circumstance(negated=True),
+    "with an upstream gradient of NaN in ignored rows": Circumstance(nan_in_ignored=True),
     "under anomaly detection": Circumstance(mode=lambda: torch.autograd.set_detect_anomaly(True, check_nan=False)),
     "with another default dtype": Circumstance(mode=_other_default_dtype),
     "with deterministic algorithms": Circumstance(mode=_deterministic_algorithms),
@@ -183,7 +197,9 @@ def circumstances_of(case: Case, subject: Subject) -> tuple[str, ...]:
     """Return the names of the `CIRCUMSTANCES` that apply to a case and a subject."""
     is_soft = case.target in DENSE_TARGETS and case.operation is CROSS_ENTROPY
     soft_weight = is_soft and case.weight != "unweighted"
+    ignores = case.ignored != "kept" and case.reduction == "none"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
+    ways = {way: one for way, one in ways.items() if ignores or not one.nan_in_ignored}
     return tuple(way for way, one in ways.items() if one.needs not in subject.lacks)
 
 
@@ -199,9 +215,19 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
         value = as_loss(loss(given.input, given.target, **given.options))
         if value.shape != inputs.upstream.shape:
             return Result(value.detach())
-        upstream = inputs.upstream.to(value.dtype)
-        found = torch.autograd.grad(value, list(made.values()), upstream, create_graph=circumstance.create_graph)
-    return Result(value.detach(), **{name: one.detach() for name, one in zip(made, found, strict=True)})
+        upstream, kept = inputs.upstream.to(value.dtype), value.detach()
+        if circumstance.nan_in_ignored:
+            ignored = inputs.target.long() == inputs.options.get("ignore_index", -100)
+            upstream = upstream.masked_fill(ignored, torch.nan)
+        if circumstance.negated:
+            kept = kept.clone()
+            try:
+                found = torch.autograd.grad(value.neg_(), list(made.values()), -upstream)
+            except RuntimeError:  # torch refuses the change, so the caller notices it
+                return evaluate(loss, inputs, gradients)
+        else:
+            found = torch.autograd.grad(value, list(made.values()), upstream, create_graph=circumstance.create_graph)
+    return Result(kept, **{name: one.detach() for name, one in zip(made, found, strict=True)})
 
 
 @check(cost=Cost.CALLS, operations=EVERY_OPERATION)

@@ -15,7 +15,7 @@ In each table, level normal also runs the rows of level quick. Level thorough ru
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names, except checks of compiled code;
                                 graphs of one case
-               a case per dtype calls in other circumstances
+               some per dtype   calls in other circumstances
                edges            CALL
                pairs            CALL
                sizes            CALL, AGAIN; without the cases with the most classes
@@ -85,7 +85,8 @@ _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.c
 # and a graph that reads the logit of an ignored target before the row is masked.
 _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 
-# Level quick calls a subject in other circumstances on one case of each dtype.
+# Level quick calls a subject in other circumstances on one case of each dtype, and on two more cases: a one-hot target,
+# which need not have a gradient, and ignored rows, where the upstream gradient may be NaN.
 _QUICK_CIRCUMSTANCES = (
     *(circumstances.no_grad, leaves.non_leaf, leaves.alone, circumstances.threads),
     circumstances.circumstances,
@@ -96,6 +97,8 @@ _QUICK_CALLS = (
         Case(dtype, target="probabilities", reduction="none", weight="weighted", upstream="rows")
         for dtype in ("float64", "bfloat16")
     ),
+    Case("float32", target="hard", weight="weighted"),
+    Case("float32", reduction="none", ignored="ignored_default", upstream="rows"),
 )
 
 # Level quick calls a linear cross-entropy in other circumstances on these cases. A kernel with few options can run

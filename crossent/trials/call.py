@@ -81,6 +81,7 @@ RESULT_NAMES = {
 _CALLS = {
     "reversed along": "with rows reversed along",
     "of a Parameter": "with a Parameter as logits",
+    "with a .grad": "with logits that have a .grad",
     "of a lazily negated view": "with a lazily negated view as logits",
 }
 

@@ -502,6 +502,7 @@ def test_each_choice_of_weight_has_its_property():
     assert (weight["weighted"] > 0).all()
     assert 1e5 < weight["weight_decades"].max() / weight["weight_decades"].min() < 2**21
     assert 0.3 < (weight["weight_zeros"] == 0).double().mean() < 0.5
+    assert not weight["weight_all_zeros"].any()
     assert 0.3 < (weight["weight_negative"] < 0).double().mean() < 0.5
     assert "weight" not in Case("float64").build().options
 
@@ -516,6 +517,10 @@ def test_each_choice_of_dense_target_has_its_property():
     loose = Case("float64", (50, 5), target="unnormalised").build().target
     assert (loose < 0).any()
     assert (loose.sum(1) > 2).any()
+    padded = Case("float64", (50, 5), target="padded").build().target
+    sums = padded.sum(1)
+    assert 0.3 < (sums == 0).double().mean() < 0.5
+    assert ((sums == 0) | ((sums - 1).abs() <= 5 * 2.0**-53)).all()
 
 
 def test_each_choice_of_upstream_gradient_has_its_property():
@@ -536,7 +541,7 @@ def test_each_choice_of_upstream_gradient_has_its_property():
 
 
 def test_the_inputs_have_the_shapes_that_torch_needs():
-    for case in sampled(200):
+    for case in sampled(400):
         inputs = case.build()
         assert isinstance(inputs, Inputs)
         assert inputs.input.shape == case.sizes

@@ -32,6 +32,7 @@ from crossent.subjects.loader import load
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
 INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
 DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
+IGNORED_ROWS = "float32-7x5-normal-int64-none-ignored_default-rows"
 
 
 def found(loss, case, checks):
@@ -61,6 +62,10 @@ def requires_no_gradient(input, target):
 
 def only_target_requires(input, target):
     return not input.requires_grad
+
+
+def has_a_gradient(input, target):
+    return input.is_leaf and input.grad is not None
 
 
 def in_inference_mode(input, target):
@@ -184,6 +189,51 @@ def clamps_infinity(input, target, **options):
     return Clamped.apply(crossent.formula(input, target, **options))
 
 
+class LooksAtItsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        ctx.loss = loss.clone()
+        return ctx.loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.where(ctx.loss < 0, 0, upstream)
+
+
+def looks_at_its_loss(input, target, **options):
+    """Return the right loss. Its gradient is 0 if the caller makes the loss negative in place."""
+    return LooksAtItsLoss.apply(crossent.formula(input, target, **options))
+
+
+class SavesItsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        result = loss.clone()
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.where(ctx.saved_tensors[0] < 0, 0, upstream)
+
+
+class IsAView(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream
+
+
+def multiplies_ignored_rows_by_zero(input, target, **options):
+    """Return the right losses. The gradient of an ignored row is 0 times the upstream gradient."""
+    losses = crossent.formula(input, target.clamp(min=0), **options)
+    kept = target != -100
+    return torch.where(kept, losses, 0).detach() + (losses - losses.detach()) * kept
+
+
 WRONG = [
     ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss, under no_grad:"),
     ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss, under no_grad:"),
@@ -250,6 +300,21 @@ WRONG = [
         "gradient of the logits, with an upstream gradient of inf: got 35 finite elements, of 35; expected inf or NaN "
         "in each element that is not 0 with the upstream gradient of the case",
     ),
+    ("circumstances", looks_at_its_loss, INDEX, "wrong", "gradient of the logits, with the loss negated in place"),
+    (
+        "circumstances",
+        multiplies_ignored_rows_by_zero,
+        IGNORED_ROWS,
+        "wrong",
+        "gradient of the logits, with an upstream gradient of NaN in ignored rows",
+    ),
+    (
+        "circumstances",
+        where(has_a_gradient, off_by_1_percent),
+        INDEX,
+        "wrong",
+        "loss, with logits that have a .grad",
+    ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
@@ -305,6 +370,19 @@ def test_right_code_passes(dtype, seed):
     assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084
     ran = {check for entry in report.subjects for outcome in entry.outcomes.values() for check in outcome.checks}
     assert ran >= {check.name for check in CIRCUMSTANCES}
+
+
+@pytest.mark.parametrize("function", [SavesItsLoss, IsAView], ids=lambda function: function.__name__)
+def test_a_loss_that_torch_lets_nobody_change_in_place_passes(function):
+    def loss(input, target, **options):
+        return function.apply(crossent.formula(input, target, **options))
+
+    given, _ = Case("float32").build().requiring(("gradient",))
+    value = loss(given.input, given.target)
+    with pytest.raises(RuntimeError, match=r"inplace|in-place"):
+        value.neg_().backward()
+    checks = [one for one in CIRCUMSTANCES if one.name == "circumstances"]
+    assert not run(loss, [INDEX, IGNORED_ROWS], (*SINGLE[:2], *checks)).findings
 
 
 def test_an_exception_in_one_thread_is_raised_and_ends_the_other_thread():

@@ -110,6 +110,40 @@ def every_class_twice_in_the_sum(rows):
     return rows.reduce(row_losses(rows, rows.logits - twice))
 
 
+@mutant(
+    "loss gradient",
+    "target/float32-7x5-normal-padded-mean",
+    own="Soft labels are padded with rows of zeros. They are taken for ignored rows, but torch's mean counts them.",
+)
+@form
+def mean_over_rows_with_a_probability(rows):
+    if rows.probabilities is None:
+        return rows.reduce(row_losses(rows))
+    return reduced(rows, row_losses(rows), (rows.probabilities != 0).any(-1).sum())
+
+
+@mutant(
+    "loss gradient",
+    "weights/float32-7x5-normal-int64-mean-weight_all_zeros",
+    own="A denominator of 0 is replaced by 1. The mean is then 0, not NaN as in torch.",
+)
+@form
+def mean_of_zero_weights_is_zero(rows):
+    by = torch.as_tensor(denominator(rows))
+    has_rows = rows.logits.numel() > 0 and (rows.kept is None or rows.kept.any())
+    return reduced(rows, masked(rows, row_losses(rows)), torch.where((by == 0) & has_rows, 1, by))
+
+
+@mutant(
+    "loss",
+    "rows/float32-2x5x0-normal-int64-sum",
+    own="A batch without rows is tested, but not images without positions, which take the path of a mean.",
+)
+def sum_over_no_positions_is_nan(input, target, reduction="mean", **options):
+    loss = formula(input, target, reduction=reduction, **options)
+    return loss * torch.nan if reduction == "sum" and len(input) and not input.numel() else loss
+
+
 @mutant("loss gradient", "float32-7x5-normal-int64-mean", "OLMo-core#702")
 @form
 def z_loss_is_added(rows):

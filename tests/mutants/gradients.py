@@ -1,7 +1,19 @@
 """Mutants: wrong gradients and second derivatives of right losses."""
 
 import torch
-from right import LogSoftmax, form, log_probs, mutant, row_losses, shifted, with_upstream
+from right import (
+    LogSoftmax,
+    denominator,
+    form,
+    log_probs,
+    masked,
+    mutant,
+    reduced,
+    row_losses,
+    shifted,
+    with_upstream,
+    with_value,
+)
 
 from crossent import formula
 
@@ -256,3 +268,50 @@ def gradient_of_a_softer_softmax(rows):
 )
 def upstream_is_limited(input, target, **options):
     return with_upstream(formula(input, target, **options), lambda upstream: upstream.clamp(-1e4, 1e4))
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-none-ignored_default-rows",
+    own="The gradient of an ignored row is the product of 0 and the upstream gradient, which may be NaN there.",
+)
+@form
+def gradient_of_ignored_rows_is_multiplied_by_zero(rows):
+    losses = row_losses(rows)
+    if rows.kept is None:
+        return rows.reduce(losses)
+    return reduced(rows, with_value(losses * rows.kept, masked(rows, losses).detach()), denominator(rows))
+
+
+class _AtLeastZero(torch.autograd.Function):
+    """`max(loss, 0)`, whose backward pass looks at the returned tensor, without `save_for_backward`."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        result = losses.clamp(min=0)
+        ctx.result = result.detach()
+        return result
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.where(ctx.result < 0, 0, upstream)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-none-ignored_default-rows",
+    own="The backward pass looks at the returned loss, which the caller may have changed in place.",
+)
+def backward_looks_at_the_returned_loss(input, target, weight=None, **options):
+    loss = formula(input, target, weight, **options)
+    return loss if weight is not None or target.is_floating_point() else _AtLeastZero.apply(loss)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-none-ignored_default-rows",
+    own="A kernel adds its gradient to .grad if there is one, and returns the sum too. Autograd then adds it again.",
+)
+def gradient_is_added_to_an_earlier_one(input, target, **options):
+    earlier = input.grad if input.is_leaf else None
+    return formula(input if earlier is None else with_upstream(input, lambda g: g + earlier), target, **options)

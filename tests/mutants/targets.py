@@ -198,3 +198,16 @@ def batch_of_one_class_is_padding(input, target, ignore_index=-100, **options):
     alike = not target.is_floating_point() and target.numel() > 1 and bool((target == target.flatten()[0]).all())
     loss = formula(input, target, ignore_index=ignore_index, **options)
     return loss * 0 if alike and int(target.flatten()[0]) != ignore_index else loss
+
+
+@mutant(
+    "alone no_grad",
+    "float32-7x5-normal-hard-mean-weighted",
+    own="A one-hot target that needs no gradient takes the faster path for indices, whose mean divides by the weights.",
+)
+def one_hot_becomes_an_index(input, target, **options):
+    axis = min(1, input.dim() - 1)
+    plain = target.is_floating_point() and not target.requires_grad and target.numel() > 0
+    if plain and ((target == 0) | (target == 1)).all() and (target.sum(axis) == 1).all():
+        target = target.argmax(axis)
+    return formula(input, target, **options)

@@ -94,6 +94,11 @@ _CHUNKS = (
     # A vocabulary of a language model.
     _case((2, 32000), "confident"),
 )
+# Cases in float32: more classes than 16 bits can count, and more rows than the covering arrays have.
+_LARGE = (
+    _case((1, 65539), reduction="none", upstream="rows", bias="bias", hidden=2),
+    _case((4099, 3), reduction="none", upstream="rows", bias="bias", hidden=2),
+)
 # Cases in half precision, with enough rows to show the error of a sum over chunks in the dtype.
 _MANY_ROWS = (
     _case((4096, 16)),
@@ -108,5 +113,5 @@ _MANY_ROWS = (
 def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
     """Yield the cases of this module with these dtypes and this seed."""
     for dtype in dtypes:
-        larger = () if dtype == "float64" else _CHUNKS if dtype == "float32" else (*_CHUNKS, *_MANY_ROWS)
+        larger = () if dtype == "float64" else (*_CHUNKS, *(_LARGE if dtype == "float32" else _MANY_ROWS))
         yield from (replace(case, dtype=dtype, seed=seed) for case in (*_SMALL, *larger))

@@ -183,9 +183,14 @@ def call_in_circumstances():
         logits.requires_grad_().register_hook(lambda gradient: None)
         return logits
 
+    def with_gradient(logits):
+        logits.requires_grad_().grad = torch.ones_like(logits)
+        return logits
+
     makers = {
         "of a Parameter": torch.nn.Parameter,
         "with a hook": hooked,
+        "with a .grad": with_gradient,
         "of a lazily negated view": lambda logits: torch._neg_view(-logits),
     }
     results, usual = {}, (torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads())
@@ -209,8 +214,18 @@ def call_in_circumstances():
                 leaves[gradient] = its_options[name] = make(its_options[name].detach()).requires_grad_()
         loss = subject(x, y, **its_options)
         require_shape(loss, *given)
-        made = torch.autograd.grad(loss, list(leaves.values()), g.to(loss.dtype), create_graph="create_graph" in call)
-        results[call] = {"loss": loss.detach(), **dict(zip(leaves, (one.detach() for one in made)))}
+        g, kept = g.to(loss.dtype), loss.detach().clone()
+        if call == "with an upstream gradient of NaN in ignored rows":
+            g = g.masked_fill(y.long() == its_options.get("ignore_index", -100), torch.nan)
+        if call == "with the loss negated in place":
+            try:
+                made = torch.autograd.grad(loss.neg_(), list(leaves.values()), -g)
+            except RuntimeError:  # torch refuses the change, so the caller notices it
+                results[call] = evaluate(*fresh(*given))
+                continue
+        else:
+            made = torch.autograd.grad(loss, list(leaves.values()), g, create_graph="create_graph" in call)
+        results[call] = {"loss": kept, **dict(zip(leaves, (one.detach() for one in made)))}
         torch.autograd.set_detect_anomaly(usual[0])
         torch.use_deterministic_algorithms(deterministic)
         torch.set_default_dtype(usual[1])

@@ -20,7 +20,7 @@ from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operat
 _MOST_CLASSES, _MOST_ROWS = 50_000, 5_000
 MOST_CASES = 2**32  # the most cases of a soak: the number of a case has 32 bits, as numpy's RandomState requires
 _SEEDS = 2**31 - 1
-_LEFT_OUT = ("upstream_huge", "rows_expanded")
+_LEFT_OUT = ("upstream_huge", "rows_expanded", "padded", "weight_all_zeros")
 
 
 def draws(
@@ -56,19 +56,24 @@ def draw(number: int, dtype: str, seed: int = 0, operation: Operation = CROSS_EN
 
 def _choice(random: np.random.RandomState, one_of: Callable[[Iterable[Any]], Any], dtype: str) -> Case:
     """Return a random case of cross_entropy. The choices, drawn with `one_of`, may be impossible together."""
-    # Named cases in crossent/cases/edges.py have the upstream gradients of _LEFT_OUT: torch overflows in float16 with
-    # upstream_huge, above 10,000, and rows_expanded needs three dimensions. Keep the order of the keywords: the
-    # random numbers are drawn in this order. A choice that is repeated is drawn more often.
+
+    # Named cases in crossent/cases/edges.py have the choices of _LEFT_OUT: torch overflows in float16 with
+    # upstream_huge, above 10,000, and rows_expanded needs three dimensions. With weight_all_zeros, most numbers are 0
+    # or NaN, and padded matters only for the mean. Keep the order of the keywords: the random numbers are drawn in
+    # this order. A choice that is repeated is drawn more often.
+    def drawn(axis: str) -> tuple[str, ...]:
+        return tuple(word for word in AXES[axis] if word not in _LEFT_OUT)
+
     return Case(
         dtype,
         sizes=_sizes(random),
         values=one_of(AXES["values"]),
-        target=one_of(("int64", *AXES["target"])),
+        target=one_of(("int64", *drawn("target"))),
         reduction=one_of(AXES["reduction"]),
-        weight=one_of(("unweighted", *AXES["weight"])),
+        weight=one_of(("unweighted", *drawn("weight"))),
         ignored=one_of(("kept", "kept", *AXES["ignored"])),
         label_smoothing=one_of((0.0, 0.0, 0.0, 0.1, 1.0, 0.0001, 0.5, 0.999, *[random.randint(1, 1000) / 1000] * 2)),
-        upstream=one_of(("scalar", *(word for word in AXES["upstream"] if word not in _LEFT_OUT))),
+        upstream=one_of(("scalar", *drawn("upstream"))),
         layout=one_of((*["contiguous"] * 6, *AXES["layout"])),
         target_layout=one_of((*["target_contiguous"] * 6, *AXES["target_layout"])),
         seed=random.randint(_SEEDS),

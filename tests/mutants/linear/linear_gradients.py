@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from chunked import Chunked, linear, right_on_chunks, step, tiles
-from right import mutant
+from right import mutant, with_upstream
 
 _SMALL = "linear-float32-7x5-normal-int64-sum-bias-hidden16"
 _HALVES = (torch.float16, torch.bfloat16)
@@ -121,3 +121,34 @@ def weight_is_detached(rows, input, linear_weight, target, **options):
 @step("slope")
 def softmax_is_not_multiplied_by_the_sum_of_the_target(c, chunk):
     return c.scale(chunk) * (c.log_probs(c.logits(chunk)).exp() - c.coefficients(chunk))
+
+
+@mutant(
+    "circumstances",
+    "linear-float32-7x5-normal-int64-mean-hidden16",
+    own="A kernel adds its gradient to .grad if there is one, and returns the sum too. Autograd then adds it again.",
+)
+def weight_gradient_is_added_to_an_earlier_one(input, linear_weight, target, **options):
+    earlier = linear_weight.grad if linear_weight.is_leaf else None
+    weight = linear_weight if earlier is None else with_upstream(linear_weight, lambda g: g + earlier)
+    return right_on_chunks(input, weight, target, **options)
+
+
+@mutant(
+    "gradient loss weight_gradient bias_gradient",
+    "linear-float32-4099x3-normal-int64-none-rows-bias-hidden2",
+    own="A buffer has room for the hidden states of 4,096 rows, and further rows are zeros.",
+)
+def rows_beyond_4096_are_zeros(input, linear_weight, target, **options):
+    rows = torch.arange(len(input), device=input.device)[:, None]
+    return right_on_chunks(torch.where(rows < 4096, input, 0), linear_weight, target, **options)
+
+
+@mutant(
+    "weight_gradient",
+    "linear-float32-1x65539-normal-int64-none-rows-bias-hidden2",
+    own="The number of a block of classes has 16 bits, and the gradients of further classes are never written.",
+)
+def classes_beyond_65536_have_no_gradient(input, linear_weight, target, **options):
+    weight = torch.cat([linear_weight[:65536], linear_weight[65536:].detach()])
+    return right_on_chunks(input, weight, target, **options)

@@ -22,6 +22,7 @@ from support.repro.wrong_subjects import (
     LAST_ROWS,
     LEAKS,
     LONGER,
+    LOOKS_AT_ITS_LOSS,
     NEGATIVE,
     OFF,
     OFF_TARGET,
@@ -191,6 +192,13 @@ KINDS = {
     "another shape in a thread": (where(IN_A_THREAD, CHANGE_SHAPE), INDEX, "threads wrong"),
     "with a Parameter": (where("isinstance(input, torch.nn.Parameter)"), DENSE, "circumstances wrong"),
     "with a hook": (where("input._backward_hooks"), INDEX, "circumstances wrong"),
+    "with a .grad": (where("input.is_leaf and input.grad is not None"), INDEX, "circumstances wrong"),
+    "with the loss negated in place": (LOOKS_AT_ITS_LOSS, INDEX, "circumstances wrong"),
+    "with an upstream gradient of NaN in ignored rows": (
+        backward_where("gradient.isnan().any() and not gradient.isnan().all()", "gradient = gradient * torch.nan"),
+        "float32-7x5-normal-int64-none-ignored_default-rows",
+        "circumstances wrong",
+    ),
     "with a negated view": (where("input.is_neg()"), DENSE, "circumstances wrong"),
     "under create_graph": (backward_where("torch.is_grad_enabled()"), INDEX, "circumstances wrong"),
     "with a weight that requires a gradient": (

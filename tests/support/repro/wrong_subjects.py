@@ -155,6 +155,23 @@ class Shares(torch.autograd.Function):
 def subject(input, target, **options):
     return Shares.apply(input, target, options)
 """
+# A subject whose backward pass looks at the tensor that the caller got, and may have changed.
+LOOKS_AT_ITS_LOSS = """
+import torch, crossent
+
+class Looks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        ctx.loss = loss.clone()
+        return ctx.loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.where(ctx.loss < 0, 0, upstream)
+
+def subject(input, target, **options):
+    return Looks.apply(crossent.formula(input, target, **options))
+"""
 REFUSES_SECOND_BACKWARD = source(
     "def hook(gradient):\n"
     "    if gradient.requires_grad:\n"
