@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,17 +71,21 @@ def _deterministic() -> tuple[bool, bool]:
 
 
 def _autocast() -> tuple[Any, ...]:
-    """Return a pair for CPU and a pair for CUDA: whether autocast is on, and the dtype of autocast."""
+    """Return whether autocast is on and its dtype, for CPU and for CUDA, and whether autocast caches weights."""
+    cached = torch.is_autocast_cache_enabled()
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and newer, where the other functions warn
-        return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+        cpu, cuda = ((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+        return cpu, cuda, cached
     return (
         (torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
         (torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()),
+        cached,
     )
 
 
 def _set_autocast(to: tuple[Any, ...]) -> None:
-    (cpu, cpu_dtype), (cuda, cuda_dtype) = to
+    (cpu, cpu_dtype), (cuda, cuda_dtype), cached = to
+    torch.set_autocast_cache_enabled(cached)
     if hasattr(torch, "get_autocast_dtype"):
         for kind, on, dtype in (("cpu", cpu, cpu_dtype), ("cuda", cuda, cuda_dtype)):
             torch.set_autocast_enabled(kind, on)
@@ -91,10 +97,67 @@ def _set_autocast(to: tuple[Any, ...]) -> None:
         torch.set_autocast_gpu_dtype(cuda_dtype)
 
 
-def _set_default_device(to: torch.device) -> None:
-    torch.set_default_device(None)  # None removes a mode of torch that makes every call slower
-    if torch.empty(0).device != to:
-        torch.set_default_device(to)
+def _default_device() -> tuple[torch.device, int]:
+    """Return the device of new tensors, and the number of entered modes that choose a device."""
+    # With torch.set_default_device("cpu"), torch enters such a mode, which makes every call slower.
+    entered = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return torch.empty(0).device, sum(isinstance(mode, DeviceContext) for mode in entered)
+
+
+def _set_default_device(to: tuple[torch.device, int]) -> None:
+    torch.set_default_device(None)  # None removes the mode of the default device
+    if _default_device() != to:
+        torch.set_default_device(to[0])
+
+
+# The settings of mkldnn and cuDNN that torch reads in each call.
+_SETTINGS = ("mkldnn_enabled", "mkldnn_deterministic", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic")
+# Older versions of torch lack some of them.
+_GET = tuple(getattr(torch._C, f"_get_{name}") for name in _SETTINGS if hasattr(torch._C, f"_set_{name}"))
+_SET = tuple(getattr(torch._C, f"_set_{name}") for name in _SETTINGS if hasattr(torch._C, f"_set_{name}"))
+
+
+def _settings() -> tuple[bool, ...]:
+    return tuple([get() for get in _GET])  # a list is faster than a generator
+
+
+def _set_settings(to: tuple[bool, ...]) -> None:
+    for set_to, value in zip(_SET, to, strict=True):
+        set_to(value)
+
+
+# torch and Triton set variables with these names when a call first needs a compiler or CUDA.
+_OF_TORCH = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TORCH_WARM_POOL", "TRITON_", "CUDA_HOME", "CUDA_MODULE_LOADING")
+
+
+class _Environment(NamedTuple):
+    """The environment variables as Python stores them, and the number of imported modules."""
+
+    variables: dict[Any, Any]
+    modules: int
+
+
+def _environment() -> _Environment:
+    stored: Any = os.environ  # to decode the variables for each call would take 30 times as long
+    return _Environment(stored._data.copy(), len(sys.modules))
+
+
+def _changed_variables(now: _Environment, before: _Environment) -> list[str]:
+    """Return the names of the variables that changed, except those that torch or a new module may set."""
+    if now.variables == before.variables:
+        return []
+    names = before.variables if now.modules > before.modules else {**before.variables, **now.variables}
+    changed = [os.fsdecode(name) for name in names if now.variables.get(name) != before.variables.get(name)]
+    return [name for name in changed if not name.startswith(_OF_TORCH)]
+
+
+def _set_environment(to: _Environment) -> None:
+    before = {os.fsdecode(name): os.fsdecode(value) for name, value in to.variables.items()}
+    for name in _changed_variables(_environment(), to):
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
 
 
 # The backends whose matmul precisions torch 2.9 and newer can set separately. torch's functions have no public name.
@@ -183,7 +246,7 @@ def _set_modes(to: tuple[tuple[Any, ...], tuple[Any, ...]]) -> None:
 # The parts of the global state: for each part, a function that reads the part and a function that sets the part.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the default device": (lambda: torch.empty(0).device, _set_default_device),
+    "the default device": (_default_device, _set_default_device),
     "the gradient mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "autocast": (_autocast, _set_autocast),
     "the deterministic mode": (
@@ -196,6 +259,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the hooks of saved tensors": (_hooks, _set_hooks),
     "the modes of torch": (_modes, _set_modes),
     "the float32 matmul precision": (_matmul_precision, _set_matmul_precision),
+    "the settings of mkldnn and cuDNN": (_settings, _set_settings),
     "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (_torch_generator, _set_torch_generator),
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
@@ -203,6 +267,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "numpy's random generator": (_numpy_generator, _set_numpy_generator),
     "numpy's handling of floating-point errors": (np.geterr, lambda to: np.seterr(**to)),
     "the filters of warnings": (_filters, _set_filters),
+    "the environment variables": (_environment, _set_environment),
 }
 
 
@@ -222,6 +287,8 @@ def restore(before: dict[str, Any]) -> list[str]:
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
+    if isinstance(one, _Environment):
+        return not _changed_variables(one, other)
     if isinstance(one, list) and all(isinstance(each, torch.Tensor) for each in one + other):
         # The list has one state for each CUDA device. The lengths differ only if the call initialised CUDA. Then the
         # earlier state is unknown, and counts as the same.

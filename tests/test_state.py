@@ -1,6 +1,9 @@
 """Global state: a check notices every kind of global state that a subject changes, names it, and restores it."""
 
+import os
 import random
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch.utils import _python_dispatch
 
 import crossent
 from crossent.cases.case import Case
-from crossent.state import STATES, restore, snapshot
+from crossent.state import _GET, _SET, STATES, restore, snapshot
 from crossent.subjects.builtin import FORM_SUBJECTS
 
 CASE = Case("float32")
@@ -55,11 +58,13 @@ CHANGES = {
     "the hooks of saved tensors": lambda: leave(torch.autograd.graph.saved_tensors_hooks(doubled, doubled)),
     "the modes of torch": lambda: leave(FunctionMode()),
     "the float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "the settings of mkldnn and cuDNN": lambda: torch._C._set_mkldnn_enabled(False),
     "the random generator": lambda: torch.rand(1),
     "Python's random generator": random.random,
     "numpy's random generator": np.random.random_sample,
     "numpy's handling of floating-point errors": lambda: np.seterr(under="raise"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
+    "the environment variables": lambda: os.environ.update(OMP_WAIT_POLICY="a policy that a call sets"),
 }
 TESTED_ELSEWHERE = {
     "the flush of subnormal numbers",
@@ -137,6 +142,54 @@ def test_a_default_device_that_the_caller_chose_is_restored():
         assert torch.empty(0).is_meta
     finally:
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("the default device", lambda: torch.set_default_device(torch.empty(0).device)),
+        ("autocast", lambda: torch.set_autocast_cache_enabled(not torch.is_autocast_cache_enabled())),
+        *(
+            ("the settings of mkldnn and cuDNN", lambda at=at: _SET[at](not _GET[at]()))
+            for at in range(len(_GET))  # in version 2.0.1 of torch, one less
+        ),
+    ],
+)
+def test_each_setting_of_a_state_is_read_and_restored(name, change):
+    before = snapshot()
+    change()
+    assert restore(before) == [name]
+    assert restore(before) == []
+
+
+def test_variables_that_a_call_adds_changes_and_removes_are_restored(monkeypatch):
+    for name in ("CROSSENT_ADDED", "TORCHINDUCTOR_ADDED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CROSSENT_CHANGED", "old")
+    monkeypatch.setenv("CROSSENT_REMOVED", "old")
+    variables, before = dict(os.environ), snapshot()
+    os.environ.update(CROSSENT_ADDED="new", CROSSENT_CHANGED="new", TORCHINDUCTOR_ADDED="a folder that torch chose")
+    del os.environ["CROSSENT_REMOVED"]
+    assert restore(before) == ["the environment variables"]
+    assert dict(os.environ) == {**variables, "TORCHINDUCTOR_ADDED": "a folder that torch chose"}
+    assert restore(before) == []
+
+
+def test_a_variable_that_a_library_sets_at_its_import_is_no_change_of_state(monkeypatch):
+    """For example, sklearn sets KMP_INIT_AT_FORK."""
+    monkeypatch.setenv("CROSSENT_ADDED", "")
+    monkeypatch.delenv("CROSSENT_ADDED")
+    before = snapshot()
+    os.environ["CROSSENT_ADDED"] = "new"
+    monkeypatch.setitem(sys.modules, "a_library_that_a_call_imports", types.ModuleType("a_library"))
+    assert restore(before) == []
+    monkeypatch.setenv("CROSSENT_ADDED", "old")
+    before = snapshot()
+    os.environ["CROSSENT_ADDED"] = "new"
+    monkeypatch.setitem(sys.modules, "another_library_that_a_call_imports", types.ModuleType("a_library"))
+    assert restore(before) == ["the environment variables"]
+    assert os.environ["CROSSENT_ADDED"] == "old"
 
 
 def test_right_code_changes_nothing():

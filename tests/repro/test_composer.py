@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import os
 import random
 import symtable
 import sys
@@ -133,12 +134,14 @@ CHANGES = {
     "the hooks of saved tensors": lambda: torch._C._autograd._push_saved_tensors_default_hooks(abs, abs),
     "the modes of torch": lambda: _python_dispatch._push_mode(DispatchMode()),
     "the float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "the settings of mkldnn and cuDNN": lambda: torch._C._set_mkldnn_enabled(False),
     "the flush of subnormal numbers": lambda: torch.set_flush_denormal(True),
     "the random generator": lambda: torch.rand(1),
     "Python's random generator": random.random,
     "numpy's random generator": lambda: np.random.rand(),
     "numpy's handling of floating-point errors": lambda: np.seterr(all="ignore"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
+    "the environment variables": lambda: os.environ.update(OMP_WAIT_POLICY="a policy that a call sets"),
 }
 
 

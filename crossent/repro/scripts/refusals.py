@@ -9,7 +9,7 @@ import torch
 
 from crossent.repro.scripts.case import logits, options, raises, seconds, subject, target
 from crossent.repro.scripts.functions import verdict
-from crossent.repro.scripts.single import arguments, require_unchanged, state
+from crossent.repro.scripts.single import arguments, require_state, require_unchanged, state
 
 
 def isolate():
@@ -71,6 +71,8 @@ def check_arguments_of_bad_call():
 
 def check_state_after_bad_call():
     """Check that a call with bad input leaves the global state unchanged."""
-    before = state()
+    import sys
+
+    before, modules = state(), len(sys.modules)
     try_bad_call()
-    require_unchanged(before, state())
+    require_state(before, modules)

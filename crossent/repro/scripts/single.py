@@ -138,6 +138,7 @@ def numpy_state():
 
 def state():
     """Return the global state of torch, Python and numpy, by name."""
+    import os
     import random
     import warnings
 
@@ -158,14 +159,17 @@ def state():
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: None)
     modes = [torch._C._get_function_stack_at(at) for at in range(torch._C._len_torch_function_stack())]
-    modes = [mode for mode in modes if type(mode).__name__ != "DeviceContext"]
+    devices = [mode for mode in modes if type(mode).__name__ == "DeviceContext"]
+    modes = [mode for mode in modes if mode not in devices]
     modes += [torch._C._get_dispatch_stack_at(at) for at in range(torch._C._len_torch_dispatch_stack())]
+    settings = "mkldnn_enabled", "mkldnn_deterministic", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic"
+    compilers = "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TORCH_WARM_POOL", "TRITON_", "CUDA_HOME", "CUDA_MODULE_LOADING"
     numpy_generator, numpy_errors = numpy_state()
     return {
         "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.empty(0).device,
+        "the default device": (torch.empty(0).device, len(devices)),
         "the gradient mode": torch.is_grad_enabled(),
-        "autocast": autocast,
+        "autocast": (autocast, torch.is_autocast_cache_enabled()),
         "the deterministic mode": (torch.are_deterministic_algorithms_enabled(), warn_only),
         "the number of threads": torch.get_num_threads(),
         "the multithreading mode of autograd": getattr(torch._C, "_is_multithreading_enabled", lambda: None)(),
@@ -173,6 +177,7 @@ def state():
         "the hooks of saved tensors": hooks(True),
         "the modes of torch": tuple(modes),
         "the float32 matmul precision": precision,
+        "the settings of mkldnn and cuDNN": [getattr(torch._C, f"_get_{name}", int)() for name in settings],
         "the flush of subnormal numbers": bool(subnormal * 1 == 0),
         "the random generator": torch.random.get_rng_state().tolist(),
         "the random generators of CUDA": [generator.tolist() for generator in generators],
@@ -180,14 +185,29 @@ def state():
         "numpy's random generator": numpy_generator,
         "numpy's handling of floating-point errors": numpy_errors,
         "the filters of warnings": tuple(one for one in warnings.filters if one[2].__module__ == "builtins"),
+        "the environment variables": {
+            name: value for name, value in os.environ.items() if not name.startswith(compilers)
+        },
     }
+
+
+def require_state(before, modules):
+    """End the script with status 1 if the state differs from `before`, when Python had imported `modules` modules."""
+    import sys
+
+    after, variables = state(), "the environment variables"
+    if len(sys.modules) > modules:  # a library may set variables when it is imported
+        after[variables] = {name: value for name, value in after[variables].items() if name in before[variables]}
+    require_unchanged(before, after)
 
 
 def check_state():
     """Check that a call leaves the global state unchanged."""
-    before = state()
+    import sys
+
+    before, modules = state(), len(sys.modules)
     evaluate(*given)
-    require_unchanged(before, state())
+    require_state(before, modules)
 
 
 def check_ignored_rows():
