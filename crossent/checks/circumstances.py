@@ -11,7 +11,7 @@ import multiprocessing
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY
 from crossent.machine import forks_with_threads
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
+from crossent.trials.call import Gradients, Result, as_loss, digest_of, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import describe_attribute_change, describe_change, record_arguments
@@ -234,11 +234,12 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 def no_grad(trial: Trial) -> Found:
     """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient.
 
-    The call must also leave its arguments unchanged.
+    The call must also leave its arguments unchanged, and a later call must not overwrite its loss.
     """
-    question = trial.question
+    question, others = trial.question, trial.question.others
     for way in UNRECORDED:
-        loss, requires_grad, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
+        made = trial.perform(evaluate_unrecorded, question.fresh(), others.copy(), way)
+        loss, requires_grad, given, mark, overwritten = made
         if problem := misshapen(trial, loss, question.exact, way=way):
             yield problem
             return
@@ -249,22 +250,33 @@ def no_grad(trial: Trial) -> Found:
         if "arguments" not in trial.subject.lacks and (change := f"the call {changed}" if changed else mark):
             yield Problem("changed_input", f"{way}: {change}")
             return
+        if overwritten and "repeatable" not in trial.subject.lacks:
+            yield Problem("not_repeated", f"loss, {way}: a later call writes into the result of the first call")
+            return
         yield from _named(trial.compare(Result(loss), question.exact), way)
 
 
-def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Act: make the call `UNRECORDED[way]`, for which torch records no graph.
+def evaluate_unrecorded(loss: Loss, inputs: Inputs, others: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str, bool]:
+    """Act: make the call `UNRECORDED[way]`, for which torch records no graph, and then this call with `others`.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and a sentence about a changed attribute, or "".
+        The loss, its requires_grad and the inputs after the first call. A sentence about a changed attribute, or "".
+        Whether the call with `others` wrote into the loss.
     """
     mode, required = UNRECORDED[way]
+
+    def called(inputs: Inputs) -> Tensor:
+        return as_loss(loss(inputs.input, inputs.target, **inputs.options))
+
     with mode():
-        given = inputs.copy()
-        given, _ = given.requiring(given.leaves if required else ())
+        given, later = (made.requiring(made.leaves if required else ())[0] for made in (inputs.copy(), others.copy()))
         tensors = record_arguments({"input": given.input, "target": given.target, **given.options})
-        value = as_loss(loss(given.input, given.target, **given.options))
-    return value.detach(), value.requires_grad, given, describe_attribute_change(tensors)
+        value = called(given)
+        change, kept = describe_attribute_change(tensors), value.detach().clone()
+        with suppress(Exception):  # this call only has to change memory
+            called(later)
+        overwritten = digest_of(Result(value.detach())) != digest_of(Result(kept))
+    return kept, value.requires_grad, given, change, overwritten
 
 
 @check(cost=Cost.STRUCTURE, operations=EVERY_OPERATION)

@@ -121,8 +121,8 @@ def bias_gradient(trial: Trial) -> Iterator[Difference]:
 def repeat(trial: Trial) -> Iterator[Problem]:
     """Calling twice gives identical bits, even after a call with other data and with freed memory filled with NaN.
 
-    The second call gets the same inputs in newly allocated memory. Later calls must not overwrite the result of the
-    first call.
+    The last call gets the tensors of the call with other data, into which the check copied the data of the case in
+    place. Later calls must not overwrite the result of the first call.
     """
     yield from _repeat(trial)
 

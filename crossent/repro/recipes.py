@@ -279,7 +279,9 @@ RECIPES = {
         values=lambda focus: {"other": changes.with_reversed_targets(focus.inputs)},
     ),
     "no_grad": _called(
-        circumstances.call_without_gradients, dict.fromkeys(UNRECORDED, ("loss",)), kinds=("changed_input", *EITHER)
+        circumstances.call_without_gradients,
+        dict.fromkeys(UNRECORDED, ("loss",)),
+        kinds=("changed_input", "not_repeated", *EITHER),
     ),
     "non_leaf": Recipe(("changed_input", *EITHER), circumstances.call_on_non_leaf, judge_number, numbers=_all),
     "alone": Recipe(

@@ -74,6 +74,8 @@ INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
 }
 # The functions that replace other functions if the subject is declared without the feature "arguments".
 CHANGING = dict.fromkeys(("require_untouched", "require_clones_untouched"), circumstances.allow_changes)
+# The functions that replace other functions if the subject is declared without the feature "repeatable".
+OVERWRITING = {"require_kept": circumstances.allow_overwriting}
 
 
 def script(
@@ -131,6 +133,8 @@ def script(
         instead["evaluate"] = evaluate_logits
     if "arguments" in missing:
         instead |= CHANGING
+    if "repeatable" in missing:
+        instead |= OVERWRITING
     if needs_calls:
         instead["verdict"] = verdict_of_attempt
     code = Code(instead)

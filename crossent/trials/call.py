@@ -16,7 +16,15 @@ from crossent.cases.inputs import DENSE, Inputs, bits, class_and_layout
 from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.choices import FEATURE_NAMES
 from crossent.subjects.subject import Loss
-from crossent.trials.memory import Received, describe_attribute_change, poison, record_arguments, shared, written
+from crossent.trials.memory import (
+    Received,
+    describe_attribute_change,
+    overwrite,
+    poison,
+    record_arguments,
+    shared,
+    written,
+)
 from crossent.words import as_options
 
 Gradients = tuple[str, ...]  # names of gradients, such as "target_gradient"
@@ -127,20 +135,27 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)
         TypeError: the loss or a gradient is not dense, the loss is complex, or a gradient is missing.
     """
     # Each leaf shares the memory of an input, so `make_call` can detect a write into the leaf.
-    given, leaves = inputs.requiring(gradients if "gradient" in gradients else ())
+    return _evaluate(loss, *_requiring(inputs, gradients))
+
+
+def _requiring(inputs: Inputs, gradients: Gradients) -> tuple[Inputs, dict[str, Tensor]]:
+    return inputs.requiring(gradients if "gradient" in gradients else ())
+
+
+def _evaluate(loss: Loss, given: Inputs, leaves: dict[str, Tensor]) -> Result:
     value = as_loss(loss(given.input, given.target, **given.options))
-    word = inputs.operation.word
+    word = given.operation.word
     if leaves and not value.requires_grad:
         raise _detached_error(word("input"), "gradient")
-    if not leaves or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
+    if not leaves or value.shape != given.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach().resolve_neg())
-    made = torch.autograd.grad(value, list(leaves.values()), inputs.upstream.to(value.dtype), allow_unused=True)
+    made = torch.autograd.grad(value, list(leaves.values()), given.upstream.to(value.dtype), allow_unused=True)
     computed = {}
     for name, gradient in zip(leaves, made, strict=True):
         if gradient is None:
             raise _detached_error(word(GRADIENTS[name]), name)
         if gradient.layout != torch.strided:
-            raise TypeError(f"{in_words(name, inputs.operation)}: got {class_and_layout(gradient)}; expected {DENSE}")
+            raise TypeError(f"{in_words(name, given.operation)}: got {class_and_layout(gradient)}; expected {DENSE}")
         computed[name] = gradient.resolve_neg()
     return Result(value.detach().resolve_neg(), **computed)
 
@@ -207,13 +222,19 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
     Return the first result, copied before and after the call with `others`, and the second result. All three should be
     equal. If the two copies differ, the call with `others` wrote into the first result.
+
+    The last call gets the same tensor objects as the call with `others`, whose data changed in place in between. If a
+    subject cached something by the object or the address of a tensor, the last result is stale.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
+    given, leaves = _requiring(others, gradients)
     with suppress(Exception):  # this call only has to change memory
-        evaluate(loss, others, gradients)
+        _evaluate(loss, given, leaves)
+    if not overwrite(given, inputs):
+        given, leaves = _requiring(inputs, gradients)
     poison(inputs)
-    return kept, first.copy(), evaluate(loss, inputs, gradients)
+    return kept, first.copy(), _evaluate(loss, given, leaves)
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:

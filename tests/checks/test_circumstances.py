@@ -28,6 +28,7 @@ from crossent.checks import circumstances
 from crossent.checks.circumstances import evaluate_in_threads
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 from crossent.subjects.loader import load
+from crossent.subjects.subject import Subject
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
 INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
@@ -96,6 +97,16 @@ def sets_requires_grad(loss, input):
 def writes(loss, input):
     input.data[...] = 0
     return loss
+
+
+def into_one_buffer():
+    """Return a change that returns the same memory for all losses of a shape, as a CUDA graph does."""
+    buffers = {}
+
+    def change(loss, input):
+        return buffers.setdefault(loss.shape, torch.empty_like(loss.detach())).copy_(loss.detach())
+
+    return change
 
 
 def detaches(input, target, **options):
@@ -261,6 +272,20 @@ WRONG = [
         "under inference_mode: the call changed the requires_grad of input",
     ),
     ("no_grad", where(without_grad_mode, writes), ROWS, "changed_input", "under no_grad: the call wrote into input"),
+    *(
+        (
+            "no_grad",
+            where(condition, into_one_buffer()),
+            case,
+            "not_repeated",
+            f"loss, {way}: a later call writes into the result of the first call",
+        )
+        for condition, case, way in (
+            (without_grad_mode, ROWS, "under no_grad"),
+            (in_inference_mode, INDEX, "under inference_mode"),
+            (requires_no_gradient, DENSE, "without requires_grad"),
+        )
+    ),
     ("non_leaf", where(is_non_leaf, off_by_1_percent), INDEX, "wrong", "loss:"),
     (
         "non_leaf",
@@ -331,6 +356,14 @@ def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, 
     of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
     assert of == kind
     assert text in message
+
+
+def test_a_function_declared_not_repeatable_may_overwrite_its_loss():
+    loss = where(without_grad_mode, into_one_buffer())
+    checks = [one for one in CIRCUMSTANCES if one.name == "no_grad"]
+    for lacks, expected in (((), ["not_repeated"]), (("repeatable",), [])):
+        subject = Subject("mine", loss, lacks=dict.fromkeys(lacks, "returns one buffer"))
+        assert [finding.kind for finding in run(subject, INDEX, (*SINGLE[:2], *checks)).findings] == expected
 
 
 def test_a_wrong_shape_in_the_call_with_an_upstream_gradient_of_nan_is_a_finding(monkeypatch):

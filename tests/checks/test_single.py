@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.checks import SINGLE
+from support.linear_subjects import composed
 from support.running import run, trial_of
 
 import crossent
@@ -204,6 +205,41 @@ def test_repeat_says_whether_a_second_call_differs_or_writes_into_the_first_resu
     assert problems == [Problem("not_repeated", earlier)]
     problems = found_by("repeat", one_buffer, differentiable=False)
     assert problems == [Problem("not_repeated", "a later call writes into the result of the first call")]
+
+
+def known_by(key, name):
+    """Return a right loss that keeps copies of one argument, such as "weight", by a function of this argument."""
+    kept = {}
+
+    def loss(input, target, **options):
+        given = {"input": input, "target": target, **options}
+        tensor = given[name]
+        _, copy = kept.setdefault(key(tensor), (tensor, tensor.detach().clone()))  # no later tensor has its address
+        given[name] = copy + (tensor - tensor.detach()) if tensor.requires_grad else copy
+        return composed(**given) if "linear_weight" in options else crossent.formula(**given)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "key"),
+    [
+        (Case("float32", weight="weighted"), "weight", id),
+        (Case("float32", weight="weighted", weight_layout="weight_window"), "weight", id),
+        (Case("float32"), "target", torch.Tensor.data_ptr),
+        (Case("float32", layout="strided"), "input", torch.Tensor.data_ptr),
+        (Case("float32", target_layout="target_expanded"), "target", torch.Tensor.data_ptr),
+        (LinearCase("float32"), "linear_weight", id),
+        (LinearCase("float32", linear_layout="linear_tied"), "linear_weight", id),
+    ],
+    ids=lambda value: getattr(value, "id", str(value)),
+)
+def test_repeat_finds_a_copy_that_is_stale_after_its_argument_changed_in_place(case, name, key):
+    def problems(key):
+        return list(SINGLE[-1].run(trial_of(Question(case), Subject("mine", known_by(key, name)))))
+
+    assert problems(key) == [Problem("not_repeated", "a second call with the same arguments gives different bits")]
+    assert problems(lambda tensor: (key(tensor), tensor._version)) == []
 
 
 def test_checks_of_gradients_are_skipped_with_the_reason_for_a_subject_without_them():

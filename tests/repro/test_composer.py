@@ -178,9 +178,9 @@ def test_scripts_make_the_calls_of_the_checks(monkeypatch):
     monkeypatch.setattr(circumstances, "given", (*values.values(), given.upstream))
     for name, value in values.items():
         monkeypatch.setattr(circumstances, name, value)
+    monkeypatch.setattr(circumstances, "other", circumstances.given)
     assert list(circumstances.call_without_gradients()) == list(UNRECORDED)
     wanted = {"of the logits alone": {"gradient": "input"}, "of the target alone": {"target_gradient": "target"}}
     monkeypatch.setattr(circumstances, "wanted_of", tuple(wanted.items()))
     assert list(circumstances.call_for_some_gradients()) == list(gradients_by_call(given)) == list(wanted)
-    monkeypatch.setattr(circumstances, "other", circumstances.given)
     assert {tuple(results) for results in circumstances.call_in_threads()} == {THREADS}

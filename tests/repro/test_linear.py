@@ -150,6 +150,17 @@ def writes(hidden, weight, target):
     if not weight.is_leaf:
         weight.data.zero_()
     return loss
+
+def stale(hidden, weight, target):
+    if not hasattr(weight, "kept"):
+        weight.kept = weight.detach().clone()
+    return F.cross_entropy(hidden @ (weight.kept + (weight - weight.detach())).T, target)
+
+buffer = torch.empty(())
+
+def overwrites(hidden, weight, target):
+    loss = F.cross_entropy(hidden @ weight.T, target)
+    return loss if loss.requires_grad else buffer.copy_(loss)
 """
 
 
@@ -158,9 +169,21 @@ def test_the_scripts_of_unusual_calls_show_the_finding(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ids = {
         f"{name}:{check}:{LinearCase('float32').id}": name
-        for name, check in (("frozen", "alone"), ("hooked", "circumstances"), ("writes", "non_leaf"))
+        for name, check in (
+            *(("frozen", "alone"), ("hooked", "circumstances"), ("writes", "non_leaf")),
+            *(("stale", "repeat"), ("overwrites", "no_grad")),
+        )
     }
-    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1, 1, 1]
+    assert statuses([script_of(one, source=f"frozen.py:{name}") for one, name in ids.items()]) == [1] * len(ids)
+
+
+def test_a_script_of_a_function_declared_not_repeatable_allows_an_overwritten_loss(tmp_path, monkeypatch):
+    (tmp_path / "frozen.py").write_text(FROZEN.replace("buffer.copy_(loss)", "buffer.copy_(1.01 * loss)"))
+    monkeypatch.chdir(tmp_path)
+    finding = f"overwrites:no_grad:{LinearCase('float32').id}"
+    script = script_of(finding, source="frozen.py:overwrites", without=["repeatable"])
+    assert "a later call writes" not in script
+    assert statuses([script]) == [1]  # since the loss is wrong
 
 
 CHUNKED = """

@@ -21,7 +21,7 @@ from crossent.repro.scripts.case import (
     wanted_of,
     which_call,
 )
-from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, require_shape, verdict
+from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, memory, require_shape, verdict
 
 
 def judge_one_call(results):
@@ -64,8 +64,34 @@ def require_clones_untouched(clones):
             verdict(True, f"the call changed `{name}` in place; `{name}` is not a leaf in this call")
 
 
+def fresh_for(inputs, wanted):
+    """Return copies of the arguments. The tensors that can have a gradient require one if `wanted` is true."""
+    x, y, its_options, _ = fresh(*inputs)
+    for name, one in its_options.items():
+        if name.startswith("linear_"):
+            its_options[name] = one.detach().requires_grad_(wanted)
+    return x.detach().requires_grad_(wanted), y.detach().requires_grad_(wanted and y.is_floating_point()), its_options
+
+
+def require_kept(call, loss, mode, wanted):
+    """End the script with status 1 if a further call, with other numbers, writes into `loss`, the loss of a call."""
+    first = bits({"loss": loss})
+    try:
+        with mode:
+            x, y, its_options = fresh_for(other, wanted)
+            subject(x, y, **its_options)
+    except Exception as error:
+        print(f"the call with other numbers raised {error!r}")
+    if bits({"loss": loss}) != first:
+        verdict(True, f"loss, {call}: a later call writes into the result of the first call")
+
+
 def allow_changes(*_):
     """Do nothing: a subject without the feature "arguments" may change its arguments."""
+
+
+def allow_overwriting(*_):
+    """Do nothing: a subject without the feature "repeatable" may overwrite the result of an earlier call."""
 
 
 def call_without_gradients():
@@ -77,17 +103,14 @@ def call_without_gradients():
         ("without requires_grad", torch.enable_grad(), False),
     ):
         with mode:
-            x, y, its_options, _ = fresh(*given)
-            x, y = x.detach().requires_grad_(wanted), y.detach().requires_grad_(wanted and y.is_floating_point())
-            for name, one in its_options.items():
-                if name.startswith("linear_"):
-                    its_options[name] = one.detach().requires_grad_(wanted)
+            x, y, its_options = fresh_for(given, wanted)
             loss = subject(x, y, **its_options)
         require_shape(loss, *given)
         if loss.requires_grad:
             verdict(True, f"loss, {call}: got requires_grad=True; expected requires_grad=False")
         require_untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
-        results[call] = {"loss": loss}
+        results[call] = {"loss": loss.clone()}
+        require_kept(call, loss, mode, wanted)
     return results
 
 

@@ -55,13 +55,18 @@ def cannot_run(message):
     raise SystemExit(2)
 
 
+def leaf(tensor):
+    """Return a tensor that requires a gradient: the tensor itself, or a leaf that shares its memory."""
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Call the subject, or `loss_of` if given, and return a dict with the loss and the gradients.
 
     If the loss has a wrong shape, the dict has no gradients.
     """
-    logits = logits.detach().requires_grad_()
-    target = target.detach().requires_grad_(target.is_floating_point())
+    logits = leaf(logits)
+    target = leaf(target) if target.is_floating_point() else target.detach()
     loss = (loss_of or subject)(logits, target, **options)
     require_dense(loss, requires_grad=True)
     result = {"loss": loss.detach()}
@@ -77,10 +82,10 @@ def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
 
     `logits` are the hidden states. If the loss has a wrong shape, the dict has no gradients.
     """
-    leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
+    leaves, options = {"gradient": leaf(logits)}, dict(options)
     for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
         if of in options:
-            leaves[name] = options[of] = options[of].detach().requires_grad_()
+            leaves[name] = options[of] = leaf(options[of])
     loss = (loss_of or subject)(leaves["gradient"], target, **options)
     require_dense(loss, requires_grad=True)
     result = {"loss": loss.detach()}
@@ -94,7 +99,7 @@ def evaluate_logits(logits, target, options, upstream, *, loss_of=None):
 
     If the loss has a wrong shape, the dict has no gradient.
     """
-    logits = logits.detach().requires_grad_()
+    logits = leaf(logits)
     loss = (loss_of or subject)(logits, target.detach(), **options)
     require_dense(loss, requires_grad=True)
     result = {"loss": loss.detach()}
@@ -185,6 +190,22 @@ def bits(result):
     """Return the shape, dtype and bytes of each part of a result. All NaNs have the same bytes."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
+
+
+def overwrite(tensors, sources):
+    """Copy the memory of `sources` into `tensors` in place. Return whether all sizes are equal."""
+    pairs = [(flat(new), flat(old)) for new, old in zip(tensors, sources) if torch.is_tensor(new)]
+    if any(len(new) != len(old) for new, old in pairs):
+        return False
+    for new, old in pairs:
+        new.copy_(old)
+    return True
+
+
+def flat(tensor):
+    """Return the storage of a tensor as a view with one dimension."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((size,), (1,), 0)
 
 
 def memory(tensor):
