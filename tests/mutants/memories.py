@@ -1,7 +1,9 @@
 """Mutants: calls that keep data, change their arguments or global state, or read other data than their arguments."""
 
 import itertools
+import os
 import random
+import weakref
 
 import torch
 from right import denominator, form, masked, mutant, reduced, row_losses
@@ -57,6 +59,32 @@ def target_is_kept_by_its_shape(input, target, **options):
     return formula(input, known, **options)
 
 
+@mutant(
+    "repeat",
+    "float32-7x5-normal-int64-mean-weighted",
+    own="The converted weights are kept for each tensor of weights, but the caller changes this tensor in place.",
+)
+def weight_is_kept_by_its_object(input, target, weight=None, **options):
+    if type(weight) is torch.Tensor and not weight.requires_grad:
+        known = _CACHE.get(id(weight))
+        if known is None or known[0]() is not weight:
+            known = _CACHE[id(weight)] = weakref.ref(weight), weight.clone()
+        weight = known[1]
+    return formula(input, target, weight, **options)
+
+
+@mutant(
+    "no_grad",
+    "float32-7x5-normal-int64-mean",
+    own="Without gradients, all losses of a shape are written into the same memory, as in a CUDA graph.",
+)
+def losses_share_a_buffer_without_gradients(input, target, **options):
+    loss = formula(input, target, **options)
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or type(input) is not torch.Tensor:
+        return loss
+    return _CACHE.setdefault(("loss", loss.shape, loss.dtype), torch.empty_like(loss)).copy_(loss)
+
+
 @mutant("arguments", "float32-7x5-normal-int64-mean-ignored_default", own="Ignored targets are masked in place.")
 def target_is_masked_in_place(input, target, ignore_index=-100, **options):
     loss = formula(input, target, ignore_index=ignore_index, **options)
@@ -104,6 +132,12 @@ def default_dtype_is_left_changed(input, target, **options):
 @mutant("state", "float32-7x5-normal-int64-mean", own="The global generator is seeded, so that runs can be repeated.")
 def random_generator_is_seeded(input, target, **options):
     torch.manual_seed(0)
+    return formula(input, target, **options)
+
+
+@mutant("state", "float32-7x5-normal-int64-mean", own="A variable for a library is set, and is not reset.")
+def environment_is_left_changed(input, target, **options):
+    os.environ["OMP_WAIT_POLICY"] = "active"
     return formula(input, target, **options)
 
 
