@@ -282,7 +282,11 @@ def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str])
 
 
 class _Foreign(torch.autograd.Function):
-    """A function for autograd. A `Forward` computes the loss, and returns the `Pull` that computes the gradients."""
+    """The autograd function of an adapted loss, such as a numpy function.
+
+    The forward pass calls `run`, which returns the loss and a :data:`Pull`. The backward pass calls this `Pull`, which
+    returns the gradients.
+    """
 
     @staticmethod
     def forward(

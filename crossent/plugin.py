@@ -184,7 +184,7 @@ class Subjects(pytest.Collector):
 
 
 class CheckItem(pytest.Item):
-    """A test of one check on one case of a subject of `--crossent-subject`."""
+    """A pytest test that runs one check on one case. The option `--crossent-subject` names the subject."""
 
     def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)

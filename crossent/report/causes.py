@@ -143,7 +143,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about a published bug on the same inputs as a cause, or ""."""
+    """Return a sentence about a published bug with the same trigger as the findings of a cause, or ""."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()

@@ -90,8 +90,8 @@ def _shard(entry: Any) -> Shard:
         raise ValueError(f"shard: number is {number}; it must be from 1 to the count, which is {count}")
     for case, place in places.items():
         if not 0 <= place < planned:
-            must = f"it must be 0 or more, and less than planned, which is {planned}"
-            raise ValueError(f"shard: places: {cut(case)} is {place}; {must}")
+            must = f"a place must be at least 0, and less than the number of planned cases, {planned}"
+            raise ValueError(f"shard: places: {cut(case)} has the place {place}; {must}")
     known: list[tuple[str, str]] = []
     for one in typed_list(data["known"], "shard: known"):
         if len(pair := strings(one, "shard: known")) != 2:

@@ -237,7 +237,8 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
         )
     by_name = {subject.name: subject for subject in settings.load(*given, *missing)}
     if absent := [name for name in names if name not in by_name]:
-        raise ValueError(f"the report is about {quoted(absent[0])}, which this machine cannot run; use another machine")
+        needed = "use a machine with CUDA and Triton, without TRITON_INTERPRET=1"
+        raise ValueError(f"the report is about {quoted(absent[0])}, whose kernel cannot run here; {needed}")
     return [by_name[name] for name in names]
 
 

@@ -229,8 +229,10 @@ def _file(place: str) -> Path:
         exists = path.exists()
     except OSError as error:  # the name is too long, or a folder on the way may not be read
         raise ValueError(f"{quoted(place)} cannot be read: {said(error)}") from error
-    if is_folder or not exists:
-        raise ValueError(f"{quoted(place)} {'is a folder' if is_folder else 'does not exist'}; {_WRITE}")
+    if not exists:
+        raise ValueError(f"{quoted(place)} does not exist; give the path of an existing file")
+    if is_folder:
+        raise ValueError(f"{quoted(place)} is a folder; {_WRITE}")
     if path.suffix != ".py":
         raise ValueError(f"{quoted(place)} is not a .py file; {_WRITE}")
     return path

@@ -349,12 +349,14 @@ DAMAGE = {
     "a place of a shard": (
         ("shard",),
         SHARD | {"places": {CASE: 7}},
-        f"shard: places: {CASE} is 7; it must be 0 or more, and less than planned, which is 2",
+        f"shard: places: {CASE} has the place 7; a place must be at least 0, "
+        "and less than the number of planned cases, 2",
     ),
     "a place of an empty plan": (
         ("shard",),
         SHARD | {"planned": 0, "places": {CASE: 0}},
-        f"shard: places: {CASE} is 0; it must be 0 or more, and less than planned, which is 0",
+        f"shard: places: {CASE} has the place 0; a place must be at least 0, "
+        "and less than the number of planned cases, 0",
     ),
     "a check that passed twice": (
         (*SUBJECT, "cases", CASE, "held"),

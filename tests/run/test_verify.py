@@ -205,7 +205,7 @@ def test_a_report_of_a_form_that_runs_elsewhere_is_refused_in_one_line(reports, 
     changed(reports, "forms", lambda report: setattr(report.subjects[0], "name", "fused"))
     status, out, err = verify(capsys, reports / "changed.json")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "the report is about 'fused', which this machine cannot run" in err
+    assert "the report is about 'fused', whose kernel cannot run here" in err
 
 
 @pytest.mark.parametrize("name", ["torch", "python", "numpy", "cpu_capability"])

@@ -143,7 +143,7 @@ class LinearBounds:
 
     @cached_property
     def logits_error(self) -> Array:
-        """The largest error of an implementation's logits, (N, V), plus the `own_error` of :class:`LinearTerms`."""
+        """The error bound of each logit of an implementation, (N, V), plus the `own_error` of :class:`LinearTerms`."""
         # A method does the computation, since mutmut (`nox -s mutate`) changes no decorated functions.
         with np.errstate(all="ignore"):
             return self._logits_error()

@@ -155,9 +155,9 @@ class RowBlock:
     ) -> Ball:
         """Return the results that `numbers` computes, such as the losses, with error radii.
 
-        In ball arithmetic, double the bits until the radii are small relative to the sizes of the results. `sizes`
-        computes these sizes, and `with_rules` replaces results by infinity, NaN or 0. `roundings` is
-        `SECOND_ROUNDINGS` for second derivatives.
+        In ball arithmetic, the method doubles the number of bits until each radius is small relative to the size of its
+        result. :class:`Formula` defines this size, and `sizes` computes it. `with_rules` replaces results by infinity,
+        NaN or 0. `roundings` is the factor of :func:`float64_radius`.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)

@@ -1,7 +1,7 @@
 """Run the command for one shard in a new process, on a worker of an executor.
 
-The worker itself calls no subject. Otherwise the check `state` might blame the subject for what other threads of the
-worker change. This module imports no other module of crossent, so that a worker need not import torch.
+The worker itself calls no subject. Otherwise the check `state` might blame the subject for changes by other threads of
+the worker. This module imports no other module of crossent, so that a worker need not import torch.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def soak_of(document: dict[str, Any]) -> SoakReport:
     """
     shard = [] if document["shard"] is None else typed_list(document["shard"], "shard")
     if document["shard"] is not None and len(shard) != 2:
-        raise ValueError(f"shard: got {quoted(shard)}; allowed are null, and the number and the count of a shard")
+        raise ValueError(f"shard: got {quoted(shard)}; allowed are null, and an array such as [2, 8], for shard 2 of 8")
     promises = typed(dict, document["promises"], "promises")
     environment = each(str, document["environment"], "environment")
     if missing := [name for name in SHOWN_VERSIONS if name not in environment]:

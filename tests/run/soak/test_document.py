@@ -57,7 +57,7 @@ SUMS = ("subjects", 1, "checks")
         (("shard",), [2, 2], "does not belong to this soak or shard"),
         (("shard",), [3, 2], "shard: got 3/2"),
         (("shard",), [True, 2], "shard: got True/2"),
-        (("shard",), [1], r"shard: got \[1\]; allowed are null, and the number and the count of a shard"),
+        (("shard",), [1], r"shard: got \[1\]; allowed are null, and an array such as \[2, 8\]"),
         (("shard",), [1, 2, 3], r"shard: got \[1, 2, 3\]; allowed are null"),
         (("shard",), [], r"shard: got \[\]; allowed are null"),
         (("shard",), None, "cases, but the settings of the report give"),
