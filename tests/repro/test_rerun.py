@@ -249,8 +249,8 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert captured.out == ""
     assert (
         captured.err
-        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist; give the path of an existing file\n"
-        "Try 'crossent repro --help'.\n"
+        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist; "
+        "give the path of an existing file\nTry 'crossent repro --help'.\n"
     )
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
     assert "for a form or torch, leave out --subject" in capsys.readouterr().err

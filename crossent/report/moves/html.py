@@ -31,7 +31,7 @@ class Card:
 
     @property
     def title(self) -> str:
-        """The title of the card: names of checks, or of cases whose result torch decides, such as "mean over no rows"."""
+        """The title of the card: names of checks, or of results that torch decides, such as "mean over no rows"."""
         names = list(dict.fromkeys(move.policy or move.check for move in self.moves))
         more = len(names) - _MOST_NAMES
         return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
