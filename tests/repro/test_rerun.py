@@ -248,8 +248,7 @@ def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (
-        captured.err
-        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist; "
+        captured.err == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist; "
         "give the path of an existing file\nTry 'crossent repro --help'.\n"
     )
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
