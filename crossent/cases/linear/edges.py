@@ -54,6 +54,7 @@ _SMALL = (
     _case((7, 5), "large", upstream="scalar"),
     _case((7, 5), "common_offset", reduction="none", upstream="rows_large", bias="bias"),
     _case((7, 5), "tiny", weight="weight_zeros"),
+    _case((7, 5), weight="weight_all_zeros", bias="bias"),
     _case((17, 3), "decades", upstream="upstream_huge", hidden=31),
     _case((7, 5), "positive", weight="weight_decades", ignored="ignored_class"),
     # Memory layouts, and a weight that shares its storage with the hidden states.
