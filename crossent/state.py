@@ -112,7 +112,7 @@ def _set_default_device(to: tuple[torch.device, int]) -> None:
 
 # The settings of mkldnn and cuDNN that torch reads in each call.
 _SETTINGS = ("mkldnn_enabled", "mkldnn_deterministic", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic")
-# Older versions of torch lack some of them.
+# Older versions of torch lack some of these settings.
 _GET = tuple(getattr(torch._C, f"_get_{name}") for name in _SETTINGS if hasattr(torch._C, f"_set_{name}"))
 _SET = tuple(getattr(torch._C, f"_set_{name}") for name in _SETTINGS if hasattr(torch._C, f"_set_{name}"))
 

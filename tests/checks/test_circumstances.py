@@ -17,6 +17,7 @@ from support.checks import (
     SINGLE,
     TWO_BACKWARDS,
 )
+from support.repro.wrong_subjects import LOOKS_AT_ITS_LOSS, function_of
 from support.running import run
 
 import crossent
@@ -200,22 +201,6 @@ def clamps_infinity(input, target, **options):
     return Clamped.apply(crossent.formula(input, target, **options))
 
 
-class LooksAtItsLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, loss):
-        ctx.loss = loss.clone()
-        return ctx.loss.detach()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return torch.where(ctx.loss < 0, 0, upstream)
-
-
-def looks_at_its_loss(input, target, **options):
-    """Return the right loss. Its gradient is 0 if the caller makes the loss negative in place."""
-    return LooksAtItsLoss.apply(crossent.formula(input, target, **options))
-
-
 class SavesItsLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss):
@@ -325,7 +310,13 @@ WRONG = [
         "gradient of the logits, with an upstream gradient of inf: got 35 finite elements, of 35; expected inf or NaN "
         "in each element that is not 0 with the upstream gradient of the case",
     ),
-    ("circumstances", looks_at_its_loss, INDEX, "wrong", "gradient of the logits, with the loss negated in place"),
+    (
+        "circumstances",
+        function_of(LOOKS_AT_ITS_LOSS),
+        INDEX,
+        "wrong",
+        "gradient of the logits, with the loss negated in place",
+    ),
     (
         "circumstances",
         multiplies_ignored_rows_by_zero,

@@ -8,6 +8,7 @@ import re
 import pytest
 from support.checks import CALL, RESULT
 from support.error_lines import error_line
+from support.repro.wrong_subjects import function_of
 from support.running import run_case
 
 from crossent.cases.bad_inputs import BAD_INPUTS
@@ -32,9 +33,7 @@ TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
 
 def found(text, case, check):
     """Return the finding of a check on a case. `text` is Python code that defines the function `subject`."""
-    names = {}
-    exec(text, names)
-    subject = Subject("mine", names["subject"])
+    subject = Subject("mine", function_of(text))
     made = Report({}, [SubjectReport("mine")])
     case = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     before = () if getattr(case, "tiled", 1) > 1 else (CALL, RESULT)

@@ -8,6 +8,13 @@ def source(body):
     return "import torch, crossent\ndef subject(input, target, **options):\n" + textwrap.indent(body, "    ")
 
 
+def function_of(code):
+    """Return the function `subject` that the code defines."""
+    names = {}
+    exec(code, names)
+    return names["subject"]
+
+
 OFF = source("return crossent.formula(input, target, **options) * 1.01")
 OFF_TARGET = source("return crossent.formula(input, 2 * target - target.detach(), **options)")
 CONSTANT = source(
