@@ -36,11 +36,11 @@ class _Allowed:
 
 
 class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class is not generic
-    """The type for one of several words."""
+    """The type of an option for one of several words."""
 
 
 class Words(Word):
-    """The type for one or more words, separated by commas."""
+    """The type of an option for one or more words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Return the words as a tuple."""
@@ -48,11 +48,11 @@ class Words(Word):
 
 
 class Whole(_Allowed, click.IntRange):
-    """The type for a whole number in a range."""
+    """The type of an option for a whole number in a range."""
 
 
 class Positive(_Allowed, click.FloatRange):
-    """The type for a number above 0."""
+    """The type of an option for a number above 0."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
@@ -63,7 +63,7 @@ SEED_NUMBER = Whole(0, 2**32 - 1)
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]
-    """The type for a seed: a whole number, or the word "random"."""
+    """The type of an option for a seed: a whole number, or the word "random"."""
 
     name = "integer or random"
 
@@ -78,7 +78,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type for a shard, such as "2/8": the second of eight shards. `most` limits the number of shards."""
+    """The type of an option for a shard, such as "2/8": the second of eight shards. `most` limits the number of shards."""
 
     name = "shard"
 
@@ -96,7 +96,7 @@ class ShardOption(click.ParamType):  # type: ignore[type-arg]
 
 
 class Row(click.ParamType):  # type: ignore[type-arg]
-    """The type for a row of numbers, separated by commas."""
+    """The type of an option for a row of numbers, separated by commas."""
 
     name = "row"
 

@@ -42,7 +42,7 @@ _BAD_INPUT = 0.001  # CPU seconds of a bad input
 
 @dataclass(frozen=True)
 class Part:
-    """Some cases on some subjects, which run in one worker process.
+    """The cases and the subjects of one part of a run. One worker process runs the part.
 
     `cases` are indices in the plan, and `subjects` are indices in the run. If `isolated`, the subjects run in isolated
     processes. `cost` is the estimated cost in CPU seconds. `what` names the most expensive check and its case, such as
