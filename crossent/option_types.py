@@ -78,7 +78,10 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShardOption(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option for a shard, such as "2/8": the second of eight shards. `most` limits the number of shards."""
+    """The type of an option for a shard, such as "2/8": the second of eight shards.
+
+    `most` limits the number of shards.
+    """
 
     name = "shard"
 
